@@ -1,0 +1,1 @@
+"""Lightning callbacks, imported as `ser_lightning.callbacks`."""

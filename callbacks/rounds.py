@@ -1,0 +1,133 @@
+"""What a run leaves behind: `rounds.csv`, one audit file a round, the table at the end, and the choice of a round."""
+
+import csv
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import BinaryIO
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from ser_lightning.records import PairScores
+from ser_lightning.selection import Verdict
+
+
+@dataclass
+class RoundRow:
+    """One line of `rounds.csv`; round 0 is the seed model. `docs/metrics.md` defines the columns."""
+
+    round: int
+    scored: int
+    kept: int
+    flipped: int
+    status: int
+    kept_accuracy: float
+    pool_accuracy: float
+    seed_oof_accuracy: float
+    test_accuracy: float
+    calibration_error: float
+    length_correlation: float
+    tokens: int
+    seconds: float
+    delivered: bool
+
+    def figures(self) -> dict[str, float]:
+        """The columns by their logger names, `select/...`."""
+        return {f"select/{f.name}": float(getattr(self, f.name)) for f in fields(self)}
+
+
+def choose_round(seed_credit: list[Tensor]) -> int:
+    """The round whose model the run hands over, by the human labels of the seed alone.
+
+    The latest round that is not worse out of fold than the best one by more than one standard error of their paired
+    difference: rounds differ by less than the noise of a small seed, and a later one has learnt from more pairs.
+
+    Args:
+        seed_credit: for each round the (M,) credit (1 right, 0.5 tie, 0 wrong) of the same M seed pairs, scored out of
+            fold. Without folds M is 0 and the last round is delivered.
+    """
+    if len(seed_credit[0]) < 2:
+        return len(seed_credit) - 1
+    best = max(range(len(seed_credit)), key=lambda r: float(seed_credit[r].mean()))
+    for round in reversed(range(len(seed_credit))):
+        loss = seed_credit[best] - seed_credit[round]
+        if loss.mean() <= loss.std() / len(loss) ** 0.5:
+            return round
+    return best
+
+
+def write_rounds(path: Path, rows: list[RoundRow]) -> None:
+    """The whole table again, so that `delivered` is true in every line."""
+    names = [f.name for f in fields(RoundRow)]
+
+    def write(file: BinaryIO) -> None:
+        lines = [names, *([_cell(getattr(row, name)) for name in names] for row in rows)]
+        file.write("".join(",".join(line) + "\n" for line in lines).encode())
+
+    write_atomically(path, write)
+
+
+def read_rounds(path: Path) -> list[dict[str, str]]:
+    """The lines of a `rounds.csv`."""
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def write_audit(path: Path, pool: PairScores, verdict: Verdict, keep: Tensor) -> None:
+    """One line for every pool pair: what the model said of it and what became of it.
+
+    Args:
+        path: Parquet file to write.
+        pool: (N,) scores.
+        verdict: (N,) what the rule said.
+        keep: (N,) what was kept after the length quota.
+    """
+    reason = ["kept" if k else "length quota" if v else "not sure enough" for k, v in zip(keep, verdict.keep, strict=True)]
+    columns = {
+        "pair_id": pool.pair_id.numpy(),
+        "reward_a": pool.reward_a.numpy(),
+        "reward_b": pool.reward_b.numpy(),
+        "probability": verdict.prob_a.numpy(),
+        "label": verdict.label.numpy(),
+        "kept": keep.numpy(),
+        "reason": reason,
+    }
+    write_atomically(path, lambda file: pq.write_table(pa.table(columns), file))
+
+
+def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    """Beside its place, flushed, then renamed: a reader finds the old file or the new one, never half of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    with temporary.open("wb") as file:
+        write(file)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def print_rounds(rows: list[RoundRow]) -> None:
+    """The table of rounds, for people; at most 100 columns wide."""
+    table = Table(title="Rounds of self-evolution (round 0 is the seed model)", title_justify="left")
+    headers = ["round", "kept", "flipped", "status", "kept right", "pool right", "seed oof", "test", "calib.", "length r", "s"]
+    for name in headers:
+        table.add_column(name, justify="right")
+    for row in rows:
+        accuracies = (row.kept_accuracy, row.pool_accuracy, row.seed_oof_accuracy, row.test_accuracy)
+        cells = [f"{row.kept}/{row.scored}", str(row.flipped), str(row.status), *(f"{a:.3f}" for a in accuracies)]
+        cells += [f"{row.calibration_error:.3f}", f"{row.length_correlation:+.2f}", f"{row.seconds:.0f}"]
+        table.add_row(f"{row.round}{' *' if row.delivered else ''}", *cells, style="bold" if row.delivered else None)
+    console = Console()
+    console.print(table)
+    console.print("* delivered: chosen by the out-of-fold accuracy on the seed; no test or pool label was looked at.")
+
+
+def _cell(value: float | int | bool) -> str:
+    if isinstance(value, bool):
+        return str(int(value))
+    return f"{value:.6g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,1 @@
+"""Lightning data modules, imported as `ser_lightning.datamodules`."""

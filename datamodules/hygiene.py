@@ -1,0 +1,230 @@
+"""Which pair goes where: splits by prompt, and one stated policy for every duplicate, contradiction and leak.
+
+Nothing here reads a label of the pool. The splits know only *whether* a row of `path` has a label; the labels
+themselves are looked at afterwards, in the seed, validation and test pairs, for contradictions.
+"""
+
+import hashlib
+from collections import Counter
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from ser_lightning.datamodules.store import CONTRADICTION, ROLES, UNLABELLED, Counts
+
+_READ_LINES = {
+    "rows": "rows read",
+    "empty": "dropped: empty prompt or response",
+    "identical": "dropped: identical responses",
+    "dialogues_part": "dropped: transcripts part before the last turn",
+    "too_long": "dropped: a response longer than max_length",
+    "duplicate": "dropped: the same pair again",
+    "cut": "kept, oldest part of the prompt cut",
+}
+_SPLIT_LINES = {
+    "test_unlabelled": "dropped: row of test_path without a label",
+    "leak_path": "dropped from path: prompt is in the test set",
+    "leak_pool": "dropped from pool_path: prompt is in the test set",
+    "pool_repeats": "dropped from the pool: pair is in the seed, or twice in the pool",
+    "shared_prompt": "kept in the pool, prompt is in the seed too",
+    "contradiction_seed": "dropped from the seed: labels contradict each other",
+    "contradiction_val": "dropped from validation: labels contradict each other",
+    "contradiction_test": "dropped from the test set: labels contradict each other",
+}
+
+
+@dataclass(frozen=True)
+class Splits:
+    """Rows of the store, each array sorted by pair id, so that no file order shows.
+
+    Attributes:
+        seed: (S,) labelled pairs that training sees.
+        val: (V,) labelled pairs taken out of the seed.
+        pool: (P,) pairs without a visible label.
+        test: (T,) labelled pairs for the final test.
+    """
+
+    seed: np.ndarray
+    val: np.ndarray
+    pool: np.ndarray
+    test: np.ndarray
+
+
+@dataclass
+class DataReport:
+    """What was read, dropped, and kept where.
+
+    Attributes:
+        read: counts for each of `ROLES`: rows and, of them, the dropped and the cut ones.
+        between: counts of what the splits dropped or kept in spite of a doubt.
+        splits: for each split (pairs, prompts, human labels).
+    """
+
+    read: Counts
+    between: Counter[str] = field(default_factory=Counter)
+    splits: dict[str, tuple[int, int, int]] = field(default_factory=dict)
+
+    def table(self) -> str:
+        """The report as text; lines that count nothing are left out."""
+        roles = [role for role in ROLES if self.read[role]["rows"]]
+        lines = [f"{'':62}" + "".join(f"{role:>11}" for role in roles)]
+        for name, text in _READ_LINES.items():
+            if any(self.read[role][name] for role in roles):
+                lines.append(f"{text:62}" + "".join(f"{self.read[role][name]:>11}" for role in roles))
+        lines += [f"{text:62}{self.between[name]:>11}" for name, text in _SPLIT_LINES.items() if self.between[name]]
+        lines.append(f"{'split':32}{'pairs':>10}{'prompts':>10}{'labels':>10}{'':4}labels are for")
+        uses = {"seed": "training", "val": "validation", "pool": "counting, hidden", "test": "the final test"}
+        for name, numbers in self.splits.items():
+            lines.append(f"{name:32}" + "".join(f"{number:>10}" for number in numbers) + f"{'':4}{uses[name]}")
+        return "\n".join(lines)
+
+
+def take_prompts(prompt_id: np.ndarray, fraction: float, seed: int, purpose: str) -> np.ndarray:
+    """Choose whole prompts until they hold a share of the pairs.
+
+    Args:
+        prompt_id: (N,) int64 prompt of each pair.
+        fraction: share of the N pairs to hit as closely as whole prompts can.
+        seed: another seed, another choice.
+        purpose: another purpose, another choice.
+
+    Returns:
+        (N,) bool, True where the pair's prompt was chosen. No order of the pairs matters.
+    """
+    prompts, group, sizes = np.unique(prompt_id, return_inverse=True, return_counts=True)
+    order = np.argsort([_keyed_hash(prompt, seed, purpose) for prompt in prompts.tolist()])
+    num_taken = np.concatenate([[0], sizes[order].cumsum()])
+    num_prompts = int(np.abs(num_taken - fraction * len(prompt_id)).argmin())
+    is_chosen = np.zeros(len(prompts), dtype=bool)
+    is_chosen[order[:num_prompts]] = True
+    return is_chosen[group]
+
+
+def assign_folds(prompt_id: np.ndarray, num_folds: int, seed: int) -> np.ndarray:
+    """Deal whole prompts to folds of nearly equal size.
+
+    Args:
+        prompt_id: (N,) int64 prompt of each pair.
+        num_folds: K, at most the number of prompts.
+        seed: another seed, other folds.
+
+    Returns:
+        (N,) int64 fold of each pair.
+    """
+    prompts, group, sizes = np.unique(prompt_id, return_inverse=True, return_counts=True)
+    keys = [_keyed_hash(prompt, seed, "fold") for prompt in prompts.tolist()]
+    fold_of_prompt = np.zeros(len(prompts), dtype=np.int64)
+    fold_size = np.zeros(num_folds, dtype=np.int64)
+    for i in sorted(range(len(prompts)), key=lambda i: (-sizes[i], keys[i])):
+        smallest = int(fold_size.argmin())
+        fold_of_prompt[i] = smallest
+        fold_size[smallest] += sizes[i]
+    return fold_of_prompt[group]
+
+
+def _keyed_hash(prompt_id: int, seed: int, purpose: str) -> int:
+    digest = hashlib.blake2b(f"{purpose}:{seed}:{prompt_id}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1
+
+
+@dataclass(frozen=True)
+class SplitPolicy:
+    """How much goes where.
+
+    Attributes:
+        seed_fraction: share of the labelled pairs outside the test set that keep their label, without a pool given.
+        test_fraction: share of the labelled pairs for the test set, without a test file.
+        val_fraction: share of the seed for validation.
+        split_seed: another seed, another choice of prompts.
+    """
+
+    seed_fraction: float
+    test_fraction: float
+    val_fraction: float
+    split_seed: int
+
+
+def split_pairs(
+    pair_id: np.ndarray,
+    prompt_id: np.ndarray,
+    role: np.ndarray,
+    has_label: np.ndarray,
+    policy: SplitPolicy,
+    between: Counter[str],
+) -> Splits:
+    """Seed, validation, pool and test, with no prompt of the test set anywhere else.
+
+    Args:
+        pair_id: (N,) int64.
+        prompt_id: (N,) int64.
+        role: (N,) int8, position in `ROLES`.
+        has_label: (N,) bool; not read where the role is `pool_path`.
+        policy: shares and seed.
+        between: counts what is dropped or doubtful.
+    """
+    is_path, is_pool, is_test_file = (role == ROLES.index(name) for name in ROLES)
+    labelled = is_path & has_label
+
+    def choose(rows: np.ndarray, fraction: float, purpose: str) -> np.ndarray:
+        chosen = np.zeros(len(pair_id), dtype=bool)
+        chosen[rows] = take_prompts(prompt_id[rows], fraction, policy.split_seed, purpose)
+        return chosen
+
+    if is_test_file.any():
+        test = is_test_file & has_label
+        between["test_unlabelled"] += int((is_test_file & ~has_label).sum())
+    else:
+        test = choose(labelled, policy.test_fraction, "test")
+    leaks = ~test & ~is_test_file & np.isin(prompt_id, prompt_id[test])
+    between["leak_path"] += int((leaks & is_path).sum())
+    between["leak_pool"] += int((leaks & is_pool).sum())
+
+    labelled &= ~test & ~leaks
+    unlabelled = ((is_path & ~has_label) | is_pool) & ~leaks
+    if is_pool.any() or (is_path & ~has_label).any():
+        seed, pool = labelled, unlabelled & ~np.isin(pair_id, pair_id[labelled])
+    else:
+        seed = choose(labelled, policy.seed_fraction, "seed")
+        pool = labelled & ~seed
+    pool_rows = _sorted_rows(pool, pair_id)
+    between["pool_repeats"] += int((unlabelled & ~pool).sum()) + int(pool.sum()) - len(pool_rows)
+    between["shared_prompt"] += int(np.isin(prompt_id[pool_rows], prompt_id[seed]).sum())
+    val = choose(seed, policy.val_fraction, "validation")
+    return Splits(
+        seed=_sorted_rows(seed & ~val, pair_id),
+        val=_sorted_rows(val, pair_id),
+        pool=pool_rows,
+        test=_sorted_rows(test, pair_id),
+    )
+
+
+def _sorted_rows(mask: np.ndarray, pair_id: np.ndarray) -> np.ndarray:
+    """Rows of the mask in the order of their pair id, each pair once."""
+    rows = np.flatnonzero(mask)
+    _, first = np.unique(pair_id[rows], return_index=True)
+    return rows[first]
+
+
+def drop_contradictions(splits: Splits, labels: np.ndarray, between: Counter[str]) -> Splits:
+    """Take out the seed, validation and test pairs that somebody labelled both ways; the pool is left as it is.
+
+    Args:
+        splits: rows of the store.
+        labels: (N,) int8 labels of all rows.
+        between: counts what is dropped.
+    """
+    kept = {}
+    for name in ("seed", "val", "test"):
+        rows: np.ndarray = getattr(splits, name)
+        is_contradiction = labels[rows] == CONTRADICTION
+        between[f"contradiction_{name}"] += int(is_contradiction.sum())
+        kept[name] = rows[~is_contradiction]
+    return Splits(pool=splits.pool, **kept)
+
+
+def count_splits(splits: Splits, prompt_id: np.ndarray, labels: np.ndarray) -> dict[str, tuple[int, int, int]]:
+    """Pairs, prompts and human labels of each split."""
+    rows = {name: getattr(splits, name) for name in ("seed", "val", "pool", "test")}
+    return {
+        name: (len(r), len(np.unique(prompt_id[r])), int((labels[r] > UNLABELLED).sum())) for name, r in rows.items()
+    }

@@ -1,0 +1,391 @@
+"""The data module: files in, batches out, and the only owner of splits and accepted labels."""
+
+import hashlib
+import os
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Literal
+
+import lightning.pytorch as pl
+import numpy as np
+import torch
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from torch import Tensor
+from torch.utils.data import DataLoader
+from transformers import PreTrainedTokenizerBase
+
+from ser_lightning.datamodules.formats import check_mapping
+from ser_lightning.datamodules.hygiene import (
+    DataReport,
+    SplitPolicy,
+    Splits,
+    assign_folds,
+    count_splits,
+    drop_contradictions,
+    split_pairs,
+)
+from ser_lightning.datamodules.sources import Source, open_sources
+from ser_lightning.datamodules.steps import (
+    PairSet,
+    Phase,
+    ScoringBatches,
+    Shard,
+    TrainingSteps,
+    epoch_order,
+    make_loader,
+    seed_and_pseudo_weights,
+)
+from ser_lightning.datamodules.store import ROLES, UNLABELLED, PairStore, build_store, store_key
+from ser_lightning.datamodules.truth import HiddenTruth
+from ser_lightning.errors import UserError, raise_problems
+from ser_lightning.records import PairBatch, PreferencePair, Selection
+
+
+class PreferenceDataModule(pl.LightningDataModule):
+    """Pairs from files or the Hub, split by prompt into seed, pool and test; see `docs/data.md`.
+
+    Args:
+        path: files (.jsonl, .json, .csv, .parquet), Hub names (owner/name:config@split) or `synthetic`.
+            Rows without a label go to the pool.
+        pool_path: more pairs for the pool; if they have labels, training never sees them.
+        test_path: labelled pairs for the final test, instead of a share of `path`.
+        columns: how the files call prompt, chosen, rejected, response_a, response_b, label or id,
+            such as {prompt: question, chosen: response_j}.
+        seed_fraction: share of the labelled pairs outside the test set that keep their label, if no pair comes
+            unlabelled.
+        test_fraction: share of the labelled pairs for the test set, if there is no `test_path`.
+        val_fraction: share of the seed for validation; training never sees it.
+        max_length: most tokens in a conversation; longer prompts lose their oldest turns.
+        pairs_per_step: pairs in an optimiser step, over all devices.
+        tokens_per_batch: most padded tokens in a training micro-batch; changes memory and speed, never the result.
+        tokens_per_scoring_batch: most padded tokens in a batch without gradients.
+        num_workers: processes that load batches, 0 = the main one.
+        split_seed: chooses the splits, the order of the batches and the synthetic pairs.
+        cache_dir: folder for encoded pairs, default ser-lightning in the user's cache folder.
+        synthetic_pairs: pairs that `path: synthetic` makes.
+        predict_split: pairs that `predict` scores.
+    """
+
+    def __init__(
+        self,
+        path: str | list[str] = "synthetic",
+        pool_path: str | list[str] | None = None,
+        test_path: str | list[str] | None = None,
+        columns: dict[str, str] | None = None,
+        seed_fraction: float = 0.15,
+        test_fraction: float = 0.2,
+        val_fraction: float = 0.0,
+        max_length: int = 512,
+        pairs_per_step: int = 32,
+        tokens_per_batch: int = 4096,
+        tokens_per_scoring_batch: int = 16384,
+        num_workers: int = 0,
+        split_seed: int = 0,
+        cache_dir: str | None = None,
+        synthetic_pairs: int = 3000,
+        predict_split: Literal["pool", "seed", "test", "all"] = "pool",
+    ) -> None:
+        super().__init__()
+        self.paths = dict(zip(ROLES, (path, pool_path or [], test_path or []), strict=True))
+        self.columns = columns or {}
+        self.policy = SplitPolicy(seed_fraction, test_fraction, val_fraction, split_seed)
+        self.max_length = max_length
+        self.pairs_per_step = pairs_per_step
+        self.tokens_per_batch = tokens_per_batch
+        self.tokens_per_scoring_batch = tokens_per_scoring_batch
+        self.num_workers = num_workers
+        self.cache_dir = Path(cache_dir).expanduser() if cache_dir else _default_cache()
+        self.synthetic_pairs = synthetic_pairs
+        self.predict_split = predict_split
+        self.tokenizer: PreTrainedTokenizerBase | None = None
+        self.phase = Phase()
+        self.accepted = Selection.empty()
+        self.report: DataReport
+        self._store: PairStore | None = None
+        self._sources: dict[str, list[Source]] | None = None
+        raise_problems(self._problems())
+
+    def _problems(self) -> list[str]:
+        policy = self.policy
+        found = check_mapping(self.columns)
+        if not 0 < policy.seed_fraction <= 1:
+            found.append(f"seed_fraction: got {policy.seed_fraction}; use a share above 0 and up to 1")
+        for name in ("test_fraction", "val_fraction"):
+            if not 0 <= (value := getattr(policy, name)) < 1:
+                found.append(f"{name}: got {value}; use a share from 0 up to, but not, 1")
+        for name in ("max_length", "pairs_per_step", "tokens_per_batch", "tokens_per_scoring_batch", "synthetic_pairs"):
+            if (value := getattr(self, name)) < 1:
+                found.append(f"{name}: got {value}; use at least 1")
+        if self.num_workers < 0:
+            found.append(f"num_workers: got {self.num_workers}; use 0 or more")
+        return found
+
+    # From files to splits.
+
+    def prepare_data(self) -> None:
+        """Encode the pairs into the cache, unless they are there."""
+        folder = self._folder()
+        if (folder / "counts.json").is_file():
+            rank_zero_info(f"Encoded pairs: found in the cache, {folder}")
+            return
+        build_store(folder, self._open_sources(), self.columns, self._tokenizer(), self.max_length)
+        rank_zero_info(f"Encoded pairs: written to {folder}")
+
+    def setup(self, stage: str | None = None) -> None:
+        """Open the cache and split; done once, whatever the stages."""
+        if self._store is None:
+            self._split(PairStore(self._folder()))
+            rank_zero_info(self.report.table())
+        num_seed = len(self._splits.seed)
+        if stage in ("fit", None) and num_seed < 2:
+            raise UserError(
+                f"seed: got {num_seed} labelled pairs to train on; raise seed_fraction or give more pairs with a label"
+            )
+
+    def _split(self, store: PairStore) -> None:
+        labels = store.read_labels()
+        report = DataReport(store.counts)
+        splits = split_pairs(
+            store.pair_id, store.prompt_id, store.role, labels != UNLABELLED, self.policy, report.between
+        )
+        splits = drop_contradictions(splits, labels, report.between)
+        report.splits = count_splits(splits, store.prompt_id, labels)
+        self._store, self._splits, self.report = store, splits, report
+        self._seed_labels = labels[splits.seed].copy()
+        self._row_of = {
+            int(store.pair_id[row]): int(row) for rows in vars(splits).values() for row in rows
+        }
+
+    def _open_sources(self) -> dict[str, list[Source]]:
+        if self._sources is None:
+            seed = self.policy.split_seed
+            self._sources = {role: open_sources(paths, self.synthetic_pairs, seed) for role, paths in self.paths.items()}
+        return self._sources
+
+    def _tokenizer(self) -> PreTrainedTokenizerBase:
+        if self.tokenizer is None:
+            if self.trainer is None:
+                raise RuntimeError("PreferenceDataModule has no tokenizer: attach a Trainer or set `.tokenizer`")
+            self.tokenizer = self.trainer.lightning_module.tokenizer
+        return self.tokenizer
+
+    def _folder(self) -> Path:
+        return self.cache_dir / store_key(self._open_sources(), self.columns, self._tokenizer(), self.max_length)
+
+    # What the next epochs train on.
+
+    def begin_phase(
+        self, round: int = 0, fold: int | None = None, num_folds: int = 3, seed_share: float | None = None
+    ) -> None:
+        """Choose the pairs of the next epochs: the seed without one fold, and the accepted selection.
+
+        Args:
+            round: number of the round, enters the order of the batches.
+            fold: fold of the seed to leave out, None = none.
+            num_folds: folds of the seed, by prompt.
+            seed_share: share of the total weight that the seed pairs carry, None = every pair weighs 1.
+        """
+        if fold is not None and not 0 <= fold < num_folds:
+            raise ValueError(f"fold: got {fold} of {num_folds}")
+        if seed_share is not None and not 0 <= seed_share <= 1:
+            raise UserError(f"seed_share: got {seed_share}; use a share from 0 to 1, or null")
+        self.phase = Phase(round, fold, num_folds, seed_share)
+
+    def accept(self, selection: Selection, add: bool = False) -> None:
+        """Take labels that the model gave to pool pairs; the next phase trains on them.
+
+        Args:
+            selection: labels for pairs of the pool.
+            add: keep what was accepted before, except for the same pairs, whose newer label wins.
+        """
+        ids = selection.pair_id.tolist()
+        pool = set(self._pair_ids(self._splits.pool).tolist())
+        if strangers := [i for i in ids if i not in pool]:
+            raise ValueError(f"selection: {len(strangers)} of {len(ids)} pairs are not in the pool, such as {strangers[0]}")
+        if len(set(ids)) < len(ids) or not bool(((selection.label == 0) | (selection.label == 1)).all()):
+            raise ValueError("selection: needs each pair once, with the label 0 or 1")
+        parts = [selection.to("cpu")]
+        if add:
+            is_kept = ~torch.isin(self.accepted.pair_id, parts[0].pair_id)
+            old = self.accepted
+            parts.append(
+                Selection(old.pair_id[is_kept], old.label[is_kept], old.probability[is_kept], old.status, old.round)
+            )
+        pair_id = torch.cat([part.pair_id for part in parts])
+        order = pair_id.argsort()
+        self.accepted = Selection(
+            pair_id[order],
+            torch.cat([part.label for part in parts]).to(torch.int8)[order],
+            torch.cat([part.probability for part in parts]).float()[order],
+            selection.status,
+            selection.round,
+        )
+
+    @property
+    def num_train_steps(self) -> int:
+        """Optimiser steps in an epoch of the current phase."""
+        return -(-len(self._training_pairs().rows) // self.pairs_per_step)
+
+    def _training_pairs(self) -> PairSet:
+        """Seed labels and accepted labels: the only labels there are on this side of the firewall."""
+        phase = self.phase
+        is_kept = np.ones(len(self._splits.seed), dtype=bool)
+        if phase.fold is not None:
+            is_kept = self._folds(phase.num_folds) != phase.fold
+        accepted = [self._row_of[i] for i in self.accepted.pair_id.tolist()]
+        num_seed = int(is_kept.sum())
+        weights = seed_and_pseudo_weights(num_seed, len(accepted), phase.seed_share)
+        return PairSet(
+            rows=np.concatenate([self._splits.seed[is_kept], np.asarray(accepted, dtype=np.int64)]),
+            target=np.concatenate([self._seed_labels[is_kept], self.accepted.label.numpy()]).astype(np.float32),
+            weight=np.repeat(np.asarray(weights, np.float32), [num_seed, len(accepted)]),
+        )
+
+    def _folds(self, num_folds: int) -> np.ndarray:
+        prompt_id = self._opened().prompt_id[self._splits.seed]
+        if (num_prompts := len(np.unique(prompt_id))) < num_folds:
+            raise UserError(
+                f"folds: got {num_folds} of a seed with {num_prompts} prompts; raise seed_fraction or use fewer folds"
+            )
+        return assign_folds(prompt_id, num_folds, self.policy.split_seed)
+
+    # Loaders.
+
+    def train_dataloader(self) -> DataLoader[list[PairBatch]]:
+        """Items: the micro-batches of one optimiser step, for this rank."""
+        pairs = self._training_pairs()
+        epoch = self.trainer.current_epoch if self.trainer is not None else 0
+        order = epoch_order(len(pairs.rows), self.policy.split_seed, self.phase, epoch)
+        shard = self._shard(self.tokens_per_batch)
+        return make_loader(TrainingSteps(self._opened(), pairs, order, self.pairs_per_step, shard), self.num_workers)
+
+    def scoring_dataloader(
+        self, split: Literal["seed", "pool", "test", "all"], fold: int | None = None, num_folds: int = 3
+    ) -> DataLoader[PairBatch]:
+        """Batches without labels, this rank's share of them; fillers of weight 0 repeat pairs.
+
+        Args:
+            split: which pairs; `all` takes validation in as well.
+            fold: only this fold of the seed.
+            num_folds: folds of the seed, by prompt.
+        """
+        if split == "all":
+            rows = np.concatenate(list(vars(self._splits).values()))
+        elif split in ("seed", "pool", "test"):
+            rows = getattr(self._splits, split)
+        else:
+            raise ValueError(f"split: got {split!r}; use seed, pool, test or all")
+        if fold is not None:
+            if split != "seed":
+                raise ValueError(f"split: got {split!r} with a fold; only the seed has folds")
+            rows = rows[self._folds(num_folds) == fold]
+        return self._scoring_loader(PairSet.unlabelled(rows))
+
+    def val_dataloader(self) -> Any:
+        """Labelled pairs out of the seed; no loader when `val_fraction` takes none."""
+        if len(self._splits.val):
+            return self._labelled_loader("val")
+        if self.trainer is not None and self.trainer.state.fn == "validate":
+            raise UserError("validate: got no validation pairs; set data.val_fraction above 0, or use `test`")
+        return []
+
+    def test_dataloader(self) -> DataLoader[PairBatch]:
+        """The final test's pairs, with their labels."""
+        if not len(self._splits.test):
+            raise UserError("test: got no test pairs; set data.test_path or data.test_fraction")
+        return self._labelled_loader("test")
+
+    def predict_dataloader(self) -> DataLoader[PairBatch]:
+        """The pairs of `predict_split`."""
+        return self.scoring_dataloader(self.predict_split)
+
+    def _labelled_loader(self, split: Literal["val", "test"]) -> DataLoader[PairBatch]:
+        rows = getattr(self._splits, split)
+        return self._scoring_loader(PairSet.labelled(rows, self._opened().read_labels()[rows]))
+
+    def _scoring_loader(self, pairs: PairSet) -> DataLoader[PairBatch]:
+        shard = self._shard(self.tokens_per_scoring_batch)
+        return make_loader(ScoringBatches(self._opened(), pairs, shard), self.num_workers)
+
+    def _shard(self, tokens_per_batch: int) -> Shard:
+        rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)
+        return Shard(rank, world_size, tokens_per_batch, int(self._tokenizer().pad_token_id))
+
+    # Questions that others may ask.
+
+    def seed_labels(self, pair_id: Tensor) -> Tensor:
+        """Labels of seed pairs.
+
+        Args:
+            pair_id: (N,) int64 ids of seed pairs.
+
+        Returns:
+            (N,) float32, 1: a is the better one.
+
+        Raises:
+            KeyError: one of them is not in the seed.
+        """
+        labels = dict(zip(self._pair_ids(self._splits.seed).tolist(), self._seed_labels.tolist(), strict=True))
+        return torch.tensor([labels[i] for i in pair_id.tolist()], dtype=torch.float32)
+
+    def hidden_truth(self, split: Literal["pool", "test"]) -> HiddenTruth:
+        """What the file knows of a split's labels, as counts of right answers only."""
+        if split not in ("pool", "test"):
+            raise ValueError(f"split: got {split!r}; use pool or test")
+        rows: np.ndarray = getattr(self._splits, split)
+        labels = self._opened().read_labels()[rows]
+        is_known = labels > UNLABELLED
+        return HiddenTruth(self._pair_ids(rows[is_known]), labels[is_known])
+
+    def lookup(self, pair_ids: Tensor | list[int]) -> list[PreferencePair]:
+        """Texts of pairs; those of the seed come with their label, all others with none.
+
+        Raises:
+            KeyError: a pair that is in no split.
+        """
+        ids = pair_ids.tolist() if isinstance(pair_ids, Tensor) else pair_ids
+        labels = dict(zip(self._splits.seed.tolist(), self._seed_labels.tolist(), strict=True))
+        rows = [self._row_of[i] for i in ids]
+        pairs = self._opened().read_texts(rows)
+        return [
+            PreferencePair(**{**vars(pair), "label": labels.get(row)}) for row, pair in zip(rows, pairs, strict=True)
+        ]
+
+    # State.
+
+    def state_dict(self) -> dict[str, Any]:
+        """Accepted selection, phase and a fingerprint of the data."""
+        return {"fingerprint": self.fingerprint, "phase": asdict(self.phase), "accepted": vars(self.accepted).copy()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take up where a checkpoint stopped; to test or predict, other data are fine and nothing is taken up."""
+        if self.trainer is not None and self.trainer.state.fn not in (None, "fit"):
+            return
+        if state_dict["fingerprint"] != self.fingerprint:
+            raise UserError(
+                f"checkpoint: got data {self.fingerprint}, but it was made with {state_dict['fingerprint']}; "
+                "resume with the same files, fractions and split_seed, or start a new run"
+            )
+        self.phase = Phase(**state_dict["phase"])
+        self.accepted = Selection(**state_dict["accepted"])
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes when a split, a seed label or `split_seed` does; hidden labels do not enter."""
+        content = hashlib.sha256(str(self.policy.split_seed).encode())
+        for rows in vars(self._splits).values():
+            content.update(len(rows).to_bytes(8, "little") + self._pair_ids(rows).tobytes())
+        content.update(self._seed_labels.tobytes())
+        return content.hexdigest()[:16]
+
+    def _pair_ids(self, rows: np.ndarray) -> np.ndarray:
+        return self._opened().pair_id[rows]
+
+    def _opened(self) -> PairStore:
+        if self._store is None:
+            raise RuntimeError("PreferenceDataModule is not set up: call prepare_data and setup first")
+        return self._store
+
+
+def _default_cache() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ser-lightning"

@@ -1,0 +1,242 @@
+"""A synthetic world of prompts, writers, a gold reward and noisy human-like labels; see `docs/world.md`.
+
+Prompts ask for one or two facts. Writers of different skill answer, and the less skill, the more faults of many kinds
+in one response. `gold_reward` reads a text alone, so it also judges what a policy writes. Labels are drawn from it with
+Bradley-Terry noise. Nothing here is real data.
+"""
+
+import math
+import random
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from ser_lightning.datamodules.synthetic_text import (
+    CLOSERS,
+    FILLER,
+    KINDS,
+    LINKS,
+    NUMBERS,
+    OPENERS,
+    PROMPT_FORMS,
+    RUDE,
+    Fact,
+    add_link,
+    read_prompt,
+    read_statement,
+    sentence,
+    world_facts,
+)
+
+WORLD_LM_PATH = Path(__file__).parent / "world_lm"
+LABEL_TEMPERATURE = 0.5
+TEXTS_PER_WRITER = 4
+
+REWARDS = {
+    "right": 3.0,  # times the share of the asked facts that are stated right
+    "detail": 0.5,  # one true fact about the same subject that was not asked for
+    "opener": 0.15,  # one courteous first word
+    "closer": 0.15,  # one courteous last word
+    "wrong": -1.0,  # each false statement
+    "stray": -1.0,  # each statement about another subject
+    "rude": -1.0,  # each rude sentence
+    "rambling": -0.7,  # each other sentence, a second detail, opener or closer among them
+    "repeated": -0.7,  # each fact stated again
+    "unfinished": -0.7,  # the text is empty or breaks off before a full stop
+}
+GOLD_FLOOR = -6.0
+
+# How likely a writer of no skill makes each fault; (1 - skill) ** FAULT_POWER scales it down.
+FAULT_RATES = {
+    "off_topic": 0.3,
+    "wrong": 0.5,  # per fact
+    "missing": 0.6,  # per fact but the first
+    "contradiction": 0.1,
+    "false_detail": 0.2,
+    "stray": 0.2,
+    "filler": 0.15,
+    "repeated": 0.15,
+    "rude": 0.2,
+    "unfinished": 0.2,
+}
+FAULT_POWER = 1.5
+DETAIL_RATE, COURTESY_RATE = 0.6, 0.5
+
+
+@dataclass(frozen=True)
+class SyntheticPair:
+    """Two synthetic responses to a prompt and a noisy preference.
+
+    Args:
+        prompt: What is asked.
+        response_a: One response.
+        response_b: The other; which of the two comes first is random.
+        label: 1 if a is the better response, 0 if b, drawn with Bradley-Terry noise from the gold rewards.
+        gold_a: Gold reward of a, in logits.
+        gold_b: Gold reward of b, in logits.
+    """
+
+    prompt: str
+    response_a: str
+    response_b: str
+    label: int
+    gold_a: float
+    gold_b: float
+
+
+def generate_pairs(num_pairs: int, seed: int = 0) -> Iterator[SyntheticPair]:
+    """Yield labelled pairs, the same ones for the same seed; a longer run begins with the shorter one."""
+    rng = random.Random(f"synthetic pairs {seed}")
+    for _ in range(num_pairs):
+        prompt = write_prompt(rng)
+        response_a = response_b = write_response(prompt, rng.random(), rng)
+        while response_b == response_a:
+            response_b = write_response(prompt, rng.random(), rng)
+        gold_a, gold_b = gold_reward(prompt, response_a), gold_reward(prompt, response_b)
+        label = int(rng.random() < label_probability(gold_a, gold_b))
+        yield SyntheticPair(prompt, response_a, response_b, label, gold_a, gold_b)
+
+
+def generate_texts(num_texts: int, seed: int) -> Iterator[tuple[str, str]]:
+    """Yield unlabelled (prompt, response) texts; each `TEXTS_PER_WRITER` in a row are by one writer of fixed skill."""
+    rng = random.Random(f"synthetic texts {seed}")
+    for index in range(num_texts):
+        if index % TEXTS_PER_WRITER == 0:
+            skill = rng.random()
+        prompt = write_prompt(rng)
+        yield prompt, write_response(prompt, skill, rng)
+
+
+def label_probability(gold_a: float, gold_b: float) -> float:
+    """The Bradley-Terry probability that a human prefers a: sigmoid of the gold margin over the temperature."""
+    return 1 / (1 + math.exp((gold_b - gold_a) / LABEL_TEMPERATURE))
+
+
+def gold_reward(prompt: str, response: str) -> float:
+    """Score a response by reading it: the sum of `REWARDS` over what its sentences do, never below `GOLD_FLOOR`.
+
+    Args:
+        prompt: Any text; one that asks for nothing of this world has no right answer.
+        response: Any text.
+
+    Returns:
+        The gold reward in logits.
+    """
+    asked = read_prompt(prompt)
+    counts = dict.fromkeys(REWARDS, 0.0)
+    stated: set[Fact | None] = set()
+    for text in re.findall(r"[^.?!]+[.?!]*|[.?!]+", response.strip()):
+        outcome, fact = _judge_sentence(text.strip(), asked)
+        if fact is not None and fact in stated:
+            outcome = "repeated"
+        elif outcome in ("detail", "opener", "closer") and counts[outcome]:
+            outcome = "rambling"
+        counts[outcome] += 1
+        stated.add(fact)
+    counts["right"] /= max(len(asked), 1)
+    counts["unfinished"] = float(not response.strip().endswith((".", "?", "!")))
+    return max(GOLD_FLOOR, sum(REWARDS[name] * counts[name] for name in REWARDS))
+
+
+def _judge_sentence(text: str, asked: tuple[Fact, ...]) -> tuple[str, Fact | None]:
+    """What one sentence does for the prompt (a key of `REWARDS`), and the fact that it states, if any."""
+    for outcome, phrases in (("rude", RUDE), ("opener", OPENERS), ("closer", CLOSERS)):
+        if text in phrases:
+            return outcome, None
+    fact = read_statement(text)
+    if fact is None or not asked:
+        return "rambling", None
+    if fact.subject != asked[0].subject:
+        return "stray", fact
+    if fact in asked:
+        return "right", fact
+    was_asked = fact.attribute in {wanted.attribute for wanted in asked}
+    is_true = world_facts().get((fact.kind, fact.subject, fact.attribute)) == fact.value
+    return ("detail" if is_true and not was_asked else "wrong"), fact
+
+
+def write_prompt(rng: random.Random) -> str:
+    """Ask for one or two facts about one subject."""
+    kind_name = rng.choice(list(KINDS))
+    kind = KINDS[kind_name]
+    subject = rng.choice(kind.subjects)
+    names = rng.sample(list(kind.attributes), rng.choice((1, 2, 2)))
+    questions = []
+    for name in names:
+        attribute = kind.attributes[name]
+        x, y = (rng.randint(1, 4) for _ in range(2))
+        ask = rng.choice(attribute.ask)
+        questions.append(ask.format(s=subject, v=rng.choice(attribute.values), x=NUMBERS[x], y=NUMBERS[y]))
+    listed = " and ".join(filter(None, (", ".join(questions[:-1]), questions[-1])))
+    return rng.choice(PROMPT_FORMS).format(q=listed)
+
+
+def write_response(prompt: str, skill: float, rng: random.Random) -> str:
+    """Answer a prompt of this world as a writer of the given skill (0 to 1) would.
+
+    Faults are drawn one by one, each likelier the lower the skill, so they come together in the same responses.
+    """
+
+    def slips(fault: str) -> bool:
+        return rng.random() < FAULT_RATES[fault] * (1 - skill) ** FAULT_POWER
+
+    asked = list(read_prompt(prompt))
+    rng.shuffle(asked)
+    facts = asked[:1] + [fact for fact in asked[1:] if not slips("missing")]
+    if slips("off_topic"):
+        subject = _another(asked[0].subject, KINDS[asked[0].kind].subjects, rng)
+        facts = [_about(subject, fact) for fact in facts]
+    facts = [_other_value(fact, rng) if slips("wrong") else fact for fact in facts]
+    if slips("contradiction"):
+        facts.append(_other_value(rng.choice(asked), rng))
+    if slips("false_detail"):
+        facts.append(_other_value(_detail(asked, rng), rng))
+    elif rng.random() < DETAIL_RATE * skill and asked[0].kind not in ("note", "count"):
+        facts.append(_detail(asked, rng))
+    if slips("stray"):
+        subject = _another(asked[0].subject, KINDS[asked[0].kind].subjects, rng)
+        facts.insert(rng.randint(0, len(facts)), _about(subject, _detail(asked, rng)))
+    if slips("repeated"):
+        facts.append(rng.choice(facts))
+    sentences = [_tell(facts[0], "", rng)] + [_tell(fact, rng.choice(LINKS), rng) for fact in facts[1:]]
+    for fault, phrases in (("filler", FILLER), ("rude", RUDE)):
+        if slips(fault):
+            sentences.insert(rng.randint(0, len(sentences)), rng.choice(phrases))
+    if rng.random() < COURTESY_RATE * skill:
+        sentences.insert(0, rng.choice(OPENERS))
+    if rng.random() < COURTESY_RATE * skill:
+        sentences.append(rng.choice(CLOSERS))
+    text = " ".join(sentences)
+    return text.rsplit(" ", rng.randint(1, 3))[0] if slips("unfinished") else text
+
+
+def _tell(fact: Fact, link: str, rng: random.Random) -> str:
+    tell = rng.choice(KINDS[fact.kind].attributes[fact.attribute].tell)
+    return add_link(link, sentence(tell.format(s=fact.subject, v=fact.value)))
+
+
+def _another(word: str, words: tuple[str, ...], rng: random.Random) -> str:
+    return rng.choice([other for other in words if other != word])
+
+
+def _other_value(fact: Fact, rng: random.Random) -> Fact:
+    """The same statement with another value: a false one where the given one is true."""
+    value = _another(fact.value, KINDS[fact.kind].attributes[fact.attribute].values, rng)
+    return Fact(fact.kind, fact.subject, fact.attribute, value)
+
+
+def _about(subject: str, fact: Fact) -> Fact:
+    """The same kind of statement about another subject, true where the world has the fact."""
+    value = world_facts().get((fact.kind, subject, fact.attribute), fact.value)
+    return Fact(fact.kind, subject, fact.attribute, value)
+
+
+def _detail(asked: list[Fact], rng: random.Random) -> Fact:
+    """A fact about the subject that the prompt does not ask for; of notes and counts, which have none, an asked one."""
+    wanted = asked[0]
+    free = sorted(set(KINDS[wanted.kind].attributes) - {fact.attribute for fact in asked})
+    if wanted.kind in ("note", "count"):
+        return wanted
+    name = rng.choice(free)
+    return Fact(wanted.kind, wanted.subject, name, world_facts()[wanted.kind, wanted.subject, name])

@@ -1,0 +1,41 @@
+"""`python -m ser_lightning COMMAND`: Lightning's four commands, and a line in `COMMANDS` for every other one."""
+
+import sys
+from importlib import import_module
+
+from ser_lightning.errors import UserError
+
+COMMANDS = {
+    "export": ("ser_lightning.export:main", "write a run's reward model as an ordinary transformers folder"),
+}
+"""name -> (module:function that takes the arguments behind the name, what `--help` says)"""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command line; 0, or 2 after a line for each of the user's problems.
+
+    Args:
+        argv: the command line without the program's name; the process's own by default.
+    """
+    argv = sys.argv[1:] if argv is None else argv
+    try:
+        _dispatch(argv)
+    except UserError as error:
+        for problem in error.problems:
+            print(f"error: {problem}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _dispatch(argv: list[str]) -> None:
+    if argv and argv[0] in COMMANDS:
+        module, _, function = COMMANDS[argv[0]][0].partition(":")
+        getattr(import_module(module), function)(argv[1:])
+        return
+    from ser_lightning.cli import run  # the other commands start faster without Lightning
+
+    run(argv, epilog=f"more commands: {'; '.join(f'{name} ({text})' for name, (_, text) in COMMANDS.items())}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,85 @@
+"""What a reward means: the temperature that makes a margin a probability, and the zero that makes a reward good or bad.
+
+Both are fitted on labelled pairs that the model was not trained on (out-of-fold scores of the seed).
+Shapes: N pairs.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+_LOG_TEMPERATURE_BOUND = math.log(1e3)
+
+
+def fit_temperature(margin: Tensor, target: Tensor) -> float:
+    """Temperature T that minimises the log-loss of `sigmoid(margin / T)` (Guo et al., 2017), by golden-section search.
+
+    The log-loss is convex in 1/T, hence unimodal in log T. A seed on which the model is no better than chance has its
+    minimum at T -> infinity: the search is bounded at 1000, where every probability is near one half.
+
+    Args:
+        margin: (N,) reward_a - reward_b.
+        target: (N,) 1 where a is the better response, else 0.
+
+    Raises:
+        ValueError: if there is no pair, or a margin that is not finite.
+    """
+    if len(margin) == 0 or not torch.isfinite(margin).all():
+        raise ValueError(f"temperature needs finite margins of labelled pairs: got {len(margin)} pairs")
+    margin, target = margin.double().cpu(), target.double().cpu()
+
+    def log_loss(log_t: float) -> float:
+        return float(F.binary_cross_entropy_with_logits(margin / math.exp(log_t), target))
+
+    low, high = -_LOG_TEMPERATURE_BOUND, _LOG_TEMPERATURE_BOUND
+    ratio = (math.sqrt(5) - 1) / 2
+    left, right = high - ratio * (high - low), low + ratio * (high - low)
+    loss_left, loss_right = log_loss(left), log_loss(right)
+    while high - low > 1e-6:
+        if loss_left <= loss_right:
+            high, right, loss_right = right, left, loss_left
+            left = high - ratio * (high - low)
+            loss_left = log_loss(left)
+        else:
+            low, left, loss_left = left, right, loss_right
+            right = low + ratio * (high - low)
+            loss_right = log_loss(right)
+    return math.exp((low + high) / 2)
+
+
+def fit_zero(reward_a: Tensor, reward_b: Tensor, target: Tensor) -> float:
+    """The reward at which a response is as often the better as the worse one of its pair.
+
+    A logistic regression "is the better one" on the reward of each single response has the form
+    `sigmoid((r - zero) / T)`; only its border is wanted here. Where rewards say nothing (slope 0 or negative) the
+    border does not exist and the mean reward is returned.
+
+    Args:
+        reward_a: (N,) rewards of response a.
+        reward_b: (N,) rewards of response b.
+        target: (N,) 1 where a is the better response, else 0.
+    """
+    reward = torch.cat([reward_a, reward_b]).double().cpu()
+    better = torch.cat([target, 1.0 - target]).double().cpu()
+    centre, scale = reward.mean(), reward.std().clamp_min(1e-12)
+    features = torch.stack([(reward - centre) / scale, torch.ones_like(reward)], dim=1)
+    coefficients = torch.zeros(2, dtype=torch.float64)
+    for _ in range(50):  # Newton's method; the ridge keeps separable data finite
+        p = torch.sigmoid(features @ coefficients)
+        gradient = features.T @ (p - better) + 1e-3 * coefficients
+        hessian = (features * (p * (1 - p))[:, None]).T @ features + 1e-3 * torch.eye(2, dtype=torch.float64)
+        step = torch.linalg.solve(hessian, gradient)
+        coefficients = coefficients - step
+        if step.abs().max() < 1e-10:
+            break
+    slope, intercept = coefficients.tolist()
+    if slope <= 1e-6:
+        return float(centre)
+    return float(centre - scale * intercept / slope)
+
+
+def prob_a_wins(margin: Tensor, temperature: float) -> Tensor:
+    """(N,) `sigmoid(margin / temperature)`."""
+    return torch.sigmoid(margin / temperature)

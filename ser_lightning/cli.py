@@ -1,0 +1,271 @@
+"""`fit`, `validate`, `test` and `predict`: LightningCLI with composable YAMLs, one folder a run, one line a problem."""
+
+import logging
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import suppress
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import Namespace
+from lightning.fabric.utilities.rank_zero import _get_rank
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint, ProgressBar
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+from ser_lightning import __version__
+from ser_lightning.arguments import Arguments, split_arguments
+from ser_lightning.diagnosis import Diagnosis, ParseError
+from ser_lightning.errors import UserError
+from ser_lightning.run_folder import CONFIG, LAST, RUN_DIR_VARIABLE, LastCheckpoint, MetricsFile, RunFolder
+from ser_lightning.run_folder import choose_folder, is_run, run_of
+
+PROGRESS_BAR = "ser_lightning.callbacks.progress.PhaseProgressBar"
+PREDICTION_WRITER = "ser_lightning.callbacks.prediction_writer.PredictionWriter"
+
+QUIET_LOGS = (
+    "GPU available:",  # the accelerator that is used shows in the config and in the module's summary
+    "TPU available:",
+    "HPU available:",
+    "`weights_only` was not set",  # a note on the default of PyTorch's own loader
+    "💡 Tip:",  # advertises packages that this project does not use
+)
+QUIET_WARNINGS = (
+    r".*does not have many workers",  # batches come encoded from a cache: workers would only copy them
+    r".*isinstance\(treespec, LeafSpec\)",  # inside Lightning, on PyTorch's account
+)
+# Lightning itself calls jsonargparse in ways that jsonargparse calls deprecated.
+os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
+
+
+class Parser(LightningArgumentParser):
+    """Raises what is wrong instead of printing it with a page of usage."""
+
+    def error(self, message: str, ex: Exception | None = None) -> Any:
+        """Called by argparse and jsonargparse for any problem."""
+        raise ParseError(message) from ex
+
+
+class SerCLI(LightningCLI):
+    """The command line of a run.
+
+    Args:
+        args: the command line without the program's name.
+        epilog: what `--help` says below the commands.
+    """
+
+    def __init__(self, args: list[str], epilog: str = "") -> None:
+        super().__init__(
+            LightningModule,
+            LightningDataModule,
+            save_config_callback=None,
+            seed_everything_default=0,
+            parser_class=Parser,
+            parser_kwargs={
+                "prog": "python -m ser_lightning",
+                "description": "Self-Evolved Reward learning: train a reward model from few human labels.",
+                "epilog": epilog,
+                "version": __version__,
+                "allow_abbrev": False,
+            },
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            auto_configure_optimizers=False,
+            args=args,
+        )
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add what every command takes.
+
+        Args:
+            parser: the parser of one command.
+        """
+        parser.add_argument(
+            "--run_dir",
+            type=str | None,
+            help="Folder of the run; a new one under runs/ by default. One that holds a run needs --ckpt_path.",
+        )
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        """Parse the command line, or raise a `UserError` with a line for every problem in it.
+
+        Args:
+            parser: the parser of all commands.
+            args: the command line.
+        """
+        assert isinstance(args, list)
+        if not args or args[0] in ("-h", "--help", "--version"):
+            parser.parse_args(args or ["--help"])
+        self.arguments = split_arguments(args, list(self.subcommands()))
+        if not self.arguments.configs:
+            self.arguments.configs += [str(path) for path in recorded_config(self.arguments)]
+        try:
+            self.config = parser.parse_args(self.arguments.tokens())
+        except ParseError as error:
+            parser.__dict__.pop("print_config", None)
+            problems = Diagnosis(parser.parse_args, self.arguments).run()
+            raise UserError(problems or " ".join(str(error).split())) from None
+
+    def _parse_ckpt_path(self) -> None:
+        """Leave the config as it is: the command line wins over the hyper-parameters that a checkpoint remembers."""
+
+    def before_instantiate_classes(self) -> None:
+        """Choose the run folder and point everything that writes at it."""
+        config = self.config[self.subcommand]
+        if config.trainer.default_root_dir is not None:
+            raise UserError(
+                f"trainer.default_root_dir: got {config.trainer.default_root_dir}; name the run folder with --run_dir"
+            )
+        self.recorded_config = self._dump_recipe(config)
+        self.run_folder = self._choose_folder(config)
+        if config.get("ckpt_path"):
+            config.ckpt_path = self.run_folder.ckpt_path
+        config.trainer.default_root_dir = str(self.run_folder.path)
+        for logger in _as_list(config.trainer.logger):
+            init_args = logger.get("init_args") if isinstance(logger, Namespace) else None
+            if init_args is not None and init_args.get("save_dir") in ("", "."):
+                init_args.save_dir = str(self.run_folder.path)
+
+    def _dump_recipe(self, config: Namespace) -> str:
+        """The resolved config without what belongs to this one start: replaying it makes the same run elsewhere."""
+        recipe = config.clone()
+        for key in ("config", "run_dir", *self._subcommand_method_arguments[self.subcommand]):
+            recipe.pop(key, None)
+        return self._parser(self.subcommand).dump(recipe, skip_none=False)
+
+    def _choose_folder(self, config: Namespace) -> RunFolder:
+        if _get_rank():
+            return RunFolder(self._folder_of_rank_zero(config), _last_of(config), continues=False)
+        stem = Path(self.arguments.configs[0]).stem if self.arguments.configs else "run"
+        folder = choose_folder(self.subcommand, config.run_dir, config.ckpt_path, stem)
+        folder.check_same_config(self.recorded_config)
+        os.environ[RUN_DIR_VARIABLE] = str(folder.path)
+        return folder
+
+    def _folder_of_rank_zero(self, config: Namespace) -> Path:
+        name = os.environ.get(RUN_DIR_VARIABLE) or config.run_dir
+        if not name:
+            raise UserError("--run_dir: got none, but the ranks were started one by one; name one folder for all")
+        return Path(name)
+
+    def instantiate_classes(self) -> None:
+        """Instantiate everything; `UserError` with the problems of all parts, not only of the first."""
+        try:
+            super().instantiate_classes()
+        except UserError as error:
+            problems = dict.fromkeys(error.problems)
+            for key in ("model", "data", "trainer"):
+                problems |= dict.fromkeys(self._problems_of(key))
+            raise UserError(problems) from error
+
+    def _problems_of(self, key: str) -> Iterator[str]:
+        part = Namespace({key: self.config[self.subcommand].get(key)})
+        try:
+            with suppress(Exception):
+                self._parser(self.subcommand).instantiate_classes(part)
+        except UserError as error:
+            yield from error.problems
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """The trainer with this project's callbacks and metrics file; its own objections become a `UserError`.
+
+        Args:
+            kwargs: trainer arguments that win over the config.
+        """
+        config = self._get(self.config_init, "trainer")
+        config.callbacks = [*_as_list(config.callbacks), *self._own_callbacks(config)]
+        if config.logger is not False:
+            name = "metrics.csv" if self.subcommand == "fit" else f"metrics-{self.subcommand}.csv"
+            config.logger = [MetricsFile(self.run_folder.path / name), *_as_list(config.logger)]
+        try:
+            return super().instantiate_trainer(**kwargs)
+        except (MisconfigurationException, ValueError) as error:
+            raise UserError(f"trainer: {' '.join(str(error).split())}") from error
+
+    def _own_callbacks(self, config: Namespace) -> Iterator[Callback]:
+        given = _as_list(config.callbacks)
+        folder = self.run_folder.path
+        if config.enable_progress_bar is not False and not _holds(given, ProgressBar):
+            yield _load(PROGRESS_BAR)()
+        if self.subcommand == "predict" and not _holds(given, _load(PREDICTION_WRITER)):
+            yield _load(PREDICTION_WRITER)()
+        checkpoints = [callback for callback in given if isinstance(callback, ModelCheckpoint)]
+        for callback in checkpoints:
+            callback.dirpath = callback.dirpath or str(folder / LAST.parent)
+        if self.subcommand == "fit" and config.enable_checkpointing is not False:
+            yield LastCheckpoint(folder / LAST)
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        if not _get_rank():
+            self.run_folder.open(self.recorded_config)
+            print(f"run folder: {self.run_folder.path}", flush=True)
+        super()._run_subcommand(subcommand)
+
+
+def recorded_config(arguments: Arguments) -> Iterator[Path]:
+    """The config of the run that a command without `--config` goes on with or reads a checkpoint of."""
+    run_dir, ckpt_path = arguments.value("--run_dir"), arguments.value("--ckpt_path")
+    if ckpt_path in (None, "last"):
+        folder = Path(run_dir) if run_dir else None
+    else:
+        folder = run_of(Path(ckpt_path))
+    if ckpt_path and folder and is_run(folder):
+        yield folder / CONFIG
+
+
+def run(args: list[str], epilog: str = "") -> None:
+    """Run one command line; `UserError` for what its user can mend.
+
+    Args:
+        args: the command line without the program's name.
+        epilog: what `--help` says below the commands.
+    """
+    _quieten()
+    try:
+        SerCLI(args, epilog)
+    except ParseError as error:
+        raise UserError(" ".join(str(error).split())) from error
+    except MisconfigurationException as error:
+        raise UserError(" ".join(str(error).split())) from error
+    finally:
+        if not _get_rank():
+            os.environ.pop(RUN_DIR_VARIABLE, None)
+
+
+def _quieten() -> None:
+    """Hide third-party notes that tell the user nothing; warnings other than these are left alone."""
+    logger = logging.getLogger("lightning.pytorch.utilities.rank_zero")
+    logger.addFilter(_is_worth_reading)
+    for message in QUIET_WARNINGS:
+        warnings.filterwarnings("ignore", message)
+
+
+def _is_worth_reading(record: logging.LogRecord) -> bool:
+    return not record.getMessage().startswith(QUIET_LOGS)
+
+
+def _load(path: str) -> Any:
+    """Import a class by name: the callbacks stand above this package, which therefore imports none of them."""
+    module, _, name = path.rpartition(".")
+    return getattr(import_module(module), name)
+
+
+def _holds(callbacks: list[Any], kind: type) -> bool:
+    return any(isinstance(callback, kind) for callback in callbacks)
+
+
+def _as_list(value: Any) -> list[Any]:
+    """A setting that may be one, several or none as a list; `True` and `False` name no object."""
+    if value is None or isinstance(value, bool):
+        return []
+    return list(value) if isinstance(value, (list, tuple)) else [value]
+
+
+def _last_of(config: Namespace) -> str | None:
+    """The checkpoint as a rank other than 0 finds it: the folder is rank 0's, which has checked it."""
+    if config.ckpt_path != "last":
+        return config.ckpt_path
+    return str(Path(os.environ.get(RUN_DIR_VARIABLE) or config.run_dir or "") / LAST)

@@ -1,0 +1,125 @@
+"""What flows through the method: one record per arrow of `docs/design.md`, a shape and a meaning on every field.
+
+Shapes: N pairs, B pairs of one batch, K selected pairs, T tokens of the longest row.
+A label or target says whether response *a* is the better one: 1 = a wins, 0 = b wins (as in SHP).
+A pair has no "chosen": chosen and rejected exist only inside the loss.
+"""
+
+from dataclasses import dataclass, fields
+from typing import TypedDict
+
+import torch
+from torch import Tensor
+
+
+class Turn(TypedDict):
+    """One message of a conversation, as chat templates take it."""
+
+    role: str
+    content: str
+
+
+@dataclass(frozen=True)
+class PreferencePair:
+    """Disk or Hub -> pairs. Its a/b order and its id come from the content alone, so neither can carry the label."""
+
+    pair_id: int
+    """63-bit hash of prompt and both responses: the same in every file, order and run."""
+    prompt: list[Turn]
+    response_a: str
+    response_b: str
+    label: int | None
+    """1: a is the better one, 0: b is, None: nobody has said."""
+    source_id: str | None = None
+    """The id that the user's file gave the pair, if any."""
+
+
+class TensorRecord:
+    """Dataclass of tensors (and plain numbers) that moves between devices as one."""
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> "TensorRecord":
+        """A copy with every tensor on `device`; Lightning calls this to move batches."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)}  # type: ignore[arg-type]
+        return type(self)(
+            **{k: v.to(device, non_blocking=non_blocking) if isinstance(v, Tensor) else v for k, v in values.items()}
+        )
+
+
+@dataclass(frozen=True)
+class PairBatch(TensorRecord):
+    """Pairs -> ids: a padded micro-batch. Row i is response a of pair i, row B + i its response b."""
+
+    input_ids: Tensor
+    """(2B, T) int64."""
+    attention_mask: Tensor
+    """(2B, T) int64, 1 = a real token. The padding side is free: nothing may assume one."""
+    pair_id: Tensor
+    """(B,) int64."""
+    target: Tensor
+    """(B,) float32, probability that a wins; NaN where the batch must not know (scoring)."""
+    weight: Tensor
+    """(B,) float32, the pair's weight in the loss, 1 on average; 0 for a row that only fills up a rank."""
+    num_step_pairs: int
+    """Pairs in the whole optimiser step, over all micro-batches and ranks: what the loss is divided by."""
+
+    @property
+    def num_pairs(self) -> int:
+        """B."""
+        return self.pair_id.shape[0]
+
+
+@dataclass(frozen=True)
+class PairScores(TensorRecord):
+    """Ids -> rewards, in logits and float32."""
+
+    pair_id: Tensor
+    """(N,) int64."""
+    reward_a: Tensor
+    """(N,) float32."""
+    reward_b: Tensor
+    """(N,) float32."""
+    tokens_a: Tensor
+    """(N,) int64, tokens of prompt and response a."""
+    tokens_b: Tensor
+    """(N,) int64, tokens of prompt and response b."""
+
+    @property
+    def length_difference(self) -> Tensor:
+        """(N,) int64, tokens of response a minus tokens of response b (their prompt is the same)."""
+        return self.tokens_a - self.tokens_b
+
+    @property
+    def margin(self) -> Tensor:
+        """(N,) reward_a - reward_b: positive where the model takes a for the better one."""
+        return self.reward_a - self.reward_b
+
+    def __len__(self) -> int:
+        return self.pair_id.shape[0]
+
+    def __getitem__(self, index: Tensor) -> "PairScores":
+        """The scores at `index`, a boolean mask or positions."""
+        return PairScores(*(getattr(self, f.name)[index] for f in fields(self)))
+
+
+@dataclass(frozen=True)
+class Selection(TensorRecord):
+    """Rewards -> labels: what the model says of the pool pairs that it is trusted with. Ids and labels, never data."""
+
+    pair_id: Tensor
+    """(K,) int64."""
+    label: Tensor
+    """(K,) int8, 1: a is the better one."""
+    probability: Tensor
+    """(K,) float32, the rule's probability that `label` is right, at least 0.5."""
+    status: int
+    """Learning status that the rule found: 0 none, 1 tells good from bad, 2 amplifies the difference."""
+    round: int
+    """Round whose model made the labels; they train the model of round + 1."""
+
+    def __len__(self) -> int:
+        return self.pair_id.shape[0]
+
+    @classmethod
+    def empty(cls, round: int = 0) -> "Selection":
+        """A selection of nothing."""
+        return cls(torch.empty(0, dtype=torch.int64), torch.empty(0, dtype=torch.int8), torch.empty(0), 0, round)

@@ -1,0 +1,203 @@
+"""The reward model as a LightningModule: a thin shell around `backbone.Scorer` and `losses`."""
+
+from contextlib import nullcontext
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.cli import OptimizerCallable
+from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
+from transformers import PreTrainedTokenizerBase
+
+from ser_lightning.backbone import Backbone, Scorer, load_scorer, load_tokenizer
+from ser_lightning.errors import UserError
+from ser_lightning.losses import bradley_terry, centring, pointwise
+from ser_lightning.metrics import PairMetrics, half_credit
+from ser_lightning.records import PairBatch, PairScores
+
+
+class RewardModule(LightningModule):
+    """Scores responses, and learns to from pairs (SER, section 3.1).
+
+    Args:
+        backbone: the pretrained body and how it is trained.
+        optimizer: class and arguments of the optimiser; its learning rate is the peak of each phase's schedule.
+        lr_decay: `linear` falls to 0 over a phase (the paper's), `none` stays.
+        warmup_share: share of a phase's steps over which the learning rate rises from 0.
+        centring_weight: weight of the loss that pulls the mean reward of a pair to 0.
+        pointwise_weight: weight of the loss that makes each response good or bad by itself.
+        label_noise: share of human labels assumed wrong, in [0, 0.5).
+        max_grad_norm: gradients are clipped to this norm.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        optimizer: OptimizerCallable = lambda p: torch.optim.AdamW(p, lr=1e-4, weight_decay=0.0),
+        lr_decay: Literal["linear", "none"] = "linear",
+        warmup_share: float = 0.1,
+        centring_weight: float = 0.01,
+        pointwise_weight: float = 0.0,
+        label_noise: float = 0.0,
+        max_grad_norm: float = 1.0,
+    ) -> None:
+        super().__init__()
+        problems = backbone.problems()
+        if not 0 <= label_noise < 0.5:
+            problems.append(f"model.label_noise: got {label_noise}; need a share in [0, 0.5)")
+        if not 0 <= warmup_share < 1:
+            problems.append(f"model.warmup_share: got {warmup_share}; need a share in [0, 1)")
+        if max_grad_norm <= 0:
+            problems.append(f"model.max_grad_norm: got {max_grad_norm}; need a positive number")
+        if problems:
+            raise UserError(problems)
+        # A step is cut into as many micro-batches as its tokens need, which automatic optimisation cannot do.
+        self.automatic_optimization = False
+        self.strict_loading = False  # a checkpoint holds what was trained; load_state_dict checks that all of it is there
+        self.backbone, self.optimizer = backbone, optimizer
+        self.lr_decay, self.warmup_share = lr_decay, warmup_share
+        self.centring_weight, self.pointwise_weight = centring_weight, pointwise_weight
+        self.label_noise, self.max_grad_norm = label_noise, max_grad_norm
+        self.temperature, self.zero = 1.0, 0.0
+        """The scale of the rewards, fitted on out-of-fold scores of the seed; the evolution sets it."""
+        self._scorer: Scorer | None = None
+        self._tokenizer: PreTrainedTokenizerBase | None = None
+        self._initial_state: dict[str, Tensor] = {}
+        self._phase_epochs: tuple[int, int] | None = None
+        self.metrics = PairMetrics()
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """With a pad token and a chat template."""
+        if self._tokenizer is None:
+            self._tokenizer = load_tokenizer(self.backbone)
+        return self._tokenizer
+
+    @property
+    def scorer(self) -> Scorer:
+        """The model itself; loaded by `configure_model`."""
+        if self._scorer is None:
+            raise RuntimeError("the model is loaded in configure_model(), which the trainer calls")
+        return self._scorer
+
+    def configure_model(self) -> None:
+        """Load the pretrained weights, on the device where 4-bit weights have to be made."""
+        if self._scorer is None:
+            device = self.trainer.strategy.root_device if self._trainer is not None else self.device
+            self._scorer = load_scorer(self.backbone, device)
+            self._initial_state = {name: p.cpu().clone() for name, p in self._scorer.trainable_state().items()}
+
+    def restart(self) -> None:
+        """Put the weights back to where training started: pretrained body, new adapters and head."""
+        self.scorer.load_trainable_state(self._initial_state)
+
+    def forward(self, batch: PairBatch) -> PairScores:
+        """Rewards of both responses of every pair."""
+        rewards = self.scorer(batch.input_ids, batch.attention_mask)
+        reward_a, reward_b = rewards.split(batch.num_pairs)
+        tokens_a, tokens_b = batch.attention_mask.sum(-1).split(batch.num_pairs)
+        return PairScores(batch.pair_id, reward_a, reward_b, tokens_a, tokens_b)
+
+    def pair_loss(self, scores: PairScores, target: Tensor) -> Tensor:
+        """(B,) Bradley-Terry plus the anchors of the zero."""
+        a, b = scores.reward_a, scores.reward_b
+        loss = bradley_terry(a, b, target, self.label_noise) + self.centring_weight * centring(a, b)
+        if self.pointwise_weight:
+            loss = loss + self.pointwise_weight * pointwise(a, b, target)
+        return loss
+
+    def begin_phase(self, first_epoch: int, num_epochs: int) -> None:
+        """The learning-rate schedule runs over these epochs; without this call, over the whole fit."""
+        self._phase_epochs = first_epoch, num_epochs
+
+    def lr_factor(self, phase_step: int, num_phase_steps: int) -> float:
+        """Share of the peak learning rate at a step of a phase (warm-up, then `lr_decay`)."""
+        num_warmup = int(self.warmup_share * num_phase_steps)
+        if phase_step < num_warmup:
+            return (phase_step + 1) / (num_warmup + 1)
+        if self.lr_decay == "none":
+            return 1.0
+        return (num_phase_steps - phase_step) / max(1, num_phase_steps - num_warmup)
+
+    def training_step(self, step: list[PairBatch], batch_idx: int) -> None:
+        """One optimiser step over its micro-batches: sum of the pairs' losses over the number of pairs of all ranks."""
+        optimizer = self.optimizers()
+        factor = self._current_lr_factor(batch_idx)
+        for group in optimizer.param_groups:
+            group["lr"] = group["initial_lr"] * factor
+        total, right, num_real = 0.0, 0.0, 0
+        for i, batch in enumerate(step):
+            with self._synchronised(last=i == len(step) - 1):
+                scores = self(batch)
+                loss = (self.pair_loss(scores, batch.target) * batch.weight).sum() / batch.num_step_pairs
+                # Ranks average their gradients, but the loss is a sum over all ranks' pairs.
+                self.manual_backward(loss * self.trainer.world_size)
+            total += float(loss.detach()) * self.trainer.world_size
+            real = batch.weight > 0
+            right += float(half_credit(scores.margin.detach(), batch.target)[real].sum())
+            num_real += int(real.sum())
+        torch.nn.utils.clip_grad_norm_([p for p in self.parameters() if p.requires_grad], self.max_grad_norm)
+        optimizer.step()
+        optimizer.zero_grad()
+        self.log("train/loss", total, prog_bar=True, batch_size=num_real, on_step=True)
+        self.log("train/accuracy", right / max(1, num_real), prog_bar=True, batch_size=num_real, on_step=True)
+
+    def predict_step(self, batch: PairBatch, batch_idx: int = 0) -> PairScores:
+        """Self-labelling: rewards in float32 logits."""
+        return self(batch)
+
+    def validation_step(self, batch: PairBatch, batch_idx: int) -> None:
+        """Collect scores and labels."""
+        self.metrics.update(self(batch), batch.target, batch.weight)
+
+    test_step = validation_step
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the figures of the validation pairs."""
+        self._log_metrics("val")
+
+    def on_test_epoch_end(self) -> None:
+        """Log the figures of the test pairs."""
+        self._log_metrics("test")
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """The injected optimiser over everything that is trained."""
+        optimizer = self.optimizer([p for p in self.parameters() if p.requires_grad])
+        for group in optimizer.param_groups:
+            group["initial_lr"] = group["lr"]
+        return optimizer
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Adapters and head (or every weight, where all are trained), never the frozen base."""
+        trained = {name for name, p in self.named_parameters() if p.requires_grad}
+        return {name: value for name, value in super().state_dict(*args, **kwargs).items() if name in trained}
+
+    def load_state_dict(self, state_dict: dict[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """Load what `state_dict` gave; a missing head or adapter is an error."""
+        prefix = "_scorer."
+        self.scorer.load_trainable_state({k.removeprefix(prefix): v for k, v in state_dict.items()})
+        return torch.nn.modules.module._IncompatibleKeys([], [])
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """The scale belongs to the weights."""
+        checkpoint["reward_scale"] = {"temperature": self.temperature, "zero": self.zero}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take the scale back."""
+        scale = checkpoint["reward_scale"]
+        self.temperature, self.zero = scale["temperature"], scale["zero"]
+
+    def _current_lr_factor(self, batch_idx: int) -> float:
+        first, num_epochs = self._phase_epochs or (0, max(1, self.trainer.max_epochs or 1))
+        num_steps = int(self.trainer.num_training_batches)
+        return self.lr_factor((self.current_epoch - first) * num_steps + batch_idx, num_epochs * num_steps)
+
+    def _synchronised(self, last: bool) -> Any:
+        model = self.trainer.strategy.model
+        return model.no_sync() if isinstance(model, DistributedDataParallel) and not last else nullcontext()
+
+    def _log_metrics(self, prefix: str) -> None:
+        figures = self.metrics.compute(self.temperature)
+        self.log_dict({f"{prefix}/{name}": value for name, value in figures.items()}, rank_zero_only=False)
+        self.metrics.reset()

@@ -1,0 +1,265 @@
+"""The folder of a run: whose it is, how it is resumed, and what is written into it without ever overwriting.
+
+    runs/<name>/config.yaml        the resolved config; replaying it in another folder repeats the run
+                config-2.yaml      the config of a later start where it differs from `config.yaml`
+                metrics.csv        every logged metric; metrics-test.csv and so on for the other commands
+                checkpoints/       `last.ckpt`, and what other checkpoint callbacks save
+
+Resuming appends to `metrics.csv`. Rows between the last checkpoint and the end of the run stay and are logged again:
+of two rows with the same step the later one counts.
+"""
+
+import csv
+import os
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.loggers.logger import Logger, rank_zero_experiment
+from lightning.pytorch.utilities import rank_zero_only
+
+from ser_lightning.errors import UserError
+
+CONFIG = "config.yaml"
+LAST = Path("checkpoints") / "last.ckpt"
+RUN_DIR_VARIABLE = "SER_LIGHTNING_RUN_DIR"
+"""Rank 0 leaves the folder's name here for the ranks that Lightning's launcher starts with the same command."""
+
+FREE_ON_RESUME = tuple(
+    f"trainer.{name}"
+    for name in (
+        *("max_epochs", "min_epochs", "max_steps", "min_steps", "max_time"),
+        *("accelerator", "strategy", "devices", "num_nodes"),
+        *("logger", "log_every_n_steps", "enable_progress_bar", "enable_model_summary", "profiler"),
+    )
+)
+"""What a resumed run may set anew: when to stop, where to run, what to show. All else would make it another run."""
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Where a run writes and the checkpoint that it starts from."""
+
+    path: Path
+    ckpt_path: str | None
+    continues: bool
+    """Whether the folder's own training goes on in it, so that its config must be the same."""
+
+    def open(self, config: str) -> None:
+        """Create the folder and record the resolved config in it, next to the ones that are there."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        recorded = [self.path / CONFIG, *(self.path / f"config-{n}.yaml" for n in range(2, 10_000))]
+        for path in recorded:
+            if not path.exists():
+                _write_whole(path, config)
+                return
+            if path.read_text() == config:
+                return
+
+    def check_same_config(self, config: str) -> None:
+        """`UserError` where a resumed run would not be the run that the folder holds."""
+        recorded = self.path / CONFIG
+        if not self.continues or not recorded.exists():
+            return
+        old, new = (dict(_flatten(yaml.safe_load(text))) for text in (recorded.read_text(), config))
+        changed = [k for k in {**old, **new} if old.get(k) != new.get(k) and not k.startswith(FREE_ON_RESUME)]
+        if changed:
+            shown = ", ".join(f"{k} was {old.get(k)!r} and is {new.get(k)!r}" for k in changed[:3])
+            more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
+            raise UserError(
+                f"run folder {self.path}: its config differs: {shown}{more}; resume without --config to use "
+                f"{recorded}, or start another run with another --run_dir"
+            )
+
+
+def choose_folder(command: str, run_dir: str | None, ckpt_path: str | None, stem: str) -> RunFolder:
+    """The folder of a run that is about to start: a new one, or the one it resumes; `UserError` if it is taken.
+
+    Args:
+        command: `fit`, or a command that only reads a checkpoint.
+        run_dir: the folder that the user named.
+        ckpt_path: a checkpoint, `last` for the folder's own, None to start anew.
+        stem: name of the config, the first half of a new folder's name.
+    """
+    folder = Path(run_dir) if run_dir else None
+    if folder and folder.exists() and not is_run(folder) and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"--run_dir: got {folder}, which is not the folder of a run; give a new or an empty folder")
+    if ckpt_path is None:
+        if folder and is_run(folder):
+            raise UserError(
+                f"--run_dir: got {folder}, which holds a run; go on with --ckpt_path last or name another folder"
+            )
+        return RunFolder(folder or _new_folder(stem), None, continues=False)
+    checkpoint = _find_checkpoint(folder, ckpt_path)
+    owner = run_of(checkpoint)
+    if folder is None:
+        folder = owner or _new_folder(stem)
+    is_own = owner is not None and folder.resolve() == owner.resolve()
+    if command == "fit" and not is_own and is_run(folder):
+        raise UserError(
+            f"--run_dir: got {folder}, which holds another run than {checkpoint}; name a new folder to branch off"
+        )
+    return RunFolder(folder, str(checkpoint), continues=command == "fit" and is_own)
+
+
+def is_run(folder: Path) -> bool:
+    """Whether `folder` is the folder of a run."""
+    return (folder / CONFIG).is_file()
+
+
+def run_of(checkpoint: Path) -> Path | None:
+    """The folder of the run that a checkpoint lies in, directly or in `checkpoints/`."""
+    parents = list(checkpoint.absolute().parents)[:2]
+    here = Path.cwd()
+    return next((p.relative_to(here) if p.is_relative_to(here) else p for p in parents if is_run(p)), None)
+
+
+def _find_checkpoint(folder: Path | None, ckpt_path: str) -> Path:
+    if ckpt_path != "last":
+        if not Path(ckpt_path).exists():
+            raise UserError(f"--ckpt_path: got {ckpt_path}, which does not exist; give a checkpoint or `last`")
+        return Path(ckpt_path)
+    if folder is None:
+        raise UserError("--ckpt_path: got last without a run; name its folder with --run_dir")
+    if not (folder / LAST).exists():
+        raise UserError(f"--ckpt_path: got last, but there is no {folder / LAST}; leave --ckpt_path out in a new folder")
+    return folder / LAST
+
+
+def _new_folder(stem: str) -> Path:
+    name = Path("runs") / f"{stem}-{time.strftime('%Y%m%d-%H%M%S')}"
+    taken = (name, *(name.with_name(f"{name.name}-{n}") for n in range(2, 10_000)))
+    return next(folder for folder in taken if not folder.exists())
+
+
+def _write_whole(path: Path, text: str) -> None:
+    """Write a file that is either complete or not there."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(text)
+    os.replace(temporary, path)
+
+
+def _flatten(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The leaves of a config by their dotted keys; lists count as leaves."""
+    if not isinstance(node, dict) or not node:
+        yield prefix, node
+        return
+    for key, value in node.items():
+        yield from _flatten(value, f"{prefix}.{key}" if prefix else str(key))
+
+
+class MetricsFile(Logger):
+    """Appends every metric to one CSV file as it is logged, also when a run goes on in the same folder.
+
+    Lightning's own `CSVLogger` deletes the file of a folder that it finds in use, and holds rows back.
+
+    Args:
+        path: the file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.path = path
+        self._columns: list[str] = []
+
+    @property
+    def name(self) -> str:
+        """Nothing: the file lies directly in the run folder."""
+        return ""
+
+    @property
+    def version(self) -> str:
+        """Nothing: a run folder holds one run."""
+        return ""
+
+    @property
+    def save_dir(self) -> str:
+        """The run folder."""
+        return str(self.path.parent)
+
+    @property
+    @rank_zero_experiment
+    def experiment(self) -> None:
+        """Nothing to talk to behind the file."""
+
+    @rank_zero_only
+    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
+        """Nothing: `config.yaml` has them all."""
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Append one row.
+
+        Args:
+            metrics: values by name.
+            step: optimiser steps so far.
+        """
+        row = {"step": step, **{name: float(value) for name, value in metrics.items()}}
+        exists = self.path.exists()
+        if exists and not self._columns:
+            with self.path.open(newline="") as file:
+                self._columns = next(csv.reader(file), [])
+        if new := [name for name in row if name not in self._columns]:
+            self._columns += new
+            self._write(self._read() if exists else [])
+        with self.path.open("a", newline="") as file:
+            csv.DictWriter(file, self._columns).writerow(row)
+
+    def _read(self) -> list[dict[str, str]]:
+        with self.path.open(newline="") as file:
+            return list(csv.DictReader(file))
+
+    def _write(self, rows: list[dict[str, str]]) -> None:
+        """The whole file under the present columns, at once."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = self.path.with_name(f".{self.path.name}")
+        with temporary.open("w", newline="") as file:
+            writer = csv.DictWriter(file, self._columns)
+            writer.writeheader()
+            writer.writerows(rows)
+        os.replace(temporary, self.path)
+
+
+class LastCheckpoint(Checkpoint):
+    """Saves `last.ckpt` at the end of every training epoch, after all other callbacks; a kill leaves the one before.
+
+    `ModelCheckpoint(save_last=True)` copies a file only where it saves a second one beside it, and skips an epoch
+    without an optimiser step, whose labels may have changed all the same.
+
+    Args:
+        path: the checkpoint.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save beside the last checkpoint and swap the two."""
+        if trainer.fast_dev_run:
+            return
+        temporary = self.path.with_name(f"{self.path.name}.new")
+        trainer.save_checkpoint(temporary, weights_only=False)
+        trainer.strategy.barrier()
+        if trainer.is_global_zero:
+            _swap(temporary, self.path)
+        trainer.strategy.barrier()
+
+
+def _swap(new: Path, path: Path) -> None:
+    """Put `new` in the place of `path`; sharded strategies save folders, which cannot be replaced in one go."""
+    if new.is_file():
+        with new.open("rb") as file:
+            os.fsync(file.fileno())
+        os.replace(new, path)
+        return
+    old = path.with_name(f"{path.name}.old")
+    if path.exists():
+        os.replace(path, old)
+    os.replace(new, path)
+    shutil.rmtree(old, ignore_errors=True)

@@ -1,0 +1,93 @@
+"""The one loop that scores pairs inside `fit`: evolution and evaluation both call it.
+
+`trainer.predict` inside `fit` would overwrite the trainer's state, so this drives `predict_step` through the strategy.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import fields
+
+import torch
+from lightning.pytorch import Trainer
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
+
+from ser_lightning.records import PairScores
+
+
+def score_pairs(trainer: Trainer, loader: DataLoader, expected_ids: Tensor, description: str) -> PairScores:
+    """Score every pair of a loader once, over all ranks.
+
+    Args:
+        trainer: the running trainer; each rank passes the loader of its own shard.
+        loader: yields `PairBatch`; ranks may repeat a batch to have equally many.
+        expected_ids: (N,) ids of all pairs, over all ranks.
+        description: text on the progress bar.
+
+    Returns:
+        N scores in the order of `expected_ids`, the same on every rank, on the CPU.
+
+    Raises:
+        RuntimeError: if a pair was not scored, or one that was not expected.
+    """
+    parts = []
+    bar = tqdm(
+        loader, desc=description, leave=False, dynamic_ncols=True,
+        disable=not trainer.is_global_zero or trainer.progress_bar_callback is None,
+    )  # fmt: skip
+    with evaluating(trainer.lightning_module):
+        for batch_idx, batch in enumerate(bar):
+            batch = trainer.strategy.batch_to_device(batch)
+            parts.append(trainer.strategy.predict_step(batch, batch_idx).to("cpu"))
+    return complete_and_unique(gather_scores(parts), expected_ids)
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Evaluation mode without gradients; afterwards every submodule is back in the mode it was in."""
+    modes = [(m, m.training) for m in module.modules()]
+    module.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for m, mode in modes:
+            m.training = mode
+
+
+def gather_scores(parts: list[PairScores]) -> PairScores:
+    """The scores of all batches and ranks in one record, repeated pairs included."""
+    scores = concatenate(parts)
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return scores
+    by_rank: list[PairScores] = [scores] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(by_rank, scores)
+    return concatenate(by_rank)
+
+
+def concatenate(parts: list[PairScores]) -> PairScores:
+    """One record of many."""
+    if not parts:
+        no_ids, no_rewards = torch.empty(0, dtype=torch.int64), torch.empty(0)
+        return PairScores(no_ids, no_rewards, no_rewards, no_ids, no_ids)
+    return PairScores(*(torch.cat([getattr(p, f.name) for p in parts]) for f in fields(PairScores)))
+
+
+def complete_and_unique(scores: PairScores, expected_ids: Tensor) -> PairScores:
+    """Remove what ranks repeated to have equal batch counts, and put the scores in the order of `expected_ids`.
+
+    Raises:
+        RuntimeError: if the ids are not the expected ones.
+    """
+    order = scores.pair_id.argsort(stable=True)
+    ids = scores.pair_id[order]
+    first = torch.ones_like(ids, dtype=torch.bool)
+    first[1:] = ids[1:] != ids[:-1]
+    unique = scores[order[first]]
+    ranks = expected_ids.argsort()
+    if len(unique) != len(expected_ids) or not torch.equal(unique.pair_id, expected_ids[ranks]):
+        raise RuntimeError(f"scored {len(unique)} different pairs where {len(expected_ids)} were to be scored")
+    back = torch.empty_like(ranks)
+    back[ranks] = torch.arange(len(ranks))
+    return unique[back]
