@@ -7,11 +7,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-import torch.distributed as dist
 from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
 
 from ser_lightning.errors import UserError
 from ser_lightning.records import PairScores
+from ser_lightning.scoring import complete_and_unique, gather_scores
 
 SCHEMA = pa.schema(
     [
@@ -57,31 +58,21 @@ class PredictionWriter(Callback):
 
     def on_predict_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Bring the ranks' scores together and write them."""
-        shards: list[list[PairScores]] = [self._scores]
-        if dist.is_available() and dist.is_initialized():
-            shards = [[] for _ in range(trainer.world_size)]
-            dist.all_gather_object(shards, self._scores)
+        scores = gather_scores(self._scores)
+        scores = complete_and_unique(scores, self._expected_ids(trainer, scores))
         if trainer.is_global_zero:
-            scores = merge_scores([score for shard in shards for score in shard])
-            temperature = float(getattr(pl_module, "temperature", 1.0))
-            _write_new(self._file(trainer), to_table(scores, temperature))
+            _write_new(self._file(trainer), to_table(scores, float(getattr(pl_module, "temperature", 1.0))))
             print(f"{len(scores)} predictions: {self._file(trainer)}", flush=True)
+
+    def _expected_ids(self, trainer: Trainer, scores: PairScores) -> Tensor:
+        """The ids of every pair that was to be scored, ascending; those that were, where nobody knows better."""
+        split = getattr(trainer.datamodule, "predict_split", None)
+        if split is None or trainer.limit_predict_batches != 1.0:
+            return scores.pair_id.unique()
+        return trainer.datamodule.pair_ids(split).sort().values
 
     def _file(self, trainer: Trainer) -> Path:
         return Path(trainer.default_root_dir) / self.path
-
-
-def merge_scores(parts: list[PairScores]) -> PairScores:
-    """All parts as one, ordered by id; a pair that was scored twice to fill up a rank counts once."""
-    if not parts:
-        return PairScores(torch.empty(0, dtype=torch.int64), torch.empty(0), torch.empty(0), torch.empty(0))
-    names = ("pair_id", "reward_a", "reward_b", "length_difference")
-    scores = PairScores(*(torch.cat([getattr(part, name) for part in parts]) for name in names))
-    order = torch.sort(scores.pair_id, stable=True).indices
-    ordered = scores[order]
-    is_first = torch.ones(len(ordered), dtype=torch.bool)
-    is_first[1:] = ordered.pair_id[1:] != ordered.pair_id[:-1]
-    return ordered[is_first]
 
 
 def to_table(scores: PairScores, temperature: float) -> pa.Table:

@@ -1,5 +1,6 @@
 """One progress line for each phase of a run: round, fold and epoch instead of a count of epochs over all rounds."""
 
+import sys
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
@@ -11,7 +12,8 @@ class PhaseProgressBar(TQDMProgressBar):
     """A bar such as `round 1 | fold 2/3 | epoch 4`, which leaves one line behind for each phase.
 
     The phase is `trainer.datamodule.phase` (`round`, `fold` or None, `num_folds`); without one the whole training
-    leaves one line. Epochs count from 0 and over all phases, as in the metrics.
+    leaves one line. Epochs count from 0 and over all phases, as in the metrics. Where standard output is no terminal
+    there is no bar: a line is printed when a phase is over.
     """
 
     BAR_FORMAT = "{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}{postfix}]"
@@ -19,6 +21,13 @@ class PhaseProgressBar(TQDMProgressBar):
     def __init__(self) -> None:
         super().__init__()
         self._shown_phase = ""
+        self._finished_epoch = ""
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Leave the bar out of files and pipes."""
+        super().setup(trainer, pl_module, stage)
+        if not sys.stdout.isatty():
+            self.disable()
 
     def on_train_start(self, trainer: Trainer, *args: Any) -> None:
         """Open the bar of the first phase."""
@@ -29,11 +38,30 @@ class PhaseProgressBar(TQDMProgressBar):
         """Begin a new line where a new phase begins."""
         phase = describe_phase(trainer)
         if phase != self._shown_phase:
-            self.train_progress_bar.close()
+            self._leave_line(trainer)
             self.train_progress_bar = self.init_train_tqdm()
             self._shown_phase = phase
         self.train_progress_bar.reset(convert_inf(self.total_train_batches))
         self.train_progress_bar.set_description_str(f"{phase}epoch {trainer.current_epoch}")
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Remember how the epoch went; it may be the last of its phase."""
+        super().on_train_epoch_end(trainer, pl_module)
+        metrics = [f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in self._metrics(trainer, pl_module)]
+        self._finished_epoch = ", ".join([f"{self._shown_phase}epoch {trainer.current_epoch}", *metrics])
+
+    def on_train_end(self, trainer: Trainer, *args: Any) -> None:
+        """Leave the line of the last phase."""
+        self._leave_line(trainer)
+
+    def _metrics(self, trainer: Trainer, pl_module: LightningModule) -> list[tuple[str, Any]]:
+        return list(self.get_metrics(trainer, pl_module).items())
+
+    def _leave_line(self, trainer: Trainer) -> None:
+        self.train_progress_bar.close()
+        if self.is_disabled and trainer.is_global_zero and self._finished_epoch:
+            print(self._finished_epoch, flush=True)
+        self._finished_epoch = ""
 
     def init_train_tqdm(self) -> Tqdm:
         """The bar without the colon that tqdm puts behind a description."""

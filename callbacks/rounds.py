@@ -9,6 +9,7 @@ from typing import BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from rich import box
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
@@ -104,27 +105,35 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
     """Beside its place, flushed, then renamed: a reader finds the old file or the new one, never half of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with temporary.open("wb") as file:
-        write(file)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    try:
+        with temporary.open("wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def rounds_table(rows: list[RoundRow]) -> Table:
+    """The table of rounds, for people; fits into 80 columns."""
+    table = Table(title="Rounds of self-evolution", title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
+    headers = "round|kept|of|flips|stat.|kept\nright|pool\nright|seed\noof|test|cal.\nerr.|len.\ncorr.|sec."
+    for name in headers.split("|"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for row in rows:
+        accuracies = (row.kept_accuracy, row.pool_accuracy, row.seed_oof_accuracy, row.test_accuracy)
+        cells = [str(row.kept), str(row.scored), str(row.flipped), str(row.status), *(f"{a:.3f}" for a in accuracies)]
+        cells += [f"{row.calibration_error:.2f}", f"{row.length_correlation:+.2f}", f"{row.seconds:.0f}"]
+        table.add_row(f"{'* ' if row.delivered else ''}{row.round}", *cells, style="bold" if row.delivered else None)
+    return table
 
 
 def print_rounds(rows: list[RoundRow]) -> None:
-    """The table of rounds, for people; at most 100 columns wide."""
-    table = Table(title="Rounds of self-evolution (round 0 is the seed model)", title_justify="left")
-    headers = ["round", "kept", "flipped", "status", "kept right", "pool right", "seed oof", "test", "calib.", "length r", "s"]
-    for name in headers:
-        table.add_column(name, justify="right")
-    for row in rows:
-        accuracies = (row.kept_accuracy, row.pool_accuracy, row.seed_oof_accuracy, row.test_accuracy)
-        cells = [f"{row.kept}/{row.scored}", str(row.flipped), str(row.status), *(f"{a:.3f}" for a in accuracies)]
-        cells += [f"{row.calibration_error:.3f}", f"{row.length_correlation:+.2f}", f"{row.seconds:.0f}"]
-        table.add_row(f"{row.round}{' *' if row.delivered else ''}", *cells, style="bold" if row.delivered else None)
+    """The table and what the star means."""
     console = Console()
-    console.print(table)
-    console.print("* delivered: chosen by the out-of-fold accuracy on the seed; no test or pool label was looked at.")
+    console.print(rounds_table(rows))
+    console.print("Round 0 is the seed model. * is delivered: chosen out of fold on the seed, without test or pool labels.")
 
 
 def _cell(value: float | int | bool) -> str:

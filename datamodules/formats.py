@@ -13,7 +13,7 @@ COLUMNS = ("prompt", "chosen", "rejected", "response_a", "response_b", "label", 
 """The names that the project knows; a mapping says how the file calls them."""
 
 Drop = Literal["empty", "identical", "dialogues_part"]
-"""Why a row is no pair: a prompt or response of nothing, equal responses, transcripts that part before the last turn."""
+"""Why a row is no pair: empty prompt or response, equal responses, transcripts that part before the last turn."""
 
 _LABELS: dict[str, int | None] = {"1": 1, "1.0": 1, "a": 1, "true": 1, "0": 0, "0.0": 0, "b": 0, "false": 0}
 _LABELS |= {"": None, "none": None, "null": None, "nan": None}

@@ -143,6 +143,16 @@ class SplitPolicy:
     val_fraction: float
     split_seed: int
 
+    def problems(self) -> list[str]:
+        """Shares that are none, a line each."""
+        found = []
+        if not 0 < self.seed_fraction <= 1:
+            found.append(f"seed_fraction: got {self.seed_fraction}; use a share above 0 and up to 1")
+        for name in ("test_fraction", "val_fraction"):
+            if not 0 <= (value := getattr(self, name)) < 1:
+                found.append(f"{name}: got {value}; use a share from 0 up to, but not, 1")
+        return found
+
 
 def split_pairs(
     pair_id: np.ndarray,

@@ -1,7 +1,5 @@
 """The data module: files in, batches out, and the only owner of splits and accepted labels."""
 
-import hashlib
-import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
@@ -9,22 +7,15 @@ from typing import Any, Literal
 import lightning.pytorch as pl
 import numpy as np
 import torch
-from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase
 
 from ser_lightning.datamodules.formats import check_mapping
-from ser_lightning.datamodules.hygiene import (
-    DataReport,
-    SplitPolicy,
-    Splits,
-    assign_folds,
-    count_splits,
-    drop_contradictions,
-    split_pairs,
-)
+from ser_lightning.datamodules.hygiene import DataReport, SplitPolicy
 from ser_lightning.datamodules.sources import Source, open_sources
+from ser_lightning.datamodules.splits import SplitPairs
 from ser_lightning.datamodules.steps import (
     PairSet,
     Phase,
@@ -33,12 +24,15 @@ from ser_lightning.datamodules.steps import (
     TrainingSteps,
     epoch_order,
     make_loader,
+    merge_selections,
     seed_and_pseudo_weights,
 )
-from ser_lightning.datamodules.store import ROLES, UNLABELLED, PairStore, build_store, store_key
+from ser_lightning.datamodules.store import ROLES, PairStore, build_store, default_cache, is_complete, store_key
 from ser_lightning.datamodules.truth import HiddenTruth
 from ser_lightning.errors import UserError, raise_problems
 from ser_lightning.records import PairBatch, PreferencePair, Selection
+
+Split = Literal["pool", "seed", "test", "all"]
 
 
 class PreferenceDataModule(pl.LightningDataModule):
@@ -83,7 +77,7 @@ class PreferenceDataModule(pl.LightningDataModule):
         split_seed: int = 0,
         cache_dir: str | None = None,
         synthetic_pairs: int = 3000,
-        predict_split: Literal["pool", "seed", "test", "all"] = "pool",
+        predict_split: Split = "pool",
     ) -> None:
         super().__init__()
         self.paths = dict(zip(ROLES, (path, pool_path or [], test_path or []), strict=True))
@@ -94,25 +88,18 @@ class PreferenceDataModule(pl.LightningDataModule):
         self.tokens_per_batch = tokens_per_batch
         self.tokens_per_scoring_batch = tokens_per_scoring_batch
         self.num_workers = num_workers
-        self.cache_dir = Path(cache_dir).expanduser() if cache_dir else _default_cache()
+        self.cache_dir = Path(cache_dir).expanduser() if cache_dir else default_cache()
         self.synthetic_pairs = synthetic_pairs
         self.predict_split = predict_split
-        self.tokenizer: PreTrainedTokenizerBase | None = None
+        self.tokenizer: PreTrainedTokenizerBase | None = None  # the module's, unless somebody sets one
         self.phase = Phase()
         self.accepted = Selection.empty()
-        self.report: DataReport
-        self._store: PairStore | None = None
+        self._data: SplitPairs | None = None
         self._sources: dict[str, list[Source]] | None = None
         raise_problems(self._problems())
 
     def _problems(self) -> list[str]:
-        policy = self.policy
-        found = check_mapping(self.columns)
-        if not 0 < policy.seed_fraction <= 1:
-            found.append(f"seed_fraction: got {policy.seed_fraction}; use a share above 0 and up to 1")
-        for name in ("test_fraction", "val_fraction"):
-            if not 0 <= (value := getattr(policy, name)) < 1:
-                found.append(f"{name}: got {value}; use a share from 0 up to, but not, 1")
+        found = check_mapping(self.columns) + self.policy.problems()
         for name in ("max_length", "pairs_per_step", "tokens_per_batch", "tokens_per_scoring_batch", "synthetic_pairs"):
             if (value := getattr(self, name)) < 1:
                 found.append(f"{name}: got {value}; use at least 1")
@@ -125,7 +112,7 @@ class PreferenceDataModule(pl.LightningDataModule):
     def prepare_data(self) -> None:
         """Encode the pairs into the cache, unless they are there."""
         folder = self._folder()
-        if (folder / "counts.json").is_file():
+        if is_complete(folder):
             rank_zero_info(f"Encoded pairs: found in the cache, {folder}")
             return
         build_store(folder, self._open_sources(), self.columns, self._tokenizer(), self.max_length)
@@ -133,33 +120,33 @@ class PreferenceDataModule(pl.LightningDataModule):
 
     def setup(self, stage: str | None = None) -> None:
         """Open the cache and split; done once, whatever the stages."""
-        if self._store is None:
-            self._split(PairStore(self._folder()))
+        if self._data is None:
+            self._data = SplitPairs(PairStore(self._folder()), self.policy)
             rank_zero_info(self.report.table())
-        num_seed = len(self._splits.seed)
+        num_seed = len(self._data.rows("seed"))
         if stage in ("fit", None) and num_seed < 2:
             raise UserError(
                 f"seed: got {num_seed} labelled pairs to train on; raise seed_fraction or give more pairs with a label"
             )
 
-    def _split(self, store: PairStore) -> None:
-        labels = store.read_labels()
-        report = DataReport(store.counts)
-        splits = split_pairs(
-            store.pair_id, store.prompt_id, store.role, labels != UNLABELLED, self.policy, report.between
-        )
-        splits = drop_contradictions(splits, labels, report.between)
-        report.splits = count_splits(splits, store.prompt_id, labels)
-        self._store, self._splits, self.report = store, splits, report
-        self._seed_labels = labels[splits.seed].copy()
-        self._row_of = {
-            int(store.pair_id[row]): int(row) for rows in vars(splits).values() for row in rows
-        }
+    @property
+    def data(self) -> SplitPairs:
+        """The split pairs, once `setup` has run."""
+        if self._data is None:
+            raise RuntimeError("PreferenceDataModule is not set up: call prepare_data and setup first")
+        return self._data
+
+    @property
+    def report(self) -> DataReport:
+        """What was read, dropped, and kept where."""
+        return self.data.report
 
     def _open_sources(self) -> dict[str, list[Source]]:
         if self._sources is None:
             seed = self.policy.split_seed
-            self._sources = {role: open_sources(paths, self.synthetic_pairs, seed) for role, paths in self.paths.items()}
+            self._sources = {
+                role: open_sources(paths, self.synthetic_pairs, seed) for role, paths in self.paths.items()
+            }
         return self._sources
 
     def _tokenizer(self) -> PreTrainedTokenizerBase:
@@ -198,28 +185,10 @@ class PreferenceDataModule(pl.LightningDataModule):
             selection: labels for pairs of the pool.
             add: keep what was accepted before, except for the same pairs, whose newer label wins.
         """
-        ids = selection.pair_id.tolist()
-        pool = set(self._pair_ids(self._splits.pool).tolist())
-        if strangers := [i for i in ids if i not in pool]:
-            raise ValueError(f"selection: {len(strangers)} of {len(ids)} pairs are not in the pool, such as {strangers[0]}")
-        if len(set(ids)) < len(ids) or not bool(((selection.label == 0) | (selection.label == 1)).all()):
-            raise ValueError("selection: needs each pair once, with the label 0 or 1")
-        parts = [selection.to("cpu")]
-        if add:
-            is_kept = ~torch.isin(self.accepted.pair_id, parts[0].pair_id)
-            old = self.accepted
-            parts.append(
-                Selection(old.pair_id[is_kept], old.label[is_kept], old.probability[is_kept], old.status, old.round)
-            )
-        pair_id = torch.cat([part.pair_id for part in parts])
-        order = pair_id.argsort()
-        self.accepted = Selection(
-            pair_id[order],
-            torch.cat([part.label for part in parts]).to(torch.int8)[order],
-            torch.cat([part.probability for part in parts]).float()[order],
-            selection.status,
-            selection.round,
-        )
+        pool = self.pair_ids("pool")
+        if num_strangers := int((~torch.isin(selection.pair_id.cpu(), pool)).sum()):
+            raise ValueError(f"selection: {num_strangers} of {len(selection)} pairs are not in the pool")
+        self.accepted = merge_selections(self.accepted if add else Selection.empty(), selection)
 
     @property
     def num_train_steps(self) -> int:
@@ -229,25 +198,16 @@ class PreferenceDataModule(pl.LightningDataModule):
     def _training_pairs(self) -> PairSet:
         """Seed labels and accepted labels: the only labels there are on this side of the firewall."""
         phase = self.phase
-        is_kept = np.ones(len(self._splits.seed), dtype=bool)
+        seed = self.data.rows("seed")
         if phase.fold is not None:
-            is_kept = self._folds(phase.num_folds) != phase.fold
-        accepted = [self._row_of[i] for i in self.accepted.pair_id.tolist()]
-        num_seed = int(is_kept.sum())
-        weights = seed_and_pseudo_weights(num_seed, len(accepted), phase.seed_share)
+            seed = seed[~np.isin(seed, self.data.rows("seed", phase.fold, phase.num_folds))]
+        accepted = self.data.rows_of(self.accepted.pair_id.tolist())
+        weights = seed_and_pseudo_weights(len(seed), len(accepted), phase.seed_share)
         return PairSet(
-            rows=np.concatenate([self._splits.seed[is_kept], np.asarray(accepted, dtype=np.int64)]),
-            target=np.concatenate([self._seed_labels[is_kept], self.accepted.label.numpy()]).astype(np.float32),
-            weight=np.repeat(np.asarray(weights, np.float32), [num_seed, len(accepted)]),
+            rows=np.concatenate([seed, accepted]),
+            target=np.concatenate([self.data.seed_labels(seed), self.accepted.label.numpy()]).astype(np.float32),
+            weight=np.repeat(np.asarray(weights, np.float32), [len(seed), len(accepted)]),
         )
-
-    def _folds(self, num_folds: int) -> np.ndarray:
-        prompt_id = self._opened().prompt_id[self._splits.seed]
-        if (num_prompts := len(np.unique(prompt_id))) < num_folds:
-            raise UserError(
-                f"folds: got {num_folds} of a seed with {num_prompts} prompts; raise seed_fraction or use fewer folds"
-            )
-        return assign_folds(prompt_id, num_folds, self.policy.split_seed)
 
     # Loaders.
 
@@ -257,11 +217,9 @@ class PreferenceDataModule(pl.LightningDataModule):
         epoch = self.trainer.current_epoch if self.trainer is not None else 0
         order = epoch_order(len(pairs.rows), self.policy.split_seed, self.phase, epoch)
         shard = self._shard(self.tokens_per_batch)
-        return make_loader(TrainingSteps(self._opened(), pairs, order, self.pairs_per_step, shard), self.num_workers)
+        return make_loader(TrainingSteps(self.data.store, pairs, order, self.pairs_per_step, shard), self.num_workers)
 
-    def scoring_dataloader(
-        self, split: Literal["seed", "pool", "test", "all"], fold: int | None = None, num_folds: int = 3
-    ) -> DataLoader[PairBatch]:
+    def scoring_dataloader(self, split: Split, fold: int | None = None, num_folds: int = 3) -> DataLoader[PairBatch]:
         """Batches without labels, this rank's share of them; fillers of weight 0 repeat pairs.
 
         Args:
@@ -269,43 +227,29 @@ class PreferenceDataModule(pl.LightningDataModule):
             fold: only this fold of the seed.
             num_folds: folds of the seed, by prompt.
         """
-        if split == "all":
-            rows = np.concatenate(list(vars(self._splits).values()))
-        elif split in ("seed", "pool", "test"):
-            rows = getattr(self._splits, split)
-        else:
-            raise ValueError(f"split: got {split!r}; use seed, pool, test or all")
-        if fold is not None:
-            if split != "seed":
-                raise ValueError(f"split: got {split!r} with a fold; only the seed has folds")
-            rows = rows[self._folds(num_folds) == fold]
-        return self._scoring_loader(PairSet.unlabelled(rows))
+        return self._scoring_loader(PairSet.unlabelled(self.data.rows(split, fold, num_folds)))
 
     def val_dataloader(self) -> Any:
         """Labelled pairs out of the seed; no loader when `val_fraction` takes none."""
-        if len(self._splits.val):
-            return self._labelled_loader("val")
+        if len(self.data.rows("val")):
+            return self._scoring_loader(self.data.measured("val"))
         if self.trainer is not None and self.trainer.state.fn == "validate":
             raise UserError("validate: got no validation pairs; set data.val_fraction above 0, or use `test`")
         return []
 
     def test_dataloader(self) -> DataLoader[PairBatch]:
         """The final test's pairs, with their labels."""
-        if not len(self._splits.test):
+        if not len(self.data.rows("test")):
             raise UserError("test: got no test pairs; set data.test_path or data.test_fraction")
-        return self._labelled_loader("test")
+        return self._scoring_loader(self.data.measured("test"))
 
     def predict_dataloader(self) -> DataLoader[PairBatch]:
         """The pairs of `predict_split`."""
         return self.scoring_dataloader(self.predict_split)
 
-    def _labelled_loader(self, split: Literal["val", "test"]) -> DataLoader[PairBatch]:
-        rows = getattr(self._splits, split)
-        return self._scoring_loader(PairSet.labelled(rows, self._opened().read_labels()[rows]))
-
     def _scoring_loader(self, pairs: PairSet) -> DataLoader[PairBatch]:
         shard = self._shard(self.tokens_per_scoring_batch)
-        return make_loader(ScoringBatches(self._opened(), pairs, shard), self.num_workers)
+        return make_loader(ScoringBatches(self.data.store, pairs, shard), self.num_workers)
 
     def _shard(self, tokens_per_batch: int) -> Shard:
         rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)
@@ -313,79 +257,42 @@ class PreferenceDataModule(pl.LightningDataModule):
 
     # Questions that others may ask.
 
+    def pair_ids(self, split: Split, fold: int | None = None, num_folds: int = 3) -> Tensor:
+        """(N,) int64 ids that `scoring_dataloader` yields over all ranks, sorted."""
+        return self.data.pair_ids(self.data.rows(split, fold, num_folds)).sort().values
+
     def seed_labels(self, pair_id: Tensor) -> Tensor:
-        """Labels of seed pairs.
-
-        Args:
-            pair_id: (N,) int64 ids of seed pairs.
-
-        Returns:
-            (N,) float32, 1: a is the better one.
-
-        Raises:
-            KeyError: one of them is not in the seed.
-        """
-        labels = dict(zip(self._pair_ids(self._splits.seed).tolist(), self._seed_labels.tolist(), strict=True))
-        return torch.tensor([labels[i] for i in pair_id.tolist()], dtype=torch.float32)
+        """(N,) float32 labels of the N seed pairs, 1: a is the better one; KeyError for a pair of no seed."""
+        return torch.from_numpy(self.data.seed_labels(self.data.rows_of(pair_id.tolist())))
 
     def hidden_truth(self, split: Literal["pool", "test"]) -> HiddenTruth:
-        """What the file knows of a split's labels, as counts of right answers only."""
+        """What the files know of a split's labels, as counts of right answers only."""
         if split not in ("pool", "test"):
             raise ValueError(f"split: got {split!r}; use pool or test")
-        rows: np.ndarray = getattr(self._splits, split)
-        labels = self._opened().read_labels()[rows]
-        is_known = labels > UNLABELLED
-        return HiddenTruth(self._pair_ids(rows[is_known]), labels[is_known])
+        return self.data.hidden_truth(split)
 
     def lookup(self, pair_ids: Tensor | list[int]) -> list[PreferencePair]:
-        """Texts of pairs; those of the seed come with their label, all others with none.
-
-        Raises:
-            KeyError: a pair that is in no split.
-        """
-        ids = pair_ids.tolist() if isinstance(pair_ids, Tensor) else pair_ids
-        labels = dict(zip(self._splits.seed.tolist(), self._seed_labels.tolist(), strict=True))
-        rows = [self._row_of[i] for i in ids]
-        pairs = self._opened().read_texts(rows)
-        return [
-            PreferencePair(**{**vars(pair), "label": labels.get(row)}) for row, pair in zip(rows, pairs, strict=True)
-        ]
+        """Texts of pairs; only those of the seed come with a label. KeyError for a pair that is in no split."""
+        return self.data.lookup(pair_ids.tolist() if isinstance(pair_ids, Tensor) else pair_ids)
 
     # State.
 
     def state_dict(self) -> dict[str, Any]:
         """Accepted selection, phase and a fingerprint of the data."""
-        return {"fingerprint": self.fingerprint, "phase": asdict(self.phase), "accepted": vars(self.accepted).copy()}
+        return {
+            "fingerprint": self.data.fingerprint,
+            "phase": asdict(self.phase),
+            "accepted": vars(self.accepted).copy(),
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take up where a checkpoint stopped; to test or predict, other data are fine and nothing is taken up."""
         if self.trainer is not None and self.trainer.state.fn not in (None, "fit"):
             return
-        if state_dict["fingerprint"] != self.fingerprint:
+        if state_dict["fingerprint"] != self.data.fingerprint:
             raise UserError(
-                f"checkpoint: got data {self.fingerprint}, but it was made with {state_dict['fingerprint']}; "
+                f"checkpoint: got data {self.data.fingerprint}, but it was made with {state_dict['fingerprint']}; "
                 "resume with the same files, fractions and split_seed, or start a new run"
             )
         self.phase = Phase(**state_dict["phase"])
         self.accepted = Selection(**state_dict["accepted"])
-
-    @property
-    def fingerprint(self) -> str:
-        """Changes when a split, a seed label or `split_seed` does; hidden labels do not enter."""
-        content = hashlib.sha256(str(self.policy.split_seed).encode())
-        for rows in vars(self._splits).values():
-            content.update(len(rows).to_bytes(8, "little") + self._pair_ids(rows).tobytes())
-        content.update(self._seed_labels.tobytes())
-        return content.hexdigest()[:16]
-
-    def _pair_ids(self, rows: np.ndarray) -> np.ndarray:
-        return self._opened().pair_id[rows]
-
-    def _opened(self) -> PairStore:
-        if self._store is None:
-            raise RuntimeError("PreferenceDataModule is not set up: call prepare_data and setup first")
-        return self._store
-
-
-def _default_cache() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ser-lightning"

@@ -67,7 +67,9 @@ def _open(path: str) -> Source:
     suffix = file.with_suffix("").suffix if file.suffix == ".gz" else file.suffix
     if file.is_file():
         if suffix not in _SUFFIXES or (suffix == ".parquet" and file.suffix == ".gz"):
-            raise UserError(f"{path}: got the ending {file.suffix!r}; use {', '.join(_SUFFIXES)}, or a .gz of a text file")
+            raise UserError(
+                f"{path}: got the ending {file.suffix!r}; use {', '.join(_SUFFIXES)}, or a .gz of a text file"
+            )
         readers = {".jsonl": _read_jsonl, ".json": _read_json, ".csv": _read_csv, ".parquet": _read_parquet}
         return Source(path, _file_hash(file), lambda: _checked(readers[suffix](file), path))
     if suffix in _SUFFIXES or not (match := _HUB_NAME.match(path)):
@@ -105,7 +107,7 @@ def _checked(rows: Iterator[tuple[str, Any]], path: str) -> Iterator[tuple[str, 
 
 
 def _open_text(file: Path) -> IO[str]:
-    stream: Any = gzip.open(file, "rb") if file.suffix == ".gz" else file.open("rb")
+    stream: Any = gzip.open(file, "rb") if file.suffix == ".gz" else file.open("rb")  # noqa: SIM115 (the caller closes)
     # Only \n ends a line: JSON may hold \u2028 and csv wants its own line ends.
     return io.TextIOWrapper(stream, encoding="utf-8-sig", newline="\n" if ".jsonl" in file.suffixes else "")
 
@@ -156,7 +158,7 @@ def _read_csv(file: Path) -> Iterator[tuple[str, Any]]:
                     raise UserError(f"{where}: got another number of fields than the header; quote fields with commas")
                 yield where, row
         except csv.Error as error:
-            raise UserError(f"{file}, line {reader.line_num}: got broken CSV ({error}); mend the quotes") from error
+            raise UserError(f"{file}, after line {reader.line_num}: got broken CSV ({error}); mend the quotes") from error
 
 
 def _read_parquet(file: Path) -> Iterator[tuple[str, Any]]:

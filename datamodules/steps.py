@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from ser_lightning.datamodules.store import PairStore
 from ser_lightning.layouts import PairRow, collate_pairs, cut_by_tokens
-from ser_lightning.records import PairBatch
+from ser_lightning.records import PairBatch, Selection
 
 
 @dataclass(frozen=True)
@@ -81,6 +81,27 @@ def seed_and_pseudo_weights(num_seed: int, num_pseudo: int, seed_share: float | 
     return seed_share * num_pairs / num_seed, (1 - seed_share) * num_pairs / num_pseudo
 
 
+def merge_selections(old: Selection, new: Selection) -> Selection:
+    """Both selections in the order of their pair id; the newer label wins where they share a pair.
+
+    Raises:
+        ValueError: `new` has a pair twice, or a label that is neither 0 nor 1.
+    """
+    if len(new.pair_id.unique()) < len(new) or not bool(((new.label == 0) | (new.label == 1)).all()):
+        raise ValueError("selection: needs each pair once, with the label 0 or 1")
+    new_id = new.pair_id.cpu()
+    is_kept = ~torch.isin(old.pair_id, new_id)
+    pair_id = torch.cat([old.pair_id[is_kept], new_id])
+    order = pair_id.argsort()
+    return Selection(
+        pair_id[order],
+        torch.cat([old.label[is_kept], new.label.to("cpu", torch.int8)])[order],
+        torch.cat([old.probability[is_kept], new.probability.to("cpu", torch.float32)])[order],
+        new.status,
+        new.round,
+    )
+
+
 def epoch_order(num_pairs: int, seed: int, phase: Phase, epoch: int) -> np.ndarray:
     """(N,) permutation of the phase's pairs, the same wherever and however often it is asked for."""
     digest = hashlib.blake2b(f"{seed}:{phase.round}:{phase.fold}:{epoch}".encode(), digest_size=7).digest()
@@ -89,7 +110,12 @@ def epoch_order(num_pairs: int, seed: int, phase: Phase, epoch: int) -> np.ndarr
 
 
 def make_batch(
-    store: PairStore, pairs: PairSet, positions: Sequence[int], pad_token_id: int, num_step_pairs: int, is_filler: bool
+    store: PairStore,
+    pairs: PairSet,
+    positions: Sequence[int] | np.ndarray,
+    pad_token_id: int,
+    num_step_pairs: int,
+    is_filler: bool,
 ) -> PairBatch:
     """One padded batch of the pairs at `positions`; a filler weighs nothing."""
     rows = []

@@ -34,6 +34,7 @@ UNLABELLED, CONTRADICTION = -1, -2
 """What stands in place of a label where nobody has said, and where rows of one pair disagree."""
 _STORE_VERSION = 1
 _MAX_PROBLEMS = 10
+_INDEX = ("pair_id", "prompt_id", "offsets", "role")
 _TEXTS = pyarrow.schema([(name, pyarrow.string()) for name in ("prompt", "response_a", "response_b", "source_id")])
 Counts = dict[str, Counter[str]]
 
@@ -58,6 +59,16 @@ def store_key(
     content = {role: [source.fingerprint for source in sources[role]] for role in ROLES}
     parts = [content, dict(columns), tokenizer_hash(tokenizer), max_length, ENCODING_VERSION, _STORE_VERSION]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:24]
+
+
+def default_cache() -> Path:
+    """Where encoded pairs go unless the user says otherwise."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ser-lightning"
+
+
+def is_complete(folder: Path) -> bool:
+    """Whether the store is there; a store appears whole or not at all."""
+    return (folder / "counts.json").is_file()
 
 
 def build_store(
@@ -180,8 +191,8 @@ class _StoreWriter:
         """Write the index, the labels and the counts."""
         self.ids.close()
         self.texts.close()
-        names = ("pair_id", "prompt_id", "offsets", "role")
-        np.savez(self.folder / "index.npz", **{name: np.asarray(getattr(self, name)) for name in names})
+        arrays = (np.asarray(values) for values in (self.pair_id, self.prompt_id, self.offsets, self.role))
+        np.savez(self.folder / "index.npz", **dict(zip(_INDEX, arrays, strict=True)))  # type: ignore[arg-type]
         np.save(self.folder / "labels.npy", np.asarray(self.labels, dtype=np.int8))
         (self.folder / "counts.json").write_text(json.dumps(self.counts))
 
@@ -206,8 +217,7 @@ class PairStore:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         with np.load(folder / "index.npz") as index:
-            self.pair_id, self.prompt_id, self.role = index["pair_id"], index["prompt_id"], index["role"]
-            self._offsets = index["offsets"]
+            self.pair_id, self.prompt_id, self._offsets, self.role = (index[name] for name in _INDEX)
         self.lengths = np.diff(self._offsets).reshape(-1, 2).max(axis=1, initial=0)
         num_ids = int(self._offsets[-1])
         self._ids = np.memmap(folder / "ids.bin", dtype=np.int32, mode="r") if num_ids else np.empty(0, np.int32)
@@ -224,7 +234,7 @@ class PairStore:
         start, middle, end = self._offsets[2 * row : 2 * row + 3]
         return self._ids[start:middle], self._ids[middle:end]
 
-    def read_texts(self, rows: Sequence[int]) -> list[PreferencePair]:
+    def read_texts(self, rows: Sequence[int] | np.ndarray) -> list[PreferencePair]:
         """The pairs of these rows, without a label."""
         if not len(rows):
             return []

@@ -31,7 +31,7 @@ from ser_lightning.datamodules.synthetic_text import (
 
 WORLD_LM_PATH = Path(__file__).parent / "world_lm"
 LABEL_TEMPERATURE = 0.5
-TEXTS_PER_WRITER = 4
+TEXTS_PER_WRITER = 5
 
 REWARDS = {
     "right": 3.0,  # times the share of the asked facts that are stated right
@@ -47,7 +47,7 @@ REWARDS = {
 }
 GOLD_FLOOR = -6.0
 
-# How likely a writer of no skill makes each fault; (1 - skill) ** FAULT_POWER scales it down.
+# How likely a writer of no skill makes each fault; for others it falls linearly to none.
 FAULT_RATES = {
     "off_topic": 0.3,
     "wrong": 0.5,  # per fact
@@ -60,7 +60,6 @@ FAULT_RATES = {
     "rude": 0.2,
     "unfinished": 0.2,
 }
-FAULT_POWER = 1.5
 DETAIL_RATE, COURTESY_RATE = 0.6, 0.5
 
 
@@ -90,9 +89,9 @@ def generate_pairs(num_pairs: int, seed: int = 0) -> Iterator[SyntheticPair]:
     rng = random.Random(f"synthetic pairs {seed}")
     for _ in range(num_pairs):
         prompt = write_prompt(rng)
-        response_a = response_b = write_response(prompt, rng.random(), rng)
+        response_a = response_b = write_response(prompt, draw_skill(rng), rng)
         while response_b == response_a:
-            response_b = write_response(prompt, rng.random(), rng)
+            response_b = write_response(prompt, draw_skill(rng), rng)
         gold_a, gold_b = gold_reward(prompt, response_a), gold_reward(prompt, response_b)
         label = int(rng.random() < label_probability(gold_a, gold_b))
         yield SyntheticPair(prompt, response_a, response_b, label, gold_a, gold_b)
@@ -103,7 +102,7 @@ def generate_texts(num_texts: int, seed: int) -> Iterator[tuple[str, str]]:
     rng = random.Random(f"synthetic texts {seed}")
     for index in range(num_texts):
         if index % TEXTS_PER_WRITER == 0:
-            skill = rng.random()
+            skill = draw_skill(rng)
         prompt = write_prompt(rng)
         yield prompt, write_response(prompt, skill, rng)
 
@@ -156,6 +155,11 @@ def _judge_sentence(text: str, asked: tuple[Fact, ...]) -> tuple[str, Fact | Non
     return ("detail" if is_true and not was_asked else "wrong"), fact
 
 
+def draw_skill(rng: random.Random) -> float:
+    """The skill of a new writer, 0 to 1: most writers are either rather careful or rather careless."""
+    return rng.betavariate(0.5, 0.5)
+
+
 def write_prompt(rng: random.Random) -> str:
     """Ask for one or two facts about one subject."""
     kind_name = rng.choice(list(KINDS))
@@ -179,7 +183,7 @@ def write_response(prompt: str, skill: float, rng: random.Random) -> str:
     """
 
     def slips(fault: str) -> bool:
-        return rng.random() < FAULT_RATES[fault] * (1 - skill) ** FAULT_POWER
+        return rng.random() < FAULT_RATES[fault] * (1 - skill)
 
     asked = list(read_prompt(prompt))
     rng.shuffle(asked)

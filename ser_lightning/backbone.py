@@ -4,6 +4,8 @@ A decoder's reward is read at the last position whose attention mask is 1; an en
 """
 
 import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import wraps
 from importlib import resources
@@ -11,9 +13,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from peft import LoraConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, BitsAndBytesConfig, PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
 
 from ser_lightning.errors import UserError
 
@@ -189,7 +193,7 @@ def load_scorer(backbone: Backbone, device: torch.device | str = "cpu") -> Score
         if backbone.gradient_checkpointing:
             _unwrapped(body).enable_input_require_grads()
             _unwrapped(body).gradient_checkpointing_enable({"use_reentrant": False})
-    return Scorer(model)
+    return Scorer(model).train()  # transformers loads for inference, with dropout off
 
 
 def merged_model(scorer: Scorer) -> nn.Module:
@@ -244,15 +248,34 @@ def _load_model(backbone: Backbone, device: torch.device | str) -> nn.Module:
             llm_int8_skip_modules=["score", "classifier", "pre_classifier", "pooler", "head"],
         )
     try:
-        model = AutoModelForSequenceClassification.from_pretrained(path, num_labels=1, **extra)
+        with _quiet_load_report():
+            model, report = AutoModelForSequenceClassification.from_pretrained(
+                path, num_labels=1, ignore_mismatched_sizes=True, output_loading_info=True, **extra
+            )
     except (OSError, ValueError) as error:
         raise UserError(_not_found("model", path, error)) from error
+    new = [*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])]
+    if random := [key for key in new if key.startswith(model.base_model_prefix + ".")]:
+        rank_zero_warn(
+            f"backbone.path: {path} lacks {len(random)} tensors of the body, such as {random[0]}; they start random"
+        )
     tokenizer = load_tokenizer(backbone)
     rows = model.get_input_embeddings().num_embeddings
     if len(tokenizer) > rows:
         raise UserError(f"backbone.path: got a tokenizer of {len(tokenizer)} tokens for {rows} embeddings; use its own")
     model.config.pad_token_id = tokenizer.pad_token_id
     return model
+
+
+@contextmanager
+def _quiet_load_report() -> Iterator[None]:
+    """A new head and an unused LM head are the rule here; what is not is said by `_load_model` itself."""
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
 
 
 def _lora_config(lora: LoraSettings) -> LoraConfig:

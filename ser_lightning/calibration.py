@@ -17,7 +17,9 @@ def fit_temperature(margin: Tensor, target: Tensor) -> float:
     """Temperature T that minimises the log-loss of `sigmoid(margin / T)` (Guo et al., 2017), by golden-section search.
 
     The log-loss is convex in 1/T, hence unimodal in log T. A seed on which the model is no better than chance has its
-    minimum at T -> infinity: the search is bounded at 1000, where every probability is near one half.
+    minimum at T -> infinity: the search is bounded at 1000, where every probability is near one half. One that makes
+    no mistake would have it at T -> 0; labels are taken as (N + 1) / (N + 2) sure, as in Platt scaling (Platt, 1999),
+    so that N pairs never prove more than they can.
 
     Args:
         margin: (N,) reward_a - reward_b.
@@ -29,6 +31,7 @@ def fit_temperature(margin: Tensor, target: Tensor) -> float:
     if len(margin) == 0 or not torch.isfinite(margin).all():
         raise ValueError(f"temperature needs finite margins of labelled pairs: got {len(margin)} pairs")
     margin, target = margin.double().cpu(), target.double().cpu()
+    target = (target * len(target) + 1) / (len(target) + 2)
 
     def log_loss(log_t: float) -> float:
         return float(F.binary_cross_entropy_with_logits(margin / math.exp(log_t), target))

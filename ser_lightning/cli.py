@@ -4,7 +4,6 @@ import logging
 import os
 import warnings
 from collections.abc import Iterator
-from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -31,14 +30,13 @@ QUIET_LOGS = (
     "TPU available:",
     "HPU available:",
     "`weights_only` was not set",  # a note on the default of PyTorch's own loader
+    "Failed to load CPU gemm_4bit_forward",  # bitsandbytes falls back to its own code, which is what the tests run
     "💡 Tip:",  # advertises packages that this project does not use
 )
 QUIET_WARNINGS = (
     r".*does not have many workers",  # batches come encoded from a cache: workers would only copy them
     r".*isinstance\(treespec, LeafSpec\)",  # inside Lightning, on PyTorch's account
 )
-# Lightning itself calls jsonargparse in ways that jsonargparse calls deprecated.
-os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
 
 
 class Parser(LightningArgumentParser):
@@ -155,19 +153,21 @@ class SerCLI(LightningCLI):
         """Instantiate everything; `UserError` with the problems of all parts, not only of the first."""
         try:
             super().instantiate_classes()
-        except UserError as error:
-            problems = dict.fromkeys(error.problems)
-            for key in ("model", "data", "trainer"):
+        except Exception as error:
+            problems = dict.fromkeys(_user_problems(error))
+            for key in ("model", "data", "trainer") if problems else ():
                 problems |= dict.fromkeys(self._problems_of(key))
-            raise UserError(problems) from error
+            if problems:
+                raise UserError(problems) from error
+            raise
 
-    def _problems_of(self, key: str) -> Iterator[str]:
+    def _problems_of(self, key: str) -> list[str]:
         part = Namespace({key: self.config[self.subcommand].get(key)})
         try:
-            with suppress(Exception):
-                self._parser(self.subcommand).instantiate_classes(part)
-        except UserError as error:
-            yield from error.problems
+            self._parser(self.subcommand).instantiate_classes(part)
+        except Exception as error:
+            return _user_problems(error)
+        return []
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """The trainer with this project's callbacks and metrics file; its own objections become a `UserError`.
@@ -237,14 +237,23 @@ def run(args: list[str], epilog: str = "") -> None:
 
 def _quieten() -> None:
     """Hide third-party notes that tell the user nothing; warnings other than these are left alone."""
-    logger = logging.getLogger("lightning.pytorch.utilities.rank_zero")
-    logger.addFilter(_is_worth_reading)
+    for name in ("lightning.pytorch.utilities.rank_zero", "bitsandbytes.backends.cpu.ops"):
+        logging.getLogger(name).addFilter(_is_worth_reading)
+    # Lightning itself calls jsonargparse in ways that jsonargparse calls deprecated.
+    os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
     for message in QUIET_WARNINGS:
         warnings.filterwarnings("ignore", message)
 
 
 def _is_worth_reading(record: logging.LogRecord) -> bool:
     return not record.getMessage().startswith(QUIET_LOGS)
+
+
+def _user_problems(error: BaseException | None) -> list[str]:
+    """The problems of the `UserError` that `error` is or wraps: jsonargparse reports every failure as its own."""
+    while error is not None and not isinstance(error, UserError):
+        error = error.__cause__ or error.__context__
+    return [] if error is None else error.problems
 
 
 def _load(path: str) -> Any:

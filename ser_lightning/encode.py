@@ -4,10 +4,8 @@ A dialogue that is too long loses its oldest turns, then the front of its last t
 responses of a pair see exactly the same prompt.
 """
 
-import datetime
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from jinja2.exceptions import TemplateError
 from transformers import PreTrainedTokenizerBase
@@ -15,6 +13,10 @@ from transformers import PreTrainedTokenizerBase
 from ser_lightning.errors import UserError
 from ser_lightning.records import PreferencePair, Turn
 
+_MAX_TRIES = 8
+# Templates such as Llama 3's write today's date into the system turn: ids and rewards would change overnight. This is
+# the date that they take where there is no clock.
+_FIXED_DATE = "{% macro strftime_now(format) %}26 Jul 2024{% endmacro %}"
 ENCODING_VERSION = 1
 """Part of the cache key: raise it when the same pair would come out as other ids."""
 
@@ -34,10 +36,6 @@ class EncodedPair:
     is_cut: bool = False
 
 
-def _fixed_date(date_format: str) -> str:
-    return datetime.date(2024, 7, 26).strftime(date_format)
-
-
 def encode_conversations(tokenizer: PreTrainedTokenizerBase, conversations: Sequence[list[Turn]]) -> list[list[int]]:
     """Ids of whole conversations; the only place that turns text into ids.
 
@@ -48,9 +46,12 @@ def encode_conversations(tokenizer: PreTrainedTokenizerBase, conversations: Sequ
     Returns:
         N lists of ids.
     """
-    # Templates such as Llama 3.1's write today's date into the system turn: rewards and cache would change overnight.
-    kwargs: dict[str, Any] = {"tokenize": True, "return_dict": False, "strftime_now": _fixed_date}
-    rows = tokenizer.apply_chat_template(list(conversations), **kwargs)
+    template = tokenizer.get_chat_template()
+    if "strftime_now" in template:
+        template = _FIXED_DATE + template
+    rows: list[list[int]] = tokenizer.apply_chat_template(
+        list(conversations), chat_template=template, tokenize=True, return_dict=False
+    )
     bos = tokenizer.bos_token_id
     if bos is not None and any(row[:2] == [bos, bos] for row in rows):
         raise UserError(
@@ -112,31 +113,59 @@ def _both(pair: PreferencePair, prompt: list[Turn]) -> list[list[Turn]]:
 def _encode_cut(tokenizer: PreTrainedTokenizerBase, pair: PreferencePair, max_length: int) -> EncodedPair | None:
     """The longest cut of the prompt with which both responses fit."""
 
-    def attempt(prompt: list[Turn]) -> EncodedPair | None:
+    def attempt(prompt: list[Turn]) -> tuple[int, EncodedPair]:
         ids_a, ids_b = encode_conversations(tokenizer, _both(pair, prompt))
-        return EncodedPair(ids_a, ids_b, is_cut=True) if max(len(ids_a), len(ids_b)) <= max_length else None
+        return max(len(ids_a), len(ids_b)), EncodedPair(ids_a, ids_b, is_cut=True)
 
     num_system = sum(turn["role"] == "system" for turn in pair.prompt[:1])
     system, turns = pair.prompt[:num_system], pair.prompt[num_system:]
     if not turns:
         return None
-    # Many templates insist on a dialogue that the user opens.
-    starts = [i for i in range(1, len(turns)) if turns[i]["role"] == "user" or i == len(turns) - 1]
-    for start in starts:
-        if encoded := attempt([*system, *turns[start:]]):
-            return encoded
     last = turns[-1]
 
-    def keep(num_characters: int) -> EncodedPair | None:
+    def keep(num_characters: int) -> tuple[int, EncodedPair]:
         tail = last["content"][len(last["content"]) - num_characters :]
         return attempt([*system, {"role": last["role"], "content": tail}])
 
-    best = keep(0)
-    fitting, too_many = 0, len(last["content"])
-    while best and too_many - fitting > 1:
-        middle = (fitting + too_many) // 2
-        if encoded := keep(middle):
-            best, fitting = encoded, middle
+    shortest, without_prompt = keep(0)
+    if shortest > max_length:
+        return None
+    # Many templates insist on a dialogue that the user opens.
+    for start in (i for i in range(1, len(turns)) if turns[i]["role"] == "user" or i == len(turns) - 1):
+        length, encoded = attempt([*system, *turns[start:]])
+        if length <= max_length:
+            return encoded
+    full = length if len(turns) > 1 else keep(len(last["content"]))[0]
+    return _longest_tail(keep, len(last["content"]), full, shortest, without_prompt, max_length)
+
+
+def _longest_tail(
+    keep: Callable[[int], tuple[int, EncodedPair]],
+    too_many: int,
+    too_long: int,
+    fit_length: int,
+    best: EncodedPair,
+    max_length: int,
+) -> EncodedPair:
+    """Search for the most characters of the last turn that fit; ids grow almost in step with characters.
+
+    Args:
+        keep: from a number of characters to the longer conversation's length and the encoding.
+        too_many: characters that do not fit.
+        too_long: length with them.
+        fit_length: length with no character.
+        best: the encoding with no character.
+        max_length: most ids in a conversation.
+    """
+    fitting = 0
+    for _ in range(_MAX_TRIES):
+        if fit_length == max_length or too_many - fitting <= 1:
+            break
+        guess = fitting + (too_many - fitting) * (max_length - fit_length) // (too_long - fit_length)
+        guess = min(max(guess, fitting + 1), too_many - 1)
+        length, encoded = keep(guess)
+        if length <= max_length:
+            fitting, fit_length, best = guess, length, encoded
         else:
-            too_many = middle
+            too_many, too_long = guess, length
     return best

@@ -15,7 +15,7 @@ def _margins_and_labels(temperature, n=4000, seed=0):
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 4.0])
 def test_temperature_is_the_minimum_that_scipy_finds(temperature):
     margin, target = _margins_and_labels(temperature)
-    m, y = margin.double().numpy(), target.numpy()
+    m, y = margin.double().numpy(), (4000 * target.numpy() + 1) / 4002
 
     def log_loss(log_t):
         z = m / np.exp(log_t)
@@ -39,6 +39,13 @@ def test_a_model_that_knows_nothing_gets_probabilities_of_one_half():
     wrong = (margin < 0).float()
     assert (prob_a_wins(margin, fit_temperature(margin, wrong)) - 0.5).abs().max() < 0.01
     assert (prob_a_wins(margin, fit_temperature(margin, coin)) - 0.5).abs().mean() < 0.02
+
+
+@pytest.mark.parametrize("pairs", [10, 1000])
+def test_pairs_without_a_mistake_prove_no_more_than_their_number(pairs):
+    margin = torch.full((pairs,), 5.0)
+    certain = prob_a_wins(margin, fit_temperature(margin, torch.ones(pairs)))[0].item()
+    assert certain == pytest.approx((pairs + 1) / (pairs + 2), rel=1e-4)
 
 
 def test_temperature_refuses_what_it_cannot_use():

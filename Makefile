@@ -1,0 +1,51 @@
+# Needs Python 3.11+, make and a package registry; every target sets up .venv by itself.
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin/python
+STAMP := $(VENV)/.installed
+STAGED := build/typecheck
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint format wheel clean
+
+help:  ## Show this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
+
+setup: $(STAMP)  ## Create .venv with the pinned, known-good versions
+
+# torch first and alone: pinned it is the CPU build here, left open it brings gigabytes of CUDA packages.
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, $(PYTHON) is " + sys.version.split()[0] + ": make PYTHON=python3.11 ...")'
+	test -x $(RUN) || $(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --quiet --disable-pip-version-check torch==$$(sed -n 's/^torch==//p' constraints.txt)
+	$(RUN) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+demo: $(STAMP)  ## Evolve a reward model on the embedded synthetic world (minutes on 2 cores)
+	$(RUN) -m ser_lightning fit --config configs/rm.yaml
+
+test: $(STAMP)  ## Run the whole suite
+	$(RUN) -m pytest
+
+lint: $(STAMP)  ## Check style and types
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+	$(MAKE) --no-print-directory types
+
+# Type checkers follow no package-dir mapping: they get a copy in which the packages lie where they are imported from.
+.PHONY: types
+types: $(STAMP)
+	rm -rf $(STAGED) && mkdir -p $(STAGED)
+	cp -R ser_lightning $(STAGED)/ && cp -R callbacks datamodules configs $(STAGED)/ser_lightning/
+	cd $(STAGED) && $(CURDIR)/$(RUN) -m mypy --config-file $(CURDIR)/pyproject.toml --cache-dir $(CURDIR)/.mypy_cache -p ser_lightning
+
+format: $(STAMP)  ## Rewrite the code in the project's style
+	$(RUN) -m ruff check --fix .
+	$(RUN) -m ruff format .
+
+wheel: $(STAMP)  ## Build dist/*.whl
+	$(RUN) -m pip wheel --no-deps --no-build-isolation --wheel-dir dist .
+
+clean:  ## Remove .venv and all caches; runs/ stays
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache
+	find . -name __pycache__ -not -path './.git/*' -prune -exec rm -rf {} +

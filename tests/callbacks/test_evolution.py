@@ -1,0 +1,249 @@
+import csv
+import json
+import math
+import shutil
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+from lightning.pytorch import seed_everything
+from lightning.pytorch.callbacks import Callback
+from tests.helpers import data, equal, evolution, fit, module, trainer, weights
+
+from ser_lightning.errors import UserError
+from ser_lightning.selection import CalibratedRule, PaperRule, TopShareRule
+
+
+class Recorder(Callback):
+    """What each epoch trained on, and what the module was in."""
+
+    def __init__(self):
+        self.epochs = []
+
+    def on_train_epoch_start(self, trainer, pl_module):
+        self.epochs.append({"phase": trainer.datamodule.phase, "ids": [], "weight": {}, "target": {}})
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        assert pl_module.training and torch.is_grad_enabled()
+        for micro in batch:
+            self.epochs[-1]["ids"] += micro.pair_id.tolist()
+            self.epochs[-1]["weight"].update(zip(micro.pair_id.tolist(), micro.weight.tolist(), strict=True))
+            self.epochs[-1]["target"].update(zip(micro.pair_id.tolist(), micro.target.tolist(), strict=True))
+
+
+def rows(run):
+    return list(csv.DictReader(Path(run, "rounds.csv").open()))
+
+
+def audit(run, number):
+    return pq.read_table(Path(run, "rounds", str(number), "audit.parquet")).to_pylist()
+
+
+def pairs_of(pairs_file, split, fold=None, folds=2):
+    pairs = data(pairs_file)
+    pairs.tokenizer = module(TINY["dir"]).tokenizer
+    pairs.prepare_data()
+    pairs.setup("fit")
+    return set(pairs.pair_ids(split, fold, folds).tolist())
+
+
+TINY: dict = {}
+
+
+@pytest.fixture(autouse=True)
+def _tiny(tiny_model_dir):
+    TINY["dir"] = tiny_model_dir
+
+
+def test_a_round_trains_without_each_fold_and_then_on_all(tiny_model_dir, pairs_file):
+    log = Recorder()
+    fit(tiny_model_dir, pairs_file, "run", log)
+    seed, pool = pairs_of(pairs_file, "seed"), pairs_of(pairs_file, "pool")
+    folds = [pairs_of(pairs_file, "seed", k) for k in range(2)]
+    assert [(e["phase"].round, e["phase"].fold) for e in log.epochs] == [
+        (0, 0), (0, 1), (0, None), (1, 0), (1, 1), (1, None),
+    ]  # fmt: skip
+    for epoch in log.epochs:
+        expected = seed - folds[epoch["phase"].fold] if epoch["phase"].fold is not None else seed
+        assert set(epoch["ids"]) & seed == expected and len(epoch["ids"]) == len(set(epoch["ids"]))
+        pseudo = set(epoch["ids"]) - seed
+        assert pseudo <= pool and bool(pseudo) == (epoch["phase"].round == 1)
+
+
+def test_what_is_kept_is_what_is_trained_on_with_the_label_of_the_audit(tiny_model_dir, pairs_file):
+    log = Recorder()
+    fit(tiny_model_dir, pairs_file, "run", log)
+    kept = {r["pair_id"]: r["label"] for r in audit("run", 0) if r["kept"]}
+    seed = pairs_of(pairs_file, "seed")
+    trained = {i: t for i, t in log.epochs[-1]["target"].items() if i not in seed}
+    assert trained == {i: float(label) for i, label in kept.items()}
+    assert len(audit("run", 0)) == len(pairs_of(pairs_file, "pool"))
+    for r in audit("run", 0):
+        assert r["label"] == int(r["reward_a"] > r["reward_b"])
+        assert r["reason"] == ("kept" if r["kept"] else "not sure enough")
+        assert r["probability"] == pytest.approx(1 / (1 + math.exp(r["reward_b"] - r["reward_a"])), abs=1e-5)
+
+
+def test_training_cannot_see_a_pool_label(tiny_model_dir, pairs_file, tmp_path):
+    """The same file with every pool label turned round gives the same labels, selections and weights, bit for bit."""
+    pool, lines = pairs_of(pairs_file, "pool"), [json.loads(line) for line in pairs_file.read_text().splitlines()]
+    asked = data(pairs_file)
+    asked.tokenizer = module(tiny_model_dir).tokenizer
+    asked.prepare_data()
+    asked.setup("fit")
+    in_pool = {p.prompt[-1]["content"] for p in asked.lookup(sorted(pool))}
+    turned = [
+        {**r, "chosen": r["rejected"], "rejected": r["chosen"]} if r["prompt"] in in_pool else r for r in lines
+    ]
+    other_file = tmp_path / "turned.jsonl"
+    other_file.write_text("".join(json.dumps(r) + "\n" for r in turned))
+    assert sum(a != b for a, b in zip(lines, turned, strict=True)) == len(pool) > 30
+    one, _ = fit(tiny_model_dir, pairs_file, "one", rule=CalibratedRule(), max_rounds=2)
+    other, _ = fit(tiny_model_dir, other_file, "other", rule=CalibratedRule(), max_rounds=2)
+    assert equal(weights(one), weights(other))
+    assert [audit("one", r["round"]) for r in rows("one")] == [audit("other", r["round"]) for r in rows("other")]
+    for a, b in zip(rows("one"), rows("other"), strict=True):
+        assert float(a["pool_accuracy"]) == pytest.approx(1 - float(b["pool_accuracy"]))  # only a metric reads them
+        assert a["seed_oof_accuracy"] == b["seed_oof_accuracy"] and a["delivered"] == b["delivered"]
+
+
+def test_rounds_csv_counts_what_happened(tiny_model_dir, pairs_file):
+    _, callback = fit(tiny_model_dir, pairs_file, "run", max_rounds=2, rule=TopShareRule(0.5, min_change_share=0.0))
+    table = rows("run")
+    assert [r["round"] for r in table] == ["0", "1", "2"] and sum(r["delivered"] == "1" for r in table) == 1
+    for number, r in enumerate(table):
+        lines = audit("run", number)
+        assert int(r["scored"]) == len(lines) and int(r["kept"]) == sum(x["kept"] for x in lines)
+        assert int(r["tokens"]) > 0 and 0 <= float(r["test_accuracy"]) <= 1
+    flips = sum(
+        a["label"] != b["label"] for a, b in zip(audit("run", 0), audit("run", 1), strict=True)
+    )
+    assert int(table[1]["flipped"]) == flips and table[0]["flipped"] == "0"
+    assert [len(s) for s in callback.history] == [int(r["kept"]) for r in table]
+
+
+def test_the_delivered_rounds_model_is_handed_over(tiny_model_dir, pairs_file):
+    model, _ = fit(tiny_model_dir, pairs_file, "run", rule=CalibratedRule(), max_rounds=2)
+    number = next(r["round"] for r in rows("run") if r["delivered"] == "1")
+    saved = torch.load(Path("run/rounds", number, "model.pt"), weights_only=True)
+    assert equal(weights(model), saved["weights"]) and model.temperature == saved["temperature"] != 1.0
+    last = torch.load("run/checkpoints/last.ckpt", weights_only=False)
+    assert equal({k.removeprefix("_scorer."): v for k, v in last["state_dict"].items()}, saved["weights"])
+
+
+def test_a_rule_that_keeps_nothing_ends_evolution_and_says_so(tiny_model_dir, pairs_file, capsys, caplog):
+    with caplog.at_level("INFO"):
+        _, callback = fit(tiny_model_dir, pairs_file, "run", rule=CalibratedRule(target=0.9999), max_rounds=3)
+    assert "keeps nothing: the highest that any pair reaches is" in caplog.text
+    assert callback.finished and [r["kept"] for r in rows("run")] == ["0"]
+    assert "Rounds of self-evolution" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"restart": "optimizer"},
+        {"restart": "nothing"},
+        {"seed_epochs": 2},
+        {"epochs_per_round": 2},
+        {"seed_share": 0.9},
+        {"committee": True},
+        {"max_rounds": 1},
+        {"combine": "add"},
+        {"length_quota": "seed"},
+        {"folds": 3},
+    ],
+)
+def test_every_option_changes_the_result(tiny_model_dir, pairs_file, change):
+    usual = {"max_rounds": 2, "rule": TopShareRule(0.4, min_change_share=0.0)}
+    logs = Recorder(), Recorder()
+    fit(tiny_model_dir, pairs_file, "usual", logs[0], **usual)
+    fit(tiny_model_dir, pairs_file, "changed", logs[1], **{**usual, **change})
+    assert Path("usual/rounds.csv").read_text() != Path("changed/rounds.csv").read_text()
+    last = [log.epochs[-1]["weight"] for log in logs]
+    if "seed_share" in change:
+        seed = pairs_of(pairs_file, "seed")
+        total = sum(last[1].values())
+        assert sum(w for i, w in last[1].items() if i in seed) / total == pytest.approx(0.9)
+        assert total / len(last[1]) == pytest.approx(1.0, abs=1e-5)
+    if "combine" in change:
+        assert set(last[0]) <= set(last[1])
+
+
+def test_restarted_optimizer_and_weights(tiny_model_dir, pairs_file):
+    class Start(Callback):
+        def __init__(self):
+            self.starts = {}
+
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            phase = trainer.datamodule.phase
+            key = (phase.round, phase.fold)
+            if key not in self.starts:
+                self.starts[key] = weights(pl_module), len(trainer.optimizers[0].state)
+
+    starts = {}
+    for restart in ("weights", "optimizer", "nothing"):
+        log = Start()
+        fit(tiny_model_dir, pairs_file, restart, log, restart=restart)
+        starts[restart] = log.starts
+        first, again = log.starts[(0, None)], log.starts[(1, None)]
+        assert equal(first[0], again[0]) == (restart == "weights")
+        assert bool(again[1]) == (restart == "nothing") and not first[1]
+        if restart != "weights":
+            assert equal(again[0], torch.load(f"{restart}/rounds/0/phase_main.pt", weights_only=True)["weights"])
+
+
+class Crash(Callback):
+    def __init__(self, epoch, batch=0):
+        self.epoch, self.batch = epoch, batch
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if trainer.current_epoch == self.epoch and batch_idx == self.batch:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("epoch", [1, 3, 4, 7])
+def test_a_crashed_run_goes_on_as_if_nothing_had_happened(tiny_model_dir, pairs_file, epoch):
+    settings = {"max_rounds": 2, "epochs_per_round": 2, "rule": CalibratedRule(min_change_share=0.0), "restart": "nothing"}
+    unbroken, _ = fit(tiny_model_dir, pairs_file, "unbroken", **settings)
+    with pytest.raises((KeyboardInterrupt, SystemExit)):
+        fit(tiny_model_dir, pairs_file, "broken", Crash(epoch, 1), **settings)
+    seed_everything(0, verbose=False)
+    model, callback = module(tiny_model_dir), evolution(**settings)
+    trainer("broken", callback).fit(model, data(pairs_file), ckpt_path="broken/checkpoints/last.ckpt")
+    assert equal(weights(unbroken), weights(model))
+    for number in range(len(rows("unbroken"))):
+        assert audit("unbroken", number) == audit("broken", number)
+    for a, b in zip(rows("unbroken"), rows("broken"), strict=True):
+        assert {k: v for k, v in a.items() if k != "seconds"} == {k: v for k, v in b.items() if k != "seconds"}
+
+
+def test_a_finished_run_does_not_start_again(tiny_model_dir, pairs_file):
+    fit(tiny_model_dir, pairs_file, "run")
+    with pytest.raises(UserError, match="finished"):
+        trainer("run", evolution()).fit(
+            module(tiny_model_dir), data(pairs_file), ckpt_path="run/checkpoints/last.ckpt"
+        )
+
+
+def test_settings_that_would_fail_silently_are_refused(tiny_model_dir, pairs_file):
+    with pytest.raises(UserError, match="reload_dataloaders_every_n_epochs: got 0"):
+        trainer("run", evolution(), reload_dataloaders_every_n_epochs=0).fit(module(tiny_model_dir), data(pairs_file))
+    with pytest.raises(UserError, match="pool of no pairs"):
+        trainer("run", evolution()).fit(module(tiny_model_dir), data(pairs_file, seed_fraction=1.0))
+    with pytest.raises(UserError) as error:
+        evolution(CalibratedRule(), folds=0, seed_epochs=0, seed_share=1.5, committee=True)
+    assert len(error.value.problems) == 4
+
+
+def test_without_folds_the_last_round_is_delivered(tiny_model_dir, pairs_file):
+    fit(tiny_model_dir, pairs_file, "run", rule=TopShareRule(0.5, 0.0), folds=0, max_rounds=2)
+    assert [r["delivered"] for r in rows("run")] == ["0", "0", "1"]
+    assert {r["seed_oof_accuracy"] for r in rows("run")} == {"nan"}
+    shutil.rmtree("run")
+
+
+def test_the_papers_rule_runs(tiny_model_dir, pairs_file):
+    _, callback = fit(tiny_model_dir, pairs_file, "run", rule=PaperRule(tau_low=0.5, tau_high=0.5), folds=0)
+    assert callback.finished

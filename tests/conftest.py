@@ -1,0 +1,101 @@
+"""Everything tests share: offline, seeded, in a folder of their own, with models of a few thousand weights."""
+
+import json
+import os
+import random
+from pathlib import Path
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported
+os.environ["WANDB_MODE"] = "offline"
+
+import lightning.pytorch  # noqa: F401  its log handler keeps the stderr that it finds, which must outlive a test
+import numpy as np
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+CHAT_TEMPLATE = (
+    "{{ bos_token }}{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}{{ eos_token }}{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+
+
+@pytest.fixture(autouse=True)
+def _isolated(tmp_path, tmp_path_factory, monkeypatch):
+    """A folder, a cache and an environment that are gone after the test, and the same random numbers before it."""
+    environment = dict(os.environ)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
+    yield
+    os.environ.clear()
+    os.environ.update(environment)
+
+
+@pytest.fixture(scope="session")
+def tiny_tokenizer() -> PreTrainedTokenizerFast:
+    """One token a byte, with BOS, EOS, padding and a chat template."""
+    special = ["<pad>", "<bos>", "<eos>"]
+    vocabulary = {token: i for i, token in enumerate(special + sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<bos>", eos_token="<eos>", model_max_length=512
+    )
+    fast.chat_template = CHAT_TEMPLATE
+    return fast
+
+
+@pytest.fixture(scope="session")
+def tiny_model_dir(tiny_tokenizer, tmp_path_factory) -> Path:
+    """A two-layer Llama of width 16 with that tokenizer, as transformers saves it."""
+    folder = tmp_path_factory.mktemp("tiny_model")
+    config = LlamaConfig(
+        vocab_size=len(tiny_tokenizer),
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+        pad_token_id=tiny_tokenizer.pad_token_id,
+        bos_token_id=tiny_tokenizer.bos_token_id,
+        eos_token_id=tiny_tokenizer.eos_token_id,
+    )
+    state = torch.random.get_rng_state()
+    torch.manual_seed(0)
+    LlamaForCausalLM(config).save_pretrained(folder)
+    torch.random.set_rng_state(state)
+    tiny_tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def pairs_file(tmp_path_factory) -> Path:
+    """80 pairs in which the answer that holds the right sum was chosen, as JSON lines."""
+    generator = random.Random(0)
+    path = tmp_path_factory.mktemp("pairs") / "pairs.jsonl"
+    with path.open("w") as file:
+        for number in range(80):
+            right, wrong = f"It is {2 * number}.", f"It is {2 * number + generator.randint(1, 9)}, I think."
+            row = {"prompt": f"What is {number} plus {number}?", "chosen": right, "rejected": wrong}
+            file.write(json.dumps(row) + "\n")
+    return path
+
+
+@pytest.fixture
+def tiny_run(tiny_model_dir, pairs_file) -> list[str]:
+    """`--config rm.yaml` and the flags that make it a run of a second: tiny model, few pairs, one round."""
+    return [
+        *("--config", "rm.yaml"),
+        f"--model.backbone.path={tiny_model_dir}",
+        *("--model.backbone.train=full", f"--data.path={pairs_file}"),
+        *("--data.max_length=64", "--data.pairs_per_step=8", "--data.seed_fraction=0.3"),
+        *("--trainer.callbacks.max_rounds=1", "--trainer.callbacks.seed_epochs=1"),
+        *("--trainer.callbacks.epochs_per_round=1", "--trainer.callbacks.folds=2"),
+        *("--trainer.accelerator=cpu", "--trainer.enable_model_summary=false"),
+    ]

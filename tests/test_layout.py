@@ -1,0 +1,73 @@
+"""Imports run one way, and every module can be imported by itself."""
+
+import ast
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+FLOORS = (
+    ("errors", "records"),
+    ("losses", "calibration", "encode", "layouts"),
+    ("metrics", "selection", "backbone", "floors"),
+    ("scoring",),
+    ("reward_module", "export", "run_folder", "arguments", "diagnosis"),
+    ("cli",),
+    ("__main__",),
+)
+"""From the ground up: a module imports from floors below its own, or from an earlier module of its own."""
+
+
+def modules_below(folder):
+    return sorted(ROOT.joinpath(folder).glob("*.py"))
+
+
+def imports_of(path):
+    """The `ser_lightning` modules that a file imports, anywhere in it."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        elif isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        else:
+            continue
+        yield from (name for name in names if name.startswith("ser_lightning."))
+
+
+def test_the_package_imports_neither_callbacks_nor_datamodules():
+    for path in modules_below("ser_lightning"):
+        above = [n for n in imports_of(path) if n.startswith(("ser_lightning.callbacks", "ser_lightning.datamodules"))]
+        assert not above, f"{path.name} imports {above}"
+
+
+def test_callbacks_and_datamodules_do_not_import_each_other():
+    for folder, other in (("callbacks", "datamodules"), ("datamodules", "callbacks")):
+        for path in modules_below(folder):
+            assert not [name for name in imports_of(path) if name.startswith(f"ser_lightning.{other}")], path
+
+
+def test_inside_the_package_imports_run_down_the_floors():
+    order = [name for floor in FLOORS for name in floor]
+    for path in modules_below("ser_lightning"):
+        if path.stem == "__init__":
+            continue
+        assert path.stem in order, f"{path.name} stands on no floor of {__file__}"
+        for name in {n.split(".")[1] for n in imports_of(path)} & set(order):
+            assert order.index(name) < order.index(path.stem), f"{path.stem} imports {name}"
+
+
+@pytest.mark.parametrize("package", ["callbacks", "datamodules"])
+def test_nothing_is_imported_under_its_bare_name(package):
+    for folder in ("ser_lightning", "callbacks", "datamodules"):
+        for path in modules_below(folder):
+            for node in ast.walk(ast.parse(path.read_text())):
+                if isinstance(node, ast.ImportFrom):
+                    assert (node.module or "").split(".")[0] != package, path
+
+
+@pytest.mark.parametrize("path", [p for f in ("ser_lightning", "callbacks", "datamodules") for p in modules_below(f)])
+def test_every_module_imports(path):
+    folder = path.parent.name
+    prefix = "ser_lightning" if folder == "ser_lightning" else f"ser_lightning.{folder}"
+    import_module(prefix if path.stem == "__init__" else f"{prefix}.{path.stem}")
