@@ -32,6 +32,11 @@ def prompt_hash(prompt: list[Turn]) -> int:
     return content_hash(*(f"{turn['role']}:{' '.join(turn['content'].split()).casefold()}" for turn in prompt))
 
 
+def earlier_prompts(prompt: list[Turn]) -> list[int]:
+    """Hashes of the prompts that this one continues, where the user had spoken before."""
+    return [prompt_hash(prompt[:end]) for end in range(1, len(prompt)) if prompt[end - 1]["role"] == "user"]
+
+
 def canonical_pair(
     prompt: list[Turn], first: str, second: str, label: int | None, source_id: str | None = None
 ) -> PreferencePair:

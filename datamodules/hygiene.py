@@ -1,4 +1,4 @@
-"""Which pair goes where: splits by prompt, and one stated policy for every duplicate, contradiction and leak.
+"""Which pair goes where: splits by dialogue, and one stated policy for every duplicate, contradiction and leak.
 
 Nothing here reads a label of the pool. The splits know only *whether* a row of `path` has a label; the labels
 themselves are looked at afterwards, in the seed, validation and test pairs, for contradictions.
@@ -6,6 +6,7 @@ themselves are looked at afterwards, in the seed, validation and test pairs, for
 
 import hashlib
 from collections import Counter
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -23,10 +24,10 @@ _READ_LINES = {
 }
 _SPLIT_LINES = {
     "test_unlabelled": "dropped: row of test_path without a label",
-    "leak_path": "dropped from path: prompt is in the test set",
-    "leak_pool": "dropped from pool_path: prompt is in the test set",
+    "leak_path": "dropped from path: dialogue is in the test set",
+    "leak_pool": "dropped from pool_path: dialogue is in the test set",
     "pool_repeats": "dropped from the pool: pair is in the seed, or twice in the pool",
-    "shared_prompt": "kept in the pool, prompt is in the seed too",
+    "shared_dialogue": "kept in the pool, dialogue is in the seed too",
     "contradiction_seed": "dropped from the seed: labels contradict each other",
     "contradiction_val": "dropped from validation: labels contradict each other",
     "contradiction_test": "dropped from the test set: labels contradict each other",
@@ -57,7 +58,7 @@ class DataReport:
     Attributes:
         read: counts for each of `ROLES`: rows and, of them, the dropped and the cut ones.
         between: counts of what the splits dropped or kept in spite of a doubt.
-        splits: for each split (pairs, prompts, human labels).
+        splits: for each split (pairs, dialogues, human labels).
     """
 
     read: Counts
@@ -72,58 +73,58 @@ class DataReport:
             if any(self.read[role][name] for role in roles):
                 lines.append(f"{text:62}" + "".join(f"{self.read[role][name]:>11}" for role in roles))
         lines += [f"{text:62}{self.between[name]:>11}" for name, text in _SPLIT_LINES.items() if self.between[name]]
-        lines.append(f"{'split':32}{'pairs':>10}{'prompts':>10}{'labels':>10}{'':4}labels are for")
+        lines.append(f"{'split':32}{'pairs':>10}{'dialogues':>10}{'labels':>10}{'':4}labels are for")
         uses = {"seed": "training", "val": "validation", "pool": "counting, hidden", "test": "the final test"}
         for name, numbers in self.splits.items():
             lines.append(f"{name:32}" + "".join(f"{number:>10}" for number in numbers) + f"{'':4}{uses[name]}")
         return "\n".join(lines)
 
 
-def take_prompts(prompt_id: np.ndarray, fraction: float, seed: int, purpose: str) -> np.ndarray:
-    """Choose whole prompts until they hold a share of the pairs.
+def take_dialogues(dialogue_id: np.ndarray, fraction: float, seed: int, purpose: str) -> np.ndarray:
+    """Choose whole dialogues until they hold a share of the pairs.
 
     Args:
-        prompt_id: (N,) int64 prompt of each pair.
-        fraction: share of the N pairs to hit as closely as whole prompts can.
+        dialogue_id: (N,) int64 dialogue of each pair.
+        fraction: share of the N pairs to hit as closely as whole dialogues can.
         seed: another seed, another choice.
         purpose: another purpose, another choice.
 
     Returns:
-        (N,) bool, True where the pair's prompt was chosen. No order of the pairs matters.
+        (N,) bool, True where the pair's dialogue was chosen. No order of the pairs matters.
     """
-    prompts, group, sizes = np.unique(prompt_id, return_inverse=True, return_counts=True)
-    order = np.argsort([_keyed_hash(prompt, seed, purpose) for prompt in prompts.tolist()])
+    dialogues, group, sizes = np.unique(dialogue_id, return_inverse=True, return_counts=True)
+    order = np.argsort([_keyed_hash(dialogue, seed, purpose) for dialogue in dialogues.tolist()])
     num_taken = np.concatenate([[0], sizes[order].cumsum()])
-    num_prompts = int(np.abs(num_taken - fraction * len(prompt_id)).argmin())
-    is_chosen = np.zeros(len(prompts), dtype=bool)
-    is_chosen[order[:num_prompts]] = True
+    num_dialogues = int(np.abs(num_taken - fraction * len(dialogue_id)).argmin())
+    is_chosen = np.zeros(len(dialogues), dtype=bool)
+    is_chosen[order[:num_dialogues]] = True
     return is_chosen[group]
 
 
-def assign_folds(prompt_id: np.ndarray, num_folds: int, seed: int) -> np.ndarray:
-    """Deal whole prompts to folds of nearly equal size.
+def assign_folds(dialogue_id: np.ndarray, num_folds: int, seed: int) -> np.ndarray:
+    """Deal whole dialogues to folds of nearly equal size.
 
     Args:
-        prompt_id: (N,) int64 prompt of each pair.
-        num_folds: K, at most the number of prompts.
+        dialogue_id: (N,) int64 dialogue of each pair.
+        num_folds: K, at most the number of dialogues.
         seed: another seed, other folds.
 
     Returns:
         (N,) int64 fold of each pair.
     """
-    prompts, group, sizes = np.unique(prompt_id, return_inverse=True, return_counts=True)
-    keys = [_keyed_hash(prompt, seed, "fold") for prompt in prompts.tolist()]
-    fold_of_prompt = np.zeros(len(prompts), dtype=np.int64)
+    dialogues, group, sizes = np.unique(dialogue_id, return_inverse=True, return_counts=True)
+    keys = [_keyed_hash(dialogue, seed, "fold") for dialogue in dialogues.tolist()]
+    fold_of_dialogue = np.zeros(len(dialogues), dtype=np.int64)
     fold_size = np.zeros(num_folds, dtype=np.int64)
-    for i in sorted(range(len(prompts)), key=lambda i: (-sizes[i], keys[i])):
+    for i in sorted(range(len(dialogues)), key=lambda i: (-sizes[i], keys[i])):
         smallest = int(fold_size.argmin())
-        fold_of_prompt[i] = smallest
+        fold_of_dialogue[i] = smallest
         fold_size[smallest] += sizes[i]
-    return fold_of_prompt[group]
+    return fold_of_dialogue[group]
 
 
-def _keyed_hash(prompt_id: int, seed: int, purpose: str) -> int:
-    digest = hashlib.blake2b(f"{purpose}:{seed}:{prompt_id}".encode(), digest_size=8).digest()
+def _keyed_hash(dialogue_id: int, seed: int, purpose: str) -> int:
+    digest = hashlib.blake2b(f"{purpose}:{seed}:{dialogue_id}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1
 
 
@@ -135,7 +136,7 @@ class SplitPolicy:
         seed_fraction: share of the labelled pairs outside the test set that keep their label, without a pool given.
         test_fraction: share of the labelled pairs for the test set, without a test file.
         val_fraction: share of the seed for validation.
-        split_seed: another seed, another choice of prompts.
+        split_seed: another seed, another choice of dialogues.
     """
 
     seed_fraction: float
@@ -156,56 +157,61 @@ class SplitPolicy:
 
 def split_pairs(
     pair_id: np.ndarray,
-    prompt_id: np.ndarray,
+    dialogue_id: np.ndarray,
     role: np.ndarray,
     has_label: np.ndarray,
+    given: Collection[str],
     policy: SplitPolicy,
     between: Counter[str],
 ) -> Splits:
-    """Seed, validation, pool and test, with no prompt of the test set anywhere else.
+    """Seed, validation, pool and test, with no dialogue of the test set anywhere else.
 
     Args:
         pair_id: (N,) int64.
-        prompt_id: (N,) int64.
+        dialogue_id: (N,) int64.
         role: (N,) int8, position in `ROLES`.
         has_label: (N,) bool; not read where the role is `pool_path`.
+        given: the `ROLES` that the user gave, even if none of their rows was usable.
         policy: shares and seed.
         between: counts what is dropped or doubtful.
     """
     is_path, is_pool, is_test_file = (role == ROLES.index(name) for name in ROLES)
     labelled = is_path & has_label
-
-    def choose(rows: np.ndarray, fraction: float, purpose: str) -> np.ndarray:
-        chosen = np.zeros(len(pair_id), dtype=bool)
-        chosen[rows] = take_prompts(prompt_id[rows], fraction, policy.split_seed, purpose)
-        return chosen
-
-    if is_test_file.any():
+    if "test_path" in given:
         test = is_test_file & has_label
         between["test_unlabelled"] += int((is_test_file & ~has_label).sum())
     else:
-        test = choose(labelled, policy.test_fraction, "test")
-    leaks = ~test & ~is_test_file & np.isin(prompt_id, prompt_id[test])
+        test = _choose(labelled, dialogue_id, policy.test_fraction, policy, "test")
+    leaks = ~test & ~is_test_file & np.isin(dialogue_id, dialogue_id[test])
     between["leak_path"] += int((leaks & is_path).sum())
     between["leak_pool"] += int((leaks & is_pool).sum())
 
     labelled &= ~test & ~leaks
     unlabelled = ((is_path & ~has_label) | is_pool) & ~leaks
-    if is_pool.any() or (is_path & ~has_label).any():
+    if "pool_path" in given or (is_path & ~has_label).any():
         seed, pool = labelled, unlabelled & ~np.isin(pair_id, pair_id[labelled])
     else:
-        seed = choose(labelled, policy.seed_fraction, "seed")
+        seed = _choose(labelled, dialogue_id, policy.seed_fraction, policy, "seed")
         pool = labelled & ~seed
     pool_rows = _sorted_rows(pool, pair_id)
     between["pool_repeats"] += int((unlabelled & ~pool).sum()) + int(pool.sum()) - len(pool_rows)
-    between["shared_prompt"] += int(np.isin(prompt_id[pool_rows], prompt_id[seed]).sum())
-    val = choose(seed, policy.val_fraction, "validation")
+    between["shared_dialogue"] += int(np.isin(dialogue_id[pool_rows], dialogue_id[seed]).sum())
+    val = _choose(seed, dialogue_id, policy.val_fraction, policy, "validation")
     return Splits(
         seed=_sorted_rows(seed & ~val, pair_id),
         val=_sorted_rows(val, pair_id),
         pool=pool_rows,
         test=_sorted_rows(test, pair_id),
     )
+
+
+def _choose(
+    mask: np.ndarray, dialogue_id: np.ndarray, fraction: float, policy: SplitPolicy, purpose: str
+) -> np.ndarray:
+    """A share of the rows of the mask, as a mask."""
+    chosen = np.zeros(len(mask), dtype=bool)
+    chosen[mask] = take_dialogues(dialogue_id[mask], fraction, policy.split_seed, purpose)
+    return chosen
 
 
 def _sorted_rows(mask: np.ndarray, pair_id: np.ndarray) -> np.ndarray:
@@ -232,9 +238,9 @@ def drop_contradictions(splits: Splits, labels: np.ndarray, between: Counter[str
     return Splits(pool=splits.pool, **kept)
 
 
-def count_splits(splits: Splits, prompt_id: np.ndarray, labels: np.ndarray) -> dict[str, tuple[int, int, int]]:
-    """Pairs, prompts and human labels of each split."""
+def count_splits(splits: Splits, dialogue_id: np.ndarray, labels: np.ndarray) -> dict[str, tuple[int, int, int]]:
+    """Pairs, dialogues and human labels of each split."""
     rows = {name: getattr(splits, name) for name in ("seed", "val", "pool", "test")}
     return {
-        name: (len(r), len(np.unique(prompt_id[r])), int((labels[r] > UNLABELLED).sum())) for name, r in rows.items()
+        name: (len(r), len(np.unique(dialogue_id[r])), int((labels[r] > UNLABELLED).sum())) for name, r in rows.items()
     }

@@ -36,7 +36,7 @@ Split = Literal["pool", "seed", "test", "all"]
 
 
 class PreferenceDataModule(pl.LightningDataModule):
-    """Pairs from files or the Hub, split by prompt into seed, pool and test; see `docs/data.md`.
+    """Pairs from files or the Hub, split by dialogue into seed, pool and test; see `docs/data.md`.
 
     Args:
         path: files (.jsonl, .json, .csv, .parquet), Hub names (owner/name:config@split) or `synthetic`.
@@ -169,7 +169,7 @@ class PreferenceDataModule(pl.LightningDataModule):
         Args:
             round: number of the round, enters the order of the batches.
             fold: fold of the seed to leave out, None = none.
-            num_folds: folds of the seed, by prompt.
+            num_folds: folds of the seed, by dialogue.
             seed_share: share of the total weight that the seed pairs carry, None = every pair weighs 1.
         """
         if fold is not None and not 0 <= fold < num_folds:
@@ -225,7 +225,7 @@ class PreferenceDataModule(pl.LightningDataModule):
         Args:
             split: which pairs; `all` takes validation in as well.
             fold: only this fold of the seed.
-            num_folds: folds of the seed, by prompt.
+            num_folds: folds of the seed, by dialogue.
         """
         return self._scoring_loader(PairSet.unlabelled(self.data.rows(split, fold, num_folds)))
 

@@ -158,7 +158,9 @@ def _read_csv(file: Path) -> Iterator[tuple[str, Any]]:
                     raise UserError(f"{where}: got another number of fields than the header; quote fields with commas")
                 yield where, row
         except csv.Error as error:
-            raise UserError(f"{file}, after line {reader.line_num}: got broken CSV ({error}); mend the quotes") from error
+            raise UserError(
+                f"{file}, after line {reader.line_num}: got broken CSV ({error}); mend the quotes"
+            ) from error
 
 
 def _read_parquet(file: Path) -> Iterator[tuple[str, Any]]:

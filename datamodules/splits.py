@@ -17,7 +17,7 @@ from ser_lightning.datamodules.hygiene import (
     split_pairs,
 )
 from ser_lightning.datamodules.steps import PairSet
-from ser_lightning.datamodules.store import UNLABELLED, PairStore
+from ser_lightning.datamodules.store import ROLES, UNLABELLED, PairStore
 from ser_lightning.datamodules.truth import HiddenTruth
 from ser_lightning.errors import UserError
 from ser_lightning.records import PreferencePair
@@ -41,9 +41,10 @@ class SplitPairs:
         self._split_seed = policy.split_seed
         labels = store.read_labels()
         between = self.report.between
-        drafts = split_pairs(store.pair_id, store.prompt_id, store.role, labels != UNLABELLED, policy, between)
+        given = [role for role in ROLES if store.counts[role]["rows"]]
+        drafts = split_pairs(store.pair_id, store.dialogue_id, store.role, labels != UNLABELLED, given, policy, between)
         splits = drop_contradictions(drafts, labels, between)
-        self.report.splits = count_splits(splits, store.prompt_id, labels)
+        self.report.splits = count_splits(splits, store.dialogue_id, labels)
         self._rows: dict[str, np.ndarray] = dict(vars(splits))
         self._seed_label = {int(row): int(labels[row]) for row in splits.seed}
         self._row_of = {int(store.pair_id[row]): int(row) for row in self.rows("all")}
@@ -61,12 +62,12 @@ class SplitPairs:
         return self._rows["seed"][self._folds(num_folds) == fold]
 
     def _folds(self, num_folds: int) -> np.ndarray:
-        prompt_id = self.store.prompt_id[self._rows["seed"]]
-        if (num_prompts := len(np.unique(prompt_id))) < num_folds:
+        dialogue_id = self.store.dialogue_id[self._rows["seed"]]
+        if (num_dialogues := len(np.unique(dialogue_id))) < num_folds:
             raise UserError(
-                f"folds: got {num_folds} of a seed with {num_prompts} prompts; raise seed_fraction or use fewer folds"
+                f"folds: got {num_folds} of a seed with {num_dialogues} dialogues; use fewer folds or a larger seed"
             )
-        return assign_folds(prompt_id, num_folds, self._split_seed)
+        return assign_folds(dialogue_id, num_folds, self._split_seed)
 
     def rows_of(self, pair_ids: Sequence[int]) -> np.ndarray:
         """(N,) rows of these pairs; KeyError for a pair that is in no split."""

@@ -12,7 +12,7 @@ import shutil
 import uuid
 from array import array
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ import pyarrow
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from ser_lightning.datamodules.formats import parse_row, prompt_hash
+from ser_lightning.datamodules.formats import earlier_prompts, parse_row, prompt_hash
 from ser_lightning.datamodules.sources import Source
 from ser_lightning.encode import ENCODING_VERSION, EncodedPair, encode_pairs
 from ser_lightning.errors import UserError
@@ -32,9 +32,9 @@ ROLES = ("path", "pool_path", "test_path")
 """Where a row came from; a role is stored as its position here."""
 UNLABELLED, CONTRADICTION = -1, -2
 """What stands in place of a label where nobody has said, and where rows of one pair disagree."""
-_STORE_VERSION = 1
+_STORE_VERSION = 2
 _MAX_PROBLEMS = 10
-_INDEX = ("pair_id", "prompt_id", "offsets", "role")
+_INDEX = ("pair_id", "dialogue_id", "offsets", "role")
 _TEXTS = pyarrow.schema([(name, pyarrow.string()) for name in ("prompt", "response_a", "response_b", "source_id")])
 Counts = dict[str, Counter[str]]
 
@@ -136,6 +136,7 @@ class _StoreWriter:
         self.counts: Counts = {role: Counter() for role in ROLES}
         self.pair_id, self.prompt_id, self.offsets = array("q"), array("q"), array("q", [0])
         self.role, self.labels = array("b"), array("b")
+        self.continuations: set[tuple[int, int]] = set()
         self.ids = (folder / "ids.bin").open("wb")
         self.texts = pyarrow.ipc.new_stream(str(folder / "texts.arrow"), _TEXTS)
 
@@ -183,7 +184,9 @@ class _StoreWriter:
             self.ids.write(np.asarray(ids, dtype=np.int32).tobytes())
             self.offsets.append(self.offsets[-1] + len(ids))
         self.pair_id.append(pair.pair_id)
-        self.prompt_id.append(prompt_hash(pair.prompt))
+        prompt_id = prompt_hash(pair.prompt)
+        self.prompt_id.append(prompt_id)
+        self.continuations.update((earlier, prompt_id) for earlier in earlier_prompts(pair.prompt))
         self.role.append(ROLES.index(role))
         self.labels.append(UNLABELLED)
 
@@ -191,10 +194,35 @@ class _StoreWriter:
         """Write the index, the labels and the counts."""
         self.ids.close()
         self.texts.close()
-        arrays = (np.asarray(values) for values in (self.pair_id, self.prompt_id, self.offsets, self.role))
+        dialogue_id = join_dialogues(self.prompt_id, self.continuations)
+        arrays = (np.asarray(values) for values in (self.pair_id, dialogue_id, self.offsets, self.role))
         np.savez(self.folder / "index.npz", **dict(zip(_INDEX, arrays, strict=True)))  # type: ignore[arg-type]
         np.save(self.folder / "labels.npy", np.asarray(self.labels, dtype=np.int8))
         (self.folder / "counts.json").write_text(json.dumps(self.counts))
+
+
+def join_dialogues(prompt_id: Sequence[int], continuations: Iterable[tuple[int, int]]) -> list[int]:
+    """Give prompts that continue one another one id: the later prompt may hold an answer to the earlier one.
+
+    Args:
+        prompt_id: N ids.
+        continuations: (earlier, later) prompts; an earlier one that is none of the N counts for nothing.
+
+    Returns:
+        N ids, the smallest prompt of each dialogue, whatever the order of the pairs.
+    """
+    parent = {prompt: prompt for prompt in prompt_id}
+
+    def find(prompt: int) -> int:
+        while parent[prompt] != prompt:
+            parent[prompt] = prompt = parent[parent[prompt]]
+        return prompt
+
+    for earlier, later in continuations:
+        if earlier in parent:
+            low, high = sorted((find(earlier), find(later)))
+            parent[high] = low
+    return [find(prompt) for prompt in prompt_id]
 
 
 def _merge_labels(old: int, new: int | None) -> int:
@@ -208,7 +236,7 @@ class PairStore:
 
     Attributes:
         pair_id: (N,) int64.
-        prompt_id: (N,) int64, equal for pairs of one prompt.
+        dialogue_id: (N,) int64, equal for pairs of one prompt and of prompts that continue one another.
         role: (N,) int8, position in `ROLES`.
         lengths: (N,) int64, tokens of the longer conversation of each pair.
         counts: what was read and dropped, per role.
@@ -217,7 +245,7 @@ class PairStore:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         with np.load(folder / "index.npz") as index:
-            self.pair_id, self.prompt_id, self._offsets, self.role = (index[name] for name in _INDEX)
+            self.pair_id, self.dialogue_id, self._offsets, self.role = (index[name] for name in _INDEX)
         self.lengths = np.diff(self._offsets).reshape(-1, 2).max(axis=1, initial=0)
         num_ids = int(self._offsets[-1])
         self._ids = np.memmap(folder / "ids.bin", dtype=np.int32, mode="r") if num_ids else np.empty(0, np.int32)

@@ -17,7 +17,6 @@ from ser_lightning.datamodules.synthetic_text import (
     FILLER,
     KINDS,
     LINKS,
-    NUMBERS,
     OPENERS,
     PROMPT_FORMS,
     RUDE,
@@ -169,9 +168,7 @@ def write_prompt(rng: random.Random) -> str:
     questions = []
     for name in names:
         attribute = kind.attributes[name]
-        x, y = (rng.randint(1, 4) for _ in range(2))
-        ask = rng.choice(attribute.ask)
-        questions.append(ask.format(s=subject, v=rng.choice(attribute.values), x=NUMBERS[x], y=NUMBERS[y]))
+        questions.append(rng.choice(attribute.ask).format(s=subject, v=rng.choice(attribute.values)))
     listed = " and ".join(filter(None, (", ".join(questions[:-1]), questions[-1])))
     return rng.choice(PROMPT_FORMS).format(q=listed)
 
@@ -196,7 +193,7 @@ def write_response(prompt: str, skill: float, rng: random.Random) -> str:
         facts.append(_other_value(rng.choice(asked), rng))
     if slips("false_detail"):
         facts.append(_other_value(_detail(asked, rng), rng))
-    elif rng.random() < DETAIL_RATE * skill and asked[0].kind not in ("note", "count"):
+    elif rng.random() < DETAIL_RATE * skill and asked[0].kind in ("animal", "dish"):
         facts.append(_detail(asked, rng))
     if slips("stray"):
         subject = _another(asked[0].subject, KINDS[asked[0].kind].subjects, rng)
@@ -237,10 +234,10 @@ def _about(subject: str, fact: Fact) -> Fact:
 
 
 def _detail(asked: list[Fact], rng: random.Random) -> Fact:
-    """A fact about the subject that the prompt does not ask for; of notes and counts, which have none, an asked one."""
+    """A fact about the subject that the prompt does not ask for; of a note, which has none, an asked one."""
     wanted = asked[0]
     free = sorted(set(KINDS[wanted.kind].attributes) - {fact.attribute for fact in asked})
-    if wanted.kind in ("note", "count"):
+    if wanted.kind not in ("animal", "dish"):
         return wanted
     name = rng.choice(free)
     return Fact(wanted.kind, wanted.subject, name, world_facts()[wanted.kind, wanted.subject, name])

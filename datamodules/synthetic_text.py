@@ -1,8 +1,8 @@
 """The synthetic world's language: who and what there is to ask about, and how it is said.
 
-Everything here is invented. A *kind* (animal, town, ...) has subjects and attributes; an attribute has values. Most
-values are facts of the world, the same in every text and never in the prompt; a note's values are given in the prompt;
-a count's value is a sum. The language is closed, so a text can be read back exactly: `read_prompt`, `read_statement`.
+Everything here is invented. A *kind* (animal, event, ...) has subjects and attributes, an attribute has values. Values
+of animals and dishes are facts of the world, the same in every text and never in the prompt; those of events, orders
+and notes are given in the prompt. The language is closed, so `read_prompt` and `read_statement` read it back exactly.
 """
 
 import random
@@ -11,8 +11,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from itertools import product
 
-NUMBERS = "zero one two three four five six seven eight".split()
-PEOPLE = "Anna Ben Clara David Emma Felix Greta Hugo Ida Jonas Karla Leo".split()
+PEOPLE = "Anna Ben Clara David Emma Felix Greta Hugo Ida Jonas".split()
 
 
 @dataclass(frozen=True)
@@ -21,7 +20,7 @@ class Attribute:
 
     Args:
         values: The words that can stand for `{v}`.
-        ask: Wordings of the request; `{s}` is the subject, `{v}` a given value, `{x}` and `{y}` numbers to add.
+        ask: Wordings of the request; `{s}` is the subject, `{v}` a given value.
         tell: Wordings of the answer, each with `{s}` and `{v}`.
     """
 
@@ -54,7 +53,7 @@ def _attribute(values: str, ask: str, tell: str) -> Attribute:
 
 KINDS = {
     "animal": Kind(
-        tuple("otter fox badger heron mole hare goose lynx newt crane stoat ram".split()),
+        tuple("otter fox badger heron mole hare goose lynx".split()),
         {
             "food": _attribute(
                 "berries fish roots seeds snails grass nuts beetles",
@@ -66,11 +65,6 @@ KINDS = {
                 "where the {s} lives | where to find the {s}",
                 "The {s} lives in the {v}. | You find the {s} in the {v}. | The {v} is home to the {s}.",
             ),
-            "hour": _attribute(
-                "dawn dusk midnight noon sunrise sunset breakfast lunch",
-                "when the {s} wakes up | at what time the {s} gets up",
-                "The {s} wakes up at {v}. | By {v} the {s} is awake. | At {v} the {s} gets up.",
-            ),
             "fear": _attribute(
                 "bells cats dogs drums fire horns rain smoke",
                 "what the {s} is afraid of | what scares the {s}",
@@ -78,58 +72,8 @@ KINDS = {
             ),
         },
     ),
-    "town": Kind(
-        tuple("Arlen Borka Celm Dorn Elmet Farnow Gorse Hilm Istra Jolin Kelt Lorne".split()),
-        {
-            "trade": _attribute(
-                "boats bricks candles carpets cheese clocks glass hats",
-                "what {s} is known for | what people make in {s}",
-                "{s} is known for its {v}. | People in {s} make {v}. | Many a shop in {s} sells {v}.",
-            ),
-            "landmark": _attribute(
-                "bridge castle fountain gate lighthouse market mill museum",
-                "what to see in {s} | which sight to visit in {s}",
-                "In {s} you should see the {v}. | The {v} is the pride of {s}. | Do visit the {v} of {s}.",
-            ),
-            "link": _attribute(
-                "raft bus cart coach ferry horse sledge train",
-                "how to get to {s} | how one travels to {s}",
-                "You get to {s} by {v}. | People travel to {s} by {v}. | A {v} takes you to {s}.",
-            ),
-            "month": _attribute(
-                "January February March April May June July August",
-                "when the fair of {s} is | in which month {s} has its fair",
-                "The fair of {s} is in {v}. | In {v} there is a fair in {s}. | {s} has its fair in {v}.",
-            ),
-        },
-    ),
-    "worker": Kind(
-        tuple("baker barber cook cooper diver farmer guard mason nurse painter potter sailor".split()),
-        {
-            "tool": _attribute(
-                "saw broom brush hammer knife ladder needle rope",
-                "which tool the {s} needs | what the {s} works with",
-                "The {s} works with the {v}. | The {s} needs a good {v}. | A {v} is the tool of the {s}.",
-            ),
-            "wage": _attribute(
-                "three four five six seven eight nine ten",
-                "how many coins the {s} earns | what the {s} is paid",
-                "The {s} earns {v} coins a day. | One pays the {s} {v} coins. | The wage of the {s} is {v} coins.",
-            ),
-            "colour": _attribute(
-                "black blue brown green grey orange purple red",
-                "which colour the {s} wears | what colour the coat of the {s} is",
-                "The {s} wears {v}. | The coat of the {s} is {v}. | You know the {s} by the {v} coat.",
-            ),
-            "drink": _attribute(
-                "beer cider cocoa coffee juice lemonade milk tea",
-                "what the {s} drinks | what to offer the {s} to drink",
-                "The {s} drinks {v}. | Offer the {s} some {v}. | A cup of {v} pleases the {s}.",
-            ),
-        },
-    ),
     "dish": Kind(
-        tuple("broth cake curry dumpling flan gruel hotpot jelly loaf mash omelette pasty".split()),
+        tuple("broth cake curry dumpling flan gruel hotpot jelly".split()),
         {
             "base": _attribute(
                 "apples barley beans carrots flour lentils oats onions",
@@ -146,10 +90,45 @@ KINDS = {
                 "what to cook the {s} in | which vessel the {s} needs",
                 "Cook the {s} in a {v}. | The {s} comes in a {v}. | Use a {v} for the {s}.",
             ),
-            "minutes": _attribute(
-                "fifteen twenty thirty forty fifty sixty seventy eighty",
-                "how many minutes the {s} takes | how long to cook the {s}",
-                "The {s} takes {v} minutes. | Give the {s} {v} minutes. | After {v} minutes the {s} is done.",
+        },
+    ),
+    "event": Kind(
+        tuple("auction concert dance fair feast match parade party race show".split()),
+        {
+            "start": _attribute(
+                "dawn dusk midnight noon sunrise sunset breakfast lunch",
+                "that the {s} starts at {v} | about {v} as the start of the {s}",
+                "The {s} starts at {v}. | The start of the {s} is at {v}. | At {v} the {s} begins.",
+            ),
+            "fee": _attribute(
+                "two three four five six seven eight nine",
+                "that the {s} costs {v} coins | about {v} coins for the {s}",
+                "The {s} costs {v} coins. | You pay {v} coins for the {s}. | With {v} coins you get into the {s}.",
+            ),
+            "sight": _attribute(
+                "clowns dancers drummers jugglers kites lanterns masks singers",
+                "that the {s} has {v} | about the {v} of the {s}",
+                "The {s} has {v}. | You see {v} at the {s}. | There are {v} at the {s}.",
+            ),
+        },
+    ),
+    "order": Kind(
+        tuple("baker barber cook farmer guard nurse painter sailor smith tailor".split()),
+        {
+            "tool": _attribute(
+                "broom brush hammer knife ladder needle rope saw",
+                "that the {s} needs a {v} | about the {v} for the {s}",
+                "The {s} needs a {v}. | A {v} is for the {s}. | Send the {s} a {v}.",
+            ),
+            "colour": _attribute(
+                "black blue brown green grey red white yellow",
+                "that the {s} wants it {v} | about {v} as the colour for the {s}",
+                "The {s} wants it {v}. | It is {v} for the {s}. | The colour for the {s} is {v}.",
+            ),
+            "drink": _attribute(
+                "beer cider cocoa coffee juice milk tea wine",
+                "that the {s} drinks {v} | about some {v} for the {s}",
+                "The {s} drinks {v}. | Offer the {s} some {v}. | A cup of {v} is for the {s}.",
             ),
         },
     ),
@@ -171,22 +150,6 @@ KINDS = {
                 "that {s} brings a {v} | about the {v} from {s}",
                 "{s} will bring a {v}. | You get a {v} from {s}. | {s} has a {v} for you.",
             ),
-            "guest": _attribute(
-                "aunt brother cousin daughter father mother nephew sister",
-                "that the {v} of {s} comes too | about {s} and the {v}",
-                "The {v} of {s} comes too. | {s} comes with the {v}. | With {s} comes the {v}.",
-            ),
-        },
-    ),
-    "count": Kind(
-        tuple(PEOPLE),
-        {
-            noun: _attribute(
-                " ".join(NUMBERS[2:]),
-                f"how many {noun} {{s}} has with {{x}} and {{y}} | the {noun} of {{s}} who had {{x}} and got {{y}}",
-                f"{{s}} has {{v}} {noun}. | That makes {{v}} {noun} for {{s}}. | {{s}} owns {{v}} {noun} now.",
-            )
-            for noun in ("pears", "eggs", "stamps", "marbles")
         },
     ),
 }
@@ -208,8 +171,8 @@ RUDE = (
 FILLER = (
     "Last week I lost my keys. | My neighbour paints fences. | Time flies. | The moon was big that evening. | I once "
     "dreamt of stairs. | Life is a long road. | Some say one thing and some another. | Chairs have four legs. | It all "
-    "began long ago. | My cough is getting better. | There are many things in the world. | I like the sound of trumpets. "
-    "| Whatever happens will happen. | Letters used to be longer. | The old days were different. | Where was I. | "
+    "began long ago. | My cough is getting better. | There are many things in the world. | I like trumpets. | "
+    "Whatever happens will happen. | Letters used to be longer. | The old days were different. | Where was I. | "
     "One could go on about this. | My shoes are wet again."
 ).split(" | ")
 LINKS = ("", "", "Also, ", "By the way, ", "Besides, ", "In fact, ")
@@ -227,7 +190,7 @@ def world_facts() -> dict[tuple[str, str, str], str]:
     """The invented facts: (kind, subject, attribute) to value, each value about equally often."""
     rng = random.Random("facts of the synthetic world")
     facts = {}
-    for kind_name in ("animal", "town", "worker", "dish"):
+    for kind_name in ("animal", "dish"):
         kind = KINDS[kind_name]
         for name, attribute in kind.attributes.items():
             deck = list(attribute.values) * (len(kind.subjects) // len(attribute.values) + 1)
@@ -247,7 +210,7 @@ def add_link(link: str, text: str) -> str:
     return sentence(link + (text if keeps_capital or not link else text[:1].lower() + text[1:]))
 
 
-_NAMES = frozenset(PEOPLE) | frozenset(KINDS["town"].subjects) | {"January", "February", "March", "April"}
+_NAMES = frozenset(PEOPLE)
 
 
 @lru_cache(maxsize=1)
@@ -289,13 +252,6 @@ def read_prompt(prompt: str) -> tuple[Fact, ...]:
         match = pattern.search(prompt)
         if match is None or match["s"] not in KINDS[kind_name].subjects:
             continue
-        given = match.groupdict()
-        if kind_name == "count":
-            if given["x"] not in NUMBERS or given["y"] not in NUMBERS:
-                continue
-            total = NUMBERS.index(given["x"]) + NUMBERS.index(given["y"])
-            value = NUMBERS[total] if total < len(NUMBERS) else ""
-        else:
-            value = given.get("v") or world_facts()[kind_name, match["s"], name]
+        value = match.groupdict().get("v") or world_facts()[kind_name, match["s"], name]
         asked.append(Fact(kind_name, match["s"], name, value))
     return tuple(asked)

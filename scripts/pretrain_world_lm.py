@@ -24,7 +24,7 @@ from transformers.utils import logging
 from ser_lightning.datamodules.synthetic import TEXTS_PER_WRITER, WORLD_LM_PATH, generate_texts
 
 CONTEXT_LENGTH = 256
-VOCABULARY = 1024
+VOCABULARY = 768
 PAD, BOS, EOS, USER, ASSISTANT = "<pad>", "<bos>", "<eos>", "<user>", "<assistant>"
 CHAT_TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}{% if message['role'] == 'user' %}{{ '<user>' + message['content'] }}"
@@ -66,8 +66,8 @@ def build_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
         LlamaConfig(
             vocab_size=len(tokenizer),
             hidden_size=128,
-            intermediate_size=384,
-            num_hidden_layers=4,
+            intermediate_size=256,
+            num_hidden_layers=6,
             num_attention_heads=4,
             num_key_value_heads=4,
             max_position_embeddings=CONTEXT_LENGTH,

@@ -9,18 +9,27 @@ from pathlib import Path
 from typing import Any
 
 from jsonargparse import Namespace
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.fabric.utilities.rank_zero import _get_rank
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint, ProgressBar
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from ser_lightning import __version__
 from ser_lightning.arguments import Arguments, split_arguments
 from ser_lightning.diagnosis import Diagnosis, ParseError
 from ser_lightning.errors import UserError
-from ser_lightning.run_folder import CONFIG, LAST, RUN_DIR_VARIABLE, LastCheckpoint, MetricsFile, RunFolder
-from ser_lightning.run_folder import choose_folder, is_run, run_of
+from ser_lightning.run_folder import (
+    CONFIG,
+    LAST,
+    RUN_DIR_VARIABLE,
+    LastCheckpoint,
+    MetricsFile,
+    RunFolder,
+    choose_folder,
+    is_run,
+    run_of,
+)
 
 PROGRESS_BAR = "ser_lightning.callbacks.progress.PhaseProgressBar"
 PREDICTION_WRITER = "ser_lightning.callbacks.prediction_writer.PredictionWriter"
@@ -107,6 +116,11 @@ class SerCLI(LightningCLI):
             problems = Diagnosis(parser.parse_args, self.arguments).run()
             raise UserError(problems or " ".join(str(error).split())) from None
 
+    @property
+    def command(self) -> str:
+        """The command's name."""
+        return str(self.subcommand)
+
     def _parse_ckpt_path(self) -> None:
         """Leave the config as it is: the command line wins over the hyper-parameters that a checkpoint remembers."""
 
@@ -117,7 +131,7 @@ class SerCLI(LightningCLI):
             raise UserError(
                 f"trainer.default_root_dir: got {config.trainer.default_root_dir}; name the run folder with --run_dir"
             )
-        self.recorded_config = self._dump_recipe(config)
+        self.recipe = self._dump_recipe(config)
         self.run_folder = self._choose_folder(config)
         if config.get("ckpt_path"):
             config.ckpt_path = self.run_folder.ckpt_path
@@ -130,7 +144,7 @@ class SerCLI(LightningCLI):
     def _dump_recipe(self, config: Namespace) -> str:
         """The resolved config without what belongs to this one start: replaying it makes the same run elsewhere."""
         recipe = config.clone()
-        for key in ("config", "run_dir", *self._subcommand_method_arguments[self.subcommand]):
+        for key in ("config", "run_dir", *self._subcommand_method_arguments[self.command]):
             recipe.pop(key, None)
         return self._parser(self.subcommand).dump(recipe, skip_none=False)
 
@@ -138,8 +152,8 @@ class SerCLI(LightningCLI):
         if _get_rank():
             return RunFolder(self._folder_of_rank_zero(config), _last_of(config), continues=False)
         stem = Path(self.arguments.configs[0]).stem if self.arguments.configs else "run"
-        folder = choose_folder(self.subcommand, config.run_dir, config.ckpt_path, stem)
-        folder.check_same_config(self.recorded_config)
+        folder = choose_folder(self.command, config.run_dir, config.ckpt_path, stem)
+        folder.check_same_config(self.recipe)
         os.environ[RUN_DIR_VARIABLE] = str(folder.path)
         return folder
 
@@ -200,7 +214,7 @@ class SerCLI(LightningCLI):
 
     def _run_subcommand(self, subcommand: str) -> None:
         if not _get_rank():
-            self.run_folder.open(self.recorded_config)
+            self.run_folder.open(self.recipe)
             print(f"run folder: {self.run_folder.path}", flush=True)
         super()._run_subcommand(subcommand)
 
@@ -208,9 +222,8 @@ class SerCLI(LightningCLI):
 def recorded_config(arguments: Arguments) -> Iterator[Path]:
     """The config of the run that a command without `--config` goes on with or reads a checkpoint of."""
     run_dir, ckpt_path = arguments.value("--run_dir"), arguments.value("--ckpt_path")
-    if ckpt_path in (None, "last"):
-        folder = Path(run_dir) if run_dir else None
-    else:
+    folder = Path(run_dir) if run_dir else None
+    if ckpt_path and ckpt_path != "last":
         folder = run_of(Path(ckpt_path))
     if ckpt_path and folder and is_run(folder):
         yield folder / CONFIG

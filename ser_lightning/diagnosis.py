@@ -64,7 +64,7 @@ class Diagnosis:
 
     def _good(self, without: Collection[str] = ()) -> list[str]:
         """The command line of all that was good so far, without what it says about some keys."""
-        configs = [f"--config={json.dumps(_drop(config, without), default=str)}" for config in self.configs]
+        configs = [_as_flag(_drop(config, without)) for config in self.configs]
         flags = [t for flag in self.flags if not _is_below(_key_of(flag), without) for t in flag]
         return [self.arguments.command, *configs, *flags]
 
@@ -78,7 +78,7 @@ class Diagnosis:
             self.problems.append(f"{path}: got {_show(content)}; a config is a table of keys such as model: and data:")
             return
         good = self._good()
-        kept = self._good_part(lambda part: [*good, f"--config={json.dumps(part, default=str)}"], content, [], path, good)
+        kept = self._good_part(lambda part: [*good, _as_flag(part)], content, [], path, good)
         self.configs.append(kept or {})
 
     def _check_flag(self, flag: list[str]) -> None:
@@ -190,6 +190,10 @@ def _children(node: Any) -> dict[str, Any]:
     if isinstance(node, Namespace) and CLASS_PATH in node:
         node = node.get("init_args")
     return dict(vars(node)) if isinstance(node, Namespace) else {}
+
+
+def _as_flag(config: Any) -> str:
+    return f"--config={json.dumps(config, default=str)}"
 
 
 def _key_of(flag: list[str]) -> str:

@@ -6,7 +6,7 @@ A pair has no "chosen": chosen and rejected exist only inside the loss.
 """
 
 from dataclasses import dataclass, fields
-from typing import TypedDict
+from typing import Self, TypedDict
 
 import torch
 from torch import Tensor
@@ -37,7 +37,7 @@ class PreferencePair:
 class TensorRecord:
     """Dataclass of tensors (and plain numbers) that moves between devices as one."""
 
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> "TensorRecord":
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:
         """A copy with every tensor on `device`; Lightning calls this to move batches."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}  # type: ignore[arg-type]
         return type(self)(

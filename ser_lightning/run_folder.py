@@ -19,9 +19,10 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
-from lightning.pytorch.loggers.logger import Logger, rank_zero_experiment
+from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
 from ser_lightning.errors import UserError
@@ -128,7 +129,7 @@ def _find_checkpoint(folder: Path | None, ckpt_path: str) -> Path:
     if folder is None:
         raise UserError("--ckpt_path: got last without a run; name its folder with --run_dir")
     if not (folder / LAST).exists():
-        raise UserError(f"--ckpt_path: got last, but there is no {folder / LAST}; leave --ckpt_path out in a new folder")
+        raise UserError(f"--ckpt_path: got last, but there is no {folder / LAST}; start without --ckpt_path")
     return folder / LAST
 
 
@@ -241,7 +242,7 @@ class LastCheckpoint(Checkpoint):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save beside the last checkpoint and swap the two."""
-        if trainer.fast_dev_run:
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]  # set at run time
             return
         temporary = self.path.with_name(f"{self.path.name}.new")
         trainer.save_checkpoint(temporary, weights_only=False)

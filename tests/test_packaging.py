@@ -60,7 +60,7 @@ def test_the_wheel_holds_every_file_of_the_checkout(wheel):
 def test_the_wheel_runs_from_any_folder(installed, tmp_path):
     shown = run_installed(installed, tmp_path, "fit", "--config", "rm.yaml", "--print_config")
     assert "ser_lightning.reward_module.RewardModule" in shown
-    where = "import ser_lightning.callbacks.progress as p; print(p.__file__)"
+    where = "import ser_lightning.callbacks, ser_lightning.datamodules as d; print(d.__file__)"
     assert run_python(installed, tmp_path, "-c", where).strip().startswith(str(installed))
 
 

@@ -214,11 +214,18 @@ def test_the_run_of_a_checkpoint(tmp_path):
 def test_two_ranks_share_one_folder():
     flags = ["--trainer.strategy=ddp", "--trainer.devices=2", "--trainer.max_epochs=1"]
     command = [sys.executable, "-m", "ser_lightning", *FIT, *flags]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=120, env=os.environ | {"OMP_NUM_THREADS": "1"}
+    )
     assert done.returncode == 0, done.stderr
     (run,) = Path("runs").iterdir()
     assert (run / "checkpoints/last.ckpt").exists()
     assert {p.name for p in Path().iterdir()} == {"boring.yaml", "runs"}
+
+
+def test_ranks_that_are_started_one_by_one_need_a_name(capsys, monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    assert only_problem(capsys, *FIT).startswith("--run_dir: got none, but the ranks were started one by one")
 
 
 def scores(ids, a, b):

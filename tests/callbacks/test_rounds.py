@@ -1,4 +1,5 @@
 import csv
+import io
 
 import pytest
 import torch
@@ -54,7 +55,7 @@ def test_the_latest_round_within_one_standard_error_of_the_best_is_delivered():
 
 def test_the_table_fits_into_80_columns():
     long = RoundRow(**{**vars(row(3, True)), "scored": 20400, "kept": 10200, "seconds": 1234.5})
-    console = Console(width=80, record=True, quiet=True)
+    console = Console(width=80, record=True, file=io.StringIO())
     console.print(rounds_table([row(10), long]))
     text = console.export_text()
     assert "…" not in text and "20400" in text and "* 3" in text

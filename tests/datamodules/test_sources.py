@@ -83,7 +83,9 @@ def test_folder_that_datasets_saved(tmp_path):
 def test_hub_name_configuration_and_split_reach_datasets(monkeypatch):
     asked = []
     monkeypatch.setattr(
-        datasets, "load_dataset", lambda *args, **kwargs: asked.append((args, kwargs)) or datasets.Dataset.from_list(ROWS)
+        datasets,
+        "load_dataset",
+        lambda *args, **kwargs: asked.append((args, kwargs)) or datasets.Dataset.from_list(ROWS),
     )
     assert read("owner/name", "owner/name:config@test[:10%]") == ROWS + ROWS
     assert asked == [
@@ -155,5 +157,7 @@ def test_unknown_hub_data_set_is_one_line(monkeypatch):
         raise ConnectionError("no\nnetwork")
 
     monkeypatch.setattr(datasets, "load_dataset", fail)
-    with pytest.raises(UserError, match=r"owner/name: got neither a local file nor a Hub data set \(ConnectionError: no network\)"):
+    with pytest.raises(
+        UserError, match=r"owner/name: got neither a local file nor a Hub data set \(ConnectionError: no network\)"
+    ):
         read("owner/name")

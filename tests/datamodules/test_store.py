@@ -15,6 +15,7 @@ from ser_lightning.datamodules.store import (
     PairStore,
     build_store,
     is_complete,
+    join_dialogues,
     store_key,
     tokenizer_hash,
 )
@@ -92,9 +93,7 @@ def test_what_is_dropped_is_counted(build):
 
 
 def test_responses_that_the_template_makes_equal_are_dropped(build, tiny_tokenizer, monkeypatch):
-    monkeypatch.setattr(
-        tiny_tokenizer, "chat_template", "{% for m in messages %}{{ m['content'][:3] }}{% endfor %}"
-    )
+    monkeypatch.setattr(tiny_tokenizer, "chat_template", "{% for m in messages %}{{ m['content'][:3] }}{% endfor %}")
     store = build([{"prompt": "Hi", "chosen": "yes, x", "rejected": "yes, y"}])
     assert (len(store), store.counts["path"]["identical"]) == (0, 1)
 
@@ -165,3 +164,22 @@ def test_workers_get_the_place_and_not_the_content(build, make_rows):
 
 def test_token_ids_are_mapped_not_read(build, make_rows):
     assert isinstance(build(make_rows(5)).ids(0)[0], np.memmap)
+
+
+def test_prompts_that_continue_one_another_are_one_dialogue():
+    # 5 -> 9 -> 2, and 7 -> 3; 8 stands alone, 4 is nobody's prompt
+    continuations = [(5, 9), (9, 2), (5, 2), (7, 3), (4, 8), (4, 3)]
+    assert join_dialogues([9, 5, 2, 3, 7, 8, 9], continuations) == [2, 2, 2, 3, 3, 8, 2]
+    assert join_dialogues([7, 3], reversed(continuations)) == [3, 3]
+
+
+def test_a_pair_whose_answer_stands_in_a_later_prompt_is_in_its_dialogue(build):
+    def turn(role, content):
+        return {"role": role, "content": content}
+
+    first = [turn("system", "Be kind"), turn("user", "Hi")]
+    later = [*first, turn("assistant", "yes"), turn("user", "And?")]
+    other = [turn("user", "Hi"), turn("assistant", "yes"), turn("user", "And?")]
+    rows = [{"prompt": prompt, "chosen": "yes", "rejected": "no"} for prompt in (later, other, first)]
+    dialogues = build(rows[:2], test_path=rows[2:]).dialogue_id
+    assert dialogues[0] == dialogues[2] != dialogues[1]

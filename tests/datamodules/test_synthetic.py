@@ -16,7 +16,7 @@ from ser_lightning.datamodules.synthetic import (
     generate_texts,
     gold_reward,
 )
-from ser_lightning.datamodules.synthetic_text import KINDS, read_prompt, read_statement, world_facts
+from ser_lightning.datamodules.synthetic_text import KINDS, Fact, read_prompt, read_statement, world_facts
 
 NOTE = "Tell me that Emma brings a flute and about Emma coming Tuesday."
 NOTE_ANSWER = "Emma will bring a flute. Expect Emma Tuesday."
@@ -67,16 +67,13 @@ def test_gold_reward_of_hand_made_responses(response, expected):
     assert gold_reward(NOTE, response) == pytest.approx(expected)
 
 
-def test_gold_reward_knows_the_facts_of_the_world_and_sums():
+def test_gold_reward_knows_the_facts_of_the_world():
     place, other = world_facts()["animal", "otter", "home"], world_facts()["animal", "otter", "food"]
     prompt = "Say where the otter lives."
     assert gold_reward(prompt, f"The otter lives in the {place}.") == pytest.approx(3.0)
     assert gold_reward(prompt, f"The otter lives in the {place}. Also, the otter eats {other}.") == pytest.approx(3.5)
     elsewhere = next(value for value in KINDS["animal"].attributes["home"].values if value != place)
     assert gold_reward(prompt, f"The otter lives in the {elsewhere}.") == pytest.approx(-1.0)
-    prompt = "Say how many eggs Anna has with three and two."
-    assert gold_reward(prompt, "Anna has five eggs.") == pytest.approx(3.0)
-    assert gold_reward(prompt, "Anna has four eggs.") == pytest.approx(-1.0)
 
 
 def test_gold_reward_works_on_any_prompt():
@@ -87,8 +84,8 @@ def test_gold_reward_works_on_any_prompt():
 def test_every_generated_prompt_and_statement_reads_back():
     for prompt, _ in generate_texts(500, seed=2):
         assert 1 <= len(read_prompt(prompt)) <= 2
-    assert read_statement("By the way, Anna has five eggs.") == read_statement("Anna has five eggs.")
-    assert read_statement("Anna has fifty eggs.") is None
+    assert read_statement("By the way, the fair costs two coins.") == Fact("event", "fair", "fee", "two")
+    assert read_statement("The fair costs many coins.") is None
 
 
 def test_labels_follow_the_bradley_terry_probability():

@@ -1,0 +1,184 @@
+"""Training steps: what an epoch trains on depends on state and epoch, and on no layout of files or processes."""
+
+import pytest
+import torch
+
+from ser_lightning.errors import UserError
+from ser_lightning.records import Selection
+
+
+def test_an_epoch_is_the_seed_and_the_accepted_pairs_once_with_their_labels(datamodule, step_contents):
+    contents = {k: v for step in step_contents(datamodule) for k, v in step.items()}
+    seed, accepted = datamodule.pair_ids("seed"), datamodule.accepted
+    assert sorted(contents) == sorted([*seed.tolist(), *accepted.pair_id.tolist()])
+    targets = torch.tensor([contents[i][2] for i in seed.tolist()])
+    assert torch.equal(targets, datamodule.seed_labels(seed))
+    assert [contents[i][2] for i in accepted.pair_id.tolist()] == accepted.label.tolist()
+    assert {content[3] for content in contents.values()} == {1.0}
+
+
+def test_steps_have_the_size_asked_for(datamodule, step_contents):
+    num_pairs = len(datamodule.pair_ids("seed")) + 20
+    sizes = [len(step) for step in step_contents(datamodule)]
+    assert sizes[:-1] == [16] * (num_pairs // 16)
+    assert sum(sizes) == num_pairs
+    assert datamodule.num_train_steps == len(sizes) == len(datamodule.train_dataloader())
+
+
+@pytest.mark.parametrize("budget", [1, 500, 100_000])
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+def test_neither_ranks_nor_token_budget_change_a_step(load, path, step_contents, world_size, budget, select):
+    def ranks(world_size, budget):
+        loaded = [load(path, rank, world_size, epoch=2, tokens_per_batch=budget) for rank in range(world_size)]
+        for datamodule in loaded:
+            datamodule.accept(select(datamodule.pair_ids("pool")[:9]))
+            datamodule.begin_phase(1, fold=0, seed_share=0.3)
+        return loaded
+
+    assert step_contents(*ranks(world_size, budget)) == step_contents(*ranks(1, 4096))
+
+
+def test_micro_batches_keep_to_the_budget_and_are_sorted_by_length(load, path):
+    datamodule = load(path, tokens_per_batch=500, pairs_per_step=40)
+    steps = list(datamodule.train_dataloader())
+    assert max(len(step) for step in steps) > 1
+    assert all(batch.input_ids.numel() <= 500 for step in steps for batch in step)
+    for step in steps:
+        lengths = [batch.input_ids.shape[1] for batch in step]
+        assert lengths == sorted(lengths, reverse=True)
+
+
+def test_a_rank_without_a_pair_gets_one_that_weighs_nothing(load, path):
+    loaded = [load(path, rank, 3, pairs_per_step=2) for rank in range(3)]
+    [idle] = loaded[2].train_dataloader().dataset[0]
+    [busy] = loaded[0].train_dataloader().dataset[0]
+    assert (idle.weight.tolist(), busy.weight.tolist()) == ([0.0], [1.0])
+    assert idle.num_step_pairs == busy.num_step_pairs == 2
+    assert idle.pair_id.tolist() == busy.pair_id.tolist()
+
+
+def test_order_is_new_in_every_epoch_round_fold_and_seed_and_the_same_when_asked_again(load, path):
+    def order(epoch=0, round=0, fold=None, **arguments):
+        datamodule = load(path, epoch=epoch, seed_fraction=0.5, pairs_per_step=4, **arguments)
+        datamodule.begin_phase(round, fold, 8)
+        torch.rand(3)  # the global generator has no part in it
+        return [i for step in datamodule.train_dataloader() for batch in step for i in batch.pair_id.tolist()]
+
+    first = order()
+    assert order() == first
+    others = [order(epoch=1), order(round=1), order(fold=0), order(fold=1), order(split_seed=1)]
+    assert len({tuple(one) for one in [first, *others]}) == 6
+    assert sorted(others[0]) == sorted(others[1]) == sorted(first) != sorted(others[-1])
+
+
+def test_loading_draws_nothing_from_the_global_generator(datamodule):
+    before = torch.get_rng_state()
+    list(datamodule.train_dataloader())
+    list(datamodule.scoring_dataloader("pool"))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_workers_yield_the_same_batches(load, path, step_contents):
+    datamodule = load(path, num_workers=1)
+    assert datamodule.train_dataloader().num_workers == 1
+    assert step_contents(datamodule) == step_contents(load(path))
+
+
+# Neither file order, nor the order of columns, nor the file's name.
+
+
+def test_order_of_rows_and_of_columns_in_the_file_changes_nothing(load, write_jsonl, make_rows, step_contents, by_id):
+    rows = make_rows(60)
+    turned = [
+        {**row, "response_a": row["response_b"], "response_b": row["response_a"], "label": 1 - row["label"]}
+        for row in reversed(rows)
+    ]
+    first, second = (load(write_jsonl(name, r)) for name, r in (("one.jsonl", rows), ("two.jsonl", turned)))
+    assert step_contents(first) == step_contents(second)
+    assert str(list(first.scoring_dataloader("pool"))) == str(list(second.scoring_dataloader("pool")))
+    assert by_id(first.test_dataloader()) == by_id(second.test_dataloader())
+    assert first.data.fingerprint == second.data.fingerprint
+
+
+# Phases.
+
+
+def test_a_fold_phase_leaves_out_what_the_fold_scores(datamodule, step_contents, by_id):
+    seed, scored = set(datamodule.pair_ids("seed").tolist()), []
+    for fold in range(4):
+        datamodule.begin_phase(1, fold, num_folds=4)
+        trained = {i for step in step_contents(datamodule) for i in step}
+        scored.append(set(by_id(datamodule.scoring_dataloader("seed", fold, 4))))
+        assert scored[-1] == seed - trained == set(datamodule.pair_ids("seed", fold, 4).tolist())
+        assert trained - seed == set(datamodule.accepted.pair_id.tolist())
+        prompts = [
+            {p.prompt[0]["content"] for p in datamodule.lookup(list(ids))} for ids in (scored[-1], seed - scored[-1])
+        ]
+        assert not prompts[0] & prompts[1]
+    assert set.union(*scored) == seed
+    assert sum(map(len, scored)) == len(seed)
+
+
+def test_seed_share_is_the_share_of_the_weight(datamodule, step_contents):
+    datamodule.begin_phase(1, seed_share=0.2)
+    contents = {k: v for step in step_contents(datamodule) for k, v in step.items()}
+    seed = set(datamodule.pair_ids("seed").tolist())
+    weights = {is_seed: [v[3] for k, v in contents.items() if (k in seed) == is_seed] for is_seed in (True, False)}
+    total = sum(weights[True]) + sum(weights[False])
+    assert total == pytest.approx(len(contents))
+    assert sum(weights[True]) / total == pytest.approx(0.2)
+    assert len({*weights[True]}) == len({*weights[False]}) == 1
+
+
+def test_seed_share_without_accepted_pairs_weighs_1(load, path, step_contents):
+    datamodule = load(path)
+    datamodule.begin_phase(0, seed_share=0.2)
+    assert {content[3] for step in step_contents(datamodule) for content in step.values()} == {1.0}
+
+
+def test_impossible_phases_are_refused(datamodule):
+    with pytest.raises(ValueError, match="fold: got 3 of 3"):
+        datamodule.begin_phase(0, fold=3)
+    with pytest.raises(UserError, match="seed_share: got 1.5; use a share"):
+        datamodule.begin_phase(0, seed_share=1.5)
+    with pytest.raises(UserError, match=r"folds: got 1000 of a seed with \d+ dialogues; use fewer folds"):
+        datamodule.scoring_dataloader("seed", 0, 1000)
+    with pytest.raises(ValueError, match="only the seed has folds"):
+        datamodule.scoring_dataloader("pool", 0)
+
+
+# Accepted labels.
+
+
+def test_a_new_selection_replaces_the_old_one(datamodule, select):
+    ids = datamodule.pair_ids("pool")[30:33]
+    datamodule.accept(select(ids.flip(0), [1, 0, 0], round=4))
+    assert datamodule.accepted.pair_id.tolist() == ids.tolist()
+    assert datamodule.accepted.label.tolist() == [0, 0, 1]
+    assert (datamodule.accepted.round, datamodule.accepted.status) == (4, 1)
+
+
+def test_selections_add_up_and_the_newer_label_wins(datamodule, select):
+    ids = datamodule.pair_ids("pool")
+    datamodule.accept(select(ids[:2], [0, 0]))
+    datamodule.accept(select(ids[1:3], [1, 1], round=1), add=True)
+    assert datamodule.accepted.pair_id.tolist() == ids[:3].tolist()
+    assert datamodule.accepted.label.tolist() == [0, 1, 1]
+    datamodule.accept(Selection.empty(round=2), add=True)
+    assert (len(datamodule.accepted), datamodule.accepted.round) == (3, 2)
+    datamodule.accept(Selection.empty(round=3))
+    assert len(datamodule.accepted) == 0
+
+
+@pytest.mark.parametrize("split", ["seed", "test"])
+def test_only_pool_pairs_can_be_accepted(datamodule, split, select):
+    ids = torch.cat([datamodule.pair_ids("pool")[:2], datamodule.pair_ids(split)[:1]])
+    with pytest.raises(ValueError, match="1 of 3 pairs are not in the pool"):
+        datamodule.accept(select(ids))
+
+
+def test_labels_must_be_labels_and_pairs_come_once(datamodule, select):
+    ids = datamodule.pair_ids("pool")[:2]
+    for wrong in (select(ids, [0, 2]), select(ids[[0, 0]])):
+        with pytest.raises(ValueError, match="needs each pair once, with the label 0 or 1"):
+            datamodule.accept(wrong)
