@@ -250,7 +250,7 @@ class EvolutionCallback(Callback):
         prob_a = torch.sigmoid(seed.margin / verdict.temperature)
         right = (seed.margin > 0) == (evidence.target > 0.5)
         test = self._score(trainer, "test", f"round {self.round} | scoring the test pairs")
-        test_label = (test.margin > 0).to(torch.int8)
+        test_label = half_credit(test.margin, torch.ones(len(test)))
         before = self._pool_label
         return RoundRow(
             round=self.round,
@@ -333,6 +333,6 @@ def _mean_scores(members: list[PairScores]) -> PairScores:
     return PairScores(first.pair_id, reward_a, reward_b, first.tokens_a, first.tokens_b)
 
 
-def _share(counts: tuple[int, int]) -> float:
+def _share(counts: tuple[int, float]) -> float:
     known, right = counts
     return right / known if known else math.nan

@@ -1,8 +1,46 @@
-"""The floors beside every accuracy, on the same pairs and from the same labels as the reward model."""
+"""The floor beside every accuracy: a bag-of-words model fitted on the labels that the reward model had, no others."""
 
+from typing import Literal
+
+import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 
 from ser_lightning.datamodules.preference import PreferenceDataModule
-from ser_lightning.errors import UserError
 from ser_lightning.floors import BagOfWords
+from ser_lightning.metrics import half_credit
+
+
+class FloorCallback(Callback):
+    """Log `bag_of_words_accuracy` in `validate`, `test` and `fit`'s validation; the longer response needs no model."""
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Beside the figures of the validation pairs."""
+        if not trainer.sanity_checking:
+            self._log(trainer, pl_module, "val")
+
+    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Beside the figures of the test pairs."""
+        self._log(trainer, pl_module, "test")
+
+    def _log(self, trainer: Trainer, pl_module: LightningModule, split: Literal["val", "test"]) -> None:
+        if isinstance(trainer.datamodule, PreferenceDataModule) and len(trainer.datamodule.pair_ids("seed")) > 1:
+            pl_module.log(f"{split}/bag_of_words_accuracy", bag_of_words_accuracy(trainer.datamodule, split))
+
+
+def bag_of_words_accuracy(data: PreferenceDataModule, split: Literal["val", "test"]) -> float:
+    """Accuracy on a split of a bag-of-words model that was fitted on the seed.
+
+    Args:
+        data: a DataModule that is set up.
+        split: whose pairs to judge.
+    """
+    seed_ids, ids = data.pair_ids("seed"), data.pair_ids(split)
+    model = BagOfWords().fit(_responses(data, seed_ids), data.seed_labels(seed_ids))
+    label = half_credit(model.margin(_responses(data, ids)), torch.ones(len(ids)))
+    known, right = data.hidden_truth(split).count_right(ids, label)
+    return right / known
+
+
+def _responses(data: PreferenceDataModule, ids: torch.Tensor) -> list[tuple[str, str]]:
+    return [(pair.response_a, pair.response_b) for pair in data.lookup(ids)]

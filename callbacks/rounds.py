@@ -118,13 +118,13 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
 def rounds_table(rows: list[RoundRow]) -> Table:
     """The table of rounds, for people; fits into 80 columns."""
     table = Table(title="Rounds of self-evolution", title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
-    headers = "round|kept|of|flips|stat.|kept\nright|pool\nright|seed\noof|test|cal.\nerr.|len.\ncorr.|sec."
+    headers = "round|kept|of|flips|stat.|kept\nright|pool\nright|seed\noof|test|cal.\nerr.|len.\ncorr.|time"
     for name in headers.split("|"):
         table.add_column(name, justify="right", no_wrap=True)
     for row in rows:
         accuracies = (row.kept_accuracy, row.pool_accuracy, row.seed_oof_accuracy, row.test_accuracy)
         cells = [str(row.kept), str(row.scored), str(row.flipped), str(row.status), *(f"{a:.3f}" for a in accuracies)]
-        cells += [f"{row.calibration_error:.2f}", f"{row.length_correlation:+.2f}", f"{row.seconds:.0f}"]
+        cells += [f"{row.calibration_error:.2f}", f"{row.length_correlation:+.2f}", _duration(row.seconds)]
         table.add_row(f"{'* ' if row.delivered else ''}{row.round}", *cells, style="bold" if row.delivered else None)
     return table
 
@@ -134,6 +134,13 @@ def print_rounds(rows: list[RoundRow]) -> None:
     console = Console()
     console.print(rounds_table(rows))
     console.print("Round 0 is the seed model. * is delivered: chosen out of fold on the seed, without test or pool labels.")
+
+
+def _duration(seconds: float) -> str:
+    for unit, size in (("h", 3600), ("m", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f}{unit}"
+    return f"{seconds:.0f}s"
 
 
 def _cell(value: float | int | bool) -> str:

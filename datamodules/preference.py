@@ -265,10 +265,10 @@ class PreferenceDataModule(pl.LightningDataModule):
         """(N,) float32 labels of the N seed pairs, 1: a is the better one; KeyError for a pair of no seed."""
         return torch.from_numpy(self.data.seed_labels(self.data.rows_of(pair_id.tolist())))
 
-    def hidden_truth(self, split: Literal["pool", "test"]) -> HiddenTruth:
+    def hidden_truth(self, split: Literal["pool", "val", "test"]) -> HiddenTruth:
         """What the files know of a split's labels, as counts of right answers only."""
-        if split not in ("pool", "test"):
-            raise ValueError(f"split: got {split!r}; use pool or test")
+        if split not in ("pool", "val", "test"):
+            raise ValueError(f"split: got {split!r}; use pool, val or test")
         return self.data.hidden_truth(split)
 
     def lookup(self, pair_ids: Tensor | list[int]) -> list[PreferencePair]:

@@ -86,7 +86,7 @@ class SplitPairs:
         rows = self.rows(split)
         return PairSet.labelled(rows, self.store.read_labels()[rows])
 
-    def hidden_truth(self, split: Literal["pool", "test"]) -> HiddenTruth:
+    def hidden_truth(self, split: Literal["pool", "val", "test"]) -> HiddenTruth:
         """What the files know of a split's labels."""
         rows = self.rows(split)
         labels = self.store.read_labels()[rows]

@@ -44,6 +44,7 @@ QUIET_LOGS = (
 )
 QUIET_WARNINGS = (
     r".*does not have many workers",  # batches come encoded from a cache: workers would only copy them
+    r".*`is_gradient_checkpointing` is deprecated",  # peft asks transformers by an old name
     r".*isinstance\(treespec, LeafSpec\)",  # inside Lightning, on PyTorch's account
 )
 

@@ -28,6 +28,8 @@ class BagOfWords:
         self.column: dict[str, int] = {}
         self.weight = torch.zeros(0)
 
+    @torch.inference_mode(False)  # `test` runs in inference mode, where nothing can be fitted
+    @torch.enable_grad()
     def fit(self, responses: Sequence[tuple[str, str]], target: Tensor) -> "BagOfWords":
         """Learn the words' weights.
 
@@ -35,6 +37,7 @@ class BagOfWords:
             responses: N pairs (response_a, response_b).
             target: (N,) 1 where a is the better one.
         """
+        target = target.clone()
         document_counts = Counter(w for pair in responses for text in pair for w in set(_words(text)))
         self.column = {w: i for i, (w, _) in enumerate(document_counts.most_common(MAX_WORDS))}
         features = self._features(responses)
