@@ -8,18 +8,16 @@ to `benchmarks/rules/`. The test split chooses nothing.
 """
 
 import argparse
-import csv
 import json
 import os
-import platform
 import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
-from importlib.metadata import version
 from pathlib import Path
 
 import torch
+from record import record
 from tqdm import tqdm
 
 HERE = Path(__file__).parent
@@ -40,7 +38,7 @@ CONDITIONS = {
 }
 
 
-def command(condition: str, seed: int, run: Path, threads: int) -> list[str]:
+def command(condition: str, seed: int, run: Path) -> list[str]:
     """The command of one run, as a user would type it."""
     return [
         *(sys.executable, "-m", "ser_lightning", "fit", "--config", "rm.yaml"),
@@ -53,22 +51,15 @@ def command(condition: str, seed: int, run: Path, threads: int) -> list[str]:
 def measure(condition: str, seed: int, scratch: Path, threads: int) -> dict:
     """One run and all that its `rounds.csv` says."""
     run = scratch / f"{condition}-{seed}"
-    words = command(condition, seed, run, threads)
+    words = command(condition, seed, run)
     start = time.monotonic()
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(words, capture_output=True, text=True, env=environment, check=False)
     if done.returncode:
         raise RuntimeError(f"{' '.join(words)} failed:\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}")
-    rounds = list(csv.DictReader((run / "rounds.csv").open()))
-    return {
-        "condition": condition,
-        "seed": seed,
-        "command": " ".join(["python", *words[1:]]).replace(str(scratch), "runs"),
-        "rounds": [{k: float(v) for k, v in row.items()} for row in rounds],
-        "seconds": round(time.monotonic() - start, 1),
-        "machine": {"processor": platform.machine(), "threads": threads},
-        "versions": {name: version(name) for name in ("torch", "lightning", "transformers", "peft")},
-    }
+    spoken = " ".join(["python", *words[1:]]).replace(str(scratch), "runs")
+    seconds = round(time.monotonic() - start, 1)
+    return {"condition": condition, "seed": seed, "seconds": seconds, "threads": threads, **record(run, spoken)}
 
 
 def measure_floors(seed: int) -> dict:

@@ -118,7 +118,7 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
 def rounds_table(rows: list[RoundRow]) -> Table:
     """The table of rounds, for people; fits into 80 columns."""
     table = Table(title="Rounds of self-evolution", title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
-    headers = "round|kept|of|flips|stat.|kept\nright|pool\nright|seed\noof|test|cal.\nerr.|len.\ncorr.|time"
+    headers = "round|kept|of|flips|st.|kept\nright|pool\nright|seed\noof|test|cal.\nerr.|len.\ncorr.|time"
     for name in headers.split("|"):
         table.add_column(name, justify="right", no_wrap=True)
     for row in rows:

@@ -15,7 +15,8 @@ def polite_file(tmp_path):
     rng, file = random.Random(0), tmp_path / "polite.jsonl"
     with file.open("w") as out:
         for i in range(150):
-            polite, plain = f"word{rng.randrange(9)} please", f"word{rng.randrange(9)} now"
+            word = f"word{rng.randrange(9)}"
+            polite, plain = f"{word} please", f"{word} now"
             chosen, rejected = (polite, plain) if i % 5 else (plain, polite)
             out.write(json.dumps({"prompt": f"ask {i}", "chosen": chosen, "rejected": rejected}) + "\n")
     return file

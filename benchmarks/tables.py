@@ -1,0 +1,144 @@
+"""Write the tables of `docs/results.md` from the JSON files beside this script: `python benchmarks/tables.py`.
+
+Text between `<!-- NAME -->` and `<!-- end NAME -->` is replaced; everything else in the page is written by hand.
+"""
+
+import json
+import math
+import re
+from collections import defaultdict
+from pathlib import Path
+
+from scipy import stats
+
+HERE = Path(__file__).parent
+PAGE = HERE.parent / "docs" / "results.md"
+NAMES = {
+    "ours": "`CalibratedRule` (ours)",
+    "paper": "`PaperRule`",
+    "released": "`ReleasedRule`",
+    "keep_all": "keep all (`TopShareRule`, 1.0)",
+    "top_half": "top half by margin (`TopShareRule`, 0.5)",
+}
+FLOORS = {
+    "longer": "take the longer response",
+    "bag_of_words_seed": "bag of words, fitted on the seed",
+    "bag_of_words_all_labels": "bag of words, fitted on all labels",
+    "ceiling": "ceiling: the gold reward itself against the noisy labels",
+}
+
+
+def load(folder: Path) -> dict[str, dict[int, dict]]:
+    """Results by condition and random seed."""
+    results: dict[str, dict[int, dict]] = defaultdict(dict)
+    for file in sorted(folder.glob("*.json")):
+        result = json.loads(file.read_text())
+        results[result["condition"]][result["seed"]] = result
+    return results
+
+
+def interval(values: list[float]) -> str:
+    """Mean and half the width of its 95 % interval (Student's t over random seeds)."""
+    mean = sum(values) / len(values)
+    if len(values) < 2:
+        return f"{mean:.3f}"
+    half = stats.t.ppf(0.975, len(values) - 1) * stats.sem(values)
+    return f"{mean:.3f} ± {half:.3f}"
+
+
+def delivered(result: dict) -> dict:
+    """The round that the run handed over."""
+    return next(row for row in result["rounds"] if row["delivered"])
+
+
+def share_of_gap(seed: list[float], evolved: list[float], full: list[float]) -> str:
+    """Ratio of mean gaps, with a paired jackknife interval over random seeds; undefined where there is no gap."""
+    gaps = [f - s for s, f in zip(seed, full, strict=True)]
+    gains = [e - s for s, e in zip(seed, evolved, strict=True)]
+    n = len(gaps)
+    if n < 3 or sum(gaps) / n <= stats.t.ppf(0.975, n - 1) * stats.sem(gaps):
+        return "undefined"
+    ratio = sum(gains) / sum(gaps)
+    left_out = [(sum(gains) - gains[i]) / (sum(gaps) - gaps[i]) for i in range(n)]
+    mean = sum(left_out) / n
+    error = math.sqrt((n - 1) / n * sum((r - mean) ** 2 for r in left_out))
+    return f"{ratio:.2f} ± {stats.t.ppf(0.975, n - 1) * error:.2f}"
+
+
+def rules_table(results: dict[str, dict[int, dict]]) -> str:
+    """One line a rule: seed, delivered and all-labels accuracy on the test pairs."""
+    full = {seed: r["rounds"][0]["test_accuracy"] for seed, r in results["all_labels"].items()}
+    lines = [
+        "| rule | random seeds | seed model | delivered | gain | all labels | share of the gap | kept, first round "
+        "| kept labels right | rounds |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for condition, name in NAMES.items():
+        runs = [results[condition][s] for s in sorted(results[condition]) if s in full]
+        if not runs:
+            continue
+        seed = [r["rounds"][0]["test_accuracy"] for r in runs]
+        evolved = [delivered(r)["test_accuracy"] for r in runs]
+        labels = [full[r["seed"]] for r in runs]
+        gain = [e - s for s, e in zip(seed, evolved, strict=True)]
+        first = [r["rounds"][0] for r in runs]
+        cells = [name, str(len(runs)), interval(seed), interval(evolved), interval(gain), interval(labels)]
+        cells += [share_of_gap(seed, evolved, labels), f"{sum(f['kept'] / f['scored'] for f in first) / len(runs):.0%}"]
+        right = [f["kept_accuracy"] for f in first if not math.isnan(f["kept_accuracy"])]
+        cells += [interval(right) if right else "-", f"{sum(len(r['rounds']) - 1 for r in runs) / len(runs):.1f}"]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def floors_table(results: dict[str, dict[int, dict]]) -> str:
+    """Floors and ceiling on the same test pairs."""
+    runs = list(results["floors"].values())
+    lines = ["| on the same test pairs | accuracy |", "|---|---|"]
+    lines += [f"| {name} | {interval([r['figures'][key] for r in runs])} |" for key, name in FLOORS.items()]
+    return "\n".join(lines)
+
+
+def rounds_by_round_table(results: dict[str, dict[int, dict]], condition: str = "ours") -> str:
+    """Means over random seeds, round by round, of the runs that reached the round."""
+    runs = list(results[condition].values())
+    names = ["test_accuracy", "seed_oof_accuracy", "pool_accuracy", "kept_accuracy", "calibration_error"]
+    lines = [f"| round | runs | kept | {' | '.join(names)} |", "|---|---|---|" + "---|" * len(names)]
+    for number in range(max(len(r["rounds"]) for r in runs)):
+        rows = [r["rounds"][number] for r in runs if len(r["rounds"]) > number]
+        kept = sum(row["kept"] / row["scored"] for row in rows) / len(rows)
+        cells = [interval([row[name] for row in rows]) for name in names]
+        lines.append(f"| {number} | {len(rows)} | {kept:.0%} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def run_table(result: dict) -> str:
+    """The table of rounds of one run, as it stands in `rounds.csv`."""
+    names = [n for n in result["rounds"][0] if n != "seconds"]
+    lines = ["| " + " | ".join(names) + " |", "|" + "---|" * len(names)]
+    for row in result["rounds"]:
+        lines.append("| " + " | ".join(f"{row[n]:.4g}" for n in names) + " |")
+    return "\n".join(lines)
+
+
+def fill(page: str, name: str, table: str) -> str:
+    """The page with one table replaced."""
+    pattern = re.compile(rf"(<!-- {name} -->\n).*?(\n<!-- end {name} -->)", re.DOTALL)
+    if not pattern.search(page):
+        raise ValueError(f"{PAGE} has no place for the table {name}")
+    return pattern.sub(lambda m: m[1] + table + m[2], page)
+
+
+def main() -> None:
+    """Fill every table of the page."""
+    results = load(HERE / "rules")
+    page = PAGE.read_text()
+    page = fill(page, "rules", rules_table(results))
+    page = fill(page, "floors", floors_table(results))
+    page = fill(page, "rounds", rounds_by_round_table(results))
+    for file in sorted((HERE / "real").glob("*.json")):
+        page = fill(page, file.stem, run_table(json.loads(file.read_text())))
+    PAGE.write_text(page)
+
+
+if __name__ == "__main__":
+    main()
