@@ -16,7 +16,14 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
-from ser_lightning.callbacks.rounds import RoundRow, choose_round, print_rounds, write_audit, write_atomically, write_rounds
+from ser_lightning.callbacks.rounds import (
+    RoundRow,
+    choose_round,
+    print_rounds,
+    write_atomically,
+    write_audit,
+    write_rounds,
+)
 from ser_lightning.errors import UserError, raise_problems
 from ser_lightning.metrics import calibration_error, half_credit, length_correlation
 from ser_lightning.records import PairScores, Selection
@@ -221,7 +228,7 @@ class EvolutionCallback(Callback):
             pool.pair_id[keep], verdict.label[keep], verdict.confidence[keep], verdict.status, self.round
         )
         selection = trainer.strategy.broadcast(selection)
-        pl_module.temperature, pl_module.zero = verdict.temperature, verdict.zero
+        pl_module.set_scale(verdict.temperature, verdict.zero)
         self.rows.append(self._row(trainer, pool, evidence, verdict, selection))
         self._write_round(trainer, pl_module, pool, verdict, keep)
         rank_zero_info(f"Round {self.round}: {verdict.message}.")
@@ -293,7 +300,7 @@ class EvolutionCallback(Callback):
         trainer.strategy.barrier("evolution: delivered model")
         model = torch.load(_round_folder(trainer, delivered) / "model.pt", weights_only=True)
         pl_module.scorer.load_trainable_state(model["weights"])
-        pl_module.temperature, pl_module.zero = model["temperature"], model["zero"]
+        pl_module.set_scale(model["temperature"], model["zero"])
         self.finished = True
         trainer.should_stop = True
         if trainer.is_global_zero:
@@ -313,7 +320,9 @@ class EvolutionCallback(Callback):
         if self.folds < 0 or self.folds == 1:
             found.append(f"evolution.folds: got {self.folds}; need 0 or at least 2")
         if self.folds == 0 and self.rule.needs_evidence:
-            found.append(f"evolution.folds: got 0 with {type(self.rule).__name__}, which calibrates on them; set 2 or more")
+            found.append(
+                f"evolution.folds: got 0 with {type(self.rule).__name__}, which calibrates on them; set 2 or more"
+            )
         if self.folds == 0 and (self.committee or self.length_quota == "seed"):
             found.append("evolution.folds: got 0 with committee or length_quota, which use them; set 2 or more")
         if self.seed_share is not None and not 0 < self.seed_share < 1:

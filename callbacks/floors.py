@@ -12,7 +12,14 @@ from ser_lightning.metrics import half_credit
 
 
 class FloorCallback(Callback):
-    """Log `bag_of_words_accuracy` in `validate`, `test` and `fit`'s validation; the longer response needs no model."""
+    """Log `bag_of_words_accuracy` in `validate` and `test`, and end `fit` with a line on both floors."""
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """The line below the table of rounds."""
+        data = trainer.datamodule
+        if trainer.is_global_zero and isinstance(data, PreferenceDataModule) and len(data.pair_ids("test")):
+            longer, words = longer_accuracy(data, "test"), bag_of_words_accuracy(data, "test")
+            print(f"Floors on the test pairs: take the longer {longer:.3f}, bag of words on the seed {words:.3f}.")
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Beside the figures of the validation pairs."""
@@ -38,6 +45,16 @@ def bag_of_words_accuracy(data: PreferenceDataModule, split: Literal["val", "tes
     seed_ids, ids = data.pair_ids("seed"), data.pair_ids(split)
     model = BagOfWords().fit(_responses(data, seed_ids), data.seed_labels(seed_ids))
     label = half_credit(model.margin(_responses(data, ids)), torch.ones(len(ids)))
+    known, right = data.hidden_truth(split).count_right(ids, label)
+    return right / known
+
+
+def longer_accuracy(data: PreferenceDataModule, split: Literal["val", "test"]) -> float:
+    """Accuracy on a split of "the longer response wins", in tokens."""
+    batches = list(data.scoring_dataloader(split))
+    ids = torch.cat([batch.pair_id for batch in batches])
+    tokens = torch.cat([batch.attention_mask.sum(-1).view(2, -1) for batch in batches], dim=1)
+    label = half_credit((tokens[0] - tokens[1]).float(), torch.ones(len(ids)))
     known, right = data.hidden_truth(split).count_right(ids, label)
     return right / known
 

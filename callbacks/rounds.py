@@ -88,7 +88,9 @@ def write_audit(path: Path, pool: PairScores, verdict: Verdict, keep: Tensor) ->
         verdict: (N,) what the rule said.
         keep: (N,) what was kept after the length quota.
     """
-    reason = ["kept" if k else "length quota" if v else "not sure enough" for k, v in zip(keep, verdict.keep, strict=True)]
+    reason = [
+        "kept" if k else "length quota" if v else "not sure enough" for k, v in zip(keep, verdict.keep, strict=True)
+    ]
     columns = {
         "pair_id": pool.pair_id.numpy(),
         "reward_a": pool.reward_a.numpy(),
@@ -117,7 +119,13 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
 
 def rounds_table(rows: list[RoundRow]) -> Table:
     """The table of rounds, for people; fits into 80 columns."""
-    table = Table(title="Rounds of self-evolution", title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
+    table = Table(
+        title="Rounds of self-evolution",
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        show_edge=False,
+    )
     headers = "round|kept|of|flips|st.|kept\nright|pool\nright|seed\noof|test|cal.\nerr.|len.\ncorr.|time"
     for name in headers.split("|"):
         table.add_column(name, justify="right", no_wrap=True)
@@ -133,7 +141,9 @@ def print_rounds(rows: list[RoundRow]) -> None:
     """The table and what the star means."""
     console = Console()
     console.print(rounds_table(rows))
-    console.print("Round 0 is the seed model. * is delivered: chosen out of fold on the seed, without test or pool labels.")
+    console.print(
+        "Round 0 is the seed model. * is delivered: chosen out of fold on the seed, without test or pool labels."
+    )
 
 
 def _duration(seconds: float) -> str:

@@ -32,7 +32,7 @@ from ser_lightning.datamodules.truth import HiddenTruth
 from ser_lightning.errors import UserError, raise_problems
 from ser_lightning.records import PairBatch, PreferencePair, Selection
 
-Split = Literal["pool", "seed", "test", "all"]
+Split = Literal["pool", "seed", "val", "test", "all"]
 
 
 class PreferenceDataModule(pl.LightningDataModule):

@@ -48,10 +48,10 @@ SEED = Box(85, 124, "Seed", "15 %: human labels", ACCENT, "#e8f1fa")
 POOL = Box(447, 38, "Pool", "85 %: labels hidden", ACCENT, "#e8f1fa")
 TRAIN = Box(266, 124, "Train", "round 0: seed alone")
 SCORE = Box(447, 124, "Score", "both responses")
-CALIBRATE = Box(628, 124, "Calibrate", "out of fold, on the seed")
+CALIBRATE = Box(628, 124, "Calibrate", "on the seed, by folds")
 SELECT = Box(628, 232, "Select", "labels worth trusting")
 ACCEPT = Box(266, 232, "Accept", "they join the seed")
-DELIVERED = Box(85, 232, "Delivered model", "best round on the seed", GOLD, "#fdf3df")
+DELIVERED = Box(85, 232, "Delivered model", "chosen out of fold", GOLD, "#fdf3df")
 BOXES = (SEED, POOL, TRAIN, SCORE, CALIBRATE, SELECT, ACCEPT, DELIVERED)
 ARROWS = (
     (SEED, TRAIN),

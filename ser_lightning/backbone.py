@@ -88,7 +88,9 @@ class Backbone:
         if self.quantize != "none" and self.gguf_file:
             found.append("backbone.gguf_file: got a GGUF file with quantize nf4; use a safetensors folder or no nf4")
         if self.train == "lora" and (self.lora.r < 1 or not 0 <= self.lora.dropout < 1):
-            found.append(f"backbone.lora: got r {self.lora.r}, dropout {self.lora.dropout}; need r >= 1, 0 <= dropout < 1")
+            found.append(
+                f"backbone.lora: got r {self.lora.r}, dropout {self.lora.dropout}; need r >= 1, 0 <= dropout < 1"
+            )
         return found
 
     def resolved_path(self) -> str:
@@ -108,7 +110,7 @@ class Scorer(nn.Module):
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
-        prefix = model.base_model_prefix
+        prefix = str(model.base_model_prefix)
         self.head_names = [name for name, _ in model.named_children() if name != prefix]
         self.is_decoder = self.head_names == ["score"]
         parameters = inspect.signature(_unwrapped(self.body).forward).parameters
@@ -120,7 +122,7 @@ class Scorer(nn.Module):
     @property
     def body(self) -> nn.Module:
         """The pretrained part, as peft wraps it."""
-        return getattr(self.model, self.model.base_model_prefix)
+        return getattr(self.model, str(self.model.base_model_prefix))
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Rewards of whole sequences.
@@ -159,7 +161,7 @@ class Scorer(nn.Module):
         if own.keys() != state.keys():
             missing, extra = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
             raise UserError(
-                f"saved weights do not fit the model: got {len(missing)} missing {missing[:2]} and {len(extra)} unknown "
+                f"saved weights do not fit the model: got {len(missing)} missing {missing[:2]}, {len(extra)} unknown "
                 f"{extra[:2]}; load them with the backbone settings that they were trained with"
             )
         for name, value in state.items():
@@ -182,14 +184,14 @@ def load_scorer(backbone: Backbone, device: torch.device | str = "cpu") -> Score
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(torch.initial_seed())
         model = _load_model(backbone, device)
-        body = getattr(model, model.base_model_prefix)
+        body = getattr(model, str(model.base_model_prefix))
         if backbone.train != "full":
             body.requires_grad_(False)
         if backbone.quantize != "none":
             body = prepare_model_for_kbit_training(body, use_gradient_checkpointing=False)
         if backbone.train == "lora":
             body = get_peft_model(body, _lora_config(backbone.lora))
-            setattr(model, model.base_model_prefix, body)
+            setattr(model, str(model.base_model_prefix), body)
         if backbone.gradient_checkpointing:
             _unwrapped(body).enable_input_require_grads()
             _unwrapped(body).gradient_checkpointing_enable({"use_reentrant": False})
@@ -200,7 +202,7 @@ def merged_model(scorer: Scorer) -> nn.Module:
     """The plain transformers model with the adapters merged into its body. The scorer is used up by this."""
     model = scorer.model
     if isinstance(scorer.body, PeftModel):
-        setattr(model, model.base_model_prefix, scorer.body.merge_and_unload())
+        setattr(model, str(model.base_model_prefix), scorer.body.merge_and_unload())
     for name in scorer.head_names:
         vars(model.get_submodule(name)).pop("forward", None)
     return model
@@ -305,7 +307,9 @@ def _spare_token(tokenizer: PreTrainedTokenizerBase) -> str:
     """A token that never ends a sequence: plain transformers reads the reward before the first trailing pad."""
     eos = tokenizer.eos_token
     if eos is None and tokenizer.pad_token is None:
-        raise UserError(f"backbone.path: got a tokenizer without EOS and pad ({tokenizer.name_or_path}); add them to it")
+        raise UserError(
+            f"backbone.path: got a tokenizer without EOS and pad ({tokenizer.name_or_path}); add them to it"
+        )
     special = [t for t in tokenizer.get_added_vocab() if "pad" in t.lower() or "reserved" in t.lower()]
     for token in [tokenizer.unk_token, *special]:
         if token is not None and token not in (eos, tokenizer.bos_token):

@@ -46,6 +46,9 @@ QUIET_WARNINGS = (
     r".*does not have many workers",  # batches come encoded from a cache: workers would only copy them
     r".*`is_gradient_checkpointing` is deprecated",  # peft asks transformers by an old name
     r".*isinstance\(treespec, LeafSpec\)",  # inside Lightning, on PyTorch's account
+    r"Total length of `list` across ranks is zero",  # no validation pairs, the normal case; an empty seed is an error
+    r".*is smaller than the logging interval",  # a seed of few steps an epoch is what this project is for
+    r".*_checkpointing.* is deprecated",  # transformers 5 to peft, which renames it when it can
 )
 
 

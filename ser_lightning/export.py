@@ -1,4 +1,4 @@
-"""Delivered model -> an ordinary `AutoModelForSequenceClassification` folder that plain transformers scores the same."""
+"""Delivered model -> an ordinary `AutoModelForSequenceClassification` folder, scored the same by plain transformers."""
 
 import csv
 import hashlib
@@ -110,9 +110,7 @@ def _read_config(run: Path) -> tuple[Backbone, int]:
 
 def _self_test_rewards(scorer: torch.nn.Module, tokenizer: PreTrainedTokenizerBase) -> Tensor:
     """(16,) rewards of fixed conversations of different lengths, padded on the right in one batch."""
-    conversations = [
-        [{"role": "user", "content": q}, {"role": "assistant", "content": a}] for q, a in _SELF_TEST
-    ]
+    conversations = [[{"role": "user", "content": q}, {"role": "assistant", "content": a}] for q, a in _SELF_TEST]
     rows = encode_conversations(tokenizer, conversations)  # type: ignore[arg-type]
     longest = max(map(len, rows))
     ids = torch.tensor([row + [tokenizer.pad_token_id] * (longest - len(row)) for row in rows])

@@ -26,7 +26,7 @@ def bradley_terry(reward_a: Tensor, reward_b: Tensor, target: Tensor, label_nois
     margin = reward_a - reward_b
     if label_noise == 0.0:
         return F.binary_cross_entropy_with_logits(margin, target, reduction="none")
-    # log((1 - 2e) sigmoid(m) + e) = log((1 - e) e^m + e) - log(1 + e^m), kept in logs so that large margins stay finite.
+    # log((1 - 2e) sigmoid(m) + e) = log((1 - e) e^m + e) - log(1 + e^m): in logs, large margins stay finite.
     log_right = torch.log(torch.tensor(1.0 - label_noise, device=margin.device))
     log_wrong = torch.log(torch.tensor(label_noise, device=margin.device))
     log_a_wins = torch.logaddexp(log_right + margin, log_wrong.expand_as(margin)) - F.softplus(margin)

@@ -54,13 +54,14 @@ class RewardModule(LightningModule):
             raise UserError(problems)
         # A step is cut into as many micro-batches as its tokens need, which automatic optimisation cannot do.
         self.automatic_optimization = False
-        self.strict_loading = False  # a checkpoint holds what was trained; load_state_dict checks that all of it is there
+        self.strict_loading = (
+            False  # a checkpoint holds what was trained; load_state_dict checks that all of it is there
+        )
         self.backbone, self.optimizer = backbone, optimizer
         self.lr_decay, self.warmup_share = lr_decay, warmup_share
         self.centring_weight, self.pointwise_weight = centring_weight, pointwise_weight
         self.label_noise, self.max_grad_norm = label_noise, max_grad_norm
         self.temperature, self.zero = 1.0, 0.0
-        """The scale of the rewards, fitted on out-of-fold scores of the seed; the evolution sets it."""
         self._scorer: Scorer | None = None
         self._tokenizer: PreTrainedTokenizerBase | None = None
         self._initial_state: dict[str, Tensor] = {}
@@ -98,6 +99,10 @@ class RewardModule(LightningModule):
         reward_a, reward_b = rewards.split(batch.num_pairs)
         tokens_a, tokens_b = batch.attention_mask.sum(-1).split(batch.num_pairs)
         return PairScores(batch.pair_id, reward_a, reward_b, tokens_a, tokens_b)
+
+    def set_scale(self, temperature: float, zero: float) -> None:
+        """What a reward means, fitted on out-of-fold scores of the seed: P(a wins) = sigmoid(margin / temperature)."""
+        self.temperature, self.zero = temperature, zero
 
     def pair_loss(self, scores: PairScores, target: Tensor) -> Tensor:
         """(B,) Bradley-Terry plus the anchors of the zero."""

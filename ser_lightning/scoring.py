@@ -32,10 +32,8 @@ def score_pairs(trainer: Trainer, loader: DataLoader, expected_ids: Tensor, desc
         RuntimeError: if a pair was not scored, or one that was not expected.
     """
     parts = []
-    bar = tqdm(
-        loader, desc=description, leave=False, dynamic_ncols=True,
-        disable=not trainer.is_global_zero or trainer.progress_bar_callback is None,
-    )  # fmt: skip
+    shows = trainer.is_global_zero and getattr(trainer.progress_bar_callback, "is_enabled", False)
+    bar = tqdm(loader, desc=description, leave=False, dynamic_ncols=True, disable=not shows)
     with evaluating(trainer.lightning_module):
         for batch_idx, batch in enumerate(bar):
             batch = trainer.strategy.batch_to_device(batch)

@@ -195,7 +195,9 @@ class CalibratedRule:
     def select(self, scores: PairScores, evidence: Evidence) -> Verdict:
         """Calibrate on the seed, set the target, cut."""
         if len(evidence.scores) == 0:
-            raise UserError("rule: got CalibratedRule without out-of-fold scores; set the evolution's folds to 2 or more")
+            raise UserError(
+                "rule: got CalibratedRule without out-of-fold scores; set the evolution's folds to 2 or more"
+            )
         temperature = fit_temperature(evidence.scores.margin, evidence.target)
         zero = fit_zero(evidence.scores.reward_a, evidence.scores.reward_b, evidence.target)
         prob_a = prob_a_wins(scores.margin, temperature)

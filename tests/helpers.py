@@ -46,7 +46,9 @@ def trainer(run: str | Path, *callbacks: Callback, **kwargs: Any) -> Trainer:
     return Trainer(callbacks=[*callbacks, checkpoint], **{**settings, **kwargs})
 
 
-def fit(model_dir: Path, pairs: Path, run: str, *extra: Callback, **kwargs: Any) -> tuple[RewardModule, EvolutionCallback]:
+def fit(
+    model_dir: Path, pairs: Path, run: str, *extra: Callback, **kwargs: Any
+) -> tuple[RewardModule, EvolutionCallback]:
     """One evolution; `kwargs` go to the callback."""
     seed_everything(0, verbose=False)
     model, callback = module(model_dir), evolution(**kwargs)

@@ -37,7 +37,9 @@ def test_calibration_error_by_hand():
 
 def _scores(margin, difference):
     n = len(margin)
-    return PairScores(torch.arange(n), margin, torch.zeros(n), difference.clamp_min(0) + 5, (-difference).clamp_min(0) + 5)
+    return PairScores(
+        torch.arange(n), margin, torch.zeros(n), difference.clamp_min(0) + 5, (-difference).clamp_min(0) + 5
+    )
 
 
 def test_figures_do_not_depend_on_how_the_pairs_are_batched_and_leave_fillers_out():
@@ -57,7 +59,9 @@ def test_figures_do_not_depend_on_how_the_pairs_are_batched_and_leave_fillers_ou
     assert results[0] == pytest.approx(results[1]) and results[0] == pytest.approx(results[2])
     right = sum((m > 0) == (t == 1) for m, t in zip(margin.tolist(), target.tolist(), strict=True))
     assert results[0]["accuracy"] == pytest.approx(right / 37)
-    longer = sum(0.5 if d == 0 else float((d > 0) == (t == 1)) for d, t in zip(difference.tolist(), target, strict=True))
+    longer = sum(
+        0.5 if d == 0 else float((d > 0) == (t == 1)) for d, t in zip(difference.tolist(), target, strict=True)
+    )
     assert results[0]["longer_accuracy"] == pytest.approx(longer / 37)
     assert results[0]["pairs"] == 37
 

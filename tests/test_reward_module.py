@@ -4,11 +4,11 @@ import pytest
 import torch
 from lightning.pytorch import seed_everything
 from lightning.pytorch.callbacks import Callback
-from tests.helpers import data, equal, module, trainer, weights
 
 from ser_lightning.errors import UserError
 from ser_lightning.layouts import PairRow, collate_pairs
 from ser_lightning.scoring import evaluating
+from tests.helpers import data, equal, module, trainer, weights
 
 
 class LogLearningRate(Callback):

@@ -33,9 +33,14 @@ def test_evaluating_restores_every_submodules_mode_also_after_an_error():
     model = nn.Sequential(nn.Dropout(), nn.Sequential(nn.Dropout(), nn.Linear(1, 1)))
     model[1][0].eval()
     before = [m.training for m in model.modules()]
-    with pytest.raises(ZeroDivisionError), evaluating(model):
-        assert not any(m.training for m in model.modules())
-        assert not torch.is_grad_enabled()
-        1 / 0
+
+    def fail():
+        with evaluating(model):
+            assert not any(m.training for m in model.modules())
+            assert not torch.is_grad_enabled()
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
     assert [m.training for m in model.modules()] == before
     assert torch.is_grad_enabled()

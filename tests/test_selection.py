@@ -135,7 +135,7 @@ def test_calibrated_rule_sets_a_higher_target_for_a_better_seed_model():
     weak = CalibratedRule().select(pool, evidence(margins, [i % 5 < 3 for i in range(400)]))
     strong = CalibratedRule().select(pool, evidence(margins, [i % 20 < 19 for i in range(400)]))
     assert strong.confidence[strong.keep].min() > weak.confidence[weak.keep].min()
-    assert 0 < strong.keep.sum() and 0 < weak.keep.sum()
+    assert strong.keep.sum() > 0 and weak.keep.sum() > 0
 
 
 def test_calibrated_rule_without_evidence_says_what_to_set():
@@ -177,7 +177,9 @@ def test_changed_share_counts_new_and_flipped():
 
 def test_length_quota_drops_the_least_sure_of_the_frequent_direction():
     prob_a = torch.tensor([0.9, 0.8, 0.7, 0.6, 0.4, 0.95])
-    difference = torch.tensor([5, 5, 5, 5, 5, 0])  # a is longer; the fifth label says b, the shorter; the sixth is equal
+    difference = torch.tensor(
+        [5, 5, 5, 5, 5, 0]
+    )  # a is longer; the fifth label says b, the shorter; the sixth is equal
     verdict = Verdict(prob_a, torch.ones(6, dtype=torch.bool), 1, False, "")
     assert balance_by_length(verdict, difference, 0.5).tolist() == [True, False, False, False, True, True]
     assert balance_by_length(verdict, difference, 0.75).tolist() == [True, True, True, False, True, True]

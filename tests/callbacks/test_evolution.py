@@ -9,10 +9,10 @@ import pytest
 import torch
 from lightning.pytorch import seed_everything
 from lightning.pytorch.callbacks import Callback
-from tests.helpers import data, equal, evolution, fit, module, trainer, weights
 
 from ser_lightning.errors import UserError
 from ser_lightning.selection import CalibratedRule, PaperRule, TopShareRule
+from tests.helpers import data, equal, evolution, fit, module, trainer, weights
 
 
 class Recorder(Callback):
@@ -93,9 +93,7 @@ def test_training_cannot_see_a_pool_label(tiny_model_dir, pairs_file, tmp_path):
     asked.prepare_data()
     asked.setup("fit")
     in_pool = {p.prompt[-1]["content"] for p in asked.lookup(sorted(pool))}
-    turned = [
-        {**r, "chosen": r["rejected"], "rejected": r["chosen"]} if r["prompt"] in in_pool else r for r in lines
-    ]
+    turned = [{**r, "chosen": r["rejected"], "rejected": r["chosen"]} if r["prompt"] in in_pool else r for r in lines]
     other_file = tmp_path / "turned.jsonl"
     other_file.write_text("".join(json.dumps(r) + "\n" for r in turned))
     assert sum(a != b for a, b in zip(lines, turned, strict=True)) == len(pool) > 30
@@ -116,9 +114,7 @@ def test_rounds_csv_counts_what_happened(tiny_model_dir, pairs_file):
         lines = audit("run", number)
         assert int(r["scored"]) == len(lines) and int(r["kept"]) == sum(x["kept"] for x in lines)
         assert int(r["tokens"]) > 0 and 0 <= float(r["test_accuracy"]) <= 1
-    flips = sum(
-        a["label"] != b["label"] for a, b in zip(audit("run", 0), audit("run", 1), strict=True)
-    )
+    flips = sum(a["label"] != b["label"] for a, b in zip(audit("run", 0), audit("run", 1), strict=True))
     assert int(table[1]["flipped"]) == flips and table[0]["flipped"] == "0"
     assert [len(s) for s in callback.history] == [int(r["kept"]) for r in table]
 
@@ -205,7 +201,12 @@ class Crash(Callback):
 
 @pytest.mark.parametrize("epoch", [1, 3, 4, 7])
 def test_a_crashed_run_goes_on_as_if_nothing_had_happened(tiny_model_dir, pairs_file, epoch):
-    settings = {"max_rounds": 2, "epochs_per_round": 2, "rule": CalibratedRule(min_change_share=0.0), "restart": "nothing"}
+    settings = {
+        "max_rounds": 2,
+        "epochs_per_round": 2,
+        "rule": CalibratedRule(min_change_share=0.0),
+        "restart": "nothing",
+    }
     unbroken, _ = fit(tiny_model_dir, pairs_file, "unbroken", **settings)
     with pytest.raises((KeyboardInterrupt, SystemExit)):
         fit(tiny_model_dir, pairs_file, "broken", Crash(epoch, 1), **settings)
@@ -222,9 +223,7 @@ def test_a_crashed_run_goes_on_as_if_nothing_had_happened(tiny_model_dir, pairs_
 def test_a_finished_run_does_not_start_again(tiny_model_dir, pairs_file):
     fit(tiny_model_dir, pairs_file, "run")
     with pytest.raises(UserError, match="finished"):
-        trainer("run", evolution()).fit(
-            module(tiny_model_dir), data(pairs_file), ckpt_path="run/checkpoints/last.ckpt"
-        )
+        trainer("run", evolution()).fit(module(tiny_model_dir), data(pairs_file), ckpt_path="run/checkpoints/last.ckpt")
 
 
 def test_settings_that_would_fail_silently_are_refused(tiny_model_dir, pairs_file):

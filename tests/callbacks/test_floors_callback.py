@@ -3,10 +3,10 @@ import random
 
 import pytest
 import torch
-from tests.helpers import data, module, trainer
 
 from ser_lightning.callbacks.floors import FloorCallback, bag_of_words_accuracy
 from ser_lightning.floors import BagOfWords
+from tests.helpers import data, module, trainer
 
 
 @pytest.fixture
@@ -28,10 +28,7 @@ def test_the_floor_is_fitted_on_the_seed_and_judged_on_the_test_pairs(tiny_model
     run = trainer("run", FloorCallback(), max_epochs=1)
     run.fit(model, pairs)
     (figures,) = run.test(model, pairs, verbose=False)
-    oracle = [
-        "please" in (p.response_a if label == 1 else p.response_b)
-        for p, label in _labelled_test(pairs)
-    ]
+    oracle = ["please" in (p.response_a if label == 1 else p.response_b) for p, label in _labelled_test(pairs)]
     assert figures["test/bag_of_words_accuracy"] == pytest.approx(sum(oracle) / len(oracle))
     (figures,) = run.validate(model, pairs, verbose=False)
     assert figures["val/bag_of_words_accuracy"] == pytest.approx(bag_of_words_accuracy(pairs, "val"))
