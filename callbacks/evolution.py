@@ -73,8 +73,9 @@ class EvolutionCallback(Callback):
         self.finished = False
         self.rows: list[RoundRow] = []
         self.history: list[Selection] = []
+        self.fold_history: dict[int, list[Selection]] = {}
         self._fold_scores: list[PairScores] = []
-        self._pool_scores: list[PairScores] = []
+        self._fold_pool_scores: list[PairScores] = []
         self._seed_credit: list[Tensor] = []
         self._pool_label: Tensor | None = None
         self._tokens = 0
@@ -145,7 +146,8 @@ class EvolutionCallback(Callback):
             "rows": [dict(vars(row)) for row in self.rows],
             "history": [dict(vars(s)) for s in self.history],
             "fold_scores": [dict(vars(s)) for s in self._fold_scores],
-            "pool_scores": [dict(vars(s)) for s in self._pool_scores],
+            "fold_history": {k: [dict(vars(s)) for s in past] for k, past in self.fold_history.items()},
+            "fold_pool_scores": [dict(vars(s)) for s in self._fold_pool_scores],
             "seed_credit": self._seed_credit,
             "pool_label": self._pool_label,
             "tokens": self._tokens,
@@ -159,7 +161,8 @@ class EvolutionCallback(Callback):
         self.rows = [RoundRow(**row) for row in state_dict["rows"]]
         self.history = [Selection(**s) for s in state_dict["history"]]
         self._fold_scores = [PairScores(**s) for s in state_dict["fold_scores"]]
-        self._pool_scores = [PairScores(**s) for s in state_dict["pool_scores"]]
+        self.fold_history = {k: [Selection(**s) for s in past] for k, past in state_dict["fold_history"].items()}
+        self._fold_pool_scores = [PairScores(**s) for s in state_dict["fold_pool_scores"]]
         self._seed_credit, self._pool_label = state_dict["seed_credit"], state_dict["pool_label"]
         self._tokens = state_dict["tokens"]
 
@@ -203,8 +206,9 @@ class EvolutionCallback(Callback):
     def _end_fold(self, trainer: Trainer) -> None:
         name = f"round {self.round} | scoring fold {self.phase_index + 1}/{self.folds}"
         self._fold_scores.append(self._score(trainer, "seed", name, self.fold))
-        if self.committee:
-            self._pool_scores.append(self._score(trainer, "pool", f"round {self.round} | labelling by fold model"))
+        if self.committee or self.round < self.max_rounds:
+            name = f"round {self.round} | labelling for fold {self.phase_index + 1}/{self.folds}"
+            self._fold_pool_scores.append(self._score(trainer, "pool", name))
 
     def _score(self, trainer: Trainer, split: str, name: str, fold: int | None = None) -> PairScores:
         data, folds = trainer.datamodule, max(1, self.folds)
@@ -218,27 +222,43 @@ class EvolutionCallback(Callback):
 
     def _end_round(self, trainer: Trainer, pl_module: LightningModule) -> None:
         data = trainer.datamodule
-        self._pool_scores.append(self._score(trainer, "pool", f"round {self.round} | labelling the pool"))
-        pool = _mean_scores(self._pool_scores)
+        pool = self._score(trainer, "pool", f"round {self.round} | labelling the pool")
+        if self.committee:
+            pool = _mean_scores([pool, *self._fold_pool_scores])
         seed = concatenate(self._fold_scores)
         evidence = Evidence(seed, data.seed_labels(seed.pair_id), self.history)
         verdict = self.rule.select(pool, evidence)
         keep = self._apply_quota(verdict, pool, evidence)
-        selection = Selection(
-            pool.pair_id[keep], verdict.label[keep], verdict.confidence[keep], verdict.status, self.round
-        )
-        selection = trainer.strategy.broadcast(selection)
+        selection = trainer.strategy.broadcast(self._selection(pool, verdict, keep))
         pl_module.set_scale(verdict.temperature, verdict.zero)
         self.rows.append(self._row(trainer, pool, evidence, verdict, selection))
         self._write_round(trainer, pl_module, pool, verdict, keep)
         rank_zero_info(f"Round {self.round}: {verdict.message}.")
         self.history.append(selection)
-        self._fold_scores, self._pool_scores, self._tokens = [], [], 0
-        self._pool_label, self._round_start = verdict.label, time.monotonic()
         if verdict.converged or len(selection) == 0 or self.round >= self.max_rounds:
             self._finish(trainer, pl_module)
         else:
             data.accept(selection, add=self.combine == "add")
+            self._accept_for_folds(trainer, evidence)
+        self._fold_scores, self._fold_pool_scores, self._tokens = [], [], 0
+        self._pool_label, self._round_start = verdict.label, time.monotonic()
+
+    def _selection(self, pool: PairScores, verdict: Verdict, keep: Tensor) -> Selection:
+        return Selection(pool.pair_id[keep], verdict.label[keep], verdict.confidence[keep], verdict.status, self.round)
+
+    def _accept_for_folds(self, trainer: Trainer, evidence: Evidence) -> None:
+        """Each fold has a chain of its own: its next model learns from labels of a model that never saw the fold.
+
+        With the main model's labels the fold would come back in through the pool, and the seed would be scored by
+        models that know it. All that the chains share is the scale and the target that the rule fits.
+        """
+        for fold, pool in enumerate(self._fold_pool_scores):
+            past = self.fold_history.setdefault(fold, [])
+            own = Evidence(evidence.scores, evidence.target, past)
+            verdict = self.rule.select(pool, own)
+            selection = self._selection(pool, verdict, self._apply_quota(verdict, pool, own))
+            past.append(trainer.strategy.broadcast(selection))
+            trainer.datamodule.accept(past[-1], add=self.combine == "add", fold=fold)
 
     def _apply_quota(self, verdict: Verdict, pool: PairScores, evidence: Evidence) -> Tensor:
         if self.length_quota == "none":

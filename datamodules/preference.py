@@ -94,6 +94,7 @@ class PreferenceDataModule(pl.LightningDataModule):
         self.tokenizer: PreTrainedTokenizerBase | None = None  # the module's, unless somebody sets one
         self.phase = Phase()
         self.accepted = Selection.empty()
+        self.fold_accepted: dict[int, Selection] = {}
         self._data: SplitPairs | None = None
         self._sources: dict[str, list[Source]] | None = None
         raise_problems(self._problems())
@@ -178,17 +179,27 @@ class PreferenceDataModule(pl.LightningDataModule):
             raise UserError(f"seed_share: got {seed_share}; use a share from 0 to 1, or null")
         self.phase = Phase(round, fold, num_folds, seed_share)
 
-    def accept(self, selection: Selection, add: bool = False) -> None:
+    def accept(self, selection: Selection, add: bool = False, fold: int | None = None) -> None:
         """Take labels that the model gave to pool pairs; the next phase trains on them.
 
         Args:
             selection: labels for pairs of the pool.
             add: keep what was accepted before, except for the same pairs, whose newer label wins.
+            fold: the labels are for the phases that leave out this fold, and come from a model that left it out too:
+                labels of one that had seen the fold would carry it back in.
         """
         pool = self.pair_ids("pool")
         if num_strangers := int((~torch.isin(selection.pair_id.cpu(), pool)).sum()):
             raise ValueError(f"selection: {num_strangers} of {len(selection)} pairs are not in the pool")
-        self.accepted = merge_selections(self.accepted if add else Selection.empty(), selection)
+        merged = merge_selections(self.accepted_in(fold) if add else Selection.empty(), selection)
+        if fold is None:
+            self.accepted = merged
+        else:
+            self.fold_accepted[fold] = merged
+
+    def accepted_in(self, fold: int | None) -> Selection:
+        """The accepted labels that a phase without this fold trains on; None is the phase that leaves nothing out."""
+        return self.accepted if fold is None else self.fold_accepted.get(fold, Selection.empty())
 
     @property
     def num_train_steps(self) -> int:
@@ -201,11 +212,12 @@ class PreferenceDataModule(pl.LightningDataModule):
         seed = self.data.rows("seed")
         if phase.fold is not None:
             seed = seed[~np.isin(seed, self.data.rows("seed", phase.fold, phase.num_folds))]
-        accepted = self.data.rows_of(self.accepted.pair_id.tolist())
+        selection = self.accepted_in(phase.fold)
+        accepted = self.data.rows_of(selection.pair_id.tolist())
         weights = seed_and_pseudo_weights(len(seed), len(accepted), phase.seed_share)
         return PairSet(
             rows=np.concatenate([seed, accepted]),
-            target=np.concatenate([self.data.seed_labels(seed), self.accepted.label.numpy()]).astype(np.float32),
+            target=np.concatenate([self.data.seed_labels(seed), selection.label.numpy()]).astype(np.float32),
             weight=np.repeat(np.asarray(weights, np.float32), [len(seed), len(accepted)]),
         )
 
@@ -283,6 +295,7 @@ class PreferenceDataModule(pl.LightningDataModule):
             "fingerprint": self.data.fingerprint,
             "phase": asdict(self.phase),
             "accepted": vars(self.accepted).copy(),
+            "fold_accepted": {fold: vars(selection).copy() for fold, selection in self.fold_accepted.items()},
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -296,3 +309,4 @@ class PreferenceDataModule(pl.LightningDataModule):
             )
         self.phase = Phase(**state_dict["phase"])
         self.accepted = Selection(**state_dict["accepted"])
+        self.fold_accepted = {fold: Selection(**s) for fold, s in state_dict["fold_accepted"].items()}

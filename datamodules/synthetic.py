@@ -29,7 +29,7 @@ from ser_lightning.datamodules.synthetic_text import (
 )
 
 WORLD_LM_PATH = Path(__file__).parent / "world_lm"
-LABEL_TEMPERATURE = 0.5
+LABEL_TEMPERATURE = 0.35
 TEXTS_PER_WRITER = 5
 
 REWARDS = {
@@ -61,6 +61,9 @@ FAULT_RATES = {
 }
 DETAIL_RATE, COURTESY_RATE = 0.6, 0.5
 
+PAIR_KINDS = {"animal": 4, "dish": 4, "event": 1, "order": 1, "note": 1}
+"""How often labelled prompts are of each kind; the unlabelled text has all kinds equally often."""
+
 
 @dataclass(frozen=True)
 class SyntheticPair:
@@ -87,7 +90,7 @@ def generate_pairs(num_pairs: int, seed: int = 0) -> Iterator[SyntheticPair]:
     """Yield labelled pairs, the same ones for the same seed; a longer run begins with the shorter one."""
     rng = random.Random(f"synthetic pairs {seed}")
     for _ in range(num_pairs):
-        prompt = write_prompt(rng)
+        prompt = write_prompt(rng, PAIR_KINDS)
         response_a = response_b = write_response(prompt, draw_skill(rng), rng)
         while response_b == response_a:
             response_b = write_response(prompt, draw_skill(rng), rng)
@@ -159,9 +162,9 @@ def draw_skill(rng: random.Random) -> float:
     return rng.betavariate(0.5, 0.5)
 
 
-def write_prompt(rng: random.Random) -> str:
-    """Ask for one or two facts about one subject."""
-    kind_name = rng.choice(list(KINDS))
+def write_prompt(rng: random.Random, weights: dict[str, int] | None = None) -> str:
+    """Ask for one or two facts about one subject, of a kind drawn by its weight or, without weights, of any kind."""
+    kind_name = rng.choices(list(weights), list(weights.values()))[0] if weights else rng.choice(list(KINDS))
     kind = KINDS[kind_name]
     subject = rng.choice(kind.subjects)
     names = rng.sample(list(kind.attributes), rng.choice((1, 2, 2)))

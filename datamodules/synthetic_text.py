@@ -189,7 +189,7 @@ PROMPT_FORMS = (
 def world_facts() -> dict[tuple[str, str, str], str]:
     """The invented facts: (kind, subject, attribute) to value, each value about equally often."""
     rng = random.Random("facts of the synthetic world")
-    facts = {}
+    facts: dict[tuple[str, str, str], str] = {}
     for kind_name in ("animal", "dish"):
         kind = KINDS[kind_name]
         for name, attribute in kind.attributes.items():

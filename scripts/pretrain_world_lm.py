@@ -1,6 +1,6 @@
 """Train the tokenizer and the small language model of the synthetic world on its unlabelled text.
 
-Run from the repository's root (about 8 minutes on 2 cores; the same seed gives the same weights on one machine):
+Run from the repository's root (about 20 minutes on 2 cores; the same seed gives the same weights on one machine):
 
     python scripts/pretrain_world_lm.py --output datamodules/world_lm
 
@@ -127,8 +127,8 @@ def held_out_perplexity(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerF
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=WORLD_LM_PATH, help="folder to write")
-    parser.add_argument("--steps", type=int, default=1500, help="optimiser steps")
-    parser.add_argument("--batch_size", type=int, default=32, help="conversations per step")
+    parser.add_argument("--steps", type=int, default=3000, help="optimiser steps")
+    parser.add_argument("--batch_size", type=int, default=8, help="conversations per step")
     parser.add_argument("--lr", type=float, default=3e-3, help="highest learning rate")
     parser.add_argument("--seed", type=int, default=0, help="seed of the weights and of the text")
     args = parser.parse_args()

@@ -48,6 +48,22 @@ def pairs_of(pairs_file, split, fold=None, folds=2):
     return set(pairs.pair_ids(split, fold, folds).tolist())
 
 
+def _prompts(pairs_file, ids):
+    pairs = data(pairs_file)
+    pairs.tokenizer = module(TINY["dir"]).tokenizer
+    pairs.prepare_data()
+    pairs.setup("fit")
+    return {p.prompt[-1]["content"] for p in pairs.lookup(sorted(ids))}
+
+
+def _turn(pairs_file, prompts, target):
+    """Write the file with the labels of some prompts turned round; how many there were."""
+    lines = [json.loads(line) for line in pairs_file.read_text().splitlines()]
+    turned = [{**r, "chosen": r["rejected"], "rejected": r["chosen"]} if r["prompt"] in prompts else r for r in lines]
+    target.write_text("".join(json.dumps(r) + "\n" for r in turned))
+    return sum(a != b for a, b in zip(lines, turned, strict=True))
+
+
 TINY: dict = {}
 
 
@@ -71,6 +87,20 @@ def test_a_round_trains_without_each_fold_and_then_on_all(tiny_model_dir, pairs_
         assert pseudo <= pool and bool(pseudo) == (epoch["phase"].round == 1)
 
 
+def test_labels_that_train_a_fold_model_come_from_models_that_never_saw_the_fold(tiny_model_dir, pairs_file, tmp_path):
+    """Turn the human labels of one fold: the chain that leaves it out must not change, whatever the others do."""
+    names = _prompts(pairs_file, pairs_of(pairs_file, "seed", 0))
+    other_file = tmp_path / "turned.jsonl"
+    _turn(pairs_file, names, other_file)
+    logs = []
+    for name, file in (("one", pairs_file), ("other", other_file)):
+        logs.append(Recorder())
+        fit(tiny_model_dir, file, name, logs[-1], rule=TopShareRule(0.4, 0.0), max_rounds=2)
+    for one, other in zip(*(log.epochs for log in logs), strict=True):
+        same = one["ids"] == other["ids"] and one["target"] == other["target"]
+        assert same == (one["phase"].fold == 0), one["phase"]
+
+
 def test_what_is_kept_is_what_is_trained_on_with_the_label_of_the_audit(tiny_model_dir, pairs_file):
     log = Recorder()
     fit(tiny_model_dir, pairs_file, "run", log)
@@ -87,16 +117,8 @@ def test_what_is_kept_is_what_is_trained_on_with_the_label_of_the_audit(tiny_mod
 
 def test_training_cannot_see_a_pool_label(tiny_model_dir, pairs_file, tmp_path):
     """The same file with every pool label turned round gives the same labels, selections and weights, bit for bit."""
-    pool, lines = pairs_of(pairs_file, "pool"), [json.loads(line) for line in pairs_file.read_text().splitlines()]
-    asked = data(pairs_file)
-    asked.tokenizer = module(tiny_model_dir).tokenizer
-    asked.prepare_data()
-    asked.setup("fit")
-    in_pool = {p.prompt[-1]["content"] for p in asked.lookup(sorted(pool))}
-    turned = [{**r, "chosen": r["rejected"], "rejected": r["chosen"]} if r["prompt"] in in_pool else r for r in lines]
-    other_file = tmp_path / "turned.jsonl"
-    other_file.write_text("".join(json.dumps(r) + "\n" for r in turned))
-    assert sum(a != b for a, b in zip(lines, turned, strict=True)) == len(pool) > 30
+    pool, other_file = pairs_of(pairs_file, "pool"), tmp_path / "turned.jsonl"
+    assert _turn(pairs_file, _prompts(pairs_file, pool), other_file) == len(pool) > 30
     one, _ = fit(tiny_model_dir, pairs_file, "one", rule=CalibratedRule(), max_rounds=2)
     other, _ = fit(tiny_model_dir, other_file, "other", rule=CalibratedRule(), max_rounds=2)
     assert equal(weights(one), weights(other))

@@ -94,7 +94,7 @@ def test_only_seed_labels_are_told(datamodule):
         with pytest.raises(KeyError):
             datamodule.seed_labels(datamodule.pair_ids(split)[:1])
     assert datamodule.seed_labels(torch.tensor([], dtype=torch.int64)).shape == (0,)
-    with pytest.raises(ValueError, match="use pool or test"):
+    with pytest.raises(ValueError, match="use pool, val or test"):
         datamodule.hidden_truth("seed")
 
 
