@@ -16,6 +16,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
+from ser_lightning.calibration import prob_a_wins
 from ser_lightning.callbacks.rounds import (
     RoundRow,
     choose_round,
@@ -78,7 +79,7 @@ class EvolutionCallback(Callback):
         self._fold_pool_scores: list[PairScores] = []
         self._seed_credit: list[Tensor] = []
         self._pool_label: Tensor | None = None
-        self._tokens = 0
+        self._tokens = self._scored_tokens = 0
         self._round_start = time.monotonic()
 
     # Hooks
@@ -103,7 +104,7 @@ class EvolutionCallback(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """After a checkpoint's state is back: the learning-rate schedule of the running phase."""
         if self.finished:
-            raise UserError("run: its evolution is finished; start a new run, or raise evolution's max_rounds in one")
+            raise UserError("run: its evolution is finished; start a new run, in another --run_dir")
         pl_module.begin_phase(self.phase_first_epoch, self._phase_epochs)
         self._round_start = time.monotonic()
 
@@ -150,7 +151,7 @@ class EvolutionCallback(Callback):
             "fold_pool_scores": [dict(vars(s)) for s in self._fold_pool_scores],
             "seed_credit": self._seed_credit,
             "pool_label": self._pool_label,
-            "tokens": self._tokens,
+            "tokens": (self._tokens, self._scored_tokens),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -164,7 +165,7 @@ class EvolutionCallback(Callback):
         self.fold_history = {k: [Selection(**s) for s in past] for k, past in state_dict["fold_history"].items()}
         self._fold_pool_scores = [PairScores(**s) for s in state_dict["fold_pool_scores"]]
         self._seed_credit, self._pool_label = state_dict["seed_credit"], state_dict["pool_label"]
-        self._tokens = state_dict["tokens"]
+        self._tokens, self._scored_tokens = state_dict["tokens"]
 
     # Phases
 
@@ -215,8 +216,14 @@ class EvolutionCallback(Callback):
         scores = score_pairs(
             trainer, data.scoring_dataloader(split, fold, folds), data.pair_ids(split, fold, folds), name
         )
-        self._tokens += int((scores.tokens_a + scores.tokens_b).sum())
+        self._scored_tokens += int((scores.tokens_a + scores.tokens_b).sum())
         return scores
+
+    def _total_tokens(self, trainer: Trainer) -> int:
+        trained = trainer.strategy.reduce(
+            torch.tensor(self._tokens, device=trainer.strategy.root_device), reduce_op="sum"
+        )
+        return int(trained) + self._scored_tokens
 
     # Rounds
 
@@ -230,7 +237,7 @@ class EvolutionCallback(Callback):
         verdict = self.rule.select(pool, evidence)
         keep = self._apply_quota(verdict, pool, evidence)
         selection = trainer.strategy.broadcast(self._selection(pool, verdict, keep))
-        pl_module.set_scale(verdict.temperature, verdict.zero)
+        pl_module.set_scale(*evidence.scale())
         self.rows.append(self._row(trainer, pool, evidence, verdict, selection))
         self._write_round(trainer, pl_module, pool, verdict, keep)
         rank_zero_info(f"Round {self.round}: {verdict.message}.")
@@ -240,7 +247,8 @@ class EvolutionCallback(Callback):
         else:
             data.accept(selection, add=self.combine == "add")
             self._accept_for_folds(trainer, evidence)
-        self._fold_scores, self._fold_pool_scores, self._tokens = [], [], 0
+        self._fold_scores, self._fold_pool_scores = [], []
+        self._tokens = self._scored_tokens = 0
         self._pool_label, self._round_start = verdict.label, time.monotonic()
 
     def _selection(self, pool: PairScores, verdict: Verdict, keep: Tensor) -> Selection:
@@ -274,7 +282,7 @@ class EvolutionCallback(Callback):
         credit = half_credit(seed.margin, evidence.target)
         order = seed.pair_id.argsort()
         self._seed_credit.append(credit[order])
-        prob_a = torch.sigmoid(seed.margin / verdict.temperature)
+        prob_a = prob_a_wins(seed.margin, evidence.scale()[0])
         right = (seed.margin > 0) == (evidence.target > 0.5)
         test = self._score(trainer, "test", f"round {self.round} | scoring the test pairs")
         test_label = half_credit(test.margin, torch.ones(len(test)))
@@ -291,7 +299,7 @@ class EvolutionCallback(Callback):
             test_accuracy=_share(data.hidden_truth("test").count_right(test.pair_id, test_label)),
             calibration_error=calibration_error(torch.maximum(prob_a, 1 - prob_a), right),
             length_correlation=length_correlation(pool.margin, pool.length_difference),
-            tokens=self._tokens,
+            tokens=self._total_tokens(trainer),
             seconds=round(time.monotonic() - self._round_start, 1),
             delivered=False,
         )
@@ -304,8 +312,8 @@ class EvolutionCallback(Callback):
             row.delivered = row.round == delivered
         model = {
             "weights": {k: v.cpu() for k, v in pl_module.scorer.trainable_state().items()},
-            "temperature": verdict.temperature,
-            "zero": verdict.zero,
+            "temperature": pl_module.temperature,
+            "zero": pl_module.zero,
         }
         self._save(trainer, _round_folder(trainer, self.round) / "model.pt", model)
         if trainer.is_global_zero:

@@ -51,10 +51,9 @@ def bag_of_words_accuracy(data: PreferenceDataModule, split: Literal["val", "tes
 
 def longer_accuracy(data: PreferenceDataModule, split: Literal["val", "test"]) -> float:
     """Accuracy on a split of "the longer response wins", in tokens."""
-    batches = list(data.scoring_dataloader(split))
-    ids = torch.cat([batch.pair_id for batch in batches])
-    tokens = torch.cat([batch.attention_mask.sum(-1).view(2, -1) for batch in batches], dim=1)
-    label = half_credit((tokens[0] - tokens[1]).float(), torch.ones(len(ids)))
+    ids = data.pair_ids(split)
+    difference = data.data.store.length_difference[data.data.rows_of(ids.tolist())]
+    label = half_credit(torch.from_numpy(difference).float(), torch.ones(len(ids)))
     known, right = data.hidden_truth(split).count_right(ids, label)
     return right / known
 

@@ -23,6 +23,7 @@ SCHEMA = pa.schema(
         ("label", pa.int8()),
     ]
 )
+TEXTS = ("source_id", "prompt", "response_a", "response_b")
 
 
 class PredictionWriter(Callback):
@@ -61,7 +62,8 @@ class PredictionWriter(Callback):
         scores = gather_scores(self._scores)
         scores = complete_and_unique(scores, self._expected_ids(trainer, scores))
         if trainer.is_global_zero:
-            _write_new(self._file(trainer), to_table(scores, float(getattr(pl_module, "temperature", 1.0))))
+            table = to_table(scores, float(getattr(pl_module, "temperature", 1.0)))
+            _write_new(self._file(trainer), with_texts(table, trainer.datamodule))
             print(f"{len(scores)} predictions: {self._file(trainer)}", flush=True)
 
     def _expected_ids(self, trainer: Trainer, scores: PairScores) -> Tensor:
@@ -85,6 +87,22 @@ def to_table(scores: PairScores, temperature: float) -> pa.Table:
     probability = torch.sigmoid(scores.margin / temperature)
     columns = (scores.pair_id, scores.reward_a, scores.reward_b, probability, (probability > 0.5).to(torch.int8))
     return pa.table([pa.array(column.numpy()) for column in columns], schema=SCHEMA)
+
+
+def with_texts(table: pa.Table, datamodule: Any) -> pa.Table:
+    """Add the user's id, the last turn of the prompt and both responses: a and b are not the file's order.
+
+    Args:
+        table: rows of `to_table`.
+        datamodule: knows the texts where it has a `lookup`.
+    """
+    if not hasattr(datamodule, "lookup"):
+        return table
+    pairs = datamodule.lookup(table["pair_id"].to_pylist())
+    texts = [(p.source_id, p.prompt[-1]["content"] if p.prompt else "", p.response_a, p.response_b) for p in pairs]
+    for i, name in enumerate(TEXTS):
+        table = table.append_column(pa.field(name, pa.string()), pa.array([row[i] for row in texts], pa.string()))
+    return table
 
 
 def _write_new(path: Path, table: pa.Table) -> None:

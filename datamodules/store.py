@@ -239,6 +239,7 @@ class PairStore:
         dialogue_id: (N,) int64, equal for pairs of one prompt and of prompts that continue one another.
         role: (N,) int8, position in `ROLES`.
         lengths: (N,) int64, tokens of the longer conversation of each pair.
+        length_difference: (N,) int64, tokens of response a minus tokens of response b.
         counts: what was read and dropped, per role.
     """
 
@@ -246,7 +247,9 @@ class PairStore:
         self.folder = folder
         with np.load(folder / "index.npz") as index:
             self.pair_id, self.dialogue_id, self._offsets, self.role = (index[name] for name in _INDEX)
-        self.lengths = np.diff(self._offsets).reshape(-1, 2).max(axis=1, initial=0)
+        both = np.diff(self._offsets).reshape(-1, 2)
+        self.lengths = both.max(axis=1, initial=0)
+        self.length_difference = both[:, 0] - both[:, 1]
         num_ids = int(self._offsets[-1])
         self._ids = np.memmap(folder / "ids.bin", dtype=np.int32, mode="r") if num_ids else np.empty(0, np.int32)
         self.counts: Counts = {k: Counter(v) for k, v in json.loads((folder / "counts.json").read_text()).items()}

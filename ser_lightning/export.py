@@ -8,13 +8,14 @@ from typing import Any
 
 import torch
 import yaml
-from jsonargparse import ArgumentParser
+from jsonargparse import ArgumentError, ArgumentParser
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedTokenizerBase
 
-from ser_lightning.backbone import Backbone, LoraSettings, load_scorer, load_tokenizer, merged_model
+from ser_lightning.backbone import Backbone, LoraSettings, load_tokenizer
 from ser_lightning.encode import encode_conversations
 from ser_lightning.errors import UserError
+from ser_lightning.scorer import load_scorer, merged_model
 from ser_lightning.scoring import evaluating
 
 SELF_TEST_TOLERANCE = 1e-3
@@ -24,10 +25,13 @@ _SELF_TEST = [(f"Question number {i}: what is {i} and {i}?", "It is " + "very " 
 
 def main(argv: list[str]) -> None:
     """Command line of `python -m ser_lightning export`."""
-    parser = ArgumentParser(prog="python -m ser_lightning export", description=__doc__)
+    parser = ArgumentParser(prog="python -m ser_lightning export", description=__doc__, exit_on_error=False)
     parser.add_argument("run", type=str, help="run folder of a fit")
     parser.add_argument("--out", type=str | None, default=None, help="folder to write (default: RUN/export)")
-    args = parser.parse_args(argv)
+    try:
+        args = parser.parse_args(argv)
+    except ArgumentError as error:
+        raise UserError(f"export: {' '.join(str(error).split())}; use `export RUN [--out DIR]`") from error
     out = Path(args.out) if args.out else Path(args.run) / "export"
     largest = export(Path(args.run), out)
     print(f"Exported to {out}; its rewards differ from the trained model's by at most {largest:.1e}.")

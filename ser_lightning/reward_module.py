@@ -1,4 +1,4 @@
-"""The reward model as a LightningModule: a thin shell around `backbone.Scorer` and `losses`."""
+"""The reward model as a LightningModule: a thin shell around `scorer.Scorer` and `losses`."""
 
 from contextlib import nullcontext
 from typing import Any, Literal
@@ -10,11 +10,12 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 from transformers import PreTrainedTokenizerBase
 
-from ser_lightning.backbone import Backbone, Scorer, load_scorer, load_tokenizer
+from ser_lightning.backbone import Backbone, load_tokenizer
 from ser_lightning.errors import UserError
 from ser_lightning.losses import bradley_terry, centring, pointwise
 from ser_lightning.metrics import PairMetrics, half_credit
 from ser_lightning.records import PairBatch, PairScores
+from ser_lightning.scorer import Scorer, load_scorer
 
 
 class RewardModule(LightningModule):

@@ -28,6 +28,13 @@ class Evidence:
     history: list[Selection] = field(default_factory=list)
     """The selections of the earlier rounds, oldest first."""
 
+    def scale(self) -> tuple[float, float]:
+        """Temperature and zero of the reward, fitted on the seed; 1 and 0 where nothing was scored out of fold."""
+        if len(self.scores) == 0:
+            return 1.0, 0.0
+        zero = fit_zero(self.scores.reward_a, self.scores.reward_b, self.target)
+        return fit_temperature(self.scores.margin, self.target), zero
+
 
 @dataclass(frozen=True)
 class Verdict:
@@ -42,10 +49,6 @@ class Verdict:
     """Nothing new is left to learn from the pool: evolution stops."""
     message: str
     """One sentence for the log: what was kept, and why so much or little."""
-    temperature: float = 1.0
-    """Divides a margin before the sigmoid."""
-    zero: float = 0.0
-    """The reward that counts as neither good nor bad."""
 
     @property
     def confidence(self) -> Tensor:
@@ -198,13 +201,12 @@ class CalibratedRule:
             raise UserError(
                 "rule: got CalibratedRule without out-of-fold scores; set the evolution's folds to 2 or more"
             )
-        temperature = fit_temperature(evidence.scores.margin, evidence.target)
-        zero = fit_zero(evidence.scores.reward_a, evidence.scores.reward_b, evidence.target)
+        temperature, zero = evidence.scale()
         prob_a = prob_a_wins(scores.margin, temperature)
         confidence = torch.maximum(prob_a, 1 - prob_a)
         target = most_informative_target(confidence) if self.target is None else self.target
         keep = confidence >= target
-        verdict = Verdict(prob_a, keep, status_of(scores, zero, temperature, keep), False, "", temperature, zero)
+        verdict = Verdict(prob_a, keep, status_of(scores, zero, temperature, keep), False, "")
         if not keep.any():
             best = f"{float(confidence.max()):.3f}" if len(confidence) else "none"
             message = f"target {target:.3f} keeps nothing: the highest that any pair reaches is {best}"
@@ -214,7 +216,7 @@ class CalibratedRule:
                 f"({'set by the rule' if self.target is None else 'given'}); temperature {temperature:.2f}"
             )
         converged = not keep.any() or changed_share(scores.pair_id, verdict, evidence.history) < self.min_change_share
-        return Verdict(prob_a, keep, verdict.status, converged, message, temperature, zero)
+        return Verdict(prob_a, keep, verdict.status, converged, message)
 
 
 class TopShareRule:

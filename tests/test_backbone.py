@@ -10,8 +10,9 @@ from transformers import (
     LlamaForCausalLM,
 )
 
-from ser_lightning.backbone import Backbone, LoraSettings, load_scorer, load_tokenizer, merged_model
+from ser_lightning.backbone import Backbone, LoraSettings, load_tokenizer
 from ser_lightning.errors import UserError
+from ser_lightning.scorer import load_scorer, merged_model
 from ser_lightning.scoring import evaluating
 
 ROWS = [[5, 6, 7, 8, 9], [5, 6, 7], [11], [9, 9, 4, 4]]

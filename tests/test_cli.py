@@ -65,7 +65,7 @@ def test_a_single_argument_of_the_backbone_can_be_set(capsys):
     config = printed_config(capsys, "--config", "rm.yaml", "--model.backbone.path", "X", "--model.backbone.lora.r", "3")
     assert config["model"]["init_args"]["backbone"]["path"] == "X"
     assert config["model"]["init_args"]["backbone"]["lora"]["r"] == 3
-    assert config["model"]["init_args"]["backbone"]["train"] == "lora"
+    assert config["model"]["init_args"]["backbone"]["train"] == "full"
 
 
 @pytest.mark.parametrize("where", ["flag", "overlay"])

@@ -5,9 +5,10 @@ import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from ser_lightning.__main__ import main
-from ser_lightning.backbone import Backbone, load_scorer
+from ser_lightning.backbone import Backbone
 from ser_lightning.errors import UserError
 from ser_lightning.export import delivered_round, export
+from ser_lightning.scorer import load_scorer
 from ser_lightning.scoring import evaluating
 
 TURNS = [
@@ -45,6 +46,12 @@ def test_the_command_writes_into_the_run_and_never_twice(tiny_run, capsys):
     assert Path("run/export/model.safetensors").is_file()
     with pytest.raises(UserError, match="exists already"):
         export(Path("run"), Path("run/export"))
+
+
+def test_a_wrong_command_line_is_one_line(capsys):
+    assert main(["export"]) == 2
+    assert main(["export", "run", "--ou", "x"]) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 2
 
 
 def test_nothing_to_export_is_one_line():

@@ -11,7 +11,7 @@ FLOORS = (
     ("errors", "records"),
     ("losses", "calibration", "encode", "layouts"),
     ("metrics", "selection", "backbone", "floors"),
-    ("scoring",),
+    ("scorer", "scoring"),
     ("reward_module", "export", "run_folder", "arguments", "diagnosis"),
     ("cli",),
     ("__main__",),

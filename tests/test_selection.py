@@ -113,10 +113,12 @@ def test_most_informative_target_against_a_naive_search():
 def test_calibrated_rule_keeps_by_expected_correctness_on_the_seeds_scale():
     margins = [2.0] * 98
     right = [True] * 79 + [False] * 19  # with the two pseudo-pairs sigmoid(2 / T) = 80 / 100, so T = 2 / ln 4
-    verdict = CalibratedRule(target=0.75).select(scores([(0.88, 0.12), (0.6, 0.4)]), evidence(margins, right))
-    assert verdict.temperature == pytest.approx(2 / math.log(4), rel=1e-3)
+    known = evidence(margins, right)
+    verdict = CalibratedRule(target=0.75).select(scores([(0.88, 0.12), (0.6, 0.4)]), known)
+    temperature, _ = known.scale()
+    assert temperature == pytest.approx(2 / math.log(4), rel=1e-3)
     margin = 2 * logit(0.88)
-    assert verdict.prob_a[0].item() == pytest.approx(1 / (1 + math.exp(-margin / verdict.temperature)), rel=1e-4)
+    assert verdict.prob_a[0].item() == pytest.approx(1 / (1 + math.exp(-margin / temperature)), rel=1e-4)
     assert verdict.keep.tolist() == [True, False]
 
 

@@ -110,13 +110,27 @@ def test_a_fold_phase_leaves_out_what_the_fold_scores(datamodule, step_contents,
         trained = {i for step in step_contents(datamodule) for i in step}
         scored.append(set(by_id(datamodule.scoring_dataloader("seed", fold, 4))))
         assert scored[-1] == seed - trained == set(datamodule.pair_ids("seed", fold, 4).tolist())
-        assert trained - seed == set(datamodule.accepted.pair_id.tolist())
+        assert trained - seed == set()  # what was accepted for the phase that leaves nothing out is not for this one
         prompts = [
             {p.prompt[0]["content"] for p in datamodule.lookup(list(ids))} for ids in (scored[-1], seed - scored[-1])
         ]
         assert not prompts[0] & prompts[1]
     assert set.union(*scored) == seed
     assert sum(map(len, scored)) == len(seed)
+
+
+def test_each_fold_has_accepted_labels_of_its_own(datamodule, step_contents, select):
+    seed, pool = set(datamodule.pair_ids("seed").tolist()), datamodule.pair_ids("pool")
+    own = {None: pool[:3], 0: pool[3:5], 1: pool[5:9]}
+    for fold, ids in own.items():
+        datamodule.accept(select(ids, [1] * len(ids)), fold=fold)
+    state = datamodule.state_dict()
+    datamodule.accept(select(pool[9:10], [0]), fold=1)
+    datamodule.load_state_dict(state)
+    for fold, ids in own.items():
+        datamodule.begin_phase(1, fold, num_folds=2)
+        trained = {i for step in step_contents(datamodule) for i in step}
+        assert trained - seed == set(ids.tolist())
 
 
 def test_seed_share_is_the_share_of_the_weight(datamodule, step_contents):
