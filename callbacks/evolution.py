@@ -4,7 +4,6 @@ A round is a sequence of phases of Lightning's own training loop: one for each f
 score it), and a main phase that trains on everything and labels the pool. See `docs/design.md`.
 """
 
-import math
 import os
 import time
 from pathlib import Path
@@ -16,17 +15,17 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
-from ser_lightning.calibration import prob_a_wins
 from ser_lightning.callbacks.rounds import (
     RoundRow,
     choose_round,
     print_rounds,
+    round_figures,
     write_atomically,
     write_audit,
     write_rounds,
 )
 from ser_lightning.errors import UserError, raise_problems
-from ser_lightning.metrics import calibration_error, half_credit, length_correlation
+from ser_lightning.metrics import half_credit
 from ser_lightning.records import PairScores, Selection
 from ser_lightning.scoring import concatenate, score_pairs
 from ser_lightning.selection import Evidence, SelectionRule, Verdict, balance_by_length
@@ -273,35 +272,24 @@ class EvolutionCallback(Callback):
             return verdict.keep
         longer_wins = half_credit(evidence.scores.length_difference.float(), evidence.target)
         unequal = evidence.scores.length_difference != 0
+        if not unequal.any():
+            return verdict.keep
         return balance_by_length(verdict, pool.length_difference, float(longer_wins[unequal].mean()))
 
     def _row(
         self, trainer: Trainer, pool: PairScores, evidence: Evidence, verdict: Verdict, selection: Selection
     ) -> RoundRow:
-        data, seed = trainer.datamodule, evidence.scores
-        credit = half_credit(seed.margin, evidence.target)
-        order = seed.pair_id.argsort()
-        self._seed_credit.append(credit[order])
-        prob_a = prob_a_wins(seed.margin, evidence.scale()[0])
-        right = (seed.margin > 0) == (evidence.target > 0.5)
         test = self._score(trainer, "test", f"round {self.round} | scoring the test pairs")
-        test_label = half_credit(test.margin, torch.ones(len(test)))
-        before = self._pool_label
+        order = evidence.scores.pair_id.argsort()
+        self._seed_credit.append(half_credit(evidence.scores.margin, evidence.target)[order])
+        figures = round_figures(trainer.datamodule, pool, test, evidence, verdict, selection)
         return RoundRow(
             round=self.round,
-            scored=len(pool),
-            kept=len(selection),
-            flipped=0 if before is None else int((before != verdict.label).sum()),
-            status=selection.status,
-            kept_accuracy=_share(data.hidden_truth("pool").count_right(selection.pair_id, selection.label)),
-            pool_accuracy=_share(data.hidden_truth("pool").count_right(pool.pair_id, verdict.label)),
-            seed_oof_accuracy=float(credit.mean()) if len(credit) else math.nan,
-            test_accuracy=_share(data.hidden_truth("test").count_right(test.pair_id, test_label)),
-            calibration_error=calibration_error(torch.maximum(prob_a, 1 - prob_a), right),
-            length_correlation=length_correlation(pool.margin, pool.length_difference),
+            flipped=0 if self._pool_label is None else int((self._pool_label != verdict.label).sum()),
             tokens=self._total_tokens(trainer),
             seconds=round(time.monotonic() - self._round_start, 1),
             delivered=False,
+            **figures,
         )
 
     def _write_round(
@@ -368,8 +356,3 @@ def _mean_scores(members: list[PairScores]) -> PairScores:
     reward_a = torch.stack([m.reward_a for m in members]).mean(0)
     reward_b = torch.stack([m.reward_b for m in members]).mean(0)
     return PairScores(first.pair_id, reward_a, reward_b, first.tokens_a, first.tokens_b)
-
-
-def _share(counts: tuple[int, float]) -> float:
-    known, right = counts
-    return right / known if known else math.nan

@@ -1,21 +1,25 @@
 """What a run leaves behind: `rounds.csv`, one audit file a round, the table at the end, and the choice of a round."""
 
-import csv
+import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 from rich import box
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from ser_lightning.records import PairScores
-from ser_lightning.selection import Verdict
+from ser_lightning.calibration import prob_a_wins
+from ser_lightning.datamodules.preference import PreferenceDataModule
+from ser_lightning.metrics import calibration_error, half_credit, length_correlation
+from ser_lightning.records import PairScores, Selection
+from ser_lightning.selection import Evidence, Verdict
 
 
 @dataclass
@@ -40,6 +44,41 @@ class RoundRow:
     def figures(self) -> dict[str, float]:
         """The columns by their logger names, `select/...`."""
         return {f"select/{f.name}": float(getattr(self, f.name)) for f in fields(self)}
+
+
+def round_figures(
+    data: PreferenceDataModule,
+    pool: PairScores,
+    test: PairScores,
+    evidence: Evidence,
+    verdict: Verdict,
+    selection: Selection,
+) -> dict[str, Any]:
+    """The measured columns of `rounds.csv`; hidden labels are only counted.
+
+    Args:
+        data: knows how many labels of pool and test are right.
+        pool: (N,) scores that the labels were made of.
+        test: scores of the test pairs.
+        evidence: out-of-fold scores and labels of the seed.
+        verdict: (N,) what the rule said.
+        selection: what was kept of it.
+    """
+    seed, truth = evidence.scores, data.hidden_truth("pool")
+    prob_a = prob_a_wins(seed.margin, evidence.scale()[0])
+    right = (seed.margin > 0) == (evidence.target > 0.5)
+    test_label = half_credit(test.margin, torch.ones(len(test)))
+    return {
+        "scored": len(pool),
+        "kept": len(selection),
+        "status": selection.status,
+        "kept_accuracy": _share(truth.count_right(selection.pair_id, selection.label)),
+        "pool_accuracy": _share(truth.count_right(pool.pair_id, verdict.label)),
+        "seed_oof_accuracy": float(half_credit(seed.margin, evidence.target).mean()) if len(seed) else math.nan,
+        "test_accuracy": _share(data.hidden_truth("test").count_right(test.pair_id, test_label)),
+        "calibration_error": calibration_error(torch.maximum(prob_a, 1 - prob_a), right),
+        "length_correlation": length_correlation(pool.margin, pool.length_difference),
+    }
 
 
 def choose_round(seed_credit: list[Tensor]) -> int:
@@ -71,12 +110,6 @@ def write_rounds(path: Path, rows: list[RoundRow]) -> None:
         file.write("".join(",".join(line) + "\n" for line in lines).encode())
 
     write_atomically(path, write)
-
-
-def read_rounds(path: Path) -> list[dict[str, str]]:
-    """The lines of a `rounds.csv`."""
-    with path.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
 
 
 def write_audit(path: Path, pool: PairScores, verdict: Verdict, keep: Tensor) -> None:
@@ -144,6 +177,11 @@ def print_rounds(rows: list[RoundRow]) -> None:
     console.print(
         "Round 0 is the seed model. * is delivered: chosen out of fold on the seed, without test or pool labels."
     )
+
+
+def _share(counts: tuple[int, float]) -> float:
+    known, right = counts
+    return right / known if known else math.nan
 
 
 def _duration(seconds: float) -> str:
