@@ -122,10 +122,10 @@ def run_table(result: dict) -> str:
 
 def fill(page: str, name: str, table: str) -> str:
     """The page with one table replaced."""
-    pattern = re.compile(rf"(<!-- {name} -->\n).*?(\n<!-- end {name} -->)", re.DOTALL)
+    pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- end {name} -->)", re.DOTALL)
     if not pattern.search(page):
         raise ValueError(f"{PAGE} has no place for the table {name}")
-    return pattern.sub(lambda m: m[1] + table + m[2], page)
+    return pattern.sub(lambda m: m[1] + table + "\n" + m[2], page)
 
 
 def main() -> None:
