@@ -25,7 +25,9 @@ _SELF_TEST = [(f"Question number {i}: what is {i} and {i}?", "It is " + "very " 
 
 def main(argv: list[str]) -> None:
     """Command line of `python -m ser_lightning export`."""
-    parser = ArgumentParser(prog="python -m ser_lightning export", description=__doc__, exit_on_error=False, allow_abbrev=False)
+    parser = ArgumentParser(
+        prog="python -m ser_lightning export", description=__doc__, exit_on_error=False, allow_abbrev=False
+    )
     parser.add_argument("run", type=str, help="run folder of a fit")
     parser.add_argument("--out", type=str | None, default=None, help="folder to write (default: RUN/export)")
     try:
