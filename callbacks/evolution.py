@@ -4,6 +4,7 @@ A round is a sequence of phases of Lightning's own training loop: one for each f
 score it), and a main phase that trains on everything and labels the pool. See `docs/design.md`.
 """
 
+import hashlib
 import os
 import time
 from pathlib import Path
@@ -108,9 +109,11 @@ class EvolutionCallback(Callback):
         self._round_start = time.monotonic()
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Dropout depends on the seed and the epoch alone, so that a resumed run draws what an unbroken one does."""
+        """Dropout depends on seed, round, fold and the phase's epoch alone: on no phase before, and on no break."""
         seed = int(os.environ.get("PL_GLOBAL_SEED", 0))
-        torch.manual_seed((seed * 100_003 + self.epochs_done) * 1_009 + trainer.global_rank)
+        epoch = self.epochs_done - self.phase_first_epoch
+        key = f"{seed}:{self.round}:{self.fold}:{epoch}:{trainer.global_rank}"
+        torch.manual_seed(int.from_bytes(hashlib.blake2b(key.encode(), digest_size=7).digest(), "big"))
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -179,7 +182,8 @@ class EvolutionCallback(Callback):
 
     def _begin_data_phase(self, trainer: Trainer) -> None:
         seed_share = None if self.round == 0 else self.seed_share
-        trainer.datamodule.begin_phase(self.round, self.fold, max(1, self.folds), seed_share)
+        folds, first_epoch = max(1, self.folds), self.phase_first_epoch
+        trainer.datamodule.begin_phase(self.round, self.fold, folds, seed_share, first_epoch)
 
     def _begin_phase(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.phase_first_epoch = self.epochs_done

@@ -163,7 +163,12 @@ class PreferenceDataModule(pl.LightningDataModule):
     # What the next epochs train on.
 
     def begin_phase(
-        self, round: int = 0, fold: int | None = None, num_folds: int = 3, seed_share: float | None = None
+        self,
+        round: int = 0,
+        fold: int | None = None,
+        num_folds: int = 3,
+        seed_share: float | None = None,
+        first_epoch: int = 0,
     ) -> None:
         """Choose the pairs of the next epochs: the seed without one fold, and the accepted selection.
 
@@ -172,12 +177,13 @@ class PreferenceDataModule(pl.LightningDataModule):
             fold: fold of the seed to leave out, None = none.
             num_folds: folds of the seed, by dialogue.
             seed_share: share of the total weight that the seed pairs carry, None = every pair weighs 1.
+            first_epoch: the run's epoch in which the phase begins.
         """
         if fold is not None and not 0 <= fold < num_folds:
             raise ValueError(f"fold: got {fold} of {num_folds}")
         if seed_share is not None and not 0 <= seed_share <= 1:
             raise UserError(f"seed_share: got {seed_share}; use a share from 0 to 1, or null")
-        self.phase = Phase(round, fold, num_folds, seed_share)
+        self.phase = Phase(round, fold, num_folds, seed_share, first_epoch)
 
     def accept(self, selection: Selection, add: bool = False, fold: int | None = None) -> None:
         """Take labels that the model gave to pool pairs; the next phase trains on them.
@@ -226,8 +232,8 @@ class PreferenceDataModule(pl.LightningDataModule):
     def train_dataloader(self) -> DataLoader[list[PairBatch]]:
         """Items: the micro-batches of one optimiser step, for this rank."""
         pairs = self._training_pairs()
-        epoch = self.trainer.current_epoch if self.trainer is not None else 0
-        order = epoch_order(len(pairs.rows), self.policy.split_seed, self.phase, epoch)
+        epoch = self.trainer.current_epoch if self.trainer is not None else self.phase.first_epoch
+        order = epoch_order(len(pairs.rows), self.policy.split_seed, self.phase, epoch - self.phase.first_epoch)
         shard = self._shard(self.tokens_per_batch)
         return make_loader(TrainingSteps(self.data.store, pairs, order, self.pairs_per_step, shard), self.num_workers)
 

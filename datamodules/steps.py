@@ -23,12 +23,14 @@ class Phase:
         fold: the fold of the seed that is left out, None = none.
         num_folds: folds of the seed.
         seed_share: share of the total weight that the seed pairs carry, None = every pair weighs 1.
+        first_epoch: the run's epoch in which it begins.
     """
 
     round: int = 0
     fold: int | None = None
     num_folds: int = 3
     seed_share: float | None = None
+    first_epoch: int = 0
 
 
 @dataclass(frozen=True)
@@ -103,7 +105,10 @@ def merge_selections(old: Selection, new: Selection) -> Selection:
 
 
 def epoch_order(num_pairs: int, seed: int, phase: Phase, epoch: int) -> np.ndarray:
-    """(N,) permutation of the phase's pairs, the same wherever and however often it is asked for."""
+    """(N,) permutation of the phase's pairs, the same wherever and however often it is asked for.
+
+    `epoch` counts from the start of the phase: what other phases came before does not change the order.
+    """
     digest = hashlib.blake2b(f"{seed}:{phase.round}:{phase.fold}:{epoch}".encode(), digest_size=7).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest, "big"))
     return torch.randperm(num_pairs, generator=generator).numpy()

@@ -87,6 +87,19 @@ def test_a_round_trains_without_each_fold_and_then_on_all(tiny_model_dir, pairs_
         assert pseudo <= pool and bool(pseudo) == (epoch["phase"].round == 1)
 
 
+@pytest.mark.parametrize("train", ["full", "lora"])
+def test_the_seed_model_does_not_depend_on_the_folds_before_it(tiny_model_dir, pairs_file, train):
+    """The order of the batches and LoRA's dropout start anew in every phase."""
+    found = []
+    for folds in (0, 2):
+        seed_everything(0, verbose=False)
+        model = module(tiny_model_dir, train=train)
+        callback = evolution(TopShareRule(0.4), folds=folds, max_rounds=0, seed_epochs=2)
+        trainer(f"run{folds}", callback).fit(model, data(pairs_file))
+        found.append(weights(model))
+    assert equal(*found)
+
+
 def test_labels_that_train_a_fold_model_come_from_models_that_never_saw_the_fold(tiny_model_dir, pairs_file, tmp_path):
     """Turn the human labels of one fold: the chain that leaves it out must not change, whatever the others do."""
     names = _prompts(pairs_file, pairs_of(pairs_file, "seed", 0))
