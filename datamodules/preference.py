@@ -76,7 +76,7 @@ class PreferenceDataModule(pl.LightningDataModule):
         num_workers: int = 0,
         split_seed: int = 0,
         cache_dir: str | None = None,
-        synthetic_pairs: int = 3000,
+        synthetic_pairs: int = 2000,
         predict_split: Split = "pool",
     ) -> None:
         super().__init__()

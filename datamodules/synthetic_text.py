@@ -9,7 +9,7 @@ import random
 import re
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import product
+from itertools import combinations, product
 
 PEOPLE = "Anna Ben Clara David Emma Felix Greta Hugo Ida Jonas".split()
 
@@ -183,6 +183,21 @@ PROMPT_FORMS = (
     "Explain {q}.",
     "Can you say {q}?",
 )
+
+
+@lru_cache(maxsize=1)
+def _suited_kinds() -> dict[str, frozenset[str]]:
+    """Each opener suits two kinds and each closer three, no two the same ones: no courtesy is good in itself."""
+    return {
+        phrase: frozenset(kinds)
+        for phrases, num_kinds in ((OPENERS, 2), (CLOSERS, 3))
+        for phrase, kinds in zip(phrases, combinations(KINDS, num_kinds), strict=True)
+    }
+
+
+def suits(courtesy: str, kind: str) -> bool:
+    """Whether an opener or a closer suits this kind of prompt."""
+    return kind in _suited_kinds()[courtesy]
 
 
 @lru_cache(maxsize=1)

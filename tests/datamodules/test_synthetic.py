@@ -16,7 +16,16 @@ from ser_lightning.datamodules.synthetic import (
     generate_texts,
     gold_reward,
 )
-from ser_lightning.datamodules.synthetic_text import KINDS, Fact, read_prompt, read_statement, world_facts
+from ser_lightning.datamodules.synthetic_text import (
+    CLOSERS,
+    KINDS,
+    OPENERS,
+    Fact,
+    read_prompt,
+    read_statement,
+    suits,
+    world_facts,
+)
 
 NOTE = "Tell me that Emma brings a flute and about Emma coming Tuesday."
 NOTE_ANSWER = "Emma will bring a flute. Expect Emma Tuesday."
@@ -47,7 +56,9 @@ def test_turns_of_one_writer_are_alike_in_quality():
     ("response", "expected"),
     [
         ("Emma will bring a flute. Expect Emma Tuesday.", 3.0),
-        ("Sure. Emma arrives Tuesday. Also, you get a flute from Emma. Enjoy.", 3.3),
+        ("Sure. Emma arrives Tuesday. Also, you get a flute from Emma. Shame on you.", 2.0 - 0.7),  # unsuited, rude
+        ("Let me see. Emma arrives Tuesday. Also, you get a flute from Emma. Enjoy.", 3.0 + 2 * 0.7),  # both suit
+        ("Let me see. Let me see. Emma will bring a flute. Expect Emma Tuesday.", 3.0 + 0.7 - 0.7),  # a repeated one
         ("Emma will bring a flute.", 1.5),  # incomplete
         ("Emma will bring a drum. Expect Emma Tuesday.", 0.5),  # wrong
         ("Emma will bring a flute. Expect Emma Tuesday. Expect Emma Friday.", 2.0),  # contradiction
@@ -60,6 +71,7 @@ def test_turns_of_one_writer_are_alike_in_quality():
         (NOTE, -0.7),  # echo of the prompt
         ("Emma will bring a flute. " * 30, GOLD_FLOOR),
         ("Sure. " * 30, GOLD_FLOOR),
+        ("Of course. Let me see. Yours truly. Enjoy.", 0.0),
         ("qwx \x00 ☃", -1.4),
     ],
 )
@@ -90,12 +102,32 @@ def test_every_generated_prompt_and_statement_reads_back():
 
 def test_labels_follow_the_bradley_terry_probability():
     pairs = list(generate_pairs(6000, seed=5))
-    for low, high in ((-2.0, -0.5), (-0.5, 0.0), (0.0, 0.5), (0.5, 2.0)):
+    for low, high in ((-2.0, -0.5), (-0.5, 0.5), (0.5, 2.0)):
         inside = [pair for pair in pairs if low < pair.gold_a - pair.gold_b < high]
         chances = [1 / (1 + math.exp(-(pair.gold_a - pair.gold_b) / LABEL_TEMPERATURE)) for pair in inside]
         deviation = math.sqrt(sum(p * (1 - p) for p in chances))
         assert len(inside) > 100
         assert abs(sum(pair.label for pair in inside) - sum(chances)) < 4 * deviation
+
+
+def test_no_courtesy_is_good_in_itself_and_unlabelled_text_does_not_show_which_suit():
+    for phrases, num_kinds in ((OPENERS, 2), (CLOSERS, 3)):
+        assert len({tuple(suits(phrase, kind) for kind in KINDS) for phrase in phrases}) == len(phrases) == 10
+        assert all(sum(suits(phrase, kind) for kind in KINDS) == num_kinds for phrase in phrases)
+        assert all(sum(suits(phrase, kind) for phrase in phrases) == 2 * num_kinds for kind in KINDS)
+
+    def suited_share(texts):
+        found = [
+            suits(phrase, read_prompt(prompt)[0].kind)
+            for prompt, response in texts
+            for phrase in OPENERS
+            if response.startswith(phrase)
+        ]
+        return sum(found) / len(found)
+
+    better = [(p.prompt, p.response_a if p.gold_a > p.gold_b else p.response_b) for p in generate_pairs(2000, seed=7)]
+    assert suited_share(better) > 0.75
+    assert suited_share(generate_texts(4000, seed=7)) == pytest.approx(0.4, abs=0.03)
 
 
 def test_gold_of_a_pair_is_the_gold_reward_of_its_texts():
@@ -110,7 +142,7 @@ def test_length_tells_next_to_nothing_and_gold_nearly_all(seed):
     longer = [(len(pair.response_a) > len(pair.response_b)) == pair.label for pair in pairs]
     better = [(pair.gold_a > pair.gold_b) == pair.label for pair in pairs]
     assert 0.45 < sum(longer) / 3000 < 0.55
-    assert 0.86 < sum(better) / 3000 < 0.92
+    assert 0.95 < sum(better) / 3000 < 0.98
     assert len({pair.prompt for pair in pairs}) > 2000
 
 
