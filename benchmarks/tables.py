@@ -111,6 +111,20 @@ def rounds_by_round_table(results: dict[str, dict[int, dict]], condition: str = 
     return "\n".join(lines)
 
 
+def learned_table(rounds: list[dict]) -> str:
+    """Shares of right pairs that differ in one kind of evidence, for our rule round by round and for all labels."""
+    groups: dict[tuple[str, int], list[dict]] = defaultdict(list)
+    for row in rounds:
+        groups[row["condition"], row["round"]].append(row)
+    names = {("ours", number): f"round {number}" for number in range(10)} | {("all_labels", 0): "all labels"}
+    lines = ["| | random seeds | plain faults | manners |", "|---|---|---|---|"]
+    for key, name in names.items():
+        if rows := groups.get(key):
+            cells = [interval([row[kind] for row in rows]) for kind in ("plain", "manners")]
+            lines.append(f"| {name} | {len(rows)} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def run_table(result: dict) -> str:
     """The table of rounds of one run, as it stands in `rounds.csv`."""
     names = [n for n in result["rounds"][0] if n != "seconds"]
@@ -128,17 +142,17 @@ def fill(page: str, name: str, table: str) -> str:
     return pattern.sub(lambda m: m[1] + table + "\n" + m[2], page)
 
 
-def main() -> None:
-    """Fill every table of the page."""
+def fill_all(page: str) -> str:
+    """The page with every table made anew."""
     results = load(HERE / "rules")
-    page = PAGE.read_text()
     page = fill(page, "rules", rules_table(results))
     page = fill(page, "floors", floors_table(results))
     page = fill(page, "rounds", rounds_by_round_table(results))
+    page = fill(page, "learned", learned_table(json.loads((HERE / "what_is_learned.json").read_text())["rounds"]))
     for file in sorted((HERE / "real").glob("*.json")):
         page = fill(page, file.stem, run_table(json.loads(file.read_text())))
-    PAGE.write_text(page)
+    return page
 
 
 if __name__ == "__main__":
-    main()
+    PAGE.write_text(fill_all(PAGE.read_text()))

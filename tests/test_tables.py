@@ -36,7 +36,4 @@ def test_a_table_is_replaced_and_the_rest_of_the_page_stays(tables):
 
 def test_the_page_holds_what_the_files_say(tables):
     page = tables.PAGE.read_text()
-    results = tables.load(tables.HERE / "rules")
-    assert tables.fill(page, "rules", tables.rules_table(results)) == page
-    assert tables.fill(page, "floors", tables.floors_table(results)) == page
-    assert tables.fill(page, "rounds", tables.rounds_by_round_table(results)) == page
+    assert tables.fill_all(page) == page

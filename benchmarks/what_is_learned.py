@@ -1,0 +1,84 @@
+"""What each round of the runs of `rules.py` has learned: plain faults, or manners that few labels teach.
+
+    python benchmarks/what_is_learned.py runs/benchmark      # writes benchmarks/what_is_learned.json
+    python benchmarks/tables.py
+
+Two responses of a pair differ in one kind of evidence only. *Plain*: the sentences of a careful and of a careless
+writer, with the same courtesies around them. *Manners*: the same response with one opener that suits the prompt, and
+with one that does not. A model that knows nothing is right in half of them. No pair of any data set is used.
+"""
+
+import argparse
+import json
+import random
+import re
+from pathlib import Path
+
+import torch
+from rules import HERE
+from transformers import PreTrainedTokenizerBase
+
+from ser_lightning.backbone import Backbone, load_tokenizer
+from ser_lightning.datamodules.synthetic import gold_reward, write_prompt, write_response
+from ser_lightning.datamodules.synthetic_text import CLOSERS, OPENERS, read_prompt, suits
+from ser_lightning.scorer import Scorer, load_scorer
+
+Pairs = list[tuple[str, str, str]]
+
+
+def contrasts(num_pairs: int, seed: int) -> dict[str, Pairs]:
+    """(prompt, better, worse) texts, `num_pairs` of each kind."""
+    rng = random.Random(f"contrasts {seed}")
+    found: dict[str, Pairs] = {"plain": [], "manners": []}
+    while min(map(len, found.values())) < num_pairs:
+        prompt = write_prompt(rng)
+        careful, careless = (re.findall(r"[^.]+\.", write_response(prompt, skill, rng)) for skill in (1.0, 0.0))
+        courtesies = rng.sample(OPENERS, 2), rng.choice(CLOSERS)
+        good, bad = (_dress(sentences, *courtesies) for sentences in (careful, careless))
+        if gold_reward(prompt, good) > gold_reward(prompt, bad):
+            found["plain"].append((prompt, good, bad))
+        kind = read_prompt(prompt)[0].kind
+        suited = rng.choice([o for o in OPENERS if suits(o, kind)])
+        unsuited = rng.choice([o for o in OPENERS if not suits(o, kind)])
+        found["manners"].append((prompt, *(_dress(careful, [o], courtesies[1]) for o in (suited, unsuited))))
+    return {name: pairs[:num_pairs] for name, pairs in found.items()}
+
+
+def _dress(sentences: list[str], openers: list[str], closer: str) -> str:
+    plain = [s.strip() for s in sentences if s.strip() not in OPENERS + CLOSERS]
+    return " ".join([*openers, *plain, closer])
+
+
+@torch.no_grad()
+def share_right(scorer: Scorer, tokenizer: PreTrainedTokenizerBase, pairs: Pairs) -> float:
+    """Share of pairs whose better response has the higher reward."""
+    scorer.eval()
+    rewards = []
+    for side in (1, 2):
+        chats = [[{"role": "user", "content": p[0]}, {"role": "assistant", "content": p[side]}] for p in pairs]
+        batch = tokenizer.apply_chat_template(chats, padding=True, return_tensors="pt", return_dict=True)
+        rewards.append(scorer(batch["input_ids"], batch["attention_mask"]))
+    return float((rewards[0] > rewards[1]).float().mean())
+
+
+def main() -> None:
+    """Measure every round of every run in the folder."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", type=Path)
+    parser.add_argument("--pairs", type=int, default=500)
+    args = parser.parse_args()
+    backbone = Backbone("world_lm", train="full")
+    tokenizer, scorer = load_tokenizer(backbone), load_scorer(backbone)
+    lines = []
+    for file in sorted(args.runs.glob("*/rounds/*/model.pt")):
+        condition, seed = file.parents[2].name.rsplit("-", 1)
+        scorer.load_trainable_state(torch.load(file, weights_only=True)["weights"])
+        figures = {k: share_right(scorer, tokenizer, v) for k, v in contrasts(args.pairs, int(seed)).items()}
+        lines.append({"condition": condition, "seed": int(seed), "round": int(file.parent.name), **figures})
+        print(lines[-1])
+    result = {"command": f"python benchmarks/what_is_learned.py {args.runs}", "pairs": args.pairs, "rounds": lines}
+    (HERE / "what_is_learned.json").write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
