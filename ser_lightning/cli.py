@@ -17,13 +17,12 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 
 from ser_lightning import __version__
 from ser_lightning.arguments import Arguments, split_arguments
+from ser_lightning.checkpoints import LAST, LastCheckpoint
 from ser_lightning.diagnosis import Diagnosis, ParseError
 from ser_lightning.errors import UserError
 from ser_lightning.run_folder import (
     CONFIG,
-    LAST,
     RUN_DIR_VARIABLE,
-    LastCheckpoint,
     MetricsFile,
     RunFolder,
     choose_folder,
@@ -227,7 +226,7 @@ def recorded_config(arguments: Arguments) -> Iterator[Path]:
     """The config of the run that a command without `--config` goes on with or reads a checkpoint of."""
     run_dir, ckpt_path = arguments.value("--run_dir"), arguments.value("--ckpt_path")
     folder = Path(run_dir) if run_dir else None
-    if ckpt_path and ckpt_path != "last":
+    if ckpt_path and ckpt_path not in ("last", "auto"):
         folder = run_of(Path(ckpt_path))
     if ckpt_path and folder and is_run(folder):
         yield folder / CONFIG
@@ -292,6 +291,7 @@ def _as_list(value: Any) -> list[Any]:
 
 def _last_of(config: Namespace) -> str | None:
     """The checkpoint as a rank other than 0 finds it: the folder is rank 0's, which has checked it."""
-    if config.ckpt_path != "last":
+    if config.ckpt_path not in ("last", "auto"):
         return config.ckpt_path
-    return str(Path(os.environ.get(RUN_DIR_VARIABLE) or config.run_dir or "") / LAST)
+    path = Path(os.environ.get(RUN_DIR_VARIABLE) or config.run_dir or "") / LAST
+    return str(path) if config.ckpt_path == "last" or path.exists() else None

@@ -3,7 +3,7 @@
     runs/<name>/config.yaml        the resolved config; replaying it in another folder repeats the run
                 config-2.yaml      the config of a later start where it differs from `config.yaml`
                 metrics.csv        every logged metric; metrics-test.csv and so on for the other commands
-                checkpoints/       `last.ckpt`, and what other checkpoint callbacks save
+                checkpoints/       `last.ckpt`, `previous.ckpt`, and what other checkpoint callbacks save
 
 Resuming appends to `metrics.csv`. Rows between the last checkpoint and the end of the run stay and are logged again:
 of two rows with the same step the later one counts.
@@ -11,7 +11,6 @@ of two rows with the same step the later one counts.
 
 import csv
 import os
-import shutil
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -20,15 +19,13 @@ from typing import Any
 
 import yaml
 from lightning.fabric.loggers.logger import rank_zero_experiment
-from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
+from ser_lightning.checkpoints import find_checkpoint
 from ser_lightning.errors import UserError
 
 CONFIG = "config.yaml"
-LAST = Path("checkpoints") / "last.ckpt"
 RUN_DIR_VARIABLE = "SER_LIGHTNING_RUN_DIR"
 """Rank 0 leaves the folder's name here for the ranks that Lightning's launcher starts with the same command."""
 
@@ -85,7 +82,7 @@ def choose_folder(command: str, run_dir: str | None, ckpt_path: str | None, stem
     Args:
         command: `fit`, or a command that only reads a checkpoint.
         run_dir: the folder that the user named.
-        ckpt_path: a checkpoint, `last` for the folder's own, None to start anew.
+        ckpt_path: a checkpoint, `last` for the folder's own, `auto` for that if there is one, None to start anew.
         stem: name of the config, the first half of a new folder's name.
     """
     folder = Path(run_dir) if run_dir else None
@@ -97,7 +94,10 @@ def choose_folder(command: str, run_dir: str | None, ckpt_path: str | None, stem
                 f"--run_dir: got {folder}, which holds a run; go on with --ckpt_path last or name another folder"
             )
         return RunFolder(folder or _new_folder(stem), None, continues=False)
-    checkpoint = _find_checkpoint(folder, ckpt_path)
+    checkpoint = find_checkpoint(folder, ckpt_path)
+    if checkpoint is None:
+        assert folder is not None
+        return RunFolder(folder, None, continues=command == "fit" and is_run(folder))
     owner = run_of(checkpoint)
     if folder is None:
         folder = owner or _new_folder(stem)
@@ -119,18 +119,6 @@ def run_of(checkpoint: Path) -> Path | None:
     parents = list(checkpoint.absolute().parents)[:2]
     here = Path.cwd()
     return next((p.relative_to(here) if p.is_relative_to(here) else p for p in parents if is_run(p)), None)
-
-
-def _find_checkpoint(folder: Path | None, ckpt_path: str) -> Path:
-    if ckpt_path != "last":
-        if not Path(ckpt_path).exists():
-            raise UserError(f"--ckpt_path: got {ckpt_path}, which does not exist; give a checkpoint or `last`")
-        return Path(ckpt_path)
-    if folder is None:
-        raise UserError("--ckpt_path: got last without a run; name its folder with --run_dir")
-    if not (folder / LAST).exists():
-        raise UserError(f"--ckpt_path: got last, but there is no {folder / LAST}; start without --ckpt_path")
-    return folder / LAST
 
 
 def _new_folder(stem: str) -> Path:
@@ -225,42 +213,3 @@ class MetricsFile(Logger):
             writer.writeheader()
             writer.writerows(rows)
         os.replace(temporary, self.path)
-
-
-class LastCheckpoint(Checkpoint):
-    """Saves `last.ckpt` at the end of every training epoch, after all other callbacks; a kill leaves the one before.
-
-    `ModelCheckpoint(save_last=True)` copies a file only where it saves a second one beside it, and skips an epoch
-    without an optimiser step, whose labels may have changed all the same.
-
-    Args:
-        path: the checkpoint.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save beside the last checkpoint and swap the two."""
-        if trainer.fast_dev_run:  # type: ignore[attr-defined]  # set at run time
-            return
-        temporary = self.path.with_name(f"{self.path.name}.new")
-        trainer.save_checkpoint(temporary, weights_only=False)
-        trainer.strategy.barrier()
-        if trainer.is_global_zero:
-            _swap(temporary, self.path)
-        trainer.strategy.barrier()
-
-
-def _swap(new: Path, path: Path) -> None:
-    """Put `new` in the place of `path`; sharded strategies save folders, which cannot be replaced in one go."""
-    if new.is_file():
-        with new.open("rb") as file:
-            os.fsync(file.fileno())
-        os.replace(new, path)
-        return
-    old = path.with_name(f"{path.name}.old")
-    if path.exists():
-        os.replace(path, old)
-    os.replace(new, path)
-    shutil.rmtree(old, ignore_errors=True)

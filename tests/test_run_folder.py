@@ -2,6 +2,7 @@
 
 import csv
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -135,6 +136,40 @@ def test_last_without_a_checkpoint_is_refused(capsys):
     assert "there is no run/checkpoints/last.ckpt" in only_problem(
         capsys, *FIT, "--run_dir", "run", "--ckpt_path", "last"
     )
+
+
+def test_auto_starts_or_resumes(capsys):
+    auto = [*FIT, "--run_dir", "run", "--ckpt_path", "auto"]
+    assert main(auto) == 0
+    assert main([*auto, "--trainer.max_epochs=3"]) == 0
+    assert torch.load("run/checkpoints/last.ckpt", weights_only=False)["global_step"] == 6
+    assert "auto without a run" in only_problem(capsys, *FIT, "--ckpt_path", "auto")
+
+
+def test_auto_starts_again_what_was_killed_before_its_first_checkpoint(capsys):
+    assert main([*FIT, "--run_dir", "run"]) == 0
+    shutil.rmtree("run/checkpoints")
+    assert "nothing to resume" in only_problem(capsys, *FIT, "--run_dir", "run", "--ckpt_path", "last")
+    auto = [*FIT, "--run_dir", "run", "--ckpt_path", "auto"]
+    assert "its config differs" in only_problem(capsys, *auto, "--seed_everything=1")
+    assert main(auto) == 0
+    assert torch.load("run/checkpoints/last.ckpt", weights_only=False)["global_step"] == 4
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 0.99])
+def test_a_damaged_checkpoint_names_the_newest_good_one(capsys, share):
+    assert main([*FIT, "--run_dir", "run"]) == 0
+    last = Path("run/checkpoints/last.ckpt")
+    whole = last.read_bytes()
+    last.write_bytes(whole[: int(share * len(whole))])
+    resume = ["fit", "--run_dir", "run", "--ckpt_path"]
+    problem = only_problem(capsys, *resume, "last")
+    assert "which is damaged" in problem and "--ckpt_path run/checkpoints/previous.ckpt" in problem
+    assert main([*resume, "run/checkpoints/previous.ckpt"]) == 0
+    assert torch.load(last, weights_only=False)["global_step"] == 4
+    for file in Path("run/checkpoints").iterdir():
+        file.write_bytes(b"rubbish")
+    assert "no good one lies beside it" in only_problem(capsys, *resume, "last")
 
 
 def test_a_checkpoint_of_another_run_branches_off_only_into_a_new_folder(capsys):

@@ -1,0 +1,103 @@
+"""The checkpoints of a run: written so that a kill at any moment leaves a whole one, and found again."""
+
+import os
+import shutil
+import zipfile
+from pathlib import Path
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint
+
+from ser_lightning.errors import UserError
+
+LAST = Path("checkpoints") / "last.ckpt"
+PREVIOUS = "previous.ckpt"
+
+
+def find_checkpoint(folder: Path | None, ckpt_path: str) -> Path | None:
+    """The checkpoint that `--ckpt_path` means; None where `auto` finds nothing to go on with.
+
+    Args:
+        folder: the folder of the run, None if the user named none.
+        ckpt_path: a path, `last` for the folder's own, or `auto` for `last` if there is one.
+
+    Raises:
+        UserError: there is none, or it is damaged.
+    """
+    if ckpt_path in ("last", "auto"):
+        if folder is None:
+            raise UserError(f"--ckpt_path: got {ckpt_path} without a run; name its folder with --run_dir")
+        path = folder / LAST
+        if not path.exists() and ckpt_path == "auto":
+            return None
+        if not path.exists():
+            raise UserError(
+                f"--ckpt_path: got last, but there is no {path}; auto starts anew where there is nothing to resume"
+            )
+    else:
+        path = Path(ckpt_path)
+        if not path.exists():
+            raise UserError(f"--ckpt_path: got {path}, which does not exist; give a checkpoint, `last` or `auto`")
+    if not is_whole(path):
+        good = newest_whole(path.parent)
+        fix = f"go on from the newest good one with --ckpt_path {good}" if good else "no good one lies beside it"
+        raise UserError(f"--ckpt_path: got {path}, which is damaged (cut off or not a checkpoint); {fix}")
+    return path
+
+
+def is_whole(path: Path) -> bool:
+    """Whether a checkpoint was written to its end; folders, as sharded strategies write them, are taken on trust."""
+    return path.is_dir() or zipfile.is_zipfile(path)  # the directory of a zip file is its last part
+
+
+def newest_whole(folder: Path) -> Path | None:
+    """The newest checkpoint in a folder that is not damaged."""
+    found = [path for path in folder.glob("*.ckpt") if is_whole(path)]
+    return max(found, key=lambda path: path.stat().st_mtime_ns, default=None)
+
+
+class LastCheckpoint(Checkpoint):
+    """Saves `last.ckpt` at the end of every training epoch, after all other callbacks, and keeps the one before.
+
+    `ModelCheckpoint(save_last=True)` copies a file only where it saves a second one beside it, and skips an epoch
+    without an optimiser step, whose labels may have changed all the same.
+
+    Args:
+        path: the checkpoint.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save beside the last checkpoint and swap the two."""
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]  # set at run time
+            return
+        temporary = self.path.with_name(f"{self.path.name}.new")
+        trainer.save_checkpoint(temporary, weights_only=False)
+        trainer.strategy.barrier()
+        if trainer.is_global_zero:
+            _swap(temporary, self.path)
+        trainer.strategy.barrier()
+
+
+def _swap(new: Path, path: Path) -> None:
+    """Put `new` in the place of `path`, which becomes the previous one; at every moment one of them is whole."""
+    previous = path.with_name(PREVIOUS)
+    if not new.is_file():  # sharded strategies save folders, which cannot be replaced in one go
+        shutil.rmtree(previous, ignore_errors=True)
+        if path.exists():
+            os.replace(path, previous)
+        os.replace(new, path)
+        return
+    with new.open("rb") as file:
+        os.fsync(file.fileno())
+    if path.exists():
+        linked = path.with_name(f"{PREVIOUS}.new")
+        linked.unlink(missing_ok=True)
+        try:
+            os.link(path, linked)
+        except OSError:  # a file system without hard links
+            shutil.copyfile(path, linked)
+        os.replace(linked, previous)
+    os.replace(new, path)
