@@ -24,6 +24,7 @@ from ser_lightning.datamodules.synthetic_text import CLOSERS, OPENERS, read_prom
 from ser_lightning.scorer import Scorer, load_scorer
 
 Pairs = list[tuple[str, str, str]]
+CONDITIONS = "ours", "all_labels"
 
 
 def contrasts(num_pairs: int, seed: int) -> dict[str, Pairs]:
@@ -70,7 +71,8 @@ def main() -> None:
     backbone = Backbone("world_lm", train="full")
     tokenizer, scorer = load_tokenizer(backbone), load_scorer(backbone)
     lines = []
-    for file in sorted(args.runs.glob("*/rounds/*/model.pt")):
+    files = [f for c in CONDITIONS for f in args.runs.glob(f"{c}-*/rounds/*/model.pt")]
+    for file in sorted(files):
         condition, seed = file.parents[2].name.rsplit("-", 1)
         scorer.load_trainable_state(torch.load(file, weights_only=True)["weights"])
         figures = {k: share_right(scorer, tokenizer, v) for k, v in contrasts(args.pairs, int(seed)).items()}

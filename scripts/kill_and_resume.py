@@ -3,7 +3,8 @@
     python scripts/kill_and_resume.py --kills 20
 
 Prints a table, one line a kill: the moment, the state that it was resumed from, and whether rounds, audits (ids,
-rewards, labels) and weights are the same bit for bit. Writes it to `benchmarks/kills.json`. One thread; a short run by default.
+rewards, labels) and weights are the same bit for bit. Writes it to `benchmarks/kills.json`. One thread; a short run by
+default.
 """
 
 import argparse
