@@ -8,7 +8,7 @@ policy writes. Labels are drawn from it with Bradley-Terry noise. Nothing here i
 import math
 import random
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -251,7 +251,7 @@ def _elsewhere(fact: Fact, rng: random.Random) -> Fact:
     return Fact(kind_name, subject, name, value)
 
 
-def _courtesy(phrases: tuple[str, ...], kind: str, skill: float, has_manners: bool, rng: random.Random) -> str:
+def _courtesy(phrases: Sequence[str], kind: str, skill: float, has_manners: bool, rng: random.Random) -> str:
     if not has_manners:
         return rng.choice(phrases)
     careless, careful = SUITED_RATES

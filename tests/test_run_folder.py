@@ -74,6 +74,7 @@ def test_a_run_gets_a_folder_named_after_its_config():
     assert {p.relative_to(folder).as_posix() for p in folder.rglob("*")} == {
         "checkpoints",
         "checkpoints/last.ckpt",
+        "checkpoints/previous.ckpt",
         "config.yaml",
         "metrics.csv",
     }
