@@ -196,7 +196,7 @@ def test_reading_a_checkpoint_writes_beside_it(command):
 def test_checkpoint_callbacks_and_loggers_write_into_the_run_folder():
     more = ["--trainer.callbacks+=ModelCheckpoint", "--trainer.callbacks.filename=best"]
     assert main([*FIT, *more, "--config", "loggers/tensorboard.yaml", "--run_dir", "run"]) == 0
-    assert {p.name for p in Path("run/checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
+    assert {p.name for p in Path("run/checkpoints").iterdir()} == {"best.ckpt", "last.ckpt", "previous.ckpt"}
     assert list(Path("run/tensorboard").glob("events*"))
     assert rows_of("run/metrics.csv")
     assert not Path("checkpoints").exists()
