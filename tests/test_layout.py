@@ -11,7 +11,7 @@ FLOORS = (
     ("errors", "records"),
     ("losses", "calibration", "encode", "layouts"),
     ("metrics", "selection", "backbone", "floors"),
-    ("scorer", "scoring"),
+    ("scorer", "scoring", "checkpoints"),
     ("reward_module", "export", "run_folder", "arguments", "diagnosis"),
     ("cli",),
     ("__main__",),
@@ -66,7 +66,8 @@ def test_nothing_is_imported_under_its_bare_name(package):
 
 
 @pytest.mark.parametrize("path", [p for f in ("ser_lightning", "callbacks", "datamodules") for p in modules_below(f)])
-def test_every_module_imports(path):
+def test_every_module_imports_and_says_what_it_is(path):
     folder = path.parent.name
     prefix = "ser_lightning" if folder == "ser_lightning" else f"ser_lightning.{folder}"
-    import_module(prefix if path.stem == "__init__" else f"{prefix}.{path.stem}")
+    module = import_module(prefix if path.stem == "__init__" else f"{prefix}.{path.stem}")
+    assert module.__doc__ and Path(module.__file__).samefile(path)
