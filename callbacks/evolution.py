@@ -16,12 +16,12 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
+from ser_lightning.atomic import write_atomically
 from ser_lightning.callbacks.rounds import (
     RoundRow,
     choose_round,
     print_rounds,
     round_figures,
-    write_atomically,
     write_audit,
     write_rounds,
 )

@@ -1,6 +1,5 @@
 """`predict` writes its scores into the run folder: one row a pair, readable by pandas, polars and DuckDB."""
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,8 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
+from ser_lightning.atomic import write_atomically
+from ser_lightning.calibration import prob_a_wins
 from ser_lightning.errors import UserError
 from ser_lightning.records import PairScores
 from ser_lightning.scoring import complete_and_unique, gather_scores
@@ -84,7 +85,7 @@ def to_table(scores: PairScores, temperature: float) -> pa.Table:
         scores: N pairs.
         temperature: what the margin is divided by before the sigmoid.
     """
-    probability = torch.sigmoid(scores.margin / temperature)
+    probability = prob_a_wins(scores.margin, temperature)
     columns = (scores.pair_id, scores.reward_a, scores.reward_b, probability, (probability > 0.5).to(torch.int8))
     return pa.table([pa.array(column.numpy()) for column in columns], schema=SCHEMA)
 
@@ -107,12 +108,7 @@ def with_texts(table: pa.Table, datamodule: Any) -> pa.Table:
 
 def _write_new(path: Path, table: pa.Table) -> None:
     """Write a file that is complete or not there, and that no other process has written meanwhile."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    pq.write_table(table, temporary)
     try:
-        os.link(temporary, path)
+        write_atomically(path, lambda file: pq.write_table(table, file), overwrite=False)
     except FileExistsError as error:
         raise UserError(f"predictions: got {path}, which another run has just written; give another path") from error
-    finally:
-        temporary.unlink()

@@ -1,11 +1,9 @@
 """What a run leaves behind: `rounds.csv`, one audit file a round, the table at the end, and the choice of a round."""
 
 import math
-import os
-from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -15,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from ser_lightning.atomic import write_atomically, write_text_atomically
 from ser_lightning.calibration import prob_a_wins
 from ser_lightning.datamodules.preference import PreferenceDataModule
 from ser_lightning.metrics import calibration_error, half_credit, length_correlation
@@ -104,12 +103,8 @@ def choose_round(seed_credit: list[Tensor]) -> int:
 def write_rounds(path: Path, rows: list[RoundRow]) -> None:
     """The whole table again, so that `delivered` is true in every line."""
     names = [f.name for f in fields(RoundRow)]
-
-    def write(file: BinaryIO) -> None:
-        lines = [names, *([_cell(getattr(row, name)) for name in names] for row in rows)]
-        file.write("".join(",".join(line) + "\n" for line in lines).encode())
-
-    write_atomically(path, write)
+    lines = [names, *([_cell(getattr(row, name)) for name in names] for row in rows)]
+    write_text_atomically(path, "".join(",".join(line) + "\n" for line in lines))
 
 
 def write_audit(path: Path, pool: PairScores, verdict: Verdict, keep: Tensor) -> None:
@@ -134,20 +129,6 @@ def write_audit(path: Path, pool: PairScores, verdict: Verdict, keep: Tensor) ->
         "reason": reason,
     }
     write_atomically(path, lambda file: pq.write_table(pa.table(columns), file))
-
-
-def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Beside its place, flushed, then renamed: a reader finds the old file or the new one, never half of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with temporary.open("wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def rounds_table(rows: list[RoundRow]) -> Table:

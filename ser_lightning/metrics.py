@@ -9,6 +9,7 @@ from torchmetrics.functional.classification import binary_calibration_error
 from torchmetrics.functional.regression import pearson_corrcoef
 from torchmetrics.utilities.data import dim_zero_cat
 
+from ser_lightning.calibration import prob_a_wins
 from ser_lightning.records import PairScores
 
 NUM_CALIBRATION_BINS = 10
@@ -104,7 +105,7 @@ def pair_figures(
     """
     num_right = float(half_credit(margin, target).sum())
     low, high = wilson_interval(num_right, len(margin))
-    prob_a = torch.sigmoid(margin / temperature)
+    prob_a = prob_a_wins(margin, temperature)
     confidence, right = torch.maximum(prob_a, 1 - prob_a), (margin > 0) == (target > 0.5)
     return {
         "accuracy": num_right / len(margin),

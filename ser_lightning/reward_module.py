@@ -11,7 +11,7 @@ from torch.nn.parallel import DistributedDataParallel
 from transformers import PreTrainedTokenizerBase
 
 from ser_lightning.backbone import Backbone, load_tokenizer
-from ser_lightning.errors import UserError
+from ser_lightning.errors import raise_problems
 from ser_lightning.losses import bradley_terry, centring, pointwise
 from ser_lightning.metrics import PairMetrics, half_credit
 from ser_lightning.records import PairBatch, PairScores
@@ -51,13 +51,11 @@ class RewardModule(LightningModule):
             problems.append(f"model.warmup_share: got {warmup_share}; need a share in [0, 1)")
         if max_grad_norm <= 0:
             problems.append(f"model.max_grad_norm: got {max_grad_norm}; need a positive number")
-        if problems:
-            raise UserError(problems)
+        raise_problems(problems)
         # A step is cut into as many micro-batches as its tokens need, which automatic optimisation cannot do.
         self.automatic_optimization = False
-        self.strict_loading = (
-            False  # a checkpoint holds what was trained; load_state_dict checks that all of it is there
-        )
+        # A checkpoint holds what was trained; load_state_dict checks that all of it is there.
+        self.strict_loading = False
         self.backbone, self.optimizer = backbone, optimizer
         self.lr_decay, self.warmup_share = lr_decay, warmup_share
         self.centring_weight, self.pointwise_weight = centring_weight, pointwise_weight

@@ -10,7 +10,7 @@ of two rows with the same step the later one counts.
 """
 
 import csv
-import os
+import io
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -22,6 +22,7 @@ from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
+from ser_lightning.atomic import write_text_atomically
 from ser_lightning.checkpoints import find_checkpoint
 from ser_lightning.errors import UserError
 
@@ -51,11 +52,10 @@ class RunFolder:
 
     def open(self, config: str) -> None:
         """Create the folder and record the resolved config in it, next to the ones that are there."""
-        self.path.mkdir(parents=True, exist_ok=True)
         recorded = [self.path / CONFIG, *(self.path / f"config-{n}.yaml" for n in range(2, 10_000))]
         for path in recorded:
             if not path.exists():
-                _write_whole(path, config)
+                write_text_atomically(path, config)
                 return
             if path.read_text() == config:
                 return
@@ -125,13 +125,6 @@ def _new_folder(stem: str) -> Path:
     name = Path("runs") / f"{stem}-{time.strftime('%Y%m%d-%H%M%S')}"
     taken = (name, *(name.with_name(f"{name.name}-{n}") for n in range(2, 10_000)))
     return next(folder for folder in taken if not folder.exists())
-
-
-def _write_whole(path: Path, text: str) -> None:
-    """Write a file that is either complete or not there."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text)
-    os.replace(temporary, path)
 
 
 def _flatten(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -206,10 +199,8 @@ class MetricsFile(Logger):
 
     def _write(self, rows: list[dict[str, str]]) -> None:
         """The whole file under the present columns, at once."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self.path.with_name(f".{self.path.name}")
-        with temporary.open("w", newline="") as file:
-            writer = csv.DictWriter(file, self._columns)
-            writer.writeheader()
-            writer.writerows(rows)
-        os.replace(temporary, self.path)
+        text = io.StringIO()
+        writer = csv.DictWriter(text, self._columns)
+        writer.writeheader()
+        writer.writerows(rows)
+        write_text_atomically(self.path, text.getvalue())

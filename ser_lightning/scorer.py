@@ -17,7 +17,7 @@ from transformers import AutoModelForSequenceClassification, BitsAndBytesConfig
 from transformers.utils import logging as transformers_logging
 
 from ser_lightning.backbone import Backbone, LoraSettings, load_tokenizer, not_found
-from ser_lightning.errors import UserError
+from ser_lightning.errors import UserError, raise_problems
 
 
 class Scorer(nn.Module):
@@ -99,8 +99,7 @@ def load_scorer(backbone: Backbone, device: torch.device | str = "cpu") -> Score
     Raises:
         UserError: if the model cannot be found or the settings cannot work together.
     """
-    if problems := backbone.problems():
-        raise UserError(problems)
+    raise_problems(backbone.problems())
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(torch.initial_seed())
         model = _load_model(backbone, device)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ser_lightning.calibration import fit_temperature, fit_zero, prob_a_wins
-from ser_lightning.errors import UserError
+from ser_lightning.errors import UserError, raise_problems
 from ser_lightning.records import PairScores, Selection
 
 TELLS_GOOD_FROM_BAD, AMPLIFIES_DIFFERENCE, NO_STATUS = 1, 2, 0
@@ -99,14 +99,14 @@ def num_new(pair_id: Tensor, keep: Tensor, history: list[Selection]) -> int:
     return int((~torch.isin(kept, torch.cat([s.pair_id for s in history]))).sum())
 
 
-class PaperRule:
-    """The paper's rule, read literally: status 1 until it finds too few new pairs, then status 2, then converged.
+class ThresholdRule:
+    """Fixed thresholds on the raw rewards, as the paper and its released code have them; a base, not a rule.
 
     Args:
         tau_low: p below which a response counts as bad (paper: 0.45).
         tau_high: p above which a response counts as good (paper: 0.55).
         tau_delta: difference of p that counts as clear (paper: 0.3).
-        min_new_share: share of the pool that must be newly selected for a status to go on; the paper gives none.
+        min_new_share: share of the pool that must be newly selected to go on; the paper gives none.
     """
 
     needs_evidence = False
@@ -114,9 +114,22 @@ class PaperRule:
     def __init__(
         self, tau_low: float = 0.45, tau_high: float = 0.55, tau_delta: float = 0.3, min_new_share: float = 0.02
     ) -> None:
-        _check_thresholds(tau_low, tau_high, tau_delta, min_new_share)
+        problems = []
+        if not 0 < tau_low <= tau_high < 1:
+            problems.append(
+                f"rule.tau_low, rule.tau_high: got {tau_low} and {tau_high}; need 0 < tau_low <= tau_high < 1"
+            )
+        if not 0 <= tau_delta < 1:
+            problems.append(f"rule.tau_delta: got {tau_delta}; need a number in [0, 1)")
+        if not 0 <= min_new_share < 1:
+            problems.append(f"rule.min_new_share: got {min_new_share}; need a number in [0, 1)")
+        raise_problems(problems)
         self.tau_low, self.tau_high, self.tau_delta = tau_low, tau_high, tau_delta
         self.min_new_share = min_new_share
+
+
+class PaperRule(ThresholdRule):
+    """The paper's rule, read literally: status 1 until it finds too few new pairs, then status 2, then converged."""
 
     def select(self, scores: PairScores, evidence: Evidence) -> Verdict:
         """Status 1, else status 2, else converged."""
@@ -141,24 +154,8 @@ class PaperRule:
         return Verdict(prob_a_wins(scores.margin, 1.0), nothing, NO_STATUS, True, message)
 
 
-class ReleasedRule:
-    """The filter of the released code: a pair is kept where status 1 OR status 2 holds.
-
-    Args:
-        tau_low: p below which a response counts as bad.
-        tau_high: p above which a response counts as good.
-        tau_delta: difference of p that counts as clear.
-        min_new_share: share of the pool that must be newly selected for evolution to go on.
-    """
-
-    needs_evidence = False
-
-    def __init__(
-        self, tau_low: float = 0.45, tau_high: float = 0.55, tau_delta: float = 0.3, min_new_share: float = 0.02
-    ) -> None:
-        _check_thresholds(tau_low, tau_high, tau_delta, min_new_share)
-        self.tau_low, self.tau_high, self.tau_delta = tau_low, tau_high, tau_delta
-        self.min_new_share = min_new_share
+class ReleasedRule(ThresholdRule):
+    """The filter of the released code: a pair is kept where status 1 OR status 2 holds."""
 
     def select(self, scores: PairScores, evidence: Evidence) -> Verdict:
         """Either status is enough."""
@@ -191,8 +188,7 @@ class CalibratedRule:
             problems.append(f"rule.target: got {target}; need a number in [0.5, 1) or null")
         if not 0 <= min_change_share < 1:
             problems.append(f"rule.min_change_share: got {min_change_share}; need a number in [0, 1)")
-        if problems:
-            raise UserError(problems)
+        raise_problems(problems)
         self.target, self.min_change_share = target, min_change_share
 
     def select(self, scores: PairScores, evidence: Evidence) -> Verdict:
@@ -305,18 +301,6 @@ def balance_by_length(verdict: Verdict, length_difference: Tensor, longer_wins_s
     order = verdict.confidence[surplus].argsort(descending=True, stable=True)
     keep[surplus[order[num_stay:]]] = False
     return keep
-
-
-def _check_thresholds(tau_low: float, tau_high: float, tau_delta: float, min_new_share: float) -> None:
-    problems = []
-    if not 0 < tau_low <= tau_high < 1:
-        problems.append(f"rule.tau_low, rule.tau_high: got {tau_low} and {tau_high}; need 0 < tau_low <= tau_high < 1")
-    if not 0 <= tau_delta < 1:
-        problems.append(f"rule.tau_delta: got {tau_delta}; need a number in [0, 1)")
-    if not 0 <= min_new_share < 1:
-        problems.append(f"rule.min_new_share: got {min_new_share}; need a number in [0, 1)")
-    if problems:
-        raise UserError(problems)
 
 
 def _range_of_p(scores: PairScores) -> str:

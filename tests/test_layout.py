@@ -8,7 +8,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 FLOORS = (
-    ("errors", "records"),
+    ("errors", "records", "atomic"),
     ("losses", "calibration", "encode", "layouts"),
     ("metrics", "selection", "backbone", "floors"),
     ("scorer", "scoring", "checkpoints"),
