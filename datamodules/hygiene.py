@@ -13,6 +13,7 @@ import numpy as np
 
 from ser_lightning.datamodules.store import CONTRADICTION, ROLES, UNLABELLED, Counts
 
+READ_COLUMNS = (*ROLES, "more_path")
 _READ_LINES = {
     "rows": "rows read",
     "empty": "dropped: empty prompt or response",
@@ -31,6 +32,12 @@ _SPLIT_LINES = {
     "contradiction_seed": "dropped from the seed: labels contradict each other",
     "contradiction_val": "dropped from validation: labels contradict each other",
     "contradiction_test": "dropped from the test set: labels contradict each other",
+    "arrived_seed": "from more_path into the seed",
+    "arrived_moved": "of them, pairs that were in the pool",
+    "arrived_pool": "from more_path into the pool",
+    "arrived_leak": "dropped from more_path: dialogue is in the test set or in validation",
+    "arrived_repeat": "dropped from more_path: pair is there already",
+    "arrived_contradiction": "dropped from more_path: labels contradict each other",
 }
 
 
@@ -56,7 +63,7 @@ class DataReport:
     """What was read, dropped, and kept where.
 
     Attributes:
-        read: counts for each of `ROLES`: rows and, of them, the dropped and the cut ones.
+        read: counts for each of `READ_COLUMNS`: rows and, of them, the dropped and the cut ones.
         between: counts of what the splits dropped or kept in spite of a doubt.
         splits: for each split (pairs, dialogues, human labels).
     """
@@ -67,7 +74,7 @@ class DataReport:
 
     def table(self) -> str:
         """The report as text; lines that count nothing are left out."""
-        roles = [role for role in ROLES if self.read[role]["rows"]]
+        roles = [role for role in READ_COLUMNS if self.read[role]["rows"]]
         lines = [f"{'':62}" + "".join(f"{role:>11}" for role in roles)]
         for name, text in _READ_LINES.items():
             if any(self.read[role][name] for role in roles):
@@ -101,25 +108,37 @@ def take_dialogues(dialogue_id: np.ndarray, fraction: float, seed: int, purpose:
     return is_chosen[group]
 
 
-def assign_folds(dialogue_id: np.ndarray, num_folds: int, seed: int) -> np.ndarray:
+def assign_folds(
+    dialogue_id: np.ndarray,
+    num_folds: int,
+    seed: int,
+    earlier: tuple[np.ndarray, np.ndarray] = (np.empty(0, np.int64), np.empty(0, np.int64)),
+) -> np.ndarray:
     """Deal whole dialogues to folds of nearly equal size.
 
     Args:
         dialogue_id: (N,) int64 dialogue of each pair.
         num_folds: K, at most the number of dialogues.
         seed: another seed, other folds.
+        earlier: dialogues and folds of M pairs that are dealt already: they stay, and pairs of theirs join them.
 
     Returns:
         (N,) int64 fold of each pair.
     """
     dialogues, group, sizes = np.unique(dialogue_id, return_inverse=True, return_counts=True)
-    keys = [_keyed_hash(dialogue, seed, "fold") for dialogue in dialogues.tolist()]
+    earlier_dialogue, earlier_fold = (array.tolist() for array in earlier)
+    # Where an arrival has joined two dialogues of different folds, the lower fold counts.
+    known = dict(sorted(zip(earlier_dialogue, earlier_fold, strict=True), reverse=True))
+    fold_size = np.bincount(earlier_fold, minlength=num_folds)
+    names = dialogues.tolist()
+    keys = [
+        (name not in known, -size, _keyed_hash(name, seed, "fold")) for name, size in zip(names, sizes, strict=True)
+    ]
     fold_of_dialogue = np.zeros(len(dialogues), dtype=np.int64)
-    fold_size = np.zeros(num_folds, dtype=np.int64)
-    for i in sorted(range(len(dialogues)), key=lambda i: (-sizes[i], keys[i])):
-        smallest = int(fold_size.argmin())
-        fold_of_dialogue[i] = smallest
-        fold_size[smallest] += sizes[i]
+    for i in sorted(range(len(dialogues)), key=keys.__getitem__):
+        fold = known.get(names[i], int(fold_size.argmin()))
+        fold_of_dialogue[i] = fold
+        fold_size[fold] += sizes[i]
     return fold_of_dialogue[group]
 
 

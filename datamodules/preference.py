@@ -1,6 +1,7 @@
 """The data module: files in, batches out, and the only owner of splits and accepted labels."""
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,8 +15,9 @@ from transformers import PreTrainedTokenizerBase
 
 from ser_lightning.datamodules.formats import check_mapping
 from ser_lightning.datamodules.hygiene import DataReport, SplitPolicy
+from ser_lightning.datamodules.reader import PairStore
 from ser_lightning.datamodules.sources import Source, open_sources
-from ser_lightning.datamodules.splits import SplitPairs
+from ser_lightning.datamodules.splits import SplitName, SplitPairs
 from ser_lightning.datamodules.steps import (
     PairSet,
     Phase,
@@ -27,12 +29,13 @@ from ser_lightning.datamodules.steps import (
     merge_selections,
     seed_and_pseudo_weights,
 )
-from ser_lightning.datamodules.store import ROLES, PairStore, build_store, default_cache, is_complete, store_key
+from ser_lightning.datamodules.store import ROLES, build_store, default_cache, is_complete, store_key
 from ser_lightning.datamodules.truth import HiddenTruth
 from ser_lightning.errors import UserError, raise_problems
 from ser_lightning.records import PairBatch, PreferencePair, Selection
 
 Split = Literal["pool", "seed", "val", "test", "all"]
+"""What `predict` can score."""
 
 
 class PreferenceDataModule(pl.LightningDataModule):
@@ -43,6 +46,8 @@ class PreferenceDataModule(pl.LightningDataModule):
             Rows without a label go to the pool.
         pool_path: more pairs for the pool; if they have labels, training never sees them.
         test_path: labelled pairs for the final test, instead of a share of `path`.
+        more_path: files that arrived later, in the order of their arrival. What is split already stays as it is;
+            labelled pairs join the seed, the others the pool.
         columns: how the files call prompt, chosen, rejected, response_a, response_b, label or id,
             such as {prompt: question, chosen: response_j}.
         seed_fraction: share of the labelled pairs outside the test set that keep their label, if no pair comes
@@ -65,6 +70,7 @@ class PreferenceDataModule(pl.LightningDataModule):
         path: str | list[str] = "synthetic",
         pool_path: str | list[str] | None = None,
         test_path: str | list[str] | None = None,
+        more_path: str | list[str] | None = None,
         columns: dict[str, str] | None = None,
         seed_fraction: float = 0.15,
         test_fraction: float = 0.2,
@@ -81,6 +87,7 @@ class PreferenceDataModule(pl.LightningDataModule):
     ) -> None:
         super().__init__()
         self.paths = dict(zip(ROLES, (path, pool_path or [], test_path or []), strict=True))
+        self.more_paths = [more_path] if isinstance(more_path, str) else more_path or []
         self.columns = columns or {}
         self.policy = SplitPolicy(seed_fraction, test_fraction, val_fraction, split_seed)
         self.max_length = max_length
@@ -96,11 +103,13 @@ class PreferenceDataModule(pl.LightningDataModule):
         self.accepted = Selection.empty()
         self.fold_accepted: dict[int, Selection] = {}
         self._data: SplitPairs | None = None
-        self._sources: dict[str, list[Source]] | None = None
+        self._sources: list[dict[str, list[Source]]] | None = None
         raise_problems(self._problems())
 
     def _problems(self) -> list[str]:
         found = check_mapping(self.columns) + self.policy.problems()
+        if "synthetic" in self.more_paths:
+            found.append("more_path: got synthetic, which would make the same pairs again; give files")
         for name in ("max_length", "pairs_per_step", "tokens_per_batch", "tokens_per_scoring_batch", "synthetic_pairs"):
             if (value := getattr(self, name)) < 1:
                 found.append(f"{name}: got {value}; use at least 1")
@@ -112,17 +121,17 @@ class PreferenceDataModule(pl.LightningDataModule):
 
     def prepare_data(self) -> None:
         """Encode the pairs into the cache, unless they are there."""
-        folder = self._folder()
-        if is_complete(folder):
-            rank_zero_info(f"Encoded pairs: found in the cache, {folder}")
-            return
-        build_store(folder, self._open_sources(), self.columns, self._tokenizer(), self.max_length)
-        rank_zero_info(f"Encoded pairs: written to {folder}")
+        for folder, sources in zip(self._folders(), self._open_sources(), strict=True):
+            if is_complete(folder):
+                rank_zero_info(f"Encoded pairs: found in the cache, {folder}")
+                continue
+            build_store(folder, sources, self.columns, self._tokenizer(), self.max_length)
+            rank_zero_info(f"Encoded pairs: written to {folder}")
 
     def setup(self, stage: str | None = None) -> None:
         """Open the cache and split; done once, whatever the stages."""
         if self._data is None:
-            self._data = SplitPairs(PairStore(self._folder()), self.policy)
+            self._data = SplitPairs(PairStore(*self._folders()), self.policy)
             rank_zero_info(self.report.table())
         num_seed = len(self._data.rows("seed"))
         if stage in ("fit", None) and num_seed < 2:
@@ -142,12 +151,13 @@ class PreferenceDataModule(pl.LightningDataModule):
         """What was read, dropped, and kept where."""
         return self.data.report
 
-    def _open_sources(self) -> dict[str, list[Source]]:
+    def _open_sources(self) -> list[dict[str, list[Source]]]:
+        """The sources of each store: what was there at first, and every arrival by itself."""
         if self._sources is None:
-            seed = self.policy.split_seed
-            self._sources = {
-                role: open_sources(paths, self.synthetic_pairs, seed) for role, paths in self.paths.items()
-            }
+            open_all = partial(open_sources, num_synthetic=self.synthetic_pairs, seed=self.policy.split_seed)
+            first = {role: open_all(paths) for role, paths in self.paths.items()}
+            arrivals = ({**dict.fromkeys(ROLES, []), "path": open_all(path)} for path in self.more_paths)
+            self._sources = [first, *arrivals]
         return self._sources
 
     def _tokenizer(self) -> PreTrainedTokenizerBase:
@@ -157,8 +167,9 @@ class PreferenceDataModule(pl.LightningDataModule):
             self.tokenizer = self.trainer.lightning_module.tokenizer
         return self.tokenizer
 
-    def _folder(self) -> Path:
-        return self.cache_dir / store_key(self._open_sources(), self.columns, self._tokenizer(), self.max_length)
+    def _folders(self) -> list[Path]:
+        settings = (self.columns, self._tokenizer(), self.max_length)
+        return [self.cache_dir / store_key(sources, *settings) for sources in self._open_sources()]
 
     # What the next epochs train on.
 
@@ -237,7 +248,9 @@ class PreferenceDataModule(pl.LightningDataModule):
         shard = self._shard(self.tokens_per_batch)
         return make_loader(TrainingSteps(self.data.store, pairs, order, self.pairs_per_step, shard), self.num_workers)
 
-    def scoring_dataloader(self, split: Split, fold: int | None = None, num_folds: int = 3) -> DataLoader[PairBatch]:
+    def scoring_dataloader(
+        self, split: SplitName, fold: int | None = None, num_folds: int = 3
+    ) -> DataLoader[PairBatch]:
         """Batches without labels, this rank's share of them; fillers of weight 0 repeat pairs.
 
         Args:
@@ -275,7 +288,7 @@ class PreferenceDataModule(pl.LightningDataModule):
 
     # Questions that others may ask.
 
-    def pair_ids(self, split: Split, fold: int | None = None, num_folds: int = 3) -> Tensor:
+    def pair_ids(self, split: SplitName, fold: int | None = None, num_folds: int = 3) -> Tensor:
         """(N,) int64 ids that `scoring_dataloader` yields over all ranks, sorted."""
         return self.data.pair_ids(self.data.rows(split, fold, num_folds)).sort().values
 
@@ -308,11 +321,17 @@ class PreferenceDataModule(pl.LightningDataModule):
         """Take up where a checkpoint stopped; to test or predict, other data are fine and nothing is taken up."""
         if self.trainer is not None and self.trainer.state.fn not in (None, "fit"):
             return
-        if state_dict["fingerprint"] != self.data.fingerprint:
+        if not self.data.mark_arrived(state_dict["fingerprint"]):
             raise UserError(
                 f"checkpoint: got data {self.data.fingerprint}, but it was made with {state_dict['fingerprint']}; "
-                "resume with the same files, fractions and split_seed, or start a new run"
+                "resume with the same files, fractions and split_seed (new files go to more_path), or start a new run"
             )
         self.phase = Phase(**state_dict["phase"])
-        self.accepted = Selection(**state_dict["accepted"])
-        self.fold_accepted = {fold: Selection(**s) for fold, s in state_dict["fold_accepted"].items()}
+        self.accepted = self._still_in_pool(Selection(**state_dict["accepted"]))
+        self.fold_accepted = {f: self._still_in_pool(Selection(**s)) for f, s in state_dict["fold_accepted"].items()}
+
+    def _still_in_pool(self, selection: Selection) -> Selection:
+        """Without the pairs that a human has labelled since."""
+        keep = torch.isin(selection.pair_id, self.pair_ids("pool"))
+        kept = {name: getattr(selection, name)[keep] for name in ("pair_id", "label", "probability")}
+        return replace(selection, **kept)

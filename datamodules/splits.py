@@ -1,6 +1,7 @@
 """The encoded pairs, split. This is the firewall's near side: it holds the labels of the seed and of nothing else."""
 
 import hashlib
+from collections import Counter
 from collections.abc import Sequence
 from typing import Literal
 
@@ -8,25 +9,31 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ser_lightning.datamodules.arrivals import add_arrival
 from ser_lightning.datamodules.hygiene import (
     DataReport,
     SplitPolicy,
+    Splits,
     assign_folds,
     count_splits,
     drop_contradictions,
     split_pairs,
 )
+from ser_lightning.datamodules.reader import PairStore
 from ser_lightning.datamodules.steps import PairSet
-from ser_lightning.datamodules.store import ROLES, UNLABELLED, PairStore
+from ser_lightning.datamodules.store import ROLES, UNLABELLED, Counts
 from ser_lightning.datamodules.truth import HiddenTruth
 from ser_lightning.errors import UserError
 from ser_lightning.records import PreferencePair
 
-SplitName = Literal["seed", "val", "pool", "test", "all"]
+SplitName = Literal["seed", "val", "pool", "test", "all", "arrived_seed", "arrived_pool"]
+SPLITS = ("seed", "val", "pool", "test")
 
 
 class SplitPairs:
     """Rows of a store by split, and the questions that may be asked of them.
+
+    The first part of the store is split by the policy; every later part joins what is there (`arrivals.py`).
 
     Args:
         store: the encoded pairs.
@@ -37,22 +44,39 @@ class SplitPairs:
     """
 
     def __init__(self, store: PairStore, policy: SplitPolicy) -> None:
-        self.store, self.report = store, DataReport(store.counts)
+        self.store, self.report = store, DataReport(_joined_counts(store.counts))
         self._split_seed = policy.split_seed
         labels = store.read_labels()
-        between = self.report.between
-        given = [role for role in ROLES if store.counts[role]["rows"]]
-        drafts = split_pairs(store.pair_id, store.dialogue_id, store.role, labels != UNLABELLED, given, policy, between)
-        splits = drop_contradictions(drafts, labels, between)
-        self.report.splits = count_splits(splits, store.dialogue_id, labels)
-        self._rows: dict[str, np.ndarray] = dict(vars(splits))
-        self._seed_label = {int(row): int(labels[row]) for row in splits.seed}
-        self._row_of = {int(store.pair_id[row]): int(row) for row in self.rows("all")}
+        first = slice(0, int(store.parts[1]))
+        given = [role for role in ROLES if store.counts[0][role]["rows"]]
+        drafts = split_pairs(
+            store.pair_id[first],
+            store.dialogue_id[first],
+            store.role[first],
+            labels[first] != UNLABELLED,
+            given,
+            policy,
+            self.report.between,
+        )
+        history = [drop_contradictions(drafts, labels, self.report.between)]
+        for start, end in zip(store.parts[1:-1], store.parts[2:], strict=True):
+            rows, dialogues = np.arange(start, end), store.joint_dialogue_id
+            history.append(add_arrival(history[-1], rows, store.pair_id, dialogues, labels, self.report.between))
+        self.report.splits = count_splits(history[-1], store.dialogue_id, labels)
+        self._history = history
+        self._rows: dict[str, np.ndarray] = dict(vars(history[-1]))
+        self._labelled_rows = np.sort(self._rows["seed"])
+        self._seed_label = labels[self._labelled_rows]
+        self._fingerprints = [self._fingerprint_of(splits, labels) for splits in history]
+        everything = self.rows("all")
+        self._row_by_id = everything[np.argsort(store.pair_id[everything])]
+        self._sorted_id = store.pair_id[self._row_by_id]
+        self.mark_arrived(self.fingerprint)
 
     def rows(self, split: SplitName, fold: int | None = None, num_folds: int = 3) -> np.ndarray:
         """(N,) rows of a split, or of one fold of the seed, in the order of their pair id; `all` is every split."""
         if split == "all":
-            return np.concatenate(list(self._rows.values()))
+            return np.concatenate([self._rows[name] for name in SPLITS])
         if split not in self._rows:
             raise ValueError(f"split: got {split!r}; use seed, pool, test or all")
         if fold is None:
@@ -62,16 +86,24 @@ class SplitPairs:
         return self._rows["seed"][self._folds(num_folds) == fold]
 
     def _folds(self, num_folds: int) -> np.ndarray:
-        dialogue_id = self.store.dialogue_id[self._rows["seed"]]
-        if (num_dialogues := len(np.unique(dialogue_id))) < num_folds:
+        """(S,) fold of each seed pair; what arrived later changes no fold of what was there."""
+        rows = self._history[0].seed
+        dialogues = self.store.dialogue_id[rows]
+        if (num_dialogues := len(np.unique(dialogues))) < num_folds:
             raise UserError(
                 f"folds: got {num_folds} of a seed with {num_dialogues} dialogues; use fewer folds or a larger seed"
             )
-        return assign_folds(dialogue_id, num_folds, self._split_seed)
+        folds = assign_folds(dialogues, num_folds, self._split_seed)
+        for splits in self._history[1:]:
+            joint, new = self.store.joint_dialogue_id, np.setdiff1d(splits.seed, rows)
+            dealt = assign_folds(joint[new], num_folds, self._split_seed, (joint[rows], folds))
+            rows, folds = np.concatenate([rows, new]), np.concatenate([folds, dealt])
+        order = np.argsort(rows)
+        return folds[order[np.searchsorted(rows[order], self._rows["seed"])]]
 
-    def rows_of(self, pair_ids: Sequence[int]) -> np.ndarray:
+    def rows_of(self, pair_ids: Sequence[int] | np.ndarray) -> np.ndarray:
         """(N,) rows of these pairs; KeyError for a pair that is in no split."""
-        return np.asarray([self._row_of[i] for i in pair_ids], dtype=np.int64)
+        return self._row_by_id[_places(self._sorted_id, pair_ids)]
 
     def pair_ids(self, rows: np.ndarray) -> Tensor:
         """(N,) int64 ids of these rows."""
@@ -79,7 +111,7 @@ class SplitPairs:
 
     def seed_labels(self, rows: np.ndarray) -> np.ndarray:
         """(N,) float32 labels of rows of the seed; KeyError for any other row."""
-        return np.asarray([self._seed_label[int(row)] for row in rows], dtype=np.float32)
+        return self._seed_label[_places(self._labelled_rows, rows)].astype(np.float32)
 
     def measured(self, split: Literal["val", "test"]) -> PairSet:
         """The pairs of a split with their labels, to measure on."""
@@ -96,16 +128,52 @@ class SplitPairs:
     def lookup(self, pair_ids: Sequence[int]) -> list[PreferencePair]:
         """Texts of pairs, with the label where it is the seed's."""
         rows = self.rows_of(pair_ids)
+        labels = dict(zip(self._labelled_rows.tolist(), self._seed_label.tolist(), strict=True))
         return [
-            PreferencePair(**{**vars(pair), "label": self._seed_label.get(row)})
+            PreferencePair(**{**vars(pair), "label": labels.get(row)})
             for row, pair in zip(rows.tolist(), self.store.read_texts(rows), strict=True)
         ]
 
     @property
     def fingerprint(self) -> str:
         """Changes when a split, a seed label or `split_seed` does; hidden labels do not enter."""
+        return self._fingerprints[-1]
+
+    def mark_arrived(self, fingerprint: str) -> bool:
+        """Take what has come since the data had this fingerprint as `arrived_seed` and `arrived_pool`.
+
+        Returns:
+            Whether the data ever had it, before or after an arrival.
+        """
+        if fingerprint not in self._fingerprints:
+            return False
+        old = self._history[self._fingerprints.index(fingerprint)]
+        for name in ("seed", "pool"):
+            rows = self._rows[name]
+            self._rows[f"arrived_{name}"] = rows[~np.isin(rows, getattr(old, name))]
+        return True
+
+    def _fingerprint_of(self, splits: Splits, labels: np.ndarray) -> str:
         content = hashlib.sha256(str(self._split_seed).encode())
-        for rows in self._rows.values():
+        for name in SPLITS:
+            rows = getattr(splits, name)
             content.update(len(rows).to_bytes(8, "little") + self.store.pair_id[rows].tobytes())
-        content.update(self.seed_labels(self._rows["seed"]).tobytes())
+        content.update(labels[splits.seed].astype(np.float32).tobytes())
         return content.hexdigest()[:16]
+
+
+def _joined_counts(counts: Sequence[Counts]) -> Counts:
+    """What was read of the first part by role, and of all that arrived later as `more_path`."""
+    return {**counts[0], "more_path": sum((part["path"] for part in counts[1:]), Counter())}
+
+
+def _places(keys: np.ndarray, wanted: Sequence[int] | np.ndarray) -> np.ndarray:
+    """(N,) positions of the wanted ones among ascending keys; KeyError for one that is not among them."""
+    wanted = np.asarray(wanted, dtype=np.int64)
+    places = np.searchsorted(keys, wanted)
+    is_there = np.zeros(len(wanted), dtype=bool)
+    inside = places < len(keys)
+    is_there[inside] = keys[places[inside]] == wanted[inside]
+    if not is_there.all():
+        raise KeyError(int(wanted[~is_there][0]))
+    return places

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
-from ser_lightning.datamodules.store import PairStore
+from ser_lightning.datamodules.reader import PairStore
 from ser_lightning.layouts import PairRow, collate_pairs, cut_by_tokens
 from ser_lightning.records import PairBatch, Selection
 

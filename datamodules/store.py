@@ -1,7 +1,6 @@
-"""Encoded pairs on disk: written once, memory-mapped, keyed by data, tokenizer, template and length.
+"""Encoded pairs on disk: written once, keyed by data, tokenizer, template and length. `reader.py` reads them.
 
-Ids and lengths of the pairs stay in memory (some 40 bytes a pair), texts and token ids on disk. The labels lie in a
-file of their own, which only `PairStore.read_labels` opens.
+The labels lie in a file of their own, which only `PairStore.read_labels` opens.
 """
 
 import hashlib
@@ -16,7 +15,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import datasets
 import numpy as np
 import pyarrow
 from tqdm import tqdm
@@ -32,10 +30,11 @@ ROLES = ("path", "pool_path", "test_path")
 """Where a row came from; a role is stored as its position here."""
 UNLABELLED, CONTRADICTION = -1, -2
 """What stands in place of a label where nobody has said, and where rows of one pair disagree."""
-_STORE_VERSION = 2
+_STORE_VERSION = 3
 _MAX_PROBLEMS = 10
-_INDEX = ("pair_id", "dialogue_id", "offsets", "role")
-_TEXTS = pyarrow.schema([(name, pyarrow.string()) for name in ("prompt", "response_a", "response_b", "source_id")])
+INDEX = ("pair_id", "dialogue_id", "prompt_id", "continuations", "offsets", "role")
+"""Arrays of `index.npz`."""
+TEXTS = pyarrow.schema([(name, pyarrow.string()) for name in ("prompt", "response_a", "response_b", "source_id")])
 Counts = dict[str, Counter[str]]
 
 
@@ -138,7 +137,7 @@ class _StoreWriter:
         self.role, self.labels = array("b"), array("b")
         self.continuations: set[tuple[int, int]] = set()
         self.ids = (folder / "ids.bin").open("wb")
-        self.texts = pyarrow.ipc.new_stream(str(folder / "texts.arrow"), _TEXTS)
+        self.texts = pyarrow.ipc.new_stream(str(folder / "texts.arrow"), TEXTS)
 
     def add_role(self, role: str, pairs: Iterator[PreferencePair]) -> None:
         """Encode and write the pairs of one role; a pair that came before only adds its label."""
@@ -176,7 +175,7 @@ class _StoreWriter:
             *([getattr(pair, name) for pair in kept] for name in ("response_a", "response_b", "source_id")),
         ]
         arrays = [pyarrow.array(column, pyarrow.string()) for column in columns]
-        self.texts.write_batch(pyarrow.RecordBatch.from_arrays(arrays, schema=_TEXTS))
+        self.texts.write_batch(pyarrow.RecordBatch.from_arrays(arrays, schema=TEXTS))
         return rows
 
     def _append(self, role: str, pair: PreferencePair, encoded: EncodedPair) -> None:
@@ -195,8 +194,9 @@ class _StoreWriter:
         self.ids.close()
         self.texts.close()
         dialogue_id = join_dialogues(self.prompt_id, self.continuations)
-        arrays = (np.asarray(values) for values in (self.pair_id, dialogue_id, self.offsets, self.role))
-        np.savez(self.folder / "index.npz", **dict(zip(_INDEX, arrays, strict=True)))  # type: ignore[arg-type]
+        continuations = np.asarray(sorted(self.continuations), dtype=np.int64).reshape(-1, 2)
+        values = (self.pair_id, dialogue_id, self.prompt_id, continuations, self.offsets, self.role)
+        np.savez(self.folder / "index.npz", **dict(zip(INDEX, map(np.asarray, values), strict=True)))  # type: ignore
         np.save(self.folder / "labels.npy", np.asarray(self.labels, dtype=np.int8))
         (self.folder / "counts.json").write_text(json.dumps(self.counts))
 
@@ -229,53 +229,3 @@ def _merge_labels(old: int, new: int | None) -> int:
     if new is None or old == new:
         return old
     return new if old == UNLABELLED else CONTRADICTION
-
-
-class PairStore:
-    """A store opened for reading.
-
-    Attributes:
-        pair_id: (N,) int64.
-        dialogue_id: (N,) int64, equal for pairs of one prompt and of prompts that continue one another.
-        role: (N,) int8, position in `ROLES`.
-        lengths: (N,) int64, tokens of the longer conversation of each pair.
-        length_difference: (N,) int64, tokens of response a minus tokens of response b.
-        counts: what was read and dropped, per role.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        with np.load(folder / "index.npz") as index:
-            self.pair_id, self.dialogue_id, self._offsets, self.role = (index[name] for name in _INDEX)
-        both = np.diff(self._offsets).reshape(-1, 2)
-        self.lengths = both.max(axis=1, initial=0)
-        self.length_difference = both[:, 0] - both[:, 1]
-        num_ids = int(self._offsets[-1])
-        self._ids = np.memmap(folder / "ids.bin", dtype=np.int32, mode="r") if num_ids else np.empty(0, np.int32)
-        self.counts: Counts = {k: Counter(v) for k, v in json.loads((folder / "counts.json").read_text()).items()}
-
-    def __reduce__(self) -> tuple[type["PairStore"], tuple[Path]]:
-        return PairStore, (self.folder,)  # a worker process maps the files itself instead of getting a copy
-
-    def __len__(self) -> int:
-        return len(self.pair_id)
-
-    def ids(self, row: int) -> tuple[np.ndarray, np.ndarray]:
-        """Ids of both conversations of a pair, (T_a,) and (T_b,) int32."""
-        start, middle, end = self._offsets[2 * row : 2 * row + 3]
-        return self._ids[start:middle], self._ids[middle:end]
-
-    def read_texts(self, rows: Sequence[int] | np.ndarray) -> list[PreferencePair]:
-        """The pairs of these rows, without a label."""
-        if not len(rows):
-            return []
-        texts = datasets.Dataset.from_file(str(self.folder / "texts.arrow"))[list(map(int, rows))]
-        columns = zip(rows, *(texts[name] for name in _TEXTS.names), strict=True)
-        return [
-            PreferencePair(int(self.pair_id[row]), json.loads(prompt), first, second, None, source_id)
-            for row, prompt, first, second, source_id in columns
-        ]
-
-    def read_labels(self) -> np.ndarray:
-        """(N,) int8 labels of every row, hidden ones too: for the splits and `HiddenTruth` alone."""
-        return np.load(self.folder / "labels.npy")

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from ser_lightning.datamodules import store as store_module
+from ser_lightning.datamodules.reader import PairStore
 from ser_lightning.datamodules.sources import open_sources
 from ser_lightning.datamodules.store import (
     CONTRADICTION,
     UNLABELLED,
-    PairStore,
     build_store,
     is_complete,
     join_dialogues,
@@ -78,7 +78,7 @@ def test_repeated_pairs_are_kept_once_and_their_labels_are_joined(build):
     pairs = {p.prompt[0]["content"]: p for p in store.read_texts(range(4))}
     assert labels["same"] == (pairs["same"].response_a == "x")
     assert labels["late"] == (pairs["late"].response_a == "y")
-    assert store.counts["path"] == Counter(rows=10, duplicate=6)
+    assert store.counts[0]["path"] == Counter(rows=10, duplicate=6)
 
 
 def test_what_is_dropped_is_counted(build):
@@ -87,21 +87,21 @@ def test_what_is_dropped_is_counted(build):
     rows += [{**good, "chosen": "z" * 300}, {**good, "prompt": "q" * 300}]
     store = build(rows, pool_path=[good], max_length=100)
     assert len(store) == 3
-    assert store.counts["path"] == Counter(rows=6, empty=1, identical=1, too_long=1, duplicate=1, cut=1)
-    assert store.counts["pool_path"] == Counter(rows=1)
+    assert store.counts[0]["path"] == Counter(rows=6, empty=1, identical=1, too_long=1, duplicate=1, cut=1)
+    assert store.counts[0]["pool_path"] == Counter(rows=1)
     assert store.role.tolist() == [0, 0, 1]
 
 
 def test_responses_that_the_template_makes_equal_are_dropped(build, tiny_tokenizer, monkeypatch):
     monkeypatch.setattr(tiny_tokenizer, "chat_template", "{% for m in messages %}{{ m['content'][:3] }}{% endfor %}")
     store = build([{"prompt": "Hi", "chosen": "yes, x", "rejected": "yes, y"}])
-    assert (len(store), store.counts["path"]["identical"]) == (0, 1)
+    assert (len(store), store.counts[0]["path"]["identical"]) == (0, 1)
 
 
 def test_the_store_holds_no_label_outside_of_its_labels_file(build, make_rows, folder_bytes):
     rows = make_rows(20)
-    before = folder_bytes(build(rows).folder)
-    after = folder_bytes(build([{**row, "label": 1 - row["label"]} for row in rows]).folder)
+    before = folder_bytes(build(rows).folders[0])
+    after = folder_bytes(build([{**row, "label": 1 - row["label"]} for row in rows]).folders[0])
     assert before.keys() == after.keys()
     assert {name for name in before if before[name] != after[name]} == {"labels.npy"}
 
@@ -147,12 +147,12 @@ def test_problems_of_several_rows_are_named_together_up_to_ten(build):
 
 def test_a_second_writer_of_the_same_store_is_no_error(build, make_rows, tiny_tokenizer, write_jsonl, folder_bytes):
     store = build(make_rows(5))
-    before = folder_bytes(store.folder)
+    before = folder_bytes(store.folders[0])
     sources = {"path": open_sources(write_jsonl("path.jsonl", make_rows(5)), 0, 0), "pool_path": [], "test_path": []}
-    build_store(store.folder, sources, {}, tiny_tokenizer, 200)
-    assert folder_bytes(store.folder) == before
-    assert is_complete(store.folder)
-    assert [path for path in store.folder.parent.iterdir() if "draft" in path.name] == []
+    build_store(store.folders[0], sources, {}, tiny_tokenizer, 200)
+    assert folder_bytes(store.folders[0]) == before
+    assert is_complete(store.folders[0])
+    assert [path for path in store.folders[0].parent.iterdir() if "draft" in path.name] == []
 
 
 def test_workers_get_the_place_and_not_the_content(build, make_rows):
