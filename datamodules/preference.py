@@ -296,6 +296,10 @@ class PreferenceDataModule(pl.LightningDataModule):
         """(N,) float32 labels of the N seed pairs, 1: a is the better one; KeyError for a pair of no seed."""
         return torch.from_numpy(self.data.seed_labels(self.data.rows_of(pair_id.tolist())))
 
+    def num_tokens(self, pair_id: Tensor) -> Tensor:
+        """(N, 2) int64 tokens of both conversations of pairs, prompt included."""
+        return torch.from_numpy(self.data.store.num_tokens[self.data.rows_of(pair_id.tolist())])
+
     def hidden_truth(self, split: Literal["pool", "val", "test"]) -> HiddenTruth:
         """What the files know of a split's labels, as counts of right answers only."""
         if split not in ("pool", "val", "test"):

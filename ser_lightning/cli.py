@@ -19,7 +19,7 @@ from ser_lightning import __version__
 from ser_lightning.arguments import Arguments, split_arguments
 from ser_lightning.checkpoints import LAST, LastCheckpoint
 from ser_lightning.diagnosis import Diagnosis, ParseError
-from ser_lightning.errors import UserError
+from ser_lightning.errors import NothingToDo, UserError
 from ser_lightning.run_folder import (
     CONFIG,
     RUN_DIR_VARIABLE,
@@ -154,7 +154,8 @@ class SerCLI(LightningCLI):
     def _choose_folder(self, config: Namespace) -> RunFolder:
         if _get_rank():
             return RunFolder(self._folder_of_rank_zero(config), _last_of(config), continues=False)
-        stem = Path(self.arguments.configs[0]).stem if self.arguments.configs else "run"
+        first = Path(self.arguments.configs[0]) if self.arguments.configs else Path("run")
+        stem = first.parent.name if is_run(first.parent) else first.stem  # a run that goes on from another
         folder = choose_folder(self.command, config.run_dir, config.ckpt_path, stem)
         folder.check_same_config(self.recipe)
         os.environ[RUN_DIR_VARIABLE] = str(folder.path)
@@ -242,6 +243,10 @@ def run(args: list[str], epilog: str = "") -> None:
     _quieten()
     try:
         SerCLI(args, epilog)
+    except NothingToDo as error:
+        if not {"--ckpt_path=auto", "auto"} & set(args):
+            raise
+        print(f"nothing to do: {error}", flush=True)
     except ParseError as error:
         raise UserError(" ".join(str(error).split())) from error
     except MisconfigurationException as error:

@@ -19,3 +19,7 @@ def raise_problems(problems: Iterable[str]) -> None:
     """Raise one `UserError` that holds every problem, or return when there is none."""
     if found := list(problems):
         raise UserError(found)
+
+
+class NothingToDo(UserError):
+    """What was asked for is done already; no error where the same command may come twice (`--ckpt_path auto`)."""

@@ -53,6 +53,19 @@ def calibration_error(probability: Tensor, right: Tensor) -> float:
     return float(binary_calibration_error(probability.float(), right.long(), n_bins=NUM_CALIBRATION_BINS))
 
 
+def ks_distance(one: Tensor, other: Tensor) -> float:
+    """Kolmogorov-Smirnov distance of two samples: the largest difference of their distribution functions.
+
+    Args:
+        one: (N,) sample, N > 0.
+        other: (M,) sample, M > 0.
+    """
+    one, other = one.double().sort().values, other.double().sort().values
+    everything = torch.cat([one, other])
+    shares = [torch.searchsorted(x, everything, right=True).double() / len(x) for x in (one, other)]
+    return float((shares[0] - shares[1]).abs().max())
+
+
 class PairMetrics(Metric):
     """All figures of one evaluation set, from the scores and labels of its pairs."""
 

@@ -23,7 +23,7 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
 from ser_lightning.atomic import write_text_atomically
-from ser_lightning.checkpoints import find_checkpoint
+from ser_lightning.checkpoints import LAST, find_checkpoint
 from ser_lightning.errors import UserError
 
 CONFIG = "config.yaml"
@@ -103,6 +103,8 @@ def choose_folder(command: str, run_dir: str | None, ckpt_path: str | None, stem
         folder = owner or _new_folder(stem)
     is_own = owner is not None and folder.resolve() == owner.resolve()
     if command == "fit" and not is_own and is_run(folder):
+        if not (folder / LAST).exists():  # a branch that broke off before its first checkpoint
+            return RunFolder(folder, str(checkpoint), continues=True)
         raise UserError(
             f"--run_dir: got {folder}, which holds another run than {checkpoint}; name a new folder to branch off"
         )

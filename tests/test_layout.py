@@ -11,7 +11,7 @@ FLOORS = (
     ("errors", "records", "atomic"),
     ("losses", "calibration", "encode", "layouts"),
     ("metrics", "selection", "backbone", "floors"),
-    ("scorer", "scoring", "checkpoints"),
+    ("scorer", "scoring", "checkpoints", "length_quota"),
     ("reward_module", "export", "run_folder", "arguments", "diagnosis"),
     ("cli",),
     ("__main__",),

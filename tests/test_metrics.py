@@ -4,7 +4,14 @@ import pytest
 import torch
 from scipy import stats
 
-from ser_lightning.metrics import PairMetrics, calibration_error, half_credit, length_correlation, wilson_interval
+from ser_lightning.metrics import (
+    PairMetrics,
+    calibration_error,
+    half_credit,
+    ks_distance,
+    length_correlation,
+    wilson_interval,
+)
 from ser_lightning.records import PairScores
 
 
@@ -17,6 +24,14 @@ def test_ties_count_half():
 def test_interval_is_scipys_wilson(right, pairs):
     expected = stats.binomtest(right, pairs).proportion_ci(method="wilson")
     assert wilson_interval(right, pairs) == pytest.approx((expected.low, expected.high), abs=1e-9)
+
+
+@pytest.mark.parametrize("sizes", [(1, 1), (30, 7), (200, 150)])
+def test_ks_distance_is_scipys_also_with_ties(sizes):
+    g = torch.Generator().manual_seed(0)
+    one, other = (torch.randint(0, 9, (n,), generator=g).float() for n in sizes)
+    expected = stats.ks_2samp(one.numpy(), other.numpy()).statistic
+    assert ks_distance(one, other) == ks_distance(other, one) == pytest.approx(expected)
 
 
 def test_length_correlation_is_scipys_pearson_and_nan_where_undefined():

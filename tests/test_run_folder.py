@@ -180,6 +180,10 @@ def test_a_checkpoint_of_another_run_branches_off_only_into_a_new_folder(capsys)
     assert "holds another run" in only_problem(capsys, *branch, "two")
     assert main([*branch, "three"]) == 0
     assert Path("three/checkpoints/last.ckpt").exists()
+    shutil.rmtree("three/checkpoints")  # as if it had been killed before its first checkpoint
+    assert "its config differs" in only_problem(capsys, *branch, "three", "--trainer.limit_train_batches=1")
+    assert main([*branch, "three"]) == 0
+    assert Path("three/checkpoints/last.ckpt").exists()
 
 
 @pytest.mark.parametrize("command", ["validate", "test"])

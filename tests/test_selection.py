@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from ser_lightning.errors import UserError
+from ser_lightning.length_quota import balance_by_length
 from ser_lightning.records import PairScores, Selection
 from ser_lightning.selection import (
     CalibratedRule,
@@ -12,7 +13,6 @@ from ser_lightning.selection import (
     ReleasedRule,
     TopShareRule,
     Verdict,
-    balance_by_length,
     changed_share,
     most_informative_target,
 )

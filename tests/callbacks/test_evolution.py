@@ -151,7 +151,7 @@ def test_rounds_csv_counts_what_happened(tiny_model_dir, pairs_file):
         assert int(r["tokens"]) > 0 and 0 <= float(r["test_accuracy"]) <= 1
     flips = sum(a["label"] != b["label"] for a, b in zip(audit("run", 0), audit("run", 1), strict=True))
     assert int(table[1]["flipped"]) == flips and table[0]["flipped"] == "0"
-    assert [len(s) for s in callback.history] == [int(r["kept"]) for r in table]
+    assert [len(s) for s in callback.state.history] == [int(r["kept"]) for r in table]
 
 
 def test_the_delivered_rounds_model_is_handed_over(tiny_model_dir, pairs_file):
@@ -167,7 +167,7 @@ def test_a_rule_that_keeps_nothing_ends_evolution_and_says_so(tiny_model_dir, pa
     with caplog.at_level("INFO"):
         _, callback = fit(tiny_model_dir, pairs_file, "run", rule=CalibratedRule(target=0.9999), max_rounds=3)
     assert "keeps nothing: the highest that any pair reaches is" in caplog.text
-    assert callback.finished and [r["kept"] for r in rows("run")] == ["0"]
+    assert callback.state.finished and [r["kept"] for r in rows("run")] == ["0"]
     assert "Rounds of self-evolution" in capsys.readouterr().out
 
 
@@ -280,4 +280,4 @@ def test_without_folds_the_last_round_is_delivered(tiny_model_dir, pairs_file):
 
 def test_the_papers_rule_runs(tiny_model_dir, pairs_file):
     _, callback = fit(tiny_model_dir, pairs_file, "run", rule=PaperRule(tau_low=0.5, tau_high=0.5), folds=0)
-    assert callback.finished
+    assert callback.state.finished

@@ -1,0 +1,134 @@
+"""More data for a finished run: its record, the scores that it has, and how far the new pairs have drifted."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import torch
+from lightning.pytorch import Trainer
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from ser_lightning.atomic import write_text_atomically
+from ser_lightning.datamodules.preference import PreferenceDataModule
+from ser_lightning.errors import UserError
+from ser_lightning.metrics import half_credit, ks_distance, wilson_interval
+from ser_lightning.records import PairScores
+from ser_lightning.selection import Evidence, Verdict
+
+CHANCE_95 = 1.358
+"""Two samples of n and m pairs from one source have a Kolmogorov-Smirnov distance below this times sqrt(1/n + 1/m) in
+95 of 100 cases."""
+SIDES = ("old", "new")
+
+
+def earlier_rounds(checkpoint: Path) -> Path:
+    """The `rounds/` of the run that a checkpoint lies in.
+
+    Raises:
+        UserError: it lies in no run that has finished a round.
+    """
+    run = next((folder for folder in checkpoint.absolute().parents[:2] if (folder / "rounds.csv").is_file()), None)
+    if run is None:
+        raise UserError(
+            f"--ckpt_path: got {checkpoint}, beside which there are no rounds; to go on with new pairs, give "
+            "checkpoints/last.ckpt of the finished run"
+        )
+    return run / "rounds"
+
+
+def copy_rounds(old: Path, new: Path) -> None:
+    """Take the record of an earlier run over into the folder of the one that continues it."""
+    if old.resolve() != new.resolve():
+        shutil.copytree(old, new, dirs_exist_ok=True)
+
+
+def read_audit(path: Path, data: PreferenceDataModule) -> PairScores:
+    """The scores of an audit file, of the pairs that are still in the pool."""
+    table = pq.read_table(path, columns=["pair_id", "reward_a", "reward_b"])
+    pair_id, reward_a, reward_b = (torch.from_numpy(column.to_numpy().copy()) for column in table.columns)
+    keep = torch.isin(pair_id, data.pair_ids("pool"))
+    tokens_a, tokens_b = data.num_tokens(pair_id[keep]).unbind(-1)
+    return PairScores(pair_id[keep], reward_a[keep], reward_b[keep], tokens_a, tokens_b)
+
+
+def drift_figures(
+    old: PairScores, pool: PairScores, verdict: Verdict, evidence: Evidence, fresh_seed: PairScores
+) -> dict[str, float]:
+    """How the pairs that arrived differ from those that the model was evolved on, in the eyes of the same model.
+
+    Args:
+        old: scores of the earlier pool pairs.
+        pool: (N,) scores of all pool pairs.
+        verdict: (N,) what the rule says of them.
+        evidence: scores and labels of the whole seed by models that had not seen them.
+        fresh_seed: of these, the pairs that arrived.
+    """
+    is_old = torch.isin(pool.pair_id, old.pair_id)
+    figures: dict[str, float] = {}
+    for name, mask in (("old", is_old), ("new", ~is_old)):
+        if mask.any():
+            figures[f"{name}_pairs"] = int(mask.sum())
+            figures[f"{name}_confidence"] = float(verdict.confidence[mask].mean())
+            figures[f"{name}_kept_share"] = float(verdict.keep[mask].float().mean())
+            figures[f"{name}_tokens"] = float((pool.tokens_a + pool.tokens_b)[mask].float().mean() / 2)
+    if is_old.any() and not is_old.all():
+        margin, tokens = pool.margin.abs(), (pool.tokens_a + pool.tokens_b).float()
+        figures["margin_ks"] = ks_distance(margin[is_old], margin[~is_old])
+        figures["tokens_ks"] = ks_distance(tokens[is_old], tokens[~is_old])
+        figures["ks_by_chance"] = CHANCE_95 * (1 / int(is_old.sum()) + 1 / int((~is_old).sum())) ** 0.5
+    arrived = torch.isin(evidence.scores.pair_id, fresh_seed.pair_id)
+    credit = half_credit(evidence.scores.margin, evidence.target)
+    for name, mask in (("old", ~arrived), ("new", arrived)):
+        if mask.any():
+            figures[f"{name}_labels"] = int(mask.sum())
+            figures[f"{name}_label_accuracy"] = float(credit[mask].mean())
+    return figures
+
+
+def publish_drift(trainer: Trainer, path: Path, figures: dict[str, float]) -> None:
+    """Log the figures, write them as JSON, and print them as a table with a line on what stands out."""
+    for logger in trainer.loggers:
+        logger.log_metrics({f"drift/{name}": value for name, value in figures.items()}, step=trainer.global_step)
+    if not trainer.is_global_zero:
+        return
+    write_text_atomically(path, json.dumps(figures, indent=1) + "\n")
+    table = Table(title="Drift: what arrived, seen by the delivered model", title_justify="left", box=box.SIMPLE_HEAD)
+    for name in ("", "before", "arrived"):
+        table.add_column(name, justify="right" if name else "left")
+    rows = {
+        "pool pairs": ("pairs", "{:.0f}"),
+        "mean confidence": ("confidence", "{:.3f}"),
+        "share kept": ("kept_share", "{:.3f}"),
+        "mean tokens of a response with its prompt": ("tokens", "{:.0f}"),
+        "human labels that it had not seen": ("labels", "{:.0f}"),
+        "of them right": ("label_accuracy", "{:.3f}"),
+    }
+    for title, (key, form) in rows.items():
+        table.add_row(title, *(form.format(figures[k]) if (k := f"{side}_{key}") in figures else "-" for side in SIDES))
+    console = Console()
+    console.print(table)
+    for line in warnings_of(figures):
+        console.print(line)
+
+
+def warnings_of(figures: dict[str, float]) -> list[str]:
+    """One sentence for each figure that has drifted by more than chance explains."""
+    found = []
+    for key, name in (("margin_ks", "margins"), ("tokens_ks", "lengths")):
+        if figures.get(key, 0.0) > figures.get("ks_by_chance", 1.0):
+            found.append(
+                f"The {name} of the arrived pairs differ from those before: KS distance {figures[key]:.2f}, by chance "
+                f"below {figures['ks_by_chance']:.2f} in 95 of 100 cases."
+            )
+    if {"old_labels", "new_labels"} <= figures.keys():
+        num_new = int(figures["new_labels"])
+        low, high = wilson_interval(figures["new_label_accuracy"] * num_new, num_new)
+        if not low <= figures["old_label_accuracy"] <= high:
+            found.append(
+                f"On the arrived labels the model is right in {figures['new_label_accuracy']:.3f} (95 % interval "
+                f"{low:.3f} to {high:.3f}), before in {figures['old_label_accuracy']:.3f}: its confidence may not hold."
+            )
+    return found or ["Nothing has drifted by more than chance explains."]

@@ -1,0 +1,201 @@
+"""More data for a finished run: its record goes on, only what is new is encoded and scored, and drift shows."""
+
+import csv
+import json
+import random
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+from lightning.pytorch import seed_everything
+from lightning.pytorch.callbacks import Callback
+from scipy.stats import ks_2samp
+
+from ser_lightning.__main__ import main
+from ser_lightning.callbacks.continuation import drift_figures, warnings_of
+from ser_lightning.callbacks.state import seed_credits
+from ser_lightning.errors import NothingToDo, UserError
+from ser_lightning.records import PairScores
+from ser_lightning.selection import CalibratedRule, Evidence, TopShareRule, Verdict
+from tests.helpers import data, equal, evolution, fit, module, trainer, weights
+
+LAST = "old/checkpoints/last.ckpt"
+
+
+class Watcher(Callback):
+    """Pairs that were scored before the first new batch, and the pairs of every epoch."""
+
+    def __init__(self, crash_at=None):
+        self.scored, self.epochs, self.crash_at, self.started = [], [], crash_at, False
+
+    def on_fit_start(self, trainer, pl_module):
+        step = pl_module.predict_step
+
+        def watched(batch, batch_idx=0):
+            if not self.started:
+                self.scored += batch.pair_id.tolist()
+            return step(batch, batch_idx)
+
+        pl_module.predict_step = watched
+
+    def on_train_epoch_start(self, trainer, pl_module):
+        self.epochs.append((trainer.datamodule.phase, {}))
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        self.started = True
+        if len(self.epochs) == self.crash_at and batch_idx == 1:
+            raise KeyboardInterrupt
+        for micro in batch:
+            self.epochs[-1][1].update(zip(micro.pair_id.tolist(), micro.target.tolist(), strict=True))
+
+
+@pytest.fixture
+def more(tmp_path):
+    """12 pairs with a label and 20 without."""
+    generator = random.Random(1)
+    lines = []
+    for number in range(100, 132):
+        right, wrong = f"It is {2 * number}.", f"It is {2 * number + generator.randint(1, 9)}, I think."
+        names = ("chosen", "rejected") if number < 112 else ("response_a", "response_b")
+        lines.append({"prompt": f"What is {number} plus {number}?", **dict(zip(names, (right, wrong), strict=True))})
+    path = tmp_path / "more.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return str(path)
+
+
+def go_on(model_dir, pairs_file, more, run, *extra, ckpt_path=LAST, **kwargs):
+    seed_everything(0, verbose=False)
+    model, callback, datamodule = module(model_dir), evolution(**kwargs), data(pairs_file, more_path=more)
+    trainer(run, callback, *extra).fit(model, datamodule, ckpt_path=ckpt_path)
+    return model, callback, datamodule
+
+
+def rows(run):
+    with Path(run, "rounds.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_the_record_goes_on_and_only_new_pairs_are_scored(tiny_model_dir, pairs_file, more):
+    fit(tiny_model_dir, pairs_file, "old")
+    watcher = Watcher()
+    _, callback, datamodule = go_on(tiny_model_dir, pairs_file, more, "new", watcher)
+    arrived = {name: set(datamodule.pair_ids(f"arrived_{name}").tolist()) for name in ("seed", "pool")}
+    assert {name: len(ids) for name, ids in arrived.items()} == {"seed": 12, "pool": 20}
+    assert sorted(watcher.scored) == sorted(arrived["seed"] | arrived["pool"])
+    old, new = rows("old"), rows("new")
+    assert [int(row["round"]) for row in new] == [0, 1, 2]
+    assert [{**row, "delivered": ""} for row in new[:2]] == [{**row, "delivered": ""} for row in old]
+    assert int(new[2]["scored"]) == int(old[0]["scored"]) + 20
+    for name in ("audit.parquet", "model.pt"):
+        assert Path("new/rounds/0", name).read_bytes() == Path("old/rounds/0", name).read_bytes()
+    assert [(phase.round, phase.fold) for phase, _ in watcher.epochs] == [(2, 0), (2, 1), (2, None)]
+    assert arrived["seed"] < set(watcher.epochs[-1][1])
+    assert callback.state.finished
+
+
+def test_the_delivered_model_labels_old_and_new_pairs_alike(tiny_model_dir, pairs_file, more):
+    """The oracle scores the whole pool with the delivered weights and keeps the surer half by itself."""
+    model, _ = fit(tiny_model_dir, pairs_file, "old", rule=TopShareRule(0.5, 0.0))
+    watcher = Watcher()
+    _, _, datamodule = go_on(tiny_model_dir, pairs_file, more, "new", watcher, rule=TopShareRule(0.5, 0.0))
+    model.eval()
+    margins = {}
+    with torch.no_grad():
+        for batch in datamodule.scoring_dataloader("pool"):
+            margins |= zip(batch.pair_id.tolist(), model(batch).margin.tolist(), strict=True)
+    surest = sorted(margins, key=lambda i: -abs(margins[i]))[: round(len(margins) / 2)]
+    trained = {i: target for i, target in watcher.epochs[-1][1].items() if i in margins}
+    assert trained == {i: float(margins[i] > 0) for i in surest}
+
+
+@pytest.mark.parametrize("restart", ["weights", "nothing"])
+def test_a_continued_run_survives_a_crash(tiny_model_dir, pairs_file, more, restart):
+    settings = {"rule": CalibratedRule(min_change_share=0.0), "restart": restart, "max_rounds": 2}
+    fit(tiny_model_dir, pairs_file, "old", **settings)
+    unbroken, _, _ = go_on(tiny_model_dir, pairs_file, more, "unbroken", **settings)
+    with pytest.raises((KeyboardInterrupt, SystemExit)):
+        go_on(tiny_model_dir, pairs_file, more, "broken", Watcher(crash_at=3), **settings)
+    again, _, _ = go_on(
+        tiny_model_dir, pairs_file, more, "broken", ckpt_path="broken/checkpoints/last.ckpt", **settings
+    )
+    assert equal(weights(unbroken), weights(again))
+    assert len(rows("broken")) == 5
+    for a, b in zip(rows("unbroken"), rows("broken"), strict=True):
+        assert {**a, "seconds": ""} == {**b, "seconds": ""}
+
+
+def test_a_finished_run_without_new_pairs_has_nothing_to_do(tiny_model_dir, pairs_file):
+    fit(tiny_model_dir, pairs_file, "old")
+    with pytest.raises(NothingToDo, match="give new pairs with --data.more_path"):
+        go_on(tiny_model_dir, pairs_file, [], "old")
+
+
+def test_a_checkpoint_without_its_rounds_is_refused(tiny_model_dir, pairs_file, more):
+    fit(tiny_model_dir, pairs_file, "old")
+    Path("old/checkpoints/last.ckpt").rename("stray.ckpt")
+    with pytest.raises(UserError, match="stray.ckpt, beside which there are no rounds"):
+        go_on(tiny_model_dir, pairs_file, more, "new", ckpt_path="stray.ckpt")
+
+
+def test_the_command_line_goes_on_from_an_earlier_run(tiny_run, more, capsys):
+    assert main(["fit", *tiny_run, "--run_dir=old"]) == 0
+    before = {path: path.read_bytes() for path in Path("old").rglob("*") if path.is_file()}
+    command = ["fit", f"--ckpt_path={LAST}", f"--data.more_path={more}"]
+    assert main(command) == 2
+    assert "more_path was None and is" in capsys.readouterr().err
+    assert main([*command, "--run_dir=new"]) == 0
+    said = capsys.readouterr().out
+    assert "Drift: what arrived, seen by the delivered model" in said
+    assert len(rows("new")) == 3
+    figures = json.loads(Path("new/rounds/2/drift.json").read_text())
+    assert (figures["new_pairs"], figures["new_labels"]) == (20, 12)
+    with Path("new/metrics.csv").open() as file:
+        assert any(row["drift/new_pairs"] == "20.0" for row in csv.DictReader(file))
+    assert {path: path.read_bytes() for path in Path("old").rglob("*") if path.is_file()} == before
+    assert len(pq.read_table("new/rounds/2/audit.parquet")) == figures["old_pairs"] + 20
+    assert main(["fit", "--run_dir=new", "--ckpt_path=auto"]) == 0
+    assert "nothing to do: run: its evolution is finished" in capsys.readouterr().out
+    assert main(["fit", "--run_dir=new", "--ckpt_path=last"]) == 2
+
+
+def scores(margin, first_id=0):
+    n = len(margin)
+    margin = torch.as_tensor(margin, dtype=torch.float32)
+    return PairScores(torch.arange(first_id, first_id + n), margin, torch.zeros(n), torch.full((n,), 5), margin.long())
+
+
+def test_drift_figures_are_those_of_scipy_and_of_hand():
+    generator = torch.Generator().manual_seed(0)
+    old, new = torch.randn(80, generator=generator), 2 + torch.randn(40, generator=generator)
+    pool = scores(torch.cat([old, new]))
+    prob_a = torch.sigmoid(pool.margin)
+    verdict = Verdict(prob_a, torch.arange(120) >= 60, 1, False, "")
+    seed, fresh = scores([1, 1, 1, -1], 1000), scores([1.0] * 50, 2000)
+    everything = PairScores(*(torch.cat([getattr(seed, k), getattr(fresh, k)]) for k in vars(seed)))
+    evidence = Evidence(everything, torch.cat([torch.ones(4), (torch.arange(50) < 10).float()]))
+    figures = drift_figures(scores(old), pool, verdict, evidence, fresh)
+    assert figures["margin_ks"] == pytest.approx(ks_2samp(old.abs().numpy(), new.abs().numpy()).statistic)
+    assert (figures["old_pairs"], figures["new_pairs"]) == (80, 40)
+    assert (figures["old_kept_share"], figures["new_kept_share"]) == (0.25, 1.0)
+    assert figures["new_confidence"] == pytest.approx(float(torch.maximum(prob_a, 1 - prob_a)[80:].mean()))
+    assert (figures["old_label_accuracy"], figures["new_label_accuracy"]) == pytest.approx((0.75, 0.2))
+    assert figures["ks_by_chance"] == pytest.approx(1.358 * (1 / 80 + 1 / 40) ** 0.5)
+    said = " ".join(warnings_of(figures))
+    assert "The margins of the arrived pairs differ" in said and "right in 0.200" in said
+
+
+def test_no_drift_is_said_as_well():
+    margin = torch.randn(300, generator=torch.Generator().manual_seed(0))
+    pool = scores(margin)
+    verdict = Verdict(torch.sigmoid(margin), margin.abs() > 1, 1, False, "")
+    nothing = scores([])
+    figures = drift_figures(scores(margin[:200]), pool, verdict, Evidence(nothing, torch.empty(0)), nothing)
+    assert warnings_of(figures) == ["Nothing has drifted by more than chance explains."]
+
+
+def test_credits_of_rounds_with_a_grown_seed_are_compared_on_the_pairs_that_all_have():
+    first = PairScores(torch.tensor([7, 3]), torch.tensor([1.0, -1.0]), torch.zeros(2), *[torch.ones(2)] * 2)
+    second = PairScores(torch.tensor([9, 7, 3]), torch.tensor([1.0, -1.0, 0.0]), torch.zeros(3), *[torch.ones(3)] * 2)
+    found = seed_credits([first, second], torch.tensor([3, 7, 9]), torch.tensor([0.0, 1.0, 1.0]))
+    assert [c.tolist() for c in found] == [[1.0, 1.0], [0.5, 0.0]]
