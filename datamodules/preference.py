@@ -17,7 +17,7 @@ from ser_lightning.datamodules.formats import check_mapping
 from ser_lightning.datamodules.hygiene import DataReport, SplitPolicy
 from ser_lightning.datamodules.reader import PairStore
 from ser_lightning.datamodules.sources import Source, open_sources
-from ser_lightning.datamodules.splits import SplitName, SplitPairs
+from ser_lightning.datamodules.splits import SplitName, SplitPairs, seed_problems
 from ser_lightning.datamodules.steps import (
     PairSet,
     Phase,
@@ -133,11 +133,8 @@ class PreferenceDataModule(pl.LightningDataModule):
         if self._data is None:
             self._data = SplitPairs(PairStore(*self._folders()), self.policy)
             rank_zero_info(self.report.table())
-        num_seed = len(self._data.rows("seed"))
-        if stage in ("fit", None) and num_seed < 2:
-            raise UserError(
-                f"seed: got {num_seed} labelled pairs to train on; raise seed_fraction or give more pairs with a label"
-            )
+        if stage == "fit":
+            raise_problems(seed_problems(self._data.seed_labels(self._data.rows("seed"))))
 
     @property
     def data(self) -> SplitPairs:

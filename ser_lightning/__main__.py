@@ -3,7 +3,7 @@
 import sys
 from importlib import import_module
 
-from ser_lightning.errors import UserError
+from ser_lightning.errors import UserError, no_room
 
 COMMANDS = {
     "export": ("ser_lightning.export:main", "write a run's reward model as an ordinary transformers folder"),
@@ -21,10 +21,17 @@ def main(argv: list[str] | None = None) -> int:
     try:
         _dispatch(argv)
     except UserError as error:
-        for problem in error.problems:
-            print(f"error: {problem}", file=sys.stderr)
-        return 2
-    return 0
+        problems = error.problems
+    except Exception as error:
+        full = no_room(error)
+        if full is None:
+            raise
+        problems = [full]
+    else:
+        return 0
+    for problem in problems:
+        print(f"error: {problem}", file=sys.stderr)
+    return 2
 
 
 def _dispatch(argv: list[str]) -> None:

@@ -220,7 +220,12 @@ class SerCLI(LightningCLI):
         if not _get_rank():
             self.run_folder.open(self.recipe)
             print(f"run folder: {self.run_folder.path}", flush=True)
-        super()._run_subcommand(subcommand)
+        try:
+            super()._run_subcommand(subcommand)
+        except NothingToDo as error:
+            if self.arguments.value("--ckpt_path") != "auto":
+                raise
+            print(f"nothing to do: {error}", flush=True)
 
 
 def recorded_config(arguments: Arguments) -> Iterator[Path]:
@@ -243,10 +248,6 @@ def run(args: list[str], epilog: str = "") -> None:
     _quieten()
     try:
         SerCLI(args, epilog)
-    except NothingToDo as error:
-        if not {"--ckpt_path=auto", "auto"} & set(args):
-            raise
-        print(f"nothing to do: {error}", flush=True)
     except ParseError as error:
         raise UserError(" ".join(str(error).split())) from error
     except MisconfigurationException as error:

@@ -1,5 +1,6 @@
 """Errors that are the user's to mend: one line each, with what was wrong, what was got and how to fix it."""
 
+import errno
 from collections.abc import Iterable
 
 
@@ -23,3 +24,16 @@ def raise_problems(problems: Iterable[str]) -> None:
 
 class NothingToDo(UserError):
     """What was asked for is done already; no error where the same command may come twice (`--ckpt_path auto`)."""
+
+
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def no_room(error: BaseException | None) -> str | None:
+    """What to say where an error comes from a disk that is full, else None."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in _NO_ROOM:
+            what = f" for {error.filename}" if error.filename else ""
+            return f"disk: got no room{what} ({error.strerror}); free some, then resume with --ckpt_path last"
+        error = error.__cause__ or error.__context__
+    return None

@@ -1,5 +1,6 @@
 """The reward model as a LightningModule: a thin shell around `scorer.Scorer` and `losses`."""
 
+import math
 from contextlib import nullcontext
 from typing import Any, Literal
 
@@ -11,7 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 from transformers import PreTrainedTokenizerBase
 
 from ser_lightning.backbone import Backbone, load_tokenizer
-from ser_lightning.errors import raise_problems
+from ser_lightning.errors import UserError, raise_problems
 from ser_lightning.losses import bradley_terry, centring, pointwise
 from ser_lightning.metrics import PairMetrics, half_credit
 from ser_lightning.records import PairBatch, PairScores
@@ -141,7 +142,13 @@ class RewardModule(LightningModule):
             real = batch.weight > 0
             right += float(half_credit(scores.margin.detach(), batch.target)[real].sum())
             num_real += int(real.sum())
-        torch.nn.utils.clip_grad_norm_([p for p in self.parameters() if p.requires_grad], self.max_grad_norm)
+        trained = [p for p in self.parameters() if p.requires_grad]
+        norm = float(torch.nn.utils.clip_grad_norm_(trained, self.max_grad_norm))
+        if not math.isfinite(norm):  # of the gradients of all ranks, so all of them stop here
+            raise UserError(
+                f"train/loss: got {total}, gradient norm {norm}, epoch {self.current_epoch}, step {batch_idx}; lower "
+                "model.optimizer.init_args.lr, or look for the cause with --config debug/anomaly.yaml"
+            )
         optimizer.step()
         optimizer.zero_grad()
         self.log("train/loss", total, prog_bar=True, batch_size=num_real, on_step=True)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
+from ser_lightning.errors import UserError
 from ser_lightning.records import PairScores
 
 
@@ -30,6 +31,7 @@ def score_pairs(trainer: Trainer, loader: DataLoader, expected_ids: Tensor, desc
 
     Raises:
         RuntimeError: if a pair was not scored, or one that was not expected.
+        UserError: if a reward is not finite.
     """
     parts = []
     shows = trainer.is_global_zero and getattr(trainer.progress_bar_callback, "is_enabled", False)
@@ -38,7 +40,13 @@ def score_pairs(trainer: Trainer, loader: DataLoader, expected_ids: Tensor, desc
         for batch_idx, batch in enumerate(bar):
             batch = trainer.strategy.batch_to_device(batch)
             parts.append(trainer.strategy.predict_step(batch, batch_idx).to("cpu"))
-    return complete_and_unique(gather_scores(parts), expected_ids)
+    scores = complete_and_unique(gather_scores(parts), expected_ids)
+    if num_bad := int((~torch.isfinite(scores.margin)).sum()):
+        raise UserError(
+            f"rewards: got NaN or infinity for {num_bad} of {len(scores)} pairs ({description}); lower "
+            "model.optimizer.init_args.lr, or take trainer.precision bf16-mixed where it is 16-mixed"
+        )
+    return scores
 
 
 @contextmanager

@@ -198,7 +198,7 @@ def test_impossible_arguments_are_all_named_at_once():
 def test_a_seed_that_is_too_small_stops_training_only(load, write_jsonl, make_rows):
     path = write_jsonl("a.jsonl", [{**row, "label": None} for row in make_rows(9)])
     assert len(load(path, stage="predict").pair_ids("pool")) == 9
-    with pytest.raises(UserError, match="seed: got 0 labelled pairs to train on; raise seed_fraction"):
+    with pytest.raises(UserError, match="seed: got 0 labelled pairs to train on, need at least 8; raise"):
         load(path, stage="fit")
 
 

@@ -1,0 +1,253 @@
+"""What users get wrong, and the line that they get for it. `python -m tests.error_cases` writes `docs/errors.md`."""
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from ser_lightning.__main__ import main
+from ser_lightning.datamodules.formats import parse_row
+
+DISK_IS_FULL = "disk: got no room (No space left on device); free some, then resume with --ckpt_path last"
+PAGE = Path(__file__).parent.parent / "docs" / "errors.md"
+HEAD = """# Error messages
+
+Whatever a user can mend is one line on standard error, `error: WHAT: got VALUE; HOW TO FIX IT`, and exit code 2. All
+problems of a command line and its configs come at once. This page is written from the tests
+(`python -m tests.error_cases`), which make each of these mistakes.
+
+| what is wrong | what the command line says |
+|---|---|
+"""
+TAIL = """
+A rule that keeps nothing is no mistake: evolution ends with the model of that round, and the log says
+`Round 0: target 0.990 keeps nothing: the highest that any pair reaches is 0.518.`
+"""
+
+
+class Scene:
+    """A folder with `pairs.jsonl` (80 good pairs) and `model/` (a tiny model), in which a mistake is made."""
+
+    def __init__(self, rows: list[dict], flags: list[str]) -> None:
+        self.rows, self.flags = rows, flags
+
+    def write(self, rows: list[dict] | bytes, name: str = "pairs.jsonl") -> list[str]:
+        """Replace the pairs."""
+        text = rows if isinstance(rows, bytes) else b"".join(json.dumps(row).encode() + b"\n" for row in rows)
+        Path(name).write_bytes(text)
+        return []
+
+    def edit_model(self, name: str, change: Callable[[dict], object]) -> list[str]:
+        """Change a JSON file of the model."""
+        path = Path("model", name)
+        content = json.loads(path.read_text())
+        change(content)
+        path.write_text(json.dumps(content))
+        return []
+
+
+@dataclass(frozen=True)
+class Case:
+    """A mistake: `make` makes it and returns the flags that go with it."""
+
+    title: str
+    line: str
+    """`...` stands for what other packages say."""
+    make: Callable[[Scene], list[str]]
+
+
+def _turned(rows: list[dict]) -> list[dict]:
+    return [{"prompt": r["prompt"], "response_a": r["chosen"], "response_b": r["rejected"], "label": 1} for r in rows]
+
+
+def _no_pad_no_eos(scene: Scene) -> list[str]:
+    def strip(config: dict) -> None:
+        for name in ("pad_token", "eos_token"):
+            config.pop(name, None)
+
+    return scene.edit_model("tokenizer_config.json", strip)
+
+
+def _small_model(scene: Scene) -> list[str]:
+    config = AutoConfig.from_pretrained("model")
+    config.vocab_size = 100
+    AutoModelForCausalLM.from_config(config).save_pretrained("model")
+    return []
+
+
+def _huge_weights(scene: Scene) -> list[str]:
+    model = AutoModelForCausalLM.from_pretrained("model")
+    with torch.no_grad():
+        model.get_input_embeddings().weight.fill_(float("inf"))
+    model.save_pretrained("model")
+    return []
+
+
+def _damaged(scene: Scene) -> list[str]:
+    folder = Path("run/checkpoints")
+    folder.mkdir(parents=True)
+    Path("run/config.yaml").write_text("{}")
+    (folder / "last.ckpt").write_bytes(b"half of it")
+    torch.save({}, folder / "previous.ckpt")
+    return ["--run_dir=run", "--ckpt_path=last"]
+
+
+def _other_config(scene: Scene) -> list[str]:
+    assert main(["fit", *scene.flags, "--run_dir=run"]) == 0
+    return ["--run_dir=run", "--ckpt_path=last", "--data.max_length=48"]
+
+
+def _taken(scene: Scene) -> list[str]:
+    Path("run").mkdir()
+    Path("run/config.yaml").write_text("{}")
+    return ["--run_dir=run"]
+
+
+def _good(scene: Scene, *flags: str) -> list[str]:
+    return list(flags)
+
+
+def _copy_of_test(scene: Scene) -> list[str]:
+    shutil.copy("pairs.jsonl", "test.jsonl")
+    return ["--data.test_path=test.jsonl"]
+
+
+CASES = [
+    Case(
+        "a column is missing",
+        "pairs.jsonl, line 1: got the columns prompt, chosen; needs chosen and rejected, or response_a and response_b: "
+        "name them with columns: {chosen: ..., rejected: ...}",
+        lambda s: s.write([{k: v for k, v in s.rows[0].items() if k != "rejected"}, *s.rows[1:]]),
+    ),
+    Case(
+        "broken JSON",
+        "pairs.jsonl, line 3: got broken JSON (Expecting ',' delimiter: line 1 column 16 (char 15)); "
+        "mend it or remove it",
+        lambda s: s.write("".join(json.dumps(r) + "\n" for r in s.rows[:2]).encode() + b'{"prompt": "x" "y"}\n'),
+    ),
+    Case("an empty file", "pairs.jsonl: got no row; give a file with at least one pair", lambda s: s.write(b"")),
+    Case(
+        "not UTF-8",
+        "pairs.jsonl: got bytes that are not UTF-8 after pairs.jsonl; convert the file to UTF-8",
+        lambda s: s.write(b'{"prompt": "caf\xe9", "chosen": "a", "rejected": "b"}\n'),
+    ),
+    Case(
+        "a label outside of the classes",
+        "pairs.jsonl, line 2: got the label 7; use 1 or 'a' (response_a is better), 0 or 'b', or nothing (unlabelled)",
+        lambda s: s.write([_turned(s.rows)[0], {**_turned(s.rows)[1], "label": 7}]),
+    ),
+    Case(
+        "a file that is not there",
+        "pears.jsonl: got no such file; did you mean pairs.jsonl?",
+        lambda s: _good(s, "--data.path=pears.jsonl"),
+    ),
+    Case(
+        "a pool of nothing",
+        "data: got a pool of no pairs; lower seed_fraction, give pool_path, or set max_rounds to 0",
+        lambda s: _good(s, "--data.seed_fraction=1.0"),
+    ),
+    Case(
+        "a seed of three pairs",
+        "seed: got 3 labelled pairs to train on, need at least 8; raise data.seed_fraction or give more "
+        "pairs with a label",
+        lambda s: _good(s, "--data.seed_fraction=0.05"),
+    ),
+    Case(
+        "a seed of one class",
+        "seed: got 30 pairs in all of which response a is better, by chance 1 time in 536,870,912; check the "
+        "labels, or give more pairs",
+        lambda s: [*s.write(_one_class(s.rows)), "--data.test_fraction=0", "--data.pool_path=pool.jsonl"],
+    ),
+    Case(
+        "all pairs are in the test set as well",
+        "seed: got 0 labelled pairs to train on, need at least 8; raise data.seed_fraction or give more "
+        "pairs with a label",
+        _copy_of_test,
+    ),
+    Case(
+        "a model that does not exist",
+        "backbone.path: no tokenizer could be loaded from modle (...); give a transformers folder or a Hub name",
+        lambda s: _good(s, "--model.backbone.path=modle"),
+    ),
+    Case(
+        "a tokenizer without pad and EOS",
+        "backbone.path: got a tokenizer without EOS and pad (model); add them to it",
+        _no_pad_no_eos,
+    ),
+    Case(
+        "a vocabulary larger than the model's",
+        "backbone.path: got a tokenizer of 259 tokens for 100 embeddings; use its own",
+        _small_model,
+    ),
+    Case(
+        "a loss that is not finite",
+        "train/loss: got nan, gradient norm nan, epoch 0, step 0; lower model.optimizer.init_args.lr, or look for the "
+        "cause with --config debug/anomaly.yaml",
+        _huge_weights,
+    ),
+    Case(
+        "more folds than the seed has dialogues",
+        "folds: got 30 of a seed with 19 dialogues; use fewer folds or a larger seed",
+        lambda s: _good(s, "--trainer.callbacks.folds=30"),
+    ),
+    Case(
+        "a rule that needs folds, without them",
+        "evolution.folds: got 0 with CalibratedRule, which calibrates on them; set 2 or more",
+        lambda s: _good(s, "--trainer.callbacks.folds=0"),
+    ),
+    Case(
+        "an unknown key",
+        "data.sed_fraction (command line): unknown key, got '0.2'; did you mean data.seed_fraction?",
+        lambda s: _good(s, "--data.sed_fraction=0.2"),
+    ),
+    Case(
+        "a value of the wrong type",
+        "data.max_length (command line): got 'long'; give int",
+        lambda s: _good(s, "--data.max_length=long"),
+    ),
+    Case(
+        "a folder that holds a run",
+        "--run_dir: got run, which holds a run; go on with --ckpt_path last or name another folder",
+        _taken,
+    ),
+    Case(
+        "a run folder that belongs to another config",
+        "run folder run: its config differs: data.init_args.max_length was 64 and is 48; resume without --config to "
+        "use run/config.yaml, or start another run with another --run_dir",
+        _other_config,
+    ),
+    Case(
+        "nothing to resume",
+        "--ckpt_path: got last, but there is no run/checkpoints/last.ckpt; auto starts anew where there is nothing to "
+        "resume",
+        lambda s: _good(s, "--run_dir=run", "--ckpt_path=last"),
+    ),
+    Case(
+        "a damaged checkpoint",
+        "--ckpt_path: got run/checkpoints/last.ckpt, which is damaged (cut off or not a checkpoint); go on from the "
+        "newest good one with --ckpt_path run/checkpoints/previous.ckpt",
+        _damaged,
+    ),
+]
+
+
+def _one_class(rows: list[dict]) -> list[dict]:
+    """Labels that all say a, in the order that the project gives a and b; the rest becomes a pool."""
+    pairs = [parse_row(row, {}, "") for row in rows]
+    named = [{"prompt": p.prompt, "response_a": p.response_a, "response_b": p.response_b} for p in pairs]
+    Path("pool.jsonl").write_text("".join(json.dumps(row) + "\n" for row in named[30:]))
+    return [{**row, "label": 1} for row in named[:30]]
+
+
+def page() -> str:
+    """`docs/errors.md`."""
+    lines = [f"| {case.title} | `{case.line.replace('|', '&#124;')}` |" for case in CASES]
+    return HEAD + "\n".join([*lines, f"| the disk is full | `{DISK_IS_FULL}` |"]) + "\n" + TAIL
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page())

@@ -1,0 +1,93 @@
+"""Every mistake of `error_cases.py` gets its one line; a full disk loses no finished round."""
+
+import json
+import logging
+import re
+import resource
+import shutil
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from ser_lightning.__main__ import main
+from ser_lightning.callbacks.evolution import EvolutionCallback
+from ser_lightning.errors import no_room
+from tests.error_cases import CASES, DISK_IS_FULL, PAGE, Scene, page
+
+
+@pytest.fixture
+def here(tiny_run):
+    """The tiny run on what lies in this folder."""
+    flags = [word for word in tiny_run if "path=" not in word]
+    return [*flags, "--model.backbone.path=model", "--data.path=pairs.jsonl"]
+
+
+@pytest.fixture
+def scene(here, tiny_model_dir, pairs_file):
+    shutil.copytree(tiny_model_dir, "model")
+    shutil.copy(pairs_file, "pairs.jsonl")
+    return Scene([json.loads(line) for line in pairs_file.read_text().splitlines()], here)
+
+
+def problems_of(capsys, *args):
+    assert main(["fit", *args]) == 2
+    said = capsys.readouterr().err
+    assert "Traceback" not in said and "usage:" not in said
+    return [line.removeprefix("error: ") for line in said.splitlines() if line.startswith("error: ")]
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.title)
+def test_one_line_says_what_is_wrong(scene, here, capsys, case):
+    flags = case.make(scene)
+    capsys.readouterr()
+    (line,) = problems_of(capsys, *here, *flags)
+    assert re.fullmatch(re.escape(case.line).replace(r"\.\.\.", ".*"), line), line
+
+
+def test_the_page_of_errors_is_up_to_date():
+    assert PAGE.read_text() == page()
+
+
+def test_a_rule_that_keeps_nothing_says_what_it_could_have_reached(scene, here, caplog):
+    caplog.set_level(logging.INFO)
+    turned = [{**r, "chosen": r["rejected"], "rejected": r["chosen"]} for r in scene.rows[::2]]
+    scene.write([*turned, *scene.rows[1::2]])  # labels that nothing can be learnt from
+    assert main(["fit", *here, "--trainer.callbacks.rule.target=0.99", "--run_dir=run"]) == 0
+    assert "Round 0: target 0.990 keeps nothing: the highest that any pair reaches is 0." in caplog.text
+
+
+@pytest.mark.parametrize("epoch", [3, 4, 5])
+def test_a_full_disk_is_one_line_and_loses_no_round(scene, here, capsys, monkeypatch, epoch):
+    """Files may not grow beyond 3,000 bytes from some epoch of round 1 on: metrics fit, checkpoints do not."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    count_tokens = EvolutionCallback.on_train_batch_end
+
+    def fill_up(self, trainer, *args):
+        if trainer.current_epoch == epoch:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (3_000, limits[1]))
+        count_tokens(self, trainer, *args)
+
+    assert main(["fit", *here, "--run_dir=unbroken"]) == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(EvolutionCallback, "on_train_batch_end", fill_up)
+        try:
+            (line,) = problems_of(capsys, *here, "--run_dir=run")
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert line.startswith("disk: got no room") and line.endswith("free some, then resume with --ckpt_path last")
+    audits = [Path(run, "rounds/0/audit.parquet") for run in ("unbroken", "run")]
+    assert audits[0].read_bytes() == audits[1].read_bytes()
+    assert main(["fit", "--run_dir=run", "--ckpt_path=last"]) == 0
+    for number in (0, 1):
+        one, other = (pq.read_table(f"{run}/rounds/{number}/audit.parquet") for run in ("unbroken", "run"))
+        assert one.equals(other)
+
+
+def test_a_full_disk_is_seen_behind_other_errors():
+    with pytest.raises(OSError, match="No space left") as full, Path("/dev/full").open("wb", buffering=0) as file:
+        file.write(b"x")
+    behind = RuntimeError("writer failed")
+    behind.__context__ = full.value
+    assert no_room(behind) == no_room(full.value) == DISK_IS_FULL
+    assert no_room(FileNotFoundError(2, "no such file")) is None
