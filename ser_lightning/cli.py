@@ -2,6 +2,7 @@
 
 import logging
 import os
+import time
 import warnings
 from collections.abc import Iterator
 from importlib import import_module
@@ -18,8 +19,9 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 from ser_lightning import __version__
 from ser_lightning.arguments import Arguments, split_arguments
 from ser_lightning.checkpoints import LAST, LastCheckpoint
-from ser_lightning.diagnosis import Diagnosis, ParseError
-from ser_lightning.errors import NothingToDo, UserError
+from ser_lightning.diagnosis import Diagnosis, ParseError, null_problems
+from ser_lightning.errors import NothingToDo, UserError, raise_problems
+from ser_lightning.ranks import FOLLOW_UP_SECONDS, end_with_parent, lost_rank
 from ser_lightning.run_folder import (
     CONFIG,
     RUN_DIR_VARIABLE,
@@ -130,6 +132,8 @@ class SerCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Choose the run folder and point everything that writes at it."""
         config = self.config[self.subcommand]
+        parts = Namespace(model=config.get("model"), data=config.get("data"))
+        raise_problems([*null_problems(parts), *null_problems(config.trainer, "trainer", Trainer)])
         if config.trainer.default_root_dir is not None:
             raise UserError(
                 f"trainer.default_root_dir: got {config.trainer.default_root_dir}; name the run folder with --run_dir"
@@ -246,12 +250,20 @@ def run(args: list[str], epilog: str = "") -> None:
         epilog: what `--help` says below the commands.
     """
     _quieten()
+    if _get_rank() and RUN_DIR_VARIABLE in os.environ:  # started by rank 0, not one by one
+        end_with_parent()
     try:
         SerCLI(args, epilog)
     except ParseError as error:
         raise UserError(" ".join(str(error).split())) from error
     except MisconfigurationException as error:
         raise UserError(" ".join(str(error).split())) from error
+    except RuntimeError as error:
+        lost = lost_rank(error)
+        if lost is None:
+            raise
+        time.sleep(FOLLOW_UP_SECONDS)
+        raise UserError(lost) from error
     finally:
         if not _get_rank():
             os.environ.pop(RUN_DIR_VARIABLE, None)

@@ -6,12 +6,14 @@ key and value are known, whatever the message looks like.
 """
 
 import difflib
+import inspect
 import json
 import re
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from functools import partial
+from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
 from jsonargparse import Namespace
@@ -181,6 +183,49 @@ class Diagnosis:
                 return f"; did you mean {'.'.join([*path[:depth], *nearest])}?" if nearest else ""
             node = known[part]
         return ""
+
+
+def null_problems(config: Namespace, path: str = "", owner: type | None = None) -> Iterator[str]:
+    """A line for each null where its owner takes none: the parser lets null pass for anything.
+
+    Args:
+        config: a parsed config, or a part of it.
+        path: keys that lead to the part, without `init_args`.
+        owner: whose arguments the part holds; None where nothing is known of them.
+    """
+    hints = _hints(owner)
+    for name, value in vars(config).items():
+        key = f"{path}.{name}".removeprefix(".")
+        hint = hints.get(name)
+        if value is None and hint is not None and not _takes_null(hint):
+            yield f"{key}: got null; give {_type_name(_name_of(hint))}"
+        for part in value if isinstance(value, list) else [value]:
+            if isinstance(part, Namespace) and CLASS_PATH in part:
+                yield from null_problems(part.get("init_args") or Namespace(), key, _import(part[CLASS_PATH]))
+            elif isinstance(part, Namespace):
+                yield from null_problems(part, key, hint if isinstance(hint, type) else None)
+
+
+def _hints(owner: type | None) -> dict[str, Any]:
+    try:
+        parameters = {} if owner is None else inspect.signature(owner, eval_str=True).parameters
+    except (NameError, TypeError, ValueError):  # a class that imports its types for a type checker alone
+        return {}
+    return {name: p.annotation for name, p in parameters.items() if p.annotation is not inspect.Parameter.empty}
+
+
+def _takes_null(hint: Any) -> bool:
+    return hint in (Any, None, type(None)) or type(None) in get_args(hint)
+
+
+def _name_of(hint: Any) -> str:
+    return hint.__name__ if isinstance(hint, type) else str(hint)
+
+
+def _import(class_path: str) -> type | None:
+    module, _, name = class_path.rpartition(".")
+    found = getattr(import_module(module), name, None)
+    return found if isinstance(found, type) else None
 
 
 def _children(node: Any) -> dict[str, Any]:

@@ -174,7 +174,10 @@ class RewardModule(LightningModule):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """The injected optimiser over everything that is trained."""
-        optimizer = self.optimizer([p for p in self.parameters() if p.requires_grad])
+        try:
+            optimizer = self.optimizer([p for p in self.parameters() if p.requires_grad])
+        except (TypeError, ValueError) as error:
+            raise UserError(f"model.optimizer: got arguments that it refuses ({error}); mend its init_args") from error
         for group in optimizer.param_groups:
             group["initial_lr"] = group["lr"]
         return optimizer

@@ -8,7 +8,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 FLOORS = (
-    ("errors", "records", "atomic"),
+    ("errors", "records", "atomic", "ranks"),
     ("losses", "calibration", "encode", "layouts"),
     ("metrics", "selection", "backbone", "floors"),
     ("scorer", "scoring", "checkpoints", "length_quota"),

@@ -1,0 +1,40 @@
+"""One rank dies: the others end soon, and leave the first word to the error that began it."""
+
+import os
+import threading
+import time
+
+import torch
+
+FOLLOW_UP_SECONDS = 3.0
+"""How long a rank that has only lost another one waits, so that the other's error stands above its own."""
+_LOST = ("Connection closed by peer", "Connection reset by peer", "Socket Timeout", "Broken pipe")
+
+
+def lost_rank(error: BaseException) -> str | None:
+    """What to say where a collective operation failed because another rank is gone, else None."""
+    is_network = isinstance(error, torch.distributed.DistError) or "gloo" in str(error)
+    reason = next((text for text in _LOST if text in str(error)), None)
+    if not is_network or reason is None:
+        return None
+    return f"ranks: got {reason!r}: another rank has ended; its own error, if it had time for one, stands above"
+
+
+def end_with_parent(grace_seconds: float = 20.0, poll_seconds: float = 1.0) -> None:
+    """End this process some time after the one that started it, whatever it waits for.
+
+    A rank that Lightning started would otherwise wait in a collective operation for the rank 0 that was killed.
+
+    Args:
+        grace_seconds: time to end by itself, when the parent has ended in good order.
+        poll_seconds: how often to look.
+    """
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(poll_seconds)
+        time.sleep(grace_seconds)
+        os._exit(1)
+
+    threading.Thread(target=watch, name="end-with-parent", daemon=True).start()
