@@ -1,4 +1,4 @@
-"""Write the tables of `docs/results.md` from the JSON files beside this script: `python benchmarks/tables.py`.
+"""Write the tables of `docs/` from the JSON files beside this script: `python benchmarks/tables.py`.
 
 Text between `<!-- NAME -->` and `<!-- end NAME -->` is replaced; everything else in the page is written by hand.
 """
@@ -12,13 +12,26 @@ from pathlib import Path
 from scipy import stats
 
 HERE = Path(__file__).parent
-PAGE = HERE.parent / "docs" / "results.md"
+DOCS = HERE.parent / "docs"
 NAMES = {
     "ours": "`CalibratedRule` (ours)",
     "paper": "`PaperRule`",
     "released": "`ReleasedRule`",
     "keep_all": "keep all (`TopShareRule`, 1.0)",
     "top_half": "top half by margin (`TopShareRule`, 0.5)",
+}
+SETTINGS = {
+    "nothing: the default": "nothing: `restart: weights`, `combine: replace`, 2 epochs, target set by the rule",
+    "restart_nothing": "`restart: nothing`",
+    "restart_optimizer": "`restart: optimizer`",
+    "epochs_1": "`epochs_per_round: 1`",
+    "epochs_4": "`epochs_per_round: 4`",
+    "seed_share_0.3": "`seed_share: 0.3`",
+    "seed_share_0.5": "`seed_share: 0.5`",
+    "target_0.75": "`rule.target: 0.75`",
+    "target_0.9": "`rule.target: 0.9`",
+    "add": "`combine: add`",
+    "quota": "`length_quota: seed`",
 }
 FLOORS = {
     "longer": "take the longer response",
@@ -138,21 +151,91 @@ def fill(page: str, name: str, table: str) -> str:
     """The page with one table replaced."""
     pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- end {name} -->)", re.DOTALL)
     if not pattern.search(page):
-        raise ValueError(f"{PAGE} has no place for the table {name}")
+        raise ValueError(f"the page has no place for the table {name}")
     return pattern.sub(lambda m: m[1] + table + "\n" + m[2], page)
 
 
-def fill_all(page: str) -> str:
-    """The page with every table made anew."""
+def settings_table(default: dict[int, dict], conditions: dict[str, dict[int, dict]]) -> str:
+    """One line a setting of the evolution: out-of-fold accuracy of the seed, which chooses, and test accuracy."""
+    lines = [
+        "| changed | random seeds | seed, out of fold | against the default | test | against the default |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, runs in {"nothing: the default": default, **conditions}.items():
+        seeds = sorted(runs.keys() & default.keys())
+        cells = [SETTINGS.get(name, name), str(len(seeds))]
+        for column in ("seed_oof_accuracy", "test_accuracy"):
+            own, other = ([delivered(group[seed])[column] for seed in seeds] for group in (runs, default))
+            cells.append(interval(own))
+            cells.append("-" if runs is default else interval([a - b for a, b in zip(own, other, strict=True)]))
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def kills_table(kills: list[dict]) -> str:
+    """One line a kill, in the order of the moments."""
+    lines = ["| killed at | resumed from | ends with |", "|---|---|---|"]
+    for kill in sorted(kills, key=lambda kill: kill["moment"]):
+        outcome = "the same" if not kill["differs"] else "other " + ", ".join(kill["differs"])
+        lines.append(f"| {kill['moment']:.0%} of the run | {kill['resumed_from']} | {outcome} |")
+    return "\n".join(lines)
+
+
+def pool_table(sizes: list[dict]) -> str:
+    """Memory and time by the size of the pool."""
+    lines = [
+        "| pool pairs | peak memory, labelling | more than the smallest, a pair | labelling | selecting | accepting "
+        "| audit and table | encoding, once | its peak memory |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    first = sizes[0]
+    for size in sizes:
+        peak = size["peak_bytes"]["score"]
+        more = (peak - first["peak_bytes"]["score"]) / max(1, size["pairs"] - first["pairs"])
+        seconds = (f"{size['seconds'][name]:.3g} s" for name in ("score", "select", "accept", "write"))
+        cells = [
+            f"{size['pairs']:,}",
+            f"{peak / 2**20:.0f} MiB",
+            f"{more:.0f} B" if size is not first else "-",
+            *seconds,
+        ]
+        cells += [f"{size['encode_seconds']:.3g} s", f"{size['encode_peak'] / 2**20:.0f} MiB"]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def read(name: str) -> dict:
+    """A JSON file beside this script."""
+    return json.loads((HERE / name).read_text())
+
+
+def tables() -> dict[str, dict[str, str]]:
+    """Every table by its page and name."""
     results = load(HERE / "rules")
-    page = fill(page, "rules", rules_table(results))
-    page = fill(page, "floors", floors_table(results))
-    page = fill(page, "rounds", rounds_by_round_table(results))
-    page = fill(page, "learned", learned_table(json.loads((HERE / "what_is_learned.json").read_text())["rounds"]))
-    for file in sorted((HERE / "real").glob("*.json")):
-        page = fill(page, file.stem, run_table(json.loads(file.read_text())))
+    return {
+        "results.md": {
+            "rules": rules_table(results),
+            "floors": floors_table(results),
+            "rounds": rounds_by_round_table(results),
+            "learned": learned_table(read("what_is_learned.json")["rounds"]),
+            **{file.stem: run_table(json.loads(file.read_text())) for file in sorted((HERE / "real").glob("*.json"))},
+        },
+        "defaults.md": {"settings": settings_table(results["ours"], load(HERE / "sweep"))},
+        "cli.md": {
+            "kills": kills_table(read("kills.json")["kills"]),
+            "pool_scale": pool_table(read("pool_scale.json")["sizes"]),
+        },
+    }
+
+
+def filled(name: str) -> str:
+    """A page of the docs with its tables made anew."""
+    page = (DOCS / name).read_text()
+    for table, text in tables()[name].items():
+        page = fill(page, table, text)
     return page
 
 
 if __name__ == "__main__":
-    PAGE.write_text(fill_all(PAGE.read_text()))
+    for page_name in tables():
+        (DOCS / page_name).write_text(filled(page_name))

@@ -34,6 +34,42 @@ def test_a_table_is_replaced_and_the_rest_of_the_page_stays(tables):
         tables.fill(page, "y", "")
 
 
-def test_the_page_holds_what_the_files_say(tables):
-    page = tables.PAGE.read_text()
-    assert tables.fill_all(page) == page
+@pytest.mark.parametrize("name", ["results.md", "defaults.md", "cli.md"])
+def test_the_pages_hold_what_the_files_say(tables, name):
+    assert tables.filled(name) == (tables.DOCS / name).read_text()
+
+
+def test_settings_are_compared_on_the_random_seeds_that_both_have(tables):
+    def run(oof, test):
+        return {"rounds": [{"delivered": 1, "seed_oof_accuracy": oof, "test_accuracy": test}]}
+
+    default = {1: run(0.6, 0.7), 2: run(0.7, 0.8), 3: run(0.8, 0.9)}
+    table = tables.settings_table(default, {"add": {1: run(0.7, 0.6), 2: run(0.8, 0.7)}}).splitlines()
+    assert table[2].endswith("| 3 | 0.700 ± 0.248 | - | 0.800 ± 0.248 | - |")
+    assert table[3] == "| `combine: add` | 2 | 0.750 ± 0.635 | 0.100 ± 0.000 | 0.650 ± 0.635 | -0.100 ± 0.000 |"
+
+
+def test_a_kill_that_ends_otherwise_is_named(tables):
+    kills = [
+        {"moment": 0.5, "resumed_from": "x", "differs": ["audit 1"]},
+        {"moment": 0.1, "resumed_from": "y", "differs": []},
+    ]
+    assert tables.kills_table(kills).splitlines()[2:] == [
+        "| 10% of the run | y | the same |",
+        "| 50% of the run | x | other audit 1 |",
+    ]
+
+
+def test_memory_a_pair_is_counted_from_the_smallest_pool(tables):
+    def size(pairs, peak):
+        seconds = dict.fromkeys(("score", "select", "accept", "write"), 1.0)
+        return {
+            "pairs": pairs,
+            "seconds": seconds,
+            "peak_bytes": {"score": peak},
+            "encode_seconds": 2,
+            "encode_peak": 2**20,
+        }
+
+    table = tables.pool_table([size(1000, 2**20), size(3000, 2**21)]).splitlines()
+    assert table[3].startswith("| 3,000 | 2 MiB | 524 B | 1 s |")
