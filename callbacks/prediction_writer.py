@@ -13,7 +13,7 @@ from ser_lightning.atomic import write_atomically
 from ser_lightning.calibration import prob_a_wins
 from ser_lightning.errors import UserError
 from ser_lightning.records import PairScores
-from ser_lightning.scoring import complete_and_unique, gather_scores
+from ser_lightning.scoring import ScoreBuffer, complete_and_unique, gather_scores
 
 SCHEMA = pa.schema(
     [
@@ -36,7 +36,7 @@ class PredictionWriter(Callback):
 
     def __init__(self, path: str = "predictions.parquet") -> None:
         self.path = path
-        self._scores: list[PairScores] = []
+        self._scores = ScoreBuffer()
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuse to overwrite before any pair is scored."""
@@ -44,7 +44,7 @@ class PredictionWriter(Callback):
             raise UserError(
                 f"predictions: got {self._file(trainer)}, which exists; move it away, or give another --run_dir"
             )
-        self._scores = []
+        self._scores = ScoreBuffer()
 
     def on_predict_batch_end(
         self,
@@ -56,11 +56,12 @@ class PredictionWriter(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Keep the scores of one batch."""
-        self._scores += [score.to("cpu") for score in (outputs if isinstance(outputs, list) else [outputs])]
+        for scores in outputs if isinstance(outputs, list) else [outputs]:
+            self._scores.add(scores)
 
     def on_predict_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Bring the ranks' scores together and write them."""
-        scores = gather_scores(self._scores)
+        scores = gather_scores(self._scores.scores())
         scores = complete_and_unique(scores, self._expected_ids(trainer, scores))
         if trainer.is_global_zero:
             table = to_table(scores, float(getattr(pl_module, "temperature", 1.0)))

@@ -33,14 +33,14 @@ def score_pairs(trainer: Trainer, loader: DataLoader, expected_ids: Tensor, desc
         RuntimeError: if a pair was not scored, or one that was not expected.
         UserError: if a reward is not finite.
     """
-    parts = []
+    found = ScoreBuffer(len(expected_ids))
     shows = trainer.is_global_zero and getattr(trainer.progress_bar_callback, "is_enabled", False)
     bar = tqdm(loader, desc=description, leave=False, dynamic_ncols=True, disable=not shows)
     with evaluating(trainer.lightning_module):
         for batch_idx, batch in enumerate(bar):
             batch = trainer.strategy.batch_to_device(batch)
-            parts.append(trainer.strategy.predict_step(batch, batch_idx).to("cpu"))
-    scores = complete_and_unique(gather_scores(parts), expected_ids)
+            found.add(trainer.strategy.predict_step(batch, batch_idx))
+    scores = complete_and_unique(gather_scores(found.scores()), expected_ids)
     if num_bad := int((~torch.isfinite(scores.margin)).sum()):
         raise UserError(
             f"rewards: got NaN or infinity for {num_bad} of {len(scores)} pairs ({description}); lower "
@@ -62,9 +62,45 @@ def evaluating(module: nn.Module) -> Iterator[None]:
             m.training = mode
 
 
-def gather_scores(parts: list[PairScores]) -> PairScores:
-    """The scores of all batches and ranks in one record, repeated pairs included."""
-    scores = concatenate(parts)
+class ScoreBuffer:
+    """Collects the scores of batches in one block of memory.
+
+    A list of small tensors would keep the heap between them from being used again: some 8 KB a pair were lost.
+
+    Args:
+        num_pairs: how many are expected; more are taken as well.
+    """
+
+    def __init__(self, num_pairs: int = 0) -> None:
+        self._columns = [torch.empty(num_pairs, dtype=dtype) for dtype in _DTYPES.values()]
+        self._num_pairs = 0
+
+    def add(self, scores: PairScores) -> None:
+        """Copy the scores of one batch, from any device."""
+        start, self._num_pairs = self._num_pairs, self._num_pairs + len(scores)
+        for i, name in enumerate(_DTYPES):
+            missing = self._num_pairs - len(self._columns[i])
+            if missing > 0:
+                spare = self._columns[i].new_empty(max(missing, len(self._columns[i])))
+                self._columns[i] = torch.cat([self._columns[i], spare])
+            self._columns[i][start : self._num_pairs] = getattr(scores, name)
+
+    def scores(self) -> PairScores:
+        """All that was added, in its order."""
+        return PairScores(*(column[: self._num_pairs] for column in self._columns))
+
+
+_DTYPES = {
+    "pair_id": torch.int64,
+    "reward_a": torch.float32,
+    "reward_b": torch.float32,
+    "tokens_a": torch.int64,
+    "tokens_b": torch.int64,
+}
+
+
+def gather_scores(scores: PairScores) -> PairScores:
+    """The scores of all ranks in one record, repeated pairs included."""
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return scores
     by_rank: list[PairScores] = [scores] * torch.distributed.get_world_size()
@@ -75,8 +111,7 @@ def gather_scores(parts: list[PairScores]) -> PairScores:
 def concatenate(parts: list[PairScores]) -> PairScores:
     """One record of many."""
     if not parts:
-        no_ids, no_rewards = torch.empty(0, dtype=torch.int64), torch.empty(0)
-        return PairScores(no_ids, no_rewards, no_rewards, no_ids, no_ids)
+        return ScoreBuffer().scores()
     return PairScores(*(torch.cat([getattr(p, f.name) for p in parts]) for f in fields(PairScores)))
 
 

@@ -2,8 +2,9 @@ import pytest
 import torch
 from torch import nn
 
+from ser_lightning.errors import UserError
 from ser_lightning.records import PairScores
-from ser_lightning.scoring import complete_and_unique, concatenate, evaluating
+from ser_lightning.scoring import ScoreBuffer, complete_and_unique, concatenate, evaluating, score_pairs
 
 
 def _scores(ids):
@@ -44,3 +45,30 @@ def test_evaluating_restores_every_submodules_mode_also_after_an_error():
         fail()
     assert [m.training for m in model.modules()] == before
     assert torch.is_grad_enabled()
+
+
+@pytest.mark.parametrize("expected", [0, 3, 7, 100])
+def test_a_buffer_holds_what_was_added_whatever_was_expected(expected):
+    parts = [_scores(ids) for ids in ([5, 4], [], [9], [1, 2, 3, 8])]
+    buffer = ScoreBuffer(expected)
+    for part in parts:
+        buffer.add(part)
+    for name, value in vars(concatenate(parts)).items():
+        found = getattr(buffer.scores(), name)
+        assert torch.equal(found, value) and found.dtype == value.dtype
+
+
+def test_rewards_that_are_no_numbers_stop_the_run():
+    class Trainer:
+        is_global_zero, progress_bar_callback, lightning_module = False, None, nn.Identity()
+
+        class strategy:
+            batch_to_device = staticmethod(lambda batch: batch)
+            predict_step = staticmethod(lambda batch, batch_idx: batch)
+
+    bad = PairScores(*(t.clone() for t in vars(_scores([1, 2, 3])).values()))
+    bad.reward_b[1] = float("nan")
+    with pytest.raises(UserError, match=r"got NaN or infinity for 1 of 3 pairs \(labelling\)"):
+        score_pairs(Trainer, [bad], bad.pair_id, "labelling")
+    good = _scores([1, 2, 3])
+    assert torch.equal(score_pairs(Trainer, [good], good.pair_id, "labelling").margin, good.margin)
