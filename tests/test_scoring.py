@@ -8,7 +8,7 @@ from ser_lightning.scoring import ScoreBuffer, complete_and_unique, concatenate,
 
 
 def _scores(ids):
-    t = torch.tensor(ids)
+    t = torch.tensor(ids, dtype=torch.int64)
     return PairScores(t, t * 1.0, -t * 1.0, t + 3, t + 5)
 
 
