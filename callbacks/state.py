@@ -1,12 +1,13 @@
 """What a run of self-evolution looks back on. It lies in every checkpoint, as plain values and tensors."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ser_lightning.callbacks.rounds import RoundRow
+from ser_lightning.errors import UserError
 from ser_lightning.metrics import half_credit
 from ser_lightning.records import PairScores, Selection
 
@@ -55,7 +56,16 @@ class EvolutionState:
 
     @classmethod
     def from_dict(cls, state: dict[str, Any]) -> "EvolutionState":
-        """What `to_dict` gave."""
+        """What `to_dict` gave.
+
+        Raises:
+            UserError: another version of this package gave it.
+        """
+        if state.keys() != {f.name for f in fields(cls)}:
+            raise UserError(
+                "checkpoint: got the state of another version of ser-lightning; go on with that version, or start a new "
+                "run"
+            )
         return cls(
             **{
                 **state,

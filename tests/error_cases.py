@@ -24,6 +24,8 @@ problems of a command line and its configs come at once. This page is written fr
 |---|---|
 """
 TAIL = """
+A tokenizer without a pad token is no mistake: it gets a special token that it has to spare, or its EOS, as one.
+
 A rule that keeps nothing is no mistake: evolution ends with the model of that round, and the log says
 `Round 0: target 0.990 keeps nothing: the highest that any pair reaches is 0.518.`
 """

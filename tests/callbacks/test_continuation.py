@@ -14,7 +14,7 @@ from scipy.stats import ks_2samp
 
 from ser_lightning.__main__ import main
 from ser_lightning.callbacks.continuation import drift_figures, warnings_of
-from ser_lightning.callbacks.state import seed_credits
+from ser_lightning.callbacks.state import EvolutionState, seed_credits
 from ser_lightning.errors import NothingToDo, UserError
 from ser_lightning.records import PairScores
 from ser_lightning.selection import CalibratedRule, Evidence, TopShareRule, Verdict
@@ -157,6 +157,14 @@ def test_the_command_line_goes_on_from_an_earlier_run(tiny_run, more, capsys):
     assert main(["fit", "--run_dir=new", "--ckpt_path=auto"]) == 0
     assert "nothing to do: run: its evolution is finished" in capsys.readouterr().out
     assert main(["fit", "--run_dir=new", "--ckpt_path=last"]) == 2
+
+
+def test_the_state_of_another_version_is_refused():
+    state = EvolutionState().to_dict()
+    assert EvolutionState.from_dict(state) == EvolutionState()
+    for other in ({**state, "new": 1}, {k: v for k, v in state.items() if k != "rows"}):
+        with pytest.raises(UserError, match="the state of another version"):
+            EvolutionState.from_dict(other)
 
 
 def scores(margin, first_id=0):
