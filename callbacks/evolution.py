@@ -27,7 +27,7 @@ from ser_lightning.callbacks.rounds import (
     write_rounds,
 )
 from ser_lightning.callbacks.state import EvolutionState, seed_credits
-from ser_lightning.errors import NothingToDo, raise_problems
+from ser_lightning.errors import NothingToDo, UserError, raise_problems
 from ser_lightning.length_quota import keep_length_share
 from ser_lightning.records import PairScores, Selection
 from ser_lightning.scoring import complete_and_unique, concatenate, mean_scores, score_pairs
@@ -94,9 +94,15 @@ class EvolutionCallback(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """After a checkpoint's state is back: the running phase's learning rates, or a first phase for new pairs."""
         self._round_start = time.monotonic()
+        has_arrivals = any(len(trainer.datamodule.pair_ids(split)) > 0 for split in ("arrived_seed", "arrived_pool"))
+        if not self.state.finished and has_arrivals:
+            raise UserError(
+                "data.more_path: got pairs that arrived in the middle of a round; resume the run without them to its "
+                "end, then go on with them"
+            )
         if not self.state.finished:
             pl_module.begin_phase(self.state.phase_first_epoch, self._phase_epochs)
-        elif any(len(trainer.datamodule.pair_ids(split)) > 0 for split in ("arrived_seed", "arrived_pool")):
+        elif has_arrivals:
             self._continue(trainer, pl_module)
         else:
             raise NothingToDo(

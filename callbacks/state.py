@@ -63,8 +63,7 @@ class EvolutionState:
         """
         if state.keys() != {f.name for f in fields(cls)}:
             raise UserError(
-                "checkpoint: got the state of another version of ser-lightning; go on with that version, or start a new "
-                "run"
+                "checkpoint: got the state of another version of ser-lightning; go on with that one, or start a new run"
             )
         return cls(
             **{

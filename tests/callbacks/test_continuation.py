@@ -131,6 +131,13 @@ def test_a_finished_run_without_new_pairs_has_nothing_to_do(tiny_model_dir, pair
         go_on(tiny_model_dir, pairs_file, [], "old")
 
 
+def test_pairs_that_arrive_in_the_middle_of_a_run_have_to_wait(tiny_model_dir, pairs_file, more):
+    seed_everything(0, verbose=False)
+    trainer("old", evolution(), max_epochs=4).fit(module(tiny_model_dir), data(pairs_file))
+    with pytest.raises(UserError, match="in the middle of a round; resume the run without them"):
+        go_on(tiny_model_dir, pairs_file, more, "new")
+
+
 def test_a_checkpoint_without_its_rounds_is_refused(tiny_model_dir, pairs_file, more):
     fit(tiny_model_dir, pairs_file, "old")
     Path("old/checkpoints/last.ckpt").rename("stray.ckpt")
