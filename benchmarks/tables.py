@@ -184,14 +184,14 @@ def kills_table(kills: list[dict]) -> str:
 def pool_table(sizes: list[dict]) -> str:
     """Memory and time by the size of the pool."""
     lines = [
-        "| pool pairs | peak memory, labelling | more than the smallest, a pair | labelling | selecting | accepting "
+        "| pool pairs | peak memory | more than the smallest, a pair | labelling | selecting | accepting "
         "| audit and table | encoding, once | its peak memory |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     first = sizes[0]
     for size in sizes:
-        peak = size["peak_bytes"]["score"]
-        more = (peak - first["peak_bytes"]["score"]) / max(1, size["pairs"] - first["pairs"])
+        peak = max(size["peak_bytes"].values())
+        more = (peak - max(first["peak_bytes"].values())) / max(1, size["pairs"] - first["pairs"])
         seconds = (f"{size['seconds'][name]:.3g} s" for name in ("score", "select", "accept", "write"))
         cells = [
             f"{size['pairs']:,}",

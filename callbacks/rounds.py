@@ -20,6 +20,8 @@ from ser_lightning.metrics import calibration_error, half_credit, length_correla
 from ser_lightning.records import PairScores, Selection
 from ser_lightning.selection import Evidence, Verdict
 
+REASONS = ("kept", "length quota", "not sure enough")
+
 
 @dataclass
 class RoundRow:
@@ -116,9 +118,8 @@ def write_audit(path: Path, pool: PairScores, verdict: Verdict, keep: Tensor) ->
         verdict: (N,) what the rule said.
         keep: (N,) what was kept after the length quota.
     """
-    reason = [
-        "kept" if k else "length quota" if v else "not sure enough" for k, v in zip(keep, verdict.keep, strict=True)
-    ]
+    code = torch.where(keep, 0, torch.where(verdict.keep, 1, 2)).to(torch.int8)
+    reason = pa.DictionaryArray.from_arrays(code.numpy(), REASONS).cast(pa.string())
     columns = {
         "pair_id": pool.pair_id.numpy(),
         "reward_a": pool.reward_a.numpy(),
