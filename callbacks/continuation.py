@@ -21,7 +21,7 @@ from ser_lightning.selection import Evidence, Verdict
 CHANCE_95 = 1.358
 """Two samples of n and m pairs from one source have a Kolmogorov-Smirnov distance below this times sqrt(1/n + 1/m) in
 95 of 100 cases."""
-SIDES = ("old", "new")
+SIDES = ("old", "new", "unseen")
 
 
 def earlier_rounds(checkpoint: Path) -> Path:
@@ -55,7 +55,12 @@ def read_audit(path: Path, data: PreferenceDataModule) -> PairScores:
 
 
 def drift_figures(
-    old: PairScores, pool: PairScores, verdict: Verdict, evidence: Evidence, fresh_seed: PairScores
+    old: PairScores,
+    pool: PairScores,
+    verdict: Verdict,
+    evidence: Evidence,
+    fresh_seed: PairScores,
+    unseen: PairScores,
 ) -> dict[str, float]:
     """How the pairs that arrived differ from those that the model was evolved on, in the eyes of the same model.
 
@@ -65,6 +70,8 @@ def drift_figures(
         verdict: (N,) what the rule says of them.
         evidence: scores and labels of the whole seed by models that had not seen them.
         fresh_seed: of these, the pairs that arrived.
+        unseen: scores of earlier pairs that the model was never trained on (the test pairs; no label is read). On pool
+            pairs it is surer because it has learnt its own labels of them.
     """
     is_old = torch.isin(pool.pair_id, old.pair_id)
     figures: dict[str, float] = {}
@@ -74,11 +81,15 @@ def drift_figures(
             figures[f"{name}_confidence"] = float(verdict.confidence[mask].mean())
             figures[f"{name}_kept_share"] = float(verdict.keep[mask].float().mean())
             figures[f"{name}_tokens"] = float((pool.tokens_a + pool.tokens_b)[mask].float().mean() / 2)
-    if is_old.any() and not is_old.all():
-        margin, tokens = pool.margin.abs(), (pool.tokens_a + pool.tokens_b).float()
-        figures["margin_ks"] = ks_distance(margin[is_old], margin[~is_old])
-        figures["tokens_ks"] = ks_distance(tokens[is_old], tokens[~is_old])
-        figures["ks_by_chance"] = CHANCE_95 * (1 / int(is_old.sum()) + 1 / int((~is_old).sum())) ** 0.5
+    new, tokens = pool[~is_old], (pool.tokens_a + pool.tokens_b).float()
+    samples = {"tokens": (tokens[is_old], tokens[~is_old]), "margin": (unseen.margin.abs(), new.margin.abs())}
+    for name, (one, other) in samples.items():
+        if len(one) and len(other):
+            figures[f"{name}_ks"] = ks_distance(one, other)
+            figures[f"{name}_ks_by_chance"] = CHANCE_95 * (1 / len(one) + 1 / len(other)) ** 0.5
+    for name, scores in (("old", old), ("new", new), ("unseen", unseen)):
+        if len(scores):
+            figures[f"{name}_margin"] = float(scores.margin.abs().mean())
     arrived = torch.isin(evidence.scores.pair_id, fresh_seed.pair_id)
     credit = half_credit(evidence.scores.margin, evidence.target)
     for name, mask in (("old", ~arrived), ("new", arrived)):
@@ -96,10 +107,11 @@ def publish_drift(trainer: Trainer, path: Path, figures: dict[str, float]) -> No
         return
     write_text_atomically(path, json.dumps(figures, indent=1) + "\n")
     table = Table(title="Drift: what arrived, seen by the delivered model", title_justify="left", box=box.SIMPLE_HEAD)
-    for name in ("", "before", "arrived"):
+    for name in ("", "before", "arrived", "unseen"):
         table.add_column(name, justify="right" if name else "left")
     rows = {
         "pool pairs": ("pairs", "{:.0f}"),
+        "mean size of the margin": ("margin", "{:.2f}"),
         "mean confidence": ("confidence", "{:.3f}"),
         "share kept": ("kept_share", "{:.3f}"),
         "mean tokens of a response with its prompt": ("tokens", "{:.0f}"),
@@ -110,6 +122,7 @@ def publish_drift(trainer: Trainer, path: Path, figures: dict[str, float]) -> No
         table.add_row(title, *(form.format(figures[k]) if (k := f"{side}_{key}") in figures else "-" for side in SIDES))
     console = Console()
     console.print(table)
+    console.print("Unseen: test pairs, which it never trained on. Of pool pairs it has learnt its own labels.")
     for line in warnings_of(figures):
         console.print(line)
 
@@ -117,11 +130,12 @@ def publish_drift(trainer: Trainer, path: Path, figures: dict[str, float]) -> No
 def warnings_of(figures: dict[str, float]) -> list[str]:
     """One sentence for each figure that has drifted by more than chance explains."""
     found = []
-    for key, name in (("margin_ks", "margins"), ("tokens_ks", "lengths")):
-        if figures.get(key, 0.0) > figures.get("ks_by_chance", 1.0):
+    names = {"margin": "margins of the arrived and of unseen", "tokens": "lengths of the arrived and of earlier"}
+    for key, name in names.items():
+        distance, by_chance = figures.get(f"{key}_ks", 0.0), figures.get(f"{key}_ks_by_chance", 1.0)
+        if distance > by_chance:
             found.append(
-                f"The {name} of the arrived pairs differ from those before: KS distance {figures[key]:.2f}, by chance "
-                f"below {figures['ks_by_chance']:.2f} in 95 of 100 cases."
+                f"The {name} pairs differ: KS distance {distance:.2f}, by chance below {by_chance:.2f} 19 times in 20."
             )
     if {"old_labels", "new_labels"} <= figures.keys():
         num_new = int(figures["new_labels"])

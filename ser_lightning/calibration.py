@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-_LOG_TEMPERATURE_BOUND = math.log(1e3)
+MAX_TEMPERATURE = 1e3
+"""What `fit_temperature` gives where the margins say nothing of the labels, or the wrong thing."""
 
 
 def fit_temperature(margin: Tensor, target: Tensor) -> float:
@@ -36,7 +37,7 @@ def fit_temperature(margin: Tensor, target: Tensor) -> float:
     def log_loss(log_t: float) -> float:
         return float(F.binary_cross_entropy_with_logits(margin / math.exp(log_t), target))
 
-    low, high = -_LOG_TEMPERATURE_BOUND, _LOG_TEMPERATURE_BOUND
+    low, high = -math.log(MAX_TEMPERATURE), math.log(MAX_TEMPERATURE)
     ratio = (math.sqrt(5) - 1) / 2
     left, right = high - ratio * (high - low), low + ratio * (high - low)
     loss_left, loss_right = log_loss(left), log_loss(right)

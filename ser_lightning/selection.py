@@ -10,7 +10,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from ser_lightning.calibration import fit_temperature, fit_zero, prob_a_wins
+from ser_lightning.calibration import MAX_TEMPERATURE, fit_temperature, fit_zero, prob_a_wins
 from ser_lightning.errors import UserError, raise_problems
 from ser_lightning.records import PairScores, Selection
 
@@ -201,9 +201,12 @@ class CalibratedRule:
         prob_a = prob_a_wins(scores.margin, temperature)
         confidence = torch.maximum(prob_a, 1 - prob_a)
         target = most_informative_target(confidence) if self.target is None else self.target
-        keep = confidence >= target
+        is_chance = temperature > 0.99 * MAX_TEMPERATURE
+        keep = (confidence >= target) & (not is_chance)
         verdict = Verdict(prob_a, keep, status_of(scores, zero, temperature, keep), False, "")
-        if not keep.any():
+        if is_chance:
+            message = "nothing is kept: out of fold on the seed, the rewards are no better than chance"
+        elif not keep.any():
             best = f"{float(confidence.max()):.3f}" if len(confidence) else "none"
             message = f"target {target:.3f} keeps nothing: the highest that any pair reaches is {best}"
         else:

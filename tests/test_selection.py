@@ -186,3 +186,13 @@ def test_length_quota_drops_the_least_sure_of_the_frequent_direction():
     assert balance_by_length(verdict, difference, 0.5).tolist() == [True, False, False, False, True, True]
     assert balance_by_length(verdict, difference, 0.75).tolist() == [True, True, True, False, True, True]
     assert balance_by_length(verdict, -difference, 0.5).tolist() == [True, False, False, False, True, True]
+
+
+def test_rewards_that_are_no_better_than_chance_select_nothing_and_say_so():
+    margin = torch.tensor([2.0, 1.0, -1.0, -2.0, 3.0, -3.0])
+    seed = PairScores(torch.arange(6), margin, torch.zeros(6), *[torch.ones(6, dtype=torch.int64)] * 2)
+    wrong = (margin < 0).float()
+    verdict = CalibratedRule().select(seed, Evidence(seed, wrong))
+    assert not verdict.keep.any() and verdict.converged and verdict.status == 0
+    assert "no better than chance" in verdict.message
+    assert CalibratedRule().select(seed, Evidence(seed, 1 - wrong)).keep.any()

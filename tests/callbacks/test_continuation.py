@@ -82,7 +82,7 @@ def test_the_record_goes_on_and_only_new_pairs_are_scored(tiny_model_dir, pairs_
     _, callback, datamodule = go_on(tiny_model_dir, pairs_file, more, "new", watcher)
     arrived = {name: set(datamodule.pair_ids(f"arrived_{name}").tolist()) for name in ("seed", "pool")}
     assert {name: len(ids) for name, ids in arrived.items()} == {"seed": 12, "pool": 20}
-    assert sorted(watcher.scored) == sorted(arrived["seed"] | arrived["pool"])
+    assert sorted(watcher.scored) == sorted([*arrived["seed"], *arrived["pool"], *datamodule.pair_ids("test").tolist()])
     old, new = rows("old"), rows("new")
     assert [int(row["round"]) for row in new] == [0, 1, 2]
     assert [{**row, "delivered": ""} for row in new[:2]] == [{**row, "delivered": ""} for row in old]
@@ -189,15 +189,21 @@ def test_drift_figures_are_those_of_scipy_and_of_hand():
     seed, fresh = scores([1, 1, 1, -1], 1000), scores([1.0] * 50, 2000)
     everything = PairScores(*(torch.cat([getattr(seed, k), getattr(fresh, k)]) for k in vars(seed)))
     evidence = Evidence(everything, torch.cat([torch.ones(4), (torch.arange(50) < 10).float()]))
-    figures = drift_figures(scores(old), pool, verdict, evidence, fresh)
-    assert figures["margin_ks"] == pytest.approx(ks_2samp(old.abs().numpy(), new.abs().numpy()).statistic)
+    unseen = torch.randn(60, generator=generator)
+    figures = drift_figures(scores(old), pool, verdict, evidence, fresh, scores(unseen))
+    assert figures["margin_ks"] == pytest.approx(ks_2samp(unseen.abs().numpy(), new.abs().numpy()).statistic)
+    tokens = (pool.tokens_a + pool.tokens_b).numpy()
+    assert figures["tokens_ks"] == pytest.approx(ks_2samp(tokens[:80], tokens[80:]).statistic)
+    for name, margin in (("old", old), ("new", new), ("unseen", unseen)):
+        assert figures[f"{name}_margin"] == pytest.approx(float(margin.abs().mean()))
     assert (figures["old_pairs"], figures["new_pairs"]) == (80, 40)
     assert (figures["old_kept_share"], figures["new_kept_share"]) == (0.25, 1.0)
     assert figures["new_confidence"] == pytest.approx(float(torch.maximum(prob_a, 1 - prob_a)[80:].mean()))
     assert (figures["old_label_accuracy"], figures["new_label_accuracy"]) == pytest.approx((0.75, 0.2))
-    assert figures["ks_by_chance"] == pytest.approx(1.358 * (1 / 80 + 1 / 40) ** 0.5)
+    assert figures["tokens_ks_by_chance"] == pytest.approx(1.358 * (1 / 80 + 1 / 40) ** 0.5)
+    assert figures["margin_ks_by_chance"] == pytest.approx(1.358 * (1 / 60 + 1 / 40) ** 0.5)
     said = " ".join(warnings_of(figures))
-    assert "The margins of the arrived pairs differ" in said and "right in 0.200" in said
+    assert "The margins of the arrived and of unseen pairs differ" in said and "right in 0.200" in said
 
 
 def test_no_drift_is_said_as_well():
@@ -205,7 +211,8 @@ def test_no_drift_is_said_as_well():
     pool = scores(margin)
     verdict = Verdict(torch.sigmoid(margin), margin.abs() > 1, 1, False, "")
     nothing = scores([])
-    figures = drift_figures(scores(margin[:200]), pool, verdict, Evidence(nothing, torch.empty(0)), nothing)
+    figures = drift_figures(scores(margin[:200]), pool, verdict, Evidence(nothing, torch.empty(0)), nothing, nothing)
+    assert "margin_ks" not in figures
     assert warnings_of(figures) == ["Nothing has drifted by more than chance explains."]
 
 
