@@ -145,7 +145,7 @@ def main() -> None:
         )
         print(results[-1])
     versions = {name: version(name) for name in ("torch", "lightning", "transformers")}
-    machine = {"processor": platform.machine(), "threads": "as torch chooses"}
+    machine = {"processor": platform.machine(), "threads": os.environ.get("OMP_NUM_THREADS", "all")}
     result = {"command": "python benchmarks/pool_scale.py", "machine": machine, "versions": versions, "sizes": results}
     (HERE / "pool_scale.json").write_text(json.dumps(result, indent=1) + "\n")
 

@@ -182,24 +182,23 @@ def kills_table(kills: list[dict]) -> str:
 
 
 def pool_table(sizes: list[dict]) -> str:
-    """Memory and time by the size of the pool."""
+    """Memory by the size of the pool, and the cost of a pair against that in the smallest pool."""
+    stages = {"score": "labelling", "select": "selecting", "accept": "accepting", "write": "audit and table"}
     lines = [
-        "| pool pairs | peak memory | more than the smallest, a pair | labelling | selecting | accepting "
-        "| audit and table | encoding, once | its peak memory |",
+        "| pool pairs | peak memory | more than the smallest, a pair | "
+        + " | ".join(stages.values())
+        + " | encoding, once | its peak memory |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     first = sizes[0]
     for size in sizes:
+        growth = size["pairs"] / first["pairs"]
         peak = max(size["peak_bytes"].values())
         more = (peak - max(first["peak_bytes"].values())) / max(1, size["pairs"] - first["pairs"])
-        seconds = (f"{size['seconds'][name]:.3g} s" for name in ("score", "select", "accept", "write"))
-        cells = [
-            f"{size['pairs']:,}",
-            f"{peak / 2**20:.0f} MiB",
-            f"{more:.0f} B" if size is not first else "-",
-            *seconds,
-        ]
-        cells += [f"{size['encode_seconds']:.3g} s", f"{size['encode_peak'] / 2**20:.0f} MiB"]
+        costs = [size["seconds"][name] / first["seconds"][name] / growth for name in stages]
+        costs.append(size["encode_seconds"] / first["encode_seconds"] / growth)
+        cells = [f"{size['pairs']:,}", f"{peak / 2**20:.0f} MiB", f"{more:.0f} B" if size is not first else "-"]
+        cells += [*(f"{cost:.2f}" for cost in costs), f"{size['encode_peak'] / 2**20:.0f} MiB"]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 

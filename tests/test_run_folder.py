@@ -18,6 +18,7 @@ from lightning.pytorch.demos.boring_classes import BoringDataModule, BoringModel
 from ser_lightning.__main__ import main
 from ser_lightning.callbacks.prediction_writer import PredictionWriter, to_table
 from ser_lightning.callbacks.progress import describe_phase
+from ser_lightning.checkpoints import _swap, is_whole
 from ser_lightning.errors import UserError
 from ser_lightning.records import PairScores
 from ser_lightning.run_folder import MetricsFile, choose_folder, run_of
@@ -171,6 +172,33 @@ def test_a_damaged_checkpoint_names_the_newest_good_one(capsys, share):
     for file in Path("run/checkpoints").iterdir():
         file.write_bytes(b"rubbish")
     assert "no good one lies beside it" in only_problem(capsys, *resume, "last")
+
+
+@pytest.mark.parametrize("step", [1, 2, 3, 4])
+def test_a_kill_in_any_step_of_the_swap_leaves_a_whole_checkpoint(tmp_path, monkeypatch, step):
+    """The calls of the file system that put a new checkpoint in the place of the last, broken off before the n-th."""
+    last, new = tmp_path / "last.ckpt", tmp_path / "last.ckpt.new"
+    for path, number in ((last, 1), (tmp_path / "previous.ckpt", 0), (new, 2)):
+        torch.save(number, path)
+    done = []
+
+    def breaking(call):
+        def wrapped(*args, **kwargs):
+            done.append(call)
+            if len(done) == step:
+                raise KeyboardInterrupt
+            return call(*args, **kwargs)
+
+        return wrapped
+
+    for name in ("fsync", "link", "replace"):
+        monkeypatch.setattr(os, name, breaking(getattr(os, name)))
+    with pytest.raises(KeyboardInterrupt):
+        _swap(new, last)
+    monkeypatch.undo()
+    assert is_whole(last) and torch.load(last) == 1
+    _swap(new, last)  # the resumed run writes it again
+    assert torch.load(last) == 2 and torch.load(tmp_path / "previous.ckpt") == 1
 
 
 def test_a_checkpoint_of_another_run_branches_off_only_into_a_new_folder(capsys):
