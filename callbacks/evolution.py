@@ -249,6 +249,8 @@ class EvolutionCallback(Callback):
         old = read_audit(_round_folder(trainer, delivered) / "audit.parquet", data)
         new = self._score(trainer, "arrived_pool", f"round {delivered} | labelling what arrived")
         new_seed = self._score(trainer, "arrived_seed", f"round {delivered} | scoring the labels that arrived")
+        # A pair that came out of the pool may have trained the model, with the model's own label.
+        new_seed = new_seed[~torch.isin(new_seed.pair_id, torch.cat([s.pair_id for s in state.history]))]
         pool = complete_and_unique(concatenate([old, new]), data.pair_ids("pool"))
         evidence = self._evidence(trainer, [state.seed_scores[delivered], new_seed])
         verdict, _, selection = self._judge(trainer, pool, evidence)

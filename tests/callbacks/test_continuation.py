@@ -109,6 +109,26 @@ def test_the_delivered_model_labels_old_and_new_pairs_alike(tiny_model_dir, pair
     assert trained == {i: float(margins[i] > 0) for i in surest}
 
 
+def test_a_label_for_a_pair_that_the_model_had_labelled_is_no_evidence(tiny_model_dir, pairs_file, tmp_path):
+    _, callback = fit(tiny_model_dir, pairs_file, "old", rule=TopShareRule(0.5, 0.0))
+    selected = {i for selection in callback.state.history for i in selection.pair_id.tolist()}
+    datamodule = data(pairs_file)
+    datamodule.tokenizer = module(tiny_model_dir).tokenizer
+    datamodule.prepare_data()
+    datamodule.setup()
+    others = [i for i in datamodule.pair_ids("pool").tolist() if i not in selected]
+    asked = [*sorted(selected)[:6], *others[:5]]
+    rows = [
+        {"prompt": p.prompt, "response_a": p.response_a, "response_b": p.response_b, "label": n % 2}
+        for n, p in enumerate(datamodule.lookup(asked))
+    ]
+    path = tmp_path / "answers.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    _, _, new = go_on(tiny_model_dir, pairs_file, str(path), "new", rule=TopShareRule(0.5, 0.0))
+    assert set(new.pair_ids("arrived_seed").tolist()) == set(asked)
+    assert json.loads(Path("new/rounds/2/drift.json").read_text())["new_labels"] == len(others[:5])
+
+
 @pytest.mark.parametrize("restart", ["weights", "nothing"])
 def test_a_continued_run_survives_a_crash(tiny_model_dir, pairs_file, more, restart):
     settings = {"rule": CalibratedRule(min_change_share=0.0), "restart": restart, "max_rounds": 2}
