@@ -239,7 +239,8 @@ class EvolutionCallback(Callback):
     def _continue(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Rounds behind those of a finished run: its delivered model labels what arrived, and evolution goes on.
 
-        Only new pairs are scored here; the scores of the others are in the audit of the delivered round.
+        Only new pairs are scored here, and the test pairs for the drift; the scores of the others are in the audit of
+        the delivered round.
         """
         data, state, delivered = trainer.datamodule, self.state, self.state.delivered
         earlier = earlier_rounds(Path(str(trainer.ckpt_path)))

@@ -109,10 +109,6 @@ def _taken(scene: Scene) -> list[str]:
     return ["--run_dir=run"]
 
 
-def _good(scene: Scene, *flags: str) -> list[str]:
-    return list(flags)
-
-
 def _copy_of_test(scene: Scene) -> list[str]:
     shutil.copy("pairs.jsonl", "test.jsonl")
     return ["--data.test_path=test.jsonl"]
@@ -145,18 +141,18 @@ CASES = [
     Case(
         "a file that is not there",
         "pears.jsonl: got no such file; did you mean pairs.jsonl?",
-        lambda s: _good(s, "--data.path=pears.jsonl"),
+        lambda _: ["--data.path=pears.jsonl"],
     ),
     Case(
         "a pool of nothing",
         "data: got a pool of no pairs; lower seed_fraction, give pool_path, or set max_rounds to 0",
-        lambda s: _good(s, "--data.seed_fraction=1.0"),
+        lambda _: ["--data.seed_fraction=1.0"],
     ),
     Case(
         "a seed of three pairs",
         "seed: got 3 labelled pairs to train on, need at least 8; raise data.seed_fraction or give more "
         "pairs with a label",
-        lambda s: _good(s, "--data.seed_fraction=0.05"),
+        lambda _: ["--data.seed_fraction=0.05"],
     ),
     Case(
         "a seed of one class",
@@ -173,7 +169,7 @@ CASES = [
     Case(
         "a model that does not exist",
         "backbone.path: no tokenizer could be loaded from modle (...); give a transformers folder or a Hub name",
-        lambda s: _good(s, "--model.backbone.path=modle"),
+        lambda _: ["--model.backbone.path=modle"],
     ),
     Case(
         "a tokenizer without pad and EOS",
@@ -194,22 +190,32 @@ CASES = [
     Case(
         "more folds than the seed has dialogues",
         "folds: got 30 of a seed with 19 dialogues; use fewer folds or a larger seed",
-        lambda s: _good(s, "--trainer.callbacks.folds=30"),
+        lambda _: ["--trainer.callbacks.folds=30"],
     ),
     Case(
         "a rule that needs folds, without them",
         "evolution.folds: got 0 with CalibratedRule, which calibrates on them; set 2 or more",
-        lambda s: _good(s, "--trainer.callbacks.folds=0"),
+        lambda _: ["--trainer.callbacks.folds=0"],
     ),
     Case(
         "an unknown key",
         "data.sed_fraction (command line): unknown key, got '0.2'; did you mean data.seed_fraction?",
-        lambda s: _good(s, "--data.sed_fraction=0.2"),
+        lambda _: ["--data.sed_fraction=0.2"],
     ),
     Case(
         "a value of the wrong type",
         "data.max_length (command line): got 'long'; give int",
-        lambda s: _good(s, "--data.max_length=long"),
+        lambda _: ["--data.max_length=long"],
+    ),
+    Case(
+        "null where a value is needed",
+        "model.centring_weight: got null; give float",
+        lambda _: ["--model.centring_weight=null"],
+    ),
+    Case(
+        "arguments that the optimiser refuses",
+        "model.optimizer: got arguments that it refuses (Invalid weight_decay value: -1.0); mend its init_args",
+        lambda _: ["--model.optimizer.init_args.weight_decay=-1.0"],
     ),
     Case(
         "a folder that holds a run",
@@ -226,7 +232,7 @@ CASES = [
         "nothing to resume",
         "--ckpt_path: got last, but there is no run/checkpoints/last.ckpt; auto starts anew where there is nothing to "
         "resume",
-        lambda s: _good(s, "--run_dir=run", "--ckpt_path=last"),
+        lambda _: ["--run_dir=run", "--ckpt_path=last"],
     ),
     Case(
         "a damaged checkpoint",
