@@ -1,6 +1,7 @@
 """What flows through the method: one record per arrow of `docs/design.md`, a shape and a meaning on every field.
 
-Shapes: N pairs, B pairs of one batch, K selected pairs, T tokens of the longest row.
+Shapes: N pairs, B pairs of one batch, K selected pairs, T tokens of the longest row. In the RL stage R responses, P
+columns of prompts (padded on the left), A columns of responses (padded on the right).
 A label or target says whether response *a* is the better one: 1 = a wins, 0 = b wins (as in SHP).
 A pair has no "chosen": chosen and rejected exist only inside the loss.
 """
@@ -123,3 +124,95 @@ class Selection(TensorRecord):
     def empty(cls, round: int = 0) -> "Selection":
         """A selection of nothing."""
         return cls(torch.empty(0, dtype=torch.int64), torch.empty(0, dtype=torch.int8), torch.empty(0), 0, round)
+
+
+@dataclass(frozen=True)
+class ResponseBatch(TensorRecord):
+    """Labelled pairs -> responses to imitate: a micro-batch of supervised fine-tuning, padded on the right."""
+
+    input_ids: Tensor
+    """(B, T) int64, prompt and response."""
+    attention_mask: Tensor
+    """(B, T) int64, 1 = a real token."""
+    response_mask: Tensor
+    """(B, T) bool, True = a token of the response, its end included: what the loss counts."""
+    num_step_tokens: int
+    """Response tokens in the whole optimiser step, over all micro-batches and ranks: what the loss is divided by."""
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A conversation that waits for a response."""
+
+    prompt_id: int
+    """63-bit hash of the turns, deaf to case and white space."""
+    turns: list[Turn]
+    ids: list[int]
+    """Its tokens through the chat template, up to where the response begins."""
+
+
+@dataclass(frozen=True)
+class PromptBatch:
+    """Prompts -> policy: one rank's share of the prompts of one step."""
+
+    prompts: list[Prompt]
+    positions: list[int]
+    """Place of each prompt in the whole step, over all ranks: with `step` it names the random numbers of its responses."""
+    num_step_prompts: int
+    """Prompts in the whole step, over all ranks."""
+    step: int
+    """Number of the step, from 0."""
+
+
+@dataclass(frozen=True)
+class Rollout(TensorRecord):
+    """Policy -> responses: R prompts with one sampled response each."""
+
+    input_ids: Tensor
+    """(R, P + A) int64, the prompt padded on the left, the response on the right."""
+    attention_mask: Tensor
+    """(R, P + A) int64, 1 = a real token."""
+    response_mask: Tensor
+    """(R, A) bool, True = a token that the policy chose, the one that ends the response included."""
+    has_ended: Tensor
+    """(R,) bool, whether the policy ended the response itself; False where it ran into the limit."""
+
+    @property
+    def num_prompt_columns(self) -> int:
+        """P."""
+        return self.input_ids.shape[1] - self.response_mask.shape[1]
+
+    @property
+    def response_ids(self) -> Tensor:
+        """(R, A) int64."""
+        return self.input_ids[:, self.num_prompt_columns :]
+
+    @property
+    def num_response_tokens(self) -> Tensor:
+        """(R,) int64."""
+        return self.response_mask.sum(-1)
+
+    def __len__(self) -> int:
+        return self.input_ids.shape[0]
+
+
+@dataclass(frozen=True)
+class Answers:
+    """Responses -> judgement: what a policy answers to N held-out prompts, on the CPU."""
+
+    prompt_id: Tensor
+    """(N,) int64."""
+    prompts: list[str]
+    """N last turns of the prompts."""
+    responses: list[str]
+    """N."""
+    reward: Tensor
+    """(N,) float32, the reward that the policy is trained on, without the KL penalty."""
+    judge: Tensor | None
+    """(N,) float32, a second judge that it is not trained on; None where nobody named one."""
+    kl: Tensor
+    """(N,) float32, log-ratio of the whole response, policy to reference: a sample of the KL divergence in nats."""
+    num_tokens: Tensor
+    """(N,) int64, tokens of the response."""
+    has_ended: Tensor
+    """(N,) bool."""
