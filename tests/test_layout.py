@@ -9,10 +9,11 @@ import pytest
 ROOT = Path(__file__).parent.parent
 FLOORS = (
     ("errors", "records", "atomic", "ranks"),
-    ("losses", "calibration", "encode", "layouts"),
-    ("metrics", "selection", "backbone", "floors"),
-    ("scorer", "scoring", "checkpoints", "length_quota"),
-    ("reward_module", "export", "run_folder", "arguments", "diagnosis"),
+    ("losses", "calibration", "policy_math", "response_stats", "encode", "layouts"),
+    ("metrics", "selection", "backbone", "trainable", "bodies", "floors"),
+    ("scorer", "scoring", "checkpoints", "length_quota", "policy", "rollout"),
+    ("run_folder", "rewards", "shared_base", "experience", "schedule"),
+    ("reward_module", "sft_module", "ppo_module", "generate_module", "export", "arguments", "diagnosis"),
     ("cli",),
     ("__main__",),
 )
