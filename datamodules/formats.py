@@ -104,6 +104,30 @@ def parse_row(row: Mapping[str, Any], columns: Mapping[str, str], where: str) ->
     return canonical_pair(prompt, first, second, label, None if source_id is None else str(source_id))
 
 
+def parse_prompt(row: Mapping[str, Any], columns: Mapping[str, str], where: str) -> list[Turn] | None:
+    """The prompt of a row that needs no other column: text, turns or a transcript.
+
+    Args:
+        row: the file's columns.
+        columns: how the file calls the names of `COLUMNS`, where it calls them otherwise.
+        where: file and line, for messages.
+
+    Returns:
+        None for a prompt of nothing but white space.
+
+    Raises:
+        UserError: there is no prompt column, or something else in it.
+    """
+    column = columns["prompt"] if columns.get("prompt") in row else "prompt"
+    if column not in row:
+        raise UserError(f"{where}: got the columns {_names(row)}; name the prompt with columns: {{prompt: ...}}")
+    try:
+        prompt = _prompt(row[column])
+    except (TypeError, KeyError) as error:
+        raise UserError(f"{where}: got {error} in {column}; use text, or turns with role and content") from error
+    return prompt if any(turn["content"].strip() for turn in prompt) else None
+
+
 class NoTranscript(Exception):
     """A response without a prompt."""
 

@@ -1,35 +1,26 @@
 """The data module: files in, batches out, and the only owner of splits and accepted labels."""
 
 from dataclasses import asdict, replace
-from functools import partial
-from pathlib import Path
 from typing import Any, Literal
 
-import lightning.pytorch as pl
 import numpy as np
 import torch
-from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from torch.utils.data import DataLoader
-from transformers import PreTrainedTokenizerBase
 
-from ser_lightning.datamodules.formats import check_mapping
-from ser_lightning.datamodules.hygiene import DataReport, SplitPolicy
-from ser_lightning.datamodules.reader import PairStore
-from ser_lightning.datamodules.sources import Source, open_sources
-from ser_lightning.datamodules.splits import SplitName, SplitPairs, seed_problems
+from ser_lightning.datamodules.hygiene import SplitPolicy
+from ser_lightning.datamodules.pair_files import PairFiles
+from ser_lightning.datamodules.splits import SplitName, seed_problems
 from ser_lightning.datamodules.steps import (
     PairSet,
     Phase,
     ScoringBatches,
-    Shard,
     TrainingSteps,
     epoch_order,
     make_loader,
     merge_selections,
     seed_and_pseudo_weights,
 )
-from ser_lightning.datamodules.store import ROLES, build_store, default_cache, is_complete, store_key
 from ser_lightning.datamodules.truth import HiddenTruth
 from ser_lightning.errors import UserError, raise_problems
 from ser_lightning.records import PairBatch, PreferencePair, Selection
@@ -38,7 +29,7 @@ Split = Literal["pool", "seed", "val", "test", "all"]
 """What `predict` can score."""
 
 
-class PreferenceDataModule(pl.LightningDataModule):
+class PreferenceDataModule(PairFiles):
     """Pairs from files or the Hub, split by dialogue into seed, pool and test; see `docs/data.md`.
 
     Args:
@@ -85,88 +76,24 @@ class PreferenceDataModule(pl.LightningDataModule):
         synthetic_pairs: int = 2000,
         predict_split: Split = "pool",
     ) -> None:
-        super().__init__()
-        self.paths = dict(zip(ROLES, (path, pool_path or [], test_path or []), strict=True))
-        self.more_paths = [more_path] if isinstance(more_path, str) else more_path or []
-        self.columns = columns or {}
-        self.policy = SplitPolicy(seed_fraction, test_fraction, val_fraction, split_seed)
-        self.max_length = max_length
+        policy = SplitPolicy(seed_fraction, test_fraction, val_fraction, split_seed)
+        files = (path, pool_path, test_path, more_path, columns)
+        super().__init__(*files, policy, max_length, num_workers, cache_dir, synthetic_pairs)
         self.pairs_per_step = pairs_per_step
         self.tokens_per_batch = tokens_per_batch
         self.tokens_per_scoring_batch = tokens_per_scoring_batch
-        self.num_workers = num_workers
-        self.cache_dir = Path(cache_dir).expanduser() if cache_dir else default_cache()
-        self.synthetic_pairs = synthetic_pairs
         self.predict_split = predict_split
-        self.tokenizer: PreTrainedTokenizerBase | None = None  # the module's, unless somebody sets one
         self.phase = Phase()
         self.accepted = Selection.empty()
         self.fold_accepted: dict[int, Selection] = {}
-        self._data: SplitPairs | None = None
-        self._sources: list[dict[str, list[Source]]] | None = None
-        raise_problems(self._problems())
-
-    def _problems(self) -> list[str]:
-        found = check_mapping(self.columns) + self.policy.problems()
-        if "synthetic" in self.more_paths:
-            found.append("more_path: got synthetic, which would make the same pairs again; give files")
-        for name in ("max_length", "pairs_per_step", "tokens_per_batch", "tokens_per_scoring_batch", "synthetic_pairs"):
-            if (value := getattr(self, name)) < 1:
-                found.append(f"{name}: got {value}; use at least 1")
-        if self.num_workers < 0:
-            found.append(f"num_workers: got {self.num_workers}; use 0 or more")
-        return found
-
-    # From files to splits.
-
-    def prepare_data(self) -> None:
-        """Encode the pairs into the cache, unless they are there."""
-        for folder, sources in zip(self._folders(), self._open_sources(), strict=True):
-            if is_complete(folder):
-                rank_zero_info(f"Encoded pairs: found in the cache, {folder}")
-                continue
-            build_store(folder, sources, self.columns, self._tokenizer(), self.max_length)
-            rank_zero_info(f"Encoded pairs: written to {folder}")
+        counts = ("max_length", "pairs_per_step", "tokens_per_batch", "tokens_per_scoring_batch", "synthetic_pairs")
+        raise_problems(self._problems(*counts))
 
     def setup(self, stage: str | None = None) -> None:
         """Open the cache and split; done once, whatever the stages."""
-        if self._data is None:
-            self._data = SplitPairs(PairStore(*self._folders()), self.policy)
-            rank_zero_info(self.report.table())
+        super().setup(stage)
         if stage == "fit":
-            raise_problems(seed_problems(self._data.seed_labels(self._data.rows("seed"))))
-
-    @property
-    def data(self) -> SplitPairs:
-        """The split pairs, once `setup` has run."""
-        if self._data is None:
-            raise RuntimeError("PreferenceDataModule is not set up: call prepare_data and setup first")
-        return self._data
-
-    @property
-    def report(self) -> DataReport:
-        """What was read, dropped, and kept where."""
-        return self.data.report
-
-    def _open_sources(self) -> list[dict[str, list[Source]]]:
-        """The sources of each store: what was there at first, and every arrival by itself."""
-        if self._sources is None:
-            open_all = partial(open_sources, num_synthetic=self.synthetic_pairs, seed=self.policy.split_seed)
-            first = {role: open_all(paths) for role, paths in self.paths.items()}
-            arrivals = ({**dict.fromkeys(ROLES, []), "path": open_all(path)} for path in self.more_paths)
-            self._sources = [first, *arrivals]
-        return self._sources
-
-    def _tokenizer(self) -> PreTrainedTokenizerBase:
-        if self.tokenizer is None:
-            if self.trainer is None:
-                raise RuntimeError("PreferenceDataModule has no tokenizer: attach a Trainer or set `.tokenizer`")
-            self.tokenizer = self.trainer.lightning_module.tokenizer
-        return self.tokenizer
-
-    def _folders(self) -> list[Path]:
-        settings = (self.columns, self._tokenizer(), self.max_length)
-        return [self.cache_dir / store_key(sources, *settings) for sources in self._open_sources()]
+            raise_problems(seed_problems(self.data.seed_labels(self.data.rows("seed"))))
 
     # What the next epochs train on.
 
@@ -278,10 +205,6 @@ class PreferenceDataModule(pl.LightningDataModule):
     def _scoring_loader(self, pairs: PairSet) -> DataLoader[PairBatch]:
         shard = self._shard(self.tokens_per_scoring_batch)
         return make_loader(ScoringBatches(self.data.store, pairs, shard), self.num_workers)
-
-    def _shard(self, tokens_per_batch: int) -> Shard:
-        rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)
-        return Shard(rank, world_size, tokens_per_batch, int(self._tokenizer().pad_token_id))
 
     # Questions that others may ask.
 

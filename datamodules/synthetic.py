@@ -28,6 +28,7 @@ from ser_lightning.datamodules.synthetic_text import (
     suits,
     world_facts,
 )
+from ser_lightning.records import Turn
 
 WORLD_LM_PATH = Path(__file__).parent / "world_lm"
 LABEL_TEMPERATURE = 0.6
@@ -152,6 +153,16 @@ def gold_reward(prompt: str, response: str) -> float:
     counts["right"] /= max(len(asked), 1)
     counts["unfinished"] = float(not response.strip().endswith((".", "?", "!")))
     return max(GOLD_FLOOR, sum(REWARDS[name] * counts[name] for name in REWARDS))
+
+
+def gold_scores(prompts: Sequence[list[Turn]], responses: Sequence[str]) -> list[float]:
+    """The gold reward of each response to the last turn of its prompt, for whoever judges many.
+
+    Args:
+        prompts: N conversations.
+        responses: N.
+    """
+    return [gold_reward(prompt[-1]["content"], text) for prompt, text in zip(prompts, responses, strict=True)]
 
 
 def _judge_sentence(text: str, asked: tuple[Fact, ...]) -> tuple[str, Fact | str | None]:

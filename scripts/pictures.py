@@ -1,4 +1,5 @@
-"""Draw `docs/pictures/rounds.svg` from a run's `rounds.csv`, and `docs/pictures/loop.svg`, the loop of the method.
+"""Draw `docs/pictures/loop.svg`, the loop of the method, and a run: `rounds.svg` of a `rounds.csv`, the rounds of a
+reward model, `policy.svg` of a `steps.csv`, the steps of a policy.
 
     python scripts/pictures.py runs/NAME
 
@@ -18,6 +19,7 @@ import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
+from matplotlib.ticker import MaxNLocator
 
 PICTURES = Path(__file__).resolve().parent.parent / "docs" / "pictures"
 WIDTH_INCHES = 7.5  # 720 px in a README, where an SVG inch has 96 px
@@ -28,6 +30,13 @@ LINES = (
     ("kept_accuracy", "kept labels", GOLD, "^", "--"),
 )
 """Column of `rounds.csv`, name in the legend, colour, marker, line style."""
+PANELS = (
+    ("reward", "reward that it is trained on", ACCENT, "o"),
+    ("gold", "second judge", GOLD, "^"),
+    ("kl", "KL, nats a response", INK, "s"),
+    ("length", "length, tokens", INK, "s"),
+)
+"""Column of `steps.csv`, title of its panel, colour, marker."""
 
 
 @dataclass(frozen=True)
@@ -65,21 +74,24 @@ ARROWS = (
 
 
 def main() -> None:
-    """Draw both pictures."""
+    """Draw what there is to draw."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "run", type=Path, nargs="?", help="run folder with a rounds.csv; without it only the loop is drawn"
+        "run", type=Path, nargs="?", help="run folder with a rounds.csv or steps.csv; without it only the loop is drawn"
     )
     parser.add_argument("--out", type=Path, default=PICTURES, help="folder to write to")
     parser.add_argument("--format", default="svg", choices=["svg", "png"], help="png is for a look at the result")
     args = parser.parse_args()
-    if args.run is not None and not (args.run / "rounds.csv").is_file():
-        parser.error(f"run: {args.run} has no rounds.csv; give the folder of a fit that has finished round 0")
+    tables = {"rounds": ("rounds.csv", draw_rounds), "policy": ("steps.csv", draw_policy)}
+    found = {name: table for name, table in tables.items() if args.run is not None and (args.run / table[0]).is_file()}
+    if args.run is not None and not found:
+        parser.error(
+            f"run: {args.run} has no rounds.csv and no steps.csv; give the folder of a fit that has finished round 0, "
+            "or of an RL stage"
+        )
     plt.rcParams.update({"font.size": 10, "svg.hashsalt": "ser-lightning", "text.color": INK, "axes.labelcolor": INK})
     args.out.mkdir(parents=True, exist_ok=True)
-    figures = {"loop": draw_loop()}
-    if args.run is not None:
-        figures["rounds"] = draw_rounds(read_columns(args.run / "rounds.csv"))
+    figures = {"loop": draw_loop(), **{k: draw(read_columns(args.run / file)) for k, (file, draw) in found.items()}}
     for name, figure in figures.items():
         path = args.out / f"{name}.{args.format}"
         figure.savefig(path, facecolor="white", metadata={"Date": None} if args.format == "svg" else None)
@@ -87,10 +99,10 @@ def main() -> None:
 
 
 def read_columns(path: Path) -> dict[str, list[float]]:
-    """The columns of a `rounds.csv`, by name."""
+    """The columns of a table, by name; NaN where a cell is empty."""
     with path.open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
-    return {name: [float(row[name]) for row in rows] for name in rows[0]}
+    return {name: [float(row[name] or "nan") for row in rows] for name in rows[0]}
 
 
 def draw_rounds(columns: dict[str, list[float]]) -> Figure:
@@ -124,6 +136,36 @@ def draw_rounds(columns: dict[str, list[float]]) -> Figure:
     figure.legend(
         handles=handles, loc="outside lower center", ncols=len(handles), frameon=False, fontsize=9, columnspacing=1.2
     )
+    return figure
+
+
+def draw_policy(columns: dict[str, list[float]]) -> Figure:
+    """Reward, second judge, KL and length by step, with 95 % intervals where there are any; the judge's best marked."""
+    panels = [panel for panel in PANELS if any(value == value for value in columns[panel[0]])]
+    num_rows, num_columns = (2, 2) if len(panels) == 4 else (1, len(panels))
+    figure, grid = plt.subplots(
+        num_rows, num_columns, sharex=True, squeeze=False, figsize=(WIDTH_INCHES, 0.4 + 2.1 * num_rows),
+        layout="constrained",
+    )  # fmt: skip
+    steps = columns["step"]
+    judged = {step: value for step, value in zip(steps, columns["gold"], strict=True) if value == value}
+    best = max(judged, key=lambda step: judged[step]) if judged else None
+    for axes, (name, title, colour, marker) in zip(grid.flat, panels, strict=True):
+        if f"{name}_low" in columns:
+            axes.fill_between(steps, columns[f"{name}_low"], columns[f"{name}_high"], color=PALE, lw=0)
+        axes.plot(steps, columns[name], color=colour, marker=marker, lw=2, ms=4)
+        if best is not None:
+            axes.axvline(best, color=MUTED, lw=1, ls=":", zorder=0)
+        if best is not None and name == "gold":
+            axes.annotate("best", (best, 0), xycoords=("data", "axes fraction"), xytext=(4, 4),
+                          textcoords="offset points", ha="left", color=INK, weight="bold", fontsize=9)  # fmt: skip
+        axes.set_title(title, loc="left", fontsize=10, color=INK)
+        axes.margins(y=0.15)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.tick_params(colors=MUTED)
+        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    for axes in grid[-1]:
+        axes.set_xlabel("step (0 is the starting policy)")
     return figure
 
 

@@ -60,12 +60,24 @@ def prepare_body(model: nn.Module, backbone: Backbone, adapter: str = "default")
         body.requires_grad_(False)
     if backbone.quantize != "none":
         body = prepare_model_for_kbit_training(body, use_gradient_checkpointing=False)
+        _keep_differentiable(body)
     if backbone.train == "lora":
         body = get_peft_model(body, lora_config(backbone.lora), adapter_name=adapter)
         setattr(model, prefix, body)
     if backbone.gradient_checkpointing:
         unwrapped(body).enable_input_require_grads()
         unwrapped(body).gradient_checkpointing_enable({"use_reentrant": False})
+
+
+def _keep_differentiable(body: nn.Module) -> None:
+    """Keep 4-bit layers from a CPU kernel without gradients.
+
+    bitsandbytes repacks them for it at the first forward pass in evaluation mode, for good: whatever is trained after
+    the first scoring would get no gradient through them, and nothing but a warning would say so.
+    """
+    for module in body.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
 
 
 def position_arguments(body: nn.Module, attention_mask: Tensor) -> dict[str, Any]:

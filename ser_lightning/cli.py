@@ -212,8 +212,9 @@ class SerCLI(LightningCLI):
         folder = self.run_folder.path
         if config.enable_progress_bar is not False and not _holds(given, ProgressBar):
             yield _load(PROGRESS_BAR)()
-        if self.subcommand == "predict" and not _holds(given, _load(PREDICTION_WRITER)):
-            yield _load(PREDICTION_WRITER)()
+        writer = _load(getattr(self.model, "prediction_writer", PREDICTION_WRITER))
+        if self.subcommand == "predict" and not _holds(given, writer):
+            yield writer()
         checkpoints = [callback for callback in given if isinstance(callback, ModelCheckpoint)]
         for callback in checkpoints:
             callback.dirpath = callback.dirpath or str(folder / LAST.parent)

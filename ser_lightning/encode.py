@@ -6,6 +6,7 @@ responses of a pair see exactly the same prompt.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from jinja2.exceptions import TemplateError
 from transformers import PreTrainedTokenizerBase
@@ -13,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from ser_lightning.errors import UserError
 from ser_lightning.records import PreferencePair, Turn
 
+Encoding = TypeVar("Encoding")
 _MAX_TRIES = 8
 # Templates such as Llama 3's write today's date into the system turn: ids and rewards would change overnight. This is
 # the date that they take where there is no clock.
@@ -36,12 +38,15 @@ class EncodedPair:
     is_cut: bool = False
 
 
-def encode_conversations(tokenizer: PreTrainedTokenizerBase, conversations: Sequence[list[Turn]]) -> list[list[int]]:
+def encode_conversations(
+    tokenizer: PreTrainedTokenizerBase, conversations: Sequence[list[Turn]], add_generation_prompt: bool = False
+) -> list[list[int]]:
     """Ids of whole conversations; the only place that turns text into ids.
 
     Args:
         tokenizer: has a `chat_template`.
         conversations: N conversations, the scored response as the last turn.
+        add_generation_prompt: go on to where a response begins.
 
     Returns:
         N lists of ids.
@@ -50,7 +55,11 @@ def encode_conversations(tokenizer: PreTrainedTokenizerBase, conversations: Sequ
     if "strftime_now" in template:
         template = _FIXED_DATE + template
     rows: list[list[int]] = tokenizer.apply_chat_template(
-        list(conversations), chat_template=template, tokenize=True, return_dict=False
+        list(conversations),
+        chat_template=template,
+        add_generation_prompt=add_generation_prompt,
+        tokenize=True,
+        return_dict=False,
     )
     bos = tokenizer.bos_token_id
     if bos is not None and any(row[:2] == [bos, bos] for row in rows):
@@ -94,16 +103,99 @@ def encode_pairs(
     except TemplateError as error:
         if len(pairs) > 1:  # one at a time, to name the pair
             return [encode_pair(tokenizer, pair, max_length) for pair in pairs]
-        roles = ", ".join(turn["role"] for turn in pairs[0].prompt)
-        raise UserError(
-            f"chat template refuses pair {pairs[0].source_id or pairs[0].pair_id}: got {error} for the roles {roles}; "
-            "use turns that the template takes, or another template"
-        ) from error
+        raise _refused(f"pair {pairs[0].source_id or pairs[0].pair_id}", pairs[0].prompt, error) from error
     encoded: list[EncodedPair | None] = []
     for pair, ids_a, ids_b in zip(pairs, rows[::2], rows[1::2], strict=True):
         fits = max(len(ids_a), len(ids_b)) <= max_length
         encoded.append(EncodedPair(ids_a, ids_b) if fits else _encode_cut(tokenizer, pair, max_length))
     return encoded
+
+
+def encode_responses(
+    tokenizer: PreTrainedTokenizerBase, prompts: Sequence[list[Turn]], responses: Sequence[str], max_length: int
+) -> list[list[int]]:
+    """Ids of prompts with one response each; a prompt that is too long is cut as that of a pair is.
+
+    Args:
+        tokenizer: has a `chat_template`.
+        prompts: N conversations that wait for a response.
+        responses: N.
+        max_length: most ids in a conversation.
+
+    Returns:
+        N lists of ids.
+
+    Raises:
+        UserError: if the template refuses a prompt, or a response does not fit even without its prompt.
+    """
+    pairs = [PreferencePair(0, prompt, text, text, None) for prompt, text in zip(prompts, responses, strict=True)]
+    try:
+        rows = encode_conversations(tokenizer, [_both(pair, pair.prompt)[0] for pair in pairs])
+    except TemplateError as error:
+        if len(pairs) > 1:  # one at a time, to name the roles
+            return [
+                encode_responses(tokenizer, [p], [r], max_length)[0] for p, r in zip(prompts, responses, strict=True)
+            ]
+        raise _refused("a prompt", prompts[0], error) from error
+    for i, pair in enumerate(pairs):
+        if len(rows[i]) > max_length:
+            cut = _encode_cut(tokenizer, pair, max_length)
+            if cut is None:
+                raise UserError(
+                    f'got a response ("{" ".join(pair.response_a.split())[:40]}") of more than max_length {max_length} '
+                    "tokens even without its prompt; allow shorter responses or a longer max_length"
+                )
+            rows[i] = cut.ids_a
+    return rows
+
+
+def encode_prompts(
+    tokenizer: PreTrainedTokenizerBase, prompts: Sequence[list[Turn]], max_length: int
+) -> list[list[int]]:
+    """Ids of prompts up to where the response begins; one that is too long is cut as that of a pair is.
+
+    A template that knows no generation prompt ends with the last turn.
+
+    Args:
+        tokenizer: has a `chat_template`.
+        prompts: N conversations that wait for a response.
+        max_length: most ids in a prompt.
+
+    Returns:
+        N lists of ids.
+
+    Raises:
+        UserError: if the template refuses a prompt, or one does not fit even with an empty last turn.
+    """
+    try:
+        rows = encode_conversations(tokenizer, prompts, add_generation_prompt=True)
+    except TemplateError as error:
+        if len(prompts) > 1:  # one at a time, to name the roles
+            return [encode_prompts(tokenizer, [prompt], max_length)[0] for prompt in prompts]
+        raise _refused("a prompt", prompts[0], error) from error
+
+    def attempt(prompt: list[Turn]) -> tuple[int, list[int]]:
+        [ids] = encode_conversations(tokenizer, [prompt], add_generation_prompt=True)
+        return len(ids), ids
+
+    for i, prompt in enumerate(prompts):
+        if len(rows[i]) > max_length:
+            cut = _cut_prompt(prompt, attempt, max_length)
+            if cut is None:
+                raise UserError(
+                    f'prompt ("{" ".join(prompt[0]["content"].split())[:40]}"): got more than {max_length} tokens even '
+                    "with an empty last turn; raise data.max_prompt_length"
+                )
+            rows[i] = cut
+    return rows
+
+
+def _refused(what: str, prompt: list[Turn], error: TemplateError) -> UserError:
+    roles = ", ".join(turn["role"] for turn in prompt)
+    return UserError(
+        f"chat template refuses {what}: got {error} for the roles {roles}; "
+        "use turns that the template takes, or another template"
+    )
 
 
 def _both(pair: PreferencePair, prompt: list[Turn]) -> list[list[Turn]]:
@@ -117,13 +209,26 @@ def _encode_cut(tokenizer: PreTrainedTokenizerBase, pair: PreferencePair, max_le
         ids_a, ids_b = encode_conversations(tokenizer, _both(pair, prompt))
         return max(len(ids_a), len(ids_b)), EncodedPair(ids_a, ids_b, is_cut=True)
 
-    num_system = sum(turn["role"] == "system" for turn in pair.prompt[:1])
-    system, turns = pair.prompt[:num_system], pair.prompt[num_system:]
+    return _cut_prompt(pair.prompt, attempt, max_length)
+
+
+def _cut_prompt(
+    prompt: list[Turn], attempt: Callable[[list[Turn]], tuple[int, Encoding]], max_length: int
+) -> Encoding | None:
+    """The encoding of the longest cut of a prompt that fits; None where nothing does.
+
+    Args:
+        prompt: does not fit as a whole.
+        attempt: from a prompt to its length in ids and its encoding.
+        max_length: most ids.
+    """
+    num_system = sum(turn["role"] == "system" for turn in prompt[:1])
+    system, turns = prompt[:num_system], prompt[num_system:]
     if not turns:
         return None
     last = turns[-1]
 
-    def keep(num_characters: int) -> tuple[int, EncodedPair]:
+    def keep(num_characters: int) -> tuple[int, Encoding]:
         tail = last["content"][len(last["content"]) - num_characters :]
         return attempt([*system, {"role": last["role"], "content": tail}])
 
@@ -140,17 +245,17 @@ def _encode_cut(tokenizer: PreTrainedTokenizerBase, pair: PreferencePair, max_le
 
 
 def _longest_tail(
-    keep: Callable[[int], tuple[int, EncodedPair]],
+    keep: Callable[[int], tuple[int, Encoding]],
     too_many: int,
     too_long: int,
     fit_length: int,
-    best: EncodedPair,
+    best: Encoding,
     max_length: int,
-) -> EncodedPair:
+) -> Encoding:
     """Search for the most characters of the last turn that fit; ids grow almost in step with characters.
 
     Args:
-        keep: from a number of characters to the longer conversation's length and the encoding.
+        keep: from a number of characters to the length in ids (of the longer conversation) and the encoding.
         too_many: characters that do not fit.
         too_long: length with them.
         fit_length: length with no character.

@@ -1,8 +1,11 @@
-"""Delivered model -> an ordinary `AutoModelForSequenceClassification` folder, scored the same by plain transformers."""
+"""Delivered model -> an ordinary `AutoModelForSequenceClassification` folder, scored the same by plain transformers.
+
+The command exports policies as well, see `policy_export.py`.
+"""
 
 import csv
 import hashlib
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +18,8 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreT
 from ser_lightning.backbone import Backbone, LoraSettings, load_tokenizer
 from ser_lightning.encode import encode_conversations
 from ser_lightning.errors import UserError
+from ser_lightning.policy_export import export_policy
+from ser_lightning.policy_run import POLICY_MODULES, model_kind
 from ser_lightning.scorer import load_scorer, merged_model
 from ser_lightning.scoring import evaluating
 
@@ -34,9 +39,12 @@ def main(argv: list[str]) -> None:
         args = parser.parse_args(argv)
     except ArgumentError as error:
         raise UserError(f"export: {' '.join(str(error).split())}; use `export RUN [--out DIR]`") from error
-    out = Path(args.out) if args.out else Path(args.run) / "export"
-    largest = export(Path(args.run), out)
-    print(f"Exported to {out}; its rewards differ from the trained model's by at most {largest:.1e}.")
+    run = Path(args.run)
+    out = Path(args.out) if args.out else run / "export"
+    is_policy = model_kind(run) in POLICY_MODULES
+    largest = (export_policy if is_policy else export)(run, out)
+    what = "logits" if is_policy else "rewards"
+    print(f"Exported to {out}; its {what} differ from the trained model's by at most {largest:.1e}.")
 
 
 def export(run: Path, out: Path) -> float:
@@ -57,18 +65,18 @@ def export(run: Path, out: Path) -> float:
     """
     if out.exists():
         raise UserError(f"--out: {out} exists already; name another folder or remove it")
-    backbone, max_length = _read_config(run)
-    saved = torch.load(run / "rounds" / str(delivered_round(run)) / "model.pt", weights_only=True)
+    delivered = read_reward_run(run)
+    backbone = delivered.backbone
     tokenizer = load_tokenizer(backbone)
-    tokenizer.model_max_length = max_length
+    tokenizer.model_max_length = delivered.max_length
     trained = load_scorer(backbone)
-    trained.load_trainable_state(saved["weights"])
+    trained.load_trainable_state(delivered.weights)
     expected = _self_test_rewards(trained, tokenizer)
     if backbone.quantize != "none":
         trained = load_scorer(replace(backbone, quantize="none"))
-        trained.load_trainable_state(saved["weights"])
+        trained.load_trainable_state(delivered.weights)
     model = merged_model(trained)
-    model.config.reward_zero, model.config.reward_temperature = saved["zero"], saved["temperature"]
+    model.config.reward_zero, model.config.reward_temperature = delivered.zero, delivered.temperature
     model.config.reward_template_hash = hashlib.sha256(str(tokenizer.chat_template).encode()).hexdigest()[:16]
     model.save_pretrained(out)
     tokenizer.save_pretrained(out)
@@ -78,6 +86,35 @@ def export(run: Path, out: Path) -> float:
     if backbone.quantize == "none" and backbone.dtype == "float32" and largest > SELF_TEST_TOLERANCE:
         raise UserError(f"export: rewards of {out} differ by {largest:.2e} from the trained model's; do not use it")
     return largest
+
+
+@dataclass(frozen=True)
+class RewardRun:
+    """The reward model that a fit delivered, as its run folder holds it."""
+
+    backbone: Backbone
+    max_length: int
+    """Most tokens in a conversation."""
+    weights: dict[str, Tensor]
+    """What was trained, as `Scorer.load_trainable_state` takes it; on the CPU."""
+    zero: float
+    """The reward of a response that is as often the better as the worse one of its pair."""
+    temperature: float
+    """P(a wins) = sigmoid((r_a - r_b) / temperature)."""
+
+
+def read_reward_run(run: Path) -> RewardRun:
+    """The delivered round's model, read but not built.
+
+    Raises:
+        UserError: if the folder is not that of a fit that has finished at least round 0.
+    """
+    backbone, max_length = _read_config(run)
+    file = run / "rounds" / str(delivered_round(run)) / "model.pt"
+    if not file.is_file():
+        raise UserError(f"run: {run} has no {file.relative_to(run)}, its delivered model; give a whole run folder")
+    saved = torch.load(file, map_location="cpu", weights_only=True)
+    return RewardRun(backbone, max_length, saved["weights"], saved["zero"], saved["temperature"])
 
 
 def delivered_round(run: Path) -> int:
@@ -109,9 +146,12 @@ def _read_config(run: Path) -> tuple[Backbone, int]:
     if not file.is_file():
         raise UserError(f"run: {run} has no config.yaml; give the folder of a fit")
     config: dict[str, Any] = yaml.safe_load(file.read_text(encoding="utf-8"))
-    settings = dict(config["model"]["init_args"]["backbone"])
-    lora = LoraSettings(**settings.pop("lora"))
-    return Backbone(lora=lora, **settings), config["data"]["init_args"]["max_length"]
+    try:
+        settings = dict(config["model"]["init_args"]["backbone"])
+        lora = LoraSettings(**settings.pop("lora"))
+        return Backbone(lora=lora, **settings), config["data"]["init_args"]["max_length"]
+    except (KeyError, TypeError) as error:
+        raise UserError(f"run: {file} is not that of a reward model ({error}); give the folder of its fit") from error
 
 
 def _self_test_rewards(scorer: torch.nn.Module, tokenizer: PreTrainedTokenizerBase) -> Tensor:

@@ -5,8 +5,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from ser_lightning.records import PairBatch
+from ser_lightning.records import PairBatch, ResponseBatch
 
 
 @dataclass(frozen=True)
@@ -40,15 +41,10 @@ def collate_pairs(rows: Sequence[PairRow], pad_token_id: int, num_step_pairs: in
         Batch with ids of shape (2B, T), T being the longest row.
     """
     sequences = [row.ids_a for row in rows] + [row.ids_b for row in rows]
-    longest = max(len(ids) for ids in sequences)
-    input_ids = np.full((len(sequences), longest), pad_token_id, dtype=np.int64)
-    attention_mask = np.zeros((len(sequences), longest), dtype=np.int64)
-    for i, ids in enumerate(sequences):
-        input_ids[i, : len(ids)] = ids
-        attention_mask[i, : len(ids)] = 1
+    input_ids, attention_mask = _pad_right(sequences, pad_token_id)
     return PairBatch(
-        input_ids=torch.from_numpy(input_ids),
-        attention_mask=torch.from_numpy(attention_mask),
+        input_ids=input_ids,
+        attention_mask=attention_mask,
         pair_id=torch.tensor([row.pair_id for row in rows], dtype=torch.int64),
         target=torch.tensor([row.target for row in rows], dtype=torch.float32),
         weight=torch.tensor([row.weight for row in rows], dtype=torch.float32),
@@ -56,15 +52,47 @@ def collate_pairs(rows: Sequence[PairRow], pad_token_id: int, num_step_pairs: in
     )
 
 
-def cut_by_tokens(lengths: Sequence[int] | np.ndarray, budget: int) -> list[list[int]]:
-    """Group pairs of like length into batches of at most `budget` padded tokens.
+def collate_responses(
+    sequences: Sequence[Sequence[int] | np.ndarray],
+    num_response_tokens: Sequence[int] | np.ndarray,
+    pad_token_id: int,
+    num_step_tokens: int,
+) -> ResponseBatch:
+    """One micro-batch of responses to imitate, padded on the right.
+
+    Args:
+        sequences: B lists of ids, prompt and response.
+        num_response_tokens: (B,) how many of the last ids are the response's; 0 for a row that only fills up a rank.
+        pad_token_id: what stands where the attention mask is 0.
+        num_step_tokens: response tokens in the whole optimiser step.
+    """
+    input_ids, attention_mask = _pad_right(sequences, pad_token_id)
+    ends = attention_mask.sum(-1, keepdim=True)
+    columns = torch.arange(input_ids.shape[1])
+    starts = ends - torch.as_tensor(num_response_tokens, dtype=torch.int64)[:, None]
+    return ResponseBatch(input_ids, attention_mask, (columns >= starts) & (columns < ends), num_step_tokens)
+
+
+def _pad_right(sequences: Sequence[Sequence[int] | np.ndarray], pad_token_id: int) -> tuple[Tensor, Tensor]:
+    """(B, T) int64 ids and attention mask."""
+    longest = max(len(ids) for ids in sequences)
+    input_ids = np.full((len(sequences), longest), pad_token_id, dtype=np.int64)
+    attention_mask = np.zeros((len(sequences), longest), dtype=np.int64)
+    for i, ids in enumerate(sequences):
+        input_ids[i, : len(ids)] = ids
+        attention_mask[i, : len(ids)] = 1
+    return torch.from_numpy(input_ids), torch.from_numpy(attention_mask)
+
+
+def cut_by_tokens(lengths: Sequence[int] | np.ndarray, budget: int, rows_per_item: int = 2) -> list[list[int]]:
+    """Group items (pairs, responses) of like length into batches of at most `budget` padded tokens.
 
     The longest come first, so that a batch that does not fit into memory shows at once.
 
     Args:
-        lengths: N lengths in tokens, of the longer response's row of each pair.
-        budget: most tokens in a batch, padding included: 2 rows a pair times the longest row.
-            A single pair may exceed it.
+        lengths: N lengths in tokens, of the longest row of each item.
+        budget: most tokens in a batch, padding included: all rows times the longest one. A single item may exceed it.
+        rows_per_item: rows that an item takes; a pair has one for each response.
 
     Returns:
         Positions in `lengths`, one list a batch; each position exactly once.
@@ -72,7 +100,7 @@ def cut_by_tokens(lengths: Sequence[int] | np.ndarray, budget: int) -> list[list
     batches: list[list[int]] = []
     longest = 0
     for position in np.argsort(-np.asarray(lengths, dtype=np.int64), kind="stable").tolist():
-        if batches and 2 * (len(batches[-1]) + 1) * longest <= budget:
+        if batches and rows_per_item * (len(batches[-1]) + 1) * longest <= budget:
             batches[-1].append(position)
         else:
             batches.append([position])

@@ -152,12 +152,12 @@ class Prompt:
 
 
 @dataclass(frozen=True)
-class PromptBatch:
+class PromptBatch(TensorRecord):
     """Prompts -> policy: one rank's share of the prompts of one step."""
 
     prompts: list[Prompt]
     positions: list[int]
-    """Place of each prompt in the whole step, over all ranks: with `step` it names the random numbers of its responses."""
+    """Place of each prompt in the whole step, over all ranks; the random numbers of its answers go by it and `step`."""
     num_step_prompts: int
     """Prompts in the whole step, over all ranks."""
     step: int
@@ -194,6 +194,18 @@ class Rollout(TensorRecord):
 
     def __len__(self) -> int:
         return self.input_ids.shape[0]
+
+
+@dataclass(frozen=True)
+class Responses:
+    """Policy -> pool: K responses to one prompt, as text."""
+
+    prompt_id: int
+    turns: list[Turn]
+    texts: list[str]
+    """K."""
+    has_ended: list[bool]
+    """K."""
 
 
 @dataclass(frozen=True)

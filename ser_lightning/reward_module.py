@@ -2,7 +2,7 @@
 
 import math
 from contextlib import nullcontext
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
@@ -16,6 +16,7 @@ from ser_lightning.errors import UserError, raise_problems
 from ser_lightning.losses import bradley_terry, centring, pointwise
 from ser_lightning.metrics import PairMetrics, half_credit
 from ser_lightning.records import PairBatch, PairScores
+from ser_lightning.schedule import Decay, lr_factor, make_optimizer
 from ser_lightning.scorer import Scorer, load_scorer
 
 
@@ -37,7 +38,7 @@ class RewardModule(LightningModule):
         self,
         backbone: Backbone,
         optimizer: OptimizerCallable = lambda p: torch.optim.AdamW(p, lr=1e-4, weight_decay=0.0),
-        lr_decay: Literal["linear", "none"] = "linear",
+        lr_decay: Decay = "linear",
         warmup_share: float = 0.1,
         centring_weight: float = 0.01,
         pointwise_weight: float = 0.0,
@@ -118,12 +119,7 @@ class RewardModule(LightningModule):
 
     def lr_factor(self, phase_step: int, num_phase_steps: int) -> float:
         """Share of the peak learning rate at a step of a phase (warm-up, then `lr_decay`)."""
-        num_warmup = int(self.warmup_share * num_phase_steps)
-        if phase_step < num_warmup:
-            return (phase_step + 1) / (num_warmup + 1)
-        if self.lr_decay == "none":
-            return 1.0
-        return (num_phase_steps - phase_step) / max(1, num_phase_steps - num_warmup)
+        return lr_factor(phase_step, num_phase_steps, self.warmup_share, self.lr_decay)
 
     def training_step(self, step: list[PairBatch], batch_idx: int) -> None:
         """One optimiser step over its micro-batches: sum of the pairs' losses over the number of pairs of all ranks."""
@@ -174,13 +170,7 @@ class RewardModule(LightningModule):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """The injected optimiser over everything that is trained."""
-        try:
-            optimizer = self.optimizer([p for p in self.parameters() if p.requires_grad])
-        except (TypeError, ValueError) as error:
-            raise UserError(f"model.optimizer: got arguments that it refuses ({error}); mend its init_args") from error
-        for group in optimizer.param_groups:
-            group["initial_lr"] = group["lr"]
-        return optimizer
+        return make_optimizer(self.optimizer, [p for p in self.parameters() if p.requires_grad], "model.optimizer")
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Adapters and head (or every weight, where all are trained), never the frozen base."""

@@ -226,3 +226,28 @@ def test_a_gpt2_shaped_body_works(tmp_path, tiny_tokenizer):
     scorer = load_scorer(Backbone(str(tmp_path)))
     left, right = (rewards(scorer, *padded(ROWS, 0, side)) for side in ("left", "right"))
     assert torch.allclose(left, right, atol=1e-5)
+
+
+def test_nf4_has_the_same_gradients_after_scoring_as_before(tmp_path, tiny_tokenizer):
+    """bitsandbytes repacks 4-bit layers in evaluation mode for a CPU kernel that has none."""
+    sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2}
+    LlamaForCausalLM(LlamaConfig(vocab_size=len(tiny_tokenizer), **sizes)).save_pretrained(tmp_path)
+    tiny_tokenizer.save_pretrained(tmp_path)
+    scorer = load_scorer(Backbone(str(tmp_path), quantize="nf4", lora=LoraSettings(dropout=0.0)))
+    with torch.no_grad():
+        for name, p in scorer.named_parameters():
+            if "lora_B" in name:
+                p.normal_(std=0.1)
+    ids = torch.tensor([[3, 4, 5, 6, 7]])
+
+    def gradients():
+        scorer.zero_grad()
+        scorer(ids, torch.ones_like(ids)).sum().backward()
+        return {name: p.grad.clone() for name, p in scorer.named_parameters() if p.requires_grad}
+
+    before = gradients()
+    with evaluating(scorer):
+        scorer(ids, torch.ones_like(ids))
+    after = gradients()
+    assert any("layers.0" in name and g.abs().sum() > 0 for name, g in before.items())
+    assert all(torch.equal(before[name], after[name]) for name in before)

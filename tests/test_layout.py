@@ -8,12 +8,13 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 FLOORS = (
-    ("errors", "records", "atomic", "ranks"),
-    ("losses", "calibration", "policy_math", "response_stats", "encode", "layouts"),
-    ("metrics", "selection", "backbone", "trainable", "bodies", "floors"),
-    ("scorer", "scoring", "checkpoints", "length_quota", "policy", "rollout"),
-    ("run_folder", "rewards", "shared_base", "experience", "schedule"),
-    ("reward_module", "sft_module", "ppo_module", "generate_module", "export", "arguments", "diagnosis"),
+    ("errors", "records", "atomic", "ranks", "collectives", "seeds"),
+    ("losses", "calibration", "policy_math", "encode", "layouts"),
+    ("metrics", "response_stats", "selection", "backbone", "trainable", "bodies", "floors"),
+    ("scorer", "scoring", "checkpoints", "length_quota", "schedule"),
+    ("policy", "rollout", "policy_run", "policy_export", "shared_base", "experience"),
+    ("run_folder", "export", "judges", "rewards"),
+    ("reward_module", "sft_module", "ppo_module", "generate_module", "arguments", "diagnosis"),
     ("cli",),
     ("__main__",),
 )

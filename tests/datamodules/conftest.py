@@ -5,6 +5,7 @@ import random
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -49,11 +50,14 @@ def write_jsonl(tmp_path) -> Callable[[str, list], str]:
 
 
 @pytest.fixture
-def load(tiny_tokenizer, tmp_path) -> Callable[..., PreferenceDataModule]:
-    """`load(path, rank=0, world_size=1, epoch=0, **arguments)`: a data module, set up, below a pretended trainer."""
+def load(tiny_tokenizer, tmp_path) -> Callable[..., Any]:
+    """`load(path, rank=0, world_size=1, epoch=0, **arguments)`: a data module, set up, below a pretended trainer.
 
-    def make(path, rank=0, world_size=1, epoch=0, stage=None, tokenizer=None, **arguments) -> PreferenceDataModule:
-        datamodule = PreferenceDataModule(path, **{"cache_dir": str(tmp_path / "cache"), **arguments})
+    `kind` is its class, `PreferenceDataModule` unless it is given.
+    """
+
+    def make(path, rank=0, world_size=1, epoch=0, stage=None, tokenizer=None, kind=PreferenceDataModule, **arguments):
+        datamodule = kind(path, **{"cache_dir": str(tmp_path / "cache"), **arguments})
         datamodule.trainer = SimpleNamespace(
             global_rank=rank,
             world_size=world_size,

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from ser_lightning.datamodules import preference
+from ser_lightning.datamodules import pair_files
 from ser_lightning.datamodules.hygiene import assign_folds
 from ser_lightning.errors import UserError
 
@@ -97,8 +97,8 @@ def test_what_is_there_already_leaks_or_contradicts_itself_is_dropped_and_counte
 def test_only_what_arrived_is_encoded(load, path, two_files, monkeypatch):
     load(path)
     written = []
-    build = preference.build_store
-    monkeypatch.setattr(preference, "build_store", lambda folder, *rest: (written.append(folder), build(folder, *rest)))
+    build = pair_files.build_store
+    monkeypatch.setattr(pair_files, "build_store", lambda folder, *rest: (written.append(folder), build(folder, *rest)))
     load(path, more_path=two_files[0])
     assert len(written) == 1
     load(path, more_path=list(two_files))

@@ -1,0 +1,270 @@
+"""The data module of reinforcement learning: prompts to train on, without end, and prompts that are held out."""
+
+import json
+import math
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
+from itertools import chain
+from typing import Literal
+
+import numpy as np
+from lightning.pytorch.utilities import rank_zero_info
+from torch.utils.data import DataLoader, Dataset
+
+from ser_lightning.datamodules.formats import earlier_prompts, parse_prompt, prompt_hash
+from ser_lightning.datamodules.hygiene import SplitPolicy
+from ser_lightning.datamodules.pair_files import PairFiles
+from ser_lightning.datamodules.sources import Source, open_sources
+from ser_lightning.datamodules.splits import SplitName
+from ser_lightning.datamodules.steps import Phase, epoch_order, make_loader
+from ser_lightning.encode import encode_prompts
+from ser_lightning.errors import UserError, raise_problems
+from ser_lightning.records import Prompt, PromptBatch, Turn
+
+_CHUNK = 1024
+"""Prompts that are read or encoded at once."""
+_MAX_PROBLEMS = 10
+
+PromptSplit = Literal["train", "val"]
+"""What `predict` can answer."""
+
+
+class PromptSteps(Dataset[PromptBatch]):
+    """The steps of one epoch, consecutive pieces of an endless row of permutations of all prompts.
+
+    Args:
+        prompts: N prompts; a step may take some of them twice where there are few.
+        epoch: number of the epoch.
+        steps_per_epoch: steps in it.
+        prompts_per_step: prompts in a step, over all ranks.
+        seed: enters the permutations.
+        rank: this process, from 0.
+        world_size: number of processes.
+    """
+
+    def __init__(
+        self,
+        prompts: Sequence[Prompt],
+        epoch: int,
+        steps_per_epoch: int,
+        prompts_per_step: int,
+        seed: int,
+        rank: int,
+        world_size: int,
+    ) -> None:
+        self.prompts, self.epoch, self.steps_per_epoch = prompts, epoch, steps_per_epoch
+        self.prompts_per_step, self.seed, self.rank, self.world_size = prompts_per_step, seed, rank, world_size
+
+    def __len__(self) -> int:
+        return self.steps_per_epoch
+
+    def __getitem__(self, index: int) -> PromptBatch:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        step = self.epoch * self.steps_per_epoch + index
+        first = step * self.prompts_per_step
+        passes = range(first // len(self.prompts), (first + self.prompts_per_step - 1) // len(self.prompts) + 1)
+        order = np.concatenate([epoch_order(len(self.prompts), self.seed, Phase(), number) for number in passes])
+        start = first - passes[0] * len(self.prompts)
+        positions = list(range(self.rank, self.prompts_per_step, self.world_size))
+        mine = [self.prompts[order[start + position]] for position in positions]
+        return PromptBatch(mine, positions, self.prompts_per_step, step)
+
+
+class PromptBatches(Dataset[PromptBatch]):
+    """Every prompt once; ranks get equally many batches, the last of some empty.
+
+    Args:
+        prompts: N prompts.
+        prompts_per_batch: most prompts in a batch of one rank.
+        rank: this process, from 0.
+        world_size: number of processes.
+    """
+
+    def __init__(self, prompts: Sequence[Prompt], prompts_per_batch: int, rank: int, world_size: int) -> None:
+        self.prompts, self.prompts_per_batch, self.rank, self.world_size = prompts, prompts_per_batch, rank, world_size
+
+    def __len__(self) -> int:
+        return math.ceil(math.ceil(len(self.prompts) / self.world_size) / self.prompts_per_batch)
+
+    def __getitem__(self, index: int) -> PromptBatch:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        mine = range(self.rank, len(self.prompts), self.world_size)
+        positions = list(mine[index * self.prompts_per_batch : (index + 1) * self.prompts_per_batch])
+        return PromptBatch([self.prompts[i] for i in positions], positions, len(self.prompts), 0)
+
+
+class PromptDataModule(PairFiles):
+    """Prompts of pairs, whatever their labels, and of other files; splits as `PreferenceDataModule` makes them.
+
+    Args:
+        path: files (.jsonl, .json, .csv, .parquet), Hub names (owner/name:config@split) or `synthetic`, as for the
+            reward model.
+        pool_path: more pairs for the pool.
+        test_path: labelled pairs for the final test, instead of a share of `path`; their prompts are held out.
+        prompt_path: files of which only the column `prompt` is read: more prompts to train on.
+        columns: how the files call prompt, chosen, rejected, response_a, response_b, label or id,
+            such as {prompt: question, chosen: response_j}.
+        seed_fraction: share of the labelled pairs outside the test set that keep their label, if no pair comes
+            unlabelled.
+        test_fraction: share of the labelled pairs for the test set, if there is no `test_path`.
+        val_fraction: share of the seed that was kept for validation; its prompts are left out too.
+        max_length: most tokens in a conversation; a pair with a longer response is dropped.
+        max_prompt_length: most tokens in a prompt; longer ones lose their oldest turns.
+        prompts_per_step: prompts in a step, over all devices.
+        steps_per_epoch: steps in an epoch; the next one goes on where it ends.
+        num_val_prompts: most prompts of the test split to validate on.
+        val_prompts_per_batch: prompts that a device answers at once to validate or predict.
+        num_workers: processes that load batches, 0 = the main one.
+        split_seed: chooses the splits, the order of the prompts and the synthetic pairs.
+        cache_dir: folder for encoded pairs, default ser-lightning in the user's cache folder.
+        synthetic_pairs: pairs that `path: synthetic` makes.
+        predict_split: prompts that `predict` answers, `train` or `val` (those that are held out).
+
+    Attributes:
+        train_prompts: distinct prompts to train on, in the order of their id, once `setup` has run.
+        val_prompts: distinct prompts of the test split, the first ones in the order of their id.
+    """
+
+    def __init__(
+        self,
+        path: str | list[str] = "synthetic",
+        pool_path: str | list[str] | None = None,
+        test_path: str | list[str] | None = None,
+        prompt_path: str | list[str] | None = None,
+        columns: dict[str, str] | None = None,
+        seed_fraction: float = 0.15,
+        test_fraction: float = 0.2,
+        val_fraction: float = 0.0,
+        max_length: int = 512,
+        max_prompt_length: int = 256,
+        prompts_per_step: int = 16,
+        steps_per_epoch: int = 5,
+        num_val_prompts: int = 128,
+        val_prompts_per_batch: int = 64,
+        num_workers: int = 0,
+        split_seed: int = 0,
+        cache_dir: str | None = None,
+        synthetic_pairs: int = 2000,
+        predict_split: PromptSplit = "train",
+    ) -> None:
+        policy = SplitPolicy(seed_fraction, test_fraction, val_fraction, split_seed)
+        files = (path, pool_path, test_path, None, columns)
+        super().__init__(*files, policy, max_length, num_workers, cache_dir, synthetic_pairs)
+        self.prompt_path = prompt_path or []
+        self.max_prompt_length = max_prompt_length
+        self.prompts_per_step, self.steps_per_epoch = prompts_per_step, steps_per_epoch
+        self.num_val_prompts, self.val_prompts_per_batch = num_val_prompts, val_prompts_per_batch
+        self.predict_split = predict_split
+        self.train_prompts: list[Prompt] = []
+        self.val_prompts: list[Prompt] = []
+        counts = ("max_length", "max_prompt_length", "prompts_per_step", "steps_per_epoch")
+        raise_problems(self._problems(*counts, "num_val_prompts", "val_prompts_per_batch", "synthetic_pairs"))
+
+    def prepare_data(self) -> None:
+        """Encode the pairs into the cache, unless they are there."""
+        _ = self._prompt_sources  # a file that is not there shows before the pairs are encoded
+        super().prepare_data()
+
+    def setup(self, stage: str | None = None) -> None:
+        """Open the cache, split, and encode the prompts; done once, whatever the stages."""
+        if stage == "fit":
+            self.check_reload()
+        super().setup(stage)
+        if self.val_prompts:
+            return
+        test = distinct_prompts(self._pair_prompts("test"))
+        others = (prompt for split in ("seed", "pool") for prompt in self._pair_prompts(split))
+        candidates = distinct_prompts(chain(others, self._file_prompts()))
+        held_out = {*test, *(earlier for prompt in test.values() for earlier in earlier_prompts(prompt))}
+        train = {
+            prompt_id: prompt
+            for prompt_id, prompt in candidates.items()
+            # A longer prompt of a dialogue holds an answer to the shorter one.
+            if prompt_id not in held_out and not any(earlier in test for earlier in earlier_prompts(prompt))
+        }
+        problems = [] if test else ["test: got no prompts to hold out; set data.test_path or data.test_fraction"]
+        if not train:
+            problems.append(
+                "prompts: got none to train on outside the test set; give data.prompt_path, or more pairs in data.path"
+            )
+        raise_problems(problems)
+        val = dict(list(test.items())[: self.num_val_prompts])
+        self.train_prompts, num_train_cut = self._encoded(train)
+        self.val_prompts, num_val_cut = self._encoded(val)
+        cut = f"; {num_cut:,} cut" if (num_cut := num_train_cut + num_val_cut) else ""
+        rank_zero_info(f"Prompts: {len(train):,} to train on, {len(val):,} held out{cut}")
+
+    @cached_property
+    def _prompt_sources(self) -> list[Source]:
+        return open_sources(self.prompt_path, self.synthetic_pairs, self.policy.split_seed)
+
+    def _pair_prompts(self, split: SplitName) -> Iterator[list[Turn]]:
+        rows = self.data.rows(split)
+        for start in range(0, len(rows), _CHUNK):
+            yield from (pair.prompt for pair in self.data.store.read_texts(rows[start : start + _CHUNK]))
+
+    def _file_prompts(self) -> Iterator[list[Turn]]:
+        """The prompts of `prompt_path`; problems of several rows come as one error."""
+        problems: list[str] = []
+        for where, row in (found for source in self._prompt_sources for found in source.rows()):
+            try:
+                prompt = parse_prompt(row, self.columns, where)
+            except UserError as error:
+                problems += error.problems
+                if len(problems) >= _MAX_PROBLEMS:
+                    break
+                continue
+            if prompt is not None:
+                yield prompt
+        raise_problems(problems)
+
+    def _encoded(self, prompts: dict[int, list[Turn]]) -> tuple[list[Prompt], int]:
+        """The prompts with their ids, and how many of them had to be cut."""
+        tokenizer, items = self._tokenizer(), list(prompts.items())
+        encoded: list[Prompt] = []
+        num_cut = 0
+        for start in range(0, len(items), _CHUNK):
+            chunk = items[start : start + _CHUNK]
+            rows = encode_prompts(tokenizer, [turns for _, turns in chunk], sys.maxsize)
+            for (prompt_id, turns), ids in zip(chunk, rows, strict=True):
+                if len(ids) > self.max_prompt_length:
+                    num_cut += 1
+                    [ids] = encode_prompts(tokenizer, [turns], self.max_prompt_length)
+                encoded.append(Prompt(prompt_id, turns, ids))
+        return encoded, num_cut
+
+    def train_dataloader(self) -> DataLoader[PromptBatch]:
+        """Items: this rank's prompts of one step."""
+        rank, world_size = self._rank()
+        if self.prompts_per_step < world_size:
+            raise UserError(
+                f"prompts_per_step: got {self.prompts_per_step} for {world_size} devices; use at least as many"
+            )
+        epoch = self.trainer.current_epoch if self.trainer is not None else 0
+        sizes = (epoch, self.steps_per_epoch, self.prompts_per_step)
+        steps = PromptSteps(self.train_prompts, *sizes, self.policy.split_seed, rank, world_size)
+        return make_loader(steps, self.num_workers)
+
+    def val_dataloader(self) -> DataLoader[PromptBatch]:
+        """The held-out prompts, this rank's share of them."""
+        return self._every_prompt(self.val_prompts)
+
+    def predict_dataloader(self) -> DataLoader[PromptBatch]:
+        """The prompts of `predict_split`, this rank's share of them."""
+        return self._every_prompt(self.train_prompts if self.predict_split == "train" else self.val_prompts)
+
+    def _every_prompt(self, prompts: list[Prompt]) -> DataLoader[PromptBatch]:
+        return make_loader(PromptBatches(prompts, self.val_prompts_per_batch, *self._rank()), self.num_workers)
+
+
+def distinct_prompts(prompts: Iterable[list[Turn]]) -> dict[int, list[Turn]]:
+    """Prompts by their id, ascending; of those that differ in case or white space alone, always the same one."""
+    found: dict[int, list[Turn]] = {}
+    for prompt in prompts:
+        prompt_id = prompt_hash(prompt)
+        if prompt_id not in found or json.dumps(prompt) < json.dumps(found[prompt_id]):
+            found[prompt_id] = prompt
+    return dict(sorted(found.items()))

@@ -1,0 +1,44 @@
+"""The injected optimisers, and the course of their learning rates over a training of known length."""
+
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch.cli import OptimizerCallable
+
+from ser_lightning.errors import UserError
+
+Decay = Literal["linear", "none"]
+
+
+def lr_factor(step: int, num_steps: int, warmup_share: float, decay: Decay) -> float:
+    """Share of the peak learning rate at a step: warm-up, then `decay`.
+
+    Args:
+        step: optimiser steps so far.
+        num_steps: optimiser steps in all.
+        warmup_share: share of the steps over which the rate rises from 0.
+        decay: `linear` falls to 0 at the end, `none` stays.
+    """
+    num_warmup = int(warmup_share * num_steps)
+    if step < num_warmup:
+        return (step + 1) / (num_warmup + 1)
+    if decay == "none":
+        return 1.0
+    return (num_steps - step) / max(1, num_steps - num_warmup)
+
+
+def make_optimizer(make: OptimizerCallable, parameters: list[Any], name: str) -> torch.optim.Optimizer:
+    """The injected optimiser, its peak learning rate noted; `UserError` for arguments that it refuses.
+
+    Args:
+        make: class and arguments.
+        parameters: what it trains.
+        name: its place in the config.
+    """
+    try:
+        optimizer = make(parameters)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{name}: got arguments that it refuses ({error}); mend its init_args") from error
+    for group in optimizer.param_groups:
+        group["initial_lr"] = group["lr"]
+    return optimizer
