@@ -202,6 +202,7 @@ def load_policy(
         torch.manual_seed(torch.initial_seed())
         lm = _load_lm(backbone, device)
         prepare_body(lm, backbone, POLICY)
+        _check_head(lm)
         if backbone.train == "lora":
             policy = _with_adapters(lm, backbone, start, has_reference, has_critic)
         else:
@@ -274,7 +275,6 @@ def _load_lm(backbone: Backbone, device: torch.device | str) -> nn.Module:
             "a policy needs a causal language model with its head"
         )
     check_vocabulary(lm, load_tokenizer(backbone))
-    _check_head(lm)
     return lm
 
 
