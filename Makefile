@@ -6,10 +6,10 @@ STAMP := $(VENV)/.installed
 STAGED := build/typecheck
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format wheel clean
+.PHONY: help setup demo demo-rl demo-coevolve test lint format wheel clean
 
 help:  ## Show this list
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
 
 setup: $(STAMP)  ## Create .venv with the pinned, known-good versions
 
@@ -23,6 +23,18 @@ $(STAMP): pyproject.toml constraints.txt
 
 demo: $(STAMP)  ## Evolve a reward model on the embedded synthetic world (minutes on 2 cores)
 	$(RUN) -m ser_lightning fit --config configs/rm.yaml
+
+# The same command again goes on where it was broken off, step by step.
+RL := runs/demo-rl
+demo-rl: $(STAMP)  ## Train a policy against such a reward model: SFT, then PPO
+	$(RUN) -m ser_lightning fit --config configs/rm.yaml --run_dir $(RL)/rm --ckpt_path auto
+	$(RUN) -m ser_lightning fit --config configs/sft.yaml --run_dir $(RL)/sft --ckpt_path auto
+	$(RUN) -m ser_lightning fit --config configs/ppo.yaml --run_dir $(RL)/ppo --ckpt_path auto \
+		--model.backbone.path $(RL)/sft --model.reward_model $(RL)/rm
+	@$(RUN) scripts/show_samples.py $(RL)/ppo
+
+demo-coevolve: $(STAMP)  ## Let policy and reward model teach one another for two turns
+	$(RUN) scripts/coevolve.py --folder runs/coevolve
 
 test: $(STAMP)  ## Run the whole suite
 	$(RUN) -m pytest

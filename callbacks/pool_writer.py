@@ -32,6 +32,8 @@ class PoolWriter(Callback):
         if stage == "predict" and trainer.is_global_zero and self._file(trainer).exists():
             raise UserError(f"pool: got {self._file(trainer)}, which exists; move it away, or give another --run_dir")
         self._found = []
+        if stage == "predict":  # Lightning would keep the responses a second time, and cannot copy frozen records
+            trainer.predict_loop.return_predictions = False
 
     def on_predict_batch_end(
         self,

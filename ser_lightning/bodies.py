@@ -77,7 +77,7 @@ def _keep_differentiable(body: nn.Module) -> None:
     """
     for module in body.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
-            module.support_avx512bf16_for_cpu = False
+            vars(module)["support_avx512bf16_for_cpu"] = False
 
 
 def position_arguments(body: nn.Module, attention_mask: Tensor) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import yaml
 from torch import Tensor
 
 from ser_lightning.backbone import Backbone, LoraSettings
-from ser_lightning.checkpoints import LAST, find_checkpoint
+from ser_lightning.checkpoints import LAST, is_whole, newest_whole
 from ser_lightning.errors import UserError
 from ser_lightning.policy import policy_state
 
@@ -42,9 +42,7 @@ def resolve_start(backbone: Backbone) -> PolicyStart:
     template = trained.template if backbone.template == "auto" else backbone.template
     base = resolve_start(trained).backbone
     settings = replace(backbone, path=base.path, gguf_file=base.gguf_file, template=template)
-    checkpoint = find_checkpoint(run, "last")
-    assert checkpoint is not None
-    state = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)["state_dict"]
+    state = torch.load(run / LAST, map_location="cpu", weights_only=True, mmap=True)["state_dict"]
     weights = {name.removeprefix(_PREFIX): value for name, value in state.items() if name.startswith(_PREFIX)}
     return PolicyStart(settings, policy_state(weights))
 
@@ -78,6 +76,10 @@ def _model_config(run: Path) -> dict[str, Any]:
 def _check_fits(backbone: Backbone, trained: Backbone, run: Path) -> None:
     if not (run / LAST).exists():
         raise UserError(f"backbone.path: got {run}, which has no {LAST}; let its fit finish an epoch first")
+    if not is_whole(run / LAST):
+        good = newest_whole((run / LAST).parent)
+        fix = f"put {good} in its place" if good else "train it again"
+        raise UserError(f"backbone.path: got {run}, whose {LAST} is damaged (cut off or not a checkpoint); {fix}")
     if trained.train != backbone.train:
         raise UserError(
             f"backbone.train: got {backbone.train} for {run}, which was trained with {trained.train}; use that, or "

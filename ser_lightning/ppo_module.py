@@ -34,6 +34,7 @@ from ser_lightning.rewards import load_judge, load_rewards
 from ser_lightning.rollout import (
     Generator,
     Sampling,
+    check_room,
     response_logps,
     response_texts,
     response_values,
@@ -132,7 +133,7 @@ class PPOModule(LightningModule):
         return self._policy
 
     def configure_model(self) -> None:
-        """Load policy, reference, critic and judges, all problems of judges at once."""
+        """Load policy, reference, critic and judges; `UserError` with the problems of all judges at once."""
         if self._policy is not None:
             return
         device = self.trainer.strategy.root_device
@@ -140,6 +141,9 @@ class PPOModule(LightningModule):
         start = self.start
         policy = load_policy(start.backbone, device, start.weights, has_reference=True, has_critic=self._has_critic)
         self._stop_ids = stop_ids(policy.lm.generation_config.eos_token_id, self.tokenizer, self.sampling.stop)
+        data = getattr(self.trainer, "datamodule", None)
+        prompts = [prompt for name in ("train_prompts", "val_prompts") for prompt in getattr(data, name, [])]
+        check_room(prompts, self.sampling.max_new_tokens, policy.lm.config.get_text_config())
         # In a list: the judges are nobody's submodules, so that no checkpoint and no optimiser ever sees them.
         self._judges: list[tuple[RewardSum, Judge | None]] = [self._load_judges(policy, device)]
         self._policy = policy
@@ -152,8 +156,16 @@ class PPOModule(LightningModule):
             number = sum(name.startswith("reward") for name in getattr(policy.body, "peft_config", {}))
             return shared_scorer(policy, run.backbone, run.weights, f"reward{number}")
 
-        rewards = load_rewards(self.reward_model, device, self.allow_uncalibrated, build)
-        judge = load_judge(self.judge, device, allow_uncalibrated=True, build=build) if self.judge else None
+        problems: list[str] = []
+        try:
+            rewards = load_rewards(self.reward_model, device, self.allow_uncalibrated, build)
+        except UserError as error:
+            problems += error.problems
+        try:
+            judge = load_judge(self.judge, device, allow_uncalibrated=True, build=build) if self.judge else None
+        except UserError as error:
+            problems += error.problems
+        raise_problems(problems)
         return rewards, judge
 
     @property
@@ -169,12 +181,16 @@ class PPOModule(LightningModule):
 
     def training_step(self, batch: PromptBatch, batch_idx: int) -> None:
         """One step: sample responses, score them, and update policy and critic several times."""
+        num_responses = batch.num_step_prompts * self.responses_per_prompt
+        if self.ppo.minibatches > num_responses:
+            got = f"got {self.ppo.minibatches} for {num_responses} responses in a step"
+            raise UserError(f"ppo.minibatches: {got}; use at most as many")
         torch.manual_seed(hash_seed(self._seed, "dropout", batch.step, self.global_rank))
         with evaluating(self.policy):
             experience, score = self._collect(batch)
         figures = self._update(experience, batch.step)
         totals = self._totals(experience, score)
-        mean_kl, num_responses = float(totals["kl"]), int(totals.pop("num_responses"))
+        mean_kl = float(totals["kl"])
         for name, value in {**totals, "kl_weight": self.kl_control.weight, **figures}.items():
             is_shown = name in ("reward", "kl", "length")
             self.log(f"train/{name}", float(value), prog_bar=is_shown, batch_size=1, on_step=True)
@@ -283,8 +299,7 @@ class PPOModule(LightningModule):
         count = torch.tensor(float(len(rollout)), dtype=torch.float64, device=self.device)
         *totals, num_responses = sum_over_ranks(torch.stack([*sums, count])).tolist()
         names = ("reward", "kl", "kl_k3", "length", "ended")
-        means = {name: total / num_responses for name, total in zip(names, totals, strict=True)}
-        return {**means, "num_responses": num_responses}
+        return {name: total / num_responses for name, total in zip(names, totals, strict=True)}
 
     # Held-out prompts.
 

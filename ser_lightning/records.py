@@ -197,7 +197,7 @@ class Rollout(TensorRecord):
 
 
 @dataclass(frozen=True)
-class Responses:
+class Responses(TensorRecord):
     """Policy -> pool: K responses to one prompt, as text."""
 
     prompt_id: int

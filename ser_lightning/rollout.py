@@ -9,13 +9,14 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
 from transformers.cache_utils import DynamicCache
 
+from ser_lightning.errors import UserError
 from ser_lightning.layouts import cut_by_tokens
 from ser_lightning.policy import Policy, Role
 from ser_lightning.policy_math import token_logps
-from ser_lightning.records import Rollout
+from ser_lightning.records import Prompt, Rollout
 from ser_lightning.seeds import hash_seed
 
 LOGP_CHUNK = 1024
@@ -146,6 +147,25 @@ def uniform_numbers(seed: Sequence[int | str], num_rows: int, num_columns: int) 
     """(num_rows, num_columns) random numbers in [0, 1) that depend on `seed` alone."""
     generator = torch.Generator().manual_seed(hash_seed(*seed))
     return torch.rand(num_rows, num_columns, generator=generator)
+
+
+def check_room(prompts: Sequence[Prompt], max_new_tokens: int, config: PretrainedConfig) -> None:
+    """`UserError` where a prompt and a full-length response are more than the policy has positions for.
+
+    Rotary embeddings go on beyond the positions that a model was trained on, and give nonsense.
+
+    Args:
+        prompts: all that will be answered.
+        max_new_tokens: of a response.
+        config: the language model's.
+    """
+    longest = max((len(prompt.ids) for prompt in prompts), default=0)
+    num_positions = getattr(config, "max_position_embeddings", None)
+    if num_positions is not None and longest + max_new_tokens > num_positions:
+        raise UserError(
+            f"sampling.max_new_tokens: got {max_new_tokens} after prompts of up to {longest} tokens for a policy with "
+            f"{num_positions} positions; lower it or data.max_prompt_length"
+        )
 
 
 def pad_left(rows: Sequence[Sequence[int]], pad_token_id: int, device: torch.device) -> tuple[Tensor, Tensor]:

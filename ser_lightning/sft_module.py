@@ -20,6 +20,7 @@ from ser_lightning.policy_run import PolicyStart, resolve_start
 from ser_lightning.records import ResponseBatch
 from ser_lightning.rollout import LOGP_CHUNK
 from ser_lightning.schedule import Decay, lr_factor, make_optimizer
+from ser_lightning.seeds import hash_seed
 
 
 class SFTModule(LightningModule):
@@ -82,6 +83,7 @@ class SFTModule(LightningModule):
     def configure_model(self) -> None:
         """Load the pretrained weights, on the device where 4-bit weights have to be made."""
         if self._policy is None:
+            self._seed = torch.initial_seed()
             device = self.trainer.strategy.root_device if self._trainer is not None else self.device
             self._policy = load_policy(self.start.backbone, device, self.start.weights)
 
@@ -97,6 +99,8 @@ class SFTModule(LightningModule):
         optimizer = self.optimizers()
         num_steps = max(1, self.trainer.max_epochs or 1) * int(self.trainer.num_training_batches)
         done = self.current_epoch * int(self.trainer.num_training_batches) + batch_idx
+        # A resumed run drops out what the unbroken one does.
+        torch.manual_seed(hash_seed(self._seed, "dropout", done, self.global_rank))
         for group in optimizer.param_groups:
             group["lr"] = group["initial_lr"] * lr_factor(done, num_steps, self.warmup_share, self.lr_decay)
         total = 0.0

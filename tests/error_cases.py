@@ -11,6 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from ser_lightning.__main__ import main
 from ser_lightning.datamodules.formats import parse_row
+from tests.policy_runs import QUIET
 
 DISK_IS_FULL = "disk: got no room (No space left on device); free some, then resume with --ckpt_path last"
 PAGE = Path(__file__).parent.parent / "docs" / "errors.md"
@@ -60,6 +61,50 @@ class Case:
     line: str
     """`...` stands for what other packages say."""
     make: Callable[[Scene], list[str]]
+    config: str = "rm.yaml"
+
+    def command(self, scene: Scene) -> list[str]:
+        """Make the mistake, and give the command line that meets it."""
+        flags = self.make(scene)
+        if self.config == "rm.yaml":
+            return ["fit", *scene.flags, *flags]
+        command = "predict" if self.config == "generate.yaml" else "fit"
+        own = REWARD if self.config == "ppo.yaml" else ()
+        return [command, "--config", self.config, *POLICY, *own, *QUIET, *flags]
+
+
+POLICY = (
+    *("--model.backbone.path=model", "--model.backbone.train=full"),
+    *("--data.path=pairs.jsonl", "--data.max_length=64", "--data.seed_fraction=0.3"),
+)
+REWARD = ("--model.reward_model=tests.error_cases.brevity", "--model.judge=null", "--model.sampling.max_new_tokens=4")
+
+
+def brevity(prompts: list, responses: list[str]) -> list[float]:
+    """A reward."""
+    return [-len(response) for response in responses]
+
+
+def not_a_number(prompts: list, responses: list[str]) -> list[float]:
+    """No reward."""
+    return [float("nan")] * len(responses)
+
+
+def _trained(kind: str, train: str, has_checkpoint: bool = True) -> Callable[[Scene], list[str]]:
+    """A run as far as it is read before its weights are."""
+
+    def make(scene: Scene) -> list[str]:
+        folder = Path("old/checkpoints")
+        folder.mkdir(parents=True)
+        lora = {"r": 16, "alpha": 32, "dropout": 0.0, "target_modules": "all-linear"}
+        init_args = {"backbone": {"path": "model", "train": train, "lora": lora}}
+        model = {"class_path": f"ser_lightning.{kind}", "init_args": init_args}
+        Path("old/config.yaml").write_text(json.dumps({"model": model}))
+        if has_checkpoint:
+            torch.save({"state_dict": {}}, folder / "last.ckpt")
+        return ["--model.backbone.path=old"]
+
+    return make
 
 
 def _turned(rows: list[dict]) -> list[dict]:
@@ -239,6 +284,84 @@ CASES = [
         "--ckpt_path: got run/checkpoints/last.ckpt, which is damaged (cut off or not a checkpoint); go on from the "
         "newest good one with --ckpt_path run/checkpoints/previous.ckpt",
         _damaged,
+    ),
+    Case(
+        "a policy from a run that trained none",
+        "backbone.path: got old, a run of RewardModule; give a run of sft.yaml or ppo.yaml, or a model",
+        _trained("reward_module.RewardModule", "full"),
+        "sft.yaml",
+    ),
+    Case(
+        "a policy from a run without a checkpoint",
+        "backbone.path: got old, which has no checkpoints/last.ckpt; let its fit finish an epoch first",
+        _trained("sft_module.SFTModule", "full", has_checkpoint=False),
+        "ppo.yaml",
+    ),
+    Case(
+        "a policy that was trained in another way",
+        "backbone.train: got full for old, which was trained with lora; use that, or `export old` and give "
+        "backbone.path the folder that it writes",
+        _trained("sft_module.SFTModule", "lora"),
+        "ppo.yaml",
+    ),
+    Case(
+        "a policy with adapters of another rank",
+        "backbone.lora.r: got 8 for old, which was trained with 16; use that, or `export old` and start from the "
+        "folder that it writes",
+        lambda s: [*_trained("ppo_module.PPOModule", "lora")(s), "--model.backbone.train=lora"],
+        "generate.yaml",
+    ),
+    Case(
+        "a policy of which the head alone is trained",
+        "backbone.train: got head, which trains no policy; use lora or full",
+        lambda _: ["--model.backbone.train=head"],
+        "sft.yaml",
+    ),
+    Case(
+        "a reward that is neither a folder nor a function",
+        "reward runs/RM: got no such folder; give the run folder of a fit, a transformers folder with a classifier of "
+        "one label, or the dotted path of a function (prompts, responses) -> scores, such as my_module.my_function",
+        lambda _: ["--model.reward_model=runs/RM"],
+        "ppo.yaml",
+    ),
+    Case(
+        "a reward that is no number",
+        "reward tests.error_cases.not_a_number: got NaN for 16 of 16 responses, such as response 0 (...); every "
+        "response needs a finite number",
+        lambda _: ["--model.reward_model=tests.error_cases.not_a_number"],
+        "ppo.yaml",
+    ),
+    Case(
+        "a group of one response",
+        "model.responses_per_prompt: got 1 for rloo, whose baseline is the other responses to a prompt; use at least "
+        "2, 4 is usual",
+        lambda _: ["--model.advantage=rloo"],
+        "ppo.yaml",
+    ),
+    Case(
+        "no prompts to hold out",
+        "test: got no prompts to hold out; set data.test_path or data.test_fraction",
+        lambda _: ["--data.test_fraction=0.0"],
+        "ppo.yaml",
+    ),
+    Case(
+        "a stop token that is several",
+        "sampling.stop: got 'Question', which is 8 tokens; name single tokens",
+        lambda _: ["--model.sampling.stop=[Question]"],
+        "ppo.yaml",
+    ),
+    Case(
+        "responses without a pair",
+        "model.responses_per_prompt: got 1; a pair needs at least 2",
+        lambda _: ["--model.responses_per_prompt=1"],
+        "generate.yaml",
+    ),
+    Case(
+        "a policy that always says the same",
+        "pool: got no pair from 64 prompts, all responses to a prompt being the same or empty; raise "
+        "model.sampling.temperature or model.responses_per_prompt",
+        lambda _: ["--model.sampling.temperature=1.0e-6", "--model.sampling.max_new_tokens=2"],
+        "generate.yaml",
     ),
 ]
 

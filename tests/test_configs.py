@@ -1,5 +1,6 @@
 """Every YAML that ships parses through the real parser, and opens with the command that runs it."""
 
+import csv
 import re
 import shlex
 from importlib.resources import files
@@ -9,9 +10,11 @@ import pytest
 import yaml
 
 from ser_lightning.__main__ import main
+from tests.policy_runs import QUIET, sft_flags
 
 ROOT = Path(str(files("ser_lightning.configs")))
 ALL = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.rglob("*.yaml"))
+POLICIES = [name for name in ALL if name.startswith("policies/")]
 
 
 def test_there_are_configs():
@@ -29,6 +32,49 @@ def test_its_own_command_parses(name, capsys):
             main([command, *shlex.split(arguments), "--print_config"])
         assert stopped.value.code == 0
         assert yaml.safe_load(capsys.readouterr().out)["model"]["class_path"]
+
+
+def brevity(prompts, responses):
+    """A reward."""
+    return [-len(response) for response in responses]
+
+
+@pytest.mark.parametrize("overlay", POLICIES)
+@pytest.mark.parametrize("base", ["sft.yaml", "ppo.yaml", "generate.yaml"])
+def test_a_policy_goes_behind_each_of_its_stages(base, overlay, capsys):
+    command = "predict" if base == "generate.yaml" else "fit"
+    reward = ["--model.reward_model=runs/RM"] if base == "ppo.yaml" else []
+    with pytest.raises(SystemExit):
+        main([command, "--config", base, "--config", overlay, *reward, "--print_config"])
+    found = yaml.safe_load(capsys.readouterr().out)["model"]["init_args"]["backbone"]
+    given = yaml.safe_load((ROOT / overlay).read_text())["model"]["init_args"]["backbone"]
+    lora, given_lora = found.pop("lora"), given.pop("lora")
+    assert given_lora.items() <= lora.items() and given.items() <= found.items()
+
+
+def test_two_steps_of_sft_run(tiny_model_dir, pairs_file):
+    flags = [*sft_flags(tiny_model_dir, pairs_file), "--trainer.limit_train_batches=2", "--trainer.max_epochs=1"]
+    assert main(["fit", *flags, "--trainer.log_every_n_steps=1", "--data.val_fraction=0.3", "--run_dir=run"]) == 0
+    rows = read_rows("run/metrics.csv")
+    assert [row["step"] for row in rows if row["train/loss"]] == ["0", "1"]
+    assert sum(bool(row["val/loss"]) for row in rows) == 1
+
+
+def test_two_steps_of_ppo_run(tiny_model_dir, pairs_file):
+    flags = [
+        *("--config", "ppo.yaml", f"--model.backbone.path={tiny_model_dir}", "--model.judge=null"),
+        *(f"--model.reward_model={brevity.__module__}.brevity", "--model.sampling.max_new_tokens=4"),
+        *(f"--data.path={pairs_file}", "--data.max_length=64", "--data.prompts_per_step=8"),
+        *("--data.steps_per_epoch=2", "--trainer.max_epochs=1", *QUIET),
+    ]
+    assert main(["fit", *flags, "--run_dir=run"]) == 0
+    assert [row["step"] for row in read_rows("run/steps.csv")] == ["0", "2"]
+    assert sum(bool(row["train/reward"]) for row in read_rows("run/metrics.csv")) == 2
+
+
+def read_rows(path):
+    with Path(path).open(newline="") as file:
+        return list(csv.DictReader(file))
 
 
 def test_two_steps_run(tiny_run):

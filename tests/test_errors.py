@@ -30,18 +30,18 @@ def scene(here, tiny_model_dir, pairs_file):
     return Scene([json.loads(line) for line in pairs_file.read_text().splitlines()], here)
 
 
-def problems_of(capsys, *args):
-    assert main(["fit", *args]) == 2
+def problems_of(capsys, *command):
+    assert main(list(command)) == 2
     said = capsys.readouterr().err
     assert "Traceback" not in said and "usage:" not in said
     return [line.removeprefix("error: ") for line in said.splitlines() if line.startswith("error: ")]
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.title)
-def test_one_line_says_what_is_wrong(scene, here, capsys, case):
-    flags = case.make(scene)
+def test_one_line_says_what_is_wrong(scene, capsys, case):
+    command = case.command(scene)
     capsys.readouterr()
-    (line,) = problems_of(capsys, *here, *flags)
+    (line,) = problems_of(capsys, *command)
     assert re.fullmatch(re.escape(case.line).replace(r"\.\.\.", ".*"), line), line
 
 
@@ -72,7 +72,7 @@ def test_a_full_disk_is_one_line_and_loses_no_round(scene, here, capsys, monkeyp
     with monkeypatch.context() as patch:
         patch.setattr(EvolutionCallback, "on_train_batch_end", fill_up)
         try:
-            (line,) = problems_of(capsys, *here, "--run_dir=run")
+            (line,) = problems_of(capsys, "fit", *here, "--run_dir=run")
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert line.startswith("disk: got no room") and line.endswith("free some, then resume with --ckpt_path last")

@@ -1,5 +1,6 @@
 """Two processes of DDP do what one does, and end together."""
 
+import csv
 import os
 import signal
 import subprocess
@@ -9,6 +10,8 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 import torch
+
+from ser_lightning.__main__ import main
 
 ROOT = Path(__file__).parent.parent
 DDP = ("--trainer.devices=2", "--trainer.strategy=ddp")
@@ -89,3 +92,69 @@ def test_a_rank_ends_with_the_process_that_started_it():
         assert parent.stdout.readline() == b"1\n"  # the rank is up
         parent.send_signal(signal.SIGKILL)
         assert parent.stdout.read() == b""  # closed by the rank's end
+
+
+LETTERS = """
+import json, os
+
+def letters(prompts, responses):
+    with open(f"said-{os.environ['WHO']}-{os.getpid()}.jsonl", "a") as file:
+        for prompt, response in zip(prompts, responses):
+            file.write(json.dumps([prompt[-1]["content"], response]) + "\\n")
+    return [sum(map(ord, response)) % 7 / 4 - 1 for response in responses]
+"""
+"""A reward that writes down what it was asked."""
+
+
+def _policy_flags(tiny_model_dir, pairs_file, name):
+    return [
+        *("fit", "--config", "ppo.yaml", f"--run_dir={name}", "--model.reward_model=said_rewards.letters"),
+        *(f"--model.backbone.path={tiny_model_dir}", f"--data.path={pairs_file}", "--data.max_length=64"),
+        *("--model.sampling.max_new_tokens=8", f"--model.sampling.stop={list('abcdefghijklmnopqrstuvwxyz')}"),
+        *("--data.prompts_per_step=5", "--data.steps_per_epoch=2", "--data.num_val_prompts=5"),
+        *("--model.ppo.minibatches=1", "--model.backbone.lora.dropout=0", "--data.val_prompts_per_batch=2"),
+        *("--model.judge=null", "--trainer.max_epochs=2", "--trainer.accelerator=cpu"),
+        "--trainer.enable_model_summary=false",
+    ]
+
+
+def _fit_policy_on_two_ranks(flags):
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{Path.cwd()}", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "ser_lightning", *flags, *DDP]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+def _learnt(name):
+    """Trained weights and steps of a run, and what its policies have said, by process."""
+    state = torch.load(Path(name, "checkpoints/last.ckpt"), weights_only=False)["state_dict"]
+    with Path(name, "steps.csv").open() as file:
+        steps = list(csv.DictReader(file))
+    return state, steps, [file.read_text().splitlines() for file in sorted(Path().glob(f"said-{name}-*.jsonl"))]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ("--model.advantage=gae", "--model.backbone.train=full"),
+        ("--model.advantage=rloo", "--model.responses_per_prompt=2", "--model.backbone.train=lora"),
+    ],
+)
+def test_two_ranks_learn_a_policy_as_one(tiny_model_dir, pairs_file, monkeypatch, settings):
+    """Five prompts in a step and five held out: neither divides evenly."""
+    Path("said_rewards.py").write_text(LETTERS)
+    monkeypatch.syspath_prepend(str(Path.cwd()))
+    monkeypatch.setenv("WHO", "one")
+    assert main([*_policy_flags(tiny_model_dir, pairs_file, "one"), *settings]) == 0
+    monkeypatch.setenv("WHO", "two")
+    _fit_policy_on_two_ranks([*_policy_flags(tiny_model_dir, pairs_file, "two"), *settings])
+    (state, steps, (said,)), (state_of_two, steps_of_two, parts) = _learnt("one"), _learnt("two")
+    assert len(parts) == 2 and all(parts)
+    assert sorted(parts[0] + parts[1]) == sorted(said)
+    assert state.keys() == state_of_two.keys()
+    assert all(torch.allclose(state[k], state_of_two[k], atol=1e-5) for k in state)
+    assert [row["step"] for row in steps] == ["0", "2", "4"]
+    for row, row_of_two in zip(steps, steps_of_two, strict=True):
+        assert {k for k, v in row.items() if v} == {k for k, v in row_of_two.items() if v}
+        for name in (k for k, v in row.items() if v):
+            assert float(row[name]) == pytest.approx(float(row_of_two[name]), abs=1e-5, rel=1e-4), name

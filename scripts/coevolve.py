@@ -1,0 +1,343 @@
+"""Policy and reward model teach one another: a policy trained against the reward model answers, its answers come as a
+pool of unlabelled pairs, the reward model evolves on them, and the next policy is trained against that.
+
+    python scripts/coevolve.py --folder runs/coevolve --turns 2
+
+Calls the command line for every step, all of them in one folder; the same command again goes on where it broke off.
+Ends with a table, which is also written to `coevolve.json` in the folder: how often the reward model before a turn and
+the one after it order two answers of the turn's policy to a held-out prompt as the gold score does.
+"""
+
+import argparse
+import csv
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from ser_lightning.datamodules.synthetic import gold_scores
+from ser_lightning.errors import UserError
+from ser_lightning.records import Turn
+from ser_lightning.rewards import load_judge
+
+LAST = Path("checkpoints") / "last.ckpt"
+POOL = "pool.jsonl"
+STEPS = {
+    "rm": [],
+    "sft": [],
+    "ppo": [],
+    "pool": ["--trainer.limit_predict_batches=10"],  # of 64 prompts: some 600 pairs, as the seed has 240
+    "more": [],
+    "heldout": ["--data.predict_split=val", "--data.num_val_prompts=1000", "--model.responses_per_prompt=4"],
+}
+"""Kinds of steps and their own flags: `more` continues a reward model, `heldout` answers the held-out prompts."""
+NUM_RESAMPLES = 10_000
+PACKAGES = ("torch", "lightning", "transformers", "peft")
+
+
+@dataclass(frozen=True)
+class Study:
+    """Where the steps of a co-evolution write and what they run with.
+
+    Args:
+        folder: holds the run folders of all steps, by their names.
+        seed: random seed and split of every step.
+        flags: more flags for the command line, by kind of step.
+    """
+
+    folder: Path
+    seed: int = 0
+    flags: dict[str, list[str]] = field(default_factory=dict)
+
+    def run(self, name: str) -> Path:
+        """The run folder of a step."""
+        return self.folder / name
+
+    def start(self, command: str, kind: str, name: str, *words: str) -> None:
+        """Start a step from its config, resume it, or find it done."""
+        config = "generate" if command == "predict" else kind
+        call(
+            *(command, "--config", f"{config}.yaml", "--run_dir", str(self.run(name)), "--ckpt_path", "auto"),
+            *(f"--seed_everything={self.seed}", f"--data.split_seed={self.seed}"),
+            *(*STEPS[kind], *words, *self.flags.get(kind, [])),
+        )
+
+    def fit(self, kind: str, name: str, *words: str) -> Path:
+        """The run folder of a training that has come to its end."""
+        self.start("fit", kind, name, *words)
+        return self.run(name)
+
+    def generate(self, kind: str, name: str, policy: Path) -> Path:
+        """The file of pairs that a policy's answers make."""
+        path = self.run(name) / POOL
+        if not path.is_file():
+            self.start("predict", kind, name, "--model.backbone.path", str(policy))
+        return path
+
+    def go_on(self, name: str, old: Path, pool: Path) -> Path:
+        """The run folder of a reward model that has gone on from another with the pairs of one more file."""
+        run = self.run(name)
+        if (run / LAST).is_file():  # no branch any more, but a run of its own
+            call("fit", "--run_dir", str(run), "--ckpt_path", "auto")
+            return run
+        more = json.dumps([*files_that_arrived(old), str(pool)])
+        words = ("--run_dir", str(run), "--data.more_path", more)
+        call("fit", "--ckpt_path", str(old / LAST), *words, *self.flags.get("more", []))
+        return run
+
+
+def call(*words: str) -> None:
+    """Run one command line, which shows its own progress.
+
+    Raises:
+        UserError: if it fails; it has said why.
+    """
+    print(f"\n$ python -m ser_lightning {' '.join(words)}", flush=True)
+    code = subprocess.run([sys.executable, "-m", "ser_lightning", *words], check=False).returncode
+    if code:
+        raise UserError(f"step: got exit code {code}; mend what it names, then give the same command again")
+
+
+def data_config(run: Path) -> dict[str, Any]:
+    """Arguments of the DataModule that a run was started with."""
+    config: dict[str, Any] = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
+    return dict(config["data"]["init_args"])
+
+
+def files_that_arrived(run: Path) -> list[str]:
+    """What the run was given as `data.more_path`, in the order of arrival."""
+    more = data_config(run).get("more_path") or []
+    return [more] if isinstance(more, str) else [str(path) for path in more]
+
+
+def check_reused(run: Path, seed: int) -> None:
+    """Refuse a first reward model whose splits are not those of the other steps: it may know the held-out prompts."""
+    if not (run / LAST).is_file():
+        raise UserError(f"--rm: got {run}, which has no {LAST}; give the run folder of a finished fit of rm.yaml")
+    data = data_config(run)
+    if (data["path"], data["split_seed"]) != ("synthetic", seed):
+        raise UserError(
+            f"--rm: got {run} with data.path {data['path']} and data.split_seed {data['split_seed']}; need synthetic "
+            f"and {seed}, as in the other steps; give the --seed that it was trained with, or another run"
+        )
+
+
+# Measuring
+
+
+@dataclass(frozen=True)
+class PromptCount:
+    """How many pairs of answers to one prompt have different gold scores, and how many of them a model gets right."""
+
+    num_pairs: int
+    right_before: float
+    right_after: float
+
+
+def read_answers(path: Path) -> list[tuple[list[Turn], list[str]]]:
+    """Prompts of a file of pairs, each with the distinct responses that its pairs are made of."""
+    found: dict[str, tuple[list[Turn], dict[str, None]]] = {}
+    for line in path.read_text(encoding="utf-8").splitlines():
+        row = json.loads(line)
+        _, responses = found.setdefault(json.dumps(row["prompt"]), (row["prompt"], {}))
+        responses |= dict.fromkeys((row["response_a"], row["response_b"]))
+    return [(prompt, list(responses)) for prompt, responses in found.values()]
+
+
+def count_right(rewards: Sequence[float], gold: Sequence[float]) -> tuple[float, int]:
+    """Pairs that rewards order as the gold scores do, a tie of the rewards counting half, and pairs there are.
+
+    Args:
+        rewards: K, of the responses to one prompt.
+        gold: K; pairs of equal gold scores have no order and do not count.
+    """
+    right, num_pairs = 0.0, 0
+    for i, j in combinations(range(len(gold)), 2):
+        if gold[i] != gold[j]:
+            margin = rewards[i] - rewards[j]
+            right += 0.5 if margin == 0 else float((margin > 0) == (gold[i] > gold[j]))
+            num_pairs += 1
+    return right, num_pairs
+
+
+def count_prompts(answers: list[tuple[list[Turn], list[str]]], before: Path, after: Path) -> list[PromptCount]:
+    """What two reward models make of the answers to each prompt."""
+    prompts = [prompt for prompt, responses in answers for _ in responses]
+    texts = [text for _, responses in answers for text in responses]
+    columns = [gold_scores(prompts, texts)]
+    columns += [load_judge(str(run), allow_uncalibrated=True)(prompts, texts).tolist() for run in (before, after)]
+    counts, start = [], 0
+    for _, responses in answers:
+        gold, *rewards = (column[start : start + len(responses)] for column in columns)
+        (right_before, num_pairs), (right_after, _) = (count_right(found, gold) for found in rewards)
+        counts.append(PromptCount(num_pairs, right_before, right_after))
+        start += len(responses)
+    return counts
+
+
+def figures(counts: list[PromptCount], seed: int = 0) -> dict[str, dict[str, float]]:
+    """Share of the pairs that are right before and after, and its change, with 95 % intervals.
+
+    The intervals are percentiles of a bootstrap over prompts (Efron and Tibshirani, 1993, section 13.3), since pairs
+    of one prompt are no independent cases; both models are judged on the same resamples, so the change is paired.
+
+    Args:
+        counts: N prompts.
+        seed: of the resamples.
+    """
+    table = np.array([(c.num_pairs, c.right_before, c.right_after) for c in counts if c.num_pairs], dtype=float)
+    if not len(table):
+        raise UserError("held-out answers: got no pair with different gold scores; ask for more prompts or responses")
+    rng = np.random.default_rng(seed)
+    times_drawn = rng.multinomial(len(table), np.full(len(table), 1 / len(table)), size=NUM_RESAMPLES)
+
+    def shares(sums: np.ndarray) -> dict[str, np.ndarray]:
+        before, after = sums[..., 1] / sums[..., 0], sums[..., 2] / sums[..., 0]
+        return {"before": before, "after": after, "change": after - before}
+
+    estimates, resampled = shares(table.sum(0)), shares(times_drawn @ table)
+    return {
+        name: dict(zip(("low", "high"), np.quantile(values, (0.025, 0.975)).tolist(), strict=True))
+        | {"estimate": float(estimates[name])}
+        for name, values in resampled.items()
+    }
+
+
+def read_table(path: Path) -> list[dict[str, float]]:
+    """The rows of `steps.csv` or `rounds.csv`, without empty cells."""
+    with path.open(newline="") as file:
+        return [{name: float(cell) for name, cell in row.items() if cell} for row in csv.DictReader(file)]
+
+
+def gold_of(step: dict[str, float]) -> dict[str, float]:
+    """The policy's mean gold score on held-out prompts at one row of `steps.csv`."""
+    return {"estimate": step["gold"], "low": step["gold_low"], "high": step["gold_high"]}
+
+
+def measure_turn(policy: Path, answers: Path, before: Path, after: Path) -> dict[str, Any]:
+    """What one turn was worth.
+
+    Args:
+        policy: run folder of the policy.
+        answers: file of pairs of its answers to held-out prompts.
+        before: run folder of the reward model that it was trained against.
+        after: run folder of the one that has evolved on the policy's answers.
+    """
+    counts = count_prompts(read_answers(answers), before, after)
+    step = read_table(policy / "steps.csv")[-1]
+    rounds = {"before": read_table(before / "rounds.csv"), "after": read_table(after / "rounds.csv")}
+    delivered = {when: next(row for row in rows if row["delivered"]) for when, rows in rounds.items()}
+    return {
+        "num_prompts": sum(count.num_pairs > 0 for count in counts),
+        "num_pairs": sum(count.num_pairs for count in counts),
+        "accuracy": figures(counts),
+        "policy_gold": gold_of(step),
+        "policy_kl": step["kl"],
+        "test_accuracy": {when: row["test_accuracy"] for when, row in delivered.items()},
+        "is_old_round": delivered["after"]["round"] <= rounds["before"][-1]["round"],
+    }
+
+
+def take_turns(study: Study, num_turns: int, first_rm: Path | None = None) -> dict[str, Any]:
+    """All steps of all turns, and what they were worth.
+
+    Args:
+        study: where and with what.
+        num_turns: turns, each a policy, its answers and a reward model.
+        first_rm: a finished run of rm.yaml to begin with; trained first where there is none.
+    """
+    if first_rm is not None:
+        check_reused(first_rm, study.seed)
+    reward_model = first_rm or study.fit("rm", "rm-0")
+    policy = study.fit("sft", "sft")
+    turns = []
+    for turn in range(1, num_turns + 1):
+        sources = ("--model.backbone.path", str(policy), "--model.reward_model", str(reward_model))
+        policy = study.fit("ppo", f"ppo-{turn}", *sources)
+        pool = study.generate("pool", f"pool-{turn}", policy)
+        before, reward_model = reward_model, study.go_on(f"rm-{turn}", reward_model, pool)
+        answers = study.generate("heldout", f"heldout-{turn}", policy)
+        turns.append({"turn": turn, **measure_turn(policy, answers, before, reward_model)})
+    start = read_table(study.run("ppo-1") / "steps.csv")[0]
+    return {"seed": study.seed, "start_gold": gold_of(start), "turns": turns}
+
+
+# Showing
+
+
+def show(result: dict[str, Any], console: Console) -> None:
+    """The table for people."""
+    table = Table(title="Co-evolution", title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for name in ("turn", "gold of policy", "right before", "right after", "change"):
+        table.add_column(name, justify="right")
+    table.add_row("0", spoken(result["start_gold"]), "-", "-", "-")
+    for turn in result["turns"]:
+        cells = [spoken(turn["accuracy"][name], digits=3) for name in ("before", "after", "change")]
+        mark = " *" if turn["is_old_round"] else ""
+        table.add_row(f"{turn['turn']}{mark}", spoken(turn["policy_gold"]), *cells)
+    console.print(table)
+    pairs = ", ".join(f"{turn['num_pairs']:,} pairs of {turn['num_prompts']:,} prompts" for turn in result["turns"])
+    console.print(
+        "right: share of the pairs of the policy's own answers to held-out prompts that the reward model orders as the "
+        f"gold score does, before and after it has evolved on this policy's answers ({pairs}). Intervals: 95 %."
+    )
+    if any(turn["is_old_round"] for turn in result["turns"]):
+        console.print("* no new round was better on the seed: the model that was there is delivered again.")
+
+
+def spoken(interval: dict[str, float], digits: int = 2) -> str:
+    """An estimate and, below it, its interval."""
+    return f"{interval['estimate']:.{digits}f}\n({interval['low']:.{digits}f} to {interval['high']:.{digits}f})"
+
+
+def read_flags(settings: Sequence[str]) -> dict[str, list[str]]:
+    """`ppo=trainer.max_epochs=1` and the like as flags by kind of step."""
+    flags: dict[str, list[str]] = {}
+    for setting in settings:
+        kind, _, flag = setting.partition("=")
+        if kind not in STEPS or not flag:
+            raise UserError(f"--set: got {setting}; need STEP=KEY=VALUE with a step of {', '.join(STEPS)}")
+        flags.setdefault(kind, []).append(f"--{flag}")
+    return flags
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run what is missing, measure, show; 0, or 2 after a line for each problem."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--folder", type=Path, default=Path("runs/coevolve"), help="for the runs of all steps")
+    parser.add_argument("--turns", type=int, default=2)
+    parser.add_argument("--seed", type=int, default=0, help="random seed and split of all steps")
+    parser.add_argument("--rm", type=Path, help="a finished run of rm.yaml with that split, instead of a new one")
+    parser.add_argument("--set", action="append", default=[], metavar="STEP=KEY=VALUE", help=f"of {', '.join(STEPS)}")
+    parser.add_argument("--out", type=Path, help="write the result there too, such as benchmarks/coevolve-1.json")
+    args = parser.parse_args(argv)
+    try:
+        if args.turns < 1:
+            raise UserError(f"--turns: got {args.turns}; need at least 1")
+        result = take_turns(Study(args.folder, args.seed, read_flags(args.set)), args.turns, args.rm)
+    except UserError as error:
+        print(*(f"error: {problem}" for problem in error.problems), sep="\n", file=sys.stderr)
+        return 2
+    words = ["python", "scripts/coevolve.py", *(sys.argv[1:] if argv is None else argv)]
+    record = {"command": " ".join(words), "versions": {name: version(name) for name in PACKAGES}, **result}
+    text = json.dumps(record, indent=1) + "\n"
+    for path in filter(None, (args.folder / "coevolve.json", args.out)):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    show(result, Console())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
