@@ -31,6 +31,7 @@ demo-rl: $(STAMP)  ## Train a policy against such a reward model: SFT, then PPO
 	$(RUN) -m ser_lightning fit --config configs/sft.yaml --run_dir $(RL)/sft --ckpt_path auto
 	$(RUN) -m ser_lightning fit --config configs/ppo.yaml --run_dir $(RL)/ppo --ckpt_path auto \
 		--model.backbone.path $(RL)/sft --model.reward_model $(RL)/rm
+	@$(RUN) scripts/pictures.py $(RL)/ppo --out $(RL)/ppo
 	@$(RUN) scripts/show_samples.py $(RL)/ppo
 
 demo-coevolve: $(STAMP)  ## Let policy and reward model teach one another for two turns

@@ -71,10 +71,10 @@ def answer(run: Path, prompts: list[list[dict]], reward_model: Path) -> dict[str
     from ser_lightning.backbone import Backbone, load_tokenizer
     from ser_lightning.datamodules.synthetic import gold_scores
     from ser_lightning.encode import encode_prompts
-    from ser_lightning.policy import load_policy, stop_ids
+    from ser_lightning.policy import load_policy
     from ser_lightning.policy_run import resolve_start
     from ser_lightning.rewards import load_judge
-    from ser_lightning.rollout import Generator, Sampling, response_texts, uniform_numbers
+    from ser_lightning.rollout import Generator, Sampling, response_texts, stop_ids, uniform_numbers
 
     start = resolve_start(Backbone(str(run), train="full"))
     tokenizer, policy = load_tokenizer(start.backbone), load_policy(start.backbone, start=start.weights).eval()
@@ -96,7 +96,8 @@ def measure(condition: str, seed: int, scratch: Path) -> dict:
     """One run of the RL stage: where it started, where it ended, and its steps."""
     torch.set_num_threads(1)
     reward_model, sft, run = (scratch / f"{name}-{seed}" for name in ("ours", "rl-sft", f"rl-{condition}"))
-    run_once("rm.yaml", reward_model, seed, [])
+    if not ((HERE / "rules" / f"ours-{seed}.json").is_file() and (reward_model / "rounds.csv").is_file()):
+        run_once("rm.yaml", reward_model, seed, [])
     run_once("sft.yaml", sft, seed, [])
     flags = [f"--model.reward_model={reward_model}", f"--model.backbone.path={sft}", *CONDITIONS[condition]]
     began = time.monotonic()

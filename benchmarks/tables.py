@@ -33,6 +33,7 @@ SETTINGS = {
     "add": "`combine: add`",
     "quota": "`length_quota: seed`",
 }
+RL_NAMES = {"gae": "`gae` (with a critic)", "rloo": "`rloo`", "grpo": "`grpo`"}
 FLOORS = {
     "longer": "take the longer response",
     "bag_of_words_seed": "bag of words, fitted on the seed",
@@ -172,6 +173,25 @@ def settings_table(default: dict[int, dict], conditions: dict[str, dict[int, dic
     return "\n".join(lines)
 
 
+def rl_table(results: dict[str, dict[int, dict]]) -> str:
+    """One line an estimator: gold score of starting and trained policy, and what it cost."""
+    lines = [
+        "| estimator | random seeds | gold, starting policy | gold, trained | change of gold | change of reward | KL, nats "
+        "| change of length, tokens |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for name, label in RL_NAMES.items():
+        if not (runs := list(results.get(name, {}).values())):
+            continue
+        cells = [label, str(len(runs))]
+        cells += [interval([run[when]["gold"] for run in runs]) for when in ("before", "after")]
+        cells += [interval([run["change"][figure] for run in runs]) for figure in ("gold", "reward")]
+        cells.append(interval([run["steps"][-1]["kl"] for run in runs]))
+        cells.append(interval([run["change"]["length"] for run in runs]))
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
 def kills_table(kills: list[dict]) -> str:
     """One line a kill, in the order of the moments."""
     lines = ["| killed at | resumed from | ends with |", "|---|---|---|"]
@@ -219,6 +239,7 @@ def tables() -> dict[str, dict[str, str]]:
             "learned": learned_table(read("what_is_learned.json")["rounds"]),
             **{file.stem: run_table(json.loads(file.read_text())) for file in sorted((HERE / "real").glob("*.json"))},
         },
+        "rl.md": {"rl": rl_table(load(HERE / "rl"))},
         "defaults.md": {"settings": settings_table(results["ours"], load(HERE / "sweep"))},
         "cli.md": {
             "kills": kills_table(read("kills.json")["kills"]),

@@ -8,10 +8,10 @@ from transformers import PreTrainedTokenizerBase
 
 from ser_lightning.backbone import Backbone, load_tokenizer
 from ser_lightning.errors import raise_problems
-from ser_lightning.policy import Policy, load_policy, stop_ids
+from ser_lightning.policy import Policy, load_policy
 from ser_lightning.policy_run import PolicyStart, resolve_start
 from ser_lightning.records import PromptBatch, Responses
-from ser_lightning.rollout import Generator, Sampling, response_texts, uniform_numbers
+from ser_lightning.rollout import Generator, Sampling, response_texts, stop_ids, uniform_numbers
 from ser_lightning.scoring import evaluating
 
 

@@ -13,7 +13,7 @@ import torch
 from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM
 from transformers.cache_utils import DynamicCache
 
 from ser_lightning.backbone import Backbone, load_tokenizer, not_found
@@ -290,29 +290,3 @@ def _check_head(lm: nn.Module) -> None:
             f"backbone.path: got a {type(lm).__name__}, whose logits are scaled in a way that is not known here; "
             "use another model"
         )
-
-
-def stop_ids(lm_eos: Any, tokenizer: PreTrainedTokenizerBase, stop: list[str]) -> list[int]:
-    """The tokens that end a response.
-
-    Args:
-        lm_eos: what the model's generation config calls EOS, a token, several or None.
-        tokenizer: its EOS ends a response too.
-        stop: further tokens, by their text.
-
-    Raises:
-        UserError: if there is none, or a text is no single token.
-    """
-    given = [lm_eos] if isinstance(lm_eos, int) else lm_eos or []
-    found = {*given, *([] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id])}
-    for text in stop:
-        ids = tokenizer(text, add_special_tokens=False).input_ids
-        if len(ids) != 1:
-            raise UserError(f"sampling.stop: got {text!r}, which is {len(ids)} tokens; name single tokens")
-        found.add(ids[0])
-    if not found:
-        raise UserError(
-            f"backbone.path: got a policy without EOS ({tokenizer.name_or_path}), whose answers never end; "
-            "name the token that ends one in sampling.stop"
-        )
-    return sorted(found)

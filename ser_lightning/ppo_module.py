@@ -26,7 +26,7 @@ from ser_lightning.experience import (
     micro_batches,
 )
 from ser_lightning.judges import Judge, RewardSum
-from ser_lightning.policy import Policy, Role, load_policy, stop_ids
+from ser_lightning.policy import Policy, Role, load_policy
 from ser_lightning.policy_math import KLControl, clipped_policy_loss, clipped_value_loss, kl_k3, masked_sum, sequence_kl
 from ser_lightning.policy_run import PolicyStart, resolve_start
 from ser_lightning.records import Answers, Prompt, PromptBatch, Rollout
@@ -39,6 +39,7 @@ from ser_lightning.rollout import (
     response_texts,
     response_values,
     rows_of,
+    stop_ids,
     uniform_numbers,
 )
 from ser_lightning.schedule import make_optimizer

@@ -6,6 +6,7 @@ but rounding.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -166,6 +167,32 @@ def check_room(prompts: Sequence[Prompt], max_new_tokens: int, config: Pretraine
             f"sampling.max_new_tokens: got {max_new_tokens} after prompts of up to {longest} tokens for a policy with "
             f"{num_positions} positions; lower it or data.max_prompt_length"
         )
+
+
+def stop_ids(lm_eos: Any, tokenizer: PreTrainedTokenizerBase, stop: list[str]) -> list[int]:
+    """The tokens that end a response.
+
+    Args:
+        lm_eos: what the model's generation config calls EOS, a token, several or None.
+        tokenizer: its EOS ends a response too.
+        stop: further tokens, by their text.
+
+    Raises:
+        UserError: if there is none, or a text is no single token.
+    """
+    given = [lm_eos] if isinstance(lm_eos, int) else lm_eos or []
+    found = {*given, *([] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id])}
+    for text in stop:
+        ids = tokenizer(text, add_special_tokens=False).input_ids
+        if len(ids) != 1:
+            raise UserError(f"sampling.stop: got {text!r}, which is {len(ids)} tokens; name single tokens")
+        found.add(ids[0])
+    if not found:
+        raise UserError(
+            f"backbone.path: got a policy without EOS ({tokenizer.name_or_path}), whose answers never end; "
+            "name the token that ends one in sampling.stop"
+        )
+    return sorted(found)
 
 
 def pad_left(rows: Sequence[Sequence[int]], pad_token_id: int, device: torch.device) -> tuple[Tensor, Tensor]:

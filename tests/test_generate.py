@@ -96,7 +96,9 @@ def test_every_response_is_in_a_pair_and_only_the_first_in_two(num_texts):
     }
 
 
-@pytest.mark.parametrize("change", [{"val_prompts_per_batch": 1}, {"val_prompts_per_batch": 7}, {"tokens_per_batch": 1}])
+@pytest.mark.parametrize(
+    "change", [{"val_prompts_per_batch": 1}, {"val_prompts_per_batch": 7}, {"tokens_per_batch": 1}]
+)
 def test_a_prompt_gets_the_same_responses_in_any_batch(tiny_model_dir, pairs_file, change):
     usual, _ = answers(tiny_model_dir, pairs_file, "a", responses_per_prompt=3)
     budget = {key: change[key] for key in change if key == "tokens_per_batch"}
@@ -194,7 +196,9 @@ def test_nothing_is_said_of_alike_prompts_where_there_are_none(tmp_path, capsys)
 
 
 def test_no_pair_at_all_is_one_line_and_no_file(tmp_path):
-    with pytest.raises(UserError, match=r"^pool: got no pair from 2 prompts, .*; raise model\.sampling\.temperature or"):
+    with pytest.raises(
+        UserError, match=r"^pool: got no pair from 2 prompts, .*; raise model\.sampling\.temperature or"
+    ):
         collected(PoolWriter(), tmp_path, [answered(1, "a", "a"), answered(2, "", "b")])
     assert not list(tmp_path.iterdir())
 
@@ -202,7 +206,10 @@ def test_no_pair_at_all_is_one_line_and_no_file(tmp_path):
 def test_a_file_that_is_there_is_refused_before_anything_is_sampled(tiny_model_dir, pairs_file, capsys, monkeypatch):
     Path("pool.jsonl").write_text("years of work")
     monkeypatch.setattr(GenerateModule, "predict_step", lambda *_: pytest.fail("sampled"))
-    writer = ["--trainer.callbacks+=ser_lightning.callbacks.pool_writer.PoolWriter", "--trainer.callbacks.path=../pool.jsonl"]
+    writer = [
+        "--trainer.callbacks+=ser_lightning.callbacks.pool_writer.PoolWriter",
+        "--trainer.callbacks.path=../pool.jsonl",
+    ]
     assert main(["predict", *generate_flags(tiny_model_dir, pairs_file), *writer, "--run_dir=run"]) == 2
     said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert said == ["error: pool: got run/../pool.jsonl, which exists; move it away, or give another --run_dir"]

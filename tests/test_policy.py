@@ -4,7 +4,8 @@ from transformers import AutoModelForCausalLM, Gemma2Config, Gemma2ForCausalLM, 
 
 from ser_lightning.backbone import Backbone, LoraSettings, load_tokenizer
 from ser_lightning.errors import UserError
-from ser_lightning.policy import load_policy, logits_of, policy_state, stop_ids, use_adapter
+from ser_lightning.policy import load_policy, logits_of, policy_state, use_adapter
+from ser_lightning.rollout import stop_ids
 from ser_lightning.scorer import load_scorer
 from ser_lightning.shared_base import can_share, shared_scorer
 

@@ -75,5 +75,7 @@ def test_an_export_that_computes_something_else_is_refused(run, monkeypatch):
         save(self, *args, **kwargs)
 
     monkeypatch.setattr(LlamaForCausalLM, "save_pretrained", bend)
-    with pytest.raises(UserError, match=r"^export: logits of out differ by \S+ from the trained model's; do not use it"):
+    with pytest.raises(
+        UserError, match=r"^export: logits of out differ by \S+ from the trained model's; do not use it"
+    ):
         export_policy(Path("run"), Path("out"))

@@ -39,4 +39,6 @@ def test_each_group_keeps_its_own_peak():
 @pytest.mark.parametrize("arguments", [{"lr": -1.0}, {"lr": 0.1, "momentums": 0.9}])
 def test_refused_arguments_are_one_line_that_names_the_place(arguments):
     with pytest.raises(UserError, match=r"^model.critic_optimizer: got arguments that it refuses \(.*; mend its init"):
-        make_optimizer(lambda p: torch.optim.SGD(p, **arguments), [torch.nn.Parameter(torch.zeros(2))], "model.critic_optimizer")
+        make_optimizer(
+            lambda p: torch.optim.SGD(p, **arguments), [torch.nn.Parameter(torch.zeros(2))], "model.critic_optimizer"
+        )

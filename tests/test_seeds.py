@@ -6,7 +6,7 @@ from ser_lightning.seeds import hash_seed
 def test_a_seed_is_the_first_seven_bytes_of_a_hash_that_any_tool_can_make():
     digest = hashlib.blake2b(b"0:generate:17", digest_size=7).hexdigest()
     assert hash_seed(0, "generate", 17) == int(digest, 16)
-    assert hash_seed(0, "generate", 17) == 0x3298d2bd3d6370  # `printf %s 0:generate:17 | b2sum -l 56`
+    assert hash_seed(0, "generate", 17) == 0x3298D2BD3D6370  # `printf %s 0:generate:17 | b2sum -l 56`
 
 
 def test_every_part_and_their_order_count():
