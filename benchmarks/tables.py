@@ -176,8 +176,8 @@ def settings_table(default: dict[int, dict], conditions: dict[str, dict[int, dic
 def rl_table(results: dict[str, dict[int, dict]]) -> str:
     """One line an estimator: gold score of starting and trained policy, and what it cost."""
     lines = [
-        "| estimator | random seeds | gold, starting policy | gold, trained | change of gold | change of reward | KL, nats "
-        "| change of length, tokens |",
+        "| estimator | random seeds | gold, starting policy | gold, trained | change of gold | change of reward "
+        "| KL, nats | change of length, tokens |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for name, label in RL_NAMES.items():
