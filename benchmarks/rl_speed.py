@@ -1,0 +1,237 @@
+"""Seconds of one RL step, ours against TRL: `python benchmarks/rl_speed.py --trl-python-rloo PY --trl-python-ppo PY`.
+
+Each PY is the Python of a virtual environment with TRL: 1.16.0 for RLOO, 1.12.0 for PPO, which later ones lack. Both
+sides train the bundled model in full and in float32 on the same prompts, with a random reward model of the same body.
+Their blocks take turns, each in a process of its own with one thread. Writes `benchmarks/rl_speed.json`.
+"""
+
+import argparse
+import json
+import os
+import platform
+import random
+import statistics
+import subprocess
+import sys
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+PHASES = ("rollout", "scoring", "update", "between")
+COMMON = {"max_new_tokens": 64, "kl_weight": 0.05, "learning_rate": 1e-5}
+SETTINGS = {
+    "rloo": {**COMMON, "prompts_per_step": 16, "responses_per_prompt": 4, "epochs": 1, "minibatches": 1},
+    "gae": {**COMMON, "prompts_per_step": 64, "responses_per_prompt": 1, "epochs": 2, "minibatches": 2},
+}
+
+
+class StepClock:
+    """Seconds of each phase of each step, and counts of the work done in it."""
+
+    def __init__(self) -> None:
+        self.steps: list[dict[str, float]] = []
+        self._open: dict[str, float] = dict.fromkeys(PHASES, 0.0)
+        self._phase, self._since = "between", time.perf_counter()
+
+    def enter(self, phase: str) -> None:
+        """From now on it is this phase, until the next call."""
+        now = time.perf_counter()
+        self._open[self._phase] += now - self._since
+        self._phase, self._since = phase, now
+
+    def count(self, name: str, number: float) -> None:
+        """Add to a count of this step."""
+        self._open[name] = self._open.get(name, 0.0) + number
+
+    def count_optimizer_steps(self) -> None:
+        """Count the steps of every optimiser there is."""
+        from torch.optim.optimizer import register_optimizer_step_post_hook
+
+        register_optimizer_step_post_hook(lambda *_: self.count("optimizer_steps", 1))
+
+    def end_step(self) -> None:
+        """The step is over; what follows belongs to the next one."""
+        self.enter("between")
+        self.steps.append({**self._open, "total": sum(self._open[phase] for phase in PHASES)})
+        self._open = dict.fromkeys(PHASES, 0.0)
+
+
+def run_ours(settings: dict[str, Any]) -> list[dict[str, float]]:
+    """Some steps of `PPOModule` under a bare Trainer."""
+    import torch
+    from lightning.pytorch import Trainer, seed_everything
+    from torch import Tensor
+
+    from ser_lightning.backbone import Backbone, load_tokenizer
+    from ser_lightning.datamodules.prompts import PromptSteps
+    from ser_lightning.datamodules.steps import make_loader
+    from ser_lightning.encode import encode_prompts
+    from ser_lightning.experience import Experience, PPOSettings
+    from ser_lightning.policy_math import FixedKL
+    from ser_lightning.ppo_module import PPOModule
+    from ser_lightning.records import Prompt, PromptBatch, Rollout
+    from ser_lightning.rollout import Sampling
+
+    clock = StepClock()
+    clock.count_optimizer_steps()
+
+    class TimedModule(PPOModule):
+        """Tells the clock where it is."""
+
+        def _respond(self, *args: Any) -> Rollout:
+            clock.enter("rollout")
+            rollout = super()._respond(*args)
+            clock.enter("scoring")
+            clock.count("tokens", int(rollout.response_mask.sum()))
+            return rollout
+
+        def _update(self, *args: Any) -> dict[str, float]:
+            clock.enter("update")
+            return super()._update(*args)
+
+        def _policy_backward(self, experience: Experience, rows: Tensor, num_tokens: Tensor) -> dict[str, Tensor]:
+            clock.count("rows_with_gradient", len(rows))
+            clock.count("policy_backwards", 1)
+            return super()._policy_backward(experience, rows, num_tokens)
+
+        def on_train_batch_end(self, outputs: Any, batch: PromptBatch, batch_idx: int) -> None:
+            clock.end_step()
+
+    seed_everything(settings["seed"], verbose=False)
+    backbone, estimator = Backbone(settings["model"], train="full"), settings["estimator"]
+    ppo = PPOSettings(settings["epochs"], settings["minibatches"], whiten_advantages=estimator == "gae")
+    if estimator == "rloo":
+        ppo.unfinished_penalty = 0.0  # TRL's RLOO has none
+    module = TimedModule(
+        backbone,
+        settings["reward"],
+        FixedKL(settings["kl_weight"]),
+        Sampling(settings["max_new_tokens"]),
+        ppo,
+        advantage=estimator,
+        responses_per_prompt=settings["responses_per_prompt"],
+        optimizer=lambda p: torch.optim.AdamW(p, lr=settings["learning_rate"], weight_decay=0.0),
+        critic_optimizer=lambda p: torch.optim.AdamW(p, lr=settings["learning_rate"], weight_decay=0.0),
+    )
+    turns = json.loads(Path(settings["prompts"]).read_text())
+    ids = encode_prompts(load_tokenizer(backbone), turns, 192)
+    prompts = [Prompt(number, turns[number], ids[number]) for number in range(len(turns))]
+    steps = PromptSteps(prompts, 0, settings["num_steps"], settings["prompts_per_step"], settings["seed"], 0, 1)
+    quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
+    trainer = Trainer(accelerator="cpu", max_epochs=1, log_every_n_steps=1, **quiet)
+    trainer.fit(module, make_loader(steps, 0))
+    return clock.steps
+
+
+def write_inputs(scratch: Path, num_prompts: int) -> dict[str, str]:
+    """Prompts of the synthetic world, and a random reward model on the bundled body."""
+    import torch
+    from transformers import AutoModelForSequenceClassification
+
+    from ser_lightning.backbone import Backbone, load_tokenizer
+    from ser_lightning.datamodules.synthetic import write_prompt
+
+    backbone = Backbone("world_lm")
+    torch.manual_seed(0)
+    model = AutoModelForSequenceClassification.from_pretrained(
+        backbone.resolved_path(), num_labels=1, dtype=torch.float32
+    )
+    # Ours takes no reward model whose scale was never fitted.
+    model.config.reward_temperature, model.config.reward_zero = 1.5, 0.1
+    model.save_pretrained(scratch / "reward")
+    load_tokenizer(backbone).save_pretrained(scratch / "reward")
+    generator = random.Random("rl speed")
+    texts: dict[str, None] = {}
+    while len(texts) < num_prompts:
+        texts[write_prompt(generator)] = None
+    (scratch / "prompts.json").write_text(json.dumps([[{"role": "user", "content": text}] for text in texts]))
+    paths = {"reward": str(scratch / "reward"), "prompts": str(scratch / "prompts.json")}
+    return {"model": backbone.resolved_path(), **paths}
+
+
+def run_block(words: list[str], settings: dict[str, Any], scratch: Path) -> dict[str, Any]:
+    """One side's block in a process of its own: its steps and versions."""
+    file = scratch / "settings.json"
+    file.write_text(json.dumps({**settings, "scratch": str(scratch)}))
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run([*words, str(file)], capture_output=True, text=True, check=False, env=environment)
+    if done.returncode:
+        raise RuntimeError(done.stderr[-3000:])
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def summary(blocks: list[dict[str, Any]], num_warm_up: int) -> dict[str, Any]:
+    """Medians over the steps of all blocks without those that warm up, and counts of the work of a step."""
+    steps = [step for block in blocks for step in block["steps"][num_warm_up:]]
+    counts = ("tokens", "rows_with_gradient", "policy_backwards", "optimizer_steps")
+    return {
+        "median_seconds": {name: statistics.median(step[name] for step in steps) for name in (*PHASES, "total")},
+        "mean_counts": {name: statistics.fmean(step[name] for step in steps) for name in counts},
+        "block_median_seconds": [statistics.median(s["total"] for s in b["steps"][num_warm_up:]) for b in blocks],
+        "steps": len(steps),
+        "versions": blocks[0]["versions"],
+    }
+
+
+def compare(estimator: str, trl_python: str, inputs: dict[str, str], args: argparse.Namespace) -> dict[str, Any]:
+    """Blocks of ours and of TRL in turns."""
+    settings = {**SETTINGS[estimator], "estimator": estimator, "num_steps": args.warm_up + args.steps}
+    sides = {
+        "ours": [sys.executable, __file__, "--ours"],
+        "trl": [trl_python, str(HERE / "rl_speed_trl.py")],
+    }
+    blocks: dict[str, list[dict[str, Any]]] = {side: [] for side in sides}
+    for seed in range(args.blocks):
+        for side, words in sides.items():
+            blocks[side].append(run_block(words, {**settings, **inputs, "seed": seed}, args.scratch))
+            print(estimator, side, [round(step["total"], 2) for step in blocks[side][-1]["steps"]], flush=True)
+    found = {side: summary(results, args.warm_up) for side, results in blocks.items()}
+    num_responses = settings["prompts_per_step"] * settings["responses_per_prompt"]
+    for result in found.values():
+        result["mean_tokens_per_response"] = result["mean_counts"]["tokens"] / num_responses
+    ours, trl = (found[side]["median_seconds"] for side in sides)
+    ratios = {name: trl[name] / ours[name] for name in (*PHASES[:3], "total")}
+    return {"settings": settings, **found, "trl_seconds_over_ours": ratios}
+
+
+def machine() -> dict[str, Any]:
+    """What the times depend on besides the code."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
+    return {"processor": name or platform.machine(), "cores": os.cpu_count(), "threads": 1, "load": os.getloadavg()[0]}
+
+
+def main() -> None:
+    """Every estimator whose TRL is given."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--trl-python-rloo", help="Python with trl 1.16.0")
+    parser.add_argument("--trl-python-ppo", help="Python with trl 1.12.0")
+    parser.add_argument("--blocks", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=6, help="measured steps in a block")
+    parser.add_argument("--warm-up", type=int, default=2, help="steps before them")
+    parser.add_argument("--scratch", type=Path, default=Path("runs/rl_speed"))
+    parser.add_argument("--out", type=Path, default=HERE / "rl_speed.json")
+    parser.add_argument("--ours", type=Path, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.ours:
+        steps = run_ours(json.loads(args.ours.read_text()))
+        versions = {name: version(name) for name in ("torch", "lightning", "transformers")}
+        print(json.dumps({"steps": steps, "versions": versions}))
+        return
+    pythons = {"rloo": args.trl_python_rloo, "gae": args.trl_python_ppo}
+    if not any(pythons.values()):
+        parser.error("give --trl-python-rloo, --trl-python-ppo or both")
+    args.scratch.mkdir(parents=True, exist_ok=True)
+    before = machine()
+    inputs = write_inputs(args.scratch, num_prompts=512)
+    results = {name: compare(name, python, inputs, args) for name, python in pythons.items() if python}
+    sizes = f"--blocks {args.blocks} --steps {args.steps} --warm-up {args.warm_up}"
+    given = " ".join(f"--trl-python-{'ppo' if name == 'gae' else name} PYTHON" for name in results)
+    command = f"python benchmarks/rl_speed.py {given} {sizes}"
+    args.out.write_text(json.dumps({"command": command, "machine": before, "estimators": results}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
