@@ -119,7 +119,8 @@ def run_ours(settings: dict[str, Any]) -> list[dict[str, float]]:
     ids = encode_prompts(load_tokenizer(backbone), turns, 192)
     prompts = [Prompt(number, turns[number], ids[number]) for number in range(len(turns))]
     steps = PromptSteps(prompts, 0, settings["num_steps"], settings["prompts_per_step"], settings["seed"], 0, 1)
-    quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
+    unwanted = ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary")
+    quiet: dict[str, Any] = dict.fromkeys(unwanted, False)
     trainer = Trainer(accelerator="cpu", max_epochs=1, log_every_n_steps=1, **quiet)
     trainer.fit(module, make_loader(steps, 0))
     return clock.steps
@@ -131,13 +132,14 @@ def write_inputs(scratch: Path, num_prompts: int) -> dict[str, str]:
     from transformers import AutoModelForSequenceClassification
 
     from ser_lightning.backbone import Backbone, load_tokenizer
+    from ser_lightning.bodies import quiet_load_report
     from ser_lightning.datamodules.synthetic import write_prompt
 
     backbone = Backbone("world_lm")
+    path = backbone.resolved_path()
     torch.manual_seed(0)
-    model = AutoModelForSequenceClassification.from_pretrained(
-        backbone.resolved_path(), num_labels=1, dtype=torch.float32
-    )
+    with quiet_load_report():
+        model = AutoModelForSequenceClassification.from_pretrained(path, num_labels=1, dtype=torch.float32)
     # Ours takes no reward model whose scale was never fitted.
     model.config.reward_temperature, model.config.reward_zero = 1.5, 0.1
     model.save_pretrained(scratch / "reward")
@@ -148,7 +150,7 @@ def write_inputs(scratch: Path, num_prompts: int) -> dict[str, str]:
         texts[write_prompt(generator)] = None
     (scratch / "prompts.json").write_text(json.dumps([[{"role": "user", "content": text}] for text in texts]))
     paths = {"reward": str(scratch / "reward"), "prompts": str(scratch / "prompts.json")}
-    return {"model": backbone.resolved_path(), **paths}
+    return {"model": path, **paths}
 
 
 def run_block(words: list[str], settings: dict[str, Any], scratch: Path) -> dict[str, Any]:
