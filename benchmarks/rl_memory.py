@@ -66,7 +66,9 @@ def write_model(folder: Path, sizes: dict[str, int]) -> None:
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special).save_pretrained(folder)
     ids = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
     torch.manual_seed(0)
-    LlamaForCausalLM(LlamaConfig(**sizes, **ids, tie_word_embeddings=True)).save_pretrained(folder)
+    model = LlamaForCausalLM(LlamaConfig(**sizes, **ids, tie_word_embeddings=True))
+    # Weights that need no conversion stay memory-mapped: four copies would be counted, but lie in memory once.
+    model.to(torch.bfloat16).save_pretrained(folder)
     scorer = load_scorer(make_backbone(folder))
     fill_adapters(scorer, "default", "reward")
     torch.save(scorer.trainable_state(), folder / "reward.pt")
@@ -109,8 +111,9 @@ def load_models(way: str, folder: Path, device: str) -> Models:
         policy = load_policy(backbone, device).to(device)
         reference = load_policy(replace(backbone, train="full"), device).requires_grad_(False).to(device)
         critic = load_policy(backbone, device, has_critic=True).to(device)
-        critic.body.set_adapter("critic")
-        critic.body.delete_adapter("policy")
+        body: Any = critic.body
+        body.set_adapter("critic")
+        body.delete_adapter("policy")
         scorer = load_scorer(backbone, device)
         scorer.load_trainable_state(weights)
         models = Models(policy, reference, "policy", critic, scorer.requires_grad_(False).to(device))
