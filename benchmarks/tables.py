@@ -192,6 +192,24 @@ def rl_table(results: dict[str, dict[int, dict]]) -> str:
     return "\n".join(lines)
 
 
+def memory_table(result: dict) -> str:
+    """Peak memory of the RL models both ways, and what of it is no model."""
+    lines = [
+        "| | weights in memory | peak memory | of it code and libraries |",
+        "|---|---|---|---|",
+    ]
+    for way, name in {"shared": "one base with adapters", "separate": "four models"}.items():
+        found = result["ways"][way]
+        cells = [
+            name,
+            f"{found['parameters'] / 1e6:.0f}M",
+            f"{found['peak_mib']:.0f} MiB",
+            f"{found['code_mib']:.0f} MiB",
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
 def kills_table(kills: list[dict]) -> str:
     """One line a kill, in the order of the moments."""
     lines = ["| killed at | resumed from | ends with |", "|---|---|---|"]
@@ -239,7 +257,7 @@ def tables() -> dict[str, dict[str, str]]:
             "learned": learned_table(read("what_is_learned.json")["rounds"]),
             **{file.stem: run_table(json.loads(file.read_text())) for file in sorted((HERE / "real").glob("*.json"))},
         },
-        "rl.md": {"rl": rl_table(load(HERE / "rl"))},
+        "rl.md": {"rl": rl_table(load(HERE / "rl")), "memory": memory_table(read("rl_memory.json"))},
         "defaults.md": {"settings": settings_table(results["ours"], load(HERE / "sweep"))},
         "cli.md": {
             "kills": kills_table(read("kills.json")["kills"]),

@@ -66,8 +66,8 @@ class PPOModule(LightningModule):
         optimizer: class and arguments of the policy's optimiser; its learning rate stays the same.
         critic_optimizer: the critic's.
         max_grad_norm: gradients are clipped to this norm, those of policy and critic apart.
-        tokens_per_batch: most tokens in a micro-batch with gradients; changes memory and speed, never the result.
-        tokens_per_sampling_batch: most tokens in a batch without.
+        tokens_per_batch: most tokens in a micro-batch of whole responses; changes memory and speed, never the result.
+        tokens_per_sampling_batch: most tokens in a batch of responses that are being sampled.
     """
 
     def __init__(
@@ -208,8 +208,8 @@ class PPOModule(LightningModule):
         mine = [position * group + k for position in batch.positions for k in range(group)]
         rollout = self._respond("policy", prompts, numbers[mine])
         reward = self._judges[0][0](*_texts(prompts, response_texts(self.tokenizer, rollout))).to(self.device)
-        logp, ref_logp = measure(self.policy, rollout, self.sampling.temperature, self.tokens_per_sampling_batch)
-        value = measure_values(self.policy, rollout, self.tokens_per_sampling_batch) if self._has_critic else None
+        logp, ref_logp = measure(self.policy, rollout, self.sampling.temperature, self.tokens_per_batch)
+        value = measure_values(self.policy, rollout, self.tokens_per_batch) if self._has_critic else None
         score = reward - self.ppo.unfinished_penalty * (~rollout.has_ended).float()
         weight = self.kl_control.weight
         experience = make_experience(rollout, score, logp, ref_logp, value, weight, self.advantage, group, self.ppo)
@@ -318,7 +318,7 @@ class PPOModule(LightningModule):
 
     def _answer(self, role: Role, prompts: list[Prompt], numbers: Tensor) -> Answers:
         rollout = self._respond(role, prompts, numbers)
-        logp, ref_logp = measure(self.policy, rollout, self.sampling.temperature, self.tokens_per_sampling_batch)
+        logp, ref_logp = measure(self.policy, rollout, self.sampling.temperature, self.tokens_per_batch)
         kl = sequence_kl(logp - ref_logp, rollout.response_mask) if role == "policy" else torch.zeros(len(rollout))
         turns, texts = _texts(prompts, response_texts(self.tokenizer, rollout))
         rewards, judge = self._judges[0]
