@@ -58,24 +58,13 @@ class StepClock:
         self._open = dict.fromkeys(PHASES, 0.0)
 
 
-def run_ours(settings: dict[str, Any]) -> list[dict[str, float]]:
-    """Some steps of `PPOModule` under a bare Trainer."""
-    import torch
-    from lightning.pytorch import Trainer, seed_everything
+def timed_module(clock: StepClock) -> Any:
+    """`PPOModule` as a class that tells a clock where it is."""
     from torch import Tensor
 
-    from ser_lightning.backbone import Backbone, load_tokenizer
-    from ser_lightning.datamodules.prompts import PromptSteps
-    from ser_lightning.datamodules.steps import make_loader
-    from ser_lightning.encode import encode_prompts
-    from ser_lightning.experience import Experience, PPOSettings
-    from ser_lightning.policy_math import FixedKL
+    from ser_lightning.experience import Experience
     from ser_lightning.ppo_module import PPOModule
-    from ser_lightning.records import Prompt, PromptBatch, Rollout
-    from ser_lightning.rollout import Sampling
-
-    clock = StepClock()
-    clock.count_optimizer_steps()
+    from ser_lightning.records import PromptBatch, Rollout
 
     class TimedModule(PPOModule):
         """Tells the clock where it is."""
@@ -99,12 +88,32 @@ def run_ours(settings: dict[str, Any]) -> list[dict[str, float]]:
         def on_train_batch_end(self, outputs: Any, batch: PromptBatch, batch_idx: int) -> None:
             clock.end_step()
 
+    return TimedModule
+
+
+def run_ours(settings: dict[str, Any]) -> list[dict[str, float]]:
+    """Some steps of `PPOModule` under a bare Trainer."""
+    import torch
+    from lightning.pytorch import Trainer, seed_everything
+
+    from ser_lightning.backbone import Backbone, load_tokenizer
+    from ser_lightning.datamodules.prompts import PromptSteps
+    from ser_lightning.datamodules.steps import make_loader
+    from ser_lightning.encode import encode_prompts
+    from ser_lightning.experience import PPOSettings
+    from ser_lightning.policy_math import FixedKL
+    from ser_lightning.records import Prompt
+    from ser_lightning.rollout import Sampling
+
+    clock = StepClock()
+    clock.count_optimizer_steps()
+
     seed_everything(settings["seed"], verbose=False)
     backbone, estimator = Backbone(settings["model"], train="full"), settings["estimator"]
     ppo = PPOSettings(settings["epochs"], settings["minibatches"], whiten_advantages=estimator == "gae")
     if estimator == "rloo":
         ppo.unfinished_penalty = 0.0  # TRL's RLOO has none
-    module = TimedModule(
+    module = timed_module(clock)(
         backbone,
         settings["reward"],
         FixedKL(settings["kl_weight"]),

@@ -4,7 +4,6 @@ A round is a sequence of phases of Lightning's own training loop: one for each f
 score it), and a main phase that trains on everything and labels the pool. See `docs/design.md`.
 """
 
-import hashlib
 import os
 import time
 from pathlib import Path
@@ -31,6 +30,7 @@ from ser_lightning.errors import NothingToDo, UserError, raise_problems
 from ser_lightning.length_quota import keep_length_share
 from ser_lightning.records import PairScores, Selection
 from ser_lightning.scoring import complete_and_unique, concatenate, mean_scores, score_pairs
+from ser_lightning.seeds import hash_seed
 from ser_lightning.selection import Evidence, SelectionRule, Verdict
 
 
@@ -114,8 +114,7 @@ class EvolutionCallback(Callback):
         """Dropout depends on seed, round, fold and the phase's epoch alone: on no phase before, and on no break."""
         seed = int(os.environ.get("PL_GLOBAL_SEED", 0))
         epoch = self.state.epochs_done - self.state.phase_first_epoch
-        key = f"{seed}:{self.state.round}:{self.fold}:{epoch}:{trainer.global_rank}"
-        torch.manual_seed(int.from_bytes(hashlib.blake2b(key.encode(), digest_size=7).digest(), "big"))
+        torch.manual_seed(hash_seed(seed, self.state.round, self.fold, epoch, trainer.global_rank))
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int

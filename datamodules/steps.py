@@ -1,6 +1,5 @@
 """Training steps and scoring batches: who sees which pair when, as a pure function of numbers that are saved."""
 
-import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler
 from ser_lightning.datamodules.reader import PairStore
 from ser_lightning.layouts import PairRow, collate_pairs, cut_by_tokens
 from ser_lightning.records import PairBatch, Selection
+from ser_lightning.seeds import hash_seed
 
 
 @dataclass(frozen=True)
@@ -109,8 +109,7 @@ def epoch_order(num_pairs: int, seed: int, phase: Phase, epoch: int) -> np.ndarr
 
     `epoch` counts from the start of the phase: what other phases came before does not change the order.
     """
-    digest = hashlib.blake2b(f"{seed}:{phase.round}:{phase.fold}:{epoch}".encode(), digest_size=7).digest()
-    generator = torch.Generator().manual_seed(int.from_bytes(digest, "big"))
+    generator = torch.Generator().manual_seed(hash_seed(seed, phase.round, phase.fold, epoch))
     return torch.randperm(num_pairs, generator=generator).numpy()
 
 

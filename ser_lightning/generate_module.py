@@ -3,19 +3,17 @@
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule
-from transformers import PreTrainedTokenizerBase
 
-from ser_lightning.backbone import Backbone, load_tokenizer
+from ser_lightning.backbone import Backbone
 from ser_lightning.errors import raise_problems
-from ser_lightning.policy import Policy, load_policy
-from ser_lightning.policy_run import PolicyStart, resolve_start
+from ser_lightning.policy import load_policy
+from ser_lightning.policy_module import PolicyModule
 from ser_lightning.records import PromptBatch, Responses
 from ser_lightning.rollout import Generator, Sampling, response_texts, stop_ids, uniform_numbers
 from ser_lightning.scoring import evaluating
 
 
-class GenerateModule(LightningModule):
+class GenerateModule(PolicyModule):
     """Samples responses; it trains nothing.
 
     Args:
@@ -31,32 +29,15 @@ class GenerateModule(LightningModule):
     def __init__(
         self, backbone: Backbone, sampling: Sampling, responses_per_prompt: int = 2, tokens_per_batch: int = 16384
     ) -> None:
-        super().__init__()
+        super().__init__(backbone)
         problems = [*backbone.problems(), *sampling.problems()]
         if responses_per_prompt < 2:
             problems.append(f"model.responses_per_prompt: got {responses_per_prompt}; a pair needs at least 2")
         if tokens_per_batch < 1:
             problems.append(f"model.tokens_per_batch: got {tokens_per_batch}; need at least 1")
         raise_problems(problems)
-        self.backbone, self.sampling = backbone, sampling
+        self.sampling = sampling
         self.responses_per_prompt, self.tokens_per_batch = responses_per_prompt, tokens_per_batch
-        self._start: PolicyStart | None = None
-        self._tokenizer: PreTrainedTokenizerBase | None = None
-        self._policy: Policy | None = None
-
-    @property
-    def start(self) -> PolicyStart:
-        """What answers: a pretrained model, or what a run has made of one."""
-        if self._start is None:
-            self._start = resolve_start(self.backbone)
-        return self._start
-
-    @property
-    def tokenizer(self) -> PreTrainedTokenizerBase:
-        """With a pad token and a chat template."""
-        if self._tokenizer is None:
-            self._tokenizer = load_tokenizer(self.start.backbone)
-        return self._tokenizer
 
     def configure_model(self) -> None:
         """Load the policy."""
@@ -64,19 +45,19 @@ class GenerateModule(LightningModule):
             self._seed = torch.initial_seed()
             policy = load_policy(self.start.backbone, self.trainer.strategy.root_device, self.start.weights)
             self._stop_ids = stop_ids(policy.lm.generation_config.eos_token_id, self.tokenizer, self.sampling.stop)
+            self.check_room(policy, self.sampling.max_new_tokens)
             self._policy = policy
 
     def predict_step(self, batch: PromptBatch, batch_idx: int = 0) -> list[Responses]:
         """The responses to each prompt; those of one prompt depend on the seed and its id alone."""
-        assert self._policy is not None
         group, width = self.responses_per_prompt, self.sampling.max_new_tokens
         numbers = [uniform_numbers((self._seed, "generate", p.prompt_id), group, width) for p in batch.prompts]
         if not numbers:
             return []
         generator = Generator(self.sampling, self._stop_ids, int(self.tokenizer.pad_token_id), self.tokens_per_batch)
         ids = [prompt.ids for prompt in batch.prompts for _ in range(group)]
-        with evaluating(self._policy):
-            rollout = generator.sample(self._policy, "policy", ids, torch.cat(numbers).to(self.device))
+        with evaluating(self.policy):
+            rollout = generator.sample(self.policy, "policy", ids, torch.cat(numbers).to(self.device))
         texts, ended = response_texts(self.tokenizer, rollout), rollout.has_ended.tolist()
         return [
             Responses(prompt.prompt_id, prompt.turns, texts[i : i + group], ended[i : i + group])

@@ -14,7 +14,7 @@ from ser_lightning.errors import UserError
 from ser_lightning.policy import policy_state
 
 POLICY_MODULES = ("SFTModule", "PPOModule")
-_PREFIX = "_policy."
+WEIGHTS_PREFIX = "_policy."
 """Where the shells keep their `Policy`."""
 
 
@@ -43,7 +43,9 @@ def resolve_start(backbone: Backbone) -> PolicyStart:
     base = resolve_start(trained).backbone
     settings = replace(backbone, path=base.path, gguf_file=base.gguf_file, template=template)
     state = torch.load(run / LAST, map_location="cpu", weights_only=True, mmap=True)["state_dict"]
-    weights = {name.removeprefix(_PREFIX): value for name, value in state.items() if name.startswith(_PREFIX)}
+    weights = {
+        name.removeprefix(WEIGHTS_PREFIX): value for name, value in state.items() if name.startswith(WEIGHTS_PREFIX)
+    }
     return PolicyStart(settings, policy_state(weights))
 
 

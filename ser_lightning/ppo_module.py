@@ -7,13 +7,11 @@ from dataclasses import fields
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from transformers import PreTrainedTokenizerBase
 
-from ser_lightning.backbone import Backbone, load_tokenizer
+from ser_lightning.backbone import Backbone
 from ser_lightning.collectives import gather_over_ranks, sum_gradients, sum_over_ranks
 from ser_lightning.errors import UserError, raise_problems
 from ser_lightning.experience import (
@@ -28,13 +26,12 @@ from ser_lightning.experience import (
 from ser_lightning.judges import Judge, RewardSum
 from ser_lightning.policy import Policy, Role, load_policy
 from ser_lightning.policy_math import KLControl, clipped_policy_loss, clipped_value_loss, kl_k3, masked_sum, sequence_kl
-from ser_lightning.policy_run import PolicyStart, resolve_start
+from ser_lightning.policy_module import PolicyModule
 from ser_lightning.records import Answers, Prompt, PromptBatch, Rollout
 from ser_lightning.rewards import load_judge, load_rewards
 from ser_lightning.rollout import (
     Generator,
     Sampling,
-    check_room,
     response_logps,
     response_texts,
     response_values,
@@ -48,7 +45,7 @@ from ser_lightning.seeds import hash_seed
 from ser_lightning.shared_base import can_share, shared_scorer
 
 
-class PPOModule(LightningModule):
+class PPOModule(PolicyModule):
     """Trains a language model to give responses that a reward model likes, without going far from where it started.
 
     Args:
@@ -87,16 +84,13 @@ class PPOModule(LightningModule):
         tokens_per_batch: int = 4096,
         tokens_per_sampling_batch: int = 16384,
     ) -> None:
-        super().__init__()
+        super().__init__(backbone)
         problems = [*backbone.problems(), *sampling.problems(), *ppo.problems(advantage, responses_per_prompt)]
         limits = {"max_grad_norm": max_grad_norm, "tokens_per_batch": tokens_per_batch}
         limits["tokens_per_sampling_batch"] = tokens_per_sampling_batch
         problems += [f"model.{k}: got {value}; need a positive number" for k, value in limits.items() if value <= 0]
         raise_problems(problems)
-        # Policy and critic have an optimiser each, and a step is several updates.
-        self.automatic_optimization = False
-        self.strict_loading = False
-        self.backbone, self.reward_model, self.judge = backbone, reward_model, judge
+        self.reward_model, self.judge = reward_model, judge
         self.kl_control, self.sampling, self.ppo = kl_control, sampling, ppo
         self.allow_uncalibrated = allow_uncalibrated
         self.advantage, self.responses_per_prompt = advantage, responses_per_prompt
@@ -105,33 +99,9 @@ class PPOModule(LightningModule):
         self.rl_step = 0
         self.answers: Answers | None = None
         self.start_answers: Answers | None = None
-        self._start: PolicyStart | None = None
-        self._tokenizer: PreTrainedTokenizerBase | None = None
-        self._policy: Policy | None = None
         self._found: dict[Role, list[Answers]] = {}
 
     # The models.
-
-    @property
-    def start(self) -> PolicyStart:
-        """What the policy starts from: a pretrained model, or what another run has made of one."""
-        if self._start is None:
-            self._start = resolve_start(self.backbone)
-        return self._start
-
-    @property
-    def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The policy's, with a pad token and a chat template."""
-        if self._tokenizer is None:
-            self._tokenizer = load_tokenizer(self.start.backbone)
-        return self._tokenizer
-
-    @property
-    def policy(self) -> Policy:
-        """Policy, reference and critic; loaded by `configure_model`."""
-        if self._policy is None:
-            raise RuntimeError("the models are loaded in configure_model(), which the trainer calls")
-        return self._policy
 
     def configure_model(self) -> None:
         """Load policy, reference, critic and judges; `UserError` with the problems of all judges at once."""
@@ -142,9 +112,7 @@ class PPOModule(LightningModule):
         start = self.start
         policy = load_policy(start.backbone, device, start.weights, has_reference=True, has_critic=self._has_critic)
         self._stop_ids = stop_ids(policy.lm.generation_config.eos_token_id, self.tokenizer, self.sampling.stop)
-        data = getattr(self.trainer, "datamodule", None)
-        prompts = [prompt for name in ("train_prompts", "val_prompts") for prompt in getattr(data, name, [])]
-        check_room(prompts, self.sampling.max_new_tokens, policy.lm.config.get_text_config())
+        self.check_room(policy, self.sampling.max_new_tokens)
         # In a list: the judges are nobody's submodules, so that no checkpoint and no optimiser ever sees them.
         self._judges: list[tuple[RewardSum, Judge | None]] = [self._load_judges(policy, device)]
         self._policy = policy
@@ -359,16 +327,6 @@ class PPOModule(LightningModule):
             parameters = self.policy.parameters_of("critic")
             made.append(make_optimizer(self.critic_optimizer, parameters, "model.critic_optimizer"))
         return made
-
-    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """Policy and critic as far as they are trained; never base, reference or reward model."""
-        trained = {name for name, p in self.named_parameters() if p.requires_grad}
-        return {name: value for name, value in super().state_dict(*args, **kwargs).items() if name in trained}
-
-    def load_state_dict(self, state_dict: dict[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        """Load what `state_dict` gave; a missing adapter or head is an error."""
-        self.policy.load_trainable_state({k.removeprefix("_policy."): v for k, v in state_dict.items()})
-        return nn.modules.module._IncompatibleKeys([], [])
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """The KL weight and the number of steps belong to the weights."""

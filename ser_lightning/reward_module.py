@@ -1,23 +1,22 @@
 """The reward model as a LightningModule: a thin shell around `scorer.Scorer` and `losses`."""
 
-import math
-from contextlib import nullcontext
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor
-from torch.nn.parallel import DistributedDataParallel
 from transformers import PreTrainedTokenizerBase
 
 from ser_lightning.backbone import Backbone, load_tokenizer
-from ser_lightning.errors import UserError, raise_problems
+from ser_lightning.errors import raise_problems
 from ser_lightning.losses import bradley_terry, centring, pointwise
 from ser_lightning.metrics import PairMetrics, half_credit
 from ser_lightning.records import PairBatch, PairScores
 from ser_lightning.schedule import Decay, lr_factor, make_optimizer
 from ser_lightning.scorer import Scorer, load_scorer
+from ser_lightning.trainable import trained_part
+from ser_lightning.updates import synchronised, training_problems, update
 
 
 class RewardModule(LightningModule):
@@ -49,10 +48,7 @@ class RewardModule(LightningModule):
         problems = backbone.problems()
         if not 0 <= label_noise < 0.5:
             problems.append(f"model.label_noise: got {label_noise}; need a share in [0, 0.5)")
-        if not 0 <= warmup_share < 1:
-            problems.append(f"model.warmup_share: got {warmup_share}; need a share in [0, 1)")
-        if max_grad_norm <= 0:
-            problems.append(f"model.max_grad_norm: got {max_grad_norm}; need a positive number")
+        problems += training_problems(warmup_share, max_grad_norm)
         raise_problems(problems)
         # A step is cut into as many micro-batches as its tokens need, which automatic optimisation cannot do.
         self.automatic_optimization = False
@@ -129,7 +125,7 @@ class RewardModule(LightningModule):
             group["lr"] = group["initial_lr"] * factor
         total, right, num_real = 0.0, 0.0, 0
         for i, batch in enumerate(step):
-            with self._synchronised(last=i == len(step) - 1):
+            with synchronised(self, is_last=i == len(step) - 1):
                 scores = self(batch)
                 loss = (self.pair_loss(scores, batch.target) * batch.weight).sum() / batch.num_step_pairs
                 # Ranks average their gradients, but the loss is a sum over all ranks' pairs.
@@ -139,14 +135,7 @@ class RewardModule(LightningModule):
             right += float(half_credit(scores.margin.detach(), batch.target)[real].sum())
             num_real += int(real.sum())
         trained = [p for p in self.parameters() if p.requires_grad]
-        norm = float(torch.nn.utils.clip_grad_norm_(trained, self.max_grad_norm))
-        if not math.isfinite(norm):  # of the gradients of all ranks, so all of them stop here
-            raise UserError(
-                f"train/loss: got {total}, gradient norm {norm}, epoch {self.current_epoch}, step {batch_idx}; lower "
-                "model.optimizer.init_args.lr, or look for the cause with --config debug/anomaly.yaml"
-            )
-        optimizer.step()
-        optimizer.zero_grad()
+        update(self, trained, self.max_grad_norm, total, batch_idx)
         self.log("train/loss", total, prog_bar=True, batch_size=num_real, on_step=True)
         self.log("train/accuracy", right / max(1, num_real), prog_bar=True, batch_size=num_real, on_step=True)
 
@@ -174,8 +163,7 @@ class RewardModule(LightningModule):
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Adapters and head (or every weight, where all are trained), never the frozen base."""
-        trained = {name for name, p in self.named_parameters() if p.requires_grad}
-        return {name: value for name, value in super().state_dict(*args, **kwargs).items() if name in trained}
+        return trained_part(self, super().state_dict(*args, **kwargs))
 
     def load_state_dict(self, state_dict: dict[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """Load what `state_dict` gave; a missing head or adapter is an error."""
@@ -196,10 +184,6 @@ class RewardModule(LightningModule):
         first, num_epochs = self._phase_epochs or (0, max(1, self.trainer.max_epochs or 1))
         num_steps = int(self.trainer.num_training_batches)
         return self.lr_factor((self.current_epoch - first) * num_steps + batch_idx, num_epochs * num_steps)
-
-    def _synchronised(self, last: bool) -> Any:
-        model = self.trainer.strategy.model
-        return model.no_sync() if isinstance(model, DistributedDataParallel) and not last else nullcontext()
 
     def _log_metrics(self, prefix: str) -> None:
         figures = self.metrics.compute(self.temperature)

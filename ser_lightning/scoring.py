@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
+from ser_lightning.collectives import gather_over_ranks
 from ser_lightning.errors import UserError
 from ser_lightning.records import PairScores
 
@@ -101,11 +102,7 @@ _DTYPES = {
 
 def gather_scores(scores: PairScores) -> PairScores:
     """The scores of all ranks in one record, repeated pairs included."""
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return scores
-    by_rank: list[PairScores] = [scores] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(by_rank, scores)
-    return concatenate(by_rank)
+    return concatenate(gather_over_ranks(scores))
 
 
 def concatenate(parts: list[PairScores]) -> PairScores:

@@ -1,29 +1,23 @@
 """Supervised fine-tuning as a LightningModule: where the policy starts from, and in the paper the reward model too."""
 
-import math
-from contextlib import nullcontext
-from typing import Any
-
 import torch
-from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor
-from torch.nn.parallel import DistributedDataParallel
-from transformers import PreTrainedTokenizerBase
 
-from ser_lightning.backbone import Backbone, load_tokenizer
+from ser_lightning.backbone import Backbone
 from ser_lightning.collectives import sum_over_ranks
-from ser_lightning.errors import UserError, raise_problems
-from ser_lightning.policy import Policy, load_policy
+from ser_lightning.errors import raise_problems
+from ser_lightning.policy import load_policy
 from ser_lightning.policy_math import token_logps
-from ser_lightning.policy_run import PolicyStart, resolve_start
+from ser_lightning.policy_module import PolicyModule
 from ser_lightning.records import ResponseBatch
 from ser_lightning.rollout import LOGP_CHUNK
 from ser_lightning.schedule import Decay, lr_factor, make_optimizer
 from ser_lightning.seeds import hash_seed
+from ser_lightning.updates import synchronised, training_problems, update
 
 
-class SFTModule(LightningModule):
+class SFTModule(PolicyModule):
     """Imitates responses: the loss is the mean negative log-probability of their tokens, the prompt's do not count.
 
     Args:
@@ -43,42 +37,11 @@ class SFTModule(LightningModule):
         warmup_share: float = 0.1,
         max_grad_norm: float = 1.0,
     ) -> None:
-        super().__init__()
-        problems = backbone.problems()
-        if not 0 <= warmup_share < 1:
-            problems.append(f"model.warmup_share: got {warmup_share}; need a share in [0, 1)")
-        if max_grad_norm <= 0:
-            problems.append(f"model.max_grad_norm: got {max_grad_norm}; need a positive number")
-        raise_problems(problems)
-        self.automatic_optimization = False
-        self.strict_loading = False
-        self.backbone, self.optimizer = backbone, optimizer
+        super().__init__(backbone)
+        raise_problems([*backbone.problems(), *training_problems(warmup_share, max_grad_norm)])
+        self.optimizer = optimizer
         self.lr_decay, self.warmup_share, self.max_grad_norm = lr_decay, warmup_share, max_grad_norm
-        self._start: PolicyStart | None = None
-        self._tokenizer: PreTrainedTokenizerBase | None = None
-        self._policy: Policy | None = None
         self._val_sums = torch.zeros(2, dtype=torch.float64)
-
-    @property
-    def start(self) -> PolicyStart:
-        """What is trained on: a pretrained model, or what another run has made of one."""
-        if self._start is None:
-            self._start = resolve_start(self.backbone)
-        return self._start
-
-    @property
-    def tokenizer(self) -> PreTrainedTokenizerBase:
-        """With a pad token and a chat template."""
-        if self._tokenizer is None:
-            self._tokenizer = load_tokenizer(self.start.backbone)
-        return self._tokenizer
-
-    @property
-    def policy(self) -> Policy:
-        """The model itself; loaded by `configure_model`."""
-        if self._policy is None:
-            raise RuntimeError("the model is loaded in configure_model(), which the trainer calls")
-        return self._policy
 
     def configure_model(self) -> None:
         """Load the pretrained weights, on the device where 4-bit weights have to be made."""
@@ -105,21 +68,12 @@ class SFTModule(LightningModule):
             group["lr"] = group["initial_lr"] * lr_factor(done, num_steps, self.warmup_share, self.lr_decay)
         total = 0.0
         for i, batch in enumerate(step):
-            model = self.trainer.strategy.model
-            is_waiting = isinstance(model, DistributedDataParallel) and i < len(step) - 1
-            with model.no_sync() if is_waiting else nullcontext():
+            with synchronised(self, is_last=i == len(step) - 1):
                 loss = -self(batch).sum() / batch.num_step_tokens
                 # Ranks average their gradients, but the loss is a sum over all ranks' tokens.
                 self.manual_backward(loss * self.trainer.world_size)
             total += float(loss.detach()) * self.trainer.world_size
-        norm = float(torch.nn.utils.clip_grad_norm_(self.policy.parameters_of("policy"), self.max_grad_norm))
-        if not math.isfinite(norm):
-            raise UserError(
-                f"train/loss: got {total}, gradient norm {norm}, epoch {self.current_epoch}, step {batch_idx}; lower "
-                "model.optimizer.init_args.lr, or look for the cause with --config debug/anomaly.yaml"
-            )
-        optimizer.step()
-        optimizer.zero_grad()
+        update(self, self.policy.parameters_of("policy"), self.max_grad_norm, total, batch_idx)
         self.log("train/loss", total, prog_bar=True, batch_size=1, on_step=True)
 
     def validation_step(self, batch: ResponseBatch, batch_idx: int) -> None:
@@ -137,13 +91,3 @@ class SFTModule(LightningModule):
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """The injected optimiser over everything that is trained."""
         return make_optimizer(self.optimizer, self.policy.parameters_of("policy"), "model.optimizer")
-
-    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """Adapters (or every weight, where all are trained), never the frozen base."""
-        trained = {name for name, p in self.named_parameters() if p.requires_grad}
-        return {name: value for name, value in super().state_dict(*args, **kwargs).items() if name in trained}
-
-    def load_state_dict(self, state_dict: dict[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        """Load what `state_dict` gave; a missing adapter is an error."""
-        self.policy.load_trainable_state({k.removeprefix("_policy."): v for k, v in state_dict.items()})
-        return torch.nn.modules.module._IncompatibleKeys([], [])

@@ -1,5 +1,7 @@
 """What training changes in a module, taken out and put back by name; the frozen base never travels."""
 
+from typing import Any
+
 from torch import Tensor, nn
 
 from ser_lightning.errors import UserError
@@ -8,6 +10,12 @@ from ser_lightning.errors import UserError
 def trainable_state(module: nn.Module) -> dict[str, Tensor]:
     """Every tensor that training changes, by name; views, not copies."""
     return {name: p.detach() for name, p in module.named_parameters() if p.requires_grad}
+
+
+def trained_part(module: nn.Module, state: dict[str, Any]) -> dict[str, Any]:
+    """Of a module's state dict what training changes: adapters and heads, or every weight where all are trained."""
+    trained = trainable_state(module)
+    return {name: value for name, value in state.items() if name in trained}
 
 
 def load_exactly(own: dict[str, Tensor], state: dict[str, Tensor]) -> None:

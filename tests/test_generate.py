@@ -229,6 +229,15 @@ def test_wrong_settings_come_all_at_once(tiny_model_dir):
     ]
 
 
+def test_no_room_for_a_full_response_is_one_line(tiny_model_dir, pairs_file, capsys, monkeypatch):
+    monkeypatch.setattr(GenerateModule, "predict_step", lambda *_: pytest.fail("sampled"))
+    flags = [*generate_flags(tiny_model_dir, pairs_file), "--model.sampling.max_new_tokens=500", "--run_dir=run"]
+    assert main(["predict", *flags]) == 2
+    [said] = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert said.startswith("error: sampling.max_new_tokens: got 500 after prompts of up to ")
+    assert "512 positions" in said
+
+
 def test_stop_tokens_end_a_response(tiny_model_dir, pairs_file):
     usual, _ = answers(tiny_model_dir, pairs_file, "a", num_tokens=12)
     letter = max("etaoinshrdlu", key=lambda c: sum(c in text for found in usual.values() for text in found.texts))
