@@ -130,6 +130,7 @@ def one_step(models: Models, args: argparse.Namespace) -> dict[str, "Tensor"]:
 
     from ser_lightning.experience import PPOSettings, make_experience, measure_values
     from ser_lightning.policy_math import clipped_policy_loss, clipped_value_loss
+    from ser_lightning.records import Padded
     from ser_lightning.rollout import Generator, Sampling, response_logps, response_values, uniform_numbers
 
     draw = torch.Generator().manual_seed(0)
@@ -139,7 +140,7 @@ def one_step(models: Models, args: argparse.Namespace) -> dict[str, "Tensor"]:
     rollout = generator.sample(models.policy, "policy", prompts, uniform)
     mask, settings = rollout.response_mask, PPOSettings()
     with torch.no_grad():
-        score = models.scorer(rollout.input_ids, rollout.attention_mask)
+        score = models.scorer(Padded(rollout.input_ids, rollout.attention_mask))
         logp = response_logps(models.policy, "policy", rollout, 1.0)[0]
         ref_logp = response_logps(models.reference, models.reference_role, rollout, 1.0)[0]
         value = measure_values(models.critic, rollout, 16384)

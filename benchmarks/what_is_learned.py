@@ -21,6 +21,7 @@ from transformers import PreTrainedTokenizerBase
 from ser_lightning.backbone import Backbone, load_tokenizer
 from ser_lightning.datamodules.synthetic import gold_reward, write_prompt, write_response
 from ser_lightning.datamodules.synthetic_text import CLOSERS, OPENERS, read_prompt, suits
+from ser_lightning.records import Padded
 from ser_lightning.scorer import Scorer, load_scorer
 
 Pairs = list[tuple[str, str, str]]
@@ -58,7 +59,7 @@ def share_right(scorer: Scorer, tokenizer: PreTrainedTokenizerBase, pairs: Pairs
     for side in (1, 2):
         chats = [[{"role": "user", "content": p[0]}, {"role": "assistant", "content": p[side]}] for p in pairs]
         batch = tokenizer.apply_chat_template(chats, padding=True, return_tensors="pt", return_dict=True)
-        rewards.append(scorer(batch["input_ids"], batch["attention_mask"]))
+        rewards.append(scorer(Padded(batch["input_ids"], batch["attention_mask"])))
     return float((rewards[0] > rewards[1]).float().mean())
 
 

@@ -120,7 +120,7 @@ class EvolutionCallback(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Count the tokens that were trained on."""
-        self.state.trained_tokens += sum(int(micro.attention_mask.sum()) for micro in batch)
+        self.state.trained_tokens += sum(int(micro.inputs.num_tokens.sum()) for micro in batch)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """At the end of a phase: score; at the end of a round: label, select, accept."""

@@ -15,6 +15,7 @@ from ser_lightning.datamodules.splits import SplitPairs
 from ser_lightning.datamodules.steps import Shard
 from ser_lightning.datamodules.store import ROLES, build_store, default_cache, is_complete, store_key
 from ser_lightning.errors import UserError
+from ser_lightning.layouts import PADDED, Layout
 
 Paths = str | list[str]
 
@@ -136,4 +137,8 @@ class PairFiles(pl.LightningDataModule):
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)
 
     def _shard(self, tokens_per_batch: int) -> Shard:
-        return Shard(*self._rank(), tokens_per_batch, int(self._tokenizer().pad_token_id))
+        return Shard(*self._rank(), tokens_per_batch, int(self._tokenizer().pad_token_id), self._layout())
+
+    def _layout(self) -> Layout:
+        """What the module reads best; padded rows, which every model reads, where there is none."""
+        return getattr(self.trainer.lightning_module, "layout", PADDED) if self.trainer is not None else PADDED

@@ -27,21 +27,21 @@ class PairStore:
         dialogue_id: (N,) int64, equal for pairs of one part with one prompt or with prompts that continue one another.
         role: (N,) int8, position in `ROLES`.
         num_tokens: (N, 2) int64, tokens of both conversations of a pair, prompt included.
-        lengths: (N,) int64, tokens of the longer one.
+        num_shared: (N,) int64, tokens that both begin with.
         counts: for each part, what was read and dropped, per role.
     """
 
     def __init__(self, *folders: Path) -> None:
         self.folders = folders
         indices = [_read_index(folder) for folder in folders]
-        self.pair_id, self.dialogue_id, self.role = (
-            np.concatenate([index[name] for index in indices]) for name in ("pair_id", "dialogue_id", "role")
+        self.pair_id, self.dialogue_id, self.num_shared, self.role = (
+            np.concatenate([index[name] for index in indices])
+            for name in ("pair_id", "dialogue_id", "num_shared", "role")
         )
         self._offsets = [index["offsets"] for index in indices]
         self._ids = [_map_ids(folder, offsets) for folder, offsets in zip(folders, self._offsets, strict=True)]
         self.parts = np.cumsum([0, *(len(index["pair_id"]) for index in indices)])
         self.num_tokens = np.concatenate([np.diff(offsets).reshape(-1, 2) for offsets in self._offsets])
-        self.lengths = self.num_tokens.max(axis=1, initial=0)
         self.counts = [_read_counts(folder) for folder in folders]
 
     def __reduce__(self) -> tuple[type["PairStore"], tuple[Path, ...]]:

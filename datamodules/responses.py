@@ -19,7 +19,8 @@ from ser_lightning.datamodules.reader import PairStore
 from ser_lightning.datamodules.steps import Phase, Shard, epoch_order, make_loader
 from ser_lightning.encode import encode_conversations, encode_prompts
 from ser_lightning.errors import UserError, raise_problems
-from ser_lightning.layouts import collate_responses, cut_by_tokens
+from ser_lightning.layouts import collate_responses
+from ser_lightning.packing import cut_by_tokens, num_shared_tokens
 from ser_lightning.records import PreferencePair, ResponseBatch, Turn
 
 _CHUNK = 1024
@@ -217,7 +218,8 @@ class ResponseDataModule(PairFiles):
         starts = encode_prompts(tokenizer, [pair.prompt for pair, _ in chosen], sys.maxsize)
         turns = [[*pair.prompt, Turn(role="assistant", content=text)] for pair, text in chosen]
         wholes = encode_conversations(tokenizer, turns)
-        return [len(whole) - _common_prefix(start, whole) for start, whole in zip(starts, wholes, strict=True)]
+        both = [(np.asarray(start), np.asarray(whole)) for start, whole in zip(starts, wholes, strict=True)]
+        return [len(whole) - num_shared_tokens((start, whole)) for start, whole in both]
 
     def train_dataloader(self) -> DataLoader[list[ResponseBatch]]:
         """Items: the micro-batches of one optimiser step, for this rank."""
@@ -235,8 +237,3 @@ class ResponseDataModule(PairFiles):
         if self.trainer is not None and self.trainer.state.fn == "validate":
             raise UserError("validate: got no validation pairs; set data.val_fraction above 0")
         return []
-
-
-def _common_prefix(one: Sequence[int], other: Sequence[int]) -> int:
-    pairs = zip(one, other, strict=False)
-    return next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(one), len(other)))

@@ -9,7 +9,8 @@ import torch
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from ser_lightning.datamodules.reader import PairStore
-from ser_lightning.layouts import PairRow, collate_pairs, cut_by_tokens
+from ser_lightning.layouts import PADDED, Layout, PairRow, collate_pairs
+from ser_lightning.packing import share_by_tokens
 from ser_lightning.records import PairBatch, Selection
 from ser_lightning.seeds import hash_seed
 
@@ -40,14 +41,20 @@ class Shard:
     Attributes:
         rank: this process, from 0.
         world_size: number of processes.
-        tokens_per_batch: most padded tokens in a micro-batch.
+        tokens_per_batch: most tokens in a micro-batch, padding included.
         pad_token_id: the tokenizer's.
+        layout: of the sequences in a batch.
     """
 
     rank: int
     world_size: int
     tokens_per_batch: int
     pad_token_id: int
+    layout: Layout = PADDED
+
+    def cut(self, store: PairStore, rows: np.ndarray) -> list[list[int]]:
+        """Positions in `rows` (of the store), one list a batch, the largest pair first."""
+        return self.layout.cut_pairs(store.num_tokens[rows], store.num_shared[rows], self.tokens_per_batch)
 
 
 @dataclass(frozen=True)
@@ -117,18 +124,18 @@ def make_batch(
     store: PairStore,
     pairs: PairSet,
     positions: Sequence[int] | np.ndarray,
-    pad_token_id: int,
+    shard: Shard,
     num_step_pairs: int,
     is_filler: bool,
 ) -> PairBatch:
-    """One padded batch of the pairs at `positions`; a filler weighs nothing."""
+    """One batch of the pairs at `positions`; a filler weighs nothing."""
     rows = []
     for position in positions:
         row = int(pairs.rows[position])
         ids_a, ids_b = store.ids(row)
         weight = 0.0 if is_filler else float(pairs.weight[position])
         rows.append(PairRow(int(store.pair_id[row]), ids_a, ids_b, float(pairs.target[position]), weight))
-    return collate_pairs(rows, pad_token_id, num_step_pairs)
+    return collate_pairs(rows, shard.pad_token_id, num_step_pairs, shard.layout)
 
 
 class TrainingSteps(Dataset[list[PairBatch]]):
@@ -154,14 +161,14 @@ class TrainingSteps(Dataset[list[PairBatch]]):
         if not 0 <= step < len(self):
             raise IndexError(step)
         whole = self.order[step * self.pairs_per_step : (step + 1) * self.pairs_per_step]
-        mine = whole[self.shard.rank :: self.shard.world_size]
+        num_tokens = self.store.num_tokens[self.pairs.rows[whole]].sum(axis=1)
+        mine = whole[share_by_tokens(num_tokens, self.shard.world_size)[self.shard.rank]]
         is_filler = len(mine) == 0  # every rank must take part in the step's gradient reduction
         if is_filler:
             mine = whole[:1]
-        lengths = self.store.lengths[self.pairs.rows[mine]]
         return [
-            make_batch(self.store, self.pairs, mine[batch], self.shard.pad_token_id, len(whole), is_filler)
-            for batch in cut_by_tokens(lengths, self.shard.tokens_per_batch)
+            make_batch(self.store, self.pairs, mine[batch], self.shard, len(whole), is_filler)
+            for batch in self.shard.cut(self.store, self.pairs.rows[mine])
         ]
 
 
@@ -176,7 +183,7 @@ class ScoringBatches(Dataset[PairBatch]):
 
     def __init__(self, store: PairStore, pairs: PairSet, shard: Shard) -> None:
         self.store, self.pairs, self.shard = store, pairs, shard
-        self.batches = cut_by_tokens(store.lengths[pairs.rows], shard.tokens_per_batch)
+        self.batches = shard.cut(store, pairs.rows)
 
     def __len__(self) -> int:
         return math.ceil(len(self.batches) / self.shard.world_size)
@@ -188,7 +195,7 @@ class ScoringBatches(Dataset[PairBatch]):
         is_filler = place >= len(self.batches)
         # The last batch holds the shortest pairs: the cheapest one to repeat.
         batch = self.batches[-1] if is_filler else self.batches[place]
-        return make_batch(self.store, self.pairs, batch, self.shard.pad_token_id, len(batch), is_filler)
+        return make_batch(self.store, self.pairs, batch, self.shard, len(batch), is_filler)
 
 
 def _unchanged(item: object) -> object:

@@ -24,15 +24,16 @@ from ser_lightning.datamodules.formats import earlier_prompts, parse_row, prompt
 from ser_lightning.datamodules.sources import Source
 from ser_lightning.encode import ENCODING_VERSION, EncodedPair, encode_pairs
 from ser_lightning.errors import UserError
+from ser_lightning.packing import num_shared_tokens
 from ser_lightning.records import PreferencePair
 
 ROLES = ("path", "pool_path", "test_path")
 """Where a row came from; a role is stored as its position here."""
 UNLABELLED, CONTRADICTION = -1, -2
 """What stands in place of a label where nobody has said, and where rows of one pair disagree."""
-_STORE_VERSION = 3
+_STORE_VERSION = 4
 _MAX_PROBLEMS = 10
-INDEX = ("pair_id", "dialogue_id", "prompt_id", "continuations", "offsets", "role")
+INDEX = ("pair_id", "dialogue_id", "prompt_id", "continuations", "offsets", "num_shared", "role")
 """Arrays of `index.npz`."""
 TEXTS = pyarrow.schema([(name, pyarrow.string()) for name in ("prompt", "response_a", "response_b", "source_id")])
 Counts = dict[str, Counter[str]]
@@ -134,7 +135,7 @@ class _StoreWriter:
         self.folder, self.tokenizer, self.max_length = folder, tokenizer, max_length
         self.counts: Counts = {role: Counter() for role in ROLES}
         self.pair_id, self.prompt_id, self.offsets = array("q"), array("q"), array("q", [0])
-        self.role, self.labels = array("b"), array("b")
+        self.num_shared, self.role, self.labels = array("q"), array("b"), array("b")
         self.continuations: set[tuple[int, int]] = set()
         self.ids = (folder / "ids.bin").open("wb")
         self.texts = pyarrow.ipc.new_stream(str(folder / "texts.arrow"), TEXTS)
@@ -179,9 +180,11 @@ class _StoreWriter:
         return rows
 
     def _append(self, role: str, pair: PreferencePair, encoded: EncodedPair) -> None:
-        for ids in (encoded.ids_a, encoded.ids_b):
-            self.ids.write(np.asarray(ids, dtype=np.int32).tobytes())
+        both = [np.asarray(ids, dtype=np.int32) for ids in (encoded.ids_a, encoded.ids_b)]
+        for ids in both:
+            self.ids.write(ids.tobytes())
             self.offsets.append(self.offsets[-1] + len(ids))
+        self.num_shared.append(num_shared_tokens(both))
         self.pair_id.append(pair.pair_id)
         prompt_id = prompt_hash(pair.prompt)
         self.prompt_id.append(prompt_id)
@@ -195,7 +198,7 @@ class _StoreWriter:
         self.texts.close()
         dialogue_id = join_dialogues(self.prompt_id, self.continuations)
         continuations = np.asarray(sorted(self.continuations), dtype=np.int64).reshape(-1, 2)
-        values = (self.pair_id, dialogue_id, self.prompt_id, continuations, self.offsets, self.role)
+        values = (self.pair_id, dialogue_id, self.prompt_id, continuations, self.offsets, self.num_shared, self.role)
         np.savez(self.folder / "index.npz", **dict(zip(INDEX, map(np.asarray, values), strict=True)))  # type: ignore
         np.save(self.folder / "labels.npy", np.asarray(self.labels, dtype=np.int8))
         (self.folder / "counts.json").write_text(json.dumps(self.counts))

@@ -8,11 +8,11 @@ from torch import Tensor
 
 from ser_lightning import policy_math
 from ser_lightning.collectives import sum_over_ranks
-from ser_lightning.layouts import cut_by_tokens
+from ser_lightning.layouts import Layout
 from ser_lightning.policy import Policy
 from ser_lightning.policy_math import Moments
 from ser_lightning.records import Rollout
-from ser_lightning.rollout import response_logps, response_values, rows_of
+from ser_lightning.rollout import response_logps, response_values, rows_of, sequences_of
 
 Estimator = Literal["gae", "rloo", "grpo"]
 
@@ -96,10 +96,12 @@ class Experience:
         return self.rollout.response_mask
 
 
-def micro_batches(rollout: Rollout, rows: Tensor, tokens_per_batch: int) -> list[Tensor]:
-    """Rows of like length in batches under a token budget, as positions in the rollout."""
-    lengths = rollout.attention_mask[rows].sum(-1).cpu().numpy()
-    return [rows[torch.tensor(cut)] for cut in cut_by_tokens(lengths, tokens_per_batch, rows_per_item=1)]
+def micro_batches(rollout: Rollout, rows: Tensor, tokens_per_batch: int, layout: Layout) -> list[Tensor]:
+    """Rows in batches under a token budget, as positions in the rollout."""
+    if not len(rows):  # a rank without a share
+        return []
+    cuts = layout.cut_sequences(*sequences_of(rows_of(rollout, rows)), tokens_per_batch)
+    return [rows[torch.tensor(cut)] for cut in cuts]
 
 
 def spread(parts: list[tuple[Tensor, Tensor]], like: Tensor) -> Tensor:
@@ -126,9 +128,7 @@ def measure(policy: Policy, rollout: Rollout, temperature: float, tokens_per_bat
     """
     logps: dict[str, list[tuple[Tensor, Tensor]]] = {"policy": [], "reference": []}
     with torch.no_grad():
-        for rows in micro_batches(
-            rollout, torch.arange(len(rollout), device=rollout.input_ids.device), tokens_per_batch
-        ):
+        for rows in micro_batches(rollout, _all_rows(rollout), tokens_per_batch, policy.layout):
             part = rows_of(rollout, rows)
             for role in ("policy", "reference"):
                 logps[role].append((rows, response_logps(policy, role, part, temperature)[0]))  # type: ignore[arg-type]
@@ -141,7 +141,7 @@ def measure_values(policy: Policy, rollout: Rollout, tokens_per_batch: int) -> T
     with torch.no_grad():
         parts = [
             (rows, response_values(policy, rows_of(rollout, rows)))
-            for rows in micro_batches(rollout, _all_rows(rollout), tokens_per_batch)
+            for rows in micro_batches(rollout, _all_rows(rollout), tokens_per_batch, policy.layout)
         ]
     return spread(parts, rollout.response_mask)
 

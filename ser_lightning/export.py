@@ -18,8 +18,10 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreT
 from ser_lightning.backbone import Backbone, LoraSettings, load_tokenizer
 from ser_lightning.encode import encode_conversations
 from ser_lightning.errors import UserError
+from ser_lightning.layouts import pad_right
 from ser_lightning.policy_export import export_policy
 from ser_lightning.policy_run import POLICY_MODULES, model_kind
+from ser_lightning.records import Padded
 from ser_lightning.scorer import load_scorer, merged_model
 from ser_lightning.scoring import evaluating
 
@@ -137,8 +139,8 @@ class _Plain(torch.nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        return self.model(input_ids=input_ids, attention_mask=attention_mask).logits.float().squeeze(-1)
+    def forward(self, inputs: Padded) -> Tensor:
+        return self.model(input_ids=inputs.input_ids, attention_mask=inputs.attention_mask).logits.float().squeeze(-1)
 
 
 def _read_config(run: Path) -> tuple[Backbone, int]:
@@ -158,8 +160,5 @@ def _self_test_rewards(scorer: torch.nn.Module, tokenizer: PreTrainedTokenizerBa
     """(16,) rewards of fixed conversations of different lengths, padded on the right in one batch."""
     conversations = [[{"role": "user", "content": q}, {"role": "assistant", "content": a}] for q, a in _SELF_TEST]
     rows = encode_conversations(tokenizer, conversations)  # type: ignore[arg-type]
-    longest = max(map(len, rows))
-    ids = torch.tensor([row + [tokenizer.pad_token_id] * (longest - len(row)) for row in rows])
-    mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows])
     with evaluating(scorer):
-        return scorer(ids, mask)
+        return scorer(pad_right(rows, int(tokenizer.pad_token_id)))

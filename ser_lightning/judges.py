@@ -4,9 +4,10 @@ A judge takes text and not ids, so a reward model may have another tokenizer tha
 Shapes: N responses.
 """
 
+import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Protocol, Self
+from typing import Any, Protocol, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ser_lightning.encode import encode_responses
 from ser_lightning.errors import UserError
-from ser_lightning.layouts import cut_by_tokens
+from ser_lightning.layouts import Layout
 from ser_lightning.records import Turn
 from ser_lightning.scoring import evaluating
 
@@ -46,7 +47,7 @@ class RewardModelJudge:
     On this scale 0 is a response as often better as worse, and a difference of d wins with probability sigmoid(d).
 
     Args:
-        scorer: called with ids and attention mask, (R, T) each, gives (R,) rewards; not copied, may share its body.
+        scorer: gives the (R,) rewards of `Inputs`, in the layout that it names; not copied, may share its body.
         tokenizer: the reward model's, with a chat template.
         max_length: most tokens in a conversation; longer prompts lose their oldest turns, as in training.
         zero: reward that counts as 0.
@@ -75,9 +76,11 @@ class RewardModelJudge:
             return torch.empty(0)
         with named(self.name):
             rows = encode_responses(self.tokenizer, prompts, responses, self.max_length)
-        batches = cut_by_tokens([len(row) for row in rows], self.tokens_per_batch, rows_per_item=1)
+        keys = [json.dumps(prompt) for prompt in prompts]
+        batches = self._layout.cut_sequences(rows, keys, self.tokens_per_batch)
         with evaluating(self.scorer):
-            found = torch.cat([self._score([rows[i] for i in batch]) for batch in batches]).float().cpu()
+            parts = [self._score([rows[i] for i in batch], [keys[i] for i in batch]) for batch in batches]
+        found = torch.cat(parts).float().cpu()
         rewards = torch.empty(len(rows))
         rewards[torch.tensor([i for batch in batches for i in batch])] = found
         return checked_scores(self.name, (rewards - self.zero) / self.temperature, responses)
@@ -87,14 +90,14 @@ class RewardModelJudge:
         self.scorer.to(device)
         return self
 
-    def _score(self, rows: list[list[int]]) -> Tensor:
-        """(R,) raw rewards of one batch, padded on the right."""
-        device = next(self.scorer.parameters()).device
-        longest = max(map(len, rows))
-        pad = self.tokenizer.pad_token_id or 0
-        ids = torch.tensor([row + [pad] * (longest - len(row)) for row in rows], device=device)
-        mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows], device=device)
-        return self.scorer(ids, mask)
+    @property
+    def _layout(self) -> Layout:
+        return cast(Layout, self.scorer.layout)
+
+    def _score(self, rows: list[list[int]], keys: list[str]) -> Tensor:
+        """(R,) raw rewards of one batch."""
+        inputs = self._layout.lay_out(rows, keys, self.tokenizer.pad_token_id or 0)
+        return self.scorer(inputs.to(next(self.scorer.parameters()).device))
 
 
 class FunctionJudge:

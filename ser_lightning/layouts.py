@@ -1,13 +1,85 @@
-"""Ids -> padded micro-batches under a token budget."""
+"""Ids -> micro-batches under a token budget: padded rows, or one row in which sequences share their beginnings."""
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ser_lightning.records import PairBatch, ResponseBatch
+from ser_lightning.packing import Lengths, cut_by_tokens, group_equal, num_shared_tokens, pack_by_tokens
+from ser_lightning.records import Inputs, Packed, Padded, PairBatch, ResponseBatch
+
+Ids = Sequence[int] | np.ndarray
+"""The ids of one sequence."""
+_PADDING = -1
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How sequences lie in a batch; `masks.choose_layout` finds the one that fits a model and a device.
+
+    Attributes:
+        shares_prompts: `Packed` instead of `Padded`.
+        max_row_tokens: most tokens in a packed row whatever the budget, None = no limit. The time of attention under a
+            dense mask grows with the square of it.
+        row_multiple: packed rows are filled up to a multiple of this many tokens, for kernels that want few lengths.
+    """
+
+    shares_prompts: bool = False
+    max_row_tokens: int | None = None
+    row_multiple: int = 1
+
+    def cut_pairs(self, num_tokens: np.ndarray, num_shared: np.ndarray, budget: int) -> list[list[int]]:
+        """Cut pairs into batches.
+
+        Args:
+            num_tokens: (N, 2) lengths of both sequences of a pair.
+            num_shared: (N,) tokens that both begin with.
+            budget: most tokens in a batch, padding included. A single pair may exceed it.
+
+        Returns:
+            Positions of pairs, one list a batch, the largest pair first.
+        """
+        if not self.shares_prompts:
+            return cut_by_tokens(num_tokens.max(axis=1, initial=0), budget)
+        return pack_by_tokens(num_tokens.sum(axis=1) - num_shared, self._row_budget(budget))
+
+    def cut_sequences(self, sequences: Sequence[Ids], keys: Sequence[Hashable], budget: int) -> list[list[int]]:
+        """Cut sequences into batches; where prompts are shared, those of equal keys come together.
+
+        Args:
+            sequences: N sequences.
+            keys: N, equal for sequences with the same prompt.
+            budget: most tokens in a batch, padding included. A single sequence, or those of one key, may exceed it.
+
+        Returns:
+            Positions of sequences, one list a batch.
+        """
+        if not self.shares_prompts:
+            return cut_by_tokens([len(ids) for ids in sequences], budget, rows_per_item=1)
+        groups = group_equal(keys)
+        lengths = [_packed_length([np.asarray(sequences[i]) for i in group]) for group in groups]
+        rows = pack_by_tokens(lengths, self._row_budget(budget))
+        return [[i for place in row for i in groups[place]] for row in rows]
+
+    def lay_out(self, sequences: Sequence[Ids], keys: Sequence[Hashable], pad_token_id: int) -> Inputs:
+        """One batch.
+
+        Args:
+            sequences: R sequences.
+            keys: R, equal for sequences that are to share what they begin with.
+            pad_token_id: what stands in places that are nobody's.
+        """
+        if not self.shares_prompts:
+            return pad_right(sequences, pad_token_id)
+        return _filled(pack_sequences(sequences, keys), pad_token_id, self.row_multiple)
+
+    def _row_budget(self, budget: int) -> int:
+        return min(budget, self.max_row_tokens or budget)
+
+
+PADDED = Layout()
 
 
 @dataclass(frozen=True)
@@ -23,28 +95,29 @@ class PairRow:
     """
 
     pair_id: int
-    ids_a: Sequence[int] | np.ndarray
-    ids_b: Sequence[int] | np.ndarray
+    ids_a: Ids
+    ids_b: Ids
     target: float = float("nan")
     weight: float = 1.0
 
 
-def collate_pairs(rows: Sequence[PairRow], pad_token_id: int, num_step_pairs: int | None = None) -> PairBatch:
-    """One micro-batch, padded on the right: all responses a, then all responses b.
+def collate_pairs(
+    rows: Sequence[PairRow],
+    pad_token_id: int,
+    num_step_pairs: int | None = None,
+    layout: Layout = PADDED,
+) -> PairBatch:
+    """One micro-batch: all responses a, then all responses b.
 
     Args:
         rows: B pairs.
-        pad_token_id: what stands where the attention mask is 0.
+        pad_token_id: what stands in places that are nobody's.
         num_step_pairs: pairs in the whole optimiser step; B when the batch is a step of its own.
-
-    Returns:
-        Batch with ids of shape (2B, T), T being the longest row.
+        layout: of the 2B sequences.
     """
     sequences = [row.ids_a for row in rows] + [row.ids_b for row in rows]
-    input_ids, attention_mask = _pad_right(sequences, pad_token_id)
     return PairBatch(
-        input_ids=input_ids,
-        attention_mask=attention_mask,
+        inputs=layout.lay_out(sequences, [*range(len(rows))] * 2, pad_token_id),
         pair_id=torch.tensor([row.pair_id for row in rows], dtype=torch.int64),
         target=torch.tensor([row.target for row in rows], dtype=torch.float32),
         weight=torch.tensor([row.weight for row in rows], dtype=torch.float32),
@@ -53,10 +126,7 @@ def collate_pairs(rows: Sequence[PairRow], pad_token_id: int, num_step_pairs: in
 
 
 def collate_responses(
-    sequences: Sequence[Sequence[int] | np.ndarray],
-    num_response_tokens: Sequence[int] | np.ndarray,
-    pad_token_id: int,
-    num_step_tokens: int,
+    sequences: Sequence[Ids], num_response_tokens: Lengths, pad_token_id: int, num_step_tokens: int
 ) -> ResponseBatch:
     """One micro-batch of responses to imitate, padded on the right.
 
@@ -66,43 +136,83 @@ def collate_responses(
         pad_token_id: what stands where the attention mask is 0.
         num_step_tokens: response tokens in the whole optimiser step.
     """
-    input_ids, attention_mask = _pad_right(sequences, pad_token_id)
-    ends = attention_mask.sum(-1, keepdim=True)
-    columns = torch.arange(input_ids.shape[1])
+    padded = pad_right(sequences, pad_token_id)
+    ends = padded.num_tokens[:, None]
+    columns = torch.arange(padded.input_ids.shape[1])
     starts = ends - torch.as_tensor(num_response_tokens, dtype=torch.int64)[:, None]
-    return ResponseBatch(input_ids, attention_mask, (columns >= starts) & (columns < ends), num_step_tokens)
+    response_mask = (columns >= starts) & (columns < ends)
+    return ResponseBatch(padded.input_ids, padded.attention_mask, response_mask, num_step_tokens)
 
 
-def _pad_right(sequences: Sequence[Sequence[int] | np.ndarray], pad_token_id: int) -> tuple[Tensor, Tensor]:
-    """(B, T) int64 ids and attention mask."""
+def pad_right(sequences: Sequence[Ids], pad_token_id: int) -> Padded:
+    """A row for each sequence, as long as the longest."""
     longest = max(len(ids) for ids in sequences)
     input_ids = np.full((len(sequences), longest), pad_token_id, dtype=np.int64)
     attention_mask = np.zeros((len(sequences), longest), dtype=np.int64)
     for i, ids in enumerate(sequences):
         input_ids[i, : len(ids)] = ids
         attention_mask[i, : len(ids)] = 1
-    return torch.from_numpy(input_ids), torch.from_numpy(attention_mask)
+    return Padded(torch.from_numpy(input_ids), torch.from_numpy(attention_mask))
 
 
-def cut_by_tokens(lengths: Sequence[int] | np.ndarray, budget: int, rows_per_item: int = 2) -> list[list[int]]:
-    """Group items (pairs, responses) of like length into batches of at most `budget` padded tokens.
-
-    The longest come first, so that a batch that does not fit into memory shows at once.
+def pack_sequences(sequences: Sequence[Ids], keys: Sequence[Hashable]) -> Packed:
+    """One row, in which sequences of equal keys share the longest beginning that they have in common.
 
     Args:
-        lengths: N lengths in tokens, of the longest row of each item.
-        budget: most tokens in a batch, padding included: all rows times the longest one. A single item may exceed it.
-        rows_per_item: rows that an item takes; a pair has one for each response.
-
-    Returns:
-        Positions in `lengths`, one list a batch; each position exactly once.
+        sequences: R sequences; none may be empty.
+        keys: R, equal for the sequences of a group.
     """
-    batches: list[list[int]] = []
-    longest = 0
-    for position in np.argsort(-np.asarray(lengths, dtype=np.int64), kind="stable").tolist():
-        if batches and rows_per_item * (len(batches[-1]) + 1) * longest <= budget:
-            batches[-1].append(position)
-        else:
-            batches.append([position])
-            longest = int(lengths[position])
-    return batches
+    arrays = [np.asarray(ids, dtype=np.int64) for ids in sequences]
+    spans = np.empty((3, len(arrays)), dtype=np.int64)
+    ids: list[np.ndarray] = []
+    owners: list[tuple[int, int, int, int]] = []  # group, sequence, first position and number of tokens of each part
+    end = 0
+    for number, group in enumerate(group_equal(keys)):
+        num_shared = num_shared_tokens([arrays[i] for i in group])
+        ids.append(arrays[group[0]][:num_shared])
+        owners.append((number, _PADDING, 0, num_shared))
+        start, end = end, end + num_shared
+        for i in group:
+            spans[:, i] = start, num_shared, end
+            ids.append(arrays[i][num_shared:])
+            owners.append((number, i, num_shared, len(ids[-1])))
+            end += len(ids[-1])
+    counts = [count for *_, count in owners]
+    positions = np.concatenate([np.arange(first, first + count) for *_, first, count in owners])
+    group_of, sequence_of = (np.repeat([owner[k] for owner in owners], counts).astype(np.int32) for k in (0, 1))
+    shared_starts, shared_counts, own_starts = map(torch.from_numpy, spans)
+    return Packed(
+        torch.from_numpy(np.concatenate(ids))[None],
+        torch.from_numpy(positions)[None],
+        torch.from_numpy(group_of),
+        torch.from_numpy(sequence_of),
+        shared_starts,
+        shared_counts,
+        own_starts,
+        torch.tensor([len(array) for array in arrays], dtype=torch.int64),
+    )
+
+
+def _packed_length(sequences: Sequence[np.ndarray]) -> int:
+    return sum(map(len, sequences)) - (len(sequences) - 1) * num_shared_tokens(sequences)
+
+
+def _filled(packed: Packed, pad_token_id: int, multiple: int) -> Packed:
+    """The row filled up to a multiple of a length."""
+    missing = -packed.group.shape[0] % multiple
+    if not missing:
+        return packed
+
+    def fill(row: Tensor, value: int) -> Tensor:
+        return torch.nn.functional.pad(row, (0, missing), value=value)
+
+    return Packed(
+        fill(packed.input_ids, pad_token_id),
+        fill(packed.position_ids, 0),
+        fill(packed.group, _PADDING),
+        fill(packed.sequence, _PADDING),
+        packed.shared_start,
+        packed.num_shared,
+        packed.own_start,
+        packed.num_tokens,
+    )

@@ -27,6 +27,9 @@ from ser_lightning.bodies import (
     quiet_load_report,
 )
 from ser_lightning.errors import UserError, raise_problems
+from ser_lightning.layouts import PADDED, Layout
+from ser_lightning.masks import LayoutName, choose_layout, last_hidden
+from ser_lightning.records import Inputs
 from ser_lightning.trainable import load_exactly, trainable_state
 
 Role = Literal["policy", "reference", "critic"]
@@ -41,11 +44,12 @@ class Policy(nn.Module):
         others: the other roles' models, where they have a body of their own: `reference` a causal language model,
             `critic` a body. Empty where the roles are adapters.
         has_critic: whether there is a critic, with a value head.
+        layout: of the sequences that it reads best.
     """
 
-    def __init__(self, lm: nn.Module, others: dict[str, nn.Module], has_critic: bool) -> None:
+    def __init__(self, lm: nn.Module, others: dict[str, nn.Module], has_critic: bool, layout: Layout = PADDED) -> None:
         super().__init__()
-        self.lm = lm
+        self.lm, self.layout = lm, layout
         self.others = nn.ModuleDict(others)
         self.value_head: nn.Linear | None = None
         if has_critic:
@@ -59,18 +63,10 @@ class Policy(nn.Module):
         """The policy's body, as peft wraps it."""
         return body_of(self.lm)
 
-    def hidden(self, role: Role, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """(R, T, H) last hidden states of whole sequences, padded on either side.
-
-        Args:
-            role: whose.
-            input_ids: (R, T).
-            attention_mask: (R, T), 1 = a real token.
-        """
-        body = self._body_in(role)
+    def hidden(self, role: Role, inputs: Inputs) -> Tensor:
+        """(R, T, H) or (1, L, H) last hidden states of whole sequences, in their layout; see `masks.last_hidden`."""
         with self._adapter_in(role):
-            arguments = position_arguments(body, attention_mask)
-            return body(input_ids=input_ids, attention_mask=attention_mask, **arguments).last_hidden_state
+            return last_hidden(self._body_in(role), inputs)
 
     def next_hidden(
         self, role: Role, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor, cache: DynamicCache
@@ -91,6 +87,20 @@ class Policy(nn.Module):
         arguments |= {"use_cache": True, "past_key_values": cache}
         with self._adapter_in(role):
             return body(input_ids=input_ids, attention_mask=attention_mask, **arguments).last_hidden_state[:, -1]
+
+    @contextmanager
+    def sampling(self) -> Iterator[None]:
+        """Token by token the models take a kernel that is not compiled for rows of a fixed size."""
+        configs = [body_of(self.lm).config, *(other.config for other in self.others.values())]
+        before = [config._attn_implementation for config in configs]
+        try:
+            for config in configs:
+                if config._attn_implementation == "flex_attention":
+                    config._attn_implementation = "sdpa"
+            yield
+        finally:
+            for config, implementation in zip(configs, before, strict=True):
+                config._attn_implementation = implementation
 
     def head(self, role: Role) -> Callable[[Tensor], Tensor]:
         """From (n, H) hidden states to (n, V) logits."""
@@ -181,6 +191,7 @@ def load_policy(
     start: dict[str, Tensor] | None = None,
     has_reference: bool = False,
     has_critic: bool = False,
+    layout: LayoutName = "padded",
 ) -> Policy:
     """The policy as training starts from it. New weights are drawn from the global seed alone.
 
@@ -190,6 +201,7 @@ def load_policy(
         start: trained weights of a policy to start from, as `policy_state` gives them.
         has_reference: keep the starting policy beside it, frozen.
         has_critic: add a critic, whose body starts as the base does and whose head says 0.
+        layout: see `masks.choose_layout`.
 
     Raises:
         UserError: if the model cannot be found or the settings cannot work together.
@@ -203,10 +215,12 @@ def load_policy(
         lm = _load_lm(backbone, device)
         prepare_body(lm, backbone, POLICY)
         _check_head(lm)
+        chosen = choose_layout(layout, lm, device, "model.layout")
         if backbone.train == "lora":
             policy = _with_adapters(lm, backbone, start, has_reference, has_critic)
         else:
             policy = _with_copies(lm.requires_grad_(True), start, has_reference, has_critic)
+    policy.layout = chosen
     return policy.train()  # transformers loads for inference, with dropout off
 
 

@@ -24,6 +24,7 @@ from ser_lightning.experience import (
     micro_batches,
 )
 from ser_lightning.judges import Judge, RewardSum
+from ser_lightning.masks import LayoutName
 from ser_lightning.policy import Policy, Role, load_policy
 from ser_lightning.policy_math import KLControl, clipped_policy_loss, clipped_value_loss, kl_k3, masked_sum, sequence_kl
 from ser_lightning.policy_module import PolicyModule
@@ -65,6 +66,8 @@ class PPOModule(PolicyModule):
         max_grad_norm: gradients are clipped to this norm, those of policy and critic apart.
         tokens_per_batch: most tokens in a micro-batch of whole responses; changes memory and speed, never the result.
         tokens_per_sampling_batch: most tokens in a batch of responses that are being sampled.
+        layout: `shared_prompt` computes a prompt once for all responses to it, with the same result; `padded` gives
+            each response a row; `auto` shares prompts where that is exact, and says so where it is not.
     """
 
     def __init__(
@@ -83,6 +86,7 @@ class PPOModule(PolicyModule):
         max_grad_norm: float = 1.0,
         tokens_per_batch: int = 4096,
         tokens_per_sampling_batch: int = 16384,
+        layout: LayoutName = "auto",
     ) -> None:
         super().__init__(backbone)
         problems = [*backbone.problems(), *sampling.problems(), *ppo.problems(advantage, responses_per_prompt)]
@@ -96,6 +100,7 @@ class PPOModule(PolicyModule):
         self.advantage, self.responses_per_prompt = advantage, responses_per_prompt
         self.optimizer, self.critic_optimizer, self.max_grad_norm = optimizer, critic_optimizer, max_grad_norm
         self.tokens_per_batch, self.tokens_per_sampling_batch = tokens_per_batch, tokens_per_sampling_batch
+        self._layout: LayoutName = layout
         self.rl_step = 0
         self.answers: Answers | None = None
         self.start_answers: Answers | None = None
@@ -110,7 +115,7 @@ class PPOModule(PolicyModule):
         device = self.trainer.strategy.root_device
         self._seed = torch.initial_seed()
         start = self.start
-        policy = load_policy(start.backbone, device, start.weights, has_reference=True, has_critic=self._has_critic)
+        policy = load_policy(start.backbone, device, start.weights, True, self._has_critic, self._layout)
         self._stop_ids = stop_ids(policy.lm.generation_config.eos_token_id, self.tokenizer, self.sampling.stop)
         self.check_room(policy, self.sampling.max_new_tokens)
         # In a list: the judges are nobody's submodules, so that no checkpoint and no optimiser ever sees them.
@@ -207,7 +212,7 @@ class PPOModule(PolicyModule):
         model = self.trainer.strategy.model
         # Ranks sum their gradients at the end, however many micro-batches each of them had.
         with model.no_sync() if isinstance(model, DistributedDataParallel) else nullcontext():
-            for part in micro_batches(experience.rollout, rows, self.tokens_per_batch):
+            for part in micro_batches(experience.rollout, rows, self.tokens_per_batch, self.policy.layout):
                 for name, value in self._policy_backward(experience, part, num_tokens).items():
                     sums[name] = sums[name] + value
                 if self._has_critic:

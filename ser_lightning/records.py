@@ -41,19 +41,69 @@ class TensorRecord:
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:
         """A copy with every tensor on `device`; Lightning calls this to move batches."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}  # type: ignore[arg-type]
+        moves = (Tensor, TensorRecord)
         return type(self)(
-            **{k: v.to(device, non_blocking=non_blocking) if isinstance(v, Tensor) else v for k, v in values.items()}
+            **{k: v.to(device, non_blocking=non_blocking) if isinstance(v, moves) else v for k, v in values.items()}
         )
 
 
 @dataclass(frozen=True)
-class PairBatch(TensorRecord):
-    """Pairs -> ids: a padded micro-batch. Row i is response a of pair i, row B + i its response b."""
+class Padded(TensorRecord):
+    """The layout `padded`: R sequences, a row each."""
 
     input_ids: Tensor
-    """(2B, T) int64."""
+    """(R, T) int64."""
     attention_mask: Tensor
-    """(2B, T) int64, 1 = a real token. The padding side is free: nothing may assume one."""
+    """(R, T) int64, 1 = a real token. The padding side is free: nothing may assume one."""
+
+    @property
+    def num_tokens(self) -> Tensor:
+        """(R,) int64, length of each sequence."""
+        return self.attention_mask.sum(-1)
+
+
+@dataclass(frozen=True)
+class Packed(TensorRecord):
+    """The layout `shared_prompt`: R sequences in one row of L tokens, their common beginnings only once.
+
+    A group of sequences lies as [what all share | the rest of its first | the rest of its second | ...]. The rest of a
+    sequence attends to what is shared and to itself, and its positions go on where the shared ones end.
+    """
+
+    input_ids: Tensor
+    """(1, L) int64."""
+    position_ids: Tensor
+    """(1, L) int64, place of the token in its sequence, from 0."""
+    group: Tensor
+    """(L,) int32, the group of a token; -1 = padding."""
+    sequence: Tensor
+    """(L,) int32, the one sequence that a token belongs to; -1 = all of its group."""
+    shared_start: Tensor
+    """(R,) int64, where in the row the sequence's shared tokens begin."""
+    num_shared: Tensor
+    """(R,) int64, how many they are."""
+    own_start: Tensor
+    """(R,) int64, where in the row the rest of the sequence begins."""
+    num_tokens: Tensor
+    """(R,) int64, length of each sequence, shared tokens included."""
+
+    def places(self, positions: Tensor) -> Tensor:
+        """(R, n) places in the row of the tokens at `positions` (R, n) of each sequence."""
+        shared = self.num_shared[:, None]
+        own = self.own_start[:, None] + positions - shared
+        return torch.where(positions < shared, self.shared_start[:, None] + positions, own)
+
+
+Inputs = Padded | Packed
+"""What a model reads: R sequences in one of the layouts."""
+
+
+@dataclass(frozen=True)
+class PairBatch(TensorRecord):
+    """Pairs -> ids: a micro-batch. Sequence i is prompt and response a of pair i, sequence B + i its response b."""
+
+    inputs: Inputs
+    """2B sequences."""
     pair_id: Tensor
     """(B,) int64."""
     target: Tensor

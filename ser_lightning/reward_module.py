@@ -10,7 +10,9 @@ from transformers import PreTrainedTokenizerBase
 
 from ser_lightning.backbone import Backbone, load_tokenizer
 from ser_lightning.errors import raise_problems
+from ser_lightning.layouts import Layout
 from ser_lightning.losses import bradley_terry, centring, pointwise
+from ser_lightning.masks import LayoutName
 from ser_lightning.metrics import PairMetrics, half_credit
 from ser_lightning.records import PairBatch, PairScores
 from ser_lightning.schedule import Decay, lr_factor, make_optimizer
@@ -31,6 +33,8 @@ class RewardModule(LightningModule):
         pointwise_weight: weight of the loss that makes each response good or bad by itself.
         label_noise: share of human labels assumed wrong, in [0, 0.5).
         max_grad_norm: gradients are clipped to this norm.
+        layout: `shared_prompt` computes the prompt of both responses once, with the same result; `padded` gives each
+            response a row; `auto` shares prompts where that is exact, and says so where it is not.
     """
 
     def __init__(
@@ -43,6 +47,7 @@ class RewardModule(LightningModule):
         pointwise_weight: float = 0.0,
         label_noise: float = 0.0,
         max_grad_norm: float = 1.0,
+        layout: LayoutName = "auto",
     ) -> None:
         super().__init__()
         problems = backbone.problems()
@@ -58,6 +63,7 @@ class RewardModule(LightningModule):
         self.lr_decay, self.warmup_share = lr_decay, warmup_share
         self.centring_weight, self.pointwise_weight = centring_weight, pointwise_weight
         self.label_noise, self.max_grad_norm = label_noise, max_grad_norm
+        self._wanted_layout: LayoutName = layout
         self.temperature, self.zero = 1.0, 0.0
         self._scorer: Scorer | None = None
         self._tokenizer: PreTrainedTokenizerBase | None = None
@@ -79,11 +85,16 @@ class RewardModule(LightningModule):
             raise RuntimeError("the model is loaded in configure_model(), which the trainer calls")
         return self._scorer
 
+    @property
+    def layout(self) -> Layout:
+        """How the data module is to lay out pairs, once the model is loaded."""
+        return self.scorer.layout
+
     def configure_model(self) -> None:
         """Load the pretrained weights, on the device where 4-bit weights have to be made."""
         if self._scorer is None:
             device = self.trainer.strategy.root_device if self._trainer is not None else self.device
-            self._scorer = load_scorer(self.backbone, device)
+            self._scorer = load_scorer(self.backbone, device, self._wanted_layout, "model.layout")
             self._initial_state = {name: p.cpu().clone() for name, p in self._scorer.trainable_state().items()}
 
     def restart(self) -> None:
@@ -92,9 +103,8 @@ class RewardModule(LightningModule):
 
     def forward(self, batch: PairBatch) -> PairScores:
         """Rewards of both responses of every pair."""
-        rewards = self.scorer(batch.input_ids, batch.attention_mask)
-        reward_a, reward_b = rewards.split(batch.num_pairs)
-        tokens_a, tokens_b = batch.attention_mask.sum(-1).split(batch.num_pairs)
+        reward_a, reward_b = self.scorer(batch.inputs).split(batch.num_pairs)
+        tokens_a, tokens_b = batch.inputs.num_tokens.split(batch.num_pairs)
         return PairScores(batch.pair_id, reward_a, reward_b, tokens_a, tokens_b)
 
     def set_scale(self, temperature: float, zero: float) -> None:

@@ -19,6 +19,7 @@ from ser_lightning.backbone import load_tokenizer
 from ser_lightning.errors import UserError, raise_problems
 from ser_lightning.export import RewardRun, read_reward_run
 from ser_lightning.judges import FunctionJudge, Judge, RewardModelJudge, RewardSum, describe, named
+from ser_lightning.masks import choose_layout
 from ser_lightning.scorer import Scorer, load_scorer
 
 _SOURCES = (
@@ -27,7 +28,7 @@ _SOURCES = (
 )
 
 Build = Callable[[RewardRun], nn.Module | None]
-"""From a run to a scorer, called with ids and attention mask; None to have it loaded by itself."""
+"""From a run to a scorer; None to have it loaded by itself."""
 
 
 def load_rewards(
@@ -125,7 +126,7 @@ def _judge_of_folder(source: str, folder: Path, device: torch.device | str, take
         raise UserError("got a tokenizer without a chat template; save the one that the model was trained with")
     max_length = min(tokenizer.model_max_length, getattr(config, "max_position_embeddings", None) or math.inf)
     zero, temperature = getattr(config, "reward_zero", 0.0), getattr(config, "reward_temperature", 1.0)
-    scorer = Scorer(model).requires_grad_(False).to(device)
+    scorer = Scorer(model, choose_layout("auto", model, device, source)).requires_grad_(False).to(device)
     return RewardModelJudge(scorer, tokenizer, int(max_length), zero, temperature, source)
 
 

@@ -8,16 +8,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 from transformers.cache_utils import DynamicCache
 
 from ser_lightning.errors import UserError
-from ser_lightning.layouts import cut_by_tokens
+from ser_lightning.packing import cut_by_tokens
 from ser_lightning.policy import Policy, Role
 from ser_lightning.policy_math import token_logps
-from ser_lightning.records import Prompt, Rollout
+from ser_lightning.records import Packed, Padded, Prompt, Rollout
 from ser_lightning.seeds import hash_seed
 
 LOGP_CHUNK = 1024
@@ -82,7 +83,8 @@ class Generator:
         lengths = [len(ids) + room for ids in prompts]
         parts: dict[int, _Response] = {}
         for rows in cut_by_tokens(lengths, self.tokens_per_batch, rows_per_item=1):
-            found = _sample_batch(self, policy, role, [prompts[row] for row in rows], uniform[rows])
+            with policy.sampling():
+                found = _sample_batch(self, policy, role, [prompts[row] for row in rows], uniform[rows])
             parts |= dict(zip(rows, found, strict=True))
         return _assemble(prompts, [parts[row] for row in range(len(prompts))], self.pad_token_id, uniform.device)
 
@@ -251,9 +253,24 @@ def rows_of(rollout: Rollout, rows: Tensor) -> Rollout:
 
 def response_states(policy: Policy, role: Role, rollout: Rollout) -> Tensor:
     """(N, H) states from which the N real response tokens were predicted, row by row."""
-    hidden = policy.hidden(role, rollout.input_ids, rollout.attention_mask)
-    first = rollout.num_prompt_columns - 1
-    return hidden[:, first : first + rollout.response_mask.shape[1]][rollout.response_mask]
+    mask = rollout.response_mask
+    if not policy.layout.shares_prompts:
+        hidden = policy.hidden(role, Padded(rollout.input_ids, rollout.attention_mask))
+        first = rollout.num_prompt_columns - 1
+        return hidden[:, first : first + mask.shape[1]][mask]
+    inputs = policy.layout.lay_out(*sequences_of(rollout), pad_token_id=0).to(mask.device)
+    assert isinstance(inputs, Packed)
+    before = inputs.num_tokens - rollout.num_response_tokens - 1
+    positions = before[:, None] + torch.arange(mask.shape[1], device=mask.device)
+    return policy.hidden(role, inputs)[0, inputs.places(positions)[mask]]
+
+
+def sequences_of(rollout: Rollout) -> tuple[list[np.ndarray], list[bytes]]:
+    """R sequences without padding, and a key of each, which is equal for responses to the same prompt."""
+    ids, mask = rollout.input_ids.cpu().numpy(), rollout.attention_mask.cpu().numpy().astype(bool)
+    end = rollout.num_prompt_columns
+    keys = [row[:end][is_real[:end]].tobytes() for row, is_real in zip(ids, mask, strict=True)]
+    return [row[is_real] for row, is_real in zip(ids, mask, strict=True)], keys
 
 
 def response_logps(policy: Policy, role: Role, rollout: Rollout, temperature: float) -> tuple[Tensor, Tensor]:

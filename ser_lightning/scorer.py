@@ -14,11 +14,13 @@ from ser_lightning.bodies import (
     check_vocabulary,
     keep_in_float32,
     loading_arguments,
-    position_arguments,
     prepare_body,
     quiet_load_report,
 )
 from ser_lightning.errors import UserError, raise_problems
+from ser_lightning.layouts import PADDED, Layout
+from ser_lightning.masks import LayoutName, choose_layout, last_hidden
+from ser_lightning.records import Inputs, Padded
 from ser_lightning.trainable import load_exactly, trainable_state
 
 
@@ -27,11 +29,12 @@ class Scorer(nn.Module):
 
     Args:
         model: the transformers model; its body may be wrapped by peft.
+        layout: of the sequences that it reads best.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, layout: Layout = PADDED) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.layout = model, layout
         prefix = str(model.base_model_prefix)
         self.head_names = [name for name, _ in model.named_children() if name != prefix]
         self.is_decoder = self.head_names == ["score"]
@@ -43,24 +46,13 @@ class Scorer(nn.Module):
         """The pretrained part, as peft wraps it."""
         return getattr(self.model, str(self.model.base_model_prefix))
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """Rewards of whole sequences.
-
-        Args:
-            input_ids: (R, T) token ids.
-            attention_mask: (R, T), 1 = a real token; padded on either side.
-
-        Returns:
-            (R,) float32 logits.
-        """
+    def forward(self, inputs: Inputs) -> Tensor:
+        """(R,) float32 rewards, in logits, of R whole sequences in either layout."""
         if not self.is_decoder:
-            return self.model(input_ids=input_ids, attention_mask=attention_mask).logits.float().squeeze(-1)
-        extra = position_arguments(self.body, attention_mask)
-        hidden = self.body(input_ids=input_ids, attention_mask=attention_mask, **extra).last_hidden_state
-        positions = torch.arange(input_ids.shape[1], device=input_ids.device)
-        last_index = (positions * attention_mask).argmax(-1)
-        last = hidden[torch.arange(len(hidden), device=hidden.device), last_index]
-        return self.model.score(last).squeeze(-1)
+            assert isinstance(inputs, Padded)
+            logits = self.model(input_ids=inputs.input_ids, attention_mask=inputs.attention_mask).logits
+            return logits.float().squeeze(-1)
+        return self.model.score(last_states(last_hidden(self.body, inputs), inputs)).squeeze(-1)
 
     def trainable_state(self) -> dict[str, Tensor]:
         """Every tensor that training changes, by name; views, not copies."""
@@ -71,8 +63,30 @@ class Scorer(nn.Module):
         load_exactly(self.trainable_state(), state)
 
 
-def load_scorer(backbone: Backbone, device: torch.device | str = "cpu") -> Scorer:
+def last_states(hidden: Tensor, inputs: Inputs) -> Tensor:
+    """(R, H) states at the last token of each sequence.
+
+    Args:
+        hidden: (R, T, H) or (1, L, H), as `masks.last_hidden` gives them.
+        inputs: R sequences.
+    """
+    if isinstance(inputs, Padded):
+        positions = torch.arange(hidden.shape[1], device=hidden.device)
+        last_index = (positions * inputs.attention_mask).argmax(-1)
+        return hidden[torch.arange(len(hidden), device=hidden.device), last_index]
+    return hidden[0, inputs.places(inputs.num_tokens[:, None] - 1).squeeze(-1)]
+
+
+def load_scorer(
+    backbone: Backbone, device: torch.device | str = "cpu", layout: LayoutName = "auto", where: str = "layout"
+) -> Scorer:
     """The scorer as training starts from it. The new weights (head, adapters) are drawn from the global seed alone.
+
+    Args:
+        backbone: the pretrained body and how it is trained.
+        device: where 4-bit weights are made, and where the scorer will compute.
+        layout: see `masks.choose_layout`.
+        where: how errors call the layout's setting.
 
     Raises:
         UserError: if the model cannot be found or the settings cannot work together.
@@ -82,7 +96,7 @@ def load_scorer(backbone: Backbone, device: torch.device | str = "cpu") -> Score
         torch.manual_seed(torch.initial_seed())
         model = _load_model(backbone, device)
         prepare_body(model, backbone)
-    return Scorer(model).train()  # transformers loads for inference, with dropout off
+    return Scorer(model, choose_layout(layout, model, device, where)).train()  # loaded with dropout off
 
 
 def merged_model(scorer: Scorer) -> nn.Module:

@@ -10,7 +10,7 @@ from ser_lightning.errors import raise_problems
 from ser_lightning.policy import load_policy
 from ser_lightning.policy_math import token_logps
 from ser_lightning.policy_module import PolicyModule
-from ser_lightning.records import ResponseBatch
+from ser_lightning.records import Padded, ResponseBatch
 from ser_lightning.rollout import LOGP_CHUNK
 from ser_lightning.schedule import Decay, lr_factor, make_optimizer
 from ser_lightning.seeds import hash_seed
@@ -52,7 +52,7 @@ class SFTModule(PolicyModule):
 
     def forward(self, batch: ResponseBatch) -> Tensor:
         """(N,) float32 log-probabilities of the N response tokens of a batch, row by row."""
-        hidden = self.policy.hidden("policy", batch.input_ids, batch.attention_mask)
+        hidden = self.policy.hidden("policy", Padded(batch.input_ids, batch.attention_mask))
         is_next = batch.response_mask[:, 1:]
         states, ids = hidden[:, :-1][is_next], batch.input_ids[:, 1:][is_next]
         return token_logps(states, self.policy.head("policy"), ids, 1.0, LOGP_CHUNK)[0]

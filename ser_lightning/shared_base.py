@@ -8,7 +8,9 @@ from transformers import AutoModelForSequenceClassification
 
 from ser_lightning.backbone import Backbone
 from ser_lightning.bodies import lora_config
+from ser_lightning.layouts import Layout
 from ser_lightning.policy import Policy, use_adapter
+from ser_lightning.records import Inputs
 from ser_lightning.scorer import Scorer
 from ser_lightning.trainable import load_exactly
 
@@ -28,10 +30,15 @@ class AdapterScorer(nn.Module):
         super().__init__()
         self.scorer, self.adapter = scorer, adapter
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """(R,) float32 rewards of (R, T) sequences, see `Scorer.forward`."""
+    @property
+    def layout(self) -> Layout:
+        """The scorer's."""
+        return self.scorer.layout
+
+    def forward(self, inputs: Inputs) -> Tensor:
+        """(R,) float32 rewards of R sequences, see `Scorer.forward`."""
         with use_adapter(self.scorer.body, self.adapter):
-            return self.scorer(input_ids, attention_mask)
+            return self.scorer(inputs)
 
 
 def can_share(policy: Backbone, reward: Backbone) -> bool:
@@ -64,7 +71,7 @@ def shared_scorer(policy: Policy, reward: Backbone, weights: dict[str, Tensor], 
     hidden_size = policy.lm.config.get_text_config().hidden_size
     setattr(model, str(model.base_model_prefix), body)
     model.score = nn.Linear(hidden_size, 1, bias=False, device=next(policy.lm.parameters()).device)
-    scorer = Scorer(model)
+    scorer = Scorer(model, policy.layout)
     named = {name.replace(f".{adapter}.", f".{_SAVED_ADAPTER}."): p for name, p in scorer.named_parameters()}
     own = {name: named[name] for name in named if ".score." in name or f".{_SAVED_ADAPTER}." in name}
     load_exactly({name: p.data for name, p in own.items()}, weights)

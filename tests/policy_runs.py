@@ -9,6 +9,7 @@ from transformers import AutoModelForCausalLM
 
 from ser_lightning.backbone import Backbone, LoraSettings
 from ser_lightning.datamodules.responses import ResponseDataModule
+from ser_lightning.records import Padded
 from ser_lightning.sft_module import SFTModule
 
 QUIET = ("--trainer.accelerator=cpu", "--trainer.enable_model_summary=false", "--trainer.enable_progress_bar=false")
@@ -62,4 +63,4 @@ def own_logits(module: SFTModule, ids: torch.Tensor) -> torch.Tensor:
     """(R, T, V) logits of a module's policy."""
     policy = module.policy.eval()
     with torch.no_grad():
-        return policy.head("policy")(policy.hidden("policy", ids, torch.ones_like(ids)))
+        return policy.head("policy")(policy.hidden("policy", Padded(ids, torch.ones_like(ids))))

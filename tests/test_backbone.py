@@ -12,6 +12,7 @@ from transformers import (
 
 from ser_lightning.backbone import Backbone, LoraSettings, load_tokenizer
 from ser_lightning.errors import UserError
+from ser_lightning.records import Padded
 from ser_lightning.scorer import load_scorer, merged_model
 from ser_lightning.scoring import evaluating
 
@@ -29,7 +30,7 @@ def padded(rows, pad, side="right", extra=0):
 
 def rewards(scorer, ids, mask):
     with evaluating(scorer):
-        return scorer(ids, mask)
+        return scorer(Padded(ids, mask))
 
 
 def shake(scorer):
@@ -98,7 +99,7 @@ def test_head_is_always_trained_and_saved_in_float32(tiny_model_dir, train):
 def test_dropout_is_on_in_training(tiny_model_dir):
     scorer = load_scorer(Backbone(str(tiny_model_dir), lora=LoraSettings(dropout=0.5)))
     shake(scorer)
-    assert not torch.equal(scorer(*padded(ROWS, 0)), scorer(*padded(ROWS, 0)))
+    assert not torch.equal(scorer(Padded(*padded(ROWS, 0))), scorer(Padded(*padded(ROWS, 0))))
     assert torch.equal(rewards(scorer, *padded(ROWS, 0)), rewards(scorer, *padded(ROWS, 0)))
 
 
@@ -158,7 +159,7 @@ def test_nf4_on_a_cpu_trains_adapters_and_head_and_stays_close_to_float32(tmp_pa
     assert any(p.dtype == torch.uint8 for p in quantised.parameters())
     assert quantised.model.score.weight.dtype == torch.float32
     assert torch.allclose(rewards(quantised, ids, mask), rewards(plain, ids, mask), atol=0.5)
-    quantised(ids, mask).sum().backward()
+    quantised(Padded(ids, mask)).sum().backward()
     assert all(p.grad is not None for p in quantised.parameters() if p.requires_grad)
 
 
@@ -169,7 +170,7 @@ def test_gradient_checkpointing_changes_no_gradient(tiny_model_dir):
         torch.manual_seed(0)
         backbone = Backbone(str(tiny_model_dir), lora=LoraSettings(dropout=0.0), gradient_checkpointing=checkpointing)
         scorer = load_scorer(backbone).train()
-        scorer(ids, mask).sum().backward()
+        scorer(Padded(ids, mask)).sum().backward()
         gradients.append({n: p.grad for n, p in scorer.named_parameters() if p.requires_grad})
     assert all(torch.allclose(gradients[0][n], gradients[1][n], atol=1e-6) for n in gradients[0])
 
@@ -242,12 +243,12 @@ def test_nf4_has_the_same_gradients_after_scoring_as_before(tmp_path, tiny_token
 
     def gradients():
         scorer.zero_grad()
-        scorer(ids, torch.ones_like(ids)).sum().backward()
+        scorer(Padded(ids, torch.ones_like(ids))).sum().backward()
         return {name: p.grad.clone() for name, p in scorer.named_parameters() if p.requires_grad}
 
     before = gradients()
     with evaluating(scorer):
-        scorer(ids, torch.ones_like(ids))
+        scorer(Padded(ids, torch.ones_like(ids)))
     after = gradients()
     assert any("layers.0" in name and g.abs().sum() > 0 for name, g in before.items())
     assert all(torch.equal(before[name], after[name]) for name in before)

@@ -7,6 +7,7 @@ import torch
 
 from ser_lightning.errors import UserError
 from ser_lightning.experience import PPOSettings, make_experience, measure, measure_values, micro_batches, spread
+from ser_lightning.layouts import PADDED, Layout
 from ser_lightning.records import Rollout
 
 PLAIN = PPOSettings(whiten_advantages=False, discount=0.9, gae_lambda=0.8)
@@ -124,11 +125,11 @@ def test_what_stands_behind_a_response_changes_nothing(estimator):
 def test_micro_batches_hold_every_row_once_within_the_budget(budget):
     rollout = rollout_of()
     rows = torch.tensor([3, 0, 2])
-    parts = micro_batches(rollout, rows, budget)
+    parts = micro_batches(rollout, rows, budget, PADDED)
     assert sorted(torch.cat(parts).tolist()) == [0, 2, 3]
     lengths = rollout.attention_mask.sum(-1)
     assert all(len(part) == 1 or len(part) * int(lengths[part].max()) <= budget for part in parts)
-    assert micro_batches(rollout, torch.tensor([], dtype=torch.int64), budget) == []  # a rank without a share
+    assert micro_batches(rollout, torch.tensor([], dtype=torch.int64), budget, PADDED) == []  # a rank without a share
 
 
 def test_what_was_spread_stands_where_its_rows_are():
@@ -143,9 +144,12 @@ def test_what_was_spread_stands_where_its_rows_are():
 class _Table:
     """A policy of looked-up log-probabilities: what a token is depends on its id and the role alone."""
 
-    def hidden(self, role, input_ids, attention_mask):
+    def __init__(self, layout):
+        self.layout = layout
+
+    def hidden(self, role, inputs):
         shift = {"policy": 0, "reference": 7, "critic": 0}[role]
-        return torch.stack([input_ids.float() + shift, torch.ones(input_ids.shape)], -1)
+        return torch.stack([inputs.input_ids.float() + shift, torch.ones(inputs.input_ids.shape)], -1)
 
     def head(self, role):
         return lambda hidden: hidden[:, :1] * torch.linspace(0, 0.01, 40)
@@ -154,11 +158,12 @@ class _Table:
         return hidden[:, 0] / 10
 
 
+@pytest.mark.parametrize("layout", [PADDED, Layout(shares_prompts=True), Layout(True, row_multiple=64)])
 @pytest.mark.parametrize("budget", [1, 1000])
-def test_measuring_in_batches_gives_each_token_its_own_number(budget):
+def test_measuring_in_batches_gives_each_token_its_own_number(budget, layout):
     rollout = rollout_of()
-    logp, ref_logp = measure(_Table(), rollout, 0.5, budget)
-    value = measure_values(_Table(), rollout, budget)
+    logp, ref_logp = measure(_Table(layout), rollout, 0.5, budget)
+    value = measure_values(_Table(layout), rollout, budget)
     logits = torch.linspace(0, 0.01, 40)
     for i, n in enumerate(LENGTHS):
         for t in range(4):

@@ -8,6 +8,7 @@ from ser_lightning.__main__ import main
 from ser_lightning.backbone import Backbone
 from ser_lightning.errors import UserError
 from ser_lightning.export import delivered_round, export
+from ser_lightning.records import Padded
 from ser_lightning.scorer import load_scorer
 from ser_lightning.scoring import evaluating
 
@@ -30,7 +31,7 @@ def test_plain_transformers_gives_the_delivered_models_scores(tiny_run, tiny_mod
     scorer = load_scorer(Backbone(str(tiny_model_dir), train=train))
     scorer.load_trainable_state(saved["weights"])
     with evaluating(scorer):
-        trained = torch.cat([scorer(torch.tensor([row]), torch.ones(1, len(row)).long()) for row in ids])
+        trained = torch.cat([scorer(Padded(torch.tensor([row]), torch.ones(1, len(row)).long())) for row in ids])
     assert torch.allclose(exported, trained, atol=1e-4) and largest < 1e-3
     assert exported.unique().numel() == 3
     assert model.config.reward_temperature == pytest.approx(saved["temperature"])

@@ -9,8 +9,8 @@ import pytest
 ROOT = Path(__file__).parent.parent
 FLOORS = (
     ("errors", "records", "atomic", "ranks", "collectives", "seeds"),
-    ("losses", "calibration", "policy_math", "encode", "layouts"),
-    ("metrics", "response_stats", "selection", "backbone", "trainable", "bodies", "floors"),
+    ("losses", "calibration", "policy_math", "encode", "packing", "layouts"),
+    ("metrics", "response_stats", "selection", "backbone", "trainable", "bodies", "masks", "floors"),
     ("scorer", "scoring", "checkpoints", "length_quota", "schedule", "updates"),
     ("policy", "rollout", "policy_run", "policy_module", "policy_export", "shared_base", "experience"),
     ("run_folder", "export", "judges", "rewards"),

@@ -1,51 +1,89 @@
 import numpy as np
-import pytest
 import torch
 
-from ser_lightning.layouts import PairRow, collate_pairs, cut_by_tokens
+from ser_lightning.layouts import Layout, PairRow, collate_pairs, pack_sequences
 
 
 def test_batch_by_hand():
     rows = [PairRow(11, [5, 6, 7], [5, 8], 1.0, 0.5), PairRow(12, np.array([9]), np.array([9, 4, 4, 4]), 0.0)]
     batch = collate_pairs(rows, pad_token_id=0, num_step_pairs=6)
-    assert batch.input_ids.tolist() == [[5, 6, 7, 0], [9, 0, 0, 0], [5, 8, 0, 0], [9, 4, 4, 4]]
-    assert batch.attention_mask.tolist() == [[1, 1, 1, 0], [1, 0, 0, 0], [1, 1, 0, 0], [1, 1, 1, 1]]
+    assert batch.inputs.input_ids.tolist() == [[5, 6, 7, 0], [9, 0, 0, 0], [5, 8, 0, 0], [9, 4, 4, 4]]
+    assert batch.inputs.attention_mask.tolist() == [[1, 1, 1, 0], [1, 0, 0, 0], [1, 1, 0, 0], [1, 1, 1, 1]]
     assert batch.pair_id.tolist() == [11, 12]
     assert batch.target.tolist() == [1.0, 0.0]
     assert batch.weight.tolist() == [0.5, 1.0]
     assert batch.num_step_pairs == 6
-    assert batch.input_ids.dtype == batch.attention_mask.dtype == batch.pair_id.dtype == torch.int64
+    assert batch.inputs.input_ids.dtype == batch.inputs.attention_mask.dtype == batch.pair_id.dtype == torch.int64
     assert batch.target.dtype == batch.weight.dtype == torch.float32
 
 
 def test_pad_id_shows_only_where_the_mask_is_0():
     rows = [PairRow(1, [5, 6, 7], [5])]
     batches = [collate_pairs(rows, pad_token_id=pad) for pad in (0, 3)]
-    assert batches[1].input_ids.tolist() == [[5, 6, 7], [5, 3, 3]]
-    assert torch.equal(*(batch.input_ids * batch.attention_mask for batch in batches))
+    assert batches[1].inputs.input_ids.tolist() == [[5, 6, 7], [5, 3, 3]]
+    assert torch.equal(*(batch.inputs.input_ids * batch.inputs.attention_mask for batch in batches))
     assert batches[0].num_step_pairs == 1
     assert batches[0].target.isnan().all()
 
 
-def test_cut_by_hand():
-    # 2 rows a pair: 10 -> 20 tokens, 5 and 4 -> 2 pairs of 5 are 20, 2 and 1 -> 8
-    assert cut_by_tokens([1, 10, 4, 5, 2], budget=20) == [[1], [3, 2], [4, 0]]
-    assert cut_by_tokens([7, 7, 7, 7], budget=28) == [[0, 1], [2, 3]]
-    assert cut_by_tokens([], budget=20) == []
+def test_packed_row_by_hand():
+    # Two sequences share 5 6; one is all of the other's beginning; one has a key of its own.
+    packed = pack_sequences([[5, 6, 7], [3, 4], [5, 6, 8, 9], [3, 4, 4], [2]], ["x", "y", "x", "y", "z"])
+    assert packed.input_ids.tolist() == [[5, 6, 7, 8, 9, 3, 4, 4, 2]]
+    assert packed.position_ids.tolist() == [[0, 1, 2, 2, 3, 0, 1, 2, 0]]
+    assert packed.group.tolist() == [0, 0, 0, 0, 0, 1, 1, 1, 2]
+    assert packed.sequence.tolist() == [-1, -1, 0, 2, 2, -1, -1, 3, -1]
+    assert packed.num_tokens.tolist() == [3, 2, 4, 3, 1]
+    assert packed.num_shared.tolist() == [2, 2, 2, 2, 1]
+    last = packed.places(packed.num_tokens[:, None] - 1).squeeze(1)
+    assert last.tolist() == [2, 6, 4, 7, 8]
 
 
-def test_a_single_pair_may_exceed_the_budget():
-    assert cut_by_tokens([50, 2, 60], budget=10) == [[2], [0], [1]]
+def test_places_lead_back_to_every_token():
+    rng = np.random.default_rng(0)
+    prompts = [rng.integers(3, 9, size=n).tolist() for n in (0, 5, 30)]
+    sequences = [prompt + rng.integers(3, 9, size=n).tolist() for prompt in prompts for n in (1, 7, 4)]
+    packed = pack_sequences(sequences, [0, 0, 0, 1, 1, 1, 2, 2, 2])
+    for i, ids in enumerate(sequences):
+        places = packed.places(torch.arange(len(ids)).expand(9, -1))[i]
+        assert packed.input_ids[0, places].tolist() == ids
+        assert packed.position_ids[0, places].tolist() == list(range(len(ids)))
+        assert set(packed.sequence[places].tolist()) <= {-1, i}
 
 
-@pytest.mark.parametrize("budget", [1, 64, 500, 10_000])
-def test_every_pair_once_within_the_budget_and_no_batch_could_be_joined_with_the_next(budget):
-    lengths = np.random.default_rng(0).integers(1, 100, size=200)
-    batches = cut_by_tokens(lengths, budget)
-    assert sorted(position for batch in batches for position in batch) == list(range(200))
-    for batch, after in zip(batches, batches[1:] + [[]], strict=True):
-        longest = max(lengths[i] for i in batch)
-        assert len(batch) == 1 or 2 * len(batch) * longest <= budget
-        if after:
-            assert 2 * (len(batch) + 1) * longest > budget
-            assert longest >= max(lengths[i] for i in after)
+def test_pairs_share_their_prompt_and_stay_in_the_order_of_padded_rows():
+    rows = [PairRow(11, [5, 6, 7], [5, 8], 1.0, 0.5), PairRow(12, np.array([9]), np.array([9, 4, 4, 4]), 0.0)]
+    packed, padded = (collate_pairs(rows, 0, 6, Layout(shares)) for shares in (True, False))
+    assert packed.inputs.input_ids.tolist() == [[5, 6, 7, 8, 9, 4, 4, 4]]
+    assert packed.inputs.num_tokens.tolist() == padded.inputs.num_tokens.tolist() == [3, 1, 2, 4]
+    for name in ("pair_id", "target", "weight"):
+        assert torch.equal(getattr(packed, name), getattr(padded, name))
+
+
+def test_rows_are_filled_up_to_a_multiple_with_tokens_of_nobody():
+    layout = Layout(shares_prompts=True, row_multiple=8)
+    inputs = layout.lay_out([[5, 6, 7], [5, 6, 8]], ["x", "x"], pad_token_id=1)
+    assert inputs.input_ids.tolist() == [[5, 6, 7, 8, 1, 1, 1, 1]]
+    assert inputs.group.tolist() == [0, 0, 0, 0, -1, -1, -1, -1]
+    full = layout.lay_out([[5] * 8], ["x"], pad_token_id=1)
+    assert full.input_ids.shape == (1, 8)
+
+
+def test_packed_batches_count_shared_tokens_once_and_keep_to_the_limit_of_a_row():
+    num_tokens, num_shared = np.array([[10, 12], [4, 4], [6, 9]]), np.array([8, 0, 5])  # 14, 8 and 10 tokens packed
+    assert Layout(True).cut_pairs(num_tokens, num_shared, 24) == [[0, 2], [1]]
+    assert Layout(True, max_row_tokens=18).cut_pairs(num_tokens, num_shared, 24) == [[0], [2, 1]]
+    assert Layout().cut_pairs(num_tokens, num_shared, 24) == [[0], [2], [1]]
+
+
+def test_sequences_of_one_key_stay_together():
+    sequences = [[1, 2, 3], [7, 7, 7, 7], [1, 2, 4], [1, 2, 5]]  # 5 tokens packed, and 4
+    assert Layout(True).cut_sequences(sequences, ["x", "y", "x", "x"], 5) == [[0, 2, 3], [1]]
+    assert Layout(True).cut_sequences(sequences, ["x", "y", "x", "x"], 9) == [[0, 2, 3, 1]]
+    assert Layout().cut_sequences(sequences, ["x", "y", "x", "x"], 6) == [[1], [0, 2], [3]]
+
+
+def test_every_part_of_a_batch_moves_with_it():
+    batch = collate_pairs([PairRow(1, [5, 6, 7], [5, 8])], 0, layout=Layout(True)).to("meta")
+    assert batch.inputs.position_ids.device.type == batch.inputs.own_start.device.type == "meta"
+    assert batch.pair_id.device.type == "meta" and batch.num_step_pairs == 1

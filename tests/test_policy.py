@@ -5,6 +5,7 @@ from transformers import AutoModelForCausalLM, Gemma2Config, Gemma2ForCausalLM, 
 from ser_lightning.backbone import Backbone, LoraSettings, load_tokenizer
 from ser_lightning.errors import UserError
 from ser_lightning.policy import load_policy, logits_of, policy_state, use_adapter
+from ser_lightning.records import Padded
 from ser_lightning.rollout import stop_ids
 from ser_lightning.scorer import load_scorer
 from ser_lightning.shared_base import can_share, shared_scorer
@@ -29,7 +30,7 @@ def randomised(state):
 
 def hidden(policy, role, ids=IDS, mask=MASK):
     with torch.no_grad():
-        return policy.eval().hidden(role, ids, mask)
+        return policy.eval().hidden(role, Padded(ids, mask))
 
 
 @pytest.mark.parametrize("train", ["lora", "full"])
@@ -93,7 +94,7 @@ def test_switching_adapters_leaves_what_is_trained_alone(tiny_model_dir):
     for name in ("critic", None, "policy"):
         with use_adapter(policy.body, name):
             assert {n: p.requires_grad for n, p in policy.named_parameters()} == before
-    policy.hidden("critic", IDS, MASK).sum().backward()
+    policy.hidden("critic", Padded(IDS, MASK)).sum().backward()
     with_gradient = {name for name, p in policy.named_parameters() if p.grad is not None}
     assert with_gradient and all(".critic." in name for name in with_gradient)
 
@@ -171,8 +172,8 @@ def test_four_bits_train_all_roles_on_one_base(tmp_path, tiny_tokenizer):
             if "lora_B" in name:  # 0 until it is trained, and then nothing flows further down
                 p.normal_(std=0.1)
         policy.value_head.weight.normal_()
-    logits = policy.head("policy")(policy.hidden("policy", IDS, MASK))
-    (logits.float().sum() + policy.values(policy.hidden("critic", IDS, MASK)).sum()).backward()
+    logits = policy.head("policy")(policy.hidden("policy", Padded(IDS, MASK)))
+    (logits.float().sum() + policy.values(policy.hidden("critic", Padded(IDS, MASK))).sum()).backward()
     for role in ("policy", "critic"):
         gradients = [p.grad for p in policy.parameters_of(role)]
         assert all(g is not None and g.abs().sum() > 0 for g in gradients), role
@@ -189,7 +190,7 @@ def test_a_reward_model_on_the_policys_base_scores_as_one_of_its_own(tiny_model_
     trained = [name for name, p in policy.named_parameters() if p.requires_grad]
     shared = shared_scorer(policy, settings, own.trainable_state(), "reward0").eval()
     with torch.no_grad():
-        assert torch.allclose(shared(IDS, MASK), own(IDS, MASK), atol=1e-6)
+        assert torch.allclose(shared(Padded(IDS, MASK)), own(Padded(IDS, MASK)), atol=1e-6)
     assert torch.equal(hidden(policy, "policy"), before)
     assert [name for name, p in policy.named_parameters() if p.requires_grad] == trained
     added = sum(p.numel() for p in policy.parameters()) - num_before

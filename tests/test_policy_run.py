@@ -10,6 +10,7 @@ from ser_lightning.backbone import BUNDLED_MODEL, Backbone, LoraSettings
 from ser_lightning.errors import UserError
 from ser_lightning.policy import load_policy
 from ser_lightning.policy_run import PolicyStart, model_kind, read_policy_backbone, resolve_start
+from ser_lightning.records import Padded
 from tests.policy_runs import backbone, loaded, own_logits, plain_logits, sft, sft_flags
 
 IDS = torch.tensor([[5, 9, 17, 33, 8, 44]])
@@ -81,7 +82,7 @@ def test_of_a_run_of_ppo_the_policy_is_taken_and_the_critic_is_not(tiny_model_di
     for policy_ in (own, policy):
         policy_.eval()
     with torch.no_grad():
-        found, expected = (p.hidden("policy", IDS, torch.ones_like(IDS)) for p in (own, policy))
+        found, expected = (p.hidden("policy", Padded(IDS, torch.ones_like(IDS))) for p in (own, policy))
     assert torch.allclose(found, expected, atol=1e-6)
 
 

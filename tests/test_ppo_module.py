@@ -27,6 +27,7 @@ from ser_lightning.encode import encode_prompts, encode_responses
 from ser_lightning.experience import PPOSettings
 from ser_lightning.policy_math import AdaptiveKL, FixedKL
 from ser_lightning.ppo_module import PPOModule
+from ser_lightning.records import Padded
 from ser_lightning.rewards import load_judge
 from ser_lightning.rollout import Sampling, uniform_numbers
 from tests.helpers import trainer
@@ -338,7 +339,7 @@ def test_the_first_step_has_no_kl(tiny_model_dir, pairs_file, cache, sft_runs, t
         bare, ids = Oracle(tiny_model_dir, {}), notes.batch.prompts[0].ids
         with torch.no_grad():
             logits = model.policy.head("reference")(
-                model.policy.eval().hidden("reference", torch.tensor([ids]), torch.ones(1, len(ids)).long())
+                model.policy.eval().hidden("reference", Padded(torch.tensor([ids]), torch.ones(1, len(ids)).long()))
             )
         assert not torch.allclose(logits[0], bare.logits(bare.policy_weights(), ids), atol=0.1)
 

@@ -50,7 +50,9 @@ def test_one_step_is_plain_sgd_on_the_mean_loss_of_its_pairs(tiny_model_dir, pai
     (step,) = list(pairs.train_dataloader())[:1]
     losses = []
     for batch in step:
-        plain = oracle.scorer.model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits[:, 0]
+        plain = oracle.scorer.model(
+            input_ids=batch.inputs.input_ids, attention_mask=batch.inputs.attention_mask
+        ).logits[:, 0]
         for i in range(batch.num_pairs):
             margin = plain[i] - plain[batch.num_pairs + i]
             losses.append(-torch.nn.functional.logsigmoid(margin if batch.target[i] == 1 else -margin))

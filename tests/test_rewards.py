@@ -22,7 +22,7 @@ from ser_lightning.encode import encode_pairs, encode_responses
 from ser_lightning.errors import UserError
 from ser_lightning.export import export, read_reward_run
 from ser_lightning.judges import FunctionJudge, RewardModelJudge, checked_scores
-from ser_lightning.layouts import PairRow, collate_pairs
+from ser_lightning.layouts import PADDED, PairRow, collate_pairs
 from ser_lightning.records import PreferencePair
 from ser_lightning.reward_module import RewardModule
 from ser_lightning.rewards import load_judge, load_rewards
@@ -101,7 +101,7 @@ def test_an_export_judges_as_plain_transformers_and_as_its_run(reward_run):
 
 def test_a_run_may_be_built_by_the_caller_who_keeps_its_gradients(reward_run):
     mine = torch.nn.Linear(1, 1)
-    mine.forward = lambda ids, mask: mask.sum(-1).float()
+    mine.layout, mine.forward = PADDED, lambda inputs: inputs.num_tokens.float()
     seen = []
     judge = load_judge(str(reward_run), build=lambda run: seen.append(run.zero) or mine)
     run = read_reward_run(reward_run)
@@ -130,10 +130,12 @@ def test_batches_keep_to_the_budget_one_row_a_response(tiny_tokenizer):
     shapes = []
 
     class Scorer(torch.nn.Linear):
-        def forward(self, ids, mask):
-            shapes.append(tuple(ids.shape))
+        layout = PADDED
+
+        def forward(self, inputs):
+            shapes.append(tuple(inputs.input_ids.shape))
             assert not self.training and not torch.is_grad_enabled()
-            return mask.sum(-1).float()
+            return inputs.num_tokens.float()
 
     judge = RewardModelJudge(Scorer(1, 1), tiny_tokenizer, 300, 0.0, 1.0, "lengths", tokens_per_batch=120)
     texts = ["w" * n for n in (1, 30, 2, 29, 3)]

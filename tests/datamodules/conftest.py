@@ -74,8 +74,8 @@ def load(tiny_tokenizer, tmp_path) -> Callable[..., Any]:
 
 def _as_dict(batch) -> dict:
     """Pair id -> everything that is said of the pair, without the padding."""
-    lengths = batch.attention_mask.sum(-1).tolist()
-    ids = [tuple(row[:length]) for row, length in zip(batch.input_ids.tolist(), lengths, strict=True)]
+    lengths = batch.inputs.num_tokens.tolist()
+    ids = [tuple(row[:length]) for row, length in zip(batch.inputs.input_ids.tolist(), lengths, strict=True)]
     n = batch.num_pairs
     rows = zip(ids[:n], ids[n:], batch.target.tolist(), batch.weight.tolist(), strict=True)
     return dict(zip(batch.pair_id.tolist(), rows, strict=True))

@@ -34,7 +34,8 @@ def everything_but_hidden_labels(datamodule) -> list:
 
 
 def as_numbers(batch) -> dict:
-    values = {name: value.tolist() if isinstance(value, torch.Tensor) else value for name, value in vars(batch).items()}
+    parts = vars(batch) | vars(batch.inputs) | {"inputs": None}
+    values = {name: value.tolist() if isinstance(value, torch.Tensor) else value for name, value in parts.items()}
     return {**values, "target": str(values["target"])}  # NaN equals NaN
 
 

@@ -20,7 +20,7 @@ def test_every_pair_is_scored_once_in_equally_many_batches_a_rank(load, path, by
     assert sorted(contents) == ranks[0].pair_ids(split).tolist()
     assert len({len(list(loader)) for loader in loaders}) == 1
     assert all(batch.target.isnan().all() for loader in loaders for batch in loader)
-    assert all(batch.input_ids.numel() <= 400 for loader in loaders for batch in loader)
+    assert all(batch.inputs.input_ids.numel() <= 400 for loader in loaders for batch in loader)
 
 
 def test_empty_splits_have_no_batches(load, path):
@@ -140,7 +140,7 @@ def test_max_length_cuts_and_drops(load, write_jsonl):
     short, long = load(path, max_length=40), load(path, max_length=200)
     assert (short.report.read["path"]["cut"], short.report.read["path"]["too_long"]) == (20, 1)
     assert (long.report.read["path"]["cut"], long.report.read["path"]["too_long"]) == (0, 0)
-    assert max(batch.input_ids.shape[1] for batch in short.scoring_dataloader("all")) <= 40
+    assert max(batch.inputs.input_ids.shape[1] for batch in short.scoring_dataloader("all")) <= 40
 
 
 def test_columns_pool_and_test_files_reach_their_splits(load, write_jsonl):

@@ -53,7 +53,8 @@ def test_texts_and_ids_come_back(build, make_rows, tiny_tokenizer, monkeypatch):
         encoded = encode_pair(tiny_tokenizer, pair, 200)
         ids_a, ids_b = store.ids(i)
         assert (ids_a.tolist(), ids_b.tolist()) == (encoded.ids_a, encoded.ids_b)
-        assert store.lengths[i] == max(len(encoded.ids_a), len(encoded.ids_b))
+        same = [a == b for a, b in zip(encoded.ids_a, encoded.ids_b, strict=False)]
+        assert store.num_shared[i] == ([*same, False].index(False))
         assert store.read_labels()[i] == (row["label"] == (pair.response_a == row["response_a"]))
     assert [pair.source_id for pair in store.read_texts([5, 2, 5])] == ["row 5", "row 2", "row 5"]
     assert store.read_texts([]) == []

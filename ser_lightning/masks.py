@@ -1,0 +1,185 @@
+"""Who may see whom in a packed row, and for which models that gives what each sequence gives by itself.
+
+transformers takes a mask of four dimensions as it is, in place of its own: a model's sliding window would be lost
+without a word. So windows are put into the mask here, on positions and not on places in the row, and a model whose
+masks are not known is not packed.
+"""
+
+import inspect
+from collections.abc import Callable
+from typing import Any, Literal, cast
+
+import torch
+from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor, nn
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask
+from transformers import PretrainedConfig, PreTrainedModel
+
+from ser_lightning.bodies import position_arguments, unwrapped
+from ser_lightning.errors import UserError
+from ser_lightning.layouts import PADDED, Layout
+from ser_lightning.records import Inputs, Packed, Padded
+
+LayoutName = Literal["auto", "shared_prompt", "padded"]
+
+CPU_ROW_TOKENS = 512
+"""Most tokens in a row under a dense mask. With more, attention to what is masked costs more than small rows do."""
+CUDA_ROW_MULTIPLE = 1024
+"""FlexAttention is compiled for few lengths of rows."""
+
+_MASKS: dict[str, Literal["full", "window", "by_layer"]] = {
+    **dict.fromkeys(("gemma", "gpt2", "gpt_neox", "llama", "olmo", "olmo2", "phi", "stablelm"), "full"),
+    **dict.fromkeys(("mistral", "mixtral", "phi3", "qwen3_moe", "starcoder2"), "window"),
+    **dict.fromkeys(("gemma2", "gemma3_text", "qwen2", "qwen2_moe", "qwen3", "smollm3"), "by_layer"),
+}  # type: ignore[assignment]
+"""Which masks a kind of model takes: one without a window, one with the window of all layers, or one for each kind of
+layer. `tests/test_masks.py` holds each of them to its own padded scores."""
+
+
+def choose_layout(wanted: LayoutName, model: PreTrainedModel, device: torch.device | str, where: str) -> Layout:
+    """The layout for a model on a device; on CUDA the model's attention becomes FlexAttention where prompts are shared.
+
+    Args:
+        wanted: `auto` shares prompts where that is exact and says so where it is not.
+        model: a transformers model with a head, as its body is wrapped.
+        device: where it computes.
+        where: how errors call the setting.
+
+    Raises:
+        UserError: prompts are to be shared where that would not be exact.
+    """
+    if wanted == "padded":
+        return PADDED
+    is_cpu = torch.device(device).type == "cpu"
+    problem = sharing_problem(model, is_cpu)
+    if problem is None:
+        if is_cpu:
+            return Layout(shares_prompts=True, max_row_tokens=CPU_ROW_TOKENS)
+        model.set_attn_implementation("flex_attention")
+        return Layout(shares_prompts=True, row_multiple=CUDA_ROW_MULTIPLE)
+    if wanted == "shared_prompt":
+        raise UserError(f"{where}: got shared_prompt, but {problem}; use auto or padded")
+    rank_zero_info(f"Layout: padded, as {problem}.")
+    return PADDED
+
+
+def sharing_problem(model: PreTrainedModel, is_cpu: bool) -> str | None:
+    """Why a packed row would not give what each sequence gives by itself, None if it does.
+
+    Args:
+        model: a transformers model with a head.
+        is_cpu: a CPU takes a dense mask, other devices need FlexAttention.
+    """
+    body = unwrapped(getattr(model, model.base_model_prefix))
+    config = model.config
+    kind = str(config.model_type)
+    if "position_ids" not in inspect.signature(body.forward).parameters:
+        return f"a {kind} takes no position ids"
+    if kind not in _MASKS or not getattr(config, "is_causal", True) or _is_bidirectional(config):
+        return f"packed rows are not known to be exact for a {kind}"
+    if unknown := set(_windows(config)) - {"full_attention", "sliding_attention"}:
+        return f"it is not known how a {kind} masks in layers of {', '.join(sorted(unknown))}"
+    rope = str((getattr(config, "rope_parameters", None) or {}).get("rope_type", "default"))
+    if rope in ("dynamic", "longrope"):
+        return f"{rope} embeddings depend on the longest sequence of a batch"
+    attention = config._attn_implementation
+    if attention not in _MAKERS:
+        return f"the attention implementation {attention} takes no masks of one's own"
+    if is_cpu and attention == "flex_attention":
+        return "FlexAttention does not train on a CPU"
+    if not is_cpu and not model._supports_flex_attn:
+        return f"a {kind} has no FlexAttention"
+    if not is_cpu and float(getattr(config, "attention_dropout", False)):
+        return "FlexAttention has no attention dropout"
+    return None
+
+
+def last_hidden(body: nn.Module, inputs: Inputs) -> Tensor:
+    """The last hidden states of a decoder's body, in the layout of its inputs.
+
+    Args:
+        body: as peft may wrap it.
+        inputs: R sequences.
+
+    Returns:
+        (R, T, H) of padded sequences, (1, L, H) of packed ones, with `Packed.places` to find them.
+    """
+    if isinstance(inputs, Padded):
+        extra = position_arguments(body, inputs.attention_mask)
+        return body(input_ids=inputs.input_ids, attention_mask=inputs.attention_mask, **extra).last_hidden_state
+    extra = position_arguments(body, torch.ones_like(inputs.input_ids)) | {"position_ids": inputs.position_ids}
+    masks = attention_masks(cast(PretrainedConfig, unwrapped(body).config), inputs)
+    return body(input_ids=inputs.input_ids, attention_mask=masks, **extra).last_hidden_state
+
+
+def attention_masks(config: PretrainedConfig, packed: Packed) -> Tensor | BlockMask | dict[str, Tensor | BlockMask]:
+    """What a model takes as its attention mask for a packed row.
+
+    Args:
+        config: the body's; `sharing_problem` has nothing against it.
+        packed: the row.
+    """
+    make = _MAKERS[config._attn_implementation]
+    masks = {kind: make(packed, window) for kind, window in _windows(config).items()}
+    return masks if _MASKS[config.model_type] == "by_layer" else next(iter(masks.values()))
+
+
+def is_visible(packed: Packed, query: Any, key: Any, window: int | None) -> Any:
+    """Whether the token at one place may attend to the token at another: any index, mask arithmetic only.
+
+    Args:
+        packed: the row.
+        query: place of the token that attends.
+        key: place of the token that is attended to.
+        window: how many positions back a token sees, itself included; None = all.
+    """
+    owner = packed.sequence[key]
+    sees = (
+        (key <= query) & (packed.group[query] == packed.group[key]) & ((owner < 0) | (owner == packed.sequence[query]))
+    )
+    if window is not None:
+        positions = packed.position_ids[0]
+        sees = sees & (positions[query] - positions[key] < window)
+    return sees
+
+
+def _dense_mask(packed: Packed, window: int | None) -> Tensor:
+    """(1, 1, L, L) bool."""
+    places = torch.arange(packed.group.shape[0], device=packed.group.device)
+    return is_visible(packed, places[:, None], places[None, :], window)[None, None]
+
+
+def _added_mask(packed: Packed, window: int | None) -> Tensor:
+    """(1, 1, L, L) float, for attention that adds its mask to the scores: True would be a 1 there."""
+    hidden = ~_dense_mask(packed, window)
+    return torch.zeros(hidden.shape, device=hidden.device).masked_fill(hidden, torch.finfo(torch.bfloat16).min)
+
+
+def _block_mask(packed: Packed, window: int | None) -> BlockMask:
+    def visible(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        return is_visible(packed, query, key, window)
+
+    length = packed.group.shape[0]
+    return create_block_mask(visible, None, None, length, length, device=str(packed.group.device))
+
+
+_MAKERS: dict[str, Callable[[Packed, int | None], Tensor | BlockMask]] = {
+    "sdpa": _dense_mask,
+    "eager": _added_mask,
+    "flex_attention": _block_mask,
+}
+
+
+def _windows(config: PretrainedConfig) -> dict[str, int | None]:
+    """The window of each kind of layer that a model has."""
+    window = getattr(config, "sliding_window", None)
+    style = _MASKS[config.model_type]
+    if style == "full":
+        return {"full_attention": None}
+    if style == "window":
+        return {"full_attention": None} if window is None else {"sliding_attention": window}
+    return {kind: window if kind == "sliding_attention" else None for kind in sorted(set(config.layer_types))}
+
+
+def _is_bidirectional(config: PretrainedConfig) -> bool:
+    return bool(getattr(config, "use_bidirectional_attention", None))
