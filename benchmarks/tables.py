@@ -210,6 +210,43 @@ def memory_table(result: dict) -> str:
     return "\n".join(lines)
 
 
+def rl_speed_table(estimators: dict[str, dict]) -> str:
+    """How many times as long a step of TRL takes, and each of its parts."""
+    lines = [
+        "| estimator | against | whole step | sampling | scoring | updates | steps of either |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, found in estimators.items():
+        ratios = found["trl_seconds_over_ours"]
+        against = f"TRL {found['trl']['versions']['trl']}"
+        cells = [
+            RL_NAMES[name],
+            against,
+            *(f"{ratios[part]:.2f}" for part in ("total", "rollout", "scoring", "update")),
+        ]
+        lines.append("| " + " | ".join([*cells, str(found["ours"]["steps"])]) + " |")
+    return "\n".join(lines)
+
+
+def coevolution_table(study: dict) -> str:
+    """One line a turn: the reward model before and after it has evolved on the policy's answers."""
+
+    def cell(found: dict, digits: int) -> str:
+        return f"{found['estimate']:.{digits}f} ({found['low']:.{digits}f} to {found['high']:.{digits}f})"
+
+    lines = [
+        "| turn | gold score of the policy | its answers right, before | after | change | test pairs, before | after |",
+        "|---|---|---|---|---|---|---|",
+        f"| 0 | {cell(study['start_gold'], 2)} | - | - | - | - | - |",
+    ]
+    for turn in study["turns"]:
+        cells = [str(turn["turn"]), cell(turn["policy_gold"], 2)]
+        cells += [cell(turn["accuracy"][when], 3) for when in ("before", "after", "change")]
+        cells += [f"{turn['test_accuracy'][when]:.3f}" for when in ("before", "after")]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
 def kills_table(kills: list[dict]) -> str:
     """One line a kill, in the order of the moments."""
     lines = ["| killed at | resumed from | ends with |", "|---|---|---|"]
@@ -257,7 +294,12 @@ def tables() -> dict[str, dict[str, str]]:
             "learned": learned_table(read("what_is_learned.json")["rounds"]),
             **{file.stem: run_table(json.loads(file.read_text())) for file in sorted((HERE / "real").glob("*.json"))},
         },
-        "rl.md": {"rl": rl_table(load(HERE / "rl")), "memory": memory_table(read("rl_memory.json"))},
+        "rl.md": {
+            "rl": rl_table(load(HERE / "rl")),
+            "memory": memory_table(read("rl_memory.json")),
+            "coevolution": coevolution_table(read("coevolve.json")),
+            "speed": rl_speed_table(read("rl_speed.json")["estimators"]),
+        },
         "defaults.md": {"settings": settings_table(results["ours"], load(HERE / "sweep"))},
         "cli.md": {
             "kills": kills_table(read("kills.json")["kills"]),

@@ -1,18 +1,18 @@
-"""Ids -> micro-batches under a token budget: padded rows, or one row in which sequences share their beginnings."""
+"""Ids -> micro-batches under a token budget: padded, or packed so that sequences share their beginnings."""
 
+import sys
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from ser_lightning.packing import Lengths, cut_by_tokens, group_equal, num_shared_tokens, pack_by_tokens
 from ser_lightning.records import Inputs, Packed, Padded, PairBatch, ResponseBatch
 
 Ids = Sequence[int] | np.ndarray
 """The ids of one sequence."""
-_PADDING = -1
+_NOBODY = -1
 
 
 @dataclass(frozen=True)
@@ -21,13 +21,15 @@ class Layout:
 
     Attributes:
         shares_prompts: `Packed` instead of `Padded`.
-        max_row_tokens: most tokens in a packed row whatever the budget, None = no limit. The time of attention under a
-            dense mask grows with the square of it.
+        max_batch_tokens: most tokens in a packed batch whatever the budget, None = no limit.
+        is_one_row: a packed batch is one row, for kernels that skip what is masked; else rows are as long as the
+            largest pair, since a dense mask costs the square of their length.
         row_multiple: packed rows are filled up to a multiple of this many tokens, for kernels that want few lengths.
     """
 
     shares_prompts: bool = False
-    max_row_tokens: int | None = None
+    max_batch_tokens: int | None = None
+    is_one_row: bool = False
     row_multiple: int = 1
 
     def cut_pairs(self, num_tokens: np.ndarray, num_shared: np.ndarray, budget: int) -> list[list[int]]:
@@ -43,7 +45,7 @@ class Layout:
         """
         if not self.shares_prompts:
             return cut_by_tokens(num_tokens.max(axis=1, initial=0), budget)
-        return pack_by_tokens(num_tokens.sum(axis=1) - num_shared, self._row_budget(budget))
+        return [sum(rows, []) for rows in self._pack(num_tokens.sum(axis=1) - num_shared, budget)]
 
     def cut_sequences(self, sequences: Sequence[Ids], keys: Sequence[Hashable], budget: int) -> list[list[int]]:
         """Cut sequences into batches; where prompts are shared, those of equal keys come together.
@@ -58,10 +60,9 @@ class Layout:
         """
         if not self.shares_prompts:
             return cut_by_tokens([len(ids) for ids in sequences], budget, rows_per_item=1)
-        groups = group_equal(keys)
-        lengths = [_packed_length([np.asarray(sequences[i]) for i in group]) for group in groups]
-        rows = pack_by_tokens(lengths, self._row_budget(budget))
-        return [[i for place in row for i in groups[place]] for row in rows]
+        groups, lengths = _groups(sequences, keys)
+        batches = self._pack(lengths, budget)
+        return [[i for row in rows for place in row for i in groups[place]] for rows in batches]
 
     def lay_out(self, sequences: Sequence[Ids], keys: Sequence[Hashable], pad_token_id: int) -> Inputs:
         """One batch.
@@ -73,10 +74,14 @@ class Layout:
         """
         if not self.shares_prompts:
             return pad_right(sequences, pad_token_id)
-        return _filled(pack_sequences(sequences, keys), pad_token_id, self.row_multiple)
+        groups, lengths = _groups(sequences, keys)
+        # What was cut as one batch comes into the same rows again: the order of the items is the same.
+        [rows] = pack_by_tokens(lengths, sum(lengths) if self.is_one_row else sys.maxsize, self.is_one_row)
+        grouped = [[groups[place] for place in row] for row in rows]
+        return pack_sequences(sequences, grouped, pad_token_id, self.row_multiple)
 
-    def _row_budget(self, budget: int) -> int:
-        return min(budget, self.max_row_tokens or budget)
+    def _pack(self, lengths: Lengths, budget: int) -> list[list[list[int]]]:
+        return pack_by_tokens(lengths, min(budget, self.max_batch_tokens or budget), self.is_one_row)
 
 
 PADDED = Layout()
@@ -155,35 +160,48 @@ def pad_right(sequences: Sequence[Ids], pad_token_id: int) -> Padded:
     return Padded(torch.from_numpy(input_ids), torch.from_numpy(attention_mask))
 
 
-def pack_sequences(sequences: Sequence[Ids], keys: Sequence[Hashable]) -> Packed:
-    """One row, in which sequences of equal keys share the longest beginning that they have in common.
+def pack_sequences(
+    sequences: Sequence[Ids], rows: Sequence[Sequence[Sequence[int]]], pad_token_id: int = 0, row_multiple: int = 1
+) -> Packed:
+    """Rows of groups of sequences, each group with the longest beginning that all of it have in common only once.
 
     Args:
         sequences: R sequences; none may be empty.
-        keys: R, equal for the sequences of a group.
+        rows: which sequences are a group, and which groups a row; each sequence exactly once.
+        pad_token_id: what stands where a row ends before the longest one.
+        row_multiple: rows are as long as the longest, filled up to a multiple of this.
     """
     arrays = [np.asarray(ids, dtype=np.int64) for ids in sequences]
+    shared = [[num_shared_tokens([arrays[i] for i in group]) for group in row] for row in rows]
+    used = [
+        sum(sum(len(arrays[i]) - n for i in group) + n for group, n in zip(row, counts, strict=True))
+        for row, counts in zip(rows, shared, strict=True)
+    ]
+    length = -(-max(used) // row_multiple) * row_multiple
+    ids, positions = np.full((len(rows), length), pad_token_id), np.zeros((len(rows), length), dtype=np.int64)
+    group_of, sequence_of = (np.full((len(rows), length), _NOBODY, dtype=np.int32) for _ in range(2))
     spans = np.empty((3, len(arrays)), dtype=np.int64)
-    ids: list[np.ndarray] = []
-    owners: list[tuple[int, int, int, int]] = []  # group, sequence, first position and number of tokens of each part
-    end = 0
-    for number, group in enumerate(group_equal(keys)):
-        num_shared = num_shared_tokens([arrays[i] for i in group])
-        ids.append(arrays[group[0]][:num_shared])
-        owners.append((number, _PADDING, 0, num_shared))
-        start, end = end, end + num_shared
-        for i in group:
-            spans[:, i] = start, num_shared, end
-            ids.append(arrays[i][num_shared:])
-            owners.append((number, i, num_shared, len(ids[-1])))
-            end += len(ids[-1])
-    counts = [count for *_, count in owners]
-    positions = np.concatenate([np.arange(first, first + count) for *_, first, count in owners])
-    group_of, sequence_of = (np.repeat([owner[k] for owner in owners], counts).astype(np.int32) for k in (0, 1))
+    number = 0
+    for r, (row, counts) in enumerate(zip(rows, shared, strict=True)):
+        end = 0
+        for group, num_shared in zip(row, counts, strict=True):
+            start = end
+            parts = [
+                (_NOBODY, arrays[group[0]][:num_shared], 0),
+                *((i, arrays[i][num_shared:], num_shared) for i in group),
+            ]
+            for owner, part, first in parts:
+                place = slice(end, end + len(part))
+                ids[r, place], positions[r, place] = part, np.arange(first, first + len(part))
+                group_of[r, place], sequence_of[r, place] = number, owner
+                if owner != _NOBODY:
+                    spans[:, owner] = r * length + start, num_shared, r * length + end
+                end += len(part)
+            number += 1
     shared_starts, shared_counts, own_starts = map(torch.from_numpy, spans)
     return Packed(
-        torch.from_numpy(np.concatenate(ids))[None],
-        torch.from_numpy(positions)[None],
+        torch.from_numpy(ids),
+        torch.from_numpy(positions),
         torch.from_numpy(group_of),
         torch.from_numpy(sequence_of),
         shared_starts,
@@ -193,26 +211,11 @@ def pack_sequences(sequences: Sequence[Ids], keys: Sequence[Hashable]) -> Packed
     )
 
 
+def _groups(sequences: Sequence[Ids], keys: Sequence[Hashable]) -> tuple[list[list[int]], list[int]]:
+    """Sequences of equal keys, and how many tokens each group takes when it is packed."""
+    groups = group_equal(keys)
+    return groups, [_packed_length([np.asarray(sequences[i]) for i in group]) for group in groups]
+
+
 def _packed_length(sequences: Sequence[np.ndarray]) -> int:
     return sum(map(len, sequences)) - (len(sequences) - 1) * num_shared_tokens(sequences)
-
-
-def _filled(packed: Packed, pad_token_id: int, multiple: int) -> Packed:
-    """The row filled up to a multiple of a length."""
-    missing = -packed.group.shape[0] % multiple
-    if not missing:
-        return packed
-
-    def fill(row: Tensor, value: int) -> Tensor:
-        return torch.nn.functional.pad(row, (0, missing), value=value)
-
-    return Packed(
-        fill(packed.input_ids, pad_token_id),
-        fill(packed.position_ids, 0),
-        fill(packed.group, _PADDING),
-        fill(packed.sequence, _PADDING),
-        packed.shared_start,
-        packed.num_shared,
-        packed.own_start,
-        packed.num_tokens,
-    )

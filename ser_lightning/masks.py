@@ -7,7 +7,7 @@ masks are not known is not packed.
 
 import inspect
 from collections.abc import Callable
-from typing import Any, Literal, cast
+from typing import Literal, cast
 
 import torch
 from lightning.pytorch.utilities import rank_zero_info
@@ -22,8 +22,8 @@ from ser_lightning.records import Inputs, Packed, Padded
 
 LayoutName = Literal["auto", "shared_prompt", "padded"]
 
-CPU_ROW_TOKENS = 512
-"""Most tokens in a row under a dense mask. With more, attention to what is masked costs more than small rows do."""
+CPU_BATCH_TOKENS = 1024
+"""Most tokens in a packed batch on a CPU. With more, activations leave its caches, and every layer waits for memory."""
 CUDA_ROW_MULTIPLE = 1024
 """FlexAttention is compiled for few lengths of rows."""
 
@@ -54,9 +54,9 @@ def choose_layout(wanted: LayoutName, model: PreTrainedModel, device: torch.devi
     problem = sharing_problem(model, is_cpu)
     if problem is None:
         if is_cpu:
-            return Layout(shares_prompts=True, max_row_tokens=CPU_ROW_TOKENS)
+            return Layout(shares_prompts=True, max_batch_tokens=CPU_BATCH_TOKENS)
         model.set_attn_implementation("flex_attention")
-        return Layout(shares_prompts=True, row_multiple=CUDA_ROW_MULTIPLE)
+        return Layout(shares_prompts=True, is_one_row=True, row_multiple=CUDA_ROW_MULTIPLE)
     if wanted == "shared_prompt":
         raise UserError(f"{where}: got shared_prompt, but {problem}; use auto or padded")
     rank_zero_info(f"Layout: padded, as {problem}.")
@@ -102,7 +102,7 @@ def last_hidden(body: nn.Module, inputs: Inputs) -> Tensor:
         inputs: R sequences.
 
     Returns:
-        (R, T, H) of padded sequences, (1, L, H) of packed ones, with `Packed.places` to find them.
+        (R, T, H) of padded sequences, (N, L, H) of packed ones, with `Packed.places` to find them.
     """
     if isinstance(inputs, Padded):
         extra = position_arguments(body, inputs.attention_mask)
@@ -113,54 +113,54 @@ def last_hidden(body: nn.Module, inputs: Inputs) -> Tensor:
 
 
 def attention_masks(config: PretrainedConfig, packed: Packed) -> Tensor | BlockMask | dict[str, Tensor | BlockMask]:
-    """What a model takes as its attention mask for a packed row.
+    """What a model takes as its attention mask for packed rows.
 
     Args:
         config: the body's; `sharing_problem` has nothing against it.
-        packed: the row.
+        packed: the rows.
     """
     make = _MAKERS[config._attn_implementation]
     masks = {kind: make(packed, window) for kind, window in _windows(config).items()}
     return masks if _MASKS[config.model_type] == "by_layer" else next(iter(masks.values()))
 
 
-def is_visible(packed: Packed, query: Any, key: Any, window: int | None) -> Any:
-    """Whether the token at one place may attend to the token at another: any index, mask arithmetic only.
+def is_visible(packed: Packed, row: Tensor, query: Tensor, key: Tensor, window: int | None) -> Tensor:
+    """Whether one token of a row may attend to another, bool, for indices of any shape.
 
     Args:
-        packed: the row.
-        query: place of the token that attends.
-        key: place of the token that is attended to.
+        packed: the rows.
+        row: number of the row.
+        query: column of the token that attends.
+        key: column of the token that is attended to.
         window: how many positions back a token sees, itself included; None = all.
     """
-    owner = packed.sequence[key]
-    sees = (
-        (key <= query) & (packed.group[query] == packed.group[key]) & ((owner < 0) | (owner == packed.sequence[query]))
-    )
+    owner = packed.sequence[row, key]
+    is_own = (owner < 0) | (owner == packed.sequence[row, query])
+    sees = (key <= query) & (packed.group[row, query] == packed.group[row, key]) & is_own
     if window is not None:
-        positions = packed.position_ids[0]
-        sees = sees & (positions[query] - positions[key] < window)
+        positions = packed.position_ids
+        sees = sees & (positions[row, query] - positions[row, key] < window)
     return sees
 
 
 def _dense_mask(packed: Packed, window: int | None) -> Tensor:
-    """(1, 1, L, L) bool."""
-    places = torch.arange(packed.group.shape[0], device=packed.group.device)
-    return is_visible(packed, places[:, None], places[None, :], window)[None, None]
+    """(N, 1, L, L) bool."""
+    rows, columns = (torch.arange(n, device=packed.group.device) for n in packed.group.shape)
+    return is_visible(packed, rows[:, None, None], columns[:, None], columns, window)[:, None]
 
 
 def _added_mask(packed: Packed, window: int | None) -> Tensor:
-    """(1, 1, L, L) float, for attention that adds its mask to the scores: True would be a 1 there."""
+    """(N, 1, L, L) float, for attention that adds its mask to the scores: True would be a 1 there."""
     hidden = ~_dense_mask(packed, window)
     return torch.zeros(hidden.shape, device=hidden.device).masked_fill(hidden, torch.finfo(torch.bfloat16).min)
 
 
 def _block_mask(packed: Packed, window: int | None) -> BlockMask:
     def visible(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        return is_visible(packed, query, key, window)
+        return is_visible(packed, batch, query, key, window)
 
-    length = packed.group.shape[0]
-    return create_block_mask(visible, None, None, length, length, device=str(packed.group.device))
+    num_rows, length = packed.group.shape
+    return create_block_mask(visible, num_rows, None, length, length, device=str(packed.group.device))
 
 
 _MAKERS: dict[str, Callable[[Packed, int | None], Tensor | BlockMask]] = {

@@ -1,6 +1,6 @@
 """Which sequences come into a batch together: by their lengths alone, in numbers that need no model."""
 
-from bisect import bisect_left, insort
+from bisect import bisect_left, bisect_right, insort
 from collections.abc import Hashable, Sequence
 
 import numpy as np
@@ -45,30 +45,45 @@ def cut_by_tokens(lengths: Lengths, budget: int, rows_per_item: int = 2) -> list
     return batches
 
 
-def pack_by_tokens(lengths: Lengths, budget: int) -> list[list[int]]:
-    """Pack items into rows of at most `budget` tokens: longest first, each into the fullest row that has room for it.
+def pack_by_tokens(lengths: Lengths, budget: int, is_one_row: bool = False) -> list[list[list[int]]]:
+    """Pack items into batches of rows: longest first, each into the fullest row that has room for it.
+
+    A row is as long as the longest item of its batch, so that attention within rows wastes little; what is left of it
+    is filled with the largest items that fit, so that hardly any padding is.
 
     Args:
         lengths: N lengths in tokens.
-        budget: most tokens in a row. A single item may exceed it.
+        budget: most tokens in a batch, padding included. A single item may exceed it.
+        is_one_row: a batch is one row, as long as the budget.
 
     Returns:
-        Positions in `lengths`, one list a row; each position exactly once.
+        Batches of rows of positions in `lengths`; each position exactly once.
     """
-    rows: list[list[int]] = []
-    room: list[tuple[int, int]] = []  # free tokens and row, sorted
-    for position in _longest_first(lengths):
-        length = int(lengths[position])
-        place = bisect_left(room, (length, 0))
-        if place < len(room):
-            free, row = room.pop(place)
-            rows[row].append(position)
-        else:
-            free, row = budget, len(rows)
-            rows.append([position])
-        if free > length:
-            insort(room, (free - length, row))
-    return rows
+    order = _longest_first(lengths)[::-1]
+    left = [int(lengths[position]) for position in order]  # ascending, beside `order`
+    batches: list[list[list[int]]] = []
+    while left:
+        row_length = max(budget, left[-1]) if is_one_row else left[-1]
+        most_rows = max(1, budget // row_length)
+        rows: list[list[int]] = []
+        room: list[tuple[int, int]] = []  # free tokens and row, sorted
+        while True:
+            most = row_length if len(rows) < most_rows else room[-1][0] if room else 0
+            place = bisect_right(left, most) - 1
+            if place < 0:
+                break
+            length, position = left.pop(place), order.pop(place)
+            fullest = bisect_left(room, (length, 0))
+            if fullest < len(room):
+                free, row = room.pop(fullest)
+                rows[row].append(position)
+            else:
+                free, row = row_length, len(rows)
+                rows.append([position])
+            if free > length:
+                insort(room, (free - length, row))
+        batches.append(rows)
+    return batches
 
 
 def share_by_tokens(lengths: Lengths, num_ranks: int) -> list[list[int]]:

@@ -64,7 +64,7 @@ class Policy(nn.Module):
         return body_of(self.lm)
 
     def hidden(self, role: Role, inputs: Inputs) -> Tensor:
-        """(R, T, H) or (1, L, H) last hidden states of whole sequences, in their layout; see `masks.last_hidden`."""
+        """(R, T, H) or (N, L, H) last hidden states of whole sequences, in their layout; see `masks.last_hidden`."""
         with self._adapter_in(role):
             return last_hidden(self._body_in(role), inputs)
 

@@ -64,31 +64,32 @@ class Padded(TensorRecord):
 
 @dataclass(frozen=True)
 class Packed(TensorRecord):
-    """The layout `shared_prompt`: R sequences in one row of L tokens, their common beginnings only once.
+    """The layout `shared_prompt`: R sequences in N rows of L tokens, their common beginnings only once.
 
-    A group of sequences lies as [what all share | the rest of its first | the rest of its second | ...]. The rest of a
-    sequence attends to what is shared and to itself, and its positions go on where the shared ones end.
+    A group of sequences lies as [what all share | the rest of its first | the rest of its second | ...], and a row
+    holds one group or several. The rest of a sequence attends to what is shared and to itself, and its positions go on
+    where the shared ones end. A place is a token's index in all rows, one behind the other.
     """
 
     input_ids: Tensor
-    """(1, L) int64."""
+    """(N, L) int64."""
     position_ids: Tensor
-    """(1, L) int64, place of the token in its sequence, from 0."""
+    """(N, L) int64, position of the token in its sequence, from 0."""
     group: Tensor
-    """(L,) int32, the group of a token; -1 = padding."""
+    """(N, L) int32, the group of a token; -1 = padding."""
     sequence: Tensor
-    """(L,) int32, the one sequence that a token belongs to; -1 = all of its group."""
+    """(N, L) int32, the one sequence that a token belongs to; -1 = all of its group."""
     shared_start: Tensor
-    """(R,) int64, where in the row the sequence's shared tokens begin."""
+    """(R,) int64, place where the sequence's shared tokens begin."""
     num_shared: Tensor
     """(R,) int64, how many they are."""
     own_start: Tensor
-    """(R,) int64, where in the row the rest of the sequence begins."""
+    """(R,) int64, place where the rest of the sequence begins."""
     num_tokens: Tensor
     """(R,) int64, length of each sequence, shared tokens included."""
 
     def places(self, positions: Tensor) -> Tensor:
-        """(R, n) places in the row of the tokens at `positions` (R, n) of each sequence."""
+        """(R, n) places of the tokens at `positions` (R, n) of each sequence."""
         shared = self.num_shared[:, None]
         own = self.own_start[:, None] + positions - shared
         return torch.where(positions < shared, self.shared_start[:, None] + positions, own)

@@ -15,7 +15,7 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 from transformers.cache_utils import DynamicCache
 
 from ser_lightning.errors import UserError
-from ser_lightning.packing import cut_by_tokens
+from ser_lightning.packing import cut_by_tokens, group_equal
 from ser_lightning.policy import Policy, Role
 from ser_lightning.policy_math import token_logps
 from ser_lightning.records import Packed, Padded, Prompt, Rollout
@@ -107,7 +107,7 @@ def _sample_batch(
     alive = torch.arange(len(prompts), device=device)
     drawn = torch.full((len(prompts), uniform.shape[1]), -1, dtype=torch.int64, device=device)
     has_ended = torch.zeros(len(prompts), dtype=torch.bool, device=device)
-    last = policy.next_hidden(role, ids, mask, positions, cache)
+    last = _read_prompts(policy, role, ids, mask, positions, cache)
     for column in range(uniform.shape[1]):
         tokens = draw(head(last), uniform[alive, column], generator.sampling.temperature)
         # A row that has ended may still be in the batch, until enough of them have.
@@ -130,6 +130,32 @@ def _sample_batch(
         _Response([token for token in row if token >= 0], ended)
         for row, ended in zip(rows, has_ended.tolist(), strict=True)
     ]
+
+
+def _read_prompts(
+    policy: Policy, role: Role, ids: Tensor, mask: Tensor, positions: Tensor, cache: DynamicCache
+) -> Tensor:
+    """(R, H) states that the first tokens are drawn from; a prompt that several rows begin with is read once.
+
+    Args:
+        policy: the models.
+        role: who reads.
+        ids: (R, P) prompts, padded on the left.
+        mask: (R, P) attention mask.
+        positions: (R, P).
+        cache: empty; keys and values of all rows come into it.
+    """
+    groups = group_equal([row.tobytes() for row in ids.cpu().numpy()])
+    if len(groups) == len(ids) or not _can_leave(cache):
+        return policy.next_hidden(role, ids, mask, positions, cache)
+    first = torch.tensor([group[0] for group in groups], device=ids.device)
+    owner = torch.empty(len(ids), dtype=torch.int64)
+    for number, group in enumerate(groups):
+        owner[group] = number
+    owner = owner.to(ids.device)
+    states = policy.next_hidden(role, ids[first], mask[first], positions[first], cache)
+    cache.batch_select_indices(owner)
+    return states[owner]
 
 
 def draw(logits: Tensor, uniform: Tensor, temperature: float) -> Tensor:
@@ -262,7 +288,7 @@ def response_states(policy: Policy, role: Role, rollout: Rollout) -> Tensor:
     assert isinstance(inputs, Packed)
     before = inputs.num_tokens - rollout.num_response_tokens - 1
     positions = before[:, None] + torch.arange(mask.shape[1], device=mask.device)
-    return policy.hidden(role, inputs)[0, inputs.places(positions)[mask]]
+    return policy.hidden(role, inputs).flatten(0, 1)[inputs.places(positions)[mask]]
 
 
 def sequences_of(rollout: Rollout) -> tuple[list[np.ndarray], list[bytes]]:

@@ -67,14 +67,14 @@ def last_states(hidden: Tensor, inputs: Inputs) -> Tensor:
     """(R, H) states at the last token of each sequence.
 
     Args:
-        hidden: (R, T, H) or (1, L, H), as `masks.last_hidden` gives them.
+        hidden: (R, T, H) or (N, L, H), as `masks.last_hidden` gives them.
         inputs: R sequences.
     """
     if isinstance(inputs, Padded):
         positions = torch.arange(hidden.shape[1], device=hidden.device)
         last_index = (positions * inputs.attention_mask).argmax(-1)
         return hidden[torch.arange(len(hidden), device=hidden.device), last_index]
-    return hidden[0, inputs.places(inputs.num_tokens[:, None] - 1).squeeze(-1)]
+    return hidden.flatten(0, 1)[inputs.places(inputs.num_tokens[:, None] - 1).squeeze(-1)]
 
 
 def load_scorer(

@@ -207,9 +207,9 @@ def test_many_responses_to_one_prompt(num_responses):
 
 
 def test_visible_by_hand():
-    packed = pack_sequences([[5, 6, 7, 8], [5, 6, 9], [4]], ["x", "x", "y"])  # 5 6 | 7 8 | 9, and 4
-    places = torch.arange(6)
-    found = is_visible(packed, places[:, None], places[None, :], None)
+    packed = pack_sequences([[5, 6, 7, 8], [5, 6, 9], [4]], [[[0, 1], [2]]])  # 5 6 | 7 8 | 9, and 4
+    places, row = torch.arange(6), torch.tensor(0)
+    found = is_visible(packed, row, places[:, None], places[None, :], None)
     assert found.int().tolist() == [
         [1, 0, 0, 0, 0, 0],
         [1, 1, 0, 0, 0, 0],
@@ -218,18 +218,19 @@ def test_visible_by_hand():
         [1, 1, 0, 0, 1, 0],
         [0, 0, 0, 0, 0, 1],
     ]
-    windowed = is_visible(packed, places[:, None], places[None, :], 2)
+    windowed = is_visible(packed, row, places[:, None], places[None, :], 2)
     assert windowed.int()[3:5].tolist() == [[0, 0, 1, 1, 0, 0], [0, 1, 0, 0, 1, 0]]
 
 
+@pytest.mark.parametrize("layout", [Layout(True, row_multiple=256), Layout(True, is_one_row=True, row_multiple=256)])
 @pytest.mark.parametrize("kind", ["llama", "mistral", "gemma3_text"])
-def test_block_masks_see_what_dense_masks_see(kind):
+def test_block_masks_see_what_dense_masks_see(kind, layout):
     """Uncompiled FlexAttention on a CPU against attention by hand under the dense mask."""
     config = AutoConfig.for_model(kind, **{**SIZES, **KINDS[kind]})
-    packed = inputs_of(PAIRS, Layout(True, row_multiple=256))
-    length = packed.group.shape[0]
+    packed = inputs_of(PAIRS, layout)
+    num_rows, length = packed.group.shape
     generator = torch.Generator().manual_seed(0)
-    query, key, value = (torch.randn(1, 2, length, 16, generator=generator) for _ in range(3))
+    query, key, value = (torch.randn(num_rows, 2, length, 16, generator=generator) for _ in range(3))
     config._attn_implementation = "sdpa"
     dense = attention_masks(config, packed)
     config._attn_implementation = "flex_attention"
@@ -280,7 +281,7 @@ def test_what_cannot_be_exact_is_padded_with_one_line_why(capsys, caplog):
 def test_cuda_takes_flex_attention_and_rows_of_few_lengths():
     model = model_of("llama")
     layout = choose_layout("auto", model, "cuda", "model.layout")
-    assert layout.shares_prompts and layout.row_multiple == masks.CUDA_ROW_MULTIPLE and layout.max_row_tokens is None
+    assert layout.shares_prompts and layout.row_multiple == masks.CUDA_ROW_MULTIPLE and layout.is_one_row
     assert model.model.layers[0].self_attn.config._attn_implementation == "flex_attention"
     assert sharing_problem(model_of("gpt2"), is_cpu=False) == "a gpt2 has no FlexAttention"
     dropout = model_of("llama", attention_dropout=0.1)

@@ -12,14 +12,19 @@ def test_cut_by_hand():
 
 
 def test_pack_by_hand():
-    # 9 -> room 1; 6 -> room 4; 4 fits beside 6 exactly; 3 opens a row; 1 goes to the fullest row with room, that of 9
-    assert pack_by_tokens([4, 1, 9, 6, 3], budget=10) == [[2, 1], [3, 0], [4]]
+    # Rows of 9: 9 | 6, 3 | 4, 1
+    assert pack_by_tokens([4, 1, 9, 6, 3], budget=27) == [[[2], [3, 4], [0, 1]]]
+    # Two rows at most: 4 has no room, 3 and then nothing has; 4 and 1 are a batch with one row of 4 and one of 1
+    assert pack_by_tokens([4, 1, 9, 6, 3], budget=20) == [[[2], [3, 4]], [[0], [1]]]
+    # One row of 10: 9, 1 | 6, 4 | 3
+    assert pack_by_tokens([4, 1, 9, 6, 3], budget=10, is_one_row=True) == [[[2, 1]], [[3, 0]], [[4]]]
     assert pack_by_tokens([], budget=10) == []
 
 
-@pytest.mark.parametrize("cut", [cut_by_tokens, pack_by_tokens])
-def test_a_single_item_may_exceed_the_budget(cut):
-    assert cut([50, 2, 60], budget=10) == [[2], [0], [1]]
+def test_a_single_item_may_exceed_the_budget():
+    assert cut_by_tokens([50, 2, 60], budget=10) == [[2], [0], [1]]
+    assert pack_by_tokens([50, 2, 60], budget=10) == [[[2]], [[0]], [[1]]]
+    assert pack_by_tokens([50, 2, 60], budget=10, is_one_row=True) == [[[2]], [[0]], [[1]]]
 
 
 @pytest.mark.parametrize("budget", [1, 64, 500, 10_000])
@@ -35,22 +40,36 @@ def test_every_pair_once_within_the_budget_and_no_batch_could_be_joined_with_the
             assert longest >= max(lengths[i] for i in after)
 
 
+@pytest.mark.parametrize("is_one_row", [False, True])
 @pytest.mark.parametrize("budget", [1, 64, 500, 10_000])
-def test_rows_hold_every_item_once_within_the_budget_and_no_two_fit_into_one(budget):
+def test_batches_hold_every_item_once_within_the_budget(budget, is_one_row):
     lengths = np.random.default_rng(1).integers(1, 100, size=200)
-    rows = pack_by_tokens(lengths, budget)
-    assert sorted(position for row in rows for position in row) == list(range(200))
-    totals = [sum(int(lengths[i]) for i in row) for row in rows]
-    assert all(total <= budget or len(row) == 1 for total, row in zip(totals, rows, strict=True))
-    smallest = sorted(totals)[:2]
-    assert len(rows) == 1 or sum(smallest) > budget
-    assert lengths[rows[0][0]] == lengths.max()
+    batches = pack_by_tokens(lengths, budget, is_one_row)
+    assert sorted(position for rows in batches for row in rows for position in row) == list(range(200))
+    for rows in batches:
+        totals = [int(lengths[row].sum()) for row in rows]
+        longest = max(lengths[position] for row in rows for position in row)
+        assert max(totals) <= (max(budget, longest) if is_one_row else longest)
+        assert len(rows) == 1 if is_one_row else len(rows) * longest <= budget or len(rows) == 1
+    assert lengths[batches[0][0][0]] == lengths.max()
 
 
-def test_large_pools_leave_hardly_any_room():
+@pytest.mark.parametrize(("is_one_row", "least"), [(False, 0.97), (True, 0.98)])
+def test_large_pools_leave_hardly_any_room(is_one_row, least):
     lengths = np.random.default_rng(2).lognormal(5.3, 0.6, size=5000).astype(int) + 1
-    rows = pack_by_tokens(lengths, 8192)
-    assert lengths.sum() / (8192 * len(rows)) > 0.98
+    batches = pack_by_tokens(lengths, 8192, is_one_row)
+    sizes = [8192 if is_one_row else len(rows) * max(lengths[row].sum() for row in rows) for rows in batches]
+    assert lengths.sum() / sum(sizes) > least
+
+
+@pytest.mark.parametrize("is_one_row", [False, True])
+def test_a_batch_packed_again_by_itself_comes_into_the_same_rows(is_one_row):
+    lengths = np.random.default_rng(4).integers(1, 100, size=300)
+    for rows in pack_by_tokens(lengths, 400, is_one_row):
+        members = [position for row in rows for position in row]
+        budget = 400 if is_one_row else 10**9
+        [again] = pack_by_tokens(lengths[members], budget, is_one_row)
+        assert [[lengths[members[i]] for i in row] for row in again] == [[lengths[i] for i in row] for row in rows]
 
 
 def test_shares_by_hand():

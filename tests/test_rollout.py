@@ -4,7 +4,7 @@ from scipy.stats import chisquare
 from transformers import AutoModelForCausalLM
 
 from ser_lightning.backbone import Backbone, LoraSettings, load_tokenizer
-from ser_lightning.policy import load_policy
+from ser_lightning.policy import Policy, load_policy
 from ser_lightning.rollout import (
     Generator,
     Sampling,
@@ -75,6 +75,19 @@ def test_batches_and_company_change_nothing(policy):
     for row, prompt in enumerate(PROMPTS):
         alone = generator().sample(policy, "policy", [prompt], numbers[row : row + 1])
         assert torch.equal(alone.response_ids[0], whole.response_ids[row][whole.response_mask[row]])
+
+
+def test_a_prompt_that_is_asked_several_times_is_read_once_and_answered_as_ever(policy, monkeypatch):
+    asked = [PROMPTS[i] for i in (1, 0, 1, 2, 1, 0)]
+    numbers = uniform_numbers((5,), len(asked), ROOM)
+    alone = [generator().sample(policy, "policy", [p], numbers[i : i + 1]) for i, p in enumerate(asked)]
+    read = []
+    plain = Policy.next_hidden
+    monkeypatch.setattr(Policy, "next_hidden", lambda *args: read.append(args[2].shape) or plain(*args))
+    together = generator().sample(policy, "policy", asked, numbers)
+    assert read[0][0] == 3
+    for row, one in enumerate(alone):
+        assert torch.equal(together.response_ids[row][together.response_mask[row]], one.response_ids[0])
 
 
 def test_a_rollout_is_padded_left_and_right_and_masked(policy):
