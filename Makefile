@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 STAGED := build/typecheck
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-rl demo-coevolve test lint format wheel clean
+.PHONY: help setup demo demo-rl demo-coevolve bench test lint format wheel clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
@@ -37,6 +37,15 @@ demo-rl: $(STAMP)  ## Train a policy against such a reward model: SFT, then PPO
 demo-coevolve: $(STAMP)  ## Let policy and reward model teach one another for two turns
 	$(RUN) scripts/coevolve.py --folder runs/coevolve
 
+# What is compared with lives in an environment of its own.
+TRL := .venv-trl
+bench: $(STAMP)  ## Pairs a second against TRL and a transformers pipeline (half an hour on 2 idle cores)
+	test -x $(TRL)/bin/python || $(PYTHON) -m venv $(TRL)
+	$(TRL)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt torch==$$(sed -n 's/^torch==//p' constraints.txt)
+	$(TRL)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt trl==1.16.0
+	@$(RUN) benchmarks/speed.py --trl-python $(TRL)/bin/python --pairs 16
+	@$(RUN) benchmarks/tables.py
+
 test: $(STAMP)  ## Run the whole suite
 	$(RUN) -m pytest
 
@@ -60,5 +69,5 @@ wheel: $(STAMP)  ## Build dist/*.whl
 	$(RUN) -m pip wheel --no-deps --no-build-isolation --wheel-dir dist .
 
 clean:  ## Remove .venv and all caches; runs/ stays
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache
+	rm -rf $(VENV) $(TRL) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache
 	find . -name __pycache__ -not -path './.git/*' -prune -exec rm -rf {} +

@@ -62,7 +62,7 @@ class Study:
         self.found: dict[str, Any] = {"command": command, "machine": machine() | {"threads": args.threads}}
         self.found["measured"] = {}
         if args.resume and args.out.is_file():
-            self.found = json.loads(args.out.read_text())
+            self.found = {**json.loads(args.out.read_text()), "command": command}
 
     def measure(self, name: str, way: Way, pairs: list[Any], seed: int) -> dict[str, Any]:
         """One measurement in a process of its own, unless it is there."""
@@ -131,6 +131,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trl-python", help="Python with trl 1.16.0; without it training is not compared")
     parser.add_argument("--data-dir", type=Path, help="folder of .jsonl files whose lengths to take for the profile hh")
+    parser.add_argument("--profiles", nargs="+", choices=[*PROFILES], default=[*PROFILES], help="whose lengths")
     parser.add_argument("--pairs", type=int, default=32, help="pairs in a measurement of training; twice in labelling")
     parser.add_argument("--repetitions", type=int, default=3)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
@@ -142,12 +143,13 @@ def main() -> None:
         print("Training is not compared: give --trl-python, the Python of an environment with trl 1.16.0.")
     (args.scratch / "model").mkdir(parents=True, exist_ok=True)
     write_model(args.scratch / "model")
-    sizes = f"--pairs {args.pairs} --repetitions {args.repetitions} --threads {args.threads}"
+    sizes = f"--profiles {' '.join(args.profiles)} --pairs {args.pairs} --repetitions {args.repetitions}"
     study = Study(args, f"python benchmarks/speed.py --trl-python PYTHON {sizes}")
     rates = [study.measure(f"matmul {i}", {"work": "matmul"}, [], i)["rate"] for i in range(args.repetitions)]
     results: dict[str, dict[str, Any]] = {}
     best: dict[str, str | None] = {}
-    for profile, shape in PROFILES.items():
+    for profile in args.profiles:
+        shape = PROFILES[profile]
         results[profile] = {}
         for task, factor in (("train", 1), ("label", 2)):
             # UltraFeedback's pairs are twice as long, and take the settings that were best for HH.
@@ -159,7 +161,7 @@ def main() -> None:
             found = study.compare(profile, task, make_pairs(lengths, seed=0), best.get(task))
             best[task] = found["best_setting"]
             results[profile][task] = found
-    labelled = results["hh"]["label"]["ways"]["ours"]
+    labelled = results[args.profiles[0]]["label"]["ways"]["ours"]
     rate = statistics.median(rates)
     tokens_per_second = labelled["pairs_per_second"] * labelled["tokens_per_pair"]
     share = 2 * layer_parameters() * tokens_per_second / rate
@@ -170,20 +172,20 @@ def main() -> None:
         "layer_parameters": layer_parameters(),
     }
     args.out.write_text(json.dumps(study.found, indent=1) + "\n")
-    print(last_line(results["hh"], share))
+    print(last_line(results[args.profiles[0]], share, args.profiles[0]))
 
 
-def last_line(hh: dict[str, Any], share: float) -> str:
+def last_line(found: dict[str, Any], share: float, profile: str) -> str:
     """Pairs a second of ours over theirs."""
 
     def ratio(task: str, other: str) -> str:
-        ways = hh[task]["ways"]
+        ways = found[task]["ways"]
         return f"{ways['ours']['pairs_per_second'] / ways[other]['pairs_per_second']:.2f}" if other in ways else "-"
 
     names = {"trl": ("train", "usual"), "best_trl": ("train", "best")}
-    parts = [f"train_vs_{name}_hh={ratio(*way)}" for name, way in names.items()]
+    parts = [f"train_vs_{name}_{profile}={ratio(*way)}" for name, way in names.items()]
     names = {"pipeline": ("label", "usual"), "best_pipeline": ("label", "best")}
-    parts += [f"label_vs_{name}_hh={ratio(*way)}" for name, way in names.items()]
+    parts += [f"label_vs_{name}_{profile}={ratio(*way)}" for name, way in names.items()]
     return " ".join([*parts, f"matmul_share={share:.2f}"])
 
 

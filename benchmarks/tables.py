@@ -228,6 +228,33 @@ def rl_speed_table(estimators: dict[str, dict]) -> str:
     return "\n".join(lines)
 
 
+def speed_table(results: dict[str, dict]) -> str:
+    """Pairs a second, ours over every other way, by profile and task."""
+    profiles = {"hh": "HH-RLHF", "ultrafeedback": "UltraFeedback"}
+    tasks = {"train": ("training", "TRL"), "label": ("labelling", "pipeline")}
+    lines = [
+        "| lengths of | | way | ours is faster by | tokens a pair, padding included | peak memory |",
+        "|---|---|---|---|---|---|",
+    ]
+    for profile, found in results.items():
+        for task, (title, other) in tasks.items():
+            names = {
+                "ours": "ours",
+                "padded": "ours, `layout: padded`",
+                "usual": f"{other}, batches of 8 in random order",
+            }
+            names["best"] = f"{other}, best setting: {found[task]['best_setting']}"
+            ways = found[task]["ways"]
+            for way, name in names.items():
+                if way not in ways:
+                    continue
+                ratio = ways["ours"]["pairs_per_second"] / ways[way]["pairs_per_second"]
+                cells = [profiles[profile], title, name, "-" if way == "ours" else f"{ratio:.2f}"]
+                cells += [f"{ways[way]['tokens_per_pair']:.0f}", f"{ways[way]['peak_bytes'] / 2**20:.0f} MiB"]
+                lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
 def coevolution_table(study: dict) -> str:
     """One line a turn: the reward model before and after it has evolved on the policy's answers."""
 
@@ -300,6 +327,7 @@ def tables() -> dict[str, dict[str, str]]:
             "coevolution": coevolution_table(read("coevolve.json")),
             "speed": rl_speed_table(read("rl_speed.json")["estimators"]),
         },
+        "performance.md": {"speed": speed_table(read("results/speed.json")["results"])},
         "defaults.md": {"settings": settings_table(results["ours"], load(HERE / "sweep"))},
         "cli.md": {
             "kills": kills_table(read("kills.json")["kills"]),

@@ -34,7 +34,7 @@ def test_a_table_is_replaced_and_the_rest_of_the_page_stays(tables):
         tables.fill(page, "y", "")
 
 
-@pytest.mark.parametrize("name", ["results.md", "defaults.md", "cli.md", "rl.md"])
+@pytest.mark.parametrize("name", ["results.md", "defaults.md", "cli.md", "rl.md", "performance.md"])
 def test_the_pages_hold_what_the_files_say(tables, name):
     assert tables.filled(name) == (tables.DOCS / name).read_text()
 
