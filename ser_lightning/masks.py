@@ -40,7 +40,8 @@ def choose_layout(wanted: LayoutName, model: PreTrainedModel, device: torch.devi
     """The layout for a model on a device; on CUDA the model's attention becomes FlexAttention where prompts are shared.
 
     Args:
-        wanted: `auto` shares prompts where that is exact and says so where it is not.
+        wanted: `auto` shares prompts where that is exact and says so where it is not. On CUDA, where packed rows have
+            never run yet, it waits to be asked with `shared_prompt`.
         model: a transformers model with a head, as its body is wrapped.
         device: where it computes.
         where: how errors call the setting.
@@ -50,8 +51,11 @@ def choose_layout(wanted: LayoutName, model: PreTrainedModel, device: torch.devi
     """
     if wanted == "padded":
         return PADDED
-    is_cpu = torch.device(device).type == "cpu"
-    problem = sharing_problem(model, is_cpu)
+    kind = torch.device(device).type
+    is_cpu = kind == "cpu"
+    problem = sharing_problem(model, is_cpu) if kind in ("cpu", "cuda") else f"packed rows do not run on {kind}"
+    if problem is None and wanted == "auto" and not is_cpu:
+        problem = "packed rows on CUDA are new; ask for them with shared_prompt"
     if problem is None:
         if is_cpu:
             return Layout(shares_prompts=True, max_batch_tokens=CPU_BATCH_TOKENS)

@@ -67,7 +67,7 @@ class PPOModule(PolicyModule):
         tokens_per_batch: most tokens in a micro-batch of whole responses; changes memory and speed, never the result.
         tokens_per_sampling_batch: most tokens in a batch of responses that are being sampled.
         layout: `shared_prompt` computes a prompt once for all responses to it, with the same result; `padded` gives
-            each response a row; `auto` shares prompts where that is exact, and says so where it is not.
+            each response a row; `auto` shares prompts on a CPU where that is exact, and says so otherwise.
     """
 
     def __init__(

@@ -280,7 +280,10 @@ def test_what_cannot_be_exact_is_padded_with_one_line_why(capsys, caplog):
 
 def test_cuda_takes_flex_attention_and_rows_of_few_lengths():
     model = model_of("llama")
-    layout = choose_layout("auto", model, "cuda", "model.layout")
+    assert choose_layout("auto", model, "cuda", "model.layout") == PADDED  # until it has run on one
+    assert choose_layout("auto", model, "mps", "model.layout") == PADDED
+    assert model.config._attn_implementation == "sdpa"
+    layout = choose_layout("shared_prompt", model, "cuda", "model.layout")
     assert layout.shares_prompts and layout.row_multiple == masks.CUDA_ROW_MULTIPLE and layout.is_one_row
     assert model.model.layers[0].self_attn.config._attn_implementation == "flex_attention"
     assert sharing_problem(model_of("gpt2"), is_cpu=False) == "a gpt2 has no FlexAttention"
