@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 STAGED := build/typecheck
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-rl demo-coevolve bench test lint format wheel clean
+.PHONY: help setup demo demo-rl demo-coevolve bench test test-browser lint format wheel clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
@@ -44,10 +44,17 @@ bench: $(STAMP)  ## Pairs a second against TRL and a transformers pipeline (half
 	$(TRL)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt torch==$$(sed -n 's/^torch==//p' constraints.txt)
 	$(TRL)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt trl==1.16.0
 	@$(RUN) benchmarks/speed.py --trl-python $(TRL)/bin/python --pairs 16
-	@$(RUN) benchmarks/tables.py
+	@$(RUN) benchmarks/tables.py > /dev/null
+	@$(RUN) scripts/pictures.py > /dev/null
 
 test: $(STAMP)  ## Run the whole suite
 	$(RUN) -m pytest
+
+# Any Chromium on the path will do; without one, playwright fetches its own.
+test-browser: $(STAMP)  ## Open a report in a headless Chromium, wide and narrow
+	$(RUN) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt 'playwright>=1.50'
+	command -v chromium > /dev/null || $(RUN) -m playwright install --with-deps chromium
+	$(RUN) -m pytest -m browser
 
 lint: $(STAMP)  ## Check style and types
 	$(RUN) -m ruff check .

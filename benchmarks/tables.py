@@ -9,7 +9,11 @@ import re
 from collections import defaultdict
 from pathlib import Path
 
+from guard_tables import guard_tables
+from guard_tables import settings_table as settings_of_guards
 from scipy import stats
+
+from ser_lightning.metrics import wilson_interval
 
 HERE = Path(__file__).parent
 DOCS = HERE.parent / "docs"
@@ -255,6 +259,90 @@ def speed_table(results: dict[str, dict]) -> str:
     return "\n".join(lines)
 
 
+def hardware_table(plans: list[dict]) -> str:
+    """One line for each model under each overlay: GiB by kind, as `plan` expects them."""
+    kinds = {
+        "weights": "weights",
+        "adapters": "adapters",
+        "optimiser": "optimiser",
+        "gradients": "gradients",
+        "activations, estimate": "activations",
+        "workspace, estimate": "workspace",
+    }
+    lines = [
+        "| `models/` | `hardware/` | tokens a batch, training and labelling | "
+        + " | ".join(kinds.values())
+        + " | all, training | all, labelling | the card |",
+        "|" + "---|" * (len(kinds) + 6),
+    ]
+    for plan in plans:
+        tokens = plan["batch_tokens"]
+        cells = [plan["model"], plan["overlay"], f"{tokens['training']:,} and {tokens['labelling']:,}"]
+        cells += [_gibibytes(plan["kinds"].get(kind, {}).get("training", 0)) for kind in kinds]
+        cells += [_gibibytes(plan["all"][phase]) for phase in ("training", "labelling")]
+        lines.append("| " + " | ".join([*cells, f"{plan['gigabytes']} GB"]) + " |")
+    return "\n".join(lines)
+
+
+def _gibibytes(num_bytes: float) -> str:
+    return f"{num_bytes / 2**30:.1f}"
+
+
+def cluster_table(sizes: list[dict]) -> str:
+    """One line for each number of pairs in shards: peak memory, and time a pair against the smallest."""
+    stages = ("label", "select", "accept")
+    lines = [
+        "| pairs | in shards of a million | peak memory | labels accepted | on disk | "
+        + " | ".join(f"{stage}, time a pair" for stage in stages)
+        + " |",
+        "|" + "---|" * (5 + len(stages)),
+    ]
+    for size in sizes:
+        growth = size["pairs"] / sizes[0]["pairs"]
+        cells = [f"{size['pairs']:,}", f"{size['pairs'] // 1_000_000}", f"{size['peak_bytes'] / 2**20:.0f} MiB"]
+        cells += [f"{size['kept']:,}", f"{size['disk_bytes'] / size['pairs']:.0f} B a pair"]
+        cells += [f"{size['seconds'][stage] / sizes[0]['seconds'][stage] / growth:.2f}" for stage in stages]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def sequential_table(rows: list[dict]) -> str:
+    """One line for each number of discordant pairs and power of the fixed test."""
+    lines = [
+        "| discordant pairs | power of the fixed test | share of them won by B | sequential: decides "
+        "| median, share of the pairs | mean |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        power = "equal models" if row["power"] is None else f"{row['power']:.2f}"
+        cells = [str(row["discordant"]), power, f"{row['share']:.3f}", f"{row['decided']:.3f}"]
+        lines.append("| " + " | ".join([*cells, f"{row['median_share']:.2f}", f"{row['mean_share']:.2f}"]) + " |")
+    return "\n".join(lines)
+
+
+def bodies_table(runs: list[dict]) -> str:
+    """One line for each way to train a body: its seed model and its delivered model."""
+    lines = [
+        "| data, model | trained | seed model: seed, out of fold | test | pool | delivered: test | pool |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for run in runs:
+        first, last = run["rounds"][0], next(row for row in run["rounds"] if row["delivered"])
+        cells = [run["data"], f"`{run['train']}`", f"{first['seed_oof_accuracy']:.3f}"]
+        for row in (first, last if len(run["rounds"]) > 1 else None):
+            cells += (
+                [wilson(row["test_accuracy"], run["test_pairs"]), f"{row['pool_accuracy']:.3f}"] if row else ["-", "-"]
+            )
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def wilson(share: float, num_pairs: int) -> str:
+    """A share with its 95 % interval."""
+    low, high = wilson_interval(round(share * num_pairs), num_pairs)
+    return f"{share:.3f} ({low:.3f} to {high:.3f})"
+
+
 def coevolution_table(study: dict) -> str:
     """One line a turn: the reward model before and after it has evolved on the policy's answers."""
 
@@ -305,6 +393,11 @@ def pool_table(sizes: list[dict]) -> str:
     return "\n".join(lines)
 
 
+def guard_runs() -> list[dict]:
+    """The runs of the guard study in the order of their random seeds."""
+    return sorted((json.loads(file.read_text()) for file in (HERE / "guards").glob("*.json")), key=lambda r: r["seed"])
+
+
 def read(name: str) -> dict:
     """A JSON file beside this script."""
     return json.loads((HERE / name).read_text())
@@ -327,7 +420,14 @@ def tables() -> dict[str, dict[str, str]]:
             "coevolution": coevolution_table(read("coevolve.json")),
             "speed": rl_speed_table(read("rl_speed.json")["estimators"]),
         },
-        "performance.md": {"speed": speed_table(read("results/speed.json")["results"])},
+        "performance.md": {
+            "speed": speed_table(read("results/speed.json")["results"]),
+            "features": bodies_table(read("features.json")["runs"]),
+        },
+        "cluster.md": {"cluster_scale": cluster_table(read("results/cluster_scale.json")["sizes"])},
+        "evaluation.md": {"sequential": sequential_table(read("results/sequential.json")["rows"])},
+        "guards.md": {"settings": settings_of_guards(), **guard_tables(guard_runs())},
+        "hardware.md": {"plans": hardware_table(read("results/hardware_plan.json")["plans"])},
         "defaults.md": {"settings": settings_table(results["ours"], load(HERE / "sweep"))},
         "cli.md": {
             "kills": kills_table(read("kills.json")["kills"]),

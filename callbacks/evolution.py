@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ser_lightning.atomic import write_atomically
 from ser_lightning.callbacks.continuation import copy_rounds, drift_figures, earlier_rounds, publish_drift, read_audit
+from ser_lightning.callbacks.guards import ask_guards
 from ser_lightning.callbacks.rounds import (
     RoundRow,
     choose_round,
@@ -27,6 +28,7 @@ from ser_lightning.callbacks.rounds import (
 )
 from ser_lightning.callbacks.state import EvolutionState, seed_credits
 from ser_lightning.errors import NothingToDo, UserError, raise_problems
+from ser_lightning.guards import Level
 from ser_lightning.length_quota import keep_length_share
 from ser_lightning.records import PairScores, Selection
 from ser_lightning.scoring import complete_and_unique, concatenate, mean_scores, score_pairs
@@ -71,6 +73,7 @@ class EvolutionCallback(Callback):
         raise_problems(self._problems())
         self.state = EvolutionState()
         self._round_start = time.monotonic()
+        self._rank_tokens = 0
 
     # Hooks
 
@@ -120,10 +123,15 @@ class EvolutionCallback(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Count the tokens that were trained on."""
-        self.state.trained_tokens += sum(int(micro.inputs.num_tokens.sum()) for micro in batch)
+        for micro in batch:  # a row that only fills up a rank weighs nothing
+            self._rank_tokens += int((micro.inputs.num_tokens.unflatten(0, (2, -1)) * (micro.weight > 0)).sum())
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """At the end of a phase: score; at the end of a round: label, select, accept."""
+        # Over all ranks before any of them saves: what one rank has counted is not what the others have.
+        counted = torch.tensor(self._rank_tokens, device=trainer.strategy.root_device)
+        self.state.trained_tokens += int(trainer.strategy.reduce(counted, reduce_op="sum"))
+        self._rank_tokens = 0
         self.state.epochs_done += 1
         if self.state.epochs_done - self.state.phase_first_epoch < self._phase_epochs:
             return
@@ -156,12 +164,17 @@ class EvolutionCallback(Callback):
         """Fold that the running phase leaves out; None in the main phase, which comes last."""
         return self.state.phase_index if self.state.phase_index < self.folds else None
 
-    @property
-    def _phase_epochs(self) -> int:
-        return self.seed_epochs if self.state.round == 0 else self.epochs_per_round
+    def phase_epochs(self, round: int) -> int:
+        """Epochs of each phase of a round."""
+        return self.seed_epochs if round == 0 else self.epochs_per_round
 
     @property
-    def _last_round(self) -> int:
+    def _phase_epochs(self) -> int:
+        return self.phase_epochs(self.state.round)
+
+    @property
+    def last_round(self) -> int:
+        """Number of the round behind which evolution ends in any case."""
         return max(0, self.state.first_round - 1) + self.max_rounds
 
     def _begin_data_phase(self, trainer: Trainer) -> None:
@@ -194,7 +207,7 @@ class EvolutionCallback(Callback):
     def _end_fold(self, trainer: Trainer) -> None:
         name = f"round {self.state.round} | scoring fold {self.state.phase_index + 1}/{self.folds}"
         self.state.fold_scores.append(self._score(trainer, "seed", name, self.fold))
-        if self.committee or self.state.round < self._last_round:
+        if self.committee or self.state.round < self.last_round:
             name = f"round {self.state.round} | labelling for fold {self.state.phase_index + 1}/{self.folds}"
             self.state.fold_pool_scores.append(self._score(trainer, "pool", name))
 
@@ -205,12 +218,6 @@ class EvolutionCallback(Callback):
         )
         self.state.scored_tokens += int((scores.tokens_a + scores.tokens_b).sum())
         return scores
-
-    def _total_tokens(self, trainer: Trainer) -> int:
-        trained = trainer.strategy.reduce(
-            torch.tensor(self.state.trained_tokens, device=trainer.strategy.root_device), reduce_op="sum"
-        )
-        return int(trained) + self.state.scored_tokens
 
     # Rounds
 
@@ -223,10 +230,12 @@ class EvolutionCallback(Callback):
         verdict, keep, selection = self._judge(trainer, pool, evidence)
         pl_module.set_scale(*evidence.scale())
         self.state.rows.append(self._row(trainer, pool, evidence, verdict, selection))
+        level = self._ask_guards(trainer, pool, evidence, verdict, keep)
         self._write_round(trainer, pl_module, pool, verdict, keep)
         rank_zero_info(f"Round {self.state.round}: {verdict.message}.")
         self.state.history.append(selection)
-        if verdict.converged or len(selection) == 0 or self.state.round >= self._last_round:
+        is_last = verdict.converged or len(selection) == 0 or self.state.round >= self.last_round
+        if is_last or level in ("stop", "rollback"):
             self._finish(trainer, pl_module)
         else:
             data.accept(selection, add=self.combine == "add")
@@ -280,6 +289,20 @@ class EvolutionCallback(Callback):
         )
         return verdict, keep, trainer.strategy.broadcast(selection)
 
+    def _ask_guards(
+        self, trainer: Trainer, pool: PairScores, evidence: Evidence, verdict: Verdict, keep: Tensor
+    ) -> Level:
+        """What the guards say of the round; bars it from delivery where they take it back."""
+        state = self.state
+        level = ask_guards(trainer, state, self._seed_credits(trainer), pool, evidence, verdict, keep)
+        if level == "rollback" and any(row.round not in state.barred for row in state.rows[:-1]):
+            state.barred.append(state.round)
+        return level
+
+    def _seed_credits(self, trainer: Trainer) -> list[Tensor]:
+        seed = trainer.datamodule.pair_ids("seed")
+        return seed_credits(self.state.seed_scores, seed, trainer.datamodule.seed_labels(seed))
+
     def _accept_for_folds(self, trainer: Trainer, evidence: Evidence) -> None:
         """Each fold has a chain of its own: its next model learns from labels of a model that never saw the fold.
 
@@ -301,7 +324,7 @@ class EvolutionCallback(Callback):
         return RoundRow(
             round=self.state.round,
             flipped=0 if self.state.pool_label is None else int((self.state.pool_label != verdict.label).sum()),
-            tokens=self._total_tokens(trainer),
+            tokens=self.state.trained_tokens + self.state.scored_tokens,
             seconds=round(time.monotonic() - self._round_start, 1),
             delivered=False,
             **figures,
@@ -310,14 +333,14 @@ class EvolutionCallback(Callback):
     def _write_round(
         self, trainer: Trainer, pl_module: LightningModule, pool: PairScores, verdict: Verdict, keep: Tensor
     ) -> None:
-        seed = trainer.datamodule.pair_ids("seed")
-        delivered = choose_round(seed_credits(self.state.seed_scores, seed, trainer.datamodule.seed_labels(seed)))
+        delivered = choose_round(self._seed_credits(trainer), self.state.barred)
         for row in self.state.rows:
             row.delivered = row.round == delivered
         model = {
             "weights": {k: v.cpu() for k, v in pl_module.scorer.trainable_state().items()},
             "temperature": pl_module.temperature,
             "zero": pl_module.zero,
+            "identity": getattr(pl_module, "identity", None),
         }
         self._save(trainer, _round_folder(trainer, self.state.round) / "model.pt", model)
         if trainer.is_global_zero:

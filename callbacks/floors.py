@@ -31,7 +31,8 @@ class FloorCallback(Callback):
         self._log(trainer, pl_module, "test")
 
     def _log(self, trainer: Trainer, pl_module: LightningModule, split: Literal["val", "test"]) -> None:
-        if isinstance(trainer.datamodule, PreferenceDataModule) and len(trainer.datamodule.pair_ids("seed")) > 1:
+        data = trainer.datamodule
+        if isinstance(data, PreferenceDataModule) and len(data.pair_ids("seed")) > 1 and len(data.pair_ids(split)):
             pl_module.log(f"{split}/bag_of_words_accuracy", bag_of_words_accuracy(trainer.datamodule, split))
 
 

@@ -7,13 +7,16 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm, convert_inf
 
+from ser_lightning.callbacks.status import StatusLine
+
 
 class PhaseProgressBar(TQDMProgressBar):
     """A bar such as `round 1 | fold 2/3 | epoch 4`, which leaves one line behind for each phase.
 
     The phase is `trainer.datamodule.phase` (`round`, `fold` or None, `num_folds`); without one the whole training
-    leaves one line. Epochs count from 0 and over all phases, as in the metrics. Where standard output is no terminal
-    there is no bar: a line is printed when a phase is over.
+    leaves one line. An evolution adds its accuracy out of fold so far and the time that it has left at most. Epochs
+    count from 0 and over all phases, as in the metrics. Where standard output is no terminal there is no bar: a line is
+    printed when a phase is over.
     """
 
     BAR_FORMAT = "{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}{postfix}]"
@@ -33,6 +36,7 @@ class PhaseProgressBar(TQDMProgressBar):
         """Open the bar of the first phase."""
         super().on_train_start(trainer, *args)
         self._shown_phase = describe_phase(trainer)
+        self._status = StatusLine(trainer)
 
     def on_train_epoch_start(self, trainer: Trainer, *args: Any) -> None:
         """Begin a new line where a new phase begins."""
@@ -42,7 +46,8 @@ class PhaseProgressBar(TQDMProgressBar):
             self.train_progress_bar = self.init_train_tqdm()
             self._shown_phase = phase
         self.train_progress_bar.reset(convert_inf(self.total_train_batches))
-        self.train_progress_bar.set_description_str(f"{phase}epoch {trainer.current_epoch}")
+        status = self._status.text(trainer)
+        self.train_progress_bar.set_description_str(f"{phase}{status}epoch {trainer.current_epoch}")
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Remember how the epoch went; it may be the last of its phase."""

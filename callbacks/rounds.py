@@ -1,6 +1,7 @@
 """What a run leaves behind: `rounds.csv`, one audit file a round, the table at the end, and the choice of a round."""
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -82,7 +83,7 @@ def round_figures(
     }
 
 
-def choose_round(seed_credit: list[Tensor]) -> int:
+def choose_round(seed_credit: list[Tensor], barred: Collection[int] = ()) -> int:
     """The round whose model the run hands over, by the human labels of the seed alone.
 
     The latest round that is not worse out of fold than the best one by more than one standard error of their paired
@@ -91,11 +92,13 @@ def choose_round(seed_credit: list[Tensor]) -> int:
     Args:
         seed_credit: for each round the (M,) credit (1 right, 0.5 tie, 0 wrong) of the same M seed pairs, scored out of
             fold. Without folds M is 0 and the last round is delivered.
+        barred: rounds that a guard has taken back; never all of them.
     """
+    rounds = [r for r in range(len(seed_credit)) if r not in barred]
     if len(seed_credit[0]) < 2:
-        return len(seed_credit) - 1
-    best = max(range(len(seed_credit)), key=lambda r: float(seed_credit[r].mean()))
-    for round in reversed(range(len(seed_credit))):
+        return rounds[-1]
+    best = max(rounds, key=lambda r: float(seed_credit[r].mean()))
+    for round in reversed(rounds):
         loss = seed_credit[best] - seed_credit[round]
         if loss.mean() <= loss.std() / len(loss) ** 0.5:
             return round

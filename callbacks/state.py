@@ -23,6 +23,8 @@ class EvolutionState:
     epochs_done: int = 0
     phase_first_epoch: int = 0
     finished: bool = False
+    barred: list[int] = field(default_factory=list)
+    """Rounds that a guard has taken back."""
     rows: list[RoundRow] = field(default_factory=list)
     """Lines of `rounds.csv`."""
     history: list[Selection] = field(default_factory=list)

@@ -4,7 +4,9 @@ from functools import partial
 from pathlib import Path
 
 import lightning.pytorch as pl
+import torch
 from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from ser_lightning.datamodules.formats import check_mapping
@@ -15,7 +17,9 @@ from ser_lightning.datamodules.splits import SplitPairs
 from ser_lightning.datamodules.steps import Shard
 from ser_lightning.datamodules.store import ROLES, build_store, default_cache, is_complete, store_key
 from ser_lightning.errors import UserError
+from ser_lightning.features import FeatureTable, dtype_of
 from ser_lightning.layouts import PADDED, Layout
+from ser_lightning.strategies import strategy_kind
 
 Paths = str | list[str]
 
@@ -137,7 +141,35 @@ class PairFiles(pl.LightningDataModule):
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)
 
     def _shard(self, tokens_per_batch: int) -> Shard:
-        return Shard(*self._rank(), tokens_per_batch, int(self._tokenizer().pad_token_id), self._layout())
+        pad_token_id = int(self._tokenizer().pad_token_id)
+        # Under FSDP a rank that is done with its batches would keep the others waiting for its part of the weights.
+        is_sharded = strategy_kind(getattr(self.trainer, "strategy", "auto")) == "fsdp_frozen"
+        rank, world_size = self._rank()
+        return Shard(
+            rank,
+            world_size,
+            tokens_per_batch,
+            pad_token_id,
+            self._layout(),
+            self._features(),
+            needs_equal_counts=is_sharded,
+        )
+
+    def feature_files(self, key: str) -> list[Path]:
+        """Where the features of each part of the store belong, under the key of a body."""
+        return [folder / f"features-{key}.bin" for folder in self.data.store.folders]
+
+    def part_ids(self, part: int) -> Tensor:
+        """(N,) int64 pair ids of the rows of one part of the store."""
+        first, end = self.data.store.parts[part : part + 2]
+        return torch.from_numpy(self.data.store.pair_id[first:end])
+
+    def _features(self) -> FeatureTable | None:
+        """What the module has cached for its frozen body, if it says so."""
+        key = getattr(self.trainer.lightning_module, "feature_key", None) if self.trainer is not None else None
+        if key is None:
+            return None
+        return FeatureTable(self.feature_files(key), self.data.store.parts, dtype_of(key))
 
     def _layout(self) -> Layout:
         """What the module reads best; padded rows, which every model reads, where there is none."""

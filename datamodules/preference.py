@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from ser_lightning.datamodules.evaluation_sets import EvaluationSet
 from ser_lightning.datamodules.hygiene import SplitPolicy
 from ser_lightning.datamodules.pair_files import PairFiles
 from ser_lightning.datamodules.splits import SplitName, seed_problems
@@ -54,6 +55,9 @@ class PreferenceDataModule(PairFiles):
         cache_dir: folder for encoded pairs, default ser-lightning in the user's cache folder.
         synthetic_pairs: pairs that `path: synthetic` makes.
         predict_split: pairs that `predict` scores.
+        eval_sets: more sets of labelled pairs for `validate` and `test`, each a name and a file such as
+            {hard: hard.jsonl}; pairs of dialogues that training sees are left out.
+        eval_category: column of these files that holds a pair's category.
     """
 
     def __init__(
@@ -75,6 +79,8 @@ class PreferenceDataModule(PairFiles):
         cache_dir: str | None = None,
         synthetic_pairs: int = 2000,
         predict_split: Split = "pool",
+        eval_sets: dict[str, str] | None = None,
+        eval_category: str | None = None,
     ) -> None:
         policy = SplitPolicy(seed_fraction, test_fraction, val_fraction, split_seed)
         files = (path, pool_path, test_path, more_path, columns)
@@ -83,15 +89,31 @@ class PreferenceDataModule(PairFiles):
         self.tokens_per_batch = tokens_per_batch
         self.tokens_per_scoring_batch = tokens_per_scoring_batch
         self.predict_split = predict_split
+        self.eval_sets = [EvaluationSet(n, file, self.columns, eval_category) for n, file in (eval_sets or {}).items()]
+        self.evaluated: list[EvaluationSet | None] = []
         self.phase = Phase()
         self.accepted = Selection.empty()
         self.fold_accepted: dict[int, Selection] = {}
         counts = ("max_length", "pairs_per_step", "tokens_per_batch", "tokens_per_scoring_batch", "synthetic_pairs")
-        raise_problems(self._problems(*counts))
+        problems = self._problems(*counts)
+        if eval_category is not None and not eval_sets:
+            problems.append(f"eval_category: got {eval_category!r} without eval_sets, whose column it is; give both")
+        raise_problems(problems)
+
+    def prepare_data(self) -> None:
+        """Encode the pairs into the cache, unless they are there."""
+        super().prepare_data()
+        for one in self.eval_sets:
+            one.prepare(self.cache_dir, self._tokenizer(), self.max_length)
 
     def setup(self, stage: str | None = None) -> None:
         """Open the cache and split; done once, whatever the stages."""
         super().setup(stage)
+        if stage in ("validate", "test"):
+            store = self.data.store
+            seen = np.concatenate([store.dialogue_id[self.data.rows(name)] for name in ("seed", "pool", "val")])
+            for one in self.eval_sets:
+                one.open(self.cache_dir, self._tokenizer(), self.max_length, seen)
         if stage == "fit":
             raise_problems(seed_problems(self.data.seed_labels(self.data.rows("seed"))))
 
@@ -185,22 +207,35 @@ class PreferenceDataModule(PairFiles):
         return self._scoring_loader(PairSet.unlabelled(self.data.rows(split, fold, num_folds)))
 
     def val_dataloader(self) -> Any:
-        """Labelled pairs out of the seed; no loader when `val_fraction` takes none."""
-        if len(self.data.rows("val")):
-            return self._scoring_loader(self.data.measured("val"))
+        """Labelled pairs out of the seed, and in `validate` the evaluation sets; no loader where there are none."""
         if self.trainer is not None and self.trainer.state.fn == "validate":
-            raise UserError("validate: got no validation pairs; set data.val_fraction above 0, or use `test`")
-        return []
+            return self._measuring("val", "validate: got no validation pairs; set data.val_fraction or data.eval_sets")
+        return self._scoring_loader(self.data.measured("val")) if len(self.data.rows("val")) else []
 
-    def test_dataloader(self) -> DataLoader[PairBatch]:
-        """The final test's pairs, with their labels."""
-        if not len(self.data.rows("test")):
-            raise UserError("test: got no test pairs; set data.test_path or data.test_fraction")
-        return self._scoring_loader(self.data.measured("test"))
+    def test_dataloader(self) -> Any:
+        """The final test's pairs with their labels, and the evaluation sets."""
+        return self._measuring(
+            "test", "test: got no test pairs; set data.test_path, data.test_fraction or data.eval_sets"
+        )
+
+    def _measuring(self, split: Literal["val", "test"], nothing: str) -> Any:
+        """A loader for the split, if it has pairs, and one for each evaluation set; `evaluated` says which is which."""
+        has_split = len(self.data.rows(split)) > 0
+        self.evaluated = [*([None] if has_split else []), *self.eval_sets]
+        if not self.evaluated:
+            raise UserError(nothing)
+        loaders = [self._scoring_loader(self.data.measured(split))] if has_split else []
+        shard = replace(self._shard(self.tokens_per_scoring_batch), features=None)  # those are of the other pairs
+        loaders += [make_loader(ScoringBatches(s.store, s.pairs(), shard), self.num_workers) for s in self.eval_sets]
+        return loaders if self.eval_sets else loaders[0]
 
     def predict_dataloader(self) -> DataLoader[PairBatch]:
         """The pairs of `predict_split`."""
         return self.scoring_dataloader(self.predict_split)
+
+    def part_dataloader(self, part: int) -> DataLoader[PairBatch]:
+        """Every pair of one part of the store, without labels and this rank's share of them."""
+        return self._scoring_loader(PairSet.unlabelled(np.arange(*self.data.store.parts[part : part + 2])))
 
     def _scoring_loader(self, pairs: PairSet) -> DataLoader[PairBatch]:
         shard = self._shard(self.tokens_per_scoring_batch)

@@ -1,18 +1,23 @@
 """Training steps and scoring batches: who sees which pair when, as a pure function of numbers that are saved."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from ser_lightning.datamodules.reader import PairStore
-from ser_lightning.layouts import PADDED, Layout, PairRow, collate_pairs
+from ser_lightning.features import FeatureTable
+from ser_lightning.layouts import PADDED, Layout
 from ser_lightning.packing import share_by_tokens
-from ser_lightning.records import PairBatch, Selection
+from ser_lightning.records import Features, Inputs, PairBatch, Selection
 from ser_lightning.seeds import hash_seed
+
+_PAIRS_PER_FEATURE_BATCH = 4096
 
 
 @dataclass(frozen=True)
@@ -44,6 +49,8 @@ class Shard:
         tokens_per_batch: most tokens in a micro-batch, padding included.
         pad_token_id: the tokenizer's.
         layout: of the sequences in a batch.
+        features: what a frozen body made of every pair of the store, in place of token ids.
+        needs_equal_counts: every rank has to compute as many micro-batches of a step as the others.
     """
 
     rank: int
@@ -51,10 +58,24 @@ class Shard:
     tokens_per_batch: int
     pad_token_id: int
     layout: Layout = PADDED
+    features: FeatureTable | None = None
+    needs_equal_counts: bool = False
 
     def cut(self, store: PairStore, rows: np.ndarray) -> list[list[int]]:
-        """Positions in `rows` (of the store), one list a batch, the largest pair first."""
+        """Positions in `rows` (of the store), one list a batch, the largest pair first where tokens matter."""
+        if self.features is not None:
+            starts = range(0, len(rows), _PAIRS_PER_FEATURE_BATCH)
+            return [[*range(start, min(start + _PAIRS_PER_FEATURE_BATCH, len(rows)))] for start in starts]
         return self.layout.cut_pairs(store.num_tokens[rows], store.num_shared[rows], self.tokens_per_batch)
+
+    def lay_out(self, store: PairStore, rows: np.ndarray) -> Inputs | Features:
+        """Both responses of the pairs in `rows` (n,): 2n sequences, those of the responses a first."""
+        if self.features is not None:
+            return self.features.read(rows, store.num_tokens[rows])
+        ids = [store.ids(row) for row in rows.tolist()]
+        return self.layout.lay_out(
+            [a for a, _ in ids] + [b for _, b in ids], [*range(len(rows))] * 2, self.pad_token_id
+        )
 
 
 @dataclass(frozen=True)
@@ -129,13 +150,15 @@ def make_batch(
     is_filler: bool,
 ) -> PairBatch:
     """One batch of the pairs at `positions`; a filler weighs nothing."""
-    rows = []
-    for position in positions:
-        row = int(pairs.rows[position])
-        ids_a, ids_b = store.ids(row)
-        weight = 0.0 if is_filler else float(pairs.weight[position])
-        rows.append(PairRow(int(store.pair_id[row]), ids_a, ids_b, float(pairs.target[position]), weight))
-    return collate_pairs(rows, shard.pad_token_id, num_step_pairs, shard.layout)
+    rows = pairs.rows[positions]
+    weight = torch.from_numpy(pairs.weight[positions])
+    return PairBatch(
+        inputs=shard.lay_out(store, rows),
+        pair_id=torch.from_numpy(store.pair_id[rows]),
+        target=torch.from_numpy(pairs.target[positions]),
+        weight=torch.zeros_like(weight) if is_filler else weight,
+        num_step_pairs=num_step_pairs,
+    )
 
 
 class TrainingSteps(Dataset[list[PairBatch]]):
@@ -162,14 +185,20 @@ class TrainingSteps(Dataset[list[PairBatch]]):
             raise IndexError(step)
         whole = self.order[step * self.pairs_per_step : (step + 1) * self.pairs_per_step]
         num_tokens = self.store.num_tokens[self.pairs.rows[whole]].sum(axis=1)
-        mine = whole[share_by_tokens(num_tokens, self.shard.world_size)[self.shard.rank]]
-        is_filler = len(mine) == 0  # every rank must take part in the step's gradient reduction
-        if is_filler:
-            mine = whole[:1]
+        shares = [whole[share] for share in share_by_tokens(num_tokens, self.shard.world_size)]
+        mine = shares[self.shard.rank]
+        batches = [mine[batch] for batch in self._cut(mine)]
+        # Every rank must take part in the step's gradient reduction, with the step's shortest pair at least.
+        num_batches = max(1, *(len(self._cut(share)) for share in shares)) if self.shard.needs_equal_counts else 1
+        fillers = [whole[[int(num_tokens.argmin())]]] * (num_batches - len(batches))
         return [
-            make_batch(self.store, self.pairs, mine[batch], self.shard, len(whole), is_filler)
-            for batch in self.shard.cut(self.store, self.pairs.rows[mine])
+            make_batch(self.store, self.pairs, batch, self.shard, len(whole), is_filler)
+            for is_filler, group in ((False, batches), (True, fillers))
+            for batch in group
         ]
+
+    def _cut(self, positions: np.ndarray) -> list[list[int]]:
+        return self.shard.cut(self.store, self.pairs.rows[positions])
 
 
 class ScoringBatches(Dataset[PairBatch]):
@@ -198,13 +227,31 @@ class ScoringBatches(Dataset[PairBatch]):
         return make_batch(self.store, self.pairs, batch, self.shard, len(batch), is_filler)
 
 
+_END = object()
+
+
 def _unchanged(item: object) -> object:
     return item
 
 
+class AheadLoader(DataLoader):
+    """A loader that makes the next batch while the model is busy with this one, in a thread where no worker does."""
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        batches = super().__iter__()
+        if self.num_workers:
+            yield from batches
+            return
+        with ThreadPoolExecutor(1) as thread:
+            coming = thread.submit(next, batches, _END)
+            while (batch := coming.result()) is not _END:
+                coming = thread.submit(next, batches, _END)
+                yield batch
+
+
 def make_loader(dataset: Dataset, num_workers: int) -> DataLoader:
     """A loader that takes the items as they are and draws nothing from the global random generator."""
-    return DataLoader(
+    return AheadLoader(
         dataset,
         batch_size=None,
         # Items are sharded already, and this is the one kind of sampler that Lightning never replaces by its own.

@@ -1,7 +1,12 @@
 """Self-Evolved Reward learning: a reward model from few human labels, on PyTorch Lightning."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+if TYPE_CHECKING:
+    from ser_lightning.reward_scorer import RewardScorer as Scorer
+
+__all__ = ["Scorer", "__version__"]
 __version__ = "0.1.0"
 
 # In a bare checkout `callbacks/`, `datamodules/` and `configs/` stand beside this package, not in it. An installed
@@ -9,3 +14,12 @@ __version__ = "0.1.0"
 _root = Path(__file__).resolve().parent.parent
 if (_root / "datamodules" / "__init__.py").is_file():
     __path__.append(str(_root))
+
+
+def __getattr__(name: str) -> Any:
+    """`from ser_lightning import Scorer` loads PyTorch and transformers; `import ser_lightning` alone does not."""
+    if name == "Scorer":
+        from ser_lightning.reward_scorer import RewardScorer
+
+        return RewardScorer
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -7,19 +7,24 @@ from ser_lightning.errors import UserError, no_room
 
 COMMANDS = {
     "export": ("ser_lightning.export:main", "write a run's reward model as an ordinary transformers folder"),
+    "compare": ("ser_lightning.compare:main", "two reward models on the same labelled pairs; gates for a build"),
+    "score": ("ser_lightning.score:main", "rewards of the pairs or responses in a file, by any reward model"),
+    "report": ("ser_lightning.report:main", "one page on a run, or on several side by side"),
+    "query": ("ser_lightning.query:main", "the pool pairs that are worth a human label, as a file to annotate"),
+    "plan": ("ser_lightning.plan:main", "what a fit of a reward model will take: weights, memory, tokens, time"),
 }
 """name -> (module:function that takes the arguments behind the name, what `--help` says)"""
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one command line; 0, or 2 after a line for each of the user's problems.
+    """Run one command line; 0, or 2 after a line for each of the user's problems; a command may have codes of its own.
 
     Args:
         argv: the command line without the program's name; the process's own by default.
     """
     argv = sys.argv[1:] if argv is None else argv
     try:
-        _dispatch(argv)
+        return _dispatch(argv)
     except UserError as error:
         problems = error.problems
     except Exception as error:
@@ -27,21 +32,19 @@ def main(argv: list[str] | None = None) -> int:
         if full is None:
             raise
         problems = [full]
-    else:
-        return 0
     for problem in problems:
         print(f"error: {problem}", file=sys.stderr)
     return 2
 
 
-def _dispatch(argv: list[str]) -> None:
+def _dispatch(argv: list[str]) -> int:
     if argv and argv[0] in COMMANDS:
         module, _, function = COMMANDS[argv[0]][0].partition(":")
-        getattr(import_module(module), function)(argv[1:])
-        return
+        return getattr(import_module(module), function)(argv[1:]) or 0
     from ser_lightning.cli import run  # the other commands start faster without Lightning
 
     run(argv, epilog=f"more commands: {'; '.join(f'{name} ({text})' for name, (_, text) in COMMANDS.items())}")
+    return 0
 
 
 if __name__ == "__main__":

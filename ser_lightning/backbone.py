@@ -56,6 +56,7 @@ class Backbone:
         attn_implementation: attention kernel as transformers names it; None lets it choose.
         gradient_checkpointing: recompute activations in the backward pass to save memory.
         gguf_file: name of a GGUF file in `path`, for models that ship as one.
+        trust_remote_code: run the Python files that come with a model; its author's code then does as it likes.
     """
 
     path: str
@@ -67,6 +68,7 @@ class Backbone:
     attn_implementation: str | None = None
     gradient_checkpointing: bool = False
     gguf_file: str | None = None
+    trust_remote_code: bool = False
 
     def problems(self) -> list[str]:
         """Combinations that cannot work, a line each."""
@@ -97,7 +99,7 @@ def load_tokenizer(backbone: Backbone) -> PreTrainedTokenizerBase:
     path = backbone.resolved_path()
     extra = {"gguf_file": backbone.gguf_file} if backbone.gguf_file else {}
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path, **extra)
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=backbone.trust_remote_code, **extra)
     except (OSError, ValueError) as error:
         raise UserError(not_found("tokenizer", path, error)) from error
     if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:

@@ -7,6 +7,8 @@ from functools import wraps
 from typing import Any
 
 import torch
+from bitsandbytes.functional import dequantize_4bit
+from bitsandbytes.nn import Linear4bit
 from peft import LoraConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
 from torch import Tensor, nn
 from transformers import BitsAndBytesConfig, PreTrainedTokenizerBase
@@ -21,21 +23,41 @@ _NEVER_QUANTISED = ["lm_head", "score", "classifier", "pre_classifier", "pooler"
 def loading_arguments(backbone: Backbone, device: torch.device | str) -> dict[str, Any]:
     """What `from_pretrained` needs besides the path; 4-bit weights are made on `device`."""
     arguments: dict[str, Any] = {"dtype": getattr(torch, backbone.dtype)}
+    arguments["trust_remote_code"] = backbone.trust_remote_code
     if backbone.attn_implementation:
         arguments["attn_implementation"] = backbone.attn_implementation
     if backbone.gguf_file:
         arguments["gguf_file"] = backbone.gguf_file
     if backbone.quantize == "nf4":
         arguments["device_map"] = {"": device}
-        arguments["quantization_config"] = BitsAndBytesConfig(
-            load_in_4bit=True,
-            bnb_4bit_quant_type="nf4",
-            bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=torch.bfloat16,
-            bnb_4bit_quant_storage=torch.uint8,
-            llm_int8_skip_modules=_NEVER_QUANTISED,
-        )
+        arguments["quantization_config"] = quantization_config()
     return arguments
+
+
+def quantization_config() -> BitsAndBytesConfig:
+    """4 bits: NF4 with double quantisation, computed in bfloat16, the head left out."""
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16,
+        bnb_4bit_quant_storage=torch.uint8,
+        llm_int8_skip_modules=_NEVER_QUANTISED,
+    )
+
+
+def copy_rounded_weights(source: nn.Module, target: nn.Module) -> None:
+    """Give a body in 16 or 32 bits the weights that a 4-bit one computes with, so that both compute the same.
+
+    Args:
+        source: a body whose layers are in 4 bits.
+        target: the same body, loaded without quantisation; changed in place.
+    """
+    layers = {name: layer for name, layer in source.named_modules() if isinstance(layer, Linear4bit)}
+    for name, layer in target.named_modules():
+        if name in layers:
+            packed: Any = layers[name].weight
+            layer.weight.data.copy_(dequantize_4bit(packed.data, packed.quant_state))
 
 
 def check_vocabulary(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -60,7 +82,7 @@ def prepare_body(model: nn.Module, backbone: Backbone, adapter: str = "default")
         body.requires_grad_(False)
     if backbone.quantize != "none":
         body = prepare_model_for_kbit_training(body, use_gradient_checkpointing=False)
-        _keep_differentiable(body)
+        keep_differentiable(body)
     if backbone.train == "lora":
         body = get_peft_model(body, lora_config(backbone.lora), adapter_name=adapter)
         setattr(model, prefix, body)
@@ -69,7 +91,7 @@ def prepare_body(model: nn.Module, backbone: Backbone, adapter: str = "default")
         unwrapped(body).gradient_checkpointing_enable({"use_reentrant": False})
 
 
-def _keep_differentiable(body: nn.Module) -> None:
+def keep_differentiable(body: nn.Module) -> None:
     """Keep 4-bit layers from a CPU kernel without gradients.
 
     bitsandbytes repacks them for it at the first forward pass in evaluation mode, for good: whatever is trained after
@@ -128,3 +150,18 @@ def keep_in_float32(module: nn.Module) -> None:
             return forward(hidden.float(), *args, **kwargs)
 
     module.forward = float32_forward
+
+
+def forget_gguf(model: nn.Module) -> None:
+    """Let a model be saved whose weights came out of a GGUF file; transformers takes it for quantised still.
+
+    Args:
+        model: a transformers model; others than those from GGUF files are left alone.
+    """
+    config: Any = model.config
+    method = getattr(getattr(config, "quantization_config", None), "quant_method", None)
+    if getattr(method, "value", method) != "gguf":
+        return
+    del config.quantization_config
+    for name in ("hf_quantizer", "is_quantized", "quantization_method"):
+        vars(model).pop(name, None)

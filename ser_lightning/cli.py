@@ -31,15 +31,16 @@ from ser_lightning.run_folder import (
     is_run,
     run_of,
 )
+from ser_lightning.strategies import strategy_problems
 
 PROGRESS_BAR = "ser_lightning.callbacks.progress.PhaseProgressBar"
+EVALUATION = "ser_lightning.callbacks.evaluation.EvaluationCallback"
 PREDICTION_WRITER = "ser_lightning.callbacks.prediction_writer.PredictionWriter"
 
 QUIET_LOGS = (
     "GPU available:",  # the accelerator that is used shows in the config and in the module's summary
     "TPU available:",
     "HPU available:",
-    "`weights_only` was not set",  # a note on the default of PyTorch's own loader
     "Failed to load CPU gemm_4bit_forward",  # bitsandbytes falls back to its own code, which is what the tests run
     "💡 Tip:",  # advertises packages that this project does not use
 )
@@ -49,6 +50,7 @@ QUIET_WARNINGS = (
     r".*isinstance\(treespec, LeafSpec\)",  # inside Lightning, on PyTorch's account
     r"Total length of `list` across ranks is zero",  # no validation pairs, the normal case; an empty seed is an error
     r".*is smaller than the logging interval",  # a seed of few steps an epoch is what this project is for
+    r"Found \d+ module\(s\) in eval mode at the start of training",  # a body that is not trained, on purpose
     r".*_checkpointing.* is deprecated",  # transformers 5 to peft, which renames it when it can
 )
 
@@ -132,7 +134,13 @@ class SerCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Choose the run folder and point everything that writes at it."""
         config = self.config[self.subcommand]
+        strategy = config.trainer.strategy
+        raise_problems(strategy_problems(strategy if isinstance(strategy, str) else strategy.class_path))
+        if "weights_only" in config and config.weights_only is None:
+            config.weights_only = True  # a checkpoint is read as data: one from elsewhere can run no code
         parts = Namespace(model=config.get("model"), data=config.get("data"))
+        if "verbose" in config and config.get("data.init_args.eval_sets"):
+            config.verbose = False  # Lightning's table would show every figure once for each set
         raise_problems([*null_problems(parts), *null_problems(config.trainer, "trainer", Trainer)])
         if config.trainer.default_root_dir is not None:
             raise UserError(
@@ -215,6 +223,8 @@ class SerCLI(LightningCLI):
         writer = _load(getattr(self.model, "prediction_writer", PREDICTION_WRITER))
         if self.subcommand == "predict" and not _holds(given, writer):
             yield writer()
+        if self.subcommand in ("validate", "test") and not _holds(given, _load(EVALUATION)):
+            yield _load(EVALUATION)()
         checkpoints = [callback for callback in given if isinstance(callback, ModelCheckpoint)]
         for callback in checkpoints:
             callback.dirpath = callback.dirpath or str(folder / LAST.parent)
@@ -250,7 +260,7 @@ def run(args: list[str], epilog: str = "") -> None:
         args: the command line without the program's name.
         epilog: what `--help` says below the commands.
     """
-    _quieten()
+    quieten()
     if _get_rank() and RUN_DIR_VARIABLE in os.environ:  # started by rank 0, not one by one
         end_with_parent()
     try:
@@ -270,7 +280,7 @@ def run(args: list[str], epilog: str = "") -> None:
             os.environ.pop(RUN_DIR_VARIABLE, None)
 
 
-def _quieten() -> None:
+def quieten() -> None:
     """Hide third-party notes that tell the user nothing; warnings other than these are left alone."""
     for name in ("lightning.pytorch.utilities.rank_zero", "bitsandbytes.backends.cpu.ops"):
         logging.getLogger(name).addFilter(_is_worth_reading)

@@ -17,9 +17,10 @@ def sum_over_ranks(values: Tensor) -> Tensor:
     """The sum of every rank's tensor, any shape; each rank must have one of the same shape."""
     if not _has_ranks():
         return values
-    total = values.clone()
+    is_nccl = torch.distributed.get_backend() == "nccl"  # which takes nothing on the CPU
+    total = values.cuda() if is_nccl and not values.is_cuda else values.clone()
     torch.distributed.all_reduce(total)
-    return total
+    return total.to(values.device)
 
 
 def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:

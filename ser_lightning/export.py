@@ -1,33 +1,65 @@
-"""Delivered model -> an ordinary `AutoModelForSequenceClassification` folder, scored the same by plain transformers.
+"""Delivered model -> an ordinary transformers or peft folder, scored the same by somebody who has only these.
 
 The command exports policies as well, see `policy_export.py`.
 """
 
-import csv
-import hashlib
-from dataclasses import dataclass, replace
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import huggingface_hub
 import torch
-import yaml
 from jsonargparse import ArgumentError, ArgumentParser
-from torch import Tensor
+from peft import AutoPeftModelForSequenceClassification, LoraConfig, PeftModel, get_peft_model
+from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedTokenizerBase
 
-from ser_lightning.backbone import Backbone, LoraSettings, load_tokenizer
+from ser_lightning.bodies import copy_rounded_weights, keep_differentiable, loading_arguments, quantization_config
 from ser_lightning.encode import encode_conversations
-from ser_lightning.errors import UserError
+from ser_lightning.errors import UserError, raise_problems
+from ser_lightning.identity import template_fingerprint
 from ser_lightning.layouts import pad_right
+from ser_lightning.model_card import model_card
 from ser_lightning.policy_export import export_policy
 from ser_lightning.policy_run import POLICY_MODULES, model_kind
-from ser_lightning.records import Padded
-from ser_lightning.scorer import load_scorer, merged_model
+from ser_lightning.records import Padded, Turn
+from ser_lightning.reward_run import RewardRun, delivered_round, read_reward_checkpoint, read_reward_run
+from ser_lightning.scorer import Scorer, merged_model
 from ser_lightning.scoring import evaluating
+from ser_lightning.trainable import load_exactly
 
 SELF_TEST_TOLERANCE = 1e-3
-"""Largest difference of a reward (logits) between the trained and the exported float32 model."""
-_SELF_TEST = [(f"Question number {i}: what is {i} and {i}?", "It is " + "very " * i + f"{2 * i}.") for i in range(16)]
+"""Largest difference of a reward (logits) between the trained and the exported model where both compute in float32."""
+NUM_SELF_TEST_PAIRS = 32
+Form = Literal["merged", "adapter"]
+Dtype = Literal["float32", "bfloat16", "float16"]
+_USAGE = "use `export RUN [--to DIR]` or `export --ckpt_path FILE --to DIR`"
+
+
+@dataclass(frozen=True)
+class SelfTest:
+    """What came out when made-up pairs were scored by the folder, as a stranger would, and by the trained model."""
+
+    largest: float
+    """Largest difference of a reward, in logits."""
+    spread: float
+    """Standard deviation of the trained model's rewards of these pairs, to hold the difference against."""
+    num_reordered: int
+    """Pairs of `NUM_SELF_TEST_PAIRS` that the folder orders otherwise."""
+    is_exact: bool
+    """Whether both compute in float32 on the same weights, so that `SELF_TEST_TOLERANCE` holds."""
+
+    def __str__(self) -> str:
+        kept = NUM_SELF_TEST_PAIRS - self.num_reordered
+        why = f"tolerance {SELF_TEST_TOLERANCE:.0e}" if self.is_exact else "fewer bits; --dtype float32 has the least"
+        return (
+            f"{NUM_SELF_TEST_PAIRS} made-up pairs, scored with plain transformers: rewards differ from the trained "
+            f"model's by at most {self.largest:.1e} ({why}), where their standard deviation is {self.spread:.1e}; "
+            f"{kept} of {NUM_SELF_TEST_PAIRS} pairs keep their order."
+        )
 
 
 def main(argv: list[str]) -> None:
@@ -35,130 +67,209 @@ def main(argv: list[str]) -> None:
     parser = ArgumentParser(
         prog="python -m ser_lightning export", description=__doc__, exit_on_error=False, allow_abbrev=False
     )
-    parser.add_argument("run", type=str, help="run folder of a fit")
-    parser.add_argument("--out", type=str | None, default=None, help="folder to write (default: RUN/export)")
+    parser.add_argument("run", type=str | None, nargs="?", default=None, help="run folder of a fit: what it delivered")
+    parser.add_argument("--ckpt_path", type=str | None, default=None, help="another checkpoint of a run")
+    parser.add_argument("--to", type=str | None, default=None, help="folder to write (default: RUN/export)")
+    parser.add_argument("--form", type=Form, default="merged", help="adapter: a peft folder without the base model")
+    parser.add_argument("--dtype", type=Dtype | None, default=None, help="number format (default: as trained)")
+    parser.add_argument("--push", type=str | None, default=None, help="owner/name on the Hub to upload the folder to")
+    parser.add_argument("--private", action="store_true", help="make a new repository on the Hub a private one")
     try:
         args = parser.parse_args(argv)
     except ArgumentError as error:
-        raise UserError(f"export: {' '.join(str(error).split())}; use `export RUN [--out DIR]`") from error
-    run = Path(args.run)
-    out = Path(args.out) if args.out else run / "export"
-    is_policy = model_kind(run) in POLICY_MODULES
-    largest = (export_policy if is_policy else export)(run, out)
-    what = "logits" if is_policy else "rewards"
-    print(f"Exported to {out}; its {what} differ from the trained model's by at most {largest:.1e}.")
+        raise UserError(f"export: {' '.join(str(error).split())}; {_USAGE}") from error
+    if (args.run is None) == (args.ckpt_path is None):
+        raise UserError(f"export: got {'both RUN and --ckpt_path' if args.run else 'nothing to export'}; {_USAGE}")
+    if args.private and not args.push:
+        raise UserError("--private: got it without --push, which names the repository; leave it out")
+    if args.ckpt_path is not None:
+        run, source = read_reward_checkpoint(Path(args.ckpt_path))
+    else:
+        run, source = Path(args.run), None
+    to = Path(args.to) if args.to else run / "export"
+    if model_kind(run) in POLICY_MODULES:
+        changed = [f"--{name}" for name, usual in (("form", "merged"), ("dtype", None)) if args[name] != usual]
+        raise_problems(f"{flag}: got a policy, which is merged at its own precision; leave it out" for flag in changed)
+        largest = export_policy(run, to)
+        print(f"Exported to {to}; its logits differ from the trained model's by at most {largest:.1e}.")
+    else:
+        print(f"Exported to {to}. {export(run, to, args.form, args.dtype, source)}")
+    if args.push:
+        print(f"Uploaded to {push(to, args.push, args.private)}")
 
 
-def export(run: Path, out: Path) -> float:
-    """Write the delivered round's model as a transformers folder with its tokenizer, zero and temperature.
+def export(
+    run: Path, to: Path, form: Form = "merged", dtype: Dtype | None = None, source: RewardRun | None = None
+) -> SelfTest:
+    """Write a reward model with its tokenizer, scale and card, as a folder that needs nothing of this package.
 
     The scale stands in `config.json`: `reward_zero`, `reward_temperature` (P(a wins) = sigmoid((r_a - r_b) /
-    temperature)), `reward_template_hash`. Adapters are merged into the body at its own precision, never into 4 bits.
+    temperature)), `reward_template_hash`; an adapter has it in its card. Adapters are merged in 16 or 32 bits, never
+    into 4 bits; where the body was trained on in 4 bits, into the values that these stand for, which the adapter was
+    trained to correct.
 
     Args:
         run: run folder of a fit that has finished at least round 0.
-        out: folder to write; must not exist.
+        to: folder to write; must not exist. It appears when the self-test has passed.
+        form: `merged` is a whole model, `adapter` a peft folder that names its base.
+        dtype: number format of the body, None = as it was trained.
+        source: another model of the run than the delivered one.
 
     Returns:
-        The largest difference between a reward of the trained model and of the exported one, read back from disk.
+        The self-test of the folder.
 
     Raises:
-        UserError: if there is nothing to export, `out` exists, or the exported model scores differently.
+        UserError: if there is nothing to export, `to` exists, or the exported model scores differently.
     """
-    if out.exists():
-        raise UserError(f"--out: {out} exists already; name another folder or remove it")
-    delivered = read_reward_run(run)
-    backbone = delivered.backbone
-    tokenizer = load_tokenizer(backbone)
-    tokenizer.model_max_length = delivered.max_length
-    trained = load_scorer(backbone)
-    trained.load_trainable_state(delivered.weights)
-    expected = _self_test_rewards(trained, tokenizer)
-    if backbone.quantize != "none":
-        trained = load_scorer(replace(backbone, quantize="none"))
-        trained.load_trainable_state(delivered.weights)
-    model = merged_model(trained)
-    model.config.reward_zero, model.config.reward_temperature = delivered.zero, delivered.temperature
-    model.config.reward_template_hash = hashlib.sha256(str(tokenizer.chat_template).encode()).hexdigest()[:16]
-    model.save_pretrained(out)
-    tokenizer.save_pretrained(out)
-    plain = AutoModelForSequenceClassification.from_pretrained(out)
-    found = _self_test_rewards(_Plain(plain), AutoTokenizer.from_pretrained(out))
-    largest = float((found - expected).abs().max())
-    if backbone.quantize == "none" and backbone.dtype == "float32" and largest > SELF_TEST_TOLERANCE:
-        raise UserError(f"export: rewards of {out} differ by {largest:.2e} from the trained model's; do not use it")
-    return largest
-
-
-@dataclass(frozen=True)
-class RewardRun:
-    """The reward model that a fit delivered, as its run folder holds it."""
-
-    backbone: Backbone
-    max_length: int
-    """Most tokens in a conversation."""
-    weights: dict[str, Tensor]
-    """What was trained, as `Scorer.load_trainable_state` takes it; on the CPU."""
-    zero: float
-    """The reward of a response that is as often the better as the worse one of its pair."""
-    temperature: float
-    """P(a wins) = sigmoid((r_a - r_b) / temperature)."""
-
-
-def read_reward_run(run: Path) -> RewardRun:
-    """The delivered round's model, read but not built.
-
-    Raises:
-        UserError: if the folder is not that of a fit that has finished at least round 0.
-    """
-    backbone, max_length = _read_config(run)
-    file = run / "rounds" / str(delivered_round(run)) / "model.pt"
-    if not file.is_file():
-        raise UserError(f"run: {run} has no {file.relative_to(run)}, its delivered model; give a whole run folder")
-    saved = torch.load(file, map_location="cpu", weights_only=True)
-    return RewardRun(backbone, max_length, saved["weights"], saved["zero"], saved["temperature"])
-
-
-def delivered_round(run: Path) -> int:
-    """The round that `rounds.csv` marks as delivered.
-
-    Raises:
-        UserError: if the folder has no finished round.
-    """
-    file = run / "rounds.csv"
-    if not file.is_file():
-        raise UserError(f"run: {run} has no rounds.csv; give the folder of a fit that has finished round 0")
-    with file.open(newline="", encoding="utf-8") as lines:
-        return next(int(row["round"]) for row in csv.DictReader(lines) if row["delivered"] == "1")
-
-
-class _Plain(torch.nn.Module):
-    """A transformers classifier called as users call it."""
-
-    def __init__(self, model: torch.nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, inputs: Padded) -> Tensor:
-        return self.model(input_ids=inputs.input_ids, attention_mask=inputs.attention_mask).logits.float().squeeze(-1)
-
-
-def _read_config(run: Path) -> tuple[Backbone, int]:
-    file = run / "config.yaml"
-    if not file.is_file():
-        raise UserError(f"run: {run} has no config.yaml; give the folder of a fit")
-    config: dict[str, Any] = yaml.safe_load(file.read_text(encoding="utf-8"))
+    if to.exists():
+        raise UserError(f"--to: {to} exists already; name another folder or remove it")
+    weights = "a checkpoint"
+    if source is None:
+        source = read_reward_run(run)
+        weights = f"round {delivered_round(run)}, chosen out of fold"
+    raise_problems(_form_problems(source, form))
+    trained, tokenizer = source.load()
+    expected = _rewards(lambda ids, mask: trained(Padded(ids, mask)), trained, *_test_inputs(tokenizer))
+    tokenizer.model_max_length = source.max_length
+    number_format = dtype or source.backbone.dtype
+    is_exact = source.backbone.quantize == "none" and source.backbone.dtype == number_format == "float32"
+    draft = to.with_name(f".{to.name}.{os.getpid()}.draft")
     try:
-        settings = dict(config["model"]["init_args"]["backbone"])
-        lora = LoraSettings(**settings.pop("lora"))
-        return Backbone(lora=lora, **settings), config["data"]["init_args"]["max_length"]
-    except (KeyError, TypeError) as error:
-        raise UserError(f"run: {file} is not that of a reward model ({error}); give the folder of its fit") from error
+        if form == "merged":
+            _write_merged(source, trained, tokenizer, draft, number_format)
+        else:
+            _write_adapter(source, trained, draft, number_format)
+        tokenizer.save_pretrained(draft)
+        found = _strangers_rewards(draft, form, source.backbone.quantize)
+        largest = float((found - expected).abs().max())
+        result = SelfTest(largest, float(expected.std()), _num_reordered(expected, found), is_exact)
+        if is_exact and result.largest > SELF_TEST_TOLERANCE:
+            raise UserError(f"export: the folder's rewards differ by {result.largest:.2e} from the trained model's")
+        kept = f"{weights}; the body in {number_format}"
+        model_card(run, draft, form, kept, str(result), (source.zero, source.temperature))
+        os.rename(draft, to)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+    return result
 
 
-def _self_test_rewards(scorer: torch.nn.Module, tokenizer: PreTrainedTokenizerBase) -> Tensor:
-    """(16,) rewards of fixed conversations of different lengths, padded on the right in one batch."""
-    conversations = [[{"role": "user", "content": q}, {"role": "assistant", "content": a}] for q, a in _SELF_TEST]
-    rows = encode_conversations(tokenizer, conversations)  # type: ignore[arg-type]
-    with evaluating(scorer):
-        return scorer(pad_right(rows, int(tokenizer.pad_token_id)))
+def push(folder: Path, repository: str, is_private: bool = False) -> str:
+    """Upload an export to the Hub; its address.
+
+    Args:
+        folder: the export.
+        repository: owner/name; made if it is not there.
+        is_private: whether to make a private one.
+
+    Raises:
+        UserError: if the Hub refuses; the folder stays.
+    """
+    api = huggingface_hub.HfApi()
+    try:
+        address = api.create_repo(repository, private=is_private, exist_ok=True)
+        api.upload_folder(folder_path=str(folder), repo_id=repository, commit_message="Export of ser-lightning")
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"--push: {repository} was not written ({reason}); log in with `hf auth login` and upload {folder} with "
+            f"`hf upload {repository} {folder}`"
+        ) from error
+    return str(address)
+
+
+def _form_problems(source: RewardRun, form: Form) -> list[str]:
+    if form == "adapter" and source.backbone.train != "lora":
+        return [
+            f"--form: got adapter for a run with backbone.train {source.backbone.train}, which has none; use merged"
+        ]
+    if form == "adapter" and source.backbone.gguf_file:
+        return ["--form: got adapter for a GGUF base, which peft cannot load; use merged"]
+    return []
+
+
+def _write_merged(
+    source: RewardRun, trained: Scorer, tokenizer: PreTrainedTokenizerBase, folder: Path, dtype: Dtype
+) -> None:
+    changes = {"quantize": "none", "dtype": dtype}
+    if any(getattr(source.backbone, name) != value for name, value in changes.items()):
+        plain, _ = source.load(**changes)
+        copy_rounded_weights(trained.body, plain.body)
+        trained = plain
+    model: Any = merged_model(trained)
+    model.config.reward_zero, model.config.reward_temperature = source.zero, source.temperature
+    model.config.reward_template_hash = template_fingerprint(tokenizer)
+    model.save_pretrained(folder)
+
+
+def _write_adapter(source: RewardRun, trained: Scorer, folder: Path, dtype: Dtype) -> None:
+    """A peft folder: the adapter's factors, and the head among its `modules_to_save`."""
+    lora, body = source.backbone.lora, trained.body
+    assert isinstance(body, PeftModel)
+    arguments = {**loading_arguments(source.backbone, "cpu"), "dtype": getattr(torch, dtype)}
+    for name in ("device_map", "quantization_config"):
+        arguments.pop(name, None)
+    path = source.backbone.resolved_path()
+    base = AutoModelForSequenceClassification.from_pretrained(path, num_labels=1, **arguments)
+    config = LoraConfig(
+        task_type="SEQ_CLS",
+        r=lora.r,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=body.peft_config["default"].target_modules,
+        modules_to_save=trained.head_names,
+    )
+    model = get_peft_model(base, config)
+    own = {name: p.data for name, p in model.named_parameters() if p.requires_grad}
+    prefix = f"{base.base_model_prefix}."
+    saved = {}
+    for name, tensor in source.weights.items():
+        name = name.removeprefix("model.").replace(f"{prefix}base_model.model.", prefix, 1)
+        if name.split(".")[0] in trained.head_names:
+            head, _, rest = name.partition(".")
+            name = f"{head}.modules_to_save.default.{rest}"
+        saved[f"base_model.model.{name}"] = tensor
+    load_exactly(own, saved)
+    model.save_pretrained(folder)
+
+
+def _strangers_rewards(folder: Path, form: Form, quantize: str) -> Tensor:
+    """Rewards as somebody gets them who follows the card."""
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    if form == "adapter":
+        bits = {} if quantize == "none" else {"quantization_config": quantization_config()}
+        model = AutoPeftModelForSequenceClassification.from_pretrained(folder, num_labels=1, **bits)
+        model.config.pad_token_id = tokenizer.pad_token_id
+        keep_differentiable(model)  # the CPU kernel that this avoids takes wide layers only
+    else:
+        model = AutoModelForSequenceClassification.from_pretrained(folder)
+    inputs = tokenizer.apply_chat_template(
+        _conversations(), tokenize=True, return_dict=True, return_tensors="pt", padding=True, padding_side="right"
+    )
+    score = lambda ids, mask: model(input_ids=ids, attention_mask=mask).logits[:, 0]  # noqa: E731
+    return _rewards(score, model, inputs["input_ids"], inputs["attention_mask"])
+
+
+def _conversations() -> list[list[Turn]]:
+    """Both conversations of the self-test's pairs, of different lengths: responses a first."""
+    longer = [f"It is {'very ' * (i % 16)}{2 * i}." for i in range(NUM_SELF_TEST_PAIRS)]
+    shorter = [f"{2 * i + i % 3}, I think." for i in range(NUM_SELF_TEST_PAIRS)]
+    questions = [f"Question number {i}: what is {i} and {i}?" for i in range(NUM_SELF_TEST_PAIRS)]
+    turns = zip(questions * 2, longer + shorter, strict=True)
+    return [[Turn(role="user", content=q), Turn(role="assistant", content=a)] for q, a in turns]
+
+
+def _test_inputs(tokenizer: PreTrainedTokenizerBase) -> tuple[Tensor, Tensor]:
+    padded = pad_right(encode_conversations(tokenizer, _conversations()), int(tokenizer.pad_token_id))
+    return padded.input_ids, padded.attention_mask
+
+
+def _rewards(score: Callable[[Tensor, Tensor], Tensor], model: nn.Module, ids: Tensor, mask: Tensor) -> Tensor:
+    """(64,) rewards, eight sequences at a time."""
+    with evaluating(model):
+        parts = [score(i, m).float() for i, m in zip(ids.split(8), mask.split(8), strict=True)]
+    return torch.cat(parts)
+
+
+def _num_reordered(expected: Tensor, found: Tensor) -> int:
+    margins = [rewards[:NUM_SELF_TEST_PAIRS] - rewards[NUM_SELF_TEST_PAIRS:] for rewards in (expected, found)]
+    return int((margins[0].sign() != margins[1].sign()).sum())

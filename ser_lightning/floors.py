@@ -38,7 +38,7 @@ class BagOfWords:
             target: (N,) 1 where a is the better one.
         """
         target = target.clone()
-        document_counts = Counter(w for pair in responses for text in pair for w in set(_words(text)))
+        document_counts = Counter(w for pair in responses for text in pair for w in set(words_of(text)))
         self.column = {w: i for i, (w, _) in enumerate(document_counts.most_common(MAX_WORDS))}
         features = self._features(responses)
         fold = torch.arange(len(target)) % 5
@@ -62,13 +62,14 @@ class BagOfWords:
         x = torch.zeros(len(responses), len(self.column))
         for row, pair in enumerate(responses):
             for sign, text in zip((1, -1), pair, strict=True):
-                for word, count in Counter(_words(text)).items():
+                for word, count in Counter(words_of(text)).items():
                     if word in self.column:
                         x[row, self.column[word]] += sign * torch.tensor(1.0 + count).log()
         return x
 
 
-def _words(text: str) -> list[str]:
+def words_of(text: str) -> list[str]:
+    """Its words in small letters."""
     return _WORD.findall(text.lower())
 
 

@@ -5,7 +5,7 @@ Shapes: N responses.
 """
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol, Self, cast
 
@@ -76,14 +76,32 @@ class RewardModelJudge:
             return torch.empty(0)
         with named(self.name):
             rows = encode_responses(self.tokenizer, prompts, responses, self.max_length)
-        keys = [json.dumps(prompt) for prompt in prompts]
-        batches = self._layout.cut_sequences(rows, keys, self.tokens_per_batch)
+        raw = self.score_rows(rows, [json.dumps(prompt) for prompt in prompts])
+        return checked_scores(self.name, (raw - self.zero) / self.temperature, responses)
+
+    def score_rows(
+        self, rows: Sequence[list[int]], keys: Sequence[Hashable], show: Callable[[int], object] | None = None
+    ) -> Tensor:
+        """Raw rewards of encoded conversations.
+
+        Args:
+            rows: N lists of ids, N > 0.
+            keys: N, equal for conversations that are to share what they begin with.
+            show: is told after each batch how many conversations it had.
+
+        Returns:
+            (N,) float32 on the CPU, in logits; nobody has looked whether they are finite.
+        """
+        batches = self.layout.cut_sequences(rows, keys, self.tokens_per_batch)
+        parts = []
         with evaluating(self.scorer):
-            parts = [self._score([rows[i] for i in batch], [keys[i] for i in batch]) for batch in batches]
-        found = torch.cat(parts).float().cpu()
+            for batch in batches:
+                parts.append(self._score([rows[i] for i in batch], [keys[i] for i in batch]))
+                if show is not None:
+                    show(len(batch))
         rewards = torch.empty(len(rows))
-        rewards[torch.tensor([i for batch in batches for i in batch])] = found
-        return checked_scores(self.name, (rewards - self.zero) / self.temperature, responses)
+        rewards[torch.tensor([i for batch in batches for i in batch])] = torch.cat(parts).float().cpu()
+        return rewards
 
     def to(self, device: torch.device | str) -> Self:
         """Move the model in place."""
@@ -91,12 +109,13 @@ class RewardModelJudge:
         return self
 
     @property
-    def _layout(self) -> Layout:
+    def layout(self) -> Layout:
+        """How the scorer reads sequences best."""
         return cast(Layout, self.scorer.layout)
 
-    def _score(self, rows: list[list[int]], keys: list[str]) -> Tensor:
+    def _score(self, rows: list[list[int]], keys: list[Hashable]) -> Tensor:
         """(R,) raw rewards of one batch."""
-        inputs = self._layout.lay_out(rows, keys, self.tokenizer.pad_token_id or 0)
+        inputs = self.layout.lay_out(rows, keys, self.tokenizer.pad_token_id or 0)
         return self.scorer(inputs.to(next(self.scorer.parameters()).device))
 
 

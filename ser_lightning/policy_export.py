@@ -1,5 +1,7 @@
 """Trained policy -> an ordinary `AutoModelForCausalLM` folder, with the same logits in plain transformers."""
 
+import os
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,9 +10,11 @@ from peft import PeftModel
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 
-from ser_lightning.backbone import load_tokenizer
+from ser_lightning.backbone import Backbone, load_tokenizer
+from ser_lightning.bodies import copy_rounded_weights, forget_gguf
 from ser_lightning.encode import encode_conversations
 from ser_lightning.errors import UserError
+from ser_lightning.model_card import model_card
 from ser_lightning.policy import load_policy
 from ser_lightning.policy_run import read_policy_backbone, resolve_start
 from ser_lightning.scoring import evaluating
@@ -20,37 +24,51 @@ SELF_TEST_TOLERANCE = 1e-3
 _SELF_TEST = [("Is tea a fruit?", "No, it is made of leaves."), ("How are you?", "Well.")]
 
 
-def export_policy(run: Path, out: Path) -> float:
+def export_policy(run: Path, to: Path) -> float:
     """Write the policy of a run of sft.yaml or ppo.yaml as a transformers folder with its tokenizer and template.
 
     Args:
         run: run folder of a fit.
-        out: folder to write; must not exist.
+        to: folder to write; must not exist. It appears when the self-test has passed.
 
     Returns:
         The largest difference between a logit of the trained model and of the exported one, read back from disk.
 
     Raises:
-        UserError: if there is nothing to export, `out` exists, or the exported model computes something else.
+        UserError: if there is nothing to export, `to` exists, or the exported model computes something else.
     """
-    if out.exists():
-        raise UserError(f"--out: {out} exists already; name another folder or remove it")
+    if to.exists():
+        raise UserError(f"--to: {to} exists already; name another folder or remove it")
     start = resolve_start(replace(read_policy_backbone(run), path=str(run)))
     tokenizer = load_tokenizer(start.backbone)
     trained = load_policy(start.backbone, start=start.weights)
     expected = _self_test_logits(trained.lm, tokenizer)
-    # Adapters go into the weights at their own precision, never into 4 bits.
+    # Adapters go into the weights at their own precision, never into 4 bits, but into what the 4 bits stand for.
     policy = load_policy(replace(start.backbone, quantize="none"), start=start.weights)
+    copy_rounded_weights(trained.body, policy.body)
     lm, prefix = policy.lm, str(policy.lm.base_model_prefix)
     if isinstance(policy.body, PeftModel):
         setattr(lm, prefix, policy.body.merge_and_unload())
-    lm.save_pretrained(out)
-    tokenizer.save_pretrained(out)
-    found = _self_test_logits(AutoModelForCausalLM.from_pretrained(out), tokenizer)
+    draft = to.with_name(f".{to.name}.{os.getpid()}.draft")
+    try:
+        forget_gguf(lm)
+        lm.save_pretrained(draft)
+        tokenizer.save_pretrained(draft)
+        largest = _self_test(draft, tokenizer, expected, start.backbone)
+        checked = f"Logits at the end of conversations differ from the trained model's by at most {largest:.1e}."
+        model_card(run, draft, "policy", f"the last step, the body in {start.backbone.dtype}", checked)
+        os.rename(draft, to)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+    return largest
+
+
+def _self_test(folder: Path, tokenizer: PreTrainedTokenizerBase, expected: Tensor, backbone: Backbone) -> float:
+    found = _self_test_logits(AutoModelForCausalLM.from_pretrained(folder), tokenizer)
     largest = float((found - expected).abs().max())
-    is_exact = start.backbone.quantize == "none" and start.backbone.dtype == "float32"
+    is_exact = backbone.quantize == "none" and backbone.dtype == "float32"
     if is_exact and largest > SELF_TEST_TOLERANCE:
-        raise UserError(f"export: logits of {out} differ by {largest:.2e} from the trained model's; do not use it")
+        raise UserError(f"export: logits of the folder differ by {largest:.2e} from the trained model's")
     return largest
 
 

@@ -7,9 +7,11 @@ from lightning.pytorch import LightningModule
 from transformers import PreTrainedTokenizerBase
 
 from ser_lightning.backbone import Backbone, load_tokenizer
+from ser_lightning.identity import check_identity, identity_of
 from ser_lightning.policy import Policy
 from ser_lightning.policy_run import WEIGHTS_PREFIX, PolicyStart, resolve_start
 from ser_lightning.rollout import check_room
+from ser_lightning.strategies import check_strategy
 from ser_lightning.trainable import trained_part
 
 
@@ -52,11 +54,23 @@ class PolicyModule(LightningModule):
             raise RuntimeError("the models are loaded in configure_model(), which the trainer calls")
         return self._policy
 
+    def setup(self, stage: str) -> None:
+        """Refuse strategies that cannot train this."""
+        check_strategy(self.trainer, "policy", self.backbone.quantize)
+
     def check_room(self, policy: Policy, max_new_tokens: int) -> None:
         """`UserError` if the longest prompt of the data leaves no room for a full response."""
         data = getattr(self.trainer, "datamodule", None)
         prompts = [prompt for name in ("train_prompts", "val_prompts") for prompt in getattr(data, name, [])]
         check_room(prompts, max_new_tokens, policy.lm.config.get_text_config())
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """The weights belong to a base and a template."""
+        checkpoint["identity"] = dict(identity_of(self.policy.lm, self.tokenizer))
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """`UserError` if they belong elsewhere."""
+        check_identity("checkpoint", checkpoint.get("identity"), identity_of(self.policy.lm, self.tokenizer))
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """What is trained of policy and critic; never a frozen base, reference or reward model."""

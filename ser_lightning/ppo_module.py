@@ -335,10 +335,12 @@ class PPOModule(PolicyModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """The KL weight and the number of steps belong to the weights."""
+        super().on_save_checkpoint(checkpoint)
         checkpoint["rl"] = {"step": self.rl_step, "kl_control": self.kl_control.state_dict()}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take them back."""
+        super().on_load_checkpoint(checkpoint)
         self.rl_step = checkpoint["rl"]["step"]
         self.kl_control.load_state_dict(checkpoint["rl"]["kl_control"])
 

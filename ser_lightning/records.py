@@ -95,6 +95,16 @@ class Packed(TensorRecord):
         return torch.where(positions < shared, self.shared_start[:, None] + positions, own)
 
 
+@dataclass(frozen=True)
+class Features(TensorRecord):
+    """What a frozen body makes of R sequences, ready for a head."""
+
+    hidden: Tensor
+    """(R, H) states at the last token of each sequence."""
+    num_tokens: Tensor
+    """(R,) int64, length of each sequence."""
+
+
 Inputs = Padded | Packed
 """What a model reads: R sequences in one of the layouts."""
 
@@ -103,7 +113,7 @@ Inputs = Padded | Packed
 class PairBatch(TensorRecord):
     """Pairs -> ids: a micro-batch. Sequence i is prompt and response a of pair i, sequence B + i its response b."""
 
-    inputs: Inputs
+    inputs: Inputs | Features
     """2B sequences."""
     pair_id: Tensor
     """(B,) int64."""

@@ -10,13 +10,17 @@ from transformers import PreTrainedTokenizerBase
 
 from ser_lightning.backbone import Backbone, load_tokenizer
 from ser_lightning.errors import raise_problems
+from ser_lightning.features import cache_features
+from ser_lightning.identity import Identity, check_identity, check_trained, identity_of
 from ser_lightning.layouts import Layout
 from ser_lightning.losses import bradley_terry, centring, pointwise
 from ser_lightning.masks import LayoutName
 from ser_lightning.metrics import PairMetrics, half_credit
 from ser_lightning.records import PairBatch, PairScores
+from ser_lightning.reward_run import MODULE_PREFIX
 from ser_lightning.schedule import Decay, lr_factor, make_optimizer
 from ser_lightning.scorer import Scorer, load_scorer
+from ser_lightning.strategies import FrozenShardStrategy, check_strategy
 from ser_lightning.trainable import trained_part
 from ser_lightning.updates import synchronised, training_problems, update
 
@@ -65,7 +69,9 @@ class RewardModule(LightningModule):
         self.label_noise, self.max_grad_norm = label_noise, max_grad_norm
         self._wanted_layout: LayoutName = layout
         self.temperature, self.zero = 1.0, 0.0
+        self.feature_key: str | None = None
         self._scorer: Scorer | None = None
+        self._identity: Identity | None = None
         self._tokenizer: PreTrainedTokenizerBase | None = None
         self._initial_state: dict[str, Tensor] = {}
         self._phase_epochs: tuple[int, int] | None = None
@@ -85,6 +91,10 @@ class RewardModule(LightningModule):
             raise RuntimeError("the model is loaded in configure_model(), which the trainer calls")
         return self._scorer
 
+    def setup(self, stage: str) -> None:
+        """Refuse strategies that cannot train this."""
+        check_strategy(self.trainer, self.backbone.train, self.backbone.quantize)
+
     @property
     def layout(self) -> Layout:
         """How the data module is to lay out pairs, once the model is loaded."""
@@ -95,7 +105,15 @@ class RewardModule(LightningModule):
         if self._scorer is None:
             device = self.trainer.strategy.root_device if self._trainer is not None else self.device
             self._scorer = load_scorer(self.backbone, device, self._wanted_layout, "model.layout")
+            self._identity = identity_of(self._scorer.model, self.tokenizer)
             self._initial_state = {name: p.cpu().clone() for name, p in self._scorer.trainable_state().items()}
+            if self._trainer is not None and isinstance(self.trainer.strategy, FrozenShardStrategy):
+                self.trainer.strategy.shard(self, self._scorer.body)
+
+    def on_fit_start(self) -> None:
+        """Where only the head is trained, the body computes every pair once, before the first step."""
+        if self.backbone.train == "head":
+            self.feature_key = cache_features(self.trainer, self.scorer, getattr(self.trainer, "datamodule", None))
 
     def restart(self) -> None:
         """Put the weights back to where training started: pretrained body, new adapters and head."""
@@ -153,11 +171,17 @@ class RewardModule(LightningModule):
         """Self-labelling: rewards in float32 logits."""
         return self(batch)
 
-    def validation_step(self, batch: PairBatch, batch_idx: int) -> None:
-        """Collect scores and labels."""
-        self.metrics.update(self(batch), batch.target, batch.weight)
+    def validation_step(self, batch: PairBatch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, PairScores]:
+        """Score; what belongs to no named set counts for the figures of the split."""
+        scores: PairScores = self(batch)
+        evaluated = getattr(getattr(self.trainer, "datamodule", None), "evaluated", None) or [None]
+        if evaluated[dataloader_idx] is None:
+            self.metrics.update(scores, batch.target, batch.weight)
+        return {"scores": scores}
 
-    test_step = validation_step
+    def test_step(self, batch: PairBatch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, PairScores]:  # type: ignore[override]
+        """As in validation."""
+        return self.validation_step(batch, batch_idx, dataloader_idx)
 
     def on_validation_epoch_end(self) -> None:
         """Log the figures of the validation pairs."""
@@ -177,16 +201,27 @@ class RewardModule(LightningModule):
 
     def load_state_dict(self, state_dict: dict[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """Load what `state_dict` gave; a missing head or adapter is an error."""
-        prefix = "_scorer."
-        self.scorer.load_trainable_state({k.removeprefix(prefix): v for k, v in state_dict.items()})
+        self.scorer.load_trainable_state({k.removeprefix(MODULE_PREFIX): v for k, v in state_dict.items()})
         return torch.nn.modules.module._IncompatibleKeys([], [])
 
+    @property
+    def identity(self) -> Identity:
+        """The base and the template that the weights belong to."""
+        assert self._identity is not None, "the model is loaded in configure_model(), which the trainer calls"
+        return self._identity
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """The scale belongs to the weights."""
+        """The scale belongs to the weights, and they to a base and a template."""
         checkpoint["reward_scale"] = {"temperature": self.temperature, "zero": self.zero}
+        checkpoint["identity"] = dict(self.identity)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take the scale back."""
+        """Take the scale back; `UserError` if the weights belong elsewhere or were never trained."""
+        check_identity("checkpoint", checkpoint.get("identity"), self.identity)
+        if (
+            self._trainer is None or self.trainer.state.fn != "fit"
+        ):  # between two phases of a fit, new adapters are what is to be saved
+            check_trained("checkpoint", checkpoint.get("state_dict", {}))
         scale = checkpoint["reward_scale"]
         self.temperature, self.zero = scale["temperature"], scale["zero"]
 
@@ -196,6 +231,8 @@ class RewardModule(LightningModule):
         return self.lr_factor((self.current_epoch - first) * num_steps + batch_idx, num_epochs * num_steps)
 
     def _log_metrics(self, prefix: str) -> None:
+        if not self.metrics.update_called:  # named sets only
+            return
         figures = self.metrics.compute(self.temperature)
         self.log_dict({f"{prefix}/{name}": value for name, value in figures.items()}, rank_zero_only=False)
         self.metrics.reset()

@@ -17,10 +17,10 @@ from transformers import (
 
 from ser_lightning.backbone import load_tokenizer
 from ser_lightning.errors import UserError, raise_problems
-from ser_lightning.export import RewardRun, read_reward_run
 from ser_lightning.judges import FunctionJudge, Judge, RewardModelJudge, RewardSum, describe, named
 from ser_lightning.masks import choose_layout
-from ser_lightning.scorer import Scorer, load_scorer
+from ser_lightning.reward_run import RewardRun, read_reward_run
+from ser_lightning.scorer import Scorer
 
 _SOURCES = (
     "give the run folder of a fit, a transformers folder with a classifier of one label, or the dotted path of a "
@@ -103,10 +103,10 @@ def _judge_of_run(source: str, run: Path, device: torch.device | str, build: Bui
     delivered = read_reward_run(run)
     scorer = build(delivered) if build else None
     if scorer is None:
-        scorer = load_scorer(delivered.backbone, device)
-        scorer.load_trainable_state(delivered.weights)
+        scorer, tokenizer = delivered.load(device)
         scorer.requires_grad_(False).to(device)  # not what `build` made: its parameters may be the policy's
-    tokenizer = load_tokenizer(delivered.backbone)
+    else:
+        tokenizer = load_tokenizer(delivered.backbone)
     return RewardModelJudge(scorer, tokenizer, delivered.max_length, delivered.zero, delivered.temperature, source)
 
 

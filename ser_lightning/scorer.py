@@ -3,6 +3,8 @@
 A decoder's reward is read at the last position whose attention mask is 1; an encoder keeps its own pooling.
 """
 
+from typing import Self
+
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from peft import PeftModel
@@ -12,6 +14,7 @@ from transformers import AutoModelForSequenceClassification
 from ser_lightning.backbone import Backbone, load_tokenizer, not_found
 from ser_lightning.bodies import (
     check_vocabulary,
+    forget_gguf,
     keep_in_float32,
     loading_arguments,
     prepare_body,
@@ -20,7 +23,7 @@ from ser_lightning.bodies import (
 from ser_lightning.errors import UserError, raise_problems
 from ser_lightning.layouts import PADDED, Layout
 from ser_lightning.masks import LayoutName, choose_layout, last_hidden
-from ser_lightning.records import Inputs, Padded
+from ser_lightning.records import Features, Inputs, Padded
 from ser_lightning.trainable import load_exactly, trainable_state
 
 
@@ -38,6 +41,7 @@ class Scorer(nn.Module):
         prefix = str(model.base_model_prefix)
         self.head_names = [name for name, _ in model.named_children() if name != prefix]
         self.is_decoder = self.head_names == ["score"]
+        self.is_body_frozen = not any(p.requires_grad for p in self.body.parameters())
         for name in self.head_names:
             keep_in_float32(model.get_submodule(name))
 
@@ -46,13 +50,31 @@ class Scorer(nn.Module):
         """The pretrained part, as peft wraps it."""
         return getattr(self.model, str(self.model.base_model_prefix))
 
-    def forward(self, inputs: Inputs) -> Tensor:
-        """(R,) float32 rewards, in logits, of R whole sequences in either layout."""
+    @property
+    def hidden_size(self) -> int:
+        """H, the size of a state."""
+        return int(self.model.config.get_text_config().hidden_size)
+
+    def train(self, mode: bool = True) -> Self:
+        """A frozen body stays in evaluation mode: dropout in what is not trained would be noise for nothing."""
+        super().train(mode)
+        if self.is_body_frozen:
+            self.body.eval()
+        return self
+
+    def forward(self, inputs: Inputs | Features) -> Tensor:
+        """(R,) float32 rewards, in logits, of R whole sequences in any layout, or of their states."""
         if not self.is_decoder:
             assert isinstance(inputs, Padded)
             logits = self.model(input_ids=inputs.input_ids, attention_mask=inputs.attention_mask).logits
             return logits.float().squeeze(-1)
-        return self.model.score(last_states(last_hidden(self.body, inputs), inputs)).squeeze(-1)
+        hidden = inputs.hidden if isinstance(inputs, Features) else self.states(inputs)
+        return self.model.score(hidden).squeeze(-1)
+
+    def states(self, inputs: Inputs) -> Tensor:
+        """(R, H) states of a decoder at the last token of each sequence: what the head reads."""
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.is_body_frozen):
+            return last_states(last_hidden(self.body, inputs), inputs)
 
     def trainable_state(self) -> dict[str, Tensor]:
         """Every tensor that training changes, by name; views, not copies."""
@@ -106,6 +128,7 @@ def merged_model(scorer: Scorer) -> nn.Module:
         setattr(model, str(model.base_model_prefix), scorer.body.merge_and_unload())
     for name in scorer.head_names:
         vars(model.get_submodule(name)).pop("forward", None)
+    forget_gguf(model)
     return model
 
 

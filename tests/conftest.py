@@ -5,6 +5,7 @@ import os
 import random
 from pathlib import Path
 
+os.environ["OMP_NUM_THREADS"] = "1"  # two workers share two cores, and the models are tiny
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported
 os.environ["WANDB_MODE"] = "offline"
 

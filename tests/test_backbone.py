@@ -1,3 +1,5 @@
+import copy
+
 import pytest
 import torch
 from transformers import (
@@ -214,9 +216,10 @@ def test_template_from_a_file_and_a_missing_one(tiny_model_dir, tmp_path):
 
 
 def test_a_tokenizer_whose_pad_is_its_eos_gets_a_pad_of_its_own_where_there_is_one(tmp_path, tiny_tokenizer):
-    tiny_tokenizer.add_special_tokens({"additional_special_tokens": ["<|reserved_0|>"]})
-    tiny_tokenizer.pad_token = tiny_tokenizer.eos_token
-    tiny_tokenizer.save_pretrained(tmp_path)
+    own = copy.deepcopy(tiny_tokenizer)  # the other tests' is left as it is
+    own.add_special_tokens({"additional_special_tokens": ["<|reserved_0|>"]})
+    own.pad_token = own.eos_token
+    own.save_pretrained(tmp_path)
     tokenizer = load_tokenizer(Backbone(str(tmp_path)))
     assert tokenizer.pad_token_id not in (None, tokenizer.eos_token_id, tokenizer.bos_token_id)
 

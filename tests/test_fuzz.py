@@ -173,14 +173,14 @@ def config():
 def test_no_config_ends_in_a_traceback(config, tiny_run):
     codes = []
 
-    @settings(max_examples=24, **FUZZ)  # each parses its config dozens of times, to name every problem
+    @settings(max_examples=16, **FUZZ)  # each parses its config dozens of times, to name every problem
     @given(mutated_config(config))
     def run(mutated):
         Path("mutated.yaml").write_text(yaml.safe_dump(mutated))
         codes.append(outcome("fit", "--config", "mutated.yaml", *tiny_run[2:], *ONE_STEP))
 
     run()
-    assert set(codes) == {0, 2} and len(codes) == 24  # some are refused, and some change nothing that matters
+    assert set(codes) == {0, 2} and len(codes) == 16  # some are refused, and some change nothing that matters
 
 
 def test_no_resume_with_other_data_or_config_loses_a_finished_round(config, tiny_run, pairs_file):
@@ -189,7 +189,7 @@ def test_no_resume_with_other_data_or_config_loses_a_finished_round(config, tiny
     own = [*tiny_run, "--data.path=pairs.jsonl"]
     assert main(["fit", *own, "--run_dir=template", "--trainer.max_epochs=4"]) == 0
     finished = {p.relative_to("template"): p.read_bytes() for p in Path("template/rounds").rglob("*") if p.is_file()}
-    assert len(finished) == 2
+    assert len(finished) == 4  # model, audit, guards, notes for the report
     text = pairs_file.read_bytes()
     limits = ["--trainer.max_epochs=5", "--trainer.devices=1", "--trainer.num_nodes=1", "--trainer.strategy=auto"]
 

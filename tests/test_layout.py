@@ -8,14 +8,30 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 FLOORS = (
-    ("errors", "records", "atomic", "ranks", "collectives", "seeds"),
+    ("errors", "records", "atomic", "ranks", "collectives", "seeds", "model_card"),
     ("losses", "calibration", "policy_math", "encode", "packing", "layouts"),
-    ("metrics", "response_stats", "selection", "backbone", "trainable", "bodies", "masks", "floors"),
-    ("scorer", "scoring", "checkpoints", "length_quota", "schedule", "updates"),
+    (
+        "metrics",
+        "response_stats",
+        "selection",
+        "guards",
+        "backbone",
+        "trainable",
+        "identity",
+        "bodies",
+        "masks",
+        "floors",
+        "evaluation",
+        "ab_tests",
+        "gates",
+    ),
+    ("scorer", "scoring", "checkpoints", "length_quota", "shards", "schedule", "strategies", "features", "updates"),
+    ("memory", "forecast", "plan_text"),
     ("policy", "rollout", "policy_run", "policy_module", "policy_export", "shared_base", "experience"),
-    ("run_folder", "export", "judges", "rewards"),
+    ("run_folder", "reward_run", "export", "judges", "rewards", "file_rows", "reward_scorer", "score", "compare"),
+    ("report_data", "report_figures", "report_tables", "report", "query"),
     ("reward_module", "sft_module", "ppo_module", "generate_module", "arguments", "diagnosis"),
-    ("cli",),
+    ("cli", "plan"),
     ("__main__",),
 )
 """From the ground up: a module imports from floors below its own, or from an earlier module of its own."""

@@ -43,7 +43,7 @@ def test_the_wheel_holds_every_file_of_the_checkout(wheel):
     expected = {
         f"ser_lightning/{path.relative_to(ROOT).as_posix().removeprefix('ser_lightning/')}"
         for folder, patterns in {
-            "ser_lightning": ["*.py"],
+            "ser_lightning": ["*.py", "*.html"],
             "callbacks": ["*.py"],
             "datamodules": ["*.py", "world_lm/*"],
             "configs": ["*.py", "**/*.yaml"],

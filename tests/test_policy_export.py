@@ -54,7 +54,7 @@ def test_a_run_that_started_from_a_run_exports_what_both_have_learnt(run, pairs_
 def test_it_writes_over_nothing_and_needs_a_checkpoint(tiny_model_dir, pairs_file, capsys):
     assert main(["fit", *sft_flags(tiny_model_dir, pairs_file), "--run_dir=run"]) == 0
     Path("out").mkdir()
-    with pytest.raises(UserError, match="^--out: out exists already; name another folder or remove it$"):
+    with pytest.raises(UserError, match="^--to: out exists already; name another folder or remove it$"):
         export_policy(Path("run"), Path("out"))
     assert not list(Path("out").iterdir())
     Path("run/checkpoints/last.ckpt").unlink()
@@ -73,5 +73,5 @@ def test_an_export_that_computes_something_else_is_refused(run, monkeypatch):
         save(self, *args, **kwargs)
 
     monkeypatch.setattr(LlamaForCausalLM, "save_pretrained", bend)
-    with pytest.raises(UserError, match=r"^export: logits of out differ by \S+ from the trained model's; do not"):
+    with pytest.raises(UserError, match=r"^export: logits of the folder differ by \S+ from the trained model's$"):
         export_policy(Path("run"), Path("out"))

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from ser_lightning.__main__ import main
+from tests.policy_runs import sft_flags
 
 ROOT = Path(__file__).parent.parent
 DDP = ("--trainer.devices=2", "--trainer.strategy=ddp")
@@ -22,6 +23,7 @@ def _fit(tiny_run, name, *extra):
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
+    Path(name, "stderr.txt").write_text(done.stderr)
     return [pq.read_table(file).to_pydict() for file in sorted(Path(name).glob("rounds/*/audit.parquet"))]
 
 
@@ -33,6 +35,12 @@ def test_two_ranks_label_and_select_as_one_and_learn_the_same_weights(tiny_run):
         assert len(set(b["pair_id"])) == len(b["pair_id"])  # the pool of 55 does not divide evenly
         assert [a[k] for k in ("pair_id", "label", "kept")] == [b[k] for k in ("pair_id", "label", "kept")]
         assert a["reward_a"] == pytest.approx(b["reward_a"], abs=1e-4)
+    tables = [Path(name, "rounds.csv").read_text().splitlines() for name in ("one", "two")]
+    tokens = [[row["tokens"] for row in csv.DictReader(table)] for table in tables]
+    assert tokens[0] == tokens[1]
+    states = [torch.load(f"{name}/checkpoints/previous.ckpt", weights_only=True) for name in ("one", "two")]
+    counts = [next(s for k, s in state["callbacks"].items() if "Evolution" in k)["trained_tokens"] for state in states]
+    assert counts[0] == counts[1] > 0  # what a resume goes on from: of all ranks, not of the one that saved
     models = [torch.load(f"{name}/rounds/1/model.pt", weights_only=True)["weights"] for name in ("one", "two")]
     assert all(torch.allclose(models[0][k], models[1][k], atol=1e-4) for k in models[0])
 
@@ -58,6 +66,7 @@ def fail(self, trainer, *args):
 
 EvolutionCallback.on_train_batch_end = fail
 from ser_lightning.__main__ import main
+from tests.policy_runs import sft_flags
 sys.exit(main(sys.argv[1:]))
 """
 
@@ -158,3 +167,50 @@ def test_two_ranks_learn_a_policy_as_one(tiny_model_dir, pairs_file, monkeypatch
         assert {k for k, v in row.items() if v} == {k for k, v in row_of_two.items() if v}
         for name in (k for k, v in row.items() if v):
             assert float(row[name]) == pytest.approx(float(row_of_two[name]), abs=1e-5, rel=1e-4), name
+
+
+def test_two_ranks_compute_the_features_that_one_does(tiny_run):
+    head = ("--model.backbone.train=head", "--model.optimizer.init_args.lr=0.05")
+    one = _fit(tiny_run, "one", *head, "--data.cache_dir=cache_one")
+    two = _fit(tiny_run, "two", *head, "--data.cache_dir=cache_two", *DDP)
+    [first], [second] = (list(Path(name).glob("*/features-*.bin")) for name in ("cache_one", "cache_two"))
+    assert first.name == second.name
+    states = [torch.from_file(str(f), size=f.stat().st_size // 4, dtype=torch.float32) for f in (first, second)]
+    assert torch.allclose(*states, atol=1e-5)
+    for a, b in zip(one, two, strict=True):
+        assert [a[k] for k in ("pair_id", "label", "kept")] == [b[k] for k in ("pair_id", "label", "kept")]
+
+
+def test_a_frozen_body_in_shards_learns_what_a_whole_one_does(tiny_run):
+    """Micro-batches of a few tokens: the ranks have different numbers of them, and must not wait for one another."""
+    settings = ["--model.backbone.train=lora", "--model.backbone.lora.dropout=0", "--data.tokens_per_batch=100"]
+    one = _fit(tiny_run, "one", *settings)
+    two = _fit(tiny_run, "two", *settings, "--trainer.devices=2", "--trainer.strategy=fsdp_frozen")
+    for a, b in zip(one, two, strict=True):
+        assert [a[k] for k in ("pair_id", "label", "kept")] == [b[k] for k in ("pair_id", "label", "kept")]
+        assert a["reward_a"] == pytest.approx(b["reward_a"], abs=1e-4)
+    assert "weights of the body spread over 2 ranks" in Path("two/stderr.txt").read_text()
+    models = [torch.load(f"{name}/rounds/1/model.pt", weights_only=True) for name in ("one", "two")]
+    assert models[0]["identity"] == models[1]["identity"]
+    weights = [model["weights"] for model in models]
+    assert weights[0].keys() == weights[1].keys()
+    assert all(torch.allclose(weights[0][k], weights[1][k], atol=1e-4) for k in weights[0])
+    test = ["test", "--run_dir=two", "--ckpt_path=last", "--trainer.devices=1", "--trainer.strategy=auto"]
+    assert main(test) == 0
+
+
+def test_two_ranks_imitate_as_one(tiny_model_dir, pairs_file):
+    """Responses of a step of 5 do not divide evenly."""
+    flags = [*sft_flags(tiny_model_dir, pairs_file), "--data.responses_per_step=5", "--trainer.max_epochs=2"]
+    assert main(["fit", *flags, "--run_dir=one"]) == 0
+    command = [sys.executable, "-m", "ser_lightning", "fit", *flags, "--run_dir=two", *DDP]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    start, one, two = (
+        torch.load(f"{name}/checkpoints/{file}.ckpt", weights_only=True)["state_dict"]
+        for name, file in (("one", "previous"), ("one", "last"), ("two", "last"))
+    )
+    assert one.keys() == two.keys()
+    assert all(torch.allclose(one[k], two[k], atol=1e-5) for k in one)
+    assert not all(torch.equal(start[k], one[k]) for k in one)

@@ -20,11 +20,12 @@ from transformers import (
 from ser_lightning.__main__ import main
 from ser_lightning.encode import encode_pairs, encode_responses
 from ser_lightning.errors import UserError
-from ser_lightning.export import export, read_reward_run
+from ser_lightning.export import export
 from ser_lightning.judges import FunctionJudge, RewardModelJudge, checked_scores
 from ser_lightning.layouts import PADDED, PairRow, collate_pairs
 from ser_lightning.records import PreferencePair
 from ser_lightning.reward_module import RewardModule
+from ser_lightning.reward_run import read_reward_run
 from ser_lightning.rewards import load_judge, load_rewards
 from ser_lightning.scoring import evaluating
 

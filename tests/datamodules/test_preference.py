@@ -26,7 +26,7 @@ def test_every_pair_is_scored_once_in_equally_many_batches_a_rank(load, path, by
 def test_empty_splits_have_no_batches(load, path):
     datamodule = load(path, test_fraction=0.0)
     assert list(datamodule.scoring_dataloader("test")) == []
-    with pytest.raises(UserError, match="test: got no test pairs; set data.test_path or data.test_fraction"):
+    with pytest.raises(UserError, match="got no test pairs; set data.test_path, data.test_fraction or data.eval_sets"):
         datamodule.test_dataloader()
     with pytest.raises(ValueError, match="split: got 'train'; use seed, pool, test or all"):
         datamodule.scoring_dataloader("train")
@@ -47,7 +47,7 @@ def test_without_validation_pairs_fit_validates_nothing_and_validate_says_so(loa
     datamodule = load(path)
     assert datamodule.val_dataloader() == []
     datamodule.trainer.state.fn = "validate"
-    with pytest.raises(UserError, match="set data.val_fraction above 0, or use `test`"):
+    with pytest.raises(UserError, match="got no validation pairs; set data.val_fraction or data.eval_sets"):
         datamodule.val_dataloader()
 
 

@@ -1,8 +1,12 @@
 """Training steps: what an epoch trains on depends on state and epoch, and on no layout of files or processes."""
 
+import threading
+
 import pytest
 import torch
+from torch.utils.data import Dataset
 
+from ser_lightning.datamodules.steps import make_loader
 from ser_lightning.errors import UserError
 from ser_lightning.records import Selection
 
@@ -196,3 +200,39 @@ def test_labels_must_be_labels_and_pairs_come_once(datamodule, select):
     for wrong in (select(ids, [0, 2]), select(ids[[0, 0]])):
         with pytest.raises(ValueError, match="needs each pair once, with the label 0 or 1"):
             datamodule.accept(wrong)
+
+
+class Items(Dataset):
+    """Numbers, each announced when it is made; 3 is bad."""
+
+    def __init__(self):
+        self.made = [threading.Event() for _ in range(6)]
+
+    def __len__(self):
+        return len(self.made)
+
+    def __getitem__(self, index):
+        if index == 3:
+            raise UserError("item 3 is bad")
+        self.made[index].set()
+        return index
+
+
+def test_the_loader_makes_the_next_item_while_one_is_in_use_and_no_more_than_that():
+    items = Items()
+    loader = iter(make_loader(items, 0))
+    assert next(loader) == 0
+    assert items.made[1].wait(10)
+    assert not items.made[2].is_set()
+    assert next(loader) == 1 and items.made[2].wait(10)
+
+
+def test_an_error_in_the_loader_comes_in_its_turn_and_a_loader_can_be_left():
+    seen = []
+    with pytest.raises(UserError, match="item 3 is bad"):
+        seen.extend(item for item in make_loader(Items(), 0) if seen.append(item))
+    assert seen == [0, 1, 2]
+    for item in make_loader(Items(), 0):
+        if item == 1:
+            break
+    assert len(make_loader(Items(), 0)) == 6

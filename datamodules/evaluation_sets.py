@@ -1,0 +1,119 @@
+"""Named sets of labelled pairs that a model is measured on and never trained on."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from ser_lightning.datamodules.formats import parse_row
+from ser_lightning.datamodules.reader import PairStore
+from ser_lightning.datamodules.sources import Source, open_sources
+from ser_lightning.datamodules.steps import PairSet
+from ser_lightning.datamodules.store import ROLES, UNLABELLED, build_store, is_complete, store_key
+from ser_lightning.errors import UserError
+from ser_lightning.records import PreferencePair
+
+
+class EvaluationSet:
+    """One named set, encoded into the cache like other pairs.
+
+    Args:
+        name: what figures call it.
+        path: a file of labelled pairs.
+        columns: how the file calls the columns.
+        category: column that holds a pair's category, None = there is none.
+    """
+
+    def __init__(self, name: str, path: str, columns: Mapping[str, str], category: str | None) -> None:
+        self.name, self.path, self.columns, self.category = name, path, columns, category
+        self._sources: list[Source] | None = None
+        self._store: PairStore | None = None
+
+    def prepare(self, cache: Path, tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:
+        """Encode the pairs into the cache, unless they are there."""
+        folder = self._folder(cache, tokenizer, max_length)
+        if not is_complete(folder):
+            build_store(folder, self._by_role(), self.columns, tokenizer, max_length)
+            rank_zero_info(f"Evaluation set {self.name}: written to {folder}")
+
+    def open(
+        self, cache: Path, tokenizer: PreTrainedTokenizerBase, max_length: int, seen_dialogues: np.ndarray
+    ) -> None:
+        """Map the encoded pairs, without those of dialogues that training sees.
+
+        Args:
+            cache: folder of encoded pairs.
+            tokenizer: the module's.
+            max_length: most tokens in a conversation.
+            seen_dialogues: ids of the dialogues of seed, pool and validation.
+
+        Raises:
+            UserError: no labelled pair is left.
+        """
+        self._store = store = PairStore(self._folder(cache, tokenizer, max_length))
+        labels = store.read_labels()
+        is_labelled, is_seen = labels > UNLABELLED, np.isin(store.dialogue_id, seen_dialogues)
+        self.rows = np.flatnonzero(is_labelled & ~is_seen)
+        self.labels = labels[self.rows]
+        if num_seen := int((is_labelled & is_seen).sum()):
+            rank_zero_warn(
+                f"data.eval_sets: {num_seen} of {int(is_labelled.sum())} pairs of {self.name} are of dialogues that "
+                "training sees, and are left out"
+            )
+        if not len(self.rows) and is_labelled.any():
+            raise UserError(
+                f"data.eval_sets: every pair of {self.name} is of a dialogue that training sees; give others"
+            )
+        if not len(self.rows):
+            raise UserError(
+                f"data.eval_sets: {self.name} has no labelled pair in {self.path} ({len(labels)} without a label or "
+                "with contradicting ones); give pairs with chosen and rejected, or with a label"
+            )
+
+    @property
+    def store(self) -> PairStore:
+        """The encoded pairs, once `open` has run."""
+        if self._store is None:
+            raise RuntimeError(f"evaluation set {self.name} is not open")
+        return self._store
+
+    def pairs(self) -> PairSet:
+        """The pairs with their labels."""
+        return PairSet.labelled(self.rows, self.labels)
+
+    def places(self, pair_id: Tensor) -> np.ndarray:
+        """(N,) rows of the store of these pairs."""
+        order = np.argsort(self.store.pair_id)
+        return order[np.searchsorted(self.store.pair_id[order], pair_id.numpy())]
+
+    def texts(self, pair_id: Tensor) -> list[PreferencePair]:
+        """The pairs, without their labels."""
+        return self.store.read_texts(self.places(pair_id))
+
+    def categories(self, pair_id: Tensor) -> list[str]:
+        """The category of each pair as the file has it; empty where there is no such column."""
+        if self.category is None:
+            return []
+        found: dict[int, str] = {}
+        for source in self._open():
+            for where, row in source.rows():
+                pair = parse_row(row, self.columns, where)
+                if isinstance(pair, PreferencePair):
+                    found.setdefault(pair.pair_id, str(row.get(self.category, "")))
+        if not any(found.values()):
+            raise UserError(f"data.eval_category: got {self.category!r}, which no row of {self.path} has")
+        return [found[i] or "none" for i in pair_id.tolist()]
+
+    def _open(self) -> list[Source]:
+        if self._sources is None:
+            self._sources = open_sources(self.path, 0, 0)
+        return self._sources
+
+    def _by_role(self) -> dict[str, list[Source]]:
+        return {**dict.fromkeys(ROLES, []), "test_path": self._open()}
+
+    def _folder(self, cache: Path, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Path:
+        return cache / store_key(self._by_role(), self.columns, tokenizer, max_length)

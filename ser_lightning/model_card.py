@@ -1,0 +1,174 @@
+"""The README of an exported model: what it is, how to use it, what it was made from, what it cannot do."""
+
+import csv
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import yaml
+from huggingface_hub import ModelCard, ModelCardData
+
+_PACKAGES = ("ser-lightning", "torch", "lightning", "transformers", "peft")
+_COLUMNS = {
+    "rounds.csv": {
+        "round": "round",
+        "kept": "labels kept",
+        "seed_oof_accuracy": "seed, out of fold",
+        "test_accuracy": "test",
+        "calibration_error": "calibration error",
+        "length_correlation": "correlation with length",
+        "delivered": "delivered",
+    },
+    "steps.csv": {
+        "step": "step",
+        "reward": "reward",
+        "gold": "second judge",
+        "kl": "KL, nats a response",
+        "length": "tokens",
+        "win_rate": "win rate",
+    },
+}
+"""Columns of a run's table that the card shows, and what it calls them."""
+_REWARD = """
+It gives a response to a prompt a reward. In a pair, P(a is better) = sigmoid((reward a - reward b) /
+{{ temperature }}); a reward of {{ zero }} is that of a response as often better as worse.
+
+```python
+from transformers import AutoTokenizer, {{ auto_class }}
+
+tokenizer = AutoTokenizer.from_pretrained("FOLDER")
+model = {{ auto_class }}.from_pretrained("FOLDER"{{ arguments }}).eval()
+model.config.pad_token_id = tokenizer.pad_token_id
+messages = [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]
+inputs = tokenizer.apply_chat_template(messages, tokenize=True, return_dict=True, return_tensors="pt")
+reward = model(**inputs).logits[0, 0].float().item()
+```
+Conversations had at most {{ max_length }} tokens in training.
+"""
+_QUANTIZATION = """
+quantization = BitsAndBytesConfig(
+    load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype="bfloat16",
+    llm_int8_skip_modules=["score"],
+)"""
+_POLICY = """
+A language model; use it as any other one of its architecture, with the chat template of its tokenizer.
+"""
+_TEMPLATE = """---
+{{ card_data }}
+---
+# {{ title }}
+{{ use }}
+## Made from
+- base model: `{{ base_model }}`, trained with `{{ train }}`{{ quantized }}
+- data: {{ data }}; {{ labels }}random seeds: {{ seed }} (training), {{ split_seed }} (splits)
+- weights: {{ weights }}
+- versions: {{ versions }}
+
+{{ table }}
+
+Floors, intervals and the labels that were taken are in the run's own files. The test pairs chose nothing.
+
+## Checked
+{{ checked }}
+
+## Limits
+{{ limits }}
+"""
+_REWARD_LIMITS = """- Most of its labels were its own: where its first guesses were wrong, it may have learned them.
+- Its rewards compare responses to one prompt; across prompts they mean little.
+- What is true of its data (language, length, subject, taste of the people who labelled) is true of it."""
+_POLICY_LIMITS = """- It was trained to please a reward model; where that is wrong, it learned what is wrong."""
+
+
+def model_card(
+    run: Path, folder: Path, what: str, weights: str, checked: str, scale: tuple[float, float] | None = None
+) -> None:
+    """Write `README.md` into an export.
+
+    Args:
+        run: the run folder that the model comes from.
+        folder: the export.
+        what: `merged`, `adapter` or `policy`.
+        weights: what the weights are, such as the round and their number format.
+        checked: what the self-test found.
+        scale: zero and temperature of a reward model.
+    """
+    config = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
+    backbone, data = config["model"]["init_args"]["backbone"], config["data"]["init_args"]
+    is_adapter = what == "adapter"
+    is_hub_name = not Path(backbone["path"]).exists()
+    card_data = ModelCardData(
+        library_name="peft" if is_adapter else "transformers",
+        pipeline_tag="text-generation" if what == "policy" else "text-classification",
+        tags=["ser-lightning", "policy"] if what == "policy" else ["ser-lightning", "reward-model"],
+        base_model=backbone["path"] if is_hub_name and "/" in backbone["path"] else None,
+    )
+    values: dict[str, Any] = {
+        "title": "A policy" if what == "policy" else "A reward model that labelled most of its own data",
+        "auto_class": "AutoModelForSequenceClassification",
+        "arguments": "",
+        "max_length": data.get("max_length"),
+    }
+    if is_adapter:
+        bits = ", quantization_config=quantization" if backbone.get("quantize") == "nf4" else ""
+        values |= {"auto_class": "AutoPeftModelForSequenceClassification", "arguments": f", num_labels=1{bits}"}
+    if scale:
+        values |= {"zero": f"{scale[0]:.4g}", "temperature": f"{scale[1]:.4g}"}
+    use = _render(_POLICY if what == "policy" else _REWARD, values)
+    if is_adapter:
+        use = use.replace("AutoTokenizer, AutoPeft", "AutoTokenizer\nfrom peft import AutoPeft")
+        if backbone.get("quantize") == "nf4":
+            use = use.replace("import AutoTokenizer\n", "import AutoTokenizer, BitsAndBytesConfig\n")
+            use = use.replace("\ntokenizer =", _QUANTIZATION + "\ntokenizer =", 1)
+    values |= {
+        "use": use,
+        "base_model": _shown(backbone["path"]),
+        "train": backbone["train"],
+        "quantized": ", its body in 4 bits" if backbone.get("quantize") == "nf4" else "",
+        "data": ", ".join(f"`{_shown(path)}`" for path in _as_list(data["path"])),
+        "labels": f"share with labels {data['seed_fraction']}; " if "seed_fraction" in data else "",
+        "seed": config["seed_everything"],
+        "split_seed": data.get("split_seed"),
+        "weights": weights,
+        "versions": ", ".join(f"{name} {version(name)}" for name in _PACKAGES),
+        "table": run_table(run),
+        "checked": checked,
+        "limits": _POLICY_LIMITS if what == "policy" else _REWARD_LIMITS,
+    }
+    ModelCard.from_template(card_data, template_str=_TEMPLATE, **values).save(folder / "README.md")
+
+
+def _shown(path: str) -> str:
+    """A name on the Hub as it is, of a local path the last part: folders of one machine tell a reader nothing."""
+    return Path(path).name if Path(path).exists() else path
+
+
+def _as_list(value: str | list[str]) -> list[str]:
+    return [value] if isinstance(value, str) else value
+
+
+def _render(template: str, values: dict[str, Any]) -> str:
+    from jinja2 import Template  # comes with the model card
+
+    return Template(template).render(values).strip("\n")
+
+
+def run_table(run: Path) -> str:
+    """The run's table of rounds or steps as Markdown, its own columns only; empty without one."""
+    for name, columns in _COLUMNS.items():
+        if not (run / name).is_file():
+            continue
+        with (run / name).open(newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+        shown = [column for column in columns if rows and rows[0].get(column) not in (None, "")]
+        lines = ["| " + " | ".join(columns[column] for column in shown) + " |", "|" + "---|" * len(shown)]
+        lines += ["| " + " | ".join(_short(row[column]) for column in shown) + " |" for row in rows]
+        return "\n".join(lines)
+    return ""
+
+
+def _short(cell: str) -> str:
+    try:
+        return f"{float(cell):.4g}"
+    except ValueError:
+        return cell

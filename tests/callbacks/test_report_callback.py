@@ -1,0 +1,209 @@
+"""`report.html` in the course of a training: after every round, after a crash, and never in its way."""
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch import seed_everything
+from lightning.pytorch.callbacks import Callback
+
+import ser_lightning.report
+from ser_lightning.callbacks.report import MAX_CHARACTERS, ReportCallback, choose_cards, reliability, shorten
+from ser_lightning.records import PairScores, PreferencePair
+from tests.helpers import data, equal, evolution, fit, module, trainer, weights
+
+
+class Watch(Callback):
+    """How many rounds the page of each epoch tells of; stops with an error in a round, if it is told to."""
+
+    def __init__(self, fail_in=None):
+        self.rounds, self.fail_in = [], fail_in
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        page = Path(trainer.default_root_dir, "report.html")
+        self.rounds.append(page.read_text().count("<tr") if page.exists() else 0)
+        if trainer.datamodule.phase.round == self.fail_in:
+            raise RuntimeError("the lights went out")
+
+
+def notes_of(run, number):
+    return json.loads(Path(run, "rounds", str(number), "report.json").read_text())
+
+
+def rows_of(run):
+    return list(csv.DictReader(Path(run, "rounds.csv").read_text().splitlines()))
+
+
+def rounds_in(page):
+    return page.split("<h2>Rounds</h2>")[1].split("</table>")[0].count("<tr") - 1
+
+
+@pytest.fixture
+def fitted(tiny_model_dir, pairs_file):
+    return fit(tiny_model_dir, pairs_file, "run", ReportCallback())
+
+
+def test_the_page_is_there_after_every_round_and_names_the_last_one(tiny_model_dir, pairs_file, capsys):
+    watch = Watch()
+    fit(tiny_model_dir, pairs_file, "run", ReportCallback(), watch)
+    assert watch.rounds[0] == 0 and watch.rounds[-1] > 0
+    assert rounds_in(Path("run/report.html").read_text()) == 2
+    assert capsys.readouterr().out.splitlines()[-1] == "Report: run/report.html"
+
+
+def test_it_changes_nothing_in_the_training(fitted, tiny_model_dir, pairs_file):
+    without, _ = fit(tiny_model_dir, pairs_file, "plain")
+    assert equal(weights(fitted[0]), weights(without))
+    one, other = ([{**row, "seconds": 0} for row in rows_of(run)] for run in ("run", "plain"))
+    assert one == other
+
+
+def test_a_crash_leaves_the_page_of_the_finished_rounds(tiny_model_dir, pairs_file):
+    with pytest.raises(RuntimeError, match="the lights went out"):
+        fit(tiny_model_dir, pairs_file, "run", Watch(fail_in=1), ReportCallback())
+    assert rounds_in(Path("run/report.html").read_text()) == 1
+    with pytest.raises(RuntimeError, match="the lights went out"):
+        fit(tiny_model_dir, pairs_file, "early", ReportCallback(), Watch(fail_in=0))
+    assert not Path("early/report.html").exists()
+
+
+def test_a_resumed_run_tells_of_the_rounds_before_the_break(tiny_model_dir, pairs_file):
+    with pytest.raises(RuntimeError, match="the lights went out"):
+        fit(tiny_model_dir, pairs_file, "run", Watch(fail_in=1))  # a run from before the callback
+    assert not Path("run/rounds/0/report.json").exists()
+    seed_everything(0, verbose=False)
+    run = trainer("run", evolution(), ReportCallback())
+    run.fit(module(tiny_model_dir), data(pairs_file), ckpt_path="run/checkpoints/last.ckpt", weights_only=True)
+    assert rounds_in(Path("run/report.html").read_text()) == 2
+    assert notes_of("run", 0)["cards"]["most"]
+
+
+def test_more_data_for_a_finished_run_leaves_the_notes_of_its_rounds_alone(fitted, tiny_model_dir, pairs_file):
+    rows = [{"prompt": f"Say {i}.", "response_a": f"{i}", "response_b": f"{i + 1}, so"} for i in range(12)]
+    Path("more.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    seed_everything(0, verbose=False)
+    run = trainer("on", evolution(), ReportCallback())
+    pairs = data(pairs_file, more_path="more.jsonl")
+    run.fit(module(tiny_model_dir), pairs, ckpt_path="run/checkpoints/last.ckpt")
+    assert rounds_in(Path("on/report.html").read_text()) == len(rows_of("on")) == 3
+    assert notes_of("on", 1) == notes_of("run", 1)
+    assert notes_of("on", 2)["pairs"]["pool"] == notes_of("run", 1)["pairs"]["pool"] + 12
+
+
+@pytest.mark.parametrize(("zero", "fn"), [(False, "fit"), (True, "test")])
+def test_only_rank_zero_writes_and_only_in_fit(fitted, zero, fn):
+    class Elsewhere:
+        callbacks, is_global_zero, default_root_dir = [fitted[1]], zero, "elsewhere"
+        state = type("State", (), {"fn": fn})
+
+    ReportCallback().on_exception(Elsewhere(), fitted[0], RuntimeError())
+    assert not Path("elsewhere").exists()
+
+
+def test_a_page_that_cannot_be_written_is_a_warning(tiny_model_dir, pairs_file, monkeypatch, capsys):
+    def fail(*args):
+        raise OSError("no room\non the disk")
+
+    monkeypatch.setattr(ser_lightning.report, "write_report", fail)
+    with pytest.warns(UserWarning, match=r"^report: not written \(OSError: no room on the disk\)$"):
+        _, callback = fit(tiny_model_dir, pairs_file, "run", ReportCallback())
+    assert callback.state.finished
+    assert "Report:" not in capsys.readouterr().out
+
+
+def test_labels_are_counted_and_floors_are_those_of_the_test_pairs(fitted, tiny_model_dir, pairs_file):
+    noted, pairs = notes_of("run", 1), data(pairs_file)
+    pairs.tokenizer = module(tiny_model_dir).tokenizer
+    pairs.prepare_data()
+    pairs.setup("fit")
+    sizes = {split: len(pairs.pair_ids(split)) for split in ("seed", "pool", "val", "test")}
+    assert noted["pairs"] == sizes
+    row = rows_of("run")[1]
+    counted = {"kept_accuracy": int(row["kept"]), "pool_accuracy": sizes["pool"]}
+    assert noted["labels"] == {**counted, "seed_oof_accuracy": sizes["seed"], "test_accuracy": sizes["test"]}
+    ids = pairs.pair_ids("test")
+    longer = (pairs.num_tokens(ids)[:, 0] > pairs.num_tokens(ids)[:, 1]).float()
+    tie = pairs.num_tokens(ids)[:, 0] == pairs.num_tokens(ids)[:, 1]
+    known, right = pairs.hidden_truth("test").count_right(ids, torch.where(tie, 0.5, longer))
+    assert noted["floors"]["longer"] == pytest.approx(right / known)
+    assert set(noted["floors"]) == {"longer", "bag_of_words"}
+
+
+def test_the_bins_give_the_calibration_error_of_the_round(fitted):
+    for number, row in enumerate(rows_of("run")):
+        bins = notes_of("run", number)["reliability"]
+        total = sum(b["pairs"] for b in bins)
+        error = sum(abs(b["right"] - b["pairs"] * b["confidence"]) for b in bins) / total
+        assert error == pytest.approx(float(row["calibration_error"]), abs=1e-5)
+
+
+def test_without_folds_there_is_no_reliability_and_still_a_page(tiny_model_dir, pairs_file):
+    fit(tiny_model_dir, pairs_file, "run", ReportCallback(), folds=0)
+    assert notes_of("run", 1)["reliability"] == []
+    assert rounds_in(Path("run/report.html").read_text()) == 2
+
+
+def test_cards_say_nothing_of_the_hidden_labels(fitted, tiny_model_dir, pairs_file):
+    pairs = data(pairs_file)
+    pairs.tokenizer = module(tiny_model_dir).tokenizer
+    pairs.prepare_data()
+    pairs.setup("fit")
+    pool = {p.prompt[-1]["content"] for p in pairs.lookup(pairs.pair_ids("pool"))}
+    rows = [json.loads(line) for line in pairs_file.read_text().splitlines()]
+    turned = [{**r, "chosen": r["rejected"], "rejected": r["chosen"]} if r["prompt"] in pool else r for r in rows]
+    Path("turned.jsonl").write_text("".join(json.dumps(r) + "\n" for r in turned))
+    fit(tiny_model_dir, Path("turned.jsonl"), "turned", ReportCallback())
+    for number in (0, 1):
+        one, other = notes_of("run", number), notes_of("turned", number)
+        assert len(one["cards"]["most"]) == 5
+        assert [one[key] for key in ("cards", "length", "reliability", "labels")] == [
+            other[key] for key in ("cards", "length", "reliability", "labels")
+        ]
+
+
+class Texts:
+    """Stands for a DataModule: gives the texts of any pair."""
+
+    def lookup(self, ids):
+        return [PreferencePair(i, [{"role": "user", "content": f"<p{i}>"}], f"a{i}", f"b{i}", None) for i in ids]
+
+
+def test_cards_are_the_surest_the_least_sure_and_those_that_flipped():
+    probability = np.array([0.51, 0.99, 0.02, 0.7, 0.3, 0.6, 0.45], np.float32)
+    audit = {
+        "pair_id": np.arange(100, 107),
+        "probability": probability,
+        "label": (probability > 0.5).astype(np.int8),
+        "reason": np.array(["kept"] * 7, object),
+    }
+    before = {"pair_id": np.array([101, 102, 103, 106, 999]), "probability": np.array([0.9, 0.8, 0.4, 0.4, 0.1])}
+    cards = choose_cards(Texts(), audit, before)
+    ids = {kind: [card["pair_id"] for card in found] for kind, found in cards.items()}
+    assert ids["most"] == ["101", "102", "104", "103", "105"] or ids["most"] == ["101", "102", "103", "104", "105"]
+    assert ids["least"][:2] == ["100", "106"]
+    assert ids["flipped"] == ["102", "103"]
+    surest = cards["most"][0]
+    assert (surest["prompt"], surest["response_b"], surest["label"]) == ("user: <p101>", "b101", 1)
+    assert surest["before"] == pytest.approx(0.9)
+    assert cards["least"][0]["before"] is None
+
+
+def test_reliability_by_hand():
+    margin = torch.tensor([0.0, 2.0, -2.0, 2.0])
+    zeros, tokens = torch.zeros(4), torch.ones(4, dtype=torch.long)
+    seed = PairScores(torch.arange(4), margin, zeros, tokens, tokens)
+    low, high = reliability(seed, torch.tensor([1.0, 1.0, 1.0, 1.0]), temperature=2.0)
+    assert (low["pairs"], low["confidence"], low["right"]) == (1, 0.5, 0)
+    assert (high["pairs"], high["right"]) == (3, 2)
+    assert high["confidence"] == pytest.approx(0.731059, abs=1e-6)
+
+
+def test_long_and_broken_texts_are_cut_and_mended():
+    assert shorten("short") == "short"
+    long = "x" * MAX_CHARACTERS + "tail"
+    assert shorten(long) == "x" * MAX_CHARACTERS + " … [4 more characters]"
+    assert shorten("head" + "y" * MAX_CHARACTERS, from_end=True) == "[4 more characters] … " + "y" * MAX_CHARACTERS
+    assert shorten("half \ud83d of a pair").encode("utf-8") == b"half ? of a pair"

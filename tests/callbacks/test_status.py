@@ -1,0 +1,63 @@
+"""Work left of an evolution, counted by hand."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from ser_lightning.callbacks import status
+from ser_lightning.callbacks.status import StatusLine, duration, round_work
+from tests.helpers import evolution
+from tests.report_runs import row
+
+PAIRS = {"seed": 30, "pool": 90, "test": 9}
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    now = SimpleNamespace(seconds=0.0)
+    monkeypatch.setattr(status.time, "monotonic", lambda: now.seconds)
+    return now
+
+
+def trainer_of(callback):
+    data = SimpleNamespace(pair_ids=lambda split: range(PAIRS[split]))
+    return SimpleNamespace(callbacks=[callback], datamodule=data)
+
+
+def test_work_of_a_round():
+    callback = evolution(max_rounds=1, seed_epochs=4, epochs_per_round=2, folds=3)
+    third = pytest.approx
+    first = [*[(third(4 * 20), third((10 + 90) / 3))] * 3, (4 * 30, third((90 + 9) / 3))]
+    assert round_work(callback, 0, PAIRS, 0) == first
+    # The last round labels the pool once: no fold needs labels any more.
+    assert round_work(callback, 1, PAIRS, 60)[0] == (third(2 * (20 + 60)), third(10 / 3))
+    callback.committee = True
+    assert round_work(callback, 1, PAIRS, 60)[0] == (third(2 * (20 + 60)), third((10 + 90) / 3))
+
+
+def test_time_left_is_of_the_work_left(clock):
+    callback = evolution(max_rounds=0, seed_epochs=4, folds=2)
+    line = StatusLine(trainer_of(callback))
+    assert line.text(trainer_of(callback)) == ""  # nothing is known yet
+    work = round_work(callback, 0, PAIRS, 0)
+    total, first_phase = sum(map(sum, work)), sum(work[0])
+    callback.state.phase_index, callback.state.epochs_done, callback.state.phase_first_epoch = 1, 4, 4
+    clock.seconds = 600.0
+    left = 600 * (total - first_phase) / first_phase
+    assert line.text(trainer_of(callback)) == f"at most {duration(left)} left | "
+
+
+def test_accuracy_so_far_is_that_of_the_last_round(clock):
+    callback = evolution()
+    callback.state.rows = [row(0, seed_oof_accuracy=0.61), row(1, seed_oof_accuracy=0.64)]
+    assert StatusLine(trainer_of(callback)).text(trainer_of(callback)) == "oof 0.640 | "
+
+
+def test_other_trainings_have_nothing_to_say():
+    trainer = SimpleNamespace(callbacks=[], datamodule=None)
+    assert StatusLine(trainer).text(trainer) == ""
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(40, "40 s"), (89, "89 s"), (720, "12 min"), (12600, "3.5 h")])
+def test_durations(seconds, text):
+    assert duration(seconds) == text
