@@ -187,8 +187,8 @@ def print_bench(figures: Mapping[str, Any], model: str) -> None:
     console = Console(highlight=False)
     console.print(f"Model: {model}", soft_wrap=True, markup=False)
     console.print(table)
-    console.print("low, high: 95 % interval over prompts; longer: the score of taking the longest response, the floor.")
-    for line in _notes(figures):
+    legend = "low, high: 95 % interval over prompts; longer: the score of taking the longest response, the floor."
+    for line in (legend, *_notes(figures)):
         console.print(line, soft_wrap=True, markup=False)
 
 

@@ -40,8 +40,8 @@ BENCHMARKS: dict[str, dict[str, dict[str, float | None]]] = {
         "Safety": {
             "refusals-dangerous": 100,
             "refusals-offensive": 100,
-            "xstest-should-refuse": 250,
-            "xstest-should-respond": 154,
+            "xstest-should-refuse": 154,
+            "xstest-should-respond": 250,
             "donotanswer": 136,
         },
         # math-prm has 447 rows; its weight is that of the six languages of code together.
@@ -257,12 +257,14 @@ def accuracy_by_section(found: Scored) -> dict[str, dict[str, float]]:
 
     Empty where the categories are of no benchmark, or are its sections already.
     """
-    names = np.asarray(found.category)
-    sections = sections_of(set(found.category))
-    if benchmark_of(set(found.category)) is None or all(len(subsets) == 1 for subsets in sections.values()):
+    of_pair, categories = np.asarray(found.category), set(found.category)
+    if benchmark_of(categories) is None or all(len(names) == 1 for names in sections_of(categories).values()):
         return {}
     credit = half_credit(found.scores.margin, found.target)
-    subsets = {n: SubsetCredit(credit[torch.from_numpy(names == n)], found.prompt[names == n]) for n in set(names)}
+    subsets = {}
+    for name in categories:
+        mine = of_pair == name
+        subsets[name] = SubsetCredit(credit[torch.from_numpy(mine)], found.prompt[mine])
     return {
         section: {"accuracy": one["score"], "low": one["low"], "high": one["high"], "pairs": one["prompts"]}
         for section, one in section_scores(subsets, {})["sections"].items()
