@@ -122,12 +122,13 @@ def figures_of(
         weights: subset -> weight, where it is not the default.
 
     Raises:
-        UserError: nothing could be scored.
+        UserError: nothing could be scored, or nothing with a weight in some section.
     """
     kept = {name: [u for u in of if all(scored[i] is not None for i in u)] for name, of in units.items()}
     kept = {name: of for name, of in kept.items() if of}
     if not kept:
         raise UserError(f"bench: got no row whose responses all fit, of {len(rows)}; raise --max_length")
+    raise_problems(weight_problems({name: weight for name, weight in weights.items() if name in kept}, kept))
     figures, floor = (
         section_scores({name: _credit(rows, of, scored, kind) for name, of in kept.items()}, weights) for kind in (0, 1)
     )
@@ -173,7 +174,7 @@ def print_bench(figures: Mapping[str, Any], model: str) -> None:
     """A line for the whole, each section and its subsets, with the floor beside it, and what is to be known of them."""
     benchmark = figures["benchmark"]
     table = Table(title=benchmark or "Best of n", title_justify="left", box=None, padding=(0, 2, 0, 0))
-    for name in ("", "score", "low", "high", "prompts", "weight", "longer"):
+    for name in ("", "score", "low", "high", "items", "weight", "longer"):
         table.add_column(name, justify="right" if name else "left", no_wrap=True)
     table.add_row("overall", *_cells(figures["overall"], "-"))
     for section, figure in figures["sections"].items():
@@ -184,12 +185,12 @@ def print_bench(figures: Mapping[str, Any], model: str) -> None:
                 table.add_row(f"  {name[:28]}", *_cells(one, f"{one['weight']:g}"))
             for term, value in one.get("terms", {}).items():
                 table.add_row(f"  {term}", f"{value:.3f}", "", "", "", f"{TIE_WEIGHTS[term]:g}", "")
-    console = Console(highlight=False)
-    console.print(f"Model: {model}", soft_wrap=True, markup=False)
+    console = Console(highlight=False, markup=False)
+    console.print(f"Model: {model}", soft_wrap=True)
     console.print(table)
     legend = "low, high: 95 % interval over prompts; longer: the score of taking the longest response, the floor."
     for line in (legend, *_notes(figures)):
-        console.print(line, soft_wrap=True, markup=False)
+        console.print(line, soft_wrap=True)
 
 
 def _notes(figures: Mapping[str, Any]) -> list[str]:
@@ -206,4 +207,4 @@ def _notes(figures: Mapping[str, Any]) -> list[str]:
 
 def _cells(figure: Mapping[str, Any], weight: str) -> list[str]:
     shares = [f"{figure[key]:.3f}" for key in ("score", "low", "high")]
-    return [*shares, f"{figure['prompts']:,}", weight, f"{figure['longer']:.3f}"]
+    return [*shares, f"{figure['items']:,}", weight, f"{figure['longer']:.3f}"]

@@ -3,7 +3,7 @@
 RewardBench: Lambert et al., 2024 (arXiv:2403.13787); RewardBench 2: Malik et al., 2025 (arXiv:2506.01937). Sections,
 weights and scores are those of the authors' code, github.com/allenai/reward-bench: `rewardbench/constants.py`,
 `calculate_scores_per_section`, `reroll_and_score_dataset` and `process_single_model` of `rewardbench/utils.py`.
-N prompts, P pairs of ties rows.
+N items: rows, or pairs of ties rows; P pairs.
 """
 
 import difflib
@@ -52,7 +52,7 @@ BENCHMARKS: dict[str, dict[str, dict[str, float | None]]] = {
     },
     "RewardBench 2": {n: {n: None} for n in ("Factuality", "Precise IF", "Math", "Safety", "Focus", "Ties")},
 }
-"""benchmark -> section -> weight of each of its subsets, None = the number of its prompts."""
+"""benchmark -> section -> weight of each of its subsets, None = the number of its items."""
 TIE_WEIGHTS = {
     "accuracy_ref": 0.3,
     "accuracy_tied": 0.3,
@@ -65,12 +65,12 @@ TIE_WEIGHTS = {
 
 @dataclass(frozen=True)
 class SubsetCredit:
-    """What each prompt of a subset is worth."""
+    """What each item of a subset is worth: a row, or a pair of ties rows."""
 
     credit: Tensor
-    """(N,) a prompt's share of the score."""
+    """(N,)."""
     prompt: np.ndarray
-    """(N,) id of the prompt; rows of one prompt are not independent."""
+    """(N,) id of the prompt; items of one prompt are not independent."""
 
 
 def best_credit(chosen: Tensor, rejected: Tensor) -> float:
@@ -200,15 +200,15 @@ def weight_problems(weights: Mapping[str, float], subsets: Collection[str]) -> l
 def section_scores(found: Mapping[str, SubsetCredit], weights: Mapping[str, float]) -> dict[str, Any]:
     """Scores of subsets, sections and the whole, with 95 % intervals over prompts.
 
-    A subset's score is the mean over its prompts, a section's the weighted mean of its subsets, and the whole the mean
+    A subset's score is the mean over its items, a section's the weighted mean of its subsets, and the whole the mean
     of the benchmark's sections, or of all where there is no benchmark. Prompts are resampled within each subset.
 
     Args:
-        found: subset -> its prompts, at least one each.
-        weights: subset -> weight, instead of the benchmark's or the number of prompts.
+        found: subset -> its items, at least one each.
+        weights: subset -> weight, instead of the benchmark's or the number of items.
 
     Returns:
-        `benchmark` (or None), `overall`, `sections` and `subsets`, each with `score`, `low`, `high` and `prompts`;
+        `benchmark` (or None), `overall`, `sections` and `subsets`, each with `score`, `low`, `high` and `items`;
         subsets with `weight`, sections with their `subsets` and `is_counted` (in the whole); `missing`: sections of the
         benchmark without a row.
     """
@@ -229,8 +229,8 @@ def section_scores(found: Mapping[str, SubsetCredit], weights: Mapping[str, floa
         for section, names in sections.items()
     }
     counted = [section for section in sections if not known or section in known]
-    num_prompts = {name: len(found[name].credit) for name in found}
-    of_sections = {section: sum(num_prompts[name] for name in names) for section, names in sections.items()}
+    num_items = {name: len(found[name].credit) for name in found}
+    of_sections = {section: sum(num_items[name] for name in names) for section, names in sections.items()}
     return {
         "benchmark": benchmark,
         "overall": _figure(np.mean([of_section[s] for s in counted], axis=0), sum(of_sections[s] for s in counted)),
@@ -239,7 +239,7 @@ def section_scores(found: Mapping[str, SubsetCredit], weights: Mapping[str, floa
             for s, names in sections.items()
         },
         "subsets": {
-            name: {**_figure(draws[name], num_prompts[name]), "weight": weight[name]}
+            name: {**_figure(draws[name], num_items[name]), "weight": weight[name]}
             for names in sections.values()
             for name in names
         },
@@ -247,9 +247,9 @@ def section_scores(found: Mapping[str, SubsetCredit], weights: Mapping[str, floa
     }
 
 
-def _figure(draws: np.ndarray, num_prompts: int) -> dict[str, float]:
+def _figure(draws: np.ndarray, num_items: int) -> dict[str, float]:
     low, high = percentiles(draws[1:])
-    return {"score": float(draws[0]), "low": low, "high": high, "prompts": num_prompts}
+    return {"score": float(draws[0]), "low": low, "high": high, "items": num_items}
 
 
 def accuracy_by_section(found: Scored) -> dict[str, dict[str, float]]:
@@ -266,6 +266,6 @@ def accuracy_by_section(found: Scored) -> dict[str, dict[str, float]]:
         mine = of_pair == name
         subsets[name] = SubsetCredit(credit[torch.from_numpy(mine)], found.prompt[mine])
     return {
-        section: {"accuracy": one["score"], "low": one["low"], "high": one["high"], "pairs": one["prompts"]}
+        section: {"accuracy": one["score"], "low": one["low"], "high": one["high"], "pairs": one["items"]}
         for section, one in section_scores(subsets, {})["sections"].items()
     }

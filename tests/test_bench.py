@@ -121,7 +121,7 @@ def test_the_second_benchmark_is_scored_as_by_a_loop(model, capsys, name):
     assert found["overall"]["score"] == pytest.approx(sum(expected.values()) / 4, abs=1e-5)
     assert len({round(value, 3) for value in expected.values()}) == 4  # nothing to mistake for one another
     assert found["benchmark"] == "RewardBench 2" and found["missing"] == ["Factuality", "Safety"]
-    assert found["rows"] == 40 and found["not_scored"] == 0 and found["overall"]["prompts"] == 24 + 8
+    assert found["rows"] == 40 and found["not_scored"] == 0 and found["overall"]["items"] == 24 + 8
     shown = " ".join(capsys.readouterr().out.split())
     assert "RewardBench 2" in shown and "No row of Factuality, Safety: overall is the mean of the other" in shown
     for name, value in {"overall": found["overall"]["score"], **expected, **terms}.items():
@@ -180,13 +180,14 @@ def test_files_without_subsets_and_with_strangers(model, capsys):
     rows = [{"question": r["prompt"], "good": r["chosen"], "bad": r["rejected"]} for r in first_benchmark()]
     columns = "--columns={prompt: question, chosen: good, rejected: bad}"
     plain = bench(model, write(rows), columns)
-    assert list(plain["subsets"]) == ["all"] and plain["benchmark"] is None and plain["overall"]["prompts"] == 30
+    assert list(plain["subsets"]) == ["all"] and plain["benchmark"] is None and plain["overall"]["items"] == 30
     assert "Best of n" in capsys.readouterr().out
-    kinds = [{**row, "kind": row["subset"] if i else "mine"} for i, row in enumerate(first_benchmark())]
+    kinds = [{**row, "kind": row["subset"] if i else "[mine]"} for i, row in enumerate(first_benchmark())]
     found = bench(model, write(kinds), "--category=kind")
-    assert found["sections"]["mine"]["is_counted"] is False and found["sections"]["mine"]["prompts"] == 1
+    assert found["sections"]["[mine]"]["is_counted"] is False and found["sections"]["[mine]"]["items"] == 1
     said = capsys.readouterr().out
-    assert "Not in RewardBench 1, each a section of its own outside of overall: mine." in said
+    assert "Not in RewardBench 1, each a section of its own outside of overall: [mine]." in said
+    assert said.count("[mine]") == 2
 
 
 def test_rows_whose_responses_do_not_fit_are_left_out_with_their_partner(model, capsys):
@@ -268,6 +269,9 @@ def test_wrong_flags_are_a_line_each(model, capsys):
     assert "which is no folder" in problems(capsys, "--model=x", f"--data={data}")[0]
     [line] = problems(capsys, f"--model={model}", f"--data={data}", "--max_length=20", "--device=cpu")
     assert line == "bench: got no row whose responses all fit, of 30; raise --max_length"
+    rows = [{**r, "chosen": "long " * 20} if r["subset"] == "math-prm" else r for r in first_benchmark()]
+    [line] = problems(capsys, f"--model={model}", "--data", write(rows), "--weights={hep-go: 0}", "--device=cpu")
+    assert line.startswith("--weights: got 0 for all of Reasoning")
 
 
 def test_rewards_that_are_no_number_are_one_line(model, capsys):

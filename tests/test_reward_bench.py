@@ -146,7 +146,7 @@ def test_sections_of_the_first_benchmark_by_hand():
     assert scores["benchmark"] == "RewardBench 1" and list(scores["sections"]) == ["Chat", "Reasoning"]
     assert scores["sections"]["Reasoning"]["score"] == pytest.approx(reasoning)
     assert scores["sections"]["Reasoning"]["subsets"] == ["math-prm", "hep-go"]
-    assert scores["overall"]["score"] == pytest.approx((0.5 + reasoning) / 2) and scores["overall"]["prompts"] == 7
+    assert scores["overall"]["score"] == pytest.approx((0.5 + reasoning) / 2) and scores["overall"]["items"] == 7
     assert scores["subsets"]["hep-go"]["weight"] == 164 and scores["missing"] == ["Chat Hard", "Safety"]
     other = section_scores(found, {"math-prm": 492})
     assert other["sections"]["Reasoning"]["score"] == pytest.approx((492 + 82) / 656)
@@ -160,7 +160,7 @@ def test_a_subset_that_the_benchmark_does_not_know_stands_outside_of_overall():
         **{"Chat": True, "Reasoning": True, "Safety (subset)": False, "mine": False}
     }
     assert scores["overall"]["score"] == section_scores(known, {})["overall"]["score"] == pytest.approx(0.75 / 2)
-    assert scores["overall"]["prompts"] == 6
+    assert scores["overall"]["items"] == 6
 
 
 def test_without_a_benchmark_every_subset_is_a_section():
