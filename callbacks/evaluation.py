@@ -18,6 +18,7 @@ from ser_lightning.evaluation import Scored, print_sets, set_figures
 from ser_lightning.floors import BagOfWords
 from ser_lightning.metrics import half_credit
 from ser_lightning.records import PairBatch, PairScores
+from ser_lightning.reward_bench import accuracy_by_section
 from ser_lightning.scoring import concatenate
 
 FILE = "evaluation-{}.json"
@@ -66,6 +67,7 @@ class EvaluationCallback(Callback):
                 continue
             scored = _gathered(one, self._found[index])
             figures[one.name] = set_figures(scored, getattr(pl_module, "temperature", 1.0))
+            figures[one.name]["by_section"] = accuracy_by_section(scored)
             if words is not None:
                 figures[one.name]["bag_of_words_accuracy"] = _words_accuracy(words, one, scored)
             plain = {k: float(v) for k, v in figures[one.name].items() if isinstance(v, int | float)}

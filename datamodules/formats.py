@@ -128,6 +128,35 @@ def parse_prompt(row: Mapping[str, Any], columns: Mapping[str, str], where: str)
     return prompt if any(turn["content"].strip() for turn in prompt) else None
 
 
+def parse_candidates(
+    row: Mapping[str, Any], columns: Mapping[str, str], where: str
+) -> tuple[list[Turn], list[str], list[str]]:
+    """Prompt, chosen and rejected responses of a row that may have several of either.
+
+    Args:
+        row: the file's columns; chosen and rejected are a text or a list of texts each.
+        columns: how the file calls the names of `COLUMNS`, where it calls them otherwise.
+        where: file and line, for messages.
+
+    Raises:
+        UserError: something of it is missing or no text.
+    """
+    prompt = parse_prompt(row, columns, where)
+    if prompt is None:
+        raise UserError(f"{where}: got an empty prompt; fill it, or remove the row")
+    sides = []
+    for name in ("chosen", "rejected"):
+        column = columns[name] if columns.get(name) in row else name
+        value = row.get(column)
+        texts = value if isinstance(value, list) else [value]
+        if not texts or value is None:
+            raise UserError(f"{where}: got no {column}, but the columns {_names(row)}; give a text, or a list of texts")
+        if strange := [text for text in texts if not isinstance(text, str)]:
+            raise UserError(f"{where}: got a {type(strange[0]).__name__} in {column}; give a text, or a list of texts")
+        sides.append([_text(text) for text in texts])
+    return prompt, sides[0], sides[1]
+
+
 class NoTranscript(Exception):
     """A response without a prompt."""
 
@@ -211,6 +240,8 @@ def _turns(turns: Any) -> list[Turn]:
         return []
     if not isinstance(turns, list):
         raise TypeError(f"a {type(turns).__name__} beside a list of turns")
+    if turns and isinstance(turns[0], str):
+        raise TypeError("a list of texts, which are several responses and for the command `bench` alone,")
     return [{"role": _text(turn["role"]), "content": _text(turn["content"])} for turn in turns]
 
 

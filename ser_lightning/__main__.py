@@ -8,6 +8,7 @@ from ser_lightning.errors import UserError, no_room
 COMMANDS = {
     "export": ("ser_lightning.export:main", "write a run's reward model as an ordinary transformers folder"),
     "compare": ("ser_lightning.compare:main", "two reward models on the same labelled pairs; gates for a build"),
+    "bench": ("ser_lightning.bench:main", "RewardBench 1 and 2, and other files of best-of-n rows, scored by section"),
     "score": ("ser_lightning.score:main", "rewards of the pairs or responses in a file, by any reward model"),
     "report": ("ser_lightning.report:main", "one page on a run, or on several side by side"),
     "query": ("ser_lightning.query:main", "the pool pairs that are worth a human label, as a file to annotate"),

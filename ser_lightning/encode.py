@@ -1,7 +1,7 @@
 """Conversations -> ids, always through the tokenizer's chat template.
 
-A dialogue that is too long loses its oldest turns, then the front of its last turn; a response is never cut, and both
-responses of a pair see exactly the same prompt.
+A dialogue that is too long loses its oldest turns, then the front of its last turn; a response is never cut, and all
+responses that are compared see exactly the same prompt.
 """
 
 from collections.abc import Callable, Sequence
@@ -98,7 +98,7 @@ def encode_pairs(
         N encodings, None where a response does not fit.
     """
     try:
-        conversations = [turns for pair in pairs for turns in _both(pair, pair.prompt)]
+        conversations = [turns for pair in pairs for turns in _with_each(pair.prompt, _both(pair))]
         rows = encode_conversations(tokenizer, conversations)
     except TemplateError as error:
         if len(pairs) > 1:  # one at a time, to name the pair
@@ -106,9 +106,36 @@ def encode_pairs(
         raise _refused(f"pair {pairs[0].source_id or pairs[0].pair_id}", pairs[0].prompt, error) from error
     encoded: list[EncodedPair | None] = []
     for pair, ids_a, ids_b in zip(pairs, rows[::2], rows[1::2], strict=True):
-        fits = max(len(ids_a), len(ids_b)) <= max_length
-        encoded.append(EncodedPair(ids_a, ids_b) if fits else _encode_cut(tokenizer, pair, max_length))
+        if max(len(ids_a), len(ids_b)) <= max_length:
+            encoded.append(EncodedPair(ids_a, ids_b))
+        else:
+            cut = _encode_cut(tokenizer, pair.prompt, _both(pair), max_length)
+            encoded.append(None if cut is None else EncodedPair(cut[0], cut[1], is_cut=True))
     return encoded
+
+
+def encode_candidates(
+    tokenizer: PreTrainedTokenizerBase, prompt: list[Turn], responses: Sequence[str], max_length: int
+) -> list[list[int]] | None:
+    """Ids of a prompt with each of its responses, as `encode_pair` but for any number of them.
+
+    Args:
+        tokenizer: has a `chat_template`.
+        prompt: a conversation that waits for a response.
+        responses: N, N > 0.
+        max_length: most ids in a conversation.
+
+    Returns:
+        N lists of ids; None where a response does not fit even without its prompt.
+
+    Raises:
+        UserError: if the template refuses the prompt.
+    """
+    try:
+        rows = encode_conversations(tokenizer, _with_each(prompt, responses))
+    except TemplateError as error:
+        raise _refused("a prompt", prompt, error) from error
+    return rows if max(map(len, rows)) <= max_length else _encode_cut(tokenizer, prompt, responses, max_length)
 
 
 def encode_responses(
@@ -128,24 +155,24 @@ def encode_responses(
     Raises:
         UserError: if the template refuses a prompt, or a response does not fit even without its prompt.
     """
-    pairs = [PreferencePair(0, prompt, text, text, None) for prompt, text in zip(prompts, responses, strict=True)]
     try:
-        rows = encode_conversations(tokenizer, [_both(pair, pair.prompt)[0] for pair in pairs])
+        both = zip(prompts, responses, strict=True)
+        rows = encode_conversations(tokenizer, [_with_each(prompt, [text])[0] for prompt, text in both])
     except TemplateError as error:
-        if len(pairs) > 1:  # one at a time, to name the roles
+        if len(prompts) > 1:  # one at a time, to name the roles
             return [
                 encode_responses(tokenizer, [p], [r], max_length)[0] for p, r in zip(prompts, responses, strict=True)
             ]
         raise _refused("a prompt", prompts[0], error) from error
-    for i, pair in enumerate(pairs):
+    for i, (prompt, text) in enumerate(zip(prompts, responses, strict=True)):
         if len(rows[i]) > max_length:
-            cut = _encode_cut(tokenizer, pair, max_length)
+            cut = _encode_cut(tokenizer, prompt, [text], max_length)
             if cut is None:
                 raise UserError(
-                    f'got a response ("{" ".join(pair.response_a.split())[:40]}") of more than max_length {max_length} '
+                    f'got a response ("{" ".join(text.split())[:40]}") of more than max_length {max_length} '
                     "tokens even without its prompt; allow shorter responses or a longer max_length"
                 )
-            rows[i] = cut.ids_a
+            [rows[i]] = cut
     return rows
 
 
@@ -198,18 +225,24 @@ def _refused(what: str, prompt: list[Turn], error: TemplateError) -> UserError:
     )
 
 
-def _both(pair: PreferencePair, prompt: list[Turn]) -> list[list[Turn]]:
-    return [[*prompt, {"role": "assistant", "content": text}] for text in (pair.response_a, pair.response_b)]
+def _both(pair: PreferencePair) -> list[str]:
+    return [pair.response_a, pair.response_b]
 
 
-def _encode_cut(tokenizer: PreTrainedTokenizerBase, pair: PreferencePair, max_length: int) -> EncodedPair | None:
-    """The longest cut of the prompt with which both responses fit."""
+def _with_each(prompt: list[Turn], responses: Sequence[str]) -> list[list[Turn]]:
+    return [[*prompt, {"role": "assistant", "content": text}] for text in responses]
 
-    def attempt(prompt: list[Turn]) -> tuple[int, EncodedPair]:
-        ids_a, ids_b = encode_conversations(tokenizer, _both(pair, prompt))
-        return max(len(ids_a), len(ids_b)), EncodedPair(ids_a, ids_b, is_cut=True)
 
-    return _cut_prompt(pair.prompt, attempt, max_length)
+def _encode_cut(
+    tokenizer: PreTrainedTokenizerBase, prompt: list[Turn], responses: Sequence[str], max_length: int
+) -> list[list[int]] | None:
+    """The responses behind the longest cut of their prompt with which all of them fit."""
+
+    def attempt(cut: list[Turn]) -> tuple[int, list[list[int]]]:
+        rows = encode_conversations(tokenizer, _with_each(cut, responses))
+        return max(map(len, rows)), rows
+
+    return _cut_prompt(prompt, attempt, max_length)
 
 
 def _cut_prompt(

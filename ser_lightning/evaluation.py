@@ -43,8 +43,17 @@ def prompt_interval(credit: Tensor, prompt: np.ndarray, seed: int = 0) -> tuple[
         prompt: (N,) id of the prompt of each; all pairs of a prompt are drawn together.
         seed: of the resampling.
     """
-    if len(credit) == 0:
-        return math.nan, math.nan
+    return percentiles(resampled_means(credit, prompt, seed)) if len(credit) else (math.nan, math.nan)
+
+
+def percentiles(means: np.ndarray) -> tuple[float, float]:
+    """95 % interval of a figure from its resamples."""
+    low, high = np.quantile(means, (0.025, 0.975))
+    return float(low), float(high)
+
+
+def resampled_means(credit: Tensor, prompt: np.ndarray, seed: int = 0) -> np.ndarray:
+    """(NUM_RESAMPLES,) means of resamples of the prompts; arguments as of `prompt_interval`, N > 0."""
     _, group = np.unique(prompt, return_inverse=True)
     number = np.bincount(group).astype(np.float64)
     right = np.bincount(group, weights=credit.double().numpy())
@@ -53,8 +62,7 @@ def prompt_interval(credit: Tensor, prompt: np.ndarray, seed: int = 0) -> tuple[
     for i in range(NUM_RESAMPLES):
         drawn = np.bincount(generator.integers(len(number), size=len(number)), minlength=len(number))
         means[i] = drawn @ right / (drawn @ number)
-    low, high = np.quantile(means, (0.025, 0.975))
-    return float(low), float(high)
+    return means
 
 
 def set_figures(found: Scored, temperature: float) -> dict[str, Any]:
@@ -123,7 +131,7 @@ def print_sets(figures: dict[str, dict[str, Any]]) -> None:
         words = found.get("bag_of_words_accuracy")
         cells = [f"{found['tie_share']:.3f}", f"{found['calibration_error']:.3f}", f"{found['longer_accuracy']:.3f}"]
         table.add_row(name, *_accuracy_cells(found, "accuracy_"), *cells, "-" if words is None else f"{words:.3f}")
-        for key in ("by_length", "by_category"):
+        for key in ("by_length", "by_category", "by_section"):
             for group, figure in found.get(key, {}).items():
                 table.add_row(f"  {group[:24]}", *_accuracy_cells(figure, ""))
     console = Console(highlight=False)

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field, replace
 from importlib import import_module
 from typing import Any, Literal
 
-from ser_lightning.errors import UserError
-from ser_lightning.records import PreferencePair
+from ser_lightning.errors import UserError, raise_problems
+from ser_lightning.records import PreferencePair, Turn
 
 Kind = Literal["chosen", "sides", "single"]
 """A row has chosen and rejected, response_a and response_b, or a response alone."""
@@ -45,6 +45,23 @@ class RowCounts:
     def usable(self) -> int:
         """Rows that can be scored."""
         return self.rows - self.dropped.total()
+
+
+@dataclass(frozen=True)
+class CandidateRow:
+    """A prompt with chosen and rejected responses, any number of either."""
+
+    where: str
+    """File and line, for messages."""
+    prompt: list[Turn]
+    prompt_id: int
+    """Equal for prompts that differ in case and white space alone."""
+    chosen: list[str]
+    rejected: list[str]
+    is_pair: bool
+    """Whether the file has a text on both sides, and not lists."""
+    subset: str
+    source_id: str | None
 
 
 def open_source(path: str) -> Any:
@@ -112,6 +129,47 @@ def read_rows(
         counts.kinds.add(kind)
         counts.has_ids |= pair.source_id is not None
         yield FileRow(number, where, kind, replace(pair, pair_id=number))
+
+
+def read_candidates(source: Any, columns: Mapping[str, str], subset: str) -> list[CandidateRow]:
+    """All rows of a file of chosen and rejected responses.
+
+    Args:
+        source: what `open_source` gave.
+        columns: how the file calls its columns.
+        subset: column that holds a row's subset; all rows are of one, `all`, where no row has it.
+
+    Raises:
+        UserError: up to ten problems of rows at once.
+    """
+    formats, rows, problems, without = _load("formats"), [], [], []
+    for where, row in source.rows():
+        try:
+            prompt, chosen, rejected = formats.parse_candidates(row, columns, where)
+        except UserError as error:
+            problems += error.problems
+            if len(problems) >= _MAX_PROBLEMS:
+                break
+            continue
+        sides = [row[_name(name, row, columns)] for name in _PAIRS[0]]
+        name, source_id = row.get(subset), row.get(_name("id", row, columns))
+        without += [where] if name is None else []
+        rows.append(
+            CandidateRow(
+                where=where,
+                prompt=prompt,
+                prompt_id=formats.prompt_hash(prompt),
+                chosen=chosen,
+                rejected=rejected,
+                is_pair=not any(isinstance(side, list) for side in sides),
+                subset="all" if name is None else str(name),
+                source_id=None if source_id is None else str(source_id),
+            )
+        )
+    if 0 < len(without) < len(rows):
+        problems.append(f"{without[0]}: got no {subset}, as in {len(without)} of {len(rows)} rows; fill it in all")
+    raise_problems(problems[:_MAX_PROBLEMS])
+    return rows
 
 
 def _kind_of(row: Mapping[str, Any], columns: Mapping[str, str]) -> Kind:

@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from ser_lightning.calibration import prob_a_wins
-from ser_lightning.encode import EncodedPair, encode_pairs, encode_responses
+from ser_lightning.encode import EncodedPair, encode_candidates, encode_pairs, encode_responses
 from ser_lightning.errors import UserError, raise_problems
 from ser_lightning.judges import RewardModelJudge, checked_scores, named
 from ser_lightning.packing import num_shared_tokens
@@ -144,6 +144,42 @@ class RewardScorer:
         raw = self.score_encoded([pair for pair in encoded if pair is not None])
         first, second = (checked_scores(self.judge.name, *side) for side in zip(raw, (responses, others), strict=True))
         return prob_a_wins(first - second, self.temperature)
+
+    def score_candidates(
+        self,
+        prompts: Sequence[list[Turn]],
+        candidates: Sequence[Sequence[str]],
+        show: Callable[[int], object] | None = None,
+    ) -> list[Tensor | None]:
+        """Several responses to each prompt, all of which see it cut alike; equal ones are scored once.
+
+        Args:
+            prompts: N conversations that wait for a response.
+            candidates: C > 0 responses to each of them.
+            show: is told after each batch how many responses it had.
+
+        Returns:
+            N tensors (2, C) float32: raw rewards, and tokens of prompt and response; None where one does not fit.
+
+        Raises:
+            UserError: if the template refuses a prompt, or a reward is not finite.
+        """
+        distinct = [list(dict.fromkeys(texts)) for texts in candidates]
+        with named(self.judge.name):
+            both = zip(prompts, distinct, strict=True)
+            encoded = [encode_candidates(self.judge.tokenizer, p, texts, self.judge.max_length) for p, texts in both]
+        places = [i for i, rows in enumerate(encoded) if rows is not None for _ in rows]
+        rows = [ids for rows in encoded if rows is not None for ids in rows]
+        if not rows:
+            return [None] * len(encoded)
+        texts = [text for group, fits in zip(distinct, encoded, strict=True) if fits is not None for text in group]
+        raw = self.judge.score_rows(rows, self._keys([prompts[i] for i in places], rows), show)
+        found: list[dict[str, tuple[float, int]]] = [{} for _ in encoded]
+        for i, text, ids, reward in zip(
+            places, texts, rows, checked_scores(self.judge.name, raw, texts).tolist(), strict=True
+        ):
+            found[i][text] = reward, len(ids)
+        return [torch.tensor([one[t] for t in c]).T if one else None for one, c in zip(found, candidates, strict=True)]
 
     def encode(self, pairs: Sequence[PreferencePair]) -> list[EncodedPair | None]:
         """N pairs as ids, their prompts cut alike; None where a response does not fit."""

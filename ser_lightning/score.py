@@ -86,13 +86,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--data", type=str, required=True, help="file of pairs or of single responses")
     parser.add_argument("--out", type=str, required=True, help="file to write: .parquet, .csv or .jsonl")
     parser.add_argument("--overwrite", action="store_true", help="write over a file that is there")
-    parser.add_argument("--columns", type=dict[str, str] | None, default=None, help="how the file calls its columns")
-    parser.add_argument("--max_length", type=int | None, default=None, help="most tokens of prompt and response")
-    parser.add_argument(
-        "--tokens_per_batch", type=int, default=16384, help="most tokens in a batch; halve to save room"
-    )
-    parser.add_argument("--device", type=Device, default="auto", help="auto is CUDA where there is one")
-    parser.add_argument("--dtype", type=Dtype, default="auto", help="of the body's weights; auto is as they were saved")
+    add_scoring_flags(parser)
     try:
         args = parser.parse_args(argv)
     except ArgumentError as error:
@@ -100,6 +94,17 @@ def main(argv: list[str]) -> None:
         raise UserError(f"score: {' '.join(str(error).split())}; {how}") from error
     tally, scorer = score_file(args)
     print_tally(tally, scorer, args.out)
+
+
+def add_scoring_flags(parser: ArgumentParser) -> None:
+    """How a command reads its file and what it loads the model with."""
+    parser.add_argument("--columns", type=dict[str, str] | None, default=None, help="how the file calls its columns")
+    parser.add_argument("--max_length", type=int | None, default=None, help="most tokens of prompt and response")
+    parser.add_argument(
+        "--tokens_per_batch", type=int, default=16384, help="most tokens in a batch; halve to save room"
+    )
+    parser.add_argument("--device", type=Device, default="auto", help="auto is CUDA where there is one")
+    parser.add_argument("--dtype", type=Dtype, default="auto", help="of the body's weights; auto is as they were saved")
 
 
 def score_file(args: Namespace) -> tuple[Tally, RewardScorer]:

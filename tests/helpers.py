@@ -1,15 +1,26 @@
 """Short runs of the real module, DataModule and callback on the tiny model."""
 
+import json
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch import Trainer, seed_everything
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    LlamaConfig,
+    LlamaForSequenceClassification,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from ser_lightning.backbone import Backbone
 from ser_lightning.callbacks.evolution import EvolutionCallback
 from ser_lightning.datamodules.preference import PreferenceDataModule
+from ser_lightning.records import Turn
 from ser_lightning.reward_module import RewardModule
 from ser_lightning.selection import SelectionRule, TopShareRule
 
@@ -62,3 +73,34 @@ def weights(model: RewardModule) -> dict[str, torch.Tensor]:
 
 def equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[k], other[k]) for k in one)
+
+
+def save_reward_model(folder: Path, tokenizer: PreTrainedTokenizerBase, max_length: int, **config: Any) -> None:
+    """A reward model as `export` writes it; rewards of different texts differ clearly."""
+    settings = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    settings |= {"num_key_value_heads": 2, "max_position_embeddings": 128, "num_labels": 1, "initializer_range": 0.3}
+    ids = {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id}
+    state = torch.random.get_rng_state()
+    torch.manual_seed(0)
+    LlamaForSequenceClassification(LlamaConfig(**settings, **ids, **config)).save_pretrained(folder)
+    torch.random.set_rng_state(state)
+    tokenizer.save_pretrained(folder)
+    written = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps({**written, "model_max_length": max_length}))
+
+
+@lru_cache(maxsize=1)
+def _plain_model(folder: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    model = AutoModelForSequenceClassification.from_pretrained(folder).float().eval()
+    return model, AutoTokenizer.from_pretrained(folder)
+
+
+def plain_reward(folder: Path, prompt: str | list[Turn], response: str) -> tuple[float, int]:
+    """Reward and number of tokens by transformers alone."""
+    model, tokenizer = _plain_model(folder)
+    turns = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+    ids = tokenizer.apply_chat_template(
+        [*turns, {"role": "assistant", "content": response}], tokenize=True, return_dict=False
+    )
+    with torch.no_grad():
+        return float(model(torch.tensor([ids])).logits), len(ids)

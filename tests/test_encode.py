@@ -3,7 +3,7 @@
 import pytest
 from tokenizers import pre_tokenizers
 
-from ser_lightning.encode import encode_conversations, encode_pair, encode_pairs
+from ser_lightning.encode import encode_candidates, encode_conversations, encode_pair, encode_pairs
 from ser_lightning.errors import UserError
 from ser_lightning.records import PreferencePair
 
@@ -116,3 +116,20 @@ def test_templates_that_ask_for_the_date_get_the_same_one_every_day(tiny_tokeniz
     template("{% if strftime_now is defined %}{{ strftime_now('%d %b %Y') }}{% endif %}")
     [ids] = encode_conversations(tiny_tokenizer, [[{"role": "user", "content": "Hi"}]])
     assert ids == by_hand("26 Jul 2024")[1:-1]
+
+
+def test_any_number_of_responses_see_the_same_cut_prompt(tiny_tokenizer):
+    prompt = pair(("user", "one"), ("assistant", "two"), ("user", "three")).prompt
+    texts = ["Yes", "No", "Perhaps"]
+    whole = [by_hand("<user>one", "<assistant>two", "<user>three", f"<assistant>{text}") for text in texts]
+    cut = [by_hand("<user>three", f"<assistant>{text}") for text in texts]
+    assert encode_candidates(tiny_tokenizer, prompt, texts, len(whole[2])) == whole
+    assert encode_candidates(tiny_tokenizer, prompt, texts, len(whole[2]) - 1) == cut  # though two would fit
+    assert encode_candidates(tiny_tokenizer, prompt, texts[:2], len(whole[2]) - 1) == whole[:2]
+    assert encode_candidates(tiny_tokenizer, prompt, texts, 20) is None
+
+
+def test_a_template_that_refuses_a_prompt_of_many_responses_is_one_line(tiny_tokenizer, monkeypatch):
+    monkeypatch.setattr(tiny_tokenizer, "chat_template", "{{ raise_exception('no roles at all') }}")
+    with pytest.raises(UserError, match="chat template refuses a prompt: got no roles at all for the roles user"):
+        encode_candidates(tiny_tokenizer, pair(("user", "Hi")).prompt, ["Yes"], 100)

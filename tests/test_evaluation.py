@@ -128,6 +128,35 @@ def test_a_sets_scores_are_those_of_the_score_command(tiny_run, sets):
     assert found["accuracy"] == pytest.approx(sum(right) / len(right))
 
 
+def test_rows_of_the_first_reward_bench_are_a_named_set_with_sections(tiny_run, tmp_path, capsys):
+    names = ("alpacaeval-easy", "math-prm", "hep-go")
+    rows = [
+        {"prompt": f"What is {n} plus {n}?", "chosen": f"It is {2 * n}.", "chosen_model": "x", "id": n,
+         "rejected": f"It is {2 * n + 3}, I think.", "rejected_model": "y", "subset": names[n % 3]}
+        for n in range(200, 230)
+    ]  # fmt: skip
+    for row in rows[::6]:  # five of the ten of `hep-go` are the wrong way round
+        row["chosen"], row["rejected"] = row["rejected"], row["chosen"]
+    file = tmp_path / "first.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert main(["fit", *tiny_run, "--run_dir=run", "--trainer.callbacks.max_rounds=0"]) == 0
+    named = [f"--data.eval_sets.first={file}", "--data.eval_category=subset"]
+    assert main(["test", *tiny_run, *named, "--run_dir=run", "--ckpt_path=last"]) == 0
+    found = json.loads(Path("run/evaluation-test.json").read_text())["first"]
+    share = {name: one["accuracy"] for name, one in found["by_category"].items()}
+    assert share["math-prm"] != share["hep-go"]
+    reasoning = (984 * share["math-prm"] + 164 * share["hep-go"]) / 1148
+    assert found["by_section"]["Reasoning"]["accuracy"] == pytest.approx(reasoning)
+    assert found["by_section"]["Chat"]["accuracy"] == pytest.approx(share["alpacaeval-easy"])
+    assert "Reasoning" in capsys.readouterr().out and "by_section" in found
+    # The same model from the other side: no two rewards are equal, so that half credit makes no difference.
+    assert main(["bench", "--model=run", f"--data={file}", "--max_length=64", "--json=bench.json"]) == 0
+    sections = json.loads(Path("bench.json").read_text())["sections"]
+    assert found["tie_share"] == 0 and set(sections) == set(found["by_section"])
+    for name, one in sections.items():
+        assert one["score"] == pytest.approx(found["by_section"][name]["accuracy"])
+
+
 def test_wrong_sets_are_one_line_each(tiny_run, sets, tmp_path, capsys):
     empty = tmp_path / "empty.jsonl"
     empty.write_text(json.dumps({"prompt": "a", "response_a": "b", "response_b": "c"}) + "\n")

@@ -12,12 +12,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from transformers import (
-    AutoModelForSequenceClassification,
-    AutoTokenizer,
-    LlamaConfig,
-    LlamaForSequenceClassification,
-)
+from transformers import AutoTokenizer, LlamaForSequenceClassification
 
 import ser_lightning
 import ser_lightning.score as command
@@ -27,6 +22,7 @@ from ser_lightning.errors import UserError
 from ser_lightning.export import export
 from ser_lightning.file_rows import RowCounts, read_rows
 from ser_lightning.reward_scorer import RewardScorer
+from tests.helpers import plain_reward, save_reward_model
 
 ZERO, TEMPERATURE, MAX_LENGTH = 0.01, 0.05, 60
 PAIRS = [
@@ -43,40 +39,8 @@ TURNS = [
 def model(tiny_tokenizer, tmp_path_factory) -> Path:
     """A reward model as `export` writes it; rewards of different texts differ clearly."""
     folder = tmp_path_factory.mktemp("score") / "model"
-    config = LlamaConfig(
-        vocab_size=len(tiny_tokenizer),
-        hidden_size=16,
-        intermediate_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=2,
-        max_position_embeddings=128,
-        pad_token_id=tiny_tokenizer.pad_token_id,
-        num_labels=1,
-        initializer_range=0.3,
-        reward_zero=ZERO,
-        reward_temperature=TEMPERATURE,
-    )
-    state = torch.random.get_rng_state()
-    torch.manual_seed(0)
-    LlamaForSequenceClassification(config).save_pretrained(folder)
-    torch.random.set_rng_state(state)
-    tiny_tokenizer.save_pretrained(folder)
-    settings = json.loads((folder / "tokenizer_config.json").read_text())
-    (folder / "tokenizer_config.json").write_text(json.dumps({**settings, "model_max_length": MAX_LENGTH}))
+    save_reward_model(folder, tiny_tokenizer, MAX_LENGTH, reward_zero=ZERO, reward_temperature=TEMPERATURE)
     return folder
-
-
-def plain(folder, prompt, response):
-    """Reward and number of tokens by transformers alone."""
-    model = AutoModelForSequenceClassification.from_pretrained(folder).float().eval()
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    turns = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-    ids = tokenizer.apply_chat_template(
-        [*turns, {"role": "assistant", "content": response}], tokenize=True, return_dict=False
-    )
-    with torch.no_grad():
-        return float(model(torch.tensor([ids])).logits), len(ids)
 
 
 def sigmoid(x):
@@ -117,7 +81,7 @@ def test_a_file_gets_the_rewards_of_plain_transformers_in_its_order(model):
     ]
     assert found["row"] == list(range(9)) and not any(found["is_cut"])
     for side in ("chosen", "rejected"):
-        expected = [plain(model, row["prompt"], row[side]) for row in PAIRS]
+        expected = [plain_reward(model, row["prompt"], row[side]) for row in PAIRS]
         assert found[f"reward_{side}"] == pytest.approx([reward for reward, _ in expected], abs=1e-5)
         assert found[f"tokens_{side}"] == [tokens for _, tokens in expected]
     margins = [c - r for c, r in zip(found["reward_chosen"], found["reward_rejected"], strict=True)]
@@ -163,7 +127,7 @@ def test_the_table_counts_by_hand(model, capsys):
     found = score(model, write(rows))
     said = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
     assert found["row"] == [*range(9), 11] and found["is_cut"] == [False] * 9 + [True]
-    assert found["reward_chosen"][-1] == pytest.approx(plain(model, TURNS[2:], "Because.")[0], abs=1e-5)
+    assert found["reward_chosen"][-1] == pytest.approx(plain_reward(model, TURNS[2:], "Because.")[0], abs=1e-5)
     pairs = list(zip(found["reward_chosen"], found["reward_rejected"], strict=True))
     right = sum(chosen > rejected for chosen, rejected in pairs)
     longer = sum(
@@ -234,7 +198,7 @@ def test_single_responses_under_other_names(model, capsys):
     found = score(model, write(rows), "--columns", "{prompt: question, response: answer, id: nr}")
     assert list(found) == ["row", "source_id", "reward", "probability", "tokens", "is_cut"]
     assert found["row"] == [0, 1, *range(3, 10)] and found["source_id"] == list("012345678")
-    expected = [plain(model, row["prompt"], row["chosen"]) for row in PAIRS]
+    expected = [plain_reward(model, row["prompt"], row["chosen"]) for row in PAIRS]
     assert found["reward"] == pytest.approx([reward for reward, _ in expected], abs=1e-5)
     assert found["tokens"] == [tokens for _, tokens in expected]
     by_hand = [sigmoid((reward - ZERO) / TEMPERATURE) for reward, _ in expected]
@@ -355,9 +319,9 @@ def test_three_lines_of_python(model):
     scorer = Scorer.load(model, device="cpu")
     prompts, responses = [row["prompt"] for row in PAIRS], [row["chosen"] for row in PAIRS]
     rewards = scorer.score(prompts, responses)
-    expected = [plain(model, *texts)[0] for texts in zip(prompts, responses, strict=True)]
+    expected = [plain_reward(model, *texts)[0] for texts in zip(prompts, responses, strict=True)]
     assert rewards.tolist() == pytest.approx(expected, abs=1e-5) and rewards.dtype == torch.float32
-    assert scorer.score([TURNS], ["No."]).item() == pytest.approx(plain(model, TURNS[2:], "No.")[0], abs=1e-5)
+    assert scorer.score([TURNS], ["No."]).item() == pytest.approx(plain_reward(model, TURNS[2:], "No.")[0], abs=1e-5)
     others = [row["rejected"] for row in PAIRS]
     probability = scorer.probability(prompts, responses, others)
     by_hand = [sigmoid(m / TEMPERATURE) for m in (rewards - scorer.score(prompts, others)).tolist()]
@@ -384,7 +348,7 @@ def test_length_and_number_format_change_the_rewards(model):
     prompts, responses = [TURNS] * 2, ["Because.", "No."]
     cut = Scorer.load(model, device="cpu").score(prompts, responses)
     whole = Scorer.load(model, device="cpu", max_length=128).score(prompts, responses)
-    assert whole.tolist() == pytest.approx([plain(model, TURNS, text)[0] for text in responses], abs=1e-5)
+    assert whole.tolist() == pytest.approx([plain_reward(model, TURNS, text)[0] for text in responses], abs=1e-5)
     assert not torch.allclose(cut, whole, atol=1e-3)
     half = Scorer.load(model, device="cpu", max_length=128, dtype="bfloat16")
     rough = half.score(prompts, responses)

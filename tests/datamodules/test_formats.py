@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from ser_lightning.datamodules.formats import canonical_pair, content_hash, parse_row, prompt_hash
+from ser_lightning.datamodules.formats import canonical_pair, content_hash, parse_candidates, parse_row, prompt_hash
 from ser_lightning.errors import UserError
 
 PROMPT = [
@@ -152,3 +152,37 @@ def test_a_prompt_that_quotes_a_transcript_stays_one_turn():
 def test_half_a_surrogate_pair_does_not_stop_the_run():
     row = json.loads('{"prompt": "Hi \\ud83d", "chosen": "4", "rejected": "5"}')
     assert parse_row(row, {}, "here").prompt[0]["content"] == "Hi ?"
+
+
+@pytest.mark.parametrize(
+    ("row", "chosen", "rejected"),
+    [
+        ({"prompt": "Sum?", "chosen": "4", "rejected": "5"}, ["4"], ["5"]),
+        ({"prompt": "Sum?", "chosen": ["4", "four"], "rejected": ["5", "", "4"]}, ["4", "four"], ["5", "", "4"]),
+        ({"q": "Sum?", "chosen": ["4"], "no": "\ud800"}, ["4"], ["?"]),
+    ],
+)
+def test_rows_of_several_responses(row, chosen, rejected):
+    columns = {"prompt": "q", "rejected": "no"}
+    assert parse_candidates(row, columns, "here") == ([{"role": "user", "content": "Sum?"}], chosen, rejected)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"chosen": None}, "here: got no chosen, but the columns prompt, chosen, rejected; give a text"),
+        ({"rejected": []}, "here: got no rejected, but the columns"),
+        ({"chosen": turns("4")}, "here: got a dict in chosen; give a text, or a list of texts"),
+        ({"rejected": ["4", 5]}, "here: got a int in rejected; give a text, or a list of texts"),
+        ({"prompt": "\n"}, "here: got an empty prompt; fill it, or remove the row"),
+        ({"prompt": 4}, "here: got a int"),
+    ],
+)
+def test_rows_that_are_not_of_several_responses(change, message):
+    with pytest.raises(UserError, match=message):
+        parse_candidates({"prompt": "Sum?", "chosen": "4", "rejected": "5", **change}, {}, "here")
+
+
+def test_lists_of_texts_are_no_pair():
+    with pytest.raises(UserError, match="here: got a list of texts, .* the command `bench` alone, in prompt, chosen"):
+        parse_row({"prompt": "Sum?", "chosen": ["4"], "rejected": ["5", "6"]}, {}, "here")
