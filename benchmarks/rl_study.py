@@ -22,7 +22,6 @@ from pathlib import Path
 
 import torch
 from record import PACKAGES
-
 from runs import command
 
 HERE = Path(__file__).parent

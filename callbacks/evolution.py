@@ -33,7 +33,7 @@ from ser_lightning.length_quota import keep_length_share
 from ser_lightning.records import PairScores, Selection
 from ser_lightning.scoring import complete_and_unique, concatenate, mean_scores, score_pairs
 from ser_lightning.seeds import hash_seed
-from ser_lightning.selection import Evidence, SelectionRule, Verdict
+from ser_lightning.selection import Evidence, LabelUse, SelectionRule, Verdict
 
 
 class EvolutionCallback(Callback):
@@ -50,6 +50,8 @@ class EvolutionCallback(Callback):
         restart: what starts anew in a round: the `weights` (and the optimiser), the `optimizer`, or `nothing`.
         combine: new labels `replace` the earlier ones, or `add` to them.
         seed_share: share of the seed in the training weight; null weighs every pair the same.
+        label_use: how an accepted label is trained on: `hard` as if a person had given it, `soft` as the probability
+            that the rule gives it, `weighted` as hard with the weight (2q - 1)^2 of its probability q.
         length_quota: `seed` drops the least sure pairs until the longer response wins as often as in the seed.
     """
 
@@ -64,12 +66,13 @@ class EvolutionCallback(Callback):
         restart: Literal["nothing", "optimizer", "weights"] = "weights",
         combine: Literal["replace", "add"] = "replace",
         seed_share: float | None = None,
+        label_use: LabelUse = "hard",
         length_quota: Literal["none", "seed"] = "none",
     ) -> None:
         self.rule, self.max_rounds = rule, max_rounds
         self.seed_epochs, self.epochs_per_round = seed_epochs, epochs_per_round
         self.folds, self.committee, self.restart, self.combine = folds, committee, restart, combine
-        self.seed_share, self.length_quota = seed_share, length_quota
+        self.seed_share, self.label_use, self.length_quota = seed_share, label_use, length_quota
         raise_problems(self._problems())
         self.state = EvolutionState()
         self._round_start = time.monotonic()
@@ -180,7 +183,7 @@ class EvolutionCallback(Callback):
     def _begin_data_phase(self, trainer: Trainer) -> None:
         seed_share = None if self.state.round == 0 else self.seed_share
         folds, first_epoch = max(1, self.folds), self.state.phase_first_epoch
-        trainer.datamodule.begin_phase(self.state.round, self.fold, folds, seed_share, first_epoch)
+        trainer.datamodule.begin_phase(self.state.round, self.fold, folds, seed_share, first_epoch, self.label_use)
 
     def _begin_phase(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.state.phase_first_epoch = self.state.epochs_done

@@ -25,6 +25,7 @@ from ser_lightning.datamodules.steps import (
 from ser_lightning.datamodules.truth import HiddenTruth
 from ser_lightning.errors import UserError, raise_problems
 from ser_lightning.records import PairBatch, PreferencePair, Selection
+from ser_lightning.selection import LabelUse, training_targets
 
 Split = Literal["pool", "seed", "val", "test", "all"]
 """What `predict` can score."""
@@ -126,6 +127,7 @@ class PreferenceDataModule(PairFiles):
         num_folds: int = 3,
         seed_share: float | None = None,
         first_epoch: int = 0,
+        label_use: LabelUse = "hard",
     ) -> None:
         """Choose the pairs of the next epochs: the seed without one fold, and the accepted selection.
 
@@ -135,12 +137,13 @@ class PreferenceDataModule(PairFiles):
             num_folds: folds of the seed, by dialogue.
             seed_share: share of the total weight that the seed pairs carry, None = every pair weighs 1.
             first_epoch: the run's epoch in which the phase begins.
+            label_use: how accepted labels are trained on, see `selection.training_targets`.
         """
         if fold is not None and not 0 <= fold < num_folds:
             raise ValueError(f"fold: got {fold} of {num_folds}")
         if seed_share is not None and not 0 <= seed_share <= 1:
             raise UserError(f"seed_share: got {seed_share}; use a share from 0 to 1, or null")
-        self.phase = Phase(round, fold, num_folds, seed_share, first_epoch)
+        self.phase = Phase(round, fold, num_folds, seed_share, first_epoch, label_use)
 
     def accept(self, selection: Selection, add: bool = False, fold: int | None = None) -> None:
         """Take labels that the model gave to pool pairs; the next phase trains on them.
@@ -178,10 +181,12 @@ class PreferenceDataModule(PairFiles):
         selection = self.accepted_in(phase.fold)
         accepted = self.data.rows_of(selection.pair_id.tolist())
         weights = seed_and_pseudo_weights(len(seed), len(accepted), phase.seed_share)
+        target, weight = training_targets(selection.label, selection.probability, phase.label_use)
+        pseudo_weight = weights[1] * weight.numpy()
         return PairSet(
             rows=np.concatenate([seed, accepted]),
-            target=np.concatenate([self.data.seed_labels(seed), selection.label.numpy()]).astype(np.float32),
-            weight=np.repeat(np.asarray(weights, np.float32), [len(seed), len(accepted)]),
+            target=np.concatenate([self.data.seed_labels(seed), target.numpy()]).astype(np.float32),
+            weight=np.concatenate([np.full(len(seed), weights[0]), pseudo_weight]).astype(np.float32),
         )
 
     # Loaders.

@@ -16,6 +16,7 @@ from ser_lightning.layouts import PADDED, Layout
 from ser_lightning.packing import share_by_tokens
 from ser_lightning.records import Features, Inputs, PairBatch, Selection
 from ser_lightning.seeds import hash_seed
+from ser_lightning.selection import LabelUse
 
 _PAIRS_PER_FEATURE_BATCH = 4096
 
@@ -30,6 +31,7 @@ class Phase:
         num_folds: folds of the seed.
         seed_share: share of the total weight that the seed pairs carry, None = every pair weighs 1.
         first_epoch: the run's epoch in which it begins.
+        label_use: how accepted labels are trained on.
     """
 
     round: int = 0
@@ -37,6 +39,7 @@ class Phase:
     num_folds: int = 3
     seed_share: float | None = None
     first_epoch: int = 0
+    label_use: LabelUse = "hard"
 
 
 @dataclass(frozen=True)

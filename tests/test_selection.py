@@ -15,6 +15,7 @@ from ser_lightning.selection import (
     Verdict,
     changed_share,
     most_informative_target,
+    training_targets,
 )
 
 
@@ -175,6 +176,32 @@ def test_changed_share_counts_new_and_flipped():
     verdict = Verdict(torch.tensor([0.9, 0.1, 0.8, 0.7]), torch.tensor([True, True, True, False]), 1, False, "")
     assert changed_share(torch.arange(4), verdict, []) == 1.0
     assert changed_share(torch.arange(4), verdict, [selection([0, 1], [1, 1])]) == pytest.approx(2 / 3)
+
+
+@pytest.mark.parametrize(
+    ("use", "targets", "weights"),
+    [
+        ("hard", [1.0, 0.0, 1.0], [1.0, 1.0, 1.0]),
+        ("soft", [0.9, 0.3, 0.5], [1.0, 1.0, 1.0]),
+        ("weighted", [1.0, 0.0, 1.0], [2.4, 0.6, 0.0]),  # (0.64, 0.16, 0) over their mean, 0.8 / 3
+    ],
+)
+def test_what_a_label_becomes_in_the_loss(use, targets, weights):
+    label, confidence = torch.tensor([1, 0, 1], dtype=torch.int8), torch.tensor([0.9, 0.7, 0.5])
+    target, weight = training_targets(label, confidence, use)
+    assert target.dtype == weight.dtype == torch.float32
+    assert target.tolist() == pytest.approx(targets) and weight.tolist() == pytest.approx(weights)
+    swapped, same = training_targets(1 - label, confidence, use)
+    assert swapped.tolist() == pytest.approx([1 - t for t in targets]) and torch.equal(same, weight)
+
+
+@pytest.mark.parametrize("use", ["hard", "soft", "weighted"])
+def test_labels_that_say_nothing_weigh_nothing_and_no_label_is_no_weight(use):
+    none = torch.zeros(0)
+    assert [len(x) for x in training_targets(none.to(torch.int8), none, use)] == [0, 0]
+    target, weight = training_targets(torch.ones(2, dtype=torch.int8), torch.full((2,), 0.5), use)
+    assert weight.tolist() == ([0.0, 0.0] if use == "weighted" else [1.0, 1.0])
+    assert target.tolist() == ([0.5, 0.5] if use == "soft" else [1.0, 1.0])
 
 
 def test_length_quota_drops_the_least_sure_of_the_frequent_direction():

@@ -179,6 +179,8 @@ def test_a_rule_that_keeps_nothing_ends_evolution_and_says_so(tiny_model_dir, pa
         {"seed_epochs": 2},
         {"epochs_per_round": 2},
         {"seed_share": 0.9},
+        {"label_use": "soft"},
+        {"label_use": "weighted"},
         {"committee": True},
         {"max_rounds": 1},
         {"combine": "add"},

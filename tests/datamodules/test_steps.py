@@ -9,6 +9,7 @@ from torch.utils.data import Dataset
 from ser_lightning.datamodules.steps import make_loader
 from ser_lightning.errors import UserError
 from ser_lightning.records import Selection
+from ser_lightning.selection import training_targets
 
 
 def test_an_epoch_is_the_seed_and_the_accepted_pairs_once_with_their_labels(datamodule, step_contents):
@@ -146,6 +147,21 @@ def test_seed_share_is_the_share_of_the_weight(datamodule, step_contents):
     assert total == pytest.approx(len(contents))
     assert sum(weights[True]) / total == pytest.approx(0.2)
     assert len({*weights[True]}) == len({*weights[False]}) == 1
+
+
+@pytest.mark.parametrize("use", ["soft", "weighted"])
+def test_accepted_labels_are_trained_on_as_the_phase_says(datamodule, step_contents, use):
+    pool = datamodule.pair_ids("pool")[:3]
+    labels = [torch.tensor([1, 0, 1], dtype=torch.int8), torch.tensor([0.9, 0.7, 0.6])]
+    datamodule.accept(Selection(pool, *labels, 1, 0))
+    datamodule.begin_phase(1, seed_share=0.5, label_use=use)
+    contents = {k: v for step in step_contents(datamodule) for k, v in step.items()}
+    target, weight = training_targets(*labels, use)
+    assert [contents[i][2] for i in pool.tolist()] == pytest.approx(target.tolist())
+    per_pair = 0.5 * len(contents) / 3
+    assert [contents[i][3] for i in pool.tolist()] == pytest.approx((per_pair * weight).tolist())
+    seed = datamodule.pair_ids("seed")
+    assert [contents[i][2] for i in seed.tolist()] == datamodule.seed_labels(seed).tolist()
 
 
 def test_seed_share_without_accepted_pairs_weighs_1(load, path, step_contents):
