@@ -23,12 +23,13 @@ _REASONS = {
     "FSDPStrategy": "is Lightning's own and cannot hold weights of two number formats together (a body and its float32 "
     "head and adapters)",
     "model_parallel": "needs a module that shards itself, which none of ours does",
-    "deepspeed": "takes one backward pass a step, but a step here has as many micro-batches as its tokens need",
+    "deepspeed": "as Lightning drives it ends a step with every backward pass, but a step here has as many micro-batches "
+    "as its tokens need",
     "xla": "has no kernels for the body in 4 bits and none of our masks was tried on it",
 }
 _NEAREST = (
-    "use ddp; where the body of a reward model does not fit one device use fsdp, which spreads weights, gradients and "
-    "optimiser state over the ranks, or ddp with model.init_args.backbone.quantize nf4"
+    "use fsdp for a reward model, this package's own, which spreads weights, gradients and optimiser state over the "
+    "ranks as ZeRO-3 does, and ddp for a policy"
 )
 
 

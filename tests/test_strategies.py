@@ -54,7 +54,9 @@ def test_deepspeeds_class_has_the_name_that_is_looked_for():
 def test_a_refused_strategy_is_one_line_that_names_the_nearest_right_one(strategy, config, capsys):
     assert main(["fit", "--config", config, f"--trainer.strategy={strategy}"]) == 2
     [line] = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
-    assert line.startswith("error: trainer.strategy: got ") and "; use ddp" in line and "use fsdp" in line
+    assert (
+        line.startswith("error: trainer.strategy: got ") and "; use fsdp for a reward model" in line and "ddp" in line
+    )
 
 
 def test_what_was_never_run_says_so_and_what_was_run_says_nothing():
