@@ -23,8 +23,8 @@ _REASONS = {
     "FSDPStrategy": "is Lightning's own and cannot hold weights of two number formats together (a body and its float32 "
     "head and adapters)",
     "model_parallel": "needs a module that shards itself, which none of ours does",
-    "deepspeed": "as Lightning drives it ends a step with every backward pass, but a step here has as many micro-batches "
-    "as its tokens need",
+    "deepspeed": "ends a step with every backward pass, as Lightning drives it, but a step here has as many "
+    "micro-batches as its tokens need",
     "xla": "has no kernels for the body in 4 bits and none of our masks was tried on it",
 }
 _NEAREST = (
