@@ -197,12 +197,13 @@ class EvolutionCallback(Callback):
         state = torch.load(self._phase_file(trainer, self.state.round - 1, self.fold), weights_only=True)
         pl_module.scorer.load_trainable_state(state["weights"])
         if self.restart == "nothing":
-            optimizer.load_state_dict(state["optimizer"])
+            trainer.strategy.load_optimizer_state_dict({"optimizer_states": [state["optimizer"]]})
         else:
             optimizer.state.clear()
 
     def _phase_state(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
-        return {"weights": pl_module.scorer.trainable_state(), "optimizer": trainer.optimizers[0].state_dict()}
+        optimizer = trainer.strategy.optimizer_state(trainer.optimizers[0])
+        return {"weights": pl_module.scorer.trainable_state(), "optimizer": optimizer}
 
     def _phase_file(self, trainer: Trainer, round: int, fold: int | None) -> Path:
         return _round_folder(trainer, round) / f"phase_{'main' if fold is None else fold}.pt"

@@ -142,8 +142,8 @@ class PairFiles(pl.LightningDataModule):
 
     def _shard(self, tokens_per_batch: int) -> Shard:
         pad_token_id = int(self._tokenizer().pad_token_id)
-        # Under FSDP a rank that is done with its batches would keep the others waiting for its part of the weights.
-        is_sharded = strategy_kind(getattr(self.trainer, "strategy", "auto")) == "fsdp_frozen"
+        # A rank that is done with its batches would keep the others waiting for its part of a body in shards.
+        is_sharded = strategy_kind(getattr(self.trainer, "strategy", "auto")) == "fsdp"
         rank, world_size = self._rank()
         return Shard(
             rank,

@@ -1,10 +1,11 @@
-"""Sums over ranks; with one process everything stays as it is."""
+"""Sums over ranks, and tensors in shards, a part a rank; with one process everything stays as it is."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 T = TypeVar("T")
 
@@ -40,3 +41,35 @@ def gather_over_ranks(value: T) -> list[T]:
     values: list[T] = [value] * torch.distributed.get_world_size()
     torch.distributed.all_gather_object(values, value)
     return values
+
+
+def own_part(tensor: Tensor) -> Tensor:
+    """What this rank holds of a tensor, a view: its part of one in shards, else all of it."""
+    if not isinstance(tensor, DTensor):
+        return tensor
+    with torch.no_grad():
+        return tensor.to_local()
+
+
+def cut_like(value: Tensor, like: Tensor) -> Tensor:
+    """A whole tensor, which every rank has, in shards where `like` of the same shape is; nothing is sent."""
+    if not isinstance(like, DTensor):
+        return value
+    return distribute_tensor(value, like.device_mesh, like.placements, src_data_rank=None)
+
+
+def gathered(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors by name as rank 0 is to save them, whole; all ranks must ask together.
+
+    What lies in shards comes one by one to the CPU of rank 0, and to no other rank: none can hold it all on its device.
+    Anything else stays as it is, on every rank.
+    """
+    found = {}
+    for name, tensor in tensors.items():
+        if not isinstance(tensor, DTensor):
+            found[name] = tensor
+            continue
+        full = tensor.full_tensor()
+        if torch.distributed.get_rank() == 0:
+            found[name] = full.cpu()
+    return found

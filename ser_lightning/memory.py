@@ -19,6 +19,7 @@ from ser_lightning.backbone import Backbone, not_found
 from ser_lightning.bodies import check_vocabulary, loading_arguments, prepare_body
 from ser_lightning.errors import UserError, raise_problems
 from ser_lightning.scorer import Scorer
+from ser_lightning.strategies import kept_whole, layers_of
 
 KINDS = ("embeddings", "body", "adapters", "head")
 _NF4_BLOCK, _ABSMAX_BLOCK = 64, 256
@@ -238,6 +239,42 @@ def workspace_bytes(scorer: Scorer, precision: str) -> int:
     is_cast = precision.endswith("-mixed")
     copied = sum(p.numel() for p in multiplied if p.dtype == torch.float32) if is_cast else 0
     return 2 * (copied + max((p.numel() for p in scorer.parameters() if _is_4bit(p)), default=0))
+
+
+# Shards
+
+
+def keep_one_shard(scorer: Scorer, num_ranks: int) -> None:
+    """Leave a meta scorer what one rank holds of it under the strategy `fsdp`: of each weight in shards, its rows.
+
+    FSDP2 gives every rank as many rows as the first one, whose share is rounded up; the last ones only pad it.
+    """
+    kept = set(kept_whole(scorer.body))
+    for p in scorer.body.parameters():
+        if p not in kept:
+            p.data = p.data[: ceil(len(p) / num_ranks)]
+
+
+def gathered_bytes(scorer: Scorer) -> tuple[int, int]:
+    """Estimated most bytes that are whole at one time of a body in shards, in training and in labelling.
+
+    Embeddings and all else outside of layers, one layer that computes, and the next one twice: as it comes and as it is
+    laid out. Where the body is trained, the backward pass has the next one once, and the gradients of a layer (or of
+    what is outside, if that is larger) twice: as they are made and as they are sent.
+
+    Args:
+        scorer: a meta scorer, before `keep_one_shard`.
+    """
+    kept = set(kept_whole(scorer.body))
+
+    def size(module: nn.Module) -> int:
+        return gradient_bytes(p for p in module.parameters() if p not in kept)
+
+    layers = [size(layer) for layer in layers_of(scorer.body)]
+    rest, largest = size(scorer.body) - sum(layers), max(layers, default=0)
+    labelling = rest + 3 * largest
+    is_trained = not scorer.is_body_frozen and not kept
+    return rest + 2 * largest + 2 * max(rest, largest) if is_trained else labelling, labelling
 
 
 # Devices

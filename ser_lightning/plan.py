@@ -29,7 +29,9 @@ from ser_lightning.memory import (
     count_weights,
     device_bytes,
     device_of,
+    gathered_bytes,
     gradient_bytes,
+    keep_one_shard,
     labelling_activations,
     meta_scorer,
     optimizer_bytes,
@@ -42,7 +44,7 @@ from ser_lightning.plan_text import as_text
 from ser_lightning.reward_module import RewardModule
 from ser_lightning.schedule import make_optimizer
 from ser_lightning.scorer import Scorer
-from ser_lightning.strategies import strategy_kind, strategy_notes, strategy_problems
+from ser_lightning.strategies import check_optimizer, strategy_kind, strategy_notes, strategy_problems
 
 
 class PlanCLI(SerCLI):
@@ -115,10 +117,11 @@ def make_plan(cli: PlanCLI) -> tuple[dict[str, Any], list[str]]:
         evolution.setup(SimpleNamespace(reload_dataloaders_every_n_epochs=every, datamodule=data), None, "fit")
     tokens = tokens_by_split(data)
     rounds = [] if evolution is None else rounds_of(data, evolution, tokens)
-    is_cached = module.backbone.train == "head" and scorer.is_decoder
+    is_whole = strategy_kind(settings.trainer.strategy) != "fsdp"
+    is_cached = module.backbone.train == "head" and scorer.is_decoder and is_whole
     plan = {
         "model": {"path": module.backbone.path, **_weights(scorer)},
-        "memory": _memory(module, scorer, data, layout, str(settings.trainer.precision or "32-true"), device),
+        "memory": _memory(module, scorer, data, layout, settings.trainer, device),
         "data": _data(data, tokens, layout),
         "rounds": _rounds(rounds, settings, tokens["all"].total if is_cached else None),
         "checks": [*_tokenizer_checks(tokenizer, scorer, data), *_device_checks(settings.trainer, device)],
@@ -133,17 +136,22 @@ def _weights(scorer: Scorer) -> dict[str, Any]:
 
 
 def _memory(
-    module: RewardModule, scorer: Scorer, data: Any, layout: Layout, precision: str, device: str
+    module: RewardModule, scorer: Scorer, data: Any, layout: Layout, trainer: Namespace, device: str
 ) -> dict[str, Any]:
-    """Bytes by kind, of training and of labelling."""
-    backbone, trained = module.backbone, trained_weights(scorer)
-    weights = count_weights(scorer)
+    """Bytes by kind on one device, of training and of labelling. The scorer is left with the shard of one rank."""
+    backbone, precision = module.backbone, str(trainer.precision or "32-true")
+    copies, gathered = workspace_bytes(scorer, precision), (0, 0)
+    is_sharded = strategy_kind(trainer.strategy) == "fsdp"
+    if is_sharded:
+        gathered = gathered_bytes(scorer)
+        keep_one_shard(scorer, _num_ranks(trainer))
+    weights, trained = count_weights(scorer), trained_weights(scorer)
     shape = shape_of(scorer, backbone, precision, device)
     train_tokens = largest_batch(data, layout, data.tokens_per_batch, data.pairs_per_step)
     label_tokens = largest_batch(data, layout, data.tokens_per_scoring_batch)
     optimizer = make_optimizer(module.optimizer, trained, "model.optimizer")
+    check_optimizer(optimizer, is_sharded and backbone.train == "full", "model.optimizer")
     state, gradients = optimizer_bytes(optimizer), gradient_bytes(trained)
-    workspace = workspace_bytes(scorer, precision)
     adapters = weights["adapters"].num_bytes
     rows = {
         "weights": (sum(w.num_bytes for w in weights.values()) - adapters,) * 2,
@@ -155,7 +163,7 @@ def _memory(
             training_activations(shape, backbone.train, backbone.gradient_checkpointing, train_tokens),
             labelling_activations(shape, label_tokens),
         ),
-        "workspace, estimate": (workspace,) * 2,
+        "workspace, estimate": (copies + gathered[0], copies + gathered[1]),
     }
     kinds = {name: dict(zip(("training", "labelling"), pair, strict=True)) for name, pair in rows.items() if any(pair)}
     owner, there = device_bytes(device)
@@ -242,10 +250,14 @@ def _device_checks(trainer: Namespace, device: str) -> Iterable[dict[str, str]]:
     """A GPU that is not here, and what nobody has run."""
     if device == "cuda" and device_bytes(device)[0] != "GPU":
         yield _check("device", "there is no GPU here: memory is compared with that of this machine")
-    if strategy_kind(trainer.strategy) == "fsdp_frozen":
-        yield _check("strategy", "fsdp_frozen splits the frozen weights; memory counts the whole model on each device")
+    if strategy_kind(trainer.strategy) == "fsdp":
+        yield _check("strategy", None, f"fsdp: memory is that of one of {_num_ranks(trainer)} ranks")
     for note in strategy_notes(trainer.strategy, device, _count(trainer.devices), trainer.num_nodes):
         yield _check("strategy", note)
+
+
+def _num_ranks(trainer: Namespace) -> int:
+    return _count(trainer.devices) * int(trainer.num_nodes)
 
 
 def _count(devices: Any) -> int:

@@ -6,9 +6,11 @@ import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from transformers import PreTrainedTokenizerBase
 
 from ser_lightning.backbone import Backbone, load_tokenizer
+from ser_lightning.collectives import own_part
 from ser_lightning.errors import raise_problems
 from ser_lightning.features import cache_features
 from ser_lightning.identity import Identity, check_identity, check_trained, identity_of
@@ -20,8 +22,8 @@ from ser_lightning.records import PairBatch, PairScores
 from ser_lightning.reward_run import MODULE_PREFIX
 from ser_lightning.schedule import Decay, lr_factor, make_optimizer
 from ser_lightning.scorer import Scorer, load_scorer
-from ser_lightning.strategies import FrozenShardStrategy, check_strategy
-from ser_lightning.trainable import trained_part
+from ser_lightning.strategies import ShardStrategy, check_optimizer, check_strategy
+from ser_lightning.trainable import trainable_state, trained_part
 from ser_lightning.updates import synchronised, training_problems, update
 
 
@@ -106,9 +108,10 @@ class RewardModule(LightningModule):
             device = self.trainer.strategy.root_device if self._trainer is not None else self.device
             self._scorer = load_scorer(self.backbone, device, self._wanted_layout, "model.layout")
             self._identity = identity_of(self._scorer.model, self.tokenizer)
-            self._initial_state = {name: p.cpu().clone() for name, p in self._scorer.trainable_state().items()}
-            if self._trainer is not None and isinstance(self.trainer.strategy, FrozenShardStrategy):
+            if self._trainer is not None and isinstance(self.trainer.strategy, ShardStrategy):
                 self.trainer.strategy.shard(self, self._scorer.body)
+            trained = trainable_state(self._scorer)
+            self._initial_state = {name: own_part(p).cpu().clone() for name, p in trained.items()}
 
     def on_fit_start(self) -> None:
         """Where only the head is trained, the body computes every pair once, before the first step."""
@@ -117,7 +120,8 @@ class RewardModule(LightningModule):
 
     def restart(self) -> None:
         """Put the weights back to where training started: pretrained body, new adapters and head."""
-        self.scorer.load_trainable_state(self._initial_state)
+        for name, p in trainable_state(self.scorer).items():
+            own_part(p).copy_(self._initial_state[name])
 
     def forward(self, batch: PairBatch) -> PairScores:
         """Rewards of both responses of every pair."""
@@ -193,7 +197,10 @@ class RewardModule(LightningModule):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """The injected optimiser over everything that is trained."""
-        return make_optimizer(self.optimizer, [p for p in self.parameters() if p.requires_grad], "model.optimizer")
+        trained = [p for p in self.parameters() if p.requires_grad]
+        optimizer = make_optimizer(self.optimizer, trained, "model.optimizer")
+        check_optimizer(optimizer, any(isinstance(p, DTensor) for p in trained), "model.optimizer")
+        return optimizer
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Adapters and head (or every weight, where all are trained), never the frozen base."""

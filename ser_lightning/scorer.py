@@ -20,6 +20,7 @@ from ser_lightning.bodies import (
     prepare_body,
     quiet_load_report,
 )
+from ser_lightning.collectives import gathered
 from ser_lightning.errors import UserError, raise_problems
 from ser_lightning.layouts import PADDED, Layout
 from ser_lightning.masks import LayoutName, choose_layout, last_hidden
@@ -77,12 +78,12 @@ class Scorer(nn.Module):
             return last_states(last_hidden(self.body, inputs), inputs)
 
     def trainable_state(self) -> dict[str, Tensor]:
-        """Every tensor that training changes, by name; views, not copies."""
-        return trainable_state(self)
+        """Every tensor that training changes, by name; views, not copies, except of what is `gathered` from shards."""
+        return gathered(trainable_state(self))
 
     def load_trainable_state(self, state: dict[str, Tensor]) -> None:
         """Put back what `trainable_state` gave; `UserError` if anything is missing, left over or of another shape."""
-        load_exactly(self.trainable_state(), state)
+        load_exactly(trainable_state(self), state)
 
 
 def last_states(hidden: Tensor, inputs: Inputs) -> Tensor:

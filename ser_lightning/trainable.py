@@ -4,26 +4,30 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ser_lightning.collectives import cut_like, gathered, own_part
 from ser_lightning.errors import UserError
 
 
 def trainable_state(module: nn.Module) -> dict[str, Tensor]:
-    """Every tensor that training changes, by name; views, not copies."""
+    """Every tensor that training changes, by name, in shards where it lies in them; views, not copies."""
     return {name: p.detach() for name, p in module.named_parameters() if p.requires_grad}
 
 
 def trained_part(module: nn.Module, state: dict[str, Any]) -> dict[str, Any]:
-    """Of a module's state dict what training changes: adapters and heads, or every weight where all are trained."""
+    """Of a module's state dict what training changes: adapters and heads, or every weight where all are trained.
+
+    What lies in shards is `gathered`.
+    """
     trained = trainable_state(module)
-    return {name: value for name, value in state.items() if name in trained}
+    return gathered({name: value for name, value in state.items() if name in trained})
 
 
 def load_exactly(own: dict[str, Tensor], state: dict[str, Tensor]) -> None:
     """Copy saved tensors into a module's own.
 
     Args:
-        own: tensors to write to, by name.
-        state: what they become; must have the same names and shapes.
+        own: tensors to write to, by name; of those in shards every rank writes its part.
+        state: what they become, whole; must have the same names and shapes.
 
     Raises:
         UserError: if one is missing, left over or of another shape; a head or an adapter must never stay random.
@@ -40,4 +44,4 @@ def load_exactly(own: dict[str, Tensor], state: dict[str, Tensor]) -> None:
                 f"saved weights do not fit the model: got {name} of shape {tuple(value.shape)}, need "
                 f"{tuple(own[name].shape)}; load them with the backbone settings that they were trained with"
             )
-        own[name].copy_(value)
+        own_part(own[name]).copy_(own_part(cut_like(value, own[name])))

@@ -3,14 +3,20 @@
 import bitsandbytes as bnb
 import pytest
 import torch
+from torch.distributed._tools.fsdp2_mem_tracker import FSDPMemTracker
+from torch.distributed.device_mesh import init_device_mesh
+from torch.testing._internal.distributed.fake_pg import FakeStore
 from transformers import BertConfig, BertForSequenceClassification, LlamaConfig, LlamaForCausalLM
 
 from ser_lightning.backbone import Backbone, LoraSettings, load_tokenizer
+from ser_lightning.collectives import own_part
 from ser_lightning.errors import UserError
 from ser_lightning.memory import (
     count_weights,
     device_of,
+    gathered_bytes,
     gradient_bytes,
+    keep_one_shard,
     labelling_activations,
     meta_scorer,
     nf4_bytes,
@@ -22,6 +28,7 @@ from ser_lightning.memory import (
 )
 from ser_lightning.records import Padded
 from ser_lightning.scorer import load_scorer
+from ser_lightning.strategies import spread
 
 SETTINGS = [
     {"train": train, "dtype": dtype, "quantize": quantize}
@@ -187,3 +194,57 @@ def test_problems_are_those_of_loading(odd_dir, tmp_path, tiny_tokenizer):
 def test_a_gpu_that_is_asked_for_need_not_be_here():
     assert device_of("gpu") == device_of("cuda") == "cuda"
     assert device_of("cpu") == "cpu"
+
+
+@pytest.fixture
+def four_ranks():
+    """A mesh of four ranks, of which this process is the first; what the others would send is made up."""
+    torch.distributed.init_process_group("fake", store=FakeStore(), rank=0, world_size=4)
+    yield init_device_mesh("cpu", (4,))
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize(
+    "settings", [s for s in SETTINGS if s["quantize"] == "none"], ids=lambda s: "-".join(s.values())
+)
+def test_the_shard_of_a_rank_has_the_bytes_of_a_real_one(odd_dir, four_ranks, settings):
+    """Four ranks divide neither the 259 tokens nor the 451 rows of an MLP."""
+    meta, real = both(odd_dir, **settings)
+    frozen, whole = (sum(w.frozen for w in count_weights(meta).values()), num_bytes(real.parameters()))
+    spread(real.body, four_ranks)
+    keep_one_shard(meta, 4)
+    parts = [own_part(p) for p in real.parameters()]
+    assert sum(w.num_bytes for w in count_weights(meta).values()) == num_bytes(parts) < whole
+    assert sum(w.frozen for w in count_weights(meta).values()) < max(1, frozen / 3)
+    trained = trained_weights(real)
+    for p in trained:
+        p.grad = torch.zeros_like(p)
+    assert gradient_bytes(trained_weights(meta)) == num_bytes(own_part(p.grad) for p in trained)
+    optimizer = torch.optim.AdamW(trained)
+    optimizer.step()
+    state = (own_part(v) for values in optimizer.state.values() for v in values.values())
+    assert optimizer_bytes(torch.optim.AdamW(trained_weights(meta))) == num_bytes(state)
+
+
+def test_what_is_gathered_is_what_torch_counts(tmp_path, tiny_tokenizer, four_ranks):
+    """By its own tracker, less the shards; activations of a few tokens are next to nothing."""
+    sizes = {"hidden_size": 76, "intermediate_size": 451, "num_hidden_layers": 4, "num_attention_heads": 2}
+    LlamaForCausalLM(LlamaConfig(vocab_size=len(tiny_tokenizer), **sizes)).save_pretrained(tmp_path)
+    tiny_tokenizer.save_pretrained(tmp_path)
+    meta, real = both(str(tmp_path), train="full")
+    training, labelling = gathered_bytes(meta)
+    spread(real.body, four_ranks)
+    ids = torch.randint(3, 100, (1, 4))
+    with FSDPMemTracker(real.body) as tracker, torch.no_grad():
+        real.body(input_ids=ids, use_cache=False)
+    assert _unsharded(tracker) == pytest.approx(labelling, rel=0.05)
+    with FSDPMemTracker(real.body) as tracker:
+        real.body(input_ids=ids, use_cache=False).last_hidden_state.sum().backward()
+    assert _unsharded(tracker) == pytest.approx(training, rel=0.05)
+    assert gathered_bytes(both(str(tmp_path), train="lora")[0]) == (labelling, labelling)
+
+
+def _unsharded(tracker):
+    [peak] = tracker.get_tracker_snapshot("peak").values()
+    sharded = sum(n for kind, n in peak.items() if getattr(kind, "name", "") in ("SHARDED_PARAM", "SHARDED_GRAD"))
+    return peak["Total"] - sharded

@@ -106,6 +106,21 @@ def test_gradient_checkpointing_and_the_token_budget_change_memory_alone(capsys,
     assert activations("--data.tokens_per_scoring_batch=200")["labelling"] < whole["labelling"]
 
 
+def test_under_fsdp_memory_is_that_of_one_rank(capsys, tiny_run):
+    ranks = ("--trainer.devices=2", "--trainer.num_nodes=2")
+    _, whole = plan(capsys, *tiny_run, *ranks, "--trainer.strategy=ddp")
+    _, part = plan(capsys, *tiny_run, *ranks, "--trainer.strategy=fsdp")
+    assert part["model"] == whole["model"]
+    for kind in ("weights", "optimiser", "gradients", "copy of the start"):
+        share = part["memory"]["kinds"][kind]["training"] / whole["memory"]["kinds"][kind]["training"]
+        assert 1 / 4 < share < 1 / 4 + 0.02, kind  # the head is whole
+    assert {"check": "strategy", "says": "ok", "text": "fsdp: memory is that of one of 4 ranks"} in part["checks"]
+    head = ("--model.backbone.train=head", "--trainer.strategy=fsdp")
+    assert plan(capsys, *tiny_run, *head)[1]["rounds"]["cached_tokens"] is None
+    packed = ("--model.optimizer=bitsandbytes.optim.AdamW8bit", "--trainer.strategy=fsdp")
+    assert "error: model.optimizer: got AdamW8bit with fsdp" in problems_of(capsys, "plan", *tiny_run, *packed)[-1]
+
+
 def check(found, name):
     return next(c for c in found["checks"] if c["check"] == name)
 
@@ -168,7 +183,7 @@ def test_what_is_known_to_be_wrong_is_said_after_the_tables(capsys, tiny_run):
     said = capsys.readouterr()
     assert "Checks" in said.out and "error: trainer.strategy: got deepspeed" in said.err
     assert main(["plan", *tiny_run, "--trainer.strategy=lightning.pytorch.strategies.FSDPStrategy"]) == 2
-    assert "error: trainer.strategy: got fsdp" in capsys.readouterr().err
+    assert "error: trainer.strategy: got FSDPStrategy" in capsys.readouterr().err
 
 
 def test_other_runs_and_rates_without_a_source_are_refused(capsys, tiny_run):

@@ -2,6 +2,7 @@
 
 import csv
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,6 +17,12 @@ from tests.policy_runs import sft_flags
 
 ROOT = Path(__file__).parent.parent
 DDP = ("--trainer.devices=2", "--trainer.strategy=ddp")
+SHARDS = ("--trainer.devices=2", "--trainer.strategy=fsdp")
+ALONE = ("--trainer.devices=1", "--trainer.strategy=auto")
+GOES_ON = (
+    *("--trainer.callbacks.restart=nothing", "--trainer.callbacks.epochs_per_round=2", "--trainer.callbacks.folds=0"),
+    "--trainer.callbacks.rule=ser_lightning.selection.TopShareRule",
+)
 
 
 def _fit(tiny_run, name, *extra):
@@ -185,7 +192,7 @@ def test_a_frozen_body_in_shards_learns_what_a_whole_one_does(tiny_run):
     """Micro-batches of a few tokens: the ranks have different numbers of them, and must not wait for one another."""
     settings = ["--model.backbone.train=lora", "--model.backbone.lora.dropout=0", "--data.tokens_per_batch=100"]
     one = _fit(tiny_run, "one", *settings)
-    two = _fit(tiny_run, "two", *settings, "--trainer.devices=2", "--trainer.strategy=fsdp_frozen")
+    two = _fit(tiny_run, "two", *settings, *SHARDS)
     for a, b in zip(one, two, strict=True):
         assert [a[k] for k in ("pair_id", "label", "kept")] == [b[k] for k in ("pair_id", "label", "kept")]
         assert a["reward_a"] == pytest.approx(b["reward_a"], abs=1e-4)
@@ -195,8 +202,65 @@ def test_a_frozen_body_in_shards_learns_what_a_whole_one_does(tiny_run):
     weights = [model["weights"] for model in models]
     assert weights[0].keys() == weights[1].keys()
     assert all(torch.allclose(weights[0][k], weights[1][k], atol=1e-4) for k in weights[0])
-    test = ["test", "--run_dir=two", "--ckpt_path=last", "--trainer.devices=1", "--trainer.strategy=auto"]
-    assert main(test) == 0
+    assert main(["test", "--run_dir=two", "--ckpt_path=last", *ALONE]) == 0
+
+
+def _weights(name, number=1):
+    return torch.load(f"{name}/rounds/{number}/model.pt", weights_only=True)["weights"]
+
+
+def _go_on_in_the_last_phase(of, name, *extra):
+    """The command line for a copy of a finished run, put back into the middle of its last phase."""
+    shutil.copytree(of, name)
+    Path(name, "checkpoints/previous.ckpt").replace(Path(name, "checkpoints/last.ckpt"))
+    shutil.rmtree(Path(name, "rounds/1"))
+    return ["fit", f"--run_dir={name}", "--ckpt_path=last", *extra]
+
+
+def test_a_trained_body_in_shards_learns_what_a_whole_one_does_and_goes_on_from_its_checkpoints(tiny_run):
+    """SGD, in which gradients that were added up or clipped wrongly would show; few tokens, so many micro-batches."""
+    sgd = ("--model.optimizer=torch.optim.SGD", '--model.optimizer.init_args={"lr": 0.1, "momentum": 0.9}')
+    flags = [*tiny_run, *GOES_ON, *sgd, "--model.max_grad_norm=0.02", "--data.tokens_per_batch=100"]
+    assert main(["fit", *flags, "--run_dir=one"]) == 0
+    two = _fit(flags, "two", "--model.backbone.gradient_checkpointing=true", *SHARDS)
+    for file, b in zip(sorted(Path("one").glob("rounds/*/audit.parquet")), two, strict=True):
+        a = pq.read_table(file).to_pydict()
+        assert [a[k] for k in ("pair_id", "label", "kept")] == [b[k] for k in ("pair_id", "label", "kept")]
+        assert a["reward_a"] == pytest.approx(b["reward_a"], abs=1e-4)
+    first, one, two = _weights("one", 0), _weights("one"), _weights("two")
+    assert one.keys() == two.keys()
+    assert all(torch.allclose(one[k], two[k], atol=1e-5) for k in one)
+    assert max(float((one[k] - first[k]).abs().max()) for k in one) > 1e-3
+    paths = (f"{name}/checkpoints/previous.ckpt" for name in ("one", "two"))
+    states = [torch.load(path, weights_only=True)["optimizer_states"][0]["state"] for path in paths]
+    momenta = [[values["momentum_buffer"] for values in state.values()] for state in states]
+    assert len(momenta[0]) == len(one)
+    assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(*momenta, strict=True))
+    command = [sys.executable, "-m", "ser_lightning", *_go_on_in_the_last_phase("two", "again")]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    again = _weights("again")
+    assert all(torch.equal(two[k], again[k]) for k in two)
+    assert main(_go_on_in_the_last_phase("two", "alone", *ALONE)) == 0
+    alone = _weights("alone")
+    assert all(torch.allclose(two[k], alone[k], atol=1e-5) for k in two)
+    assert main(["test", "--run_dir=two", "--ckpt_path=last", *ALONE]) == 0
+    assert main(["export", "two"]) == 0
+
+
+def test_one_rank_in_shards_is_one_process(tiny_run):
+    """With AdamW, whose state every phase hands on to that of the next round."""
+    assert main(["fit", *tiny_run, *GOES_ON, "--run_dir=one"]) == 0
+    _fit(tiny_run, "shards", *GOES_ON, "--trainer.devices=1", "--trainer.strategy=fsdp")
+    states = [torch.load(f"{name}/checkpoints/last.ckpt", weights_only=True) for name in ("one", "shards")]
+    [weights, in_shards] = (state["state_dict"] for state in states)
+    assert all(torch.allclose(weights[k], in_shards[k], atol=1e-6) for k in weights)
+    [one, other] = (state["optimizer_states"][0]["state"] for state in states)
+    assert one.keys() == other.keys() and len(one) == len(weights)
+    for i in one:
+        assert one[i]["step"] == other[i]["step"]
+        assert all(torch.allclose(one[i][k], other[i][k], atol=1e-6) for k in ("exp_avg", "exp_avg_sq"))
 
 
 def test_two_ranks_imitate_as_one(tiny_model_dir, pairs_file):
