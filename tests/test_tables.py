@@ -5,7 +5,7 @@ import pytest
 
 PAGES = (
     *("results.md", "defaults.md", "cli.md", "rl.md", "performance.md"),
-    *("cluster.md", "evaluation.md", "guards.md", "hardware.md"),
+    *("cluster.md", "evaluation.md", "forecast.md", "guards.md", "hardware.md"),
 )
 SCRIPT = Path(__file__).parent.parent / "benchmarks" / "tables.py"
 
