@@ -5,7 +5,7 @@
 
 A run that stops early is the beginning of one that does not, so one run serves for every stop. The paper's recipe runs
 without folds, as the paper has none, and ours with two. The models of all rounds are held against the same generated
-pairs, which no run has seen, judged by the gold reward. Random seeds from 1001 on served to choose the constants.
+pairs, which no run has seen, judged by the gold reward. `docs/forecast.md` says what the constants were chosen on.
 """
 
 import argparse
@@ -15,6 +15,8 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
@@ -29,35 +31,50 @@ from ser_lightning.datamodules.preference import PreferenceDataModule
 from ser_lightning.records import PairScores
 
 HERE = Path(__file__).parent
-NUM_PAIRS, SEED_FRACTION, TEST_FRACTION = 500, 0.28, 0.02
-NUM_HELD = 600
+SEED_FRACTION, TEST_FRACTION, NUM_HELD = 0.28, 0.02, 600
 COLUMNS = ("round", "scored", "kept", "flipped", "seed_oof_accuracy", "pool_accuracy", "tokens", "seconds", "delivered")
-EVOLUTIONS = {
-    "paper": {"max_rounds": 5, "folds": 0, "rule": {"class_path": "ser_lightning.selection.PaperRule"}},
-    "ours": {"max_rounds": 3, "folds": 2, "rule": {"class_path": "ser_lightning.selection.CalibratedRule"}},
+RULE = "ser_lightning.selection."
+OURS = {"folds": 2, "rule": {"class_path": f"{RULE}CalibratedRule"}}
+SHORT = {"seed_epochs": 8, "epochs_per_round": 3}
+HEAD = ["--model.backbone.train=head", "--model.optimizer.init_args.lr=0.01"]
+
+
+@dataclass(frozen=True)
+class Condition:
+    """A recipe, and the data that it can be run on in minutes."""
+
+    evolution: dict
+    num_pairs: int = 500
+    flags: Sequence[str] = ()
+
+
+CONDITIONS = {
+    "paper": Condition({**SHORT, "max_rounds": 5, "folds": 0, "rule": {"class_path": f"{RULE}PaperRule"}}),
+    "ours": Condition({**SHORT, "max_rounds": 3, **OURS}),
+    "frozen": Condition({"seed_epochs": 30, "epochs_per_round": 10, "max_rounds": 5, **OURS}, 2_000, HEAD),
 }
 
 
 def command(condition: str, seed: int, run: Path) -> list[str]:
     """One run, as a user would type it."""
-    evolution = {"seed_epochs": 8, "epochs_per_round": 3, **EVOLUTIONS[condition]}
-    name = "ser_lightning.callbacks.evolution.EvolutionCallback"
+    recipe, name = CONDITIONS[condition], "ser_lightning.callbacks.evolution.EvolutionCallback"
+    callbacks = [{"class_path": name, "init_args": recipe.evolution}]
     return [
         *(sys.executable, "-m", "ser_lightning", "fit", "--config", "rm.yaml", f"--run_dir={run}"),
-        *(f"--seed_everything={seed}", f"--data.split_seed={seed}", f"--data.synthetic_pairs={NUM_PAIRS}"),
+        *(f"--seed_everything={seed}", f"--data.split_seed={seed}", f"--data.synthetic_pairs={recipe.num_pairs}"),
         *(f"--data.seed_fraction={SEED_FRACTION}", f"--data.test_fraction={TEST_FRACTION}"),
-        f"--trainer.callbacks={json.dumps([{'class_path': name, 'init_args': evolution}])}",
+        *(*recipe.flags, f"--trainer.callbacks={json.dumps(callbacks)}"),
         *("--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false"),
     ]
 
 
-def credits_of(run: Path, seed: int) -> list[list[float]]:
+def credits_of(run: Path, seed: int, num_pairs: int) -> list[list[float]]:
     """For each round the credit of every seed pair, out of fold; empty lists without folds."""
     checkpoint = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
     rounds = [PairScores(**scores) for scores in checkpoint["callbacks"]["EvolutionCallback"]["seed_scores"]]
     data = PreferenceDataModule(
         split_seed=seed,
-        synthetic_pairs=NUM_PAIRS,
+        synthetic_pairs=num_pairs,
         seed_fraction=SEED_FRACTION,
         test_fraction=TEST_FRACTION,
         max_length=256,
@@ -92,7 +109,7 @@ def measure(condition: str, seed: int, run: Path) -> dict:
         "seed": seed,
         "command": " ".join(["python", *words[1:]]).replace(str(run.parent), "runs"),
         "rounds": rounds,
-        "seed_credits": credits_of(run, seed),
+        "seed_credits": credits_of(run, seed, CONDITIONS[condition].num_pairs),
         "pool_labels": labels_of(run, len(rounds)),
         "held": held,
         "seconds": round(time.monotonic() - start, 1),
@@ -104,7 +121,7 @@ def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=range(1, 6))
-    parser.add_argument("--conditions", nargs="+", choices=EVOLUTIONS, default=list(EVOLUTIONS))
+    parser.add_argument("--conditions", nargs="+", choices=CONDITIONS, default=list(CONDITIONS))
     parser.add_argument("--out", type=Path, default=HERE / "forecast")
     parser.add_argument("--scratch", type=Path, default=Path("runs/benchmark/forecast"))
     args = parser.parse_args()

@@ -13,7 +13,11 @@ from ser_lightning.outlook import Outlook, headway, look_ahead
 
 MIN_GAIN = 0.005
 MIN_GAINS = (0.0025, MIN_GAIN, 0.01)
-RECIPES = {"paper": "`PaperRule`, `folds: 0`", "ours": "`CalibratedRule`, `folds: 2`"}
+RECIPES = {
+    "paper": "`PaperRule`, `folds: 0`",
+    "ours": "`CalibratedRule`, `folds: 2`",
+    "frozen": "`CalibratedRule`, `folds: 2`, frozen body",
+}
 Run = dict[str, Any]
 
 

@@ -119,8 +119,9 @@ class Held:
             ends_early: where it is settled which of them are more than `HARM` worse than the first.
         """
         scorer = Scorer.load(run)
-        scorer.judge.scorer.requires_grad_(True)  # what was trained is what `model.pt` holds
         models = [torch.load(run / f"rounds/{n}/model.pt", weights_only=True)["weights"] for n in rounds]
+        for name, weight in scorer.judge.scorer.named_parameters():
+            weight.requires_grad_(name in models[0])  # what was trained is what `model.pt` holds
         credit = torch.empty(len(rounds), 0)
         for start in range(0, len(self.pairs), CHUNK):
             encoded = [pair for pair in scorer.encode(self.pairs[start : start + CHUNK]) if pair is not None]
