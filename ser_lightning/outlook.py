@@ -65,30 +65,33 @@ def look_ahead(seed_credits: Sequence[Tensor], headways: Sequence[float], min_ga
         min_gain: accuracy that makes a round worth its compute, above 0.
     """
     ahead = DECAY * headways[-1] if headways else LASTING * FIRST_CHANGE
-    gain = max(0.0, ahead) * net_share(seed_credits, headways)
+    share, share_error = net_share(seed_credits, headways)
+    ahead = max(0.0, ahead)
+    gain = ahead * share
     accuracy = low = high = math.nan
     if len(seed_credits[-1]):
         accuracy = min(1.0, max(0.0, float(seed_credits[-1].mean()) + gain))
-        half = _Z_95 * _paired_error(*seed_credits[-2:])
+        half = _Z_95 * math.hypot(_paired_error(*seed_credits[-2:]), ahead * share_error)
         low, high = max(0.0, accuracy - half), min(1.0, accuracy + half)
     return Outlook(gain, accuracy, low, high, rounds_that_gain(gain, min_gain))
 
 
-def net_share(seed_credits: Sequence[Tensor], headways: Sequence[float]) -> float:
+def net_share(seed_credits: Sequence[Tensor], headways: Sequence[float]) -> tuple[float, float]:
     """Accuracy gained for a headway of 1: the prior belief, corrected by what the seed has gained out of fold.
 
-    The posterior mean of b in (gain since the first round) = b * (sum of headways) + noise.
+    The posterior mean and standard deviation of b in (gain since the first round) = b * (sum of headways) + noise.
 
     Args:
         seed_credits: for each round the (M,) credit of the same pairs; M may be 0.
         headways: of the rounds behind the first.
     """
     if not headways or not len(seed_credits[0]):
-        return NET_SHARE
+        return NET_SHARE, NET_SHARE_ERROR
     first, now = seed_credits[0], seed_credits[-1]
     gained, way = float((now - first).mean()), sum(headways)
     belief, noise = NET_SHARE_ERROR**2, _paired_error(first, now) ** 2
-    return (NET_SHARE * noise + belief * gained * way) / (noise + belief * way**2)
+    total = noise + belief * way**2
+    return (NET_SHARE * noise + belief * gained * way) / total, math.sqrt(belief * noise / total)
 
 
 def rounds_that_gain(gain: float, min_gain: float) -> int:
