@@ -99,10 +99,10 @@ def acts(result: dict) -> bool:
 
 
 class Held:
-    """20,000 pairs that no run has seen, and which side the gold reward prefers."""
+    """Generated pairs that no run has seen, and which side the gold reward prefers."""
 
-    def __init__(self) -> None:
-        pairs = list(generate_pairs(NUM_TEST, seed=-1))
+    def __init__(self, num_pairs: int = NUM_TEST) -> None:
+        pairs = list(generate_pairs(num_pairs, seed=-1))
         random.Random(0).shuffle(pairs)
         self.gold = torch.tensor([float(p.gold_a > p.gold_b) for p in pairs])
         self.pairs = [
@@ -110,18 +110,20 @@ class Held:
             for i, p in enumerate(pairs)
         ]
 
-    def compare(self, run: Path, rounds: list[int]) -> dict:
+    def compare(self, run: Path, rounds: list[int], ends_early: bool = True) -> dict:
         """Accuracy of some rounds' models on the same pairs, and of each the difference to the first.
 
         Args:
             run: folder of a run.
             rounds: 0 first.
+            ends_early: where it is settled which of them are more than `HARM` worse than the first.
         """
         scorer = Scorer.load(run)
-        scorer.judge.scorer.requires_grad_(True)  # what was trained is what `model.pt` holds
         models = [torch.load(run / f"rounds/{n}/model.pt", weights_only=True)["weights"] for n in rounds]
+        for name, weight in scorer.judge.scorer.named_parameters():
+            weight.requires_grad_(name in models[0])  # what was trained is what `model.pt` holds
         credit = torch.empty(len(rounds), 0)
-        for start in range(0, NUM_TEST, CHUNK):
+        for start in range(0, len(self.pairs), CHUNK):
             encoded = [pair for pair in scorer.encode(self.pairs[start : start + CHUNK]) if pair is not None]
             gold, found = self.gold[start : start + CHUNK], []
             for weights in models:
@@ -131,7 +133,7 @@ class Held:
             credit = torch.cat([credit, torch.stack(found)], 1)
             change = credit[1:] - credit[:1]
             error = change.std(1) / change.shape[1] ** 0.5
-            if bool(((change.mean(1) + HARM).abs() > 4 * error).all()):
+            if ends_early and bool(((change.mean(1) + HARM).abs() > 4 * error).all()):
                 break
         names = [str(n) for n in rounds]
         return {

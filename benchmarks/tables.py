@@ -9,8 +9,10 @@ import re
 from collections import defaultdict
 from pathlib import Path
 
+from forecast_tables import forecast_tables
 from guard_tables import guard_tables
 from guard_tables import settings_table as settings_of_guards
+from intervals import interval
 from scipy import stats
 
 from ser_lightning.metrics import wilson_interval
@@ -53,15 +55,6 @@ def load(folder: Path) -> dict[str, dict[int, dict]]:
         result = json.loads(file.read_text())
         results[result["condition"]][result["seed"]] = result
     return results
-
-
-def interval(values: list[float]) -> str:
-    """Mean and half the width of its 95 % interval (Student's t over random seeds)."""
-    mean = sum(values) / len(values)
-    if len(values) < 2:
-        return f"{mean:.3f}"
-    half = stats.t.ppf(0.975, len(values) - 1) * stats.sem(values)
-    return f"{mean:.3f} ± {half:.3f}"
 
 
 def delivered(result: dict) -> dict:
@@ -426,6 +419,7 @@ def tables() -> dict[str, dict[str, str]]:
         },
         "cluster.md": {"cluster_scale": cluster_table(read("results/cluster_scale.json")["sizes"])},
         "evaluation.md": {"sequential": sequential_table(read("results/sequential.json")["rows"])},
+        "forecast.md": forecast_tables(load(HERE / "forecast")),
         "guards.md": {"settings": settings_of_guards(), **guard_tables(guard_runs())},
         "hardware.md": {"plans": hardware_table(read("results/hardware_plan.json")["plans"])},
         "defaults.md": {"settings": settings_table(results["ours"], load(HERE / "sweep"))},

@@ -4,6 +4,7 @@ A round is a sequence of phases of Lightning's own training loop: one for each f
 score it), and a main phase that trains on everything and labels the pool. See `docs/design.md`.
 """
 
+import math
 import os
 import time
 from pathlib import Path
@@ -21,6 +22,8 @@ from ser_lightning.callbacks.guards import ask_guards
 from ser_lightning.callbacks.rounds import (
     RoundRow,
     choose_round,
+    forecast_figures,
+    forecast_text,
     print_rounds,
     round_figures,
     write_audit,
@@ -30,6 +33,7 @@ from ser_lightning.callbacks.state import EvolutionState, seed_credits
 from ser_lightning.errors import NothingToDo, UserError, raise_problems
 from ser_lightning.guards import Level
 from ser_lightning.length_quota import keep_length_share
+from ser_lightning.outlook import headway
 from ser_lightning.records import PairScores, Selection
 from ser_lightning.scoring import complete_and_unique, concatenate, mean_scores, score_pairs
 from ser_lightning.seeds import hash_seed
@@ -53,6 +57,9 @@ class EvolutionCallback(Callback):
         label_use: how an accepted label is trained on: `hard` as if a person had given it, `soft` as the probability
             that the rule gives it, `weighted` as hard with the weight (2q - 1)^2 of its probability q.
         length_quota: `seed` drops the least sure pairs until the longer response wins as often as in the seed.
+        min_gain: accuracy (a share, above 0) that makes a round worth its compute; evolution is forecast to converge
+            where no further round gains as much.
+        stop_by: what ends evolution before `max_rounds`: the `rule` alone, or the `forecast` of convergence as well.
     """
 
     def __init__(
@@ -68,11 +75,14 @@ class EvolutionCallback(Callback):
         seed_share: float | None = None,
         label_use: LabelUse = "hard",
         length_quota: Literal["none", "seed"] = "none",
+        min_gain: float = 0.005,
+        stop_by: Literal["rule", "forecast"] = "rule",
     ) -> None:
         self.rule, self.max_rounds = rule, max_rounds
         self.seed_epochs, self.epochs_per_round = seed_epochs, epochs_per_round
         self.folds, self.committee, self.restart, self.combine = folds, committee, restart, combine
         self.seed_share, self.label_use, self.length_quota = seed_share, label_use, length_quota
+        self.min_gain, self.stop_by = min_gain, stop_by
         raise_problems(self._problems())
         self.state = EvolutionState()
         self._round_start = time.monotonic()
@@ -234,19 +244,21 @@ class EvolutionCallback(Callback):
         verdict, keep, selection = self._judge(trainer, pool, evidence)
         pl_module.set_scale(*evidence.scale())
         self.state.rows.append(self._row(trainer, pool, evidence, verdict, selection))
+        self._forecast(trainer)
         level = self._ask_guards(trainer, pool, evidence, verdict, keep)
         self._write_round(trainer, pl_module, pool, verdict, keep)
-        rank_zero_info(f"Round {self.state.round}: {verdict.message}.")
+        rank_zero_info(f"Round {self.state.round}: {verdict.message}; {forecast_text(self.state.rows[-1])}.")
         self.state.history.append(selection)
         is_last = verdict.converged or len(selection) == 0 or self.state.round >= self.last_round
-        if is_last or level in ("stop", "rollback"):
+        if is_last or self._is_forecast_to_converge() or level in ("stop", "rollback"):
             self._finish(trainer, pl_module)
         else:
             data.accept(selection, add=self.combine == "add")
             self._accept_for_folds(trainer, evidence)
         self.state.fold_scores, self.state.fold_pool_scores = [], []
         self.state.trained_tokens = self.state.scored_tokens = 0
-        self.state.pool_label, self._round_start = verdict.label, time.monotonic()
+        self.state.earlier_label, self.state.pool_label = self.state.pool_label, verdict.label
+        self._round_start = time.monotonic()
 
     def _continue(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Rounds behind those of a finished run: its delivered model labels what arrived, and evolution goes on.
@@ -272,7 +284,7 @@ class EvolutionCallback(Callback):
         publish_drift(trainer, _round_folder(trainer, state.rows[-1].round + 1) / "drift.json", figures)
         rank_zero_info(f"Round {delivered}, with what arrived: {verdict.message}.")
         state.history.append(selection)
-        state.pool_label = verdict.label
+        state.earlier_label, state.pool_label = None, verdict.label
         data.accept(selection, add=self.combine == "add")
         state.finished, state.phase_index = False, 0
         state.round = state.first_round = state.rows[-1].round + 1
@@ -325,14 +337,26 @@ class EvolutionCallback(Callback):
         test = self._score(trainer, "test", f"round {self.state.round} | scoring the test pairs")
         self.state.seed_scores.append(evidence.scores)
         figures = round_figures(trainer.datamodule, pool, test, evidence, verdict, selection)
+        before, earlier = self.state.pool_label, self.state.earlier_label
         return RoundRow(
             round=self.state.round,
-            flipped=0 if self.state.pool_label is None else int((self.state.pool_label != verdict.label).sum()),
+            flipped=0 if before is None else int((before != verdict.label).sum()),
+            headway=math.nan if before is None else headway(verdict.label, before, earlier),
             tokens=self.state.trained_tokens + self.state.scored_tokens,
             seconds=round(time.monotonic() - self._round_start, 1),
             delivered=False,
             **figures,
         )
+
+    def _forecast(self, trainer: Trainer) -> None:
+        """Into the last row. New pairs change what a round can gain: a run that goes on with some forecasts anew."""
+        rows = [row for row in self.state.rows if row.round >= self.state.first_round]
+        credits = self._seed_credits(trainer)[-len(rows) :]
+        figures = forecast_figures(rows, credits, self.min_gain)
+        vars(rows[-1]).update(trainer.strategy.broadcast(figures))  # it may stop: all ranks alike
+
+    def _is_forecast_to_converge(self) -> bool:
+        return self.stop_by == "forecast" and self.state.rows[-1].converges_at <= self.state.round
 
     def _write_round(
         self, trainer: Trainer, pl_module: LightningModule, pool: PairScores, verdict: Verdict, keep: Tensor
@@ -383,6 +407,10 @@ class EvolutionCallback(Callback):
             )
         if self.folds == 0 and (self.committee or self.length_quota == "seed"):
             found.append("evolution.folds: got 0 with committee or length_quota, which use them; set 2 or more")
+        if not 0 < self.min_gain < 1:
+            found.append(f"evolution.min_gain: got {self.min_gain}; need a share in (0, 1)")
+        if self.stop_by not in ("rule", "forecast"):
+            found.append(f"evolution.stop_by: got {self.stop_by!r}; use rule or forecast")
         if self.seed_share is not None and not 0 < self.seed_share < 1:
             found.append(f"evolution.seed_share: got {self.seed_share}; need a share in (0, 1) or null")
         return found

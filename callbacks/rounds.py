@@ -18,6 +18,7 @@ from ser_lightning.atomic import write_atomically, write_text_atomically
 from ser_lightning.calibration import prob_a_wins
 from ser_lightning.datamodules.preference import PreferenceDataModule
 from ser_lightning.metrics import calibration_error, half_credit, length_correlation
+from ser_lightning.outlook import look_ahead
 from ser_lightning.records import PairScores, Selection
 from ser_lightning.selection import Evidence, Verdict
 
@@ -42,6 +43,13 @@ class RoundRow:
     tokens: int
     seconds: float
     delivered: bool
+    headway: float = math.nan
+    forecast_accuracy: float = math.nan
+    forecast_low: float = math.nan
+    forecast_high: float = math.nan
+    forecast_error: float = math.nan
+    next_gain: float = math.nan
+    converges_at: float = math.nan
 
     def figures(self) -> dict[str, float]:
         """The columns by their logger names, `select/...`."""
@@ -81,6 +89,39 @@ def round_figures(
         "calibration_error": calibration_error(torch.maximum(prob_a, 1 - prob_a), right),
         "length_correlation": length_correlation(pool.margin, pool.length_difference),
     }
+
+
+def forecast_figures(rows: list[RoundRow], seed_credit: list[Tensor], min_gain: float) -> dict[str, float]:
+    """The columns that say what had been forecast of the last round, how wrong that was, and what is forecast now.
+
+    Args:
+        rows: rounds that build on the same seed and pool; the last one is still without these columns.
+        seed_credit: for each of them the (M,) credit of the same seed pairs, out of fold; M is 0 without folds.
+        min_gain: accuracy that makes a round worth its compute.
+    """
+    headways = [row.headway for row in rows[1:]]
+    figures = {}
+    if len(rows) > 1:
+        past = look_ahead(seed_credit[:-1], headways[:-1], min_gain)
+        came = float(seed_credit[-1].mean()) if len(seed_credit[-1]) else math.nan
+        figures = {
+            "forecast_accuracy": past.accuracy,
+            "forecast_low": past.low,
+            "forecast_high": past.high,
+            "forecast_error": came - past.accuracy,
+        }
+    ahead = look_ahead(seed_credit, headways, min_gain)
+    return {**figures, "next_gain": ahead.gain, "converges_at": float(rows[-1].round + ahead.rounds_left)}
+
+
+def forecast_text(row: RoundRow) -> str:
+    """One line for the log: what had been forecast of a round, what came, and what is forecast behind it."""
+    past = ""
+    if row.forecast_accuracy == row.forecast_accuracy:
+        past = f"out of fold {row.seed_oof_accuracy:.3f}, forecast {row.forecast_accuracy:.3f} "
+        past += f"({row.forecast_low:.3f} to {row.forecast_high:.3f}); "
+    ahead = f"the next round is forecast to gain {row.next_gain:+.4f}"
+    return f"{past}{ahead}, and evolution to converge at round {row.converges_at:.0f}"
 
 
 def choose_round(seed_credit: list[Tensor], barred: Collection[int] = ()) -> int:

@@ -39,6 +39,8 @@ class EvolutionState:
     """Of the running round: the pool's scores by each fold's model so far."""
     pool_label: Tensor | None = None
     """(N,) labels of the pool that the round before gave."""
+    earlier_label: Tensor | None = None
+    """(N,) labels that the round before that one gave the same pool; None where there was none."""
     trained_tokens: int = 0
     scored_tokens: int = 0
 

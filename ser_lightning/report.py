@@ -23,6 +23,7 @@ from ser_lightning.report_figures import (
     draw_reliability,
 )
 from ser_lightning.report_tables import (
+    FORECAST_NOTE,
     GUARD_NOTE,
     ROUND_COLUMNS,
     ROUND_NOTE,
@@ -33,6 +34,7 @@ from ser_lightning.report_tables import (
     difference_table,
     fired_guards,
     flow_table,
+    forecast_table,
     guard_table,
     number_text,
     round_table,
@@ -86,12 +88,15 @@ def write_report(runs: Sequence[Path], to: Path) -> Path:
 
 def page_of(run: Run) -> str:
     """One run as HTML."""
-    shown, config = run.delivered, flat(run.config)
+    shown, config, forecasts = run.delivered, flat(run.config), forecast_table(run)
+    tables = [("Rounds", round_table(run), ROUND_NOTE)]
+    if forecasts:
+        tables.append(("Forecasts", forecasts, FORECAST_NOTE))
     return _render(
         title=f"Run {run.name}",
         summary=summary_of(run),
         asked=asked_for(config) + _splits(shown),
-        tables=[("Rounds", round_table(run), ROUND_NOTE)],
+        tables=tables,
         pictures=pictures_of(run),
         flow=flow_table(run),
         guards=guard_table(run),

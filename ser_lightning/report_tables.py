@@ -23,7 +23,7 @@ _ASKED_TOGETHER = {
 }
 _ROUND_SETTINGS = (
     *("max_rounds", "seed_epochs", "epochs_per_round", "folds", "committee", "restart", "combine", "seed_share"),
-    "length_quota",
+    *("label_use", "length_quota", "min_gain", "stop_by"),
 )
 
 
@@ -95,6 +95,30 @@ def round_table(run: Run) -> Table:
         scales = [number_text(one.row["calibration_error"]), number_text(one.row["length_correlation"], "+.3f")]
         rows.append([*counts, *(_with_interval(one, column) for column in ROUND_COLUMNS), *scales])
     return Table(headers, rows, frozenset({run.rounds.index(run.delivered)}))
+
+
+FORECAST_NOTE = (
+    "Each round's accuracy on the seed, out of fold, as forecast when the round before was over, with a 95 % interval. "
+    "Behind a round: what the next one is forecast to gain, and the round at which evolution converges. Headway: how "
+    "much further the pool's labels are from those of two rounds before."
+)
+AHEAD = {"headway": "+.3f", "next_gain": "+.4f", "converges_at": ".0f"}
+
+
+def forecast_table(run: Run) -> Table | None:
+    """What had been forecast of each round, and what came; None for runs from before there were forecasts."""
+    headers = ["round", "forecast", "out of fold", "error", "headway", "next gain", "converges at"]
+    rows = []
+    for one in run.rounds:
+        row = one.row
+        if "converges_at" not in row:
+            return None
+        forecast, low, high = (number_text(row[f"forecast_{name}"]) for name in ("accuracy", "low", "high"))
+        came = [number_text(row["seed_oof_accuracy"]), number_text(row["forecast_error"], "+.3f")]
+        ahead = [number_text(row[name], form) for name, form in AHEAD.items()]
+        interval = f"\n{low}–{high}" if forecast != "–" else ""
+        rows.append([f"{one.number}", forecast + interval, *came, *ahead])
+    return Table(headers, rows)
 
 
 def flow_table(run: Run) -> Table | None:

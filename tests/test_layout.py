@@ -15,6 +15,7 @@ FLOORS = (
         "response_stats",
         "selection",
         "guards",
+        "outlook",
         "backbone",
         "trainable",
         "identity",

@@ -83,6 +83,24 @@ def test_the_page_holds_what_rounds_csv_holds(run):
         assert (cells["cal. error"], cells["length corr."]) == ("0.051", "-0.123")
 
 
+def test_forecasts_stand_beside_what_came():
+    ahead = {"next_gain": 0.0123, "converges_at": 2.0}
+    past = {"forecast_accuracy": 0.6, "forecast_low": 0.5, "forecast_high": 0.7, "forecast_error": -0.05}
+    page = page_of(write_run("seen", [row(0, **ahead), row(1, True, headway=-0.02, **past, **ahead)], notes()))
+    header, first, second = page.tables["Forecasts"]
+    assert header == ["round", "forecast", "out of fold", "error", "headway", "next gain", "converges at"]
+    assert first == ["0", "–", "0.550", "–", "–", "+0.0123", "2"]
+    cells = [" ".join(cell.split()) for cell in second]
+    assert cells == ["1", "0.600 0.500–0.700", "0.550", "-0.050", "-0.020", "+0.0123", "2"]
+
+
+def test_a_run_from_before_there_were_forecasts_has_a_page(run):
+    lines = [line.split(",")[:14] for line in (run / "rounds.csv").read_text().splitlines()]
+    (run / "rounds.csv").write_text("".join(",".join(line) + "\n" for line in lines))
+    page = page_of(run)
+    assert "Forecasts" not in page.tables and len(page.tables["Rounds"]) == 3
+
+
 def test_intervals_are_wilson_intervals_of_the_noted_number_of_labels(run):
     header, _, last = page_of(run).tables["Rounds"]
     # By hand, n = 100, p = 0.8, z = 1.96: centre (0.8 + 0.019208) / 1.038416, half width 0.0783.

@@ -5,7 +5,7 @@ import pytest
 
 PAGES = (
     *("results.md", "defaults.md", "cli.md", "rl.md", "performance.md"),
-    *("cluster.md", "evaluation.md", "guards.md", "hardware.md"),
+    *("cluster.md", "evaluation.md", "forecast.md", "guards.md", "hardware.md"),
 )
 SCRIPT = Path(__file__).parent.parent / "benchmarks" / "tables.py"
 
@@ -80,3 +80,36 @@ def test_memory_a_pair_is_counted_from_the_smallest_pool(tables):
 
     table = tables.pool_table([size(1000, 2**20), size(3000, 2**21)]).splitlines()
     assert table[3] == "| 3,000 | 2 MiB | 524 B | 0.33 | 0.33 | 0.33 | 0.33 | 0.33 | 1 MiB |"
+
+
+def test_a_run_that_ends_by_the_forecast_is_the_beginning_of_the_run(tables):
+    run = {
+        "seed": 1,
+        "rounds": [{"tokens": 100, "flipped": flipped, "scored": 4} for flipped in (0, 2, 0, 1)],
+        # Round 1 gets ahead, round 2 does not: it is the last by the forecast. Without folds that one is delivered.
+        "pool_labels": ["0000", "1100", "1100", "1110"],
+        "seed_credits": [[], [], [], []],
+        "held": {"accuracy": {"0": 0.6, "1": 0.7, "2": 0.75, "3": 0.7}},
+    }
+    found = tables.forecast_tables({"paper": {1: run}})
+    assert found["savings"].splitlines()[3] == (
+        "| `PaperRule`, `folds: 0` | 0.005 | 1 | 3.0 | 2.0 | 0.250 | 0.700 | 0.050 |"
+    )
+    assert [line.split(" | ")[-2:] for line in found["errors"].splitlines()[2:]] == [
+        ["0.250", "0.500 |"],
+        ["0.000", "0.000 |"],
+        ["0.250", "0.250 |"],
+    ]
+
+
+def test_errors_of_forecasts_are_of_what_came(tables):
+    run = {
+        "seed": 1,
+        "rounds": [{"tokens": 100, "flipped": flipped, "scored": 4, "seed_oof_accuracy": 0.5} for flipped in (0, 1)],
+        "pool_labels": ["0000", "1000"],
+        "seed_credits": [[1.0, 0.0, 1.0, 0.0], [1.0, 1.0, 1.0, 0.0]],
+        "held": {"accuracy": {"0": 0.6, "1": 0.7}},
+    }
+    cells = tables.forecast_tables({"ours": {1: run}})["errors"].splitlines()[2].split(" | ")
+    # 0.5 + 0.0195 was forecast, give or take 0.35, and 0.75 came.
+    assert cells[1:7] == ["1", "1", "+0.231", "0.231", "0.250", "1 of 1"]

@@ -9,7 +9,8 @@ from ser_lightning.callbacks.rounds import RoundRow, choose_round, rounds_table,
 
 COLUMNS = (
     "round,scored,kept,flipped,status,kept_accuracy,pool_accuracy,seed_oof_accuracy,test_accuracy,calibration_error,"
-    "length_correlation,tokens,seconds,delivered"
+    "length_correlation,tokens,seconds,delivered,headway,forecast_accuracy,forecast_low,forecast_high,"
+    "forecast_error,next_gain,converges_at"
 )
 
 

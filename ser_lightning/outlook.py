@@ -1,0 +1,118 @@
+"""What the rounds so far let expect of the next: its accuracy out of fold, and when evolution converges.
+
+Not `forecast.py`, which counts the tokens of a run before its first round. Nothing here sees a hidden label or a test
+pair. N is the number of pool pairs, M of seed pairs. `docs/forecast.md` says where the constants come from and what it
+is worth.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+FIRST_CHANGE = 0.13
+"""Share of the pool's labels that round 1 changes, where nothing is known."""
+LASTING = 0.5
+"""Of what round 1 changes, the share that is headway; the rest goes back and forth."""
+DECAY = 0.5
+"""Headway of a round as a share of that of the round before."""
+NET_SHARE, NET_SHARE_ERROR = 0.3, 0.15
+"""Accuracy that a headway of 1 gains, where nothing is known, and the standard deviation of that belief."""
+_Z_95 = 1.959963984540054
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """What is forecast behind a round."""
+
+    gain: float
+    """Accuracy that the next round gains; below 0 where it loses."""
+    accuracy: float
+    """Accuracy of the next round on the seed, out of fold; NaN without folds."""
+    low: float
+    """Lower end of its 95 % interval."""
+    high: float
+    rounds_left: int
+    """Rounds that still gain enough; 0: evolution has converged."""
+
+
+def headway(label: Tensor, before: Tensor, earlier: Tensor | None) -> float:
+    """How much further from the labels of two rounds ago a round has come: share of the pool, below 0 for a way back.
+
+    Labels that go back and forth from round to round add nothing to it, however many they are.
+
+    Args:
+        label: (N,) labels of the round.
+        before: (N,) those of the round before.
+        earlier: (N,) those of two rounds before; without any, as in round 1, a fixed share of the change counts.
+    """
+    if earlier is None:
+        return LASTING * _changed_share(label, before)
+    return _changed_share(label, earlier) - _changed_share(before, earlier)
+
+
+def look_ahead(seed_credits: Sequence[Tensor], headways: Sequence[float], min_gain: float) -> Outlook:
+    """Forecast the round behind R + 1 rounds.
+
+    A round gains its headway times a net share. Headway shrinks by `DECAY` from round to round; the net share is a
+    prior belief and what the seed has gained so far, each weighed by its precision.
+
+    Args:
+        seed_credits: for each of the R + 1 rounds the (M,) credit (1 right, 0.5 tie, 0 wrong) of the same seed pairs,
+            scored out of fold. M is 0 without folds.
+        headways: of the R rounds behind the first, each the `headway` of its labels.
+        min_gain: accuracy that makes a round worth its compute, above 0.
+    """
+    ahead = DECAY * headways[-1] if headways else LASTING * FIRST_CHANGE
+    share, share_error = net_share(seed_credits, headways)
+    ahead = max(0.0, ahead)
+    gain = ahead * share
+    accuracy = low = high = math.nan
+    if len(seed_credits[-1]):
+        accuracy = min(1.0, max(0.0, float(seed_credits[-1].mean()) + gain))
+        half = _Z_95 * math.hypot(_paired_error(*seed_credits[-2:]), ahead * share_error)
+        low, high = max(0.0, accuracy - half), min(1.0, accuracy + half)
+    return Outlook(gain, accuracy, low, high, rounds_that_gain(gain, min_gain))
+
+
+def net_share(seed_credits: Sequence[Tensor], headways: Sequence[float]) -> tuple[float, float]:
+    """Accuracy gained for a headway of 1: the prior belief, corrected by what the seed has gained out of fold.
+
+    The posterior mean and standard deviation of b in (gain since the first round) = b * (sum of headways) + noise.
+
+    Args:
+        seed_credits: for each round the (M,) credit of the same pairs; M may be 0.
+        headways: of the rounds behind the first.
+    """
+    if not headways or not len(seed_credits[0]):
+        return NET_SHARE, NET_SHARE_ERROR
+    first, now = seed_credits[0], seed_credits[-1]
+    gained, way = float((now - first).mean()), sum(headways)
+    belief, noise = NET_SHARE_ERROR**2, _paired_error(first, now) ** 2
+    total = noise + belief * way**2
+    return (NET_SHARE * noise + belief * gained * way) / total, math.sqrt(belief * noise / total)
+
+
+def rounds_that_gain(gain: float, min_gain: float) -> int:
+    """How many rounds gain at least `min_gain`, when the next one gains `gain` and each later one `DECAY` times that.
+
+    Args:
+        gain: accuracy.
+        min_gain: accuracy, above 0.
+    """
+    return 0 if gain < min_gain else math.floor(math.log(min_gain / gain) / math.log(DECAY)) + 1
+
+
+def _changed_share(label: Tensor, other: Tensor) -> float:
+    return float((label != other).double().mean()) if len(label) else 0.0
+
+
+def _paired_error(before: Tensor, now: Tensor | None = None) -> float:
+    """Standard error of the difference in accuracy of two rounds; without a second one, of one that changes as usual.
+
+    One pair more of two more counts as changed: a small seed in which nothing changes is no proof that nothing can.
+    """
+    if now is None:
+        return math.sqrt(FIRST_CHANGE / len(before))
+    return math.sqrt((float((now - before).square().sum()) + 1) / (len(now) + 2) / len(now))
