@@ -17,6 +17,7 @@ import random
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from importlib.metadata import version
 from multiprocessing import get_context
@@ -24,6 +25,7 @@ from pathlib import Path
 
 import torch
 from guard_faults import write_foreign_pairs
+from torch import Tensor
 from tqdm import tqdm
 
 from ser_lightning import Scorer
@@ -99,16 +101,39 @@ def acts(result: dict) -> bool:
 
 
 class Held:
-    """20,000 pairs that no run has seen, and which side the gold reward prefers."""
+    """Pairs that no run has seen, and which side the gold reward prefers.
 
-    def __init__(self) -> None:
-        pairs = list(generate_pairs(NUM_TEST, seed=-1))
+    Args:
+        num_pairs: how many.
+    """
+
+    def __init__(self, num_pairs: int = NUM_TEST) -> None:
+        pairs = list(generate_pairs(num_pairs, seed=-1))
         random.Random(0).shuffle(pairs)
         self.gold = torch.tensor([float(p.gold_a > p.gold_b) for p in pairs])
         self.pairs = [
             PreferencePair(i, [{"role": "user", "content": p.prompt}], p.response_a, p.response_b, None)
             for i, p in enumerate(pairs)
         ]
+
+    def credits(self, run: Path, rounds: list[int]) -> Iterator[Tensor]:
+        """Credit of each pair (1 right, 0.5 tie, 0 wrong) by some rounds' models: (rounds, pairs), in chunks of pairs.
+
+        Args:
+            run: folder of a run.
+            rounds: whose models.
+        """
+        scorer = Scorer.load(run)
+        scorer.judge.scorer.requires_grad_(True)  # what was trained is what `model.pt` holds
+        models = [torch.load(run / f"rounds/{n}/model.pt", weights_only=True)["weights"] for n in rounds]
+        for start in range(0, len(self.pairs), CHUNK):
+            encoded = [pair for pair in scorer.encode(self.pairs[start : start + CHUNK]) if pair is not None]
+            gold, found = self.gold[start : start + CHUNK], []
+            for weights in models:
+                scorer.judge.scorer.load_trainable_state(weights)
+                first, second = scorer.score_encoded(encoded)
+                found.append(half_credit(first - second, gold))
+            yield torch.stack(found)
 
     def compare(self, run: Path, rounds: list[int]) -> dict:
         """Accuracy of some rounds' models on the same pairs, and of each the difference to the first.
@@ -117,18 +142,9 @@ class Held:
             run: folder of a run.
             rounds: 0 first.
         """
-        scorer = Scorer.load(run)
-        scorer.judge.scorer.requires_grad_(True)  # what was trained is what `model.pt` holds
-        models = [torch.load(run / f"rounds/{n}/model.pt", weights_only=True)["weights"] for n in rounds]
         credit = torch.empty(len(rounds), 0)
-        for start in range(0, NUM_TEST, CHUNK):
-            encoded = [pair for pair in scorer.encode(self.pairs[start : start + CHUNK]) if pair is not None]
-            gold, found = self.gold[start : start + CHUNK], []
-            for weights in models:
-                scorer.judge.scorer.load_trainable_state(weights)
-                first, second = scorer.score_encoded(encoded)
-                found.append(half_credit(first - second, gold))
-            credit = torch.cat([credit, torch.stack(found)], 1)
+        for chunk in self.credits(run, rounds):
+            credit = torch.cat([credit, chunk], 1)
             change = credit[1:] - credit[:1]
             error = change.std(1) / change.shape[1] ** 0.5
             if bool(((change.mean(1) + HARM).abs() > 4 * error).all()):
