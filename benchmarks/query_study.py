@@ -3,10 +3,12 @@
     python benchmarks/query_study.py                  # resumable: a run whose JSON is there is not repeated
     python benchmarks/tables.py                       # writes the table into docs/cli.md
 
-A run without further labels (`none`), then each condition chooses 100 pairs of its pool, gives them their hidden label
-as an annotator would, and a **new** run of the same settings has them in its seed: nothing that an earlier training
-left behind stands between the conditions. Seed model and delivered model of every run are held against 6,000 generated
-pairs that no run has seen, judged by the gold reward. Random seeds from 1001 on are there to choose a default.
+A seed model (`base`, with two folds: its confidence is calibrated) chooses 100 pairs of its pool by each condition.
+They get their hidden label, as an annotator would give it, and a **new** run has them in its seed; `none` is one
+without them. Nothing that an earlier training left behind stands between the conditions. To be affordable the new runs
+go without folds: a seed model, then one round on the surer half of its labels, which is delivered. Both are held
+against 6,000 generated pairs that no run has seen, judged by the gold reward. Random seeds from 1001 on are there to
+choose a default.
 """
 
 import argparse
@@ -20,10 +22,11 @@ from pathlib import Path
 
 import torch
 from guard_study import NUM_PAIRS, SEED_FRACTION, TEST_FRACTION, Held
-from runs import measure
+from rules import CONDITIONS as RULES
 from torch import Tensor
 from tqdm import tqdm
 
+from runs import measure
 from ser_lightning.datamodules.formats import parse_row
 from ser_lightning.datamodules.synthetic import generate_pairs
 from ser_lightning.query import CoverUncertain, MostUncertain, QueryStrategy, query
@@ -54,15 +57,12 @@ def strategies(seed: int) -> dict[str, QueryStrategy]:
 
 
 CONDITIONS = ("none", *strategies(0))
-
-
-def flags(more: Path | None) -> list[str]:
-    """Those of every run, and the labels that came later."""
-    return [
-        *(f"--data.synthetic_pairs={NUM_PAIRS}", f"--data.seed_fraction={SEED_FRACTION}"),
-        *(f"--data.test_fraction={TEST_FRACTION}", "--trainer.callbacks.max_rounds=1", "--ckpt_path=auto"),
-        *([] if more is None else [f"--data.more_path={more}"]),
-    ]
+WORLD = [
+    *(f"--data.synthetic_pairs={NUM_PAIRS}", f"--data.seed_fraction={SEED_FRACTION}"),
+    *(f"--data.test_fraction={TEST_FRACTION}", "--ckpt_path=auto"),
+]
+BASE = [*WORLD, "--trainer.callbacks.max_rounds=0"]
+AFTER = [*WORLD, *RULES["top_half"], "--trainer.callbacks.max_rounds=1"]
 
 
 def label_pairs(run: Path, strategy: QueryStrategy, seed: int, to: Path) -> dict[str, float]:
@@ -97,23 +97,22 @@ def label_pairs(run: Path, strategy: QueryStrategy, seed: int, to: Path) -> dict
 def measure_seed(seed: int, conditions: Sequence[str], out: Path, scratch: Path) -> None:
     """All missing conditions of one random seed."""
     torch.set_num_threads(1)
+    missing = [condition for condition in conditions if not (out / f"{condition}-{seed}.json").is_file()]
+    if not missing:
+        return
     scratch.mkdir(parents=True, exist_ok=True)
+    measure("base", BASE, seed, scratch)  # one that is there already ends at once
     held, asking = Held(NUM_HELD), strategies(seed)
-    for condition in ("none", *conditions):
-        to = out / f"{condition}-{seed}.json"
-        if to.is_file() and (condition != "none" or (scratch / f"none-{seed}" / "report.html").is_file()):
-            continue
-        more, asked = None, {}
+    for condition in missing:
+        asked, more = {}, []
         if condition != "none":
-            more = scratch / f"{condition}-{seed}.jsonl"
-            asked = label_pairs(scratch / f"none-{seed}", asking[condition], seed, more)
-        result = measure(condition, flags(more), seed, scratch)
-        rounds = list(range(len(result["rounds"])))
-        accuracy = torch.cat(list(held.credits(scratch / f"{condition}-{seed}", rounds)), 1).mean(1).tolist()
-        delivered = next(n for n in rounds if result["rounds"][n]["delivered"])
+            to = scratch / f"{condition}-{seed}.jsonl"
+            asked, more = label_pairs(scratch / f"base-{seed}", asking[condition], seed, to), [f"--data.more_path={to}"]
+        result = measure(condition, [*AFTER, *more], seed, scratch)
         result |= {"held_pairs": NUM_HELD, "asked": asked}
-        result["held"] = {"seed_model": accuracy[0], "delivered": accuracy[delivered]}
-        to.write_text(json.dumps(result, indent=1) + "\n")
+        accuracy = torch.cat(list(held.credits(scratch / f"{condition}-{seed}", [0, 1])), 1).mean(1).tolist()
+        result["held"] = dict(zip(("seed_model", "delivered"), accuracy, strict=True))
+        (out / f"{condition}-{seed}.json").write_text(json.dumps(result, indent=1) + "\n")
 
 
 def main() -> None:
