@@ -17,6 +17,7 @@ import random
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from importlib.metadata import version
 from multiprocessing import get_context
@@ -24,6 +25,7 @@ from pathlib import Path
 
 import torch
 from guard_faults import write_foreign_pairs
+from torch import Tensor
 from tqdm import tqdm
 
 from ser_lightning import Scorer
@@ -99,7 +101,11 @@ def acts(result: dict) -> bool:
 
 
 class Held:
-    """Generated pairs that no run has seen, and which side the gold reward prefers."""
+    """Pairs that no run has seen, and which side the gold reward prefers.
+
+    Args:
+        num_pairs: how many.
+    """
 
     def __init__(self, num_pairs: int = NUM_TEST) -> None:
         pairs = list(generate_pairs(num_pairs, seed=-1))
@@ -110,6 +116,26 @@ class Held:
             for i, p in enumerate(pairs)
         ]
 
+    def credits(self, run: Path, rounds: list[int]) -> Iterator[Tensor]:
+        """Credit of each pair (1 right, 0.5 tie, 0 wrong) by some rounds' models: (rounds, pairs), in chunks of pairs.
+
+        Args:
+            run: folder of a run.
+            rounds: whose models.
+        """
+        scorer = Scorer.load(run)
+        models = [torch.load(run / f"rounds/{n}/model.pt", weights_only=True)["weights"] for n in rounds]
+        for name, weight in scorer.judge.scorer.named_parameters():
+            weight.requires_grad_(name in models[0])  # what was trained is what `model.pt` holds
+        for start in range(0, len(self.pairs), CHUNK):
+            encoded = [pair for pair in scorer.encode(self.pairs[start : start + CHUNK]) if pair is not None]
+            gold, found = self.gold[start : start + CHUNK], []
+            for weights in models:
+                scorer.judge.scorer.load_trainable_state(weights)
+                first, second = scorer.score_encoded(encoded)
+                found.append(half_credit(first - second, gold))
+            yield torch.stack(found)
+
     def compare(self, run: Path, rounds: list[int], ends_early: bool = True) -> dict:
         """Accuracy of some rounds' models on the same pairs, and of each the difference to the first.
 
@@ -118,19 +144,9 @@ class Held:
             rounds: 0 first.
             ends_early: where it is settled which of them are more than `HARM` worse than the first.
         """
-        scorer = Scorer.load(run)
-        models = [torch.load(run / f"rounds/{n}/model.pt", weights_only=True)["weights"] for n in rounds]
-        for name, weight in scorer.judge.scorer.named_parameters():
-            weight.requires_grad_(name in models[0])  # what was trained is what `model.pt` holds
         credit = torch.empty(len(rounds), 0)
-        for start in range(0, len(self.pairs), CHUNK):
-            encoded = [pair for pair in scorer.encode(self.pairs[start : start + CHUNK]) if pair is not None]
-            gold, found = self.gold[start : start + CHUNK], []
-            for weights in models:
-                scorer.judge.scorer.load_trainable_state(weights)
-                first, second = scorer.score_encoded(encoded)
-                found.append(half_credit(first - second, gold))
-            credit = torch.cat([credit, torch.stack(found)], 1)
+        for chunk in self.credits(run, rounds):
+            credit = torch.cat([credit, chunk], 1)
             change = credit[1:] - credit[:1]
             error = change.std(1) / change.shape[1] ** 0.5
             if ends_early and bool(((change.mean(1) + HARM).abs() > 4 * error).all()):

@@ -26,6 +26,11 @@ def fired(run: dict[str, Any]) -> list[set[str]]:
     return [{name for name, (_, _, is_fired) in found.items() if is_fired} for found in run["off"]["guards"]]
 
 
+def measured(runs: Sequence[dict[str, Any]], name: str) -> list[dict[str, Any]]:
+    """The runs that knew a guard: those made before it existed say nothing of it."""
+    return [run for run in runs if all(name in found for found in run["off"]["guards"])]
+
+
 def fault_table(runs: Sequence[dict[str, Any]]) -> str:
     """One line for each fault: which guards fired how often within a round, and what was delivered."""
     lines = [
@@ -40,6 +45,8 @@ def fault_table(runs: Sequence[dict[str, Any]]) -> str:
         sets = [set.union(*fired(run)) for run in here]
         counts = {name: sum(name in found for found in sets) for name in KINDS}
         by = ", ".join(f"`{name}` {count}" for name, count in counts.items() if count)
+        unknown = {name: len(here) - len(measured(here, name)) for name in KINDS}
+        by += "".join(f"; `{name}` not measured in {count}" for name, count in unknown.items() if count)
         last = [run["held"]["change"].get(str(len(run["off"]["rounds"]) - 1), 0.0) for run in here]
         cells = [text, str(len(here)), str(sum(bool(found) for found in sets)), by, f"{mean(last):+.3f}"]
         cells += [f"{mean(change(run, side) for run in here):+.3f}" for side in ("off", "on")]
@@ -71,9 +78,12 @@ def harm_table(runs: Sequence[dict[str, Any]]) -> str:
 
 def alarm_table(runs: Sequence[dict[str, Any]]) -> str:
     """How often each guard fires in runs without a fault."""
-    healthy = [run for run in runs if run["fault"] is None]
     lines = ["| guard | level | fired in healthy runs | of these, the last round was worse |", "|---|---|---|---|"]
     for name, kind in KINDS.items():
+        healthy = measured([run for run in runs if run["fault"] is None], name)
+        if not healthy:
+            lines.append(f"| `{name}` | {kind.default.level} | not measured | - |")
+            continue
         hit = [run for run in healthy if name in set.union(*fired(run))]
         worse = sum(run["held"]["change"].get(str(len(run["off"]["rounds"]) - 1), 0.0) < 0 for run in hit)
         lines.append(f"| `{name}` | {kind.default.level} | {len(hit)} of {len(healthy)} | {worse} |")

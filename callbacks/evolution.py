@@ -27,6 +27,7 @@ from ser_lightning.callbacks.rounds import (
     print_rounds,
     round_figures,
     write_audit,
+    write_cost,
     write_rounds,
 )
 from ser_lightning.callbacks.state import EvolutionState, seed_credits
@@ -35,6 +36,7 @@ from ser_lightning.guards import Level
 from ser_lightning.length_quota import keep_length_share
 from ser_lightning.outlook import headway
 from ser_lightning.records import PairScores, Selection
+from ser_lightning.report_data import COST
 from ser_lightning.scoring import complete_and_unique, concatenate, mean_scores, score_pairs
 from ser_lightning.seeds import hash_seed
 from ser_lightning.selection import Evidence, LabelUse, SelectionRule, Verdict
@@ -85,7 +87,7 @@ class EvolutionCallback(Callback):
         self.min_gain, self.stop_by = min_gain, stop_by
         raise_problems(self._problems())
         self.state = EvolutionState()
-        self._round_start = time.monotonic()
+        self._round_start = self._spent_until = time.monotonic()
         self._rank_tokens = 0
 
     # Hooks
@@ -109,7 +111,7 @@ class EvolutionCallback(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """After a checkpoint's state is back: the running phase's learning rates, or a first phase for new pairs."""
-        self._round_start = time.monotonic()
+        self._round_start = self._spent_until = time.monotonic()
         has_arrivals = any(len(trainer.datamodule.pair_ids(split)) > 0 for split in ("arrived_seed", "arrived_pool"))
         if not self.state.finished and has_arrivals:
             raise UserError(
@@ -131,6 +133,7 @@ class EvolutionCallback(Callback):
         seed = int(os.environ.get("PL_GLOBAL_SEED", 0))
         epoch = self.state.epochs_done - self.state.phase_first_epoch
         torch.manual_seed(hash_seed(seed, self.state.round, self.fold, epoch, trainer.global_rank))
+        self._spend("other")
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -143,7 +146,8 @@ class EvolutionCallback(Callback):
         """At the end of a phase: score; at the end of a round: label, select, accept."""
         # Over all ranks before any of them saves: what one rank has counted is not what the others have.
         counted = torch.tensor(self._rank_tokens, device=trainer.strategy.root_device)
-        self.state.trained_tokens += int(trainer.strategy.reduce(counted, reduce_op="sum"))
+        tokens = int(trainer.strategy.reduce(counted, reduce_op="sum"))
+        self._spend("train_main" if self.fold is None else "train_folds", tokens)
         self._rank_tokens = 0
         self.state.epochs_done += 1
         if self.state.epochs_done - self.state.phase_first_epoch < self._phase_epochs:
@@ -227,11 +231,18 @@ class EvolutionCallback(Callback):
 
     def _score(self, trainer: Trainer, split: str, name: str, fold: int | None = None) -> PairScores:
         data, folds = trainer.datamodule, max(1, self.folds)
+        self._spend("other")
         scores = score_pairs(
             trainer, data.scoring_dataloader(split, fold, folds), data.pair_ids(split, fold, folds), name
         )
-        self.state.scored_tokens += int((scores.tokens_a + scores.tokens_b).sum())
+        self._spend(f"score_{split.removeprefix('arrived_')}", int((scores.tokens_a + scores.tokens_b).sum()))
         return scores
+
+    def _spend(self, part: str, tokens: int = 0) -> None:
+        """All time since the last call went for this; so every moment between two checkpoints counts once."""
+        now = time.monotonic()
+        self.state.spend(part, tokens, now - self._spent_until)
+        self._spent_until = now
 
     # Rounds
 
@@ -256,7 +267,7 @@ class EvolutionCallback(Callback):
             data.accept(selection, add=self.combine == "add")
             self._accept_for_folds(trainer, evidence)
         self.state.fold_scores, self.state.fold_pool_scores = [], []
-        self.state.trained_tokens = self.state.scored_tokens = 0
+        self.state.cost = {}
         self.state.earlier_label, self.state.pool_label = self.state.pool_label, verdict.label
         self._round_start = time.monotonic()
 
@@ -342,7 +353,7 @@ class EvolutionCallback(Callback):
             round=self.state.round,
             flipped=0 if before is None else int((before != verdict.label).sum()),
             headway=math.nan if before is None else headway(verdict.label, before, earlier),
-            tokens=self.state.trained_tokens + self.state.scored_tokens,
+            tokens=self.state.tokens,
             seconds=round(time.monotonic() - self._round_start, 1),
             delivered=False,
             **figures,
@@ -371,7 +382,9 @@ class EvolutionCallback(Callback):
             "identity": getattr(pl_module, "identity", None),
         }
         self._save(trainer, _round_folder(trainer, self.state.round) / "model.pt", model)
+        self._spend("other")
         if trainer.is_global_zero:
+            write_cost(_round_folder(trainer, self.state.round) / COST, self.state.cost)
             write_audit(_round_folder(trainer, self.state.round) / "audit.parquet", pool, verdict, keep)
             write_rounds(Path(trainer.default_root_dir) / "rounds.csv", self.state.rows)
         for logger in trainer.loggers:

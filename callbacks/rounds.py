@@ -1,5 +1,6 @@
 """What a run leaves behind: `rounds.csv`, one audit file a round, the table at the end, and the choice of a round."""
 
+import json
 import math
 from collections.abc import Collection
 from dataclasses import dataclass, fields
@@ -20,6 +21,7 @@ from ser_lightning.datamodules.preference import PreferenceDataModule
 from ser_lightning.metrics import calibration_error, half_credit, length_correlation
 from ser_lightning.outlook import look_ahead
 from ser_lightning.records import PairScores, Selection
+from ser_lightning.report_data import COST_PARTS
 from ser_lightning.selection import Evidence, Verdict
 
 REASONS = ("kept", "length quota", "not sure enough")
@@ -174,6 +176,17 @@ def write_audit(path: Path, pool: PairScores, verdict: Verdict, keep: Tensor) ->
         "reason": reason,
     }
     write_atomically(path, lambda file: pq.write_table(pa.table(columns), file))
+
+
+def write_cost(path: Path, cost: dict[str, dict[str, float]]) -> None:
+    """Tokens and seconds of a round, for each of `COST_PARTS` that it had.
+
+    Args:
+        path: JSON file to write.
+        cost: `EvolutionState.cost`.
+    """
+    lines = {part: {**cost[part], "seconds": round(cost[part]["seconds"], 3)} for part in COST_PARTS if part in cost}
+    write_text_atomically(path, json.dumps(lines, indent=1) + "\n")
 
 
 def rounds_table(rows: list[RoundRow]) -> Table:

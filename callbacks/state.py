@@ -41,8 +41,19 @@ class EvolutionState:
     """(N,) labels of the pool that the round before gave."""
     earlier_label: Tensor | None = None
     """(N,) labels that the round before that one gave the same pool; None where there was none."""
-    trained_tokens: int = 0
-    scored_tokens: int = 0
+    cost: dict[str, dict[str, float]] = field(default_factory=dict)
+    """Of the running round so far: `tokens` and `seconds` by the parts in `COST_PARTS`."""
+
+    def spend(self, part: str, tokens: int, seconds: float) -> None:
+        """Add to a part of the running round's cost."""
+        spent = self.cost.setdefault(part, {"tokens": 0, "seconds": 0.0})
+        spent["tokens"] += tokens
+        spent["seconds"] += seconds
+
+    @property
+    def tokens(self) -> int:
+        """Of the running round so far, in all."""
+        return int(sum(spent["tokens"] for spent in self.cost.values()))
 
     @property
     def delivered(self) -> int:

@@ -1,6 +1,8 @@
 """Is B better than A? Paired tests of two reward models on the same labelled pairs, on tensors. N pairs."""
 
+import itertools
 import math
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -52,42 +54,50 @@ def mcnemar(only_a: int, only_b: int) -> float:
     return min(1.0, 2 * tail)
 
 
-def concentration(num_discordant: float) -> float:
-    """Of the bets of `log_e_value`, for a set with about so many discordant pairs.
-
-    A larger set can tell smaller differences apart, so the bets go closer to even; 40 cost least in simulation.
-    """
-    return max(1.0, num_discordant / 40)
-
-
-def log_e_value(only_a: int, only_b: int, a: float = 1.0) -> float:
-    """Logarithm of the evidence against "both are equally good", valid whenever one looks.
-
-    The capital after the discordant pairs so far of a bettor who bets on every share of wins for B, spread as
-    Beta(a, a): 2^n B(k + a, n - k + a) / B(a, a). If both models are equally good, it ever reaches 1 / alpha with
-    probability alpha at most (Ville's inequality), whatever `a`.
-    """
-    n = only_a + only_b
-    return n * math.log(2) + _log_beta(only_b + a, only_a + a) - _log_beta(a, a)
-
-
-def first_decision(wins: Tensor, alpha: float, a: float = 1.0) -> int | None:
-    """After how many discordant pairs the sequential test decides; None if it does not.
+def first_decision(changes: Iterable[float], num_pairs: int, alpha: float) -> tuple[int, int] | None:
+    """When the sequential test decides which model is better, looking at one pair after another.
 
     Args:
-        wins: (M,) 1 where B won the pair, 0 where A did, in the order in which they are looked at.
-        alpha: bound of the probability that equal models are ever told apart.
-        a: see `log_e_value`; must not depend on the wins.
+        changes: for each pair, in the order in which they are looked at, more than 0 where B does better on it, less
+            where A does, 0 where neither; no more of them are taken than the decision needs.
+        num_pairs: how many there are at most; must be known beforehand.
+        alpha: bound of the probability that equal models are told apart.
+
+    Returns:
+        How many pairs were looked at, and B's wins less A's among them; None if there is no decision.
     """
-    won = wins.long().cumsum(0).tolist()
-    for n, k in enumerate(won, start=1):
-        if log_e_value(n - k, k, a) >= -math.log(alpha):
-            return n
+    changes, again = itertools.tee(changes)
+    lead = 0
+    bounds = boundary((change != 0 for change in again), num_pairs, alpha)
+    for looked, (change, bound) in enumerate(zip(changes, bounds, strict=True), start=1):
+        lead += (change > 0) - (change < 0)
+        if abs(lead) >= bound:
+            return looked, lead
     return None
 
 
-def _log_beta(x: float, y: float) -> float:
-    return math.lgamma(x) + math.lgamma(y) - math.lgamma(x + y)
+def boundary(is_discordant: Iterable[bool], num_pairs: int, alpha: float) -> Iterator[int]:
+    """Lead, of either model, from which on the sequential test decides: one number for each pair that is looked at.
+
+    If both models are equally good, a discordant pair is a fair coin, whenever it comes, so the distribution of the
+    lead is known to the last digit. After each pair the outermost leads of both sides are taken out of it, which is
+    what the boundary is, as long as all that was ever taken out stays within `alpha` times the share of pairs looked
+    at: an error that is spent evenly (Lan and DeMets, 1983; Kim and DeMets, 1987, with exponent 1), exactly and not by
+    a normal approximation. What fits no whole lead is left for later pairs.
+
+    Args:
+        is_discordant: whether exactly one of both models is right, pair by pair.
+        num_pairs: how many there are at most.
+        alpha: probability that equal models ever reach the boundary, at most.
+    """
+    prob, spent = np.ones(1), 0.0  # of the leads -k, ..., k that have not decided
+    for looked, is_coin in enumerate(is_discordant, start=1):
+        if is_coin:
+            prob = np.convolve(prob, (0.5, 0.0, 0.5))
+        while len(prob) > 1 and spent + 2 * prob[0] <= alpha * min(1.0, looked / num_pairs):
+            spent += 2 * float(prob[0])
+            prob = prob[1:-1]
+        yield len(prob) // 2 + 1
 
 
 def _log_choose(n: int, k: int) -> float:

@@ -4,7 +4,7 @@ A and B are run folders, exports, or files that `score` wrote for the same data.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -19,7 +19,7 @@ from rich.table import Table
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ser_lightning.ab_tests import concentration, first_decision, paired, same_order
+from ser_lightning.ab_tests import first_decision, paired, same_order
 from ser_lightning.atomic import write_text_atomically
 from ser_lightning.errors import UserError, raise_problems
 from ser_lightning.evaluation import Scored, set_figures
@@ -308,21 +308,26 @@ def _write_gate(args: Namespace, rows: Sequence[FileRow], sides: Sequence[Side])
 
 def _decide(rows: Sequence[FileRow], sides: Sequence[Side]) -> int:
     """Score in a random order until one is better for sure, and say so."""
+    seen: list[float] = []
+    found = first_decision(_changes(rows, sides, seen), len(rows), ALPHA)
+    if found is None:
+        only_a, only_b = sum(change < 0 for change in seen), sum(change > 0 for change in seen)
+        print(f"No decision after all {len(rows)} pairs: {only_a} only A right, {only_b} only B.")
+    else:
+        looked, lead = found
+        print(f"{'B' if lead > 0 else 'A'} is better, sure after {looked} of {len(rows)} pairs (5 % error).")
+    return 0
+
+
+def _changes(rows: Sequence[FileRow], sides: Sequence[Side], seen: list[float]) -> Iterator[float]:
+    """Credit of B less that of A, pair by pair in a random order and added to `seen`; 0 where one has no reward."""
     order = np.random.default_rng(0).permutation(len(rows))
-    wins: list[float] = []
-    a = concentration(len(rows) / 4)  # some quarter of the pairs is discordant
     for start in range(0, len(order), CHUNK // 8):
         chunk = [rows[i] for i in order[start : start + CHUNK // 8]]
         target = torch.tensor([float(row.pair.label or 0) for row in chunk])
         margins = [values[0] - values[2] for values in (side.score(chunk) for side in sides)]
         usable = torch.isfinite(margins[0]) & torch.isfinite(margins[1])
-        change = (half_credit(margins[1], target) - half_credit(margins[0], target))[usable]
-        wins += (change[change != 0] > 0).float().tolist()
-        if first_decision(torch.tensor(wins), ALPHA, a) is not None:
-            better = "B" if sum(wins) * 2 > len(wins) else "A"
-            print(
-                f"{better} is better, sure after {min(start + CHUNK // 8, len(rows))} of {len(rows)} pairs (5 % error)."
-            )
-            return 0
-    print(f"No decision after all {len(rows)} pairs: {len(wins) - sum(wins):.0f} only A right, {sum(wins):.0f} only B.")
-    return 0
+        change = half_credit(margins[1], target) - half_credit(margins[0], target)
+        for one in torch.where(usable, change, 0.0).tolist():
+            seen.append(one)
+            yield one

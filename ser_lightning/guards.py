@@ -157,6 +157,17 @@ def shift(view: RoundView, threshold: float) -> tuple[float, float]:
     return max(ks_distance(one, other) for one, other in samples), max(threshold, by_chance)
 
 
+def overconfidence(view: RoundView, threshold: float) -> tuple[float, float]:
+    """Mean confidence stated for the pool's labels, less the upper end of the 95 % interval of accuracy out of fold.
+
+    Low entropy alone is no fault: on clear pairs a good model is sure. It is one where human labels do not bear it out.
+    """
+    credit, confidence = view.seed_credits[-1], view.verdict.confidence
+    if len(credit) == 0 or len(confidence) == 0:
+        return math.nan, threshold
+    return float(confidence.double().mean()) - wilson_interval(float(credit.sum()), len(credit))[1], threshold
+
+
 def _longer_wins(label: Tensor, length_difference: Tensor, mask: Tensor) -> Tensor:
     """1 where the longer response wins, of pairs of unequal length under the mask."""
     mask = mask & (length_difference != 0)
@@ -237,6 +248,12 @@ KINDS = {
         Guard("warn", 0.15),
         "the pool is of another kind than the human labels, which cannot vouch for its labels",
         "label some pairs of the pool and add them to the seed, or take a pool of the same kind",
+    ),
+    "overconfidence": _Kind(
+        overconfidence,
+        Guard("warn", 0.1),
+        "the model is surer of its labels than it is right about people's",
+        "use CalibratedRule, or restart: weights with fewer epochs_per_round; give more human labels",
     ),
 }
 """name -> what it measures, what is done by default, what that means, and what to do"""

@@ -11,7 +11,7 @@ from jsonargparse import ArgumentError, ArgumentParser
 
 from ser_lightning.atomic import write_text_atomically
 from ser_lightning.errors import UserError
-from ser_lightning.report_data import Round, Run, confidence_of, file_hashes, flat, read_run
+from ser_lightning.report_data import COST_PARTS, Round, Run, confidence_of, file_hashes, flat, read_run
 from ser_lightning.report_figures import (
     Picture,
     draw_accuracy,
@@ -166,8 +166,8 @@ def pictures_of(run: Run) -> list[Picture]:
         text = f"Reward difference against length difference of pool pairs; their correlation is {slope}."
         note = f"Round {shown.number}, {len(shown.notes['length'])} pool pairs. A slope is a taste for length."
         found.append(Picture("Reward and length", text, note, draw_length(shown)))
-    seconds = ", ".join(f"round {r.number} {r.row['seconds']:.0f} s" for r in run.rounds)
-    found.append(Picture("Cost", f"Time by round: {seconds}.", "Training and scoring of a round.", draw_cost(run)))
+    note = "Left bars are minutes, right ones tokens; blue is training, gold is scoring."
+    found.append(Picture("Cost", f"Time by round: {_times(run)}.", note, draw_cost(run)))
     return found
 
 
@@ -191,6 +191,18 @@ def _cards(shown: Round) -> list[dict[str, Any]] | None:
 def _splits(shown: Round) -> list[tuple[str, str]]:
     pairs = shown.notes.get("pairs")
     return [("pairs", ", ".join(f"{count} {name}" for name, count in pairs.items()))] if pairs else []
+
+
+def _times(run: Run) -> str:
+    """Seconds of every round, and of its parts where they are known."""
+    found = []
+    for one in run.rounds:
+        spent = one.spent("seconds")
+        parts = ", ".join(
+            f"{COST_PARTS[part]} {seconds:.0f} s" for part, seconds in spent.items() if part in COST_PARTS
+        )
+        found.append(f"round {one.number} {sum(spent.values()):.0f} s" + (f" ({parts})" if parts else ""))
+    return "; ".join(found)
 
 
 def _course(run: Run, column: str) -> str:

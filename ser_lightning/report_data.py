@@ -19,7 +19,16 @@ from ser_lightning.errors import UserError
 from ser_lightning.metrics import wilson_interval
 from ser_lightning.run_folder import CONFIG
 
-NOTES, GUARDS = "report.json", "guards.json"
+NOTES, GUARDS, COST = "report.json", "guards.json", "cost.json"
+COST_PARTS = {
+    "train_folds": "folds, training",
+    "train_main": "main, training",
+    "score_seed": "out of fold",
+    "score_pool": "labelling",
+    "score_test": "test",
+    "other": "other",
+}
+"""What a round spends tokens and seconds on; names in its `cost.json` and in a report."""
 Audit = dict[str, np.ndarray]
 """Columns of an audit file, (N,) each, in the order of `pair_id`."""
 
@@ -36,11 +45,18 @@ class Round:
     """Its `report.json`, empty without one."""
     guards: list[dict[str, Any]] = field(default_factory=list)
     """What drift guards found, empty without any."""
+    cost: dict[str, dict[str, float]] = field(default_factory=dict)
+    """Its `cost.json`, empty without one."""
 
     @property
     def number(self) -> int:
         """0 for the seed model."""
         return int(self.row["round"])
+
+    def spent(self, what: str) -> dict[str, float]:
+        """`tokens` or `seconds` by part; a round from before there were parts has one, `all`."""
+        parts = {part: spent[what] for part, spent in self.cost.items()}
+        return parts or {"all": self.row[what]}
 
     def interval(self, column: str) -> tuple[float, float] | None:
         """95 % interval of an accuracy; None where nobody noted how many labels it stands on."""
@@ -132,10 +148,11 @@ def read_run(path: Path) -> Run:
 
 
 def _read_round(folder: Path, row: dict[str, float]) -> Round:
-    notes, guards = folder / NOTES, folder / GUARDS
-    found = json.loads(notes.read_text(encoding="utf-8")) if notes.is_file() else {}
-    guarded = json.loads(guards.read_text(encoding="utf-8")) if guards.is_file() else []
-    return Round(row, read_audit_columns(folder / "audit.parquet"), found, guarded)
+    notes, guards, cost = (
+        json.loads((folder / name).read_text(encoding="utf-8")) if (folder / name).is_file() else empty
+        for name, empty in ((NOTES, {}), (GUARDS, []), (COST, {}))
+    )
+    return Round(row, read_audit_columns(folder / "audit.parquet"), notes, guards, cost)
 
 
 def file_hashes(run: Run) -> dict[str, str]:

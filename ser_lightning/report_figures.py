@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, MaxNLocator
 
 from ser_lightning.metrics import wilson_interval
-from ser_lightning.report_data import Round, Run, confidence_of, flow_of
+from ser_lightning.report_data import COST_PARTS, Round, Run, confidence_of, flow_of
 
 INK, MUTED, PALE, ACCENT, GOLD, SAND = "#1f2933", "#52606d", "#d9e0e7", "#1f6fb2", "#b7791f", "#ecd9b0"
 COLOURS = (ACCENT, GOLD, "#2f855a", "#9b2c2c", "#6b46c1", "#1f2933", "#0e7490", "#a0527f")
@@ -31,6 +31,11 @@ ACCURACIES = (
 """Column of `rounds.csv`, name, colour, mark, line."""
 FLOORS = (("longer", "take the longer", (0, (1, 2))), ("bag_of_words", "bag of words", (0, (5, 2))))
 """Key in the notes of a round, name, line."""
+COST_COLOURS = {
+    **{"all": ACCENT, "train_folds": "#8fb9dc", "train_main": ACCENT},
+    **{"score_seed": "#f3e6c8", "score_pool": "#ddb765", "score_test": GOLD, "other": PALE},
+}
+"""Blue for training, gold for scoring, from below."""
 STYLE: Any = {
     "font.family": "DejaVu Sans",  # ships with matplotlib
     "font.size": 11,
@@ -214,25 +219,34 @@ def draw_length(shown: Round) -> str:
 
 
 def draw_cost(run: Run) -> str:
-    """Seconds and tokens of every round, side by side."""
+    """Minutes and tokens of every round side by side, each bar in the parts that they went for."""
 
     def plot(axes: Axes) -> None:
         numbers = np.array([r.number for r in run.rounds])
-        minutes = np.array([r.row["seconds"] for r in run.rounds]) / 60
-        millions = np.array([r.row["tokens"] for r in run.rounds]) / 1e6
         other = axes.twinx()
         other.spines["right"].set_visible(True)
-        bars = [
-            axes.bar(numbers - 0.2, minutes, 0.36, color=ACCENT),
-            other.bar(numbers + 0.2, millions, 0.36, color=GOLD),
-        ]
+        for bars, shift, what, unit in ((axes, -0.2, "seconds", 60), (other, 0.2, "tokens", 1e6)):
+            bottom = np.zeros(len(numbers))
+            for part in cost_parts(run):
+                height = np.array([r.spent(what).get(part, 0.0) for r in run.rounds]) / unit
+                name = COST_PARTS.get(part, "training and scoring")
+                bars.bar(
+                    numbers + shift, height, 0.36, bottom, color=COST_COLOURS[part], label=name, ec="white", lw=0.6
+                )
+                bottom += height
         _round_axis(axes, list(numbers))
         axes.grid(False)
-        axes.set_ylabel("minutes")
-        other.set_ylabel("million tokens")
-        axes.legend(bars, ["minutes", "million tokens"], loc="upper center", bbox_to_anchor=(0.5, -0.17), ncols=2)
+        axes.set_ylabel("minutes, left bars")
+        other.set_ylabel("million tokens, right bars")
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.17), ncols=3)
 
-    return draw(plot, height=3.4)
+    return draw(plot, height=3.7)
+
+
+def cost_parts(run: Run) -> list[str]:
+    """What the rounds have spent something on, in the order of the bars."""
+    found = {part for one in run.rounds for part in one.spent("seconds")}
+    return [part for part in COST_COLOURS if part in found]
 
 
 def _accuracy_line(axes: Axes, rounds: Sequence[Round], column: str, shift: float, **look: str) -> None:

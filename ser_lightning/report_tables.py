@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ser_lightning.report_data import Round, Run, flat, flow_of
+from ser_lightning.report_data import COST_PARTS, Round, Run, flat, flow_of
 
 FLOOR_NAMES = {"longer": "take the longer", "bag_of_words": "bag of words"}
 _ASKED = {
@@ -176,19 +176,18 @@ def _guard_cell(found: dict[str, Any] | None) -> str:
 
 
 def cost_table(run: Run) -> Table:
-    """Tokens and seconds of every round and in all."""
-    lines = [(str(r.number), r.row["tokens"], r.row["seconds"]) for r in run.rounds]
-    lines.append(("all", sum(line[1] for line in lines), sum(line[2] for line in lines)))
-    rows = [
-        [
-            name,
-            f"{tokens:,.0f}".replace(",", " "),
-            f"{seconds:.1f}",
-            f"{tokens / seconds:,.0f}".replace(",", " ") if seconds else "–",
-        ]
-        for name, tokens, seconds in lines
-    ]
-    return Table(["round", "tokens", "seconds", "tokens a second"], rows, frozenset({len(rows) - 1}))
+    """Tokens and seconds of every round and in all, with what they went for where the run has noted it."""
+    parts = [part for part in COST_PARTS if any(part in r.cost for r in run.rounds)]
+    lines = [(str(r.number), r.spent("tokens"), r.spent("seconds")) for r in run.rounds]
+    lines.append(("all", _added([line[1] for line in lines]), _added([line[2] for line in lines])))
+    rows = []
+    for name, tokens, seconds in lines:
+        in_all, time = sum(tokens.values()), sum(seconds.values())
+        cells = [f"{_thousands(tokens[part])}\n{seconds[part]:.1f} s" if part in tokens else "–" for part in parts]
+        rate = _thousands(in_all / time) if time else "–"
+        rows.append([name, *cells, _thousands(in_all), f"{time:.1f}", rate])
+    headers = ["round", *(COST_PARTS[part] for part in parts), "tokens", "seconds", "tokens a second"]
+    return Table(headers, rows, frozenset({len(rows) - 1}))
 
 
 def comparison_table(runs: Sequence[Run], names: Sequence[str]) -> Table:
@@ -203,7 +202,7 @@ def comparison_table(runs: Sequence[Run], names: Sequence[str]) -> Table:
         ["kept", *(f"{r.row['kept']:.0f}" for r in shown)],
         ["calibration error", *(number_text(r.row["calibration_error"]) for r in shown)],
         ["length correlation", *(number_text(r.row["length_correlation"], "+.3f") for r in shown)],
-        ["tokens", *(f"{sum(r.row['tokens'] for r in run.rounds):,.0f}".replace(",", " ") for run in runs)],
+        ["tokens", *(_thousands(sum(r.row["tokens"] for r in run.rounds)) for run in runs)],
         ["seconds", *(f"{sum(r.row['seconds'] for r in run.rounds):.1f}" for run in runs)],
     ]
     return Table(["", *names], rows)
@@ -241,6 +240,14 @@ def _with_interval(one: Round, column: str) -> str:
 
 def number_text(value: float, form: str = ".3f") -> str:
     return "–" if math.isnan(value) else format(value, form)
+
+
+def _added(counts: Sequence[dict[str, float]]) -> dict[str, float]:
+    return {key: sum(count.get(key, 0.0) for count in counts) for key in {key for count in counts for key in count}}
+
+
+def _thousands(number: float) -> str:
+    return f"{number:,.0f}".replace(",", " ")
 
 
 def _plain(value: Any) -> str:

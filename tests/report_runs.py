@@ -66,6 +66,7 @@ def write_run(
     noted: dict[str, Any] | None = None,
     kept: list[list[int]] | None = None,
     config: dict[str, Any] = CONFIG,
+    cost: dict[str, Any] | None = None,
 ) -> Path:
     """A run folder; `kept` says of four pairs and each round whether they were kept, P goes from 0.9 down."""
     folder = Path(folder)
@@ -88,6 +89,7 @@ def write_run(
             "reason": np.where(flags, "kept", "not sure enough"),
         }
         pq.write_table(pa.table(columns), here / "audit.parquet")
-        if noted is not None:
-            (here / "report.json").write_text(json.dumps(noted))
+        for name, content in (("report.json", noted), ("cost.json", cost)):
+            if content is not None:
+                (here / name).write_text(json.dumps(content))
     return folder

@@ -1,11 +1,12 @@
-import math
+import itertools
+from fractions import Fraction
 
 import numpy as np
 import pytest
 import torch
 from scipy import stats
 
-from ser_lightning.ab_tests import first_decision, log_e_value, mcnemar, paired, same_order
+from ser_lightning.ab_tests import boundary, first_decision, mcnemar, paired, same_order
 
 
 @pytest.mark.parametrize(("only_a", "only_b"), [(0, 0), (0, 1), (3, 3), (2, 11), (40, 12), (500, 580), (1000, 1000)])
@@ -42,27 +43,65 @@ def test_ties_agree_with_ties_alone():
     assert found.tolist() == [True, False, True, False]
 
 
-@pytest.mark.parametrize("a", [1.0, 5.0])
-@pytest.mark.parametrize(("only_a", "only_b"), [(0, 0), (0, 3), (5, 2), (30, 60)])
-def test_the_e_value_is_the_mean_capital_over_all_bets(only_a, only_b, a):
-    """Oracle: capital of one bet is the product of its odds; the mixture is their mean under Beta(a, a)."""
-    shares = stats.beta(a, a).ppf((np.arange(20_000) + 0.5) / 20_000)
-    capital = np.mean((2 * shares) ** only_b * (2 * (1 - shares)) ** only_a)
-    assert math.exp(log_e_value(only_a, only_b, a)) == pytest.approx(capital, rel=1e-3)
+def naive_boundary(is_discordant, num_pairs, alpha):
+    """Oracle: all sequences of coins, one by one; at each pair the least lead that stops few enough of them."""
+    walks = [list(itertools.accumulate(coins)) for coins in itertools.product((-1, 1), repeat=sum(is_discordant))]
+    alive, stopped, bounds = walks, 0, []
+    for looked in range(1, len(is_discordant) + 1):
+        coins = sum(is_discordant[:looked])
+        lead = [abs(walk[coins - 1]) if coins else 0 for walk in alive]
+        allowed = Fraction(alpha) * looked / num_pairs * len(walks) - stopped
+        bounds.append(next(c for c in range(1, coins + 2) if sum(size >= c for size in lead) <= allowed))
+        alive = [walk for walk, size in zip(alive, lead, strict=True) if size < bounds[-1]]
+        stopped = len(walks) - len(alive)
+    return bounds, Fraction(stopped, len(walks))
 
 
-def test_equal_models_are_hardly_ever_told_apart_however_often_one_looks():
-    """2,000 simulations of 400 discordant pairs; the binomial bound lets a true 5 % pass."""
+@pytest.mark.parametrize("alpha", [Fraction(1, 4), Fraction(1, 16)])
+@pytest.mark.parametrize("pattern", ["1" * 11, "0" * 3 + "1" * 9, "0110100110010110111", "1110000000", "10" * 9])
+def test_the_boundary_is_that_of_all_sequences_counted(pattern, alpha):
+    is_discordant = [mark == "1" for mark in pattern]
+    expected, error = naive_boundary(is_discordant, len(pattern), alpha)
+    found = list(boundary(is_discordant, len(pattern), float(alpha)))
+    # A lead that the walk cannot have had yet decides nothing: the two may name different ones.
+    reach = list(itertools.accumulate(is_discordant))
+    assert [min(b, r + 1) for b, r in zip(found, reach, strict=True)] == expected
+    assert error <= alpha
+
+
+def test_equal_models_are_told_apart_in_5_of_100_cases_at_most_whenever_discordant_pairs_come():
+    """4,000 simulations of 600 pairs, more of them discordant towards the end; and it spends what it may."""
     generator = torch.Generator().manual_seed(0)
-    wins = (torch.rand(2000, 400, generator=generator) < 0.5).double().cumsum(1)
-    n = torch.arange(1, 401, dtype=torch.float64)
-    log_e = n * math.log(2) + torch.lgamma(wins + 1) + torch.lgamma(n - wins + 1) - torch.lgamma(n + 2)
-    assert torch.allclose(log_e[0, 99], torch.tensor(log_e_value(100 - int(wins[0, 99]), int(wins[0, 99]))).double())
-    wrong = int((log_e.max(1).values >= math.log(20)).sum())
-    assert stats.binomtest(wrong, 2000, 0.05, alternative="greater").pvalue > 0.01
+    is_discordant = torch.rand(600, generator=generator) < torch.linspace(0.1, 0.6, 600)
+    sign = (torch.rand(4000, 600, generator=generator) < 0.5).int() * 2 - 1
+    lead = (sign * is_discordant).cumsum(1).abs()
+    wrong = int((lead >= torch.tensor(list(boundary(is_discordant.tolist(), 600, 0.05)))).any(1).sum())
+    assert stats.binomtest(wrong, 4000, 0.05, alternative="greater").pvalue > 0.01
+    assert stats.binomtest(wrong, 4000, 0.04, alternative="less").pvalue > 0.01
 
 
-def test_a_decision_is_the_first_crossing():
-    assert first_decision(torch.ones(20), 0.05) == next(n for n in range(1, 20) if 2**n / (n + 1) >= 20)
-    assert first_decision(torch.tensor([1.0, 0] * 50), 0.05) is None
-    assert first_decision(torch.empty(0), 0.05) is None
+def test_the_error_may_be_spent_as_fast_as_pairs_are_looked_at():
+    """Of 40 pairs B wins all: 2 / 2^n must not exceed 0.05 n / 40."""
+    n = next(n for n in range(1, 40) if 2 / 2**n <= 0.05 * n / 40)
+    assert first_decision([1.0] * 40, 40, 0.05) == (n, n)
+    assert first_decision([-0.5] * 40, 40, 0.05) == (n, -n)
+    late = [0.0] * 20 + [1.0] * 20  # what was not spent is still there
+    assert first_decision(late, 40, 0.05) == (20 + 6, 6) and 2 / 2**6 <= 0.05 * 26 / 40 < 2 / 2**5
+
+
+def test_no_pair_is_asked_for_behind_the_decision():
+    asked = []
+
+    def wins():
+        for number in range(100):
+            asked.append(number)
+            yield 1.0
+
+    looked, _ = first_decision(wins(), 100, 0.05)
+    assert len(asked) == looked < 15
+
+
+def test_even_models_are_not_told_apart():
+    assert first_decision([1.0, -1.0] * 50, 100, 0.05) is None
+    assert first_decision([0.0] * 10, 10, 0.05) is None
+    assert first_decision([], 10, 0.05) is None

@@ -140,6 +140,40 @@ def test_a_pool_that_models_are_less_sure_of_sets_off_shift_in_round_0_alone():
     assert fired(view(1, fold_pool=unsure)) == set()  # by then a model has learnt its own labels of the pool
 
 
+def stated(one, prob_a):
+    """The round, with other probabilities of the same labels."""
+    verdict = Verdict(prob_a, one.keep, 1, False, "")
+    assert torch.equal(verdict.label, one.verdict.label)
+    return RoundView(**{**vars(one), "verdict": verdict})
+
+
+@pytest.mark.parametrize("round", [0, 1])
+def test_rewards_that_grow_without_a_better_order_set_off_overconfidence_alone(round):
+    good = view(round)
+    larger = with_margin(good.pool, good.pool.margin * 10)
+    one = stated(RoundView(**{**vars(good), "pool": larger}), (2 * larger.margin).sigmoid())
+    assert fired(one) == {"overconfidence"}
+    probability, right = one.verdict.prob_a.double(), int(good.seed_credits[-1].sum())
+    high = binomtest(right, NUM_SEED).proportion_ci(method="wilson").high
+    assert value(one, "overconfidence") == pytest.approx(float((probability - 0.5).abs().mean()) + 0.5 - high)
+
+
+def test_a_rule_that_states_certainty_sets_off_overconfidence_alone():
+    good = view()
+    assert fired(stated(good, good.verdict.label.float() * 0.98 + 0.01)) == {"overconfidence"}
+
+
+def test_sure_labels_that_people_bear_out_are_no_overconfidence():
+    generator = torch.Generator().manual_seed(5)
+    (seed, target), (pool, _) = (scores(generator, number, quality=20.0) for number in (NUM_SEED, NUM_POOL))
+    one = view(seed=seed, pool=pool, earlier=[seed])
+    one = RoundView(
+        **{**vars(one), "evidence": Evidence(seed, target), "seed_credits": [half_credit(seed.margin, target)] * 2}
+    )
+    assert float(one.verdict.confidence.mean()) > 0.95
+    assert fired(one) == set()
+
+
 def test_swapping_a_and_b_changes_nothing():
     def swapped(found):
         return PairScores(found.pair_id, found.reward_b, found.reward_a, found.tokens_b, found.tokens_a)

@@ -46,7 +46,8 @@ def test_two_ranks_label_and_select_as_one_and_learn_the_same_weights(tiny_run):
     tokens = [[row["tokens"] for row in csv.DictReader(table)] for table in tables]
     assert tokens[0] == tokens[1]
     states = [torch.load(f"{name}/checkpoints/previous.ckpt", weights_only=True) for name in ("one", "two")]
-    counts = [next(s for k, s in state["callbacks"].items() if "Evolution" in k)["trained_tokens"] for state in states]
+    costs = [next(s for k, s in state["callbacks"].items() if "Evolution" in k)["cost"] for state in states]
+    counts = [cost["train_folds"]["tokens"] for cost in costs]
     assert counts[0] == counts[1] > 0  # what a resume goes on from: of all ranks, not of the one that saved
     models = [torch.load(f"{name}/rounds/1/model.pt", weights_only=True)["weights"] for name in ("one", "two")]
     assert all(torch.allclose(models[0][k], models[1][k], atol=1e-4) for k in models[0])

@@ -15,9 +15,10 @@ import pytest
 from ser_lightning import report_figures
 from ser_lightning.__main__ import main
 from ser_lightning.errors import UserError
-from ser_lightning.report import write_report
+from ser_lightning.report import pictures_of, write_report
 from ser_lightning.report_data import flow_of, read_run
 from ser_lightning.report_figures import draw_accuracy, draw_reliability, flow_counts
+from ser_lightning.report_tables import cost_table
 from tests.report_runs import CONFIG, card, notes, row, write_run
 
 NAN = float("nan")
@@ -155,6 +156,30 @@ def test_cost_adds_up(run):
         ["1", "12 345", "2.5", "4 938"],
         ["all", "24 690", "5.0", "4 938"],
     ]
+
+
+def test_cost_is_split_by_what_it_went_for():
+    cost = {
+        "train_folds": {"tokens": 8000, "seconds": 1.5},
+        "train_main": {"tokens": 4000, "seconds": 0.75},
+        "score_pool": {"tokens": 345, "seconds": 0.25},
+        "other": {"tokens": 0, "seconds": 0.5},
+    }
+    write_run("run", [row(0, True), row(1)], cost=cost)
+    Path("run/rounds/1/cost.json").unlink()  # as of a run that an earlier version began
+    run = read_run(Path("run"))
+    table = cost_table(run)
+    assert table.headers == [
+        *("round", "folds, training", "main, training", "labelling", "other"),
+        *("tokens", "seconds", "tokens a second"),
+    ]
+    assert table.rows == [
+        ["0", "8 000\n1.5 s", "4 000\n0.8 s", "345\n0.2 s", "0\n0.5 s", "12 345", "3.0", "4 115"],
+        ["1", "–", "–", "–", "–", "12 345", "2.5", "4 938"],
+        ["all", "8 000\n1.5 s", "4 000\n0.8 s", "345\n0.2 s", "0\n0.5 s", "24 690", "5.5", "4 489"],
+    ]
+    picture = next(picture for picture in pictures_of(run) if picture.title == "Cost")
+    assert "round 0 3 s (folds, training 2 s, main, training 1 s, labelling 0 s, other 0 s); round 1 2 s" in picture.alt
 
 
 def test_what_was_asked_is_in_short(run):

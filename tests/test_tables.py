@@ -113,3 +113,20 @@ def test_errors_of_forecasts_are_of_what_came(tables):
     cells = tables.forecast_tables({"ours": {1: run}})["errors"].splitlines()[2].split(" | ")
     # 0.5 + 0.0195 was forecast, give or take 0.35, and 0.75 came.
     assert cells[1:7] == ["1", "1", "+0.231", "0.231", "0.250", "1 of 1"]
+
+
+def test_a_guard_that_a_run_did_not_know_is_not_measured_there(tables):
+    def run(seed, fault, **guards):
+        found = {name: [0.0, 0.1, name == "flips"] for name in ("flips", *guards)}
+        held = {"change": {"0": 0.0}}
+        return {"seed": seed, "fault": fault, "off": {"delivered": 0, "rounds": [{}], "guards": [found]}, "held": held}
+
+    runs = [run(1, None), run(2, None, overconfidence=1), run(5, "foreign_pool"), run(25, "foreign_pool", ties=1)]
+    known = [{**one, "on": one["off"]} for one in runs]
+    found = tables.guard_tables(known)
+    alarms = {line.split("|")[1].strip(): line.split("|")[3].strip() for line in found["alarms"].splitlines()[2:]}
+    assert alarms["`overconfidence`"] == "0 of 1" and alarms["`flips`"] == "2 of 2"
+    assert alarms["`ties`"] == "not measured"
+    (line,) = found["faults"].splitlines()[2:]
+    assert "`flips` 2; " in line
+    assert "`ties` not measured in 1" in line and "`overconfidence` not measured in 2" in line

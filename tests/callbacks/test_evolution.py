@@ -154,6 +154,37 @@ def test_rounds_csv_counts_what_happened(tiny_model_dir, pairs_file):
     assert [len(s) for s in callback.state.history] == [int(r["kept"]) for r in table]
 
 
+def cost(run, number):
+    return json.loads(Path(run, "rounds", str(number), "cost.json").read_text())
+
+
+def test_the_cost_of_a_round_is_counted_where_it_arises(tiny_model_dir, pairs_file):
+    """Oracle: tokens of the pairs that each epoch trained on, and of the splits as often as they are scored."""
+    log = Recorder()
+    _, callback = fit(tiny_model_dir, pairs_file, "run", log, seed_epochs=2)
+    pairs = data(pairs_file)
+    pairs.tokenizer = module(tiny_model_dir).tokenizer
+    pairs.prepare_data()
+    pairs.setup("fit")
+
+    def tokens(ids):
+        return int(pairs.num_tokens(torch.tensor(sorted(ids))).sum()) if ids else 0
+
+    seed, pool, test = (tokens(pairs.pair_ids(split).tolist()) for split in ("seed", "pool", "test"))
+    for number, (row, labellings) in enumerate(zip(rows("run"), (3, 1), strict=True)):  # the last round has no heirs
+        here = [epoch for epoch in log.epochs if epoch["phase"].round == number]
+        trained = {is_fold: sum(tokens(e["ids"]) for e in here if (e["phase"].fold is not None) == is_fold)
+                   for is_fold in (True, False)}  # fmt: skip
+        found = cost("run", number)
+        assert {part: spent["tokens"] for part, spent in found.items()} == {
+            **{"train_folds": trained[True], "train_main": trained[False], "score_seed": seed},
+            **{"score_pool": labellings * pool, "score_test": test, "other": 0},
+        }
+        assert sum(spent["tokens"] for spent in found.values()) == int(row["tokens"])
+        assert sum(spent["seconds"] for spent in found.values()) == pytest.approx(float(row["seconds"]), abs=0.5)
+    assert callback.state.cost == {}
+
+
 def test_the_delivered_rounds_model_is_handed_over(tiny_model_dir, pairs_file):
     model, _ = fit(tiny_model_dir, pairs_file, "run", rule=CalibratedRule(), max_rounds=2)
     number = next(r["round"] for r in rows("run") if r["delivered"] == "1")
@@ -247,12 +278,18 @@ def test_a_crashed_run_goes_on_as_if_nothing_had_happened(tiny_model_dir, pairs_
     unbroken, _ = fit(tiny_model_dir, pairs_file, "unbroken", **settings)
     with pytest.raises((KeyboardInterrupt, SystemExit)):
         fit(tiny_model_dir, pairs_file, "broken", Crash(epoch, 1), **settings)
+    states = torch.load("broken/checkpoints/last.ckpt", weights_only=True)["callbacks"]
+    before = next(state for name, state in states.items() if "Evolution" in name)
     seed_everything(0, verbose=False)
     model, callback = module(tiny_model_dir), evolution(**settings)
     trainer("broken", callback).fit(model, data(pairs_file), ckpt_path="broken/checkpoints/last.ckpt")
     assert equal(weights(unbroken), weights(model))
     for number in range(len(rows("unbroken"))):
         assert audit("unbroken", number) == audit("broken", number)
+        spent = [{part: one["tokens"] for part, one in cost(run, number).items()} for run in ("unbroken", "broken")]
+        assert spent[0] == spent[1]
+    for part, one in before["cost"].items():  # time before the break is not lost
+        assert cost("broken", before["round"])[part]["seconds"] >= round(one["seconds"], 3) > 0
     for a, b in zip(rows("unbroken"), rows("broken"), strict=True):
         assert {k: v for k, v in a.items() if k != "seconds"} == {k: v for k, v in b.items() if k != "seconds"}
 
