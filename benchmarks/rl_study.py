@@ -22,6 +22,7 @@ from pathlib import Path
 
 import torch
 from record import PACKAGES
+
 from runs import command
 
 HERE = Path(__file__).parent

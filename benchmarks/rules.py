@@ -10,6 +10,7 @@ to `benchmarks/rules/`. The test split chooses nothing.
 from pathlib import Path
 
 import torch
+
 from runs import run_missing
 
 HERE = Path(__file__).parent

@@ -29,6 +29,7 @@ from ser_lightning.callbacks.rounds import (
     write_audit,
     write_cost,
     write_rounds,
+    write_test_scores,
 )
 from ser_lightning.callbacks.state import EvolutionState, seed_credits
 from ser_lightning.errors import NothingToDo, UserError, raise_problems
@@ -346,6 +347,8 @@ class EvolutionCallback(Callback):
         self, trainer: Trainer, pool: PairScores, evidence: Evidence, verdict: Verdict, selection: Selection
     ) -> RoundRow:
         test = self._score(trainer, "test", f"round {self.state.round} | scoring the test pairs")
+        if trainer.is_global_zero:
+            write_test_scores(_round_folder(trainer, self.state.round) / "test.parquet", test)
         self.state.seed_scores.append(evidence.scores)
         figures = round_figures(trainer.datamodule, pool, test, evidence, verdict, selection)
         before, earlier = self.state.pool_label, self.state.earlier_label

@@ -189,6 +189,17 @@ def write_cost(path: Path, cost: dict[str, dict[str, float]]) -> None:
     write_text_atomically(path, json.dumps(lines, indent=1) + "\n")
 
 
+def write_test_scores(path: Path, test: PairScores) -> None:
+    """The rewards of the test pairs, without labels: what a paired comparison of rounds or runs needs.
+
+    Args:
+        path: Parquet file to write.
+        test: (N,) scores.
+    """
+    columns = {name: getattr(test, name).numpy() for name in ("pair_id", "reward_a", "reward_b")}
+    write_atomically(path, lambda file: pq.write_table(pa.table(columns), file))
+
+
 def rounds_table(rows: list[RoundRow]) -> Table:
     """The table of rounds, for people; fits into 80 columns."""
     table = Table(

@@ -1,0 +1,172 @@
+"""Does self-evolution with few labels reach what all of them reach, on real human preferences?
+
+    python benchmarks/study.py --data-dir FOLDER --model FOLDER   # resumable: a run whose JSON is there is not repeated
+    python benchmarks/tables.py                                   # writes the tables into docs/results.md
+
+A cell is a data set, a model and the share of labels that the seed keeps. The gap check comes first: `--conditions
+ours all_labels floors`. A fifth of the prompts, by a hash of their text, is the test set of every run of a data set; it
+chooses nothing. A random seed changes which labels the seed keeps, the order of the batches and every new weight. The
+body is frozen and its features are computed once for a data set, by the first run on it. Settings of the training were
+chosen by the accuracy of the seed out of fold on random seeds from 1001 on.
+"""
+
+import argparse
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow.parquet as pq
+from rules import CONDITIONS as RULES
+from tqdm import tqdm
+
+from runs import measure
+from ser_lightning.datamodules.formats import parse_row
+from ser_lightning.records import PreferencePair
+
+HERE = Path(__file__).parent
+TEST_SHARE = 0.2
+HH = ("hh_helpful_base.jsonl", "hh_helpful_rs.jsonl", "hh_helpful_online.jsonl")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A data set and the share of labels that the seed keeps."""
+
+    data: str
+    files: tuple[str, ...]
+    seed_fraction: float
+
+
+DATA = {
+    "hh": HH,
+    "hh-base": HH[:1],
+    "ultrafeedback": ("ultrafeedback_sample.jsonl",),
+    "pandalm": ("pandalm_test.jsonl",),
+}
+CELLS = {
+    f"{data}-{fraction:.0%}".replace("%", ""): Cell(data, files, fraction)
+    for data, files in DATA.items()
+    for fraction in (0.02, 0.05, 0.15)
+    if data == "hh" or fraction == 0.15
+}
+TRAINING = (
+    *("--config", "models/smollm2-135m.yaml", "--config", "hardware/cpu.yaml"),
+    *("--model.backbone.train=head", "--model.optimizer.init_args.lr=3e-3"),
+    *("--trainer.callbacks.seed_epochs=25", "--trainer.callbacks.epochs_per_round=25"),
+    *("--trainer.enable_model_summary=false",),
+)
+CONDITIONS = {
+    "ours": RULES["ours"],
+    "all_labels": [flag for flag in RULES["all_labels"] if "seed_epochs" not in flag],
+    **{name: RULES[name] for name in ("paper", "released", "keep_all", "top_half")},
+    "soft": ["--trainer.callbacks.label_use=soft"],
+    "weighted": ["--trainer.callbacks.label_use=weighted"],
+    "committee": ["--trainer.callbacks.committee=true"],
+}
+FLOORS = "floors"
+
+
+def split_files(cell: Cell, data_dir: Path, folder: Path) -> tuple[Path, Path]:
+    """Files to train on and to test on, made once from a data set's rows by a hash of their prompts."""
+    parts = folder / f"{cell.data}-train.jsonl", folder / f"{cell.data}-test.jsonl"
+    if not all(part.is_file() for part in parts):
+        lines: tuple[list[str], list[str]] = ([], [])
+        for name in cell.files:
+            for line in (data_dir / name).read_text(encoding="utf-8").splitlines():
+                place = int(hashlib.sha256(json.loads(line)["prompt"].encode()).hexdigest()[:12], 16) / 16**12
+                lines[place < TEST_SHARE].append(line)
+        folder.mkdir(parents=True, exist_ok=True)
+        for part, own in zip(parts, lines, strict=True):
+            part.write_text("".join(line + "\n" for line in own), encoding="utf-8")
+    return parts
+
+
+def labelled(test_file: Path) -> dict[int, tuple[int, str]]:
+    """Label and prompt of each test pair, by its id."""
+    found = {}
+    for i, line in enumerate(test_file.read_text(encoding="utf-8").splitlines()):
+        pair = parse_row(json.loads(line), {}, f"{test_file}:{i + 1}")
+        if isinstance(pair, PreferencePair) and pair.label is not None:
+            found[pair.pair_id] = pair.label, json.dumps(pair.prompt)
+    return found
+
+
+def test_credit(run: Path, rounds: list[int], pairs: dict[int, tuple[int, str]]) -> dict:
+    """Which test pairs some rounds of a run order right: `1`, `0` and `h` for a tie, and which prompt each has."""
+    tables = [pq.read_table(run / f"rounds/{number}/test.parquet").to_pylist() for number in rounds]
+    ids = [row["pair_id"] for row in tables[0]]
+    prompts: dict[str, int] = {}
+    found: dict = {"prompt": [prompts.setdefault(pairs[i][1], len(prompts)) for i in ids], "credit": {}}
+    for number, rows in zip(rounds, tables, strict=True):
+        assert [row["pair_id"] for row in rows] == ids
+        margins = [(row["reward_a"] - row["reward_b"]) * (2 * pairs[row["pair_id"]][0] - 1) for row in rows]
+        found["credit"][str(number)] = "".join("h" if m == 0 else str(int(m > 0)) for m in margins)
+    return found
+
+
+def run_cell(name: str, condition: str, seed: int, args: argparse.Namespace) -> dict:
+    """One run of a cell and what it says of every test pair; or the floors there."""
+    cell, folder = CELLS[name], args.scratch / "data"
+    train, test = split_files(cell, args.data_dir, folder)
+    data = {"path": str(train), "test_path": str(test), "seed_fraction": cell.seed_fraction}
+    if condition == FLOORS:
+        return {
+            "cell": name,
+            "condition": condition,
+            "seed": seed,
+            "figures": floors({**data, "split_seed": seed}, args.model),
+        }
+    flags = [*TRAINING, f"--model.backbone.path={args.model}", *(f"--data.{k}={v}" for k, v in data.items())]
+    result = measure(f"{name}-{condition}", [*flags, *CONDITIONS[condition]], seed, args.scratch, args.threads)
+    for private, public in ((str(args.model), "FOLDER_OF_THE_MODEL"), (str(folder), "FOLDER_OF_THE_SPLIT")):
+        result["command"] = result["command"].replace(private, public)
+    delivered = next(int(row["round"]) for row in result["rounds"] if row["delivered"])
+    run = args.scratch / f"{name}-{condition}-{seed}"
+    credit = test_credit(run, sorted({0, delivered}), labelled(test))
+    return {**result, "cell": name, "condition": condition, "delivered": delivered, "test": credit}
+
+
+def floors(data: dict, model: Path) -> dict[str, float]:
+    """Take-the-longer and a bag of words, fitted on the labels that the seed has and on all, on the same test pairs."""
+    from ser_lightning.backbone import Backbone, load_tokenizer
+    from ser_lightning.callbacks.floors import bag_of_words_accuracy, longer_accuracy
+    from ser_lightning.datamodules.preference import PreferenceDataModule
+
+    found = {}
+    for labels, fraction in (("seed", data["seed_fraction"]), ("all_labels", 1.0)):
+        module = PreferenceDataModule(**{**data, "seed_fraction": fraction}, max_length=512)
+        module.tokenizer = load_tokenizer(Backbone(str(model)))
+        module.prepare_data()
+        module.setup("test")
+        found[f"bag_of_words_{labels}"] = bag_of_words_accuracy(module, "test")
+        found["longer"] = longer_accuracy(module, "test")
+    return found
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data-dir", type=Path, required=True, help="folder of the files of preference pairs")
+    parser.add_argument(
+        "--model", type=Path, required=True, help="folder of SmolLM2-135M-Instruct as transformers has it"
+    )
+    parser.add_argument("--cells", nargs="+", choices=[*CELLS], default=[*CELLS])
+    parser.add_argument("--conditions", nargs="+", choices=[*CONDITIONS, FLOORS], default=[*CONDITIONS, FLOORS])
+    # Settings were tried on random seeds from 1001 on.
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3, 4, 5])
+    parser.add_argument("--out", type=Path, default=HERE / "study")
+    parser.add_argument("--scratch", type=Path, default=Path("runs/benchmark/study"))
+    parser.add_argument("--threads", type=int, default=2)
+    args = parser.parse_args()
+    args.model = args.model.resolve()
+    args.out.mkdir(parents=True, exist_ok=True)
+    todo = [(cell, condition, seed) for cell in args.cells for condition in args.conditions for seed in args.seeds]
+    files = {task: args.out / "{}-{}-{}.json".format(*task) for task in todo}
+    missing = [task for task in todo if not files[task].is_file()]
+    for task in tqdm(missing, desc="runs"):
+        files[task].write_text(json.dumps(run_cell(*task, args)) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,165 @@
+"""Tables of the study on real preferences, and its headline: the share of the gap that is closed, with its interval.
+
+Shapes: S random seeds, N test pairs (the same ones for every random seed).
+"""
+
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+NUM_RESAMPLES = 2000
+NAMES = {
+    "ours": "`CalibratedRule` (ours)",
+    "paper": "`PaperRule`",
+    "released": "`ReleasedRule`",
+    "keep_all": "keep all (`TopShareRule`, 1.0)",
+    "top_half": "top half by margin (`TopShareRule`, 0.5)",
+    "soft": "ours, `label_use: soft`",
+    "weighted": "ours, `label_use: weighted`",
+    "committee": "ours, `committee: true`",
+}
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean with its 95 % interval."""
+
+    mean: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.mean:.3f} [{self.low:.3f}, {self.high:.3f}]"
+
+
+@dataclass(frozen=True)
+class Closed:
+    """What evolution has closed of the gap between the seed model and all labels."""
+
+    seed_model: Estimate
+    delivered: Estimate
+    all_labels: Estimate
+    gain: Estimate
+    gap: Estimate
+    share: Estimate | None
+    """Mean gain over mean gap; None where the gap's own interval holds 0."""
+
+
+def credits(text: str) -> Floats:
+    """(N,) 1, 0 and 0.5 of `1`, `0` and `h`."""
+    return np.array([{"1": 1.0, "0": 0.0, "h": 0.5}[c] for c in text])
+
+
+def closed(seed_model: Floats, delivered: Floats, all_labels: Floats, prompt: NDArray[np.int64]) -> Closed:
+    """Gains, gap and share of the gap, from a paired bootstrap over random seeds and prompts (percentiles).
+
+    A resample draws random seeds and, apart from them, prompts; all three models are judged on the same draw.
+
+    Args:
+        seed_model: (S, N) credit of each random seed's seed model.
+        delivered: (S, N) of its delivered model.
+        all_labels: (S, N) of its model of all labels.
+        prompt: (N,) which prompt each pair has; all pairs of a prompt are drawn together.
+    """
+    models = np.stack([seed_model, delivered, all_labels])
+    groups = np.unique(prompt, return_inverse=True)[1]
+    pairs = np.bincount(groups).astype(np.float64)
+    right = np.zeros((*models.shape[:2], len(pairs)))
+    np.add.at(right, (slice(None), slice(None), groups), models)
+    generator = np.random.default_rng(0)
+    drawn = np.empty((NUM_RESAMPLES, 3))
+    for i in range(NUM_RESAMPLES):
+        seeds = generator.integers(models.shape[1], size=models.shape[1])
+        times = np.bincount(generator.integers(len(pairs), size=len(pairs)), minlength=len(pairs))
+        drawn[i] = right[:, seeds].mean(1) @ times / (pairs @ times)
+    mean = models.mean((1, 2))
+    parts = {
+        "seed_model": (1, 0, 0),
+        "delivered": (0, 1, 0),
+        "all_labels": (0, 0, 1),
+        "gain": (-1, 1, 0),
+        "gap": (-1, 0, 1),
+    }
+    found = {name: _estimate(float(mean @ weights), drawn @ weights) for name, weights in parts.items()}
+    share = None
+    if found["gap"].low > 0:
+        gain, gap = drawn[:, 1] - drawn[:, 0], drawn[:, 2] - drawn[:, 0]
+        share = _estimate((mean[1] - mean[0]) / (mean[2] - mean[0]), gain / np.where(gap == 0, np.nan, gap))
+    return Closed(**found, share=share)
+
+
+def _estimate(mean: float, drawn: Floats) -> Estimate:
+    low, high = np.nanquantile(drawn, (0.025, 0.975))
+    return Estimate(mean, float(low), float(high))
+
+
+Results = Mapping[str, Mapping[str, Mapping[int, dict[str, Any]]]]
+"""By cell, condition and random seed."""
+
+
+def by_cell(found: list[dict[str, Any]]) -> Results:
+    """Results in the order of a table."""
+    results: dict[str, dict[str, dict[int, dict[str, Any]]]] = defaultdict(lambda: defaultdict(dict))
+    for one in found:
+        results[one["cell"]][one["condition"]][one["seed"]] = one
+    return results
+
+
+def closed_in(conditions: Mapping[str, Mapping[int, dict[str, Any]]], condition: str) -> tuple[int, Closed] | None:
+    """Random seeds that a condition and all labels both have, and what was closed on them."""
+    own, full = conditions.get(condition, {}), conditions.get("all_labels", {})
+    seeds = sorted(own.keys() & full.keys())
+    if not seeds:
+        return None
+    tests = [own[seed]["test"] for seed in seeds]
+    first = np.stack([credits(test["credit"]["0"]) for test in tests])
+    last = np.stack([credits(own[s]["test"]["credit"][str(own[s]["delivered"])]) for s in seeds])
+    every = np.stack([credits(full[seed]["test"]["credit"]["0"]) for seed in seeds])
+    return len(seeds), closed(first, last, every, np.array(tests[0]["prompt"]))
+
+
+def gap_table(results: Results) -> str:
+    """One line a cell: is there a gap to close, and does the model of all labels clear the floors?"""
+    lines = [
+        "| cell | random seeds | test pairs | seed model | all labels | gap | longer | bag of words, seed "
+        "| all labels |",
+        "|" + "---|" * 9,
+    ]
+    for cell, conditions in sorted(results.items()):
+        if (found := closed_in(conditions, "ours")) is None:
+            continue
+        number, figures = found
+        num_pairs = len(next(iter(conditions["ours"].values()))["test"]["prompt"])
+        cells = [cell, str(number), str(num_pairs), str(figures.seed_model), str(figures.all_labels), str(figures.gap)]
+        floors = [run["figures"] for run in conditions.get("floors", {}).values()]
+        for name in ("longer", "bag_of_words_seed", "bag_of_words_all_labels"):
+            cells.append(f"{np.mean([f[name] for f in floors]):.3f}" if floors else "-")
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def study_table(results: Results) -> str:
+    """One line for each cell and way to evolve."""
+    lines = [
+        "| cell | rule | random seeds | delivered | gain | share of the gap closed | kept, first round "
+        "| kept labels right |",
+        "|" + "---|" * 8,
+    ]
+    for cell, conditions in sorted(results.items()):
+        for condition, name in NAMES.items():
+            if (found := closed_in(conditions, condition)) is None:
+                continue
+            number, figures = found
+            first = [run["rounds"][0] for run in conditions[condition].values()]
+            right = [row["kept_accuracy"] for row in first if row["kept"]]
+            cells = [cell, name, str(number), str(figures.delivered), str(figures.gain)]
+            cells.append("undefined" if figures.share is None else str(figures.share))
+            cells.append(f"{np.mean([row['kept'] / row['scored'] for row in first]):.0%}")
+            cells.append(f"{np.mean(right):.3f}" if right else "-")
+            lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
