@@ -36,7 +36,7 @@ class LengthTeacher(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Stand between the evolution and its scores of the pool."""
         evolution: Any = next(c for c in trainer.callbacks if isinstance(c, EvolutionCallback))
-        honest = evolution._score
+        honest = evolution.score
 
         def biased(trainer: Trainer, split: str, name: str, fold: int | None = None) -> PairScores:
             scores = honest(trainer, split, name, fold)
@@ -45,7 +45,7 @@ class LengthTeacher(Callback):
             length = scores.length_difference.float()
             return replace(scores, reward_a=scores.reward_a + self.weight * length / length.std() * scores.margin.std())
 
-        evolution._score = biased
+        evolution.score = biased
 
 
 class DecayedWeights(Callback):

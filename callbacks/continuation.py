@@ -3,25 +3,67 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import torch
-from lightning.pytorch import Trainer
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_info
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
 from ser_lightning.atomic import write_text_atomically
+from ser_lightning.callbacks.rounds import round_folder
 from ser_lightning.datamodules.preference import PreferenceDataModule
 from ser_lightning.errors import UserError
 from ser_lightning.metrics import half_credit, ks_distance, wilson_interval
 from ser_lightning.records import PairScores
+from ser_lightning.scoring import complete_and_unique, concatenate
 from ser_lightning.selection import Evidence, Verdict
 
 CHANCE_95 = 1.358
 """Two samples of n and m pairs from one source have a Kolmogorov-Smirnov distance below this times sqrt(1/n + 1/m) in
 95 of 100 cases."""
 SIDES = ("old", "new", "unseen")
+
+
+def go_on_with_arrivals(evolution: Any, trainer: Trainer, pl_module: LightningModule) -> None:
+    """Rounds behind those of a finished run: its delivered model labels what arrived, and evolution goes on.
+
+    Only new pairs are scored here, and the test pairs for the drift; the scores of the others are in the audit of
+    the delivered round.
+
+    Args:
+        evolution: the `EvolutionCallback`, with the state of the finished run.
+        trainer: has loaded the checkpoint.
+        pl_module: is the delivered model.
+    """
+    data, state, delivered = trainer.datamodule, evolution.state, evolution.state.delivered
+    earlier = earlier_rounds(Path(str(trainer.ckpt_path)))
+    if trainer.is_global_zero:
+        copy_rounds(earlier, Path(trainer.default_root_dir) / "rounds")
+    trainer.strategy.barrier("evolution: rounds of the earlier run")
+    old = read_audit(round_folder(trainer, delivered) / "audit.parquet", data)
+    new = evolution.score(trainer, "arrived_pool", f"round {delivered} | labelling what arrived")
+    new_seed = evolution.score(trainer, "arrived_seed", f"round {delivered} | scoring the labels that arrived")
+    # A pair that came out of the pool may have trained the model, with the model's own label.
+    new_seed = new_seed[~torch.isin(new_seed.pair_id, torch.cat([s.pair_id for s in state.history]))]
+    pool = complete_and_unique(concatenate([old, new]), data.pair_ids("pool"))
+    evidence = evolution.evidence(trainer, [state.seed_scores[delivered], new_seed])
+    verdict, _, selection = evolution.judge(trainer, pool, evidence)
+    unseen = evolution.score(trainer, "test", f"round {delivered} | scoring the test pairs")
+    figures = drift_figures(old, pool, verdict, evidence, new_seed, unseen)
+    publish_drift(trainer, round_folder(trainer, state.rows[-1].round + 1) / "drift.json", figures)
+    rank_zero_info(f"Round {delivered}, with what arrived: {verdict.message}.")
+    state.history.append(selection)
+    state.earlier_label, state.pool_label = None, verdict.label
+    data.accept(selection, add=evolution.combine == "add")
+    state.finished, state.phase_index = False, 0
+    state.round = state.first_round = state.rows[-1].round + 1
+    evolution.begin_phase(trainer, pl_module)
+    # Lightning has loaded the training pairs of the finished phase by now, and would use them for an epoch.
+    trainer.fit_loop._last_train_dl_reload_epoch = float("-inf")
 
 
 def earlier_rounds(checkpoint: Path) -> Path:

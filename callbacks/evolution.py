@@ -17,7 +17,8 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from ser_lightning.atomic import write_atomically
-from ser_lightning.callbacks.continuation import copy_rounds, drift_figures, earlier_rounds, publish_drift, read_audit
+from ser_lightning.callbacks.continuation import go_on_with_arrivals
+from ser_lightning.callbacks.evolution_settings import settings_problems
 from ser_lightning.callbacks.guards import ask_guards
 from ser_lightning.callbacks.rounds import (
     RoundRow,
@@ -26,6 +27,7 @@ from ser_lightning.callbacks.rounds import (
     forecast_text,
     print_rounds,
     round_figures,
+    round_folder,
     write_audit,
     write_cost,
     write_rounds,
@@ -38,7 +40,7 @@ from ser_lightning.length_quota import keep_length_share
 from ser_lightning.outlook import headway
 from ser_lightning.records import PairScores, Selection
 from ser_lightning.report_data import COST
-from ser_lightning.scoring import complete_and_unique, concatenate, mean_scores, score_pairs
+from ser_lightning.scoring import concatenate, mean_scores, score_pairs
 from ser_lightning.seeds import hash_seed
 from ser_lightning.selection import Evidence, LabelUse, SelectionRule, Verdict
 
@@ -86,7 +88,7 @@ class EvolutionCallback(Callback):
         self.folds, self.committee, self.restart, self.combine = folds, committee, restart, combine
         self.seed_share, self.label_use, self.length_quota = seed_share, label_use, length_quota
         self.min_gain, self.stop_by = min_gain, stop_by
-        raise_problems(self._problems())
+        raise_problems(settings_problems(self))
         self.state = EvolutionState()
         self._round_start = self._spent_until = time.monotonic()
         self._rank_tokens = 0
@@ -122,7 +124,7 @@ class EvolutionCallback(Callback):
         if not self.state.finished:
             pl_module.begin_phase(self.state.phase_first_epoch, self._phase_epochs)
         elif has_arrivals:
-            self._continue(trainer, pl_module)
+            go_on_with_arrivals(self, trainer, pl_module)
         else:
             raise NothingToDo(
                 "run: its evolution is finished; give new pairs with --data.more_path and another --run_dir, or start "
@@ -165,7 +167,7 @@ class EvolutionCallback(Callback):
             if self.state.finished:
                 return
             self.state.round, self.state.phase_index = self.state.round + 1, 0
-        self._begin_phase(trainer, pl_module)
+        self.begin_phase(trainer, pl_module)
 
     def state_dict(self) -> dict[str, Any]:
         """Round, phase, history and all that a later round looks back on, as plain values and tensors."""
@@ -200,7 +202,8 @@ class EvolutionCallback(Callback):
         folds, first_epoch = max(1, self.folds), self.state.phase_first_epoch
         trainer.datamodule.begin_phase(self.state.round, self.fold, folds, seed_share, first_epoch, self.label_use)
 
-    def _begin_phase(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def begin_phase(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Data, weights, optimiser and learning rates of the phase that the state names."""
         self.state.phase_first_epoch = self.state.epochs_done
         self._begin_data_phase(trainer)
         pl_module.begin_phase(self.state.phase_first_epoch, self._phase_epochs)
@@ -221,16 +224,17 @@ class EvolutionCallback(Callback):
         return {"weights": pl_module.scorer.trainable_state(), "optimizer": optimizer}
 
     def _phase_file(self, trainer: Trainer, round: int, fold: int | None) -> Path:
-        return _round_folder(trainer, round) / f"phase_{'main' if fold is None else fold}.pt"
+        return round_folder(trainer, round) / f"phase_{'main' if fold is None else fold}.pt"
 
     def _end_fold(self, trainer: Trainer) -> None:
         name = f"round {self.state.round} | scoring fold {self.state.phase_index + 1}/{self.folds}"
-        self.state.fold_scores.append(self._score(trainer, "seed", name, self.fold))
+        self.state.fold_scores.append(self.score(trainer, "seed", name, self.fold))
         if self.committee or self.state.round < self.last_round:
             name = f"round {self.state.round} | labelling for fold {self.state.phase_index + 1}/{self.folds}"
-            self.state.fold_pool_scores.append(self._score(trainer, "pool", name))
+            self.state.fold_pool_scores.append(self.score(trainer, "pool", name))
 
-    def _score(self, trainer: Trainer, split: str, name: str, fold: int | None = None) -> PairScores:
+    def score(self, trainer: Trainer, split: str, name: str, fold: int | None = None) -> PairScores:
+        """Rewards of a split's pairs (of one fold of the seed) under a progress bar of this name; counts the cost."""
         data, folds = trainer.datamodule, max(1, self.folds)
         self._spend("other")
         scores = score_pairs(
@@ -249,11 +253,11 @@ class EvolutionCallback(Callback):
 
     def _end_round(self, trainer: Trainer, pl_module: LightningModule) -> None:
         data = trainer.datamodule
-        pool = self._score(trainer, "pool", f"round {self.state.round} | labelling the pool")
+        pool = self.score(trainer, "pool", f"round {self.state.round} | labelling the pool")
         if self.committee:
             pool = mean_scores([pool, *self.state.fold_pool_scores])
-        evidence = self._evidence(trainer, self.state.fold_scores)
-        verdict, keep, selection = self._judge(trainer, pool, evidence)
+        evidence = self.evidence(trainer, self.state.fold_scores)
+        verdict, keep, selection = self.judge(trainer, pool, evidence)
         pl_module.set_scale(*evidence.scale())
         self.state.rows.append(self._row(trainer, pool, evidence, verdict, selection))
         self._forecast(trainer)
@@ -272,43 +276,12 @@ class EvolutionCallback(Callback):
         self.state.earlier_label, self.state.pool_label = self.state.pool_label, verdict.label
         self._round_start = time.monotonic()
 
-    def _continue(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Rounds behind those of a finished run: its delivered model labels what arrived, and evolution goes on.
-
-        Only new pairs are scored here, and the test pairs for the drift; the scores of the others are in the audit of
-        the delivered round.
-        """
-        data, state, delivered = trainer.datamodule, self.state, self.state.delivered
-        earlier = earlier_rounds(Path(str(trainer.ckpt_path)))
-        if trainer.is_global_zero:
-            copy_rounds(earlier, Path(trainer.default_root_dir) / "rounds")
-        trainer.strategy.barrier("evolution: rounds of the earlier run")
-        old = read_audit(_round_folder(trainer, delivered) / "audit.parquet", data)
-        new = self._score(trainer, "arrived_pool", f"round {delivered} | labelling what arrived")
-        new_seed = self._score(trainer, "arrived_seed", f"round {delivered} | scoring the labels that arrived")
-        # A pair that came out of the pool may have trained the model, with the model's own label.
-        new_seed = new_seed[~torch.isin(new_seed.pair_id, torch.cat([s.pair_id for s in state.history]))]
-        pool = complete_and_unique(concatenate([old, new]), data.pair_ids("pool"))
-        evidence = self._evidence(trainer, [state.seed_scores[delivered], new_seed])
-        verdict, _, selection = self._judge(trainer, pool, evidence)
-        unseen = self._score(trainer, "test", f"round {delivered} | scoring the test pairs")
-        figures = drift_figures(old, pool, verdict, evidence, new_seed, unseen)
-        publish_drift(trainer, _round_folder(trainer, state.rows[-1].round + 1) / "drift.json", figures)
-        rank_zero_info(f"Round {delivered}, with what arrived: {verdict.message}.")
-        state.history.append(selection)
-        state.earlier_label, state.pool_label = None, verdict.label
-        data.accept(selection, add=self.combine == "add")
-        state.finished, state.phase_index = False, 0
-        state.round = state.first_round = state.rows[-1].round + 1
-        self._begin_phase(trainer, pl_module)
-        # Lightning has loaded the training pairs of the finished phase by now, and would use them for an epoch.
-        trainer.fit_loop._last_train_dl_reload_epoch = float("-inf")
-
-    def _evidence(self, trainer: Trainer, parts: list[PairScores]) -> Evidence:
+    def evidence(self, trainer: Trainer, parts: list[PairScores]) -> Evidence:
+        """Human labels of seed pairs beside these scores of them, and the history."""
         seed = concatenate(parts)
         return Evidence(seed, trainer.datamodule.seed_labels(seed.pair_id), self.state.history)
 
-    def _judge(self, trainer: Trainer, pool: PairScores, evidence: Evidence) -> tuple[Verdict, Tensor, Selection]:
+    def judge(self, trainer: Trainer, pool: PairScores, evidence: Evidence) -> tuple[Verdict, Tensor, Selection]:
         """What the rule says of the pool, what the length quota leaves of it, and the selection that all ranks take."""
         verdict = self.rule.select(pool, evidence)
         keep = verdict.keep if self.length_quota == "none" else keep_length_share(verdict, pool, evidence)
@@ -339,16 +312,16 @@ class EvolutionCallback(Callback):
         """
         for fold, pool in enumerate(self.state.fold_pool_scores):
             past = self.state.fold_history.setdefault(fold, [])
-            _, _, selection = self._judge(trainer, pool, Evidence(evidence.scores, evidence.target, past))
+            _, _, selection = self.judge(trainer, pool, Evidence(evidence.scores, evidence.target, past))
             past.append(selection)
             trainer.datamodule.accept(selection, add=self.combine == "add", fold=fold)
 
     def _row(
         self, trainer: Trainer, pool: PairScores, evidence: Evidence, verdict: Verdict, selection: Selection
     ) -> RoundRow:
-        test = self._score(trainer, "test", f"round {self.state.round} | scoring the test pairs")
+        test = self.score(trainer, "test", f"round {self.state.round} | scoring the test pairs")
         if trainer.is_global_zero:
-            write_test_scores(_round_folder(trainer, self.state.round) / "test.parquet", test)
+            write_test_scores(round_folder(trainer, self.state.round) / "test.parquet", test)
         self.state.seed_scores.append(evidence.scores)
         figures = round_figures(trainer.datamodule, pool, test, evidence, verdict, selection)
         before, earlier = self.state.pool_label, self.state.earlier_label
@@ -384,11 +357,11 @@ class EvolutionCallback(Callback):
             "zero": pl_module.zero,
             "identity": getattr(pl_module, "identity", None),
         }
-        self._save(trainer, _round_folder(trainer, self.state.round) / "model.pt", model)
+        self._save(trainer, round_folder(trainer, self.state.round) / "model.pt", model)
         self._spend("other")
         if trainer.is_global_zero:
-            write_cost(_round_folder(trainer, self.state.round) / COST, self.state.cost)
-            write_audit(_round_folder(trainer, self.state.round) / "audit.parquet", pool, verdict, keep)
+            write_cost(round_folder(trainer, self.state.round) / COST, self.state.cost)
+            write_audit(round_folder(trainer, self.state.round) / "audit.parquet", pool, verdict, keep)
             write_rounds(Path(trainer.default_root_dir) / "rounds.csv", self.state.rows)
         for logger in trainer.loggers:
             logger.log_metrics(self.state.rows[-1].figures(), step=trainer.global_step)
@@ -396,7 +369,7 @@ class EvolutionCallback(Callback):
     def _finish(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Hand over the delivered round's model."""
         trainer.strategy.barrier("evolution: delivered model")
-        model = torch.load(_round_folder(trainer, self.state.delivered) / "model.pt", weights_only=True)
+        model = torch.load(round_folder(trainer, self.state.delivered) / "model.pt", weights_only=True)
         pl_module.scorer.load_trainable_state(model["weights"])
         pl_module.set_scale(model["temperature"], model["zero"])
         self.state.finished = True
@@ -407,30 +380,3 @@ class EvolutionCallback(Callback):
     def _save(self, trainer: Trainer, path: Path, content: dict[str, Any]) -> None:
         if trainer.is_global_zero:
             write_atomically(path, lambda file: torch.save(content, file))
-
-    def _problems(self) -> list[str]:
-        found = []
-        for name in ("seed_epochs", "epochs_per_round"):
-            if getattr(self, name) < 1:
-                found.append(f"evolution.{name}: got {getattr(self, name)}; need at least 1")
-        if self.max_rounds < 0:
-            found.append(f"evolution.max_rounds: got {self.max_rounds}; need 0 or more")
-        if self.folds < 0 or self.folds == 1:
-            found.append(f"evolution.folds: got {self.folds}; need 0 or at least 2")
-        if self.folds == 0 and self.rule.needs_evidence:
-            found.append(
-                f"evolution.folds: got 0 with {type(self.rule).__name__}, which calibrates on them; set 2 or more"
-            )
-        if self.folds == 0 and (self.committee or self.length_quota == "seed"):
-            found.append("evolution.folds: got 0 with committee or length_quota, which use them; set 2 or more")
-        if not 0 < self.min_gain < 1:
-            found.append(f"evolution.min_gain: got {self.min_gain}; need a share in (0, 1)")
-        if self.stop_by not in ("rule", "forecast"):
-            found.append(f"evolution.stop_by: got {self.stop_by!r}; use rule or forecast")
-        if self.seed_share is not None and not 0 < self.seed_share < 1:
-            found.append(f"evolution.seed_share: got {self.seed_share}; need a share in (0, 1) or null")
-        return found
-
-
-def _round_folder(trainer: Trainer, round: int) -> Path:
-    return Path(trainer.default_root_dir) / "rounds" / str(round)

@@ -10,6 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from lightning.pytorch import Trainer
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -146,6 +147,11 @@ def choose_round(seed_credit: list[Tensor], barred: Collection[int] = ()) -> int
         if loss.mean() <= loss.std() / len(loss) ** 0.5:
             return round
     return best
+
+
+def round_folder(trainer: Trainer, round: int) -> Path:
+    """Where a round leaves its files."""
+    return Path(trainer.default_root_dir) / "rounds" / str(round)
 
 
 def write_rounds(path: Path, rows: list[RoundRow]) -> None:
