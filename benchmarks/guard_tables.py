@@ -93,8 +93,8 @@ def alarm_table(runs: Sequence[dict[str, Any]]) -> str:
 def confidence_table(study: dict[str, Any], threshold: float) -> str:
     """What `overconfidence` says of audits, healthy and faulty, and would say if rewards were larger."""
     lines = [
-        f"| runs | rounds | value, lowest to highest | fires in | value if rewards were {study['larger']:.0f} times as large "
-        "| would fire in |",
+        "| runs | rounds | value, lowest to highest | fires in "
+        f"| value if rewards were {study['larger']:.0f} times as large | would fire in |",
         "|---|---|---|---|---|---|",
     ]
     for fault in (None, *FAULTS):
