@@ -90,6 +90,25 @@ def alarm_table(runs: Sequence[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def confidence_table(study: dict[str, Any], threshold: float) -> str:
+    """What `overconfidence` says of audits, healthy and faulty, and would say if rewards were larger."""
+    lines = [
+        "| runs | rounds | value, lowest to highest | fires in "
+        f"| value if rewards were {study['larger']:.0f} times as large | would fire in |",
+        "|---|---|---|---|---|---|",
+    ]
+    for fault in (None, *FAULTS):
+        here = [line for line in study["rounds"] if line["fault"] == fault]
+        if not here:
+            continue
+        cells = ["healthy" if fault is None else FAULTS[fault], str(len(here))]
+        for name in ("value", "value_if_larger"):
+            found = [line[name] for line in here]
+            cells += [f"{min(found):+.3f} to {max(found):+.3f}", str(sum(value > threshold for value in found))]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
 def guard_tables(runs: Sequence[dict[str, Any]]) -> dict[str, str]:
     """All tables by name."""
     return {"faults": fault_table(runs), "harm": harm_table(runs), "alarms": alarm_table(runs)}

@@ -10,11 +10,12 @@ from collections import defaultdict
 from pathlib import Path
 
 from forecast_tables import forecast_tables
-from guard_tables import guard_tables
+from guard_tables import confidence_table, guard_tables
 from guard_tables import settings_table as settings_of_guards
 from intervals import interval
 from scipy import stats
 
+from ser_lightning.guards import KINDS
 from ser_lightning.metrics import wilson_interval
 
 HERE = Path(__file__).parent
@@ -40,6 +41,12 @@ SETTINGS = {
     "quota": "`length_quota: seed`",
 }
 RL_NAMES = {"gae": "`gae` (with a critic)", "rloo": "`rloo`", "grpo": "`grpo`"}
+QUERIES = {
+    "none": "none",
+    "random": "at random",
+    "cover": "`CoverUncertain`, the default",
+    "uncertain": "`MostUncertain`",
+}
 FLOORS = {
     "longer": "take the longer response",
     "bag_of_words_seed": "bag of words, fitted on the seed",
@@ -386,6 +393,28 @@ def pool_table(sizes: list[dict]) -> str:
     return "\n".join(lines)
 
 
+def query_table(results: dict[str, dict[int, dict]], first_tuning_seed: int = 1001) -> str:
+    """One line for each way to choose 100 pairs: accuracy on held-out pairs, and its paired difference to random."""
+    lines = [
+        "| 100 more labels | random seeds | seed model | against random | after one round | against random "
+        "| of these labels as the gold reward says |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, title in QUERIES.items():
+        seeds = sorted(s for s in results[name].keys() & results["random"].keys() if s < first_tuning_seed)
+        if not seeds:
+            continue
+        cells = [title, str(len(seeds))]
+        for model in ("seed_model", "delivered"):
+            own, other = ([results[c][s]["held"][model] for s in seeds] for c in (name, "random"))
+            cells.append(interval(own))
+            cells.append("-" if name == "random" else interval([a - b for a, b in zip(own, other, strict=True)]))
+        right = [results[name][s]["asked"].get("labels_as_gold") for s in seeds]
+        cells.append("-" if None in right else interval(right))
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
 def guard_runs() -> list[dict]:
     """The runs of the guard study in the order of their random seeds."""
     return sorted((json.loads(file.read_text()) for file in (HERE / "guards").glob("*.json")), key=lambda r: r["seed"])
@@ -420,12 +449,19 @@ def tables() -> dict[str, dict[str, str]]:
         "cluster.md": {"cluster_scale": cluster_table(read("results/cluster_scale.json")["sizes"])},
         "evaluation.md": {"sequential": sequential_table(read("results/sequential.json")["rows"])},
         "forecast.md": forecast_tables(load(HERE / "forecast")),
-        "guards.md": {"settings": settings_of_guards(), **guard_tables(guard_runs())},
+        "guards.md": {
+            "settings": settings_of_guards(),
+            **guard_tables(guard_runs()),
+            "overconfidence": confidence_table(
+                read("results/overconfidence.json"), KINDS["overconfidence"].default.threshold
+            ),
+        },
         "hardware.md": {"plans": hardware_table(read("results/hardware_plan.json")["plans"])},
         "defaults.md": {"settings": settings_table(results["ours"], load(HERE / "sweep"))},
         "cli.md": {
             "kills": kills_table(read("kills.json")["kills"]),
             "pool_scale": pool_table(read("pool_scale.json")["sizes"]),
+            "query": query_table(load(HERE / "query")),
         },
     }
 

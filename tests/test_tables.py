@@ -131,3 +131,27 @@ def test_a_guard_that_a_run_did_not_know_is_not_measured_there(tables):
     (line,) = found["faults"].splitlines()[2:]
     assert "`flips` 2; " in line
     assert "`ties` not measured in 1" in line and "`overconfidence` not measured in 2" in line
+
+
+def test_queries_are_held_against_random_ones_of_the_same_random_seeds(tables):
+    def run(seed_model, delivered, **asked):
+        return {"held": {"seed_model": seed_model, "delivered": delivered}, "asked": asked}
+
+    results = {
+        "none": {1: run(0.6, 0.7), 2: run(0.6, 0.7)},
+        "random": {s: run(0.7, 0.8, labels_as_gold=0.8) for s in (1, 2, 3, 1001)},
+        "cover": {1: run(0.6, 0.8, labels_as_gold=0.5), 1001: run(0.0, 0.0, labels_as_gold=0.0)},
+        "uncertain": {},
+    }
+    none, at_random, cover = tables.query_table(results).splitlines()[2:]
+    assert none == "| none | 2 | 0.600 ± 0.000 | -0.100 ± 0.000 | 0.700 ± 0.000 | -0.100 ± 0.000 | - |"
+    assert at_random == "| at random | 3 | 0.700 ± 0.000 | - | 0.800 ± 0.000 | - | 0.800 ± 0.000 |"
+    assert cover == "| `CoverUncertain`, the default | 1 | 0.600 | -0.100 | 0.800 | 0.000 | 0.500 |"
+
+
+def test_the_audits_of_a_fault_are_counted_by_themselves(tables):
+    lines = [(None, 0.02, 0.2), (None, -0.03, 0.05), ("foreign_pool", 0.3, 0.4)]
+    rounds = [{"fault": fault, "value": value, "value_if_larger": larger} for fault, value, larger in lines]
+    healthy, foreign = tables.confidence_table({"larger": 3.0, "rounds": rounds}, 0.1).splitlines()[2:]
+    assert healthy == "| healthy | 2 | -0.030 to +0.020 | 0 | +0.050 to +0.200 | 1 |"
+    assert foreign.endswith("| 1 | +0.300 to +0.300 | 1 | +0.400 to +0.400 | 1 |")
