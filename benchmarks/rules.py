@@ -30,6 +30,14 @@ CONDITIONS = {
         *NO_FOLDS,
     ],
 }
+NAMES = {
+    "ours": "`CalibratedRule` (ours)",
+    "paper": "`PaperRule`",
+    "released": "`ReleasedRule`",
+    "keep_all": "keep all (`TopShareRule`, 1.0)",
+    "top_half": "top half by margin (`TopShareRule`, 0.5)",
+}
+"""What tables call the rules."""
 
 
 def measure_floors(seed: int) -> dict:

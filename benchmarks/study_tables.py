@@ -10,14 +10,11 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from rules import NAMES as RULE_NAMES
 
 NUM_RESAMPLES = 2000
 NAMES = {
-    "ours": "`CalibratedRule` (ours)",
-    "paper": "`PaperRule`",
-    "released": "`ReleasedRule`",
-    "keep_all": "keep all (`TopShareRule`, 1.0)",
-    "top_half": "top half by margin (`TopShareRule`, 0.5)",
+    **RULE_NAMES,
     "soft": "ours, `label_use: soft`",
     "weighted": "ours, `label_use: weighted`",
     "committee": "ours, `committee: true`",

@@ -13,6 +13,7 @@ from forecast_tables import forecast_tables
 from guard_tables import confidence_table, guard_tables
 from guard_tables import settings_table as settings_of_guards
 from intervals import interval
+from rules import NAMES
 from scipy import stats
 
 from ser_lightning.guards import KINDS
@@ -20,13 +21,6 @@ from ser_lightning.metrics import wilson_interval
 
 HERE = Path(__file__).parent
 DOCS = HERE.parent / "docs"
-NAMES = {
-    "ours": "`CalibratedRule` (ours)",
-    "paper": "`PaperRule`",
-    "released": "`ReleasedRule`",
-    "keep_all": "keep all (`TopShareRule`, 1.0)",
-    "top_half": "top half by margin (`TopShareRule`, 0.5)",
-}
 SETTINGS = {
     "nothing: the default": "nothing: `restart: weights`, `combine: replace`, 2 epochs, target set by the rule",
     "restart_nothing": "`restart: nothing`",

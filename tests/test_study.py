@@ -13,12 +13,13 @@ SCRIPT = Path(__file__).parent.parent / "benchmarks" / "study_tables.py"
 
 @pytest.fixture(scope="module")
 def study():
-    spec = importlib.util.spec_from_file_location("study_tables", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["study_tables"] = module  # dataclasses look their module up there
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules["study_tables"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(SCRIPT.parent)  # as where a script lies when it is run
+        spec = importlib.util.spec_from_file_location("study_tables", SCRIPT)
+        module = importlib.util.module_from_spec(spec)
+        patch.setitem(sys.modules, "study_tables", module)  # dataclasses look their module up there
+        spec.loader.exec_module(module)
+        yield module
 
 
 def draws(probability, shape, seed):
