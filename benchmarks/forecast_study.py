@@ -9,7 +9,6 @@ pairs, which no run has seen, judged by the gold reward. `docs/forecast.md` says
 """
 
 import argparse
-import csv
 import json
 import os
 import subprocess
@@ -23,6 +22,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import torch
 from guard_study import Held
+from record import read_figures
 from tqdm import tqdm
 
 from ser_lightning.backbone import Backbone, load_tokenizer
@@ -99,8 +99,7 @@ def measure(condition: str, seed: int, run: Path) -> dict:
     done = subprocess.run(words, capture_output=True, text=True, env=environment, check=False)
     if done.returncode:
         raise RuntimeError(f"{condition}-{seed} failed:\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}")
-    with (run / "rounds.csv").open(newline="") as file:
-        rounds = [{k: float(v) for k, v in row.items()} for row in csv.DictReader(file)]
+    rounds = read_figures(run / "rounds.csv")
     # What is forecast is left out: the tables forecast anew, from what is kept here.
     rounds = [{k: row[k] for k in COLUMNS} for row in rounds]
     held = Held(NUM_HELD).compare(run, list(range(len(rounds))), ends_early=False)

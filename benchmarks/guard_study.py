@@ -10,7 +10,6 @@ errors. Random seeds from 1001 on served to choose thresholds.
 """
 
 import argparse
-import csv
 import json
 import os
 import random
@@ -25,6 +24,7 @@ from pathlib import Path
 
 import torch
 from guard_faults import write_foreign_pairs
+from record import read_figures
 from torch import Tensor
 from tqdm import tqdm
 
@@ -86,8 +86,7 @@ def fit(seed: int, fault: str | None, guards: bool, run: Path) -> dict:
     )
     if done.returncode:
         raise RuntimeError(f"random seed {seed} failed:\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}")
-    with (run / "rounds.csv").open(newline="") as file:
-        rounds = [{k: float(v) for k, v in row.items()} for row in csv.DictReader(file)]
+    rounds = read_figures(run / "rounds.csv")
     found = [json.loads((run / f"rounds/{n}/guards.json").read_text()) for n in range(len(rounds))]
     figures = [{f["guard"]: [f["value"], f["limit"], f["fired"]] for f in one} for one in found]
     delivered = next(n for n, row in enumerate(rounds) if row["delivered"])

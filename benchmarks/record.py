@@ -10,13 +10,17 @@ from pathlib import Path
 PACKAGES = ("torch", "lightning", "transformers", "peft")
 
 
+def read_figures(file: Path) -> list[dict[str, float]]:
+    """The rows of a CSV table of figures; empty cells are left out."""
+    with file.open(newline="") as stream:
+        return [{k: float(v) for k, v in row.items() if v} for row in csv.DictReader(stream)]
+
+
 def record(run: Path, command: str) -> dict:
     """What `rounds.csv` says, with the command and the versions."""
-    with (run / "rounds.csv").open(newline="") as file:
-        rounds = [{k: float(v) for k, v in row.items()} for row in csv.DictReader(file)]
     return {
         "command": command,
-        "rounds": rounds,
+        "rounds": read_figures(run / "rounds.csv"),
         "machine": {"processor": platform.machine()},
         "versions": {name: version(name) for name in PACKAGES},
     }

@@ -10,7 +10,6 @@ seed 0, which is not among these.
 """
 
 import argparse
-import csv
 import json
 import os
 import random
@@ -21,7 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
-from record import PACKAGES
+from record import PACKAGES, read_figures
 
 from runs import command
 
@@ -106,8 +105,6 @@ def measure(condition: str, seed: int, scratch: Path) -> dict:
     prompts = new_prompts(seed, seen_prompts(seed))
     before, after = answer(sft, prompts, reward_model), answer(run, prompts, reward_model)
     changes = {name: (after[name] - before[name]).mean(1) for name in before}
-    with (run / "steps.csv").open(newline="") as file:
-        steps = [{k: float(v) for k, v in row.items() if v} for row in csv.DictReader(file)]
     return {
         "condition": condition,
         "seed": seed,
@@ -119,7 +116,7 @@ def measure(condition: str, seed: int, scratch: Path) -> dict:
         "after": {name: float(column.mean()) for name, column in after.items()},
         "change": {name: float(change.mean()) for name, change in changes.items()},
         "standard_error": {name: float(change.std() / NUM_PROMPTS**0.5) for name, change in changes.items()},
-        "steps": steps,
+        "steps": read_figures(run / "steps.csv"),
         "versions": {name: __import__(name).__version__ for name in PACKAGES},
     }
 

@@ -13,6 +13,7 @@ from forecast_tables import forecast_tables
 from guard_tables import confidence_table, guard_tables
 from guard_tables import settings_table as settings_of_guards
 from intervals import interval
+from policy_tables import policy_tables
 from rules import NAMES
 from scipy import stats
 

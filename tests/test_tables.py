@@ -155,3 +155,32 @@ def test_the_audits_of_a_fault_are_counted_by_themselves(tables):
     healthy, foreign = tables.confidence_table({"larger": 3.0, "rounds": rounds}, 0.1).splitlines()[2:]
     assert healthy == "| healthy | 2 | -0.030 to +0.020 | 0 | +0.050 to +0.200 | 1 |"
     assert foreign.endswith("| 1 | +0.300 to +0.300 | 1 | +0.400 to +0.400 | 1 |")
+
+
+def test_policies_are_compared_where_their_kl_is_equal(tables):
+    """By hand: the seed's policy comes to 2 nats, the other to 4; half of its way, and half of what it gains."""
+
+    def run(seed, gold, *path):
+        steps = [{"kl": k, "gold": g} for k, g in path]
+        answers = {"gold_before": [0.0, 0.0], "gold_after": [gold, 0.0], "reward_change": 0.5}
+        return {"seed": seed, "reward_model_test_accuracy": 0.8, "steps": steps, **answers}
+
+    found = {
+        "seed": {1: run(1, 1.0, (0, -1.0), (2, -0.9)), 2: run(2, 1.0, (0, -1.0), (2, -0.9))},
+        "evolved": {1: run(1, 2.0, (0, -1.0), (4, -0.5))},
+        "all_labels": {1: run(1, -1.0, (0, -1.0), (3, -1.3), (2.5, -1.0))},
+    }
+    made = tables.policy_tables(found)
+    first, evolved, every = made["policies"].splitlines()[2:]
+    assert first.split(" | ")[1:] == ["1", "0.800", "0.500", "0.750", "-", "2.000", "0.100", "0.500 |"]
+    assert evolved.split(" | ")[3:8] == ["1.000", "0.750", "0.750", "4.000", "0.250"]
+    assert every.split(" | ")[3:8] == ["-0.500", "0.250", "0.250", "2.500", "-0.200"]
+    assert made["policy_differences"].splitlines()[2].endswith("| 1 | 0.500 | 0.150 |")
+    assert tables.policy_tables({"seed": found["seed"]})["policies"].count("\n") == 1
+
+
+def test_a_kl_that_a_policy_never_has_is_refused(tables):
+    from policy_tables import gold_change_at
+
+    with pytest.raises(ValueError, match="random seed 7 never comes to a KL of 3"):
+        gold_change_at({"seed": 7, "steps": [{"kl": 0, "gold": 0}, {"kl": 2, "gold": 1}]}, 3)
