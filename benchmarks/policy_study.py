@@ -3,8 +3,8 @@
     python benchmarks/policy_study.py             # resumable: a run whose JSON is there is not repeated
     python benchmarks/tables.py                   # writes the tables into docs/rl.md
 
-For each random seed: reward models of the seed's labels, evolved from it, and of all labels, all by `rm.yaml` and all with
-a scale fitted out of fold; one `sft.yaml`; `ppo.yaml` with `rloo` against each reward model. The trained policies answer
+For each random seed: reward models of the seed's labels, evolved from it, and of all labels, all by `rm.yaml` with a
+scale fitted out of fold; one `sft.yaml`; `ppo.yaml` with `rloo` against each reward model. The trained policies answer
 the same new prompts with the same random numbers as the starting policy. One JSON a run goes to `benchmarks/policy/`.
 Settings are those of `rl_study.py`, chosen on random seed 0, which is not among these.
 """

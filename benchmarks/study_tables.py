@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 from rules import NAMES as RULE_NAMES
 
 NUM_RESAMPLES = 2000
+MIN_GAP = 0.06
+"""Accuracy that all labels must add to the seed model's before a share of the gap means anything."""
 NAMES = {
     **RULE_NAMES,
     "soft": "ours, `label_use: soft`",
@@ -120,12 +122,45 @@ def closed_in(conditions: Mapping[str, Mapping[int, dict[str, Any]]], condition:
     return len(seeds), closed(first, last, every, np.array(tests[0]["prompt"]))
 
 
+def floors_of(conditions: Mapping[str, Mapping[int, dict[str, Any]]]) -> dict[str, float] | None:
+    """Mean accuracy of each floor of a cell; None where they were not measured."""
+    floors = [run["figures"] for run in conditions.get("floors", {}).values()]
+    return {name: float(np.mean([f[name] for f in floors])) for name in floors[0]} if floors else None
+
+
+def has_gap(figures: Closed, floors: Mapping[str, float] | None) -> bool:
+    """Whether a cell can carry the headline: a sure gap of at least `MIN_GAP` to all labels, which clear the floors."""
+    clears = floors is not None and all(
+        figures.all_labels.mean > floors[name] for name in ("longer", "bag_of_words_all_labels")
+    )
+    return clears and figures.gap.low > 0 and figures.gap.mean >= MIN_GAP
+
+
+def headline(results: Results, world: str) -> str:
+    """A line for each cell of real preferences that has a gap; the embedded world's where none has.
+
+    Args:
+        results: of the study.
+        world: share of the gap closed on the embedded synthetic world.
+    """
+    lines = []
+    for cell, conditions in sorted(results.items()):
+        found = closed_in(conditions, "ours")
+        if found and found[1].share and has_gap(found[1], floors_of(conditions)):
+            share = found[1].share
+            figures = f"{share.mean:.2f} [{share.low:.2f}, {share.high:.2f}]"
+            lines.append(f"`gap closed: {figures} on {cell}` ({found[0]} random seeds)")
+    if not lines:
+        lines = [f"`gap closed: {world} on the embedded synthetic world`; no cell of real preferences has such a gap"]
+    return "\n\n".join(lines)
+
+
 def gap_table(results: Results) -> str:
     """One line a cell: is there a gap to close, and does the model of all labels clear the floors?"""
     lines = [
         "| cell | random seeds | test pairs | seed model | all labels | gap | longer | bag of words, seed "
-        "| all labels |",
-        "|" + "---|" * 9,
+        "| all labels | carries the headline |",
+        "|" + "---|" * 10,
     ]
     for cell, conditions in sorted(results.items()):
         if (found := closed_in(conditions, "ours")) is None:
@@ -133,9 +168,10 @@ def gap_table(results: Results) -> str:
         number, figures = found
         num_pairs = len(next(iter(conditions["ours"].values()))["test"]["prompt"])
         cells = [cell, str(number), str(num_pairs), str(figures.seed_model), str(figures.all_labels), str(figures.gap)]
-        floors = [run["figures"] for run in conditions.get("floors", {}).values()]
+        floors = floors_of(conditions)
         for name in ("longer", "bag_of_words_seed", "bag_of_words_all_labels"):
-            cells.append(f"{np.mean([f[name] for f in floors]):.3f}" if floors else "-")
+            cells.append(f"{floors[name]:.3f}" if floors else "-")
+        cells.append("yes" if has_gap(figures, floors) else "no")
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 

@@ -4,7 +4,6 @@ Text between `<!-- NAME -->` and `<!-- end NAME -->` is replaced; everything els
 """
 
 import json
-import math
 import re
 from collections import defaultdict
 from pathlib import Path
@@ -14,8 +13,15 @@ from guard_tables import confidence_table, guard_tables
 from guard_tables import settings_table as settings_of_guards
 from intervals import interval
 from policy_tables import policy_tables
-from rules import NAMES
-from scipy import stats
+from rl_tables import coevolution_table, memory_table, rl_speed_table, rl_table
+from world_tables import (
+    delivered,
+    floors_table,
+    learned_table,
+    rounds_by_round_table,
+    rules_table,
+    run_table,
+)
 
 from ser_lightning.guards import KINDS
 from ser_lightning.metrics import wilson_interval
@@ -35,18 +41,11 @@ SETTINGS = {
     "add": "`combine: add`",
     "quota": "`length_quota: seed`",
 }
-RL_NAMES = {"gae": "`gae` (with a critic)", "rloo": "`rloo`", "grpo": "`grpo`"}
 QUERIES = {
     "none": "none",
     "random": "at random",
     "cover": "`CoverUncertain`, the default",
     "uncertain": "`MostUncertain`",
-}
-FLOORS = {
-    "longer": "take the longer response",
-    "bag_of_words_seed": "bag of words, fitted on the seed",
-    "bag_of_words_all_labels": "bag of words, fitted on all labels",
-    "ceiling": "ceiling: the gold reward itself against the noisy labels",
 }
 
 
@@ -57,94 +56,6 @@ def load(folder: Path) -> dict[str, dict[int, dict]]:
         result = json.loads(file.read_text())
         results[result["condition"]][result["seed"]] = result
     return results
-
-
-def delivered(result: dict) -> dict:
-    """The round that the run handed over."""
-    return next(row for row in result["rounds"] if row["delivered"])
-
-
-def share_of_gap(seed: list[float], evolved: list[float], full: list[float]) -> str:
-    """Ratio of mean gaps, with a paired jackknife interval over random seeds; undefined where there is no gap."""
-    gaps = [f - s for s, f in zip(seed, full, strict=True)]
-    gains = [e - s for s, e in zip(seed, evolved, strict=True)]
-    n = len(gaps)
-    if n < 3 or sum(gaps) / n <= stats.t.ppf(0.975, n - 1) * stats.sem(gaps):
-        return "undefined"
-    ratio = sum(gains) / sum(gaps)
-    left_out = [(sum(gains) - gains[i]) / (sum(gaps) - gaps[i]) for i in range(n)]
-    mean = sum(left_out) / n
-    error = math.sqrt((n - 1) / n * sum((r - mean) ** 2 for r in left_out))
-    return f"{ratio:.2f} ± {stats.t.ppf(0.975, n - 1) * error:.2f}"
-
-
-def rules_table(results: dict[str, dict[int, dict]]) -> str:
-    """One line a rule: seed, delivered and all-labels accuracy on the test pairs."""
-    full = {seed: r["rounds"][0]["test_accuracy"] for seed, r in results["all_labels"].items()}
-    lines = [
-        "| rule | random seeds | seed model | delivered | gain | all labels | share of the gap | kept, first round "
-        "| kept labels right | rounds |",
-        "|---|---|---|---|---|---|---|---|---|---|",
-    ]
-    for condition, name in NAMES.items():
-        runs = [results[condition][s] for s in sorted(results[condition]) if s in full]
-        if not runs:
-            continue
-        seed = [r["rounds"][0]["test_accuracy"] for r in runs]
-        evolved = [delivered(r)["test_accuracy"] for r in runs]
-        labels = [full[r["seed"]] for r in runs]
-        gain = [e - s for s, e in zip(seed, evolved, strict=True)]
-        first = [r["rounds"][0] for r in runs]
-        cells = [name, str(len(runs)), interval(seed), interval(evolved), interval(gain), interval(labels)]
-        cells += [share_of_gap(seed, evolved, labels), f"{sum(f['kept'] / f['scored'] for f in first) / len(runs):.0%}"]
-        right = [f["kept_accuracy"] for f in first if not math.isnan(f["kept_accuracy"])]
-        cells += [interval(right) if right else "-", f"{sum(len(r['rounds']) - 1 for r in runs) / len(runs):.1f}"]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
-
-
-def floors_table(results: dict[str, dict[int, dict]]) -> str:
-    """Floors and ceiling on the same test pairs."""
-    runs = list(results["floors"].values())
-    lines = ["| on the same test pairs | accuracy |", "|---|---|"]
-    lines += [f"| {name} | {interval([r['figures'][key] for r in runs])} |" for key, name in FLOORS.items()]
-    return "\n".join(lines)
-
-
-def rounds_by_round_table(results: dict[str, dict[int, dict]], condition: str = "ours") -> str:
-    """Means over random seeds, round by round, of the runs that reached the round."""
-    runs = list(results[condition].values())
-    names = ["test_accuracy", "seed_oof_accuracy", "pool_accuracy", "kept_accuracy", "calibration_error"]
-    lines = [f"| round | runs | kept | {' | '.join(names)} |", "|---|---|---|" + "---|" * len(names)]
-    for number in range(max(len(r["rounds"]) for r in runs)):
-        rows = [r["rounds"][number] for r in runs if len(r["rounds"]) > number]
-        kept = sum(row["kept"] / row["scored"] for row in rows) / len(rows)
-        cells = [interval([row[name] for row in rows]) for name in names]
-        lines.append(f"| {number} | {len(rows)} | {kept:.0%} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
-
-
-def learned_table(rounds: list[dict]) -> str:
-    """Shares of right pairs that differ in one kind of evidence, for our rule round by round and for all labels."""
-    groups: dict[tuple[str, int], list[dict]] = defaultdict(list)
-    for row in rounds:
-        groups[row["condition"], row["round"]].append(row)
-    names = {("ours", number): f"round {number}" for number in range(10)} | {("all_labels", 0): "all labels"}
-    lines = ["| | random seeds | plain faults | manners |", "|---|---|---|---|"]
-    for key, name in names.items():
-        if rows := groups.get(key):
-            cells = [interval([row[kind] for row in rows]) for kind in ("plain", "manners")]
-            lines.append(f"| {name} | {len(rows)} | {' | '.join(cells)} |")
-    return "\n".join(lines)
-
-
-def run_table(result: dict) -> str:
-    """The table of rounds of one run, as it stands in `rounds.csv`."""
-    names = [n for n in result["rounds"][0] if n != "seconds"]
-    lines = ["| " + " | ".join(names) + " |", "|" + "---|" * len(names)]
-    for row in result["rounds"]:
-        lines.append("| " + " | ".join(f"{row[n]:.4g}" for n in names) + " |")
-    return "\n".join(lines)
 
 
 def fill(page: str, name: str, table: str) -> str:
@@ -169,61 +80,6 @@ def settings_table(default: dict[int, dict], conditions: dict[str, dict[int, dic
             cells.append(interval(own))
             cells.append("-" if runs is default else interval([a - b for a, b in zip(own, other, strict=True)]))
         lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
-
-
-def rl_table(results: dict[str, dict[int, dict]]) -> str:
-    """One line an estimator: gold score of starting and trained policy, and what it cost."""
-    lines = [
-        "| estimator | random seeds | gold, starting policy | gold, trained | change of gold | change of reward "
-        "| KL, nats | change of length, tokens |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    for name, label in RL_NAMES.items():
-        if not (runs := list(results.get(name, {}).values())):
-            continue
-        cells = [label, str(len(runs))]
-        cells += [interval([run[when]["gold"] for run in runs]) for when in ("before", "after")]
-        cells += [interval([run["change"][figure] for run in runs]) for figure in ("gold", "reward")]
-        cells.append(interval([run["steps"][-1]["kl"] for run in runs]))
-        cells.append(interval([run["change"]["length"] for run in runs]))
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
-
-
-def memory_table(result: dict) -> str:
-    """Peak memory of the RL models both ways, and what of it is no model."""
-    lines = [
-        "| | weights in memory | peak memory | of it code and libraries |",
-        "|---|---|---|---|",
-    ]
-    for way, name in {"shared": "one base with adapters", "separate": "four models"}.items():
-        found = result["ways"][way]
-        cells = [
-            name,
-            f"{found['parameters'] / 1e6:.0f}M",
-            f"{found['peak_mib']:.0f} MiB",
-            f"{found['code_mib']:.0f} MiB",
-        ]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
-
-
-def rl_speed_table(estimators: dict[str, dict]) -> str:
-    """How many times as long a step of TRL takes, and each of its parts."""
-    lines = [
-        "| estimator | against | whole step | sampling | scoring | updates | steps of either |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for name, found in estimators.items():
-        ratios = found["trl_seconds_over_ours"]
-        against = f"TRL {found['trl']['versions']['trl']}"
-        cells = [
-            RL_NAMES[name],
-            against,
-            *(f"{ratios[part]:.2f}" for part in ("total", "rollout", "scoring", "update")),
-        ]
-        lines.append("| " + " | ".join([*cells, str(found["ours"]["steps"])]) + " |")
     return "\n".join(lines)
 
 
@@ -338,25 +194,6 @@ def wilson(share: float, num_pairs: int) -> str:
     return f"{share:.3f} ({low:.3f} to {high:.3f})"
 
 
-def coevolution_table(study: dict) -> str:
-    """One line a turn: the reward model before and after it has evolved on the policy's answers."""
-
-    def cell(found: dict, digits: int) -> str:
-        return f"{found['estimate']:.{digits}f} ({found['low']:.{digits}f} to {found['high']:.{digits}f})"
-
-    lines = [
-        "| turn | gold score of the policy | its answers right, before | after | change | test pairs, before | after |",
-        "|---|---|---|---|---|---|---|",
-        f"| 0 | {cell(study['start_gold'], 2)} | - | - | - | - | - |",
-    ]
-    for turn in study["turns"]:
-        cells = [str(turn["turn"]), cell(turn["policy_gold"], 2)]
-        cells += [cell(turn["accuracy"][when], 3) for when in ("before", "after", "change")]
-        cells += [f"{turn['test_accuracy'][when]:.3f}" for when in ("before", "after")]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
-
-
 def kills_table(kills: list[dict]) -> str:
     """One line a kill, in the order of the moments."""
     lines = ["| killed at | resumed from | ends with |", "|---|---|---|"]
@@ -433,6 +270,7 @@ def tables() -> dict[str, dict[str, str]]:
         },
         "rl.md": {
             "rl": rl_table(load(HERE / "rl")),
+            **policy_tables(load(HERE / "policy")),
             "memory": memory_table(read("rl_memory.json")),
             "coevolution": coevolution_table(read("coevolve.json")),
             "speed": rl_speed_table(read("rl_speed.json")["estimators"]),

@@ -11,7 +11,7 @@ from bitsandbytes.functional import dequantize_4bit
 from bitsandbytes.nn import Linear4bit
 from peft import LoraConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
 from torch import Tensor, nn
-from transformers import BitsAndBytesConfig, PreTrainedTokenizerBase
+from transformers import AutoConfig, BitsAndBytesConfig, PretrainedConfig, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from ser_lightning.backbone import Backbone, LoraSettings
@@ -32,6 +32,29 @@ def loading_arguments(backbone: Backbone, device: torch.device | str) -> dict[st
         arguments["device_map"] = {"": device}
         arguments["quantization_config"] = quantization_config()
     return arguments
+
+
+def read_config(backbone: Backbone) -> PretrainedConfig:
+    """The config of a classifier with one label on the first `num_layers` layers of a model.
+
+    Raises:
+        UserError: if the model has fewer.
+    """
+    extra = {"gguf_file": backbone.gguf_file} if backbone.gguf_file else {}
+    config = AutoConfig.from_pretrained(
+        backbone.resolved_path(), num_labels=1, trust_remote_code=backbone.trust_remote_code, **extra
+    )
+    if backbone.num_layers is not None:
+        text: Any = config.get_text_config()
+        if backbone.num_layers > text.num_hidden_layers:
+            raise UserError(
+                f"backbone.num_layers: got {backbone.num_layers}, the model has {text.num_hidden_layers}; use fewer, "
+                "or null for all"
+            )
+        text.num_hidden_layers = backbone.num_layers
+        if getattr(text, "layer_types", None):
+            text.layer_types = text.layer_types[: backbone.num_layers]
+    return config
 
 
 def quantization_config() -> BitsAndBytesConfig:

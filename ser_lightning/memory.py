@@ -12,11 +12,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedTokenizerBase
+from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerBase
 from transformers.integrations import replace_with_bnb_linear
 
 from ser_lightning.backbone import Backbone, not_found
-from ser_lightning.bodies import check_vocabulary, loading_arguments, prepare_body
+from ser_lightning.bodies import check_vocabulary, loading_arguments, prepare_body, read_config
 from ser_lightning.errors import UserError, raise_problems
 from ser_lightning.scorer import Scorer
 from ser_lightning.strategies import kept_whole, layers_of
@@ -39,9 +39,9 @@ def meta_scorer(backbone: Backbone, tokenizer: PreTrainedTokenizerBase) -> Score
     arguments = loading_arguments(backbone, "meta")
     arguments.pop("device_map", None)
     quantization = arguments.pop("quantization_config", None)
-    gguf = {"gguf_file": arguments.pop("gguf_file")} if backbone.gguf_file else {}
+    arguments.pop("gguf_file", None)
     try:
-        config = AutoConfig.from_pretrained(path, num_labels=1, **gguf)
+        config = read_config(backbone)
         with torch.device("meta"):
             model = AutoModelForSequenceClassification.from_config(config, **arguments)
     except (OSError, ValueError) as error:

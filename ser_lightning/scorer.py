@@ -19,6 +19,7 @@ from ser_lightning.bodies import (
     loading_arguments,
     prepare_body,
     quiet_load_report,
+    read_config,
 )
 from ser_lightning.collectives import gathered
 from ser_lightning.errors import UserError, raise_problems
@@ -139,7 +140,7 @@ def _load_model(backbone: Backbone, device: torch.device | str) -> nn.Module:
         with quiet_load_report():
             model, report = AutoModelForSequenceClassification.from_pretrained(
                 path,
-                num_labels=1,
+                config=read_config(backbone),
                 ignore_mismatched_sizes=True,
                 output_loading_info=True,
                 **loading_arguments(backbone, device),

@@ -43,7 +43,7 @@ class AdapterScorer(nn.Module):
 
 def can_share(policy: Backbone, reward: Backbone) -> bool:
     """Whether a reward model's frozen body is the policy's: same weights, same precision, nothing of it trained."""
-    same = ("quantize", "dtype", "attn_implementation", "gguf_file")
+    same = ("quantize", "dtype", "attn_implementation", "num_layers", "gguf_file")
     return (
         policy.train == "lora"
         and reward.train in ("lora", "head")

@@ -3,9 +3,11 @@ import copy
 import pytest
 import torch
 from transformers import (
+    AutoModel,
     AutoModelForSequenceClassification,
     BertConfig,
     BertForSequenceClassification,
+    Gemma3TextConfig,
     GPT2Config,
     GPT2Model,
     LlamaConfig,
@@ -184,6 +186,61 @@ def test_a_body_that_is_not_all_there_is_said(tmp_path, tiny_model_dir, tiny_tok
     tiny_tokenizer.save_pretrained(tmp_path)
     with pytest.warns(UserWarning, match="lacks 1 tensors of the body, such as model.layers.1.mlp.up_proj.weight"):
         load_scorer(Backbone(str(tmp_path)))
+
+
+SIZES = {"hidden_size": 16, "num_attention_heads": 2, "num_key_value_heads": 1, "intermediate_size": 32}
+DEEP = {
+    "llama": lambda vocab: LlamaConfig(vocab_size=vocab, num_hidden_layers=4, **SIZES),
+    "gpt2": lambda vocab: GPT2Config(vocab_size=vocab, n_embd=16, n_layer=4, n_head=2),
+    # Every layer has a kind of attention of its own here, named in a list that has to end with the layers.
+    "gemma3": lambda vocab: Gemma3TextConfig(
+        vocab_size=vocab,
+        num_hidden_layers=4,
+        head_dim=8,
+        sliding_window=2,
+        layer_types=["full_attention", "sliding_attention"] * 2,
+        **SIZES,
+    ),
+}
+
+
+@pytest.mark.parametrize("family", DEEP)
+@pytest.mark.parametrize("train", ["head", "lora"])
+def test_the_first_layers_judge_by_what_the_whole_model_has_in_its_middle(tmp_path, tiny_tokenizer, family, train):
+    body = AutoModel.from_config(DEEP[family](len(tiny_tokenizer)))
+    body.save_pretrained(tmp_path)
+    tiny_tokenizer.save_pretrained(tmp_path)
+    scorer = load_scorer(Backbone(str(tmp_path), train=train, num_layers=3))
+    plain = AutoModel.from_pretrained(tmp_path).eval()
+    norm = plain.ln_f if family == "gpt2" else plain.norm
+    for row, reward in zip(ROWS, rewards(scorer, *padded(ROWS, 0)), strict=True):
+        with torch.no_grad():
+            middle = plain(torch.tensor([row]), output_hidden_states=True).hidden_states[3]
+            assert torch.allclose(scorer.model.score(norm(middle[:, -1])).squeeze(), reward, atol=1e-5)
+
+
+def test_a_shorter_body_is_a_plain_model_of_fewer_layers(tmp_path, tiny_model_dir):
+    scorer = load_scorer(Backbone(str(tiny_model_dir), train="full", num_layers=1))
+    shake(scorer)
+    expected = rewards(scorer, *padded(ROWS, 0))
+    merged_model(scorer).save_pretrained(tmp_path)
+    plain = AutoModelForSequenceClassification.from_pretrained(tmp_path).eval()
+    assert plain.config.num_hidden_layers == len(plain.model.layers) == 1
+    with torch.no_grad():
+        found = torch.cat([plain(torch.tensor([row])).logits[0] for row in ROWS])
+    assert torch.allclose(found, expected, atol=1e-5)
+
+
+def test_an_encoder_has_first_layers_too(bert_dir):
+    one, two = (load_scorer(Backbone(bert_dir, train="head", num_layers=n)) for n in (1, 2))
+    assert len(one.body.encoder.layer) == 1 and len(two.body.encoder.layer) == 2
+
+
+def test_layers_that_are_not_there(tiny_model_dir):
+    with pytest.raises(UserError, match=r"backbone\.num_layers: got 3, the model has 2; use fewer"):
+        load_scorer(Backbone(str(tiny_model_dir), num_layers=3))
+    with pytest.raises(UserError, match=r"backbone\.num_layers: got 0; need at least 1"):
+        load_scorer(Backbone(str(tiny_model_dir), num_layers=0))
 
 
 def test_problems_are_named_together():

@@ -110,6 +110,14 @@ def test_an_adapter_is_asked_of_a_run_that_has_one(tiny_run, capsys):
     assert not Path("run/export").exists()
 
 
+def test_a_run_on_the_first_layers_is_exported_whole(tiny_run, capsys):
+    main(["fit", *tiny_run, "--model.backbone.train=lora", "--model.backbone.num_layers=1", "--run_dir=run"])
+    assert main(["export", "run", "--form=adapter"]) == 2
+    assert "a base without its last layers (num_layers)" in capsys.readouterr().err
+    assert export(Path("run"), Path("out")).is_exact
+    assert AutoModelForSequenceClassification.from_pretrained("out").config.num_hidden_layers == 1
+
+
 @pytest.mark.parametrize("quantize", ["none", "nf4"])
 def test_fewer_bits_are_merged_in_16_and_their_drift_is_reported(tiny_run, quantize, capsys):
     lora = ["--model.backbone.train=lora", f"--model.backbone.quantize={quantize}"]

@@ -64,3 +64,54 @@ def test_random_seeds_widen_the_interval_where_they_differ(study):
 
 def test_ties_count_half(study):
     assert study.credits("10h").tolist() == [1.0, 0.0, 0.5]
+
+
+def run_of(cell, condition, seed, credit, last=None, **more):
+    """A run of ten prompts, each a hundred times as alike: its seed model's credits, and the delivered model's."""
+    credit = {"0": credit * 10, "1": (last or credit) * 10}
+    test = {"prompt": list(range(100)), "credit": credit}
+    return {"cell": cell, "condition": condition, "seed": seed, "delivered": 1 if last else 0, "test": test, **more}
+
+
+def floors_run(cell, seed, longer, bag):
+    figures = {"longer": longer, "bag_of_words_seed": 0.5, "bag_of_words_all_labels": bag}
+    return {"cell": cell, "condition": "floors", "seed": seed, "figures": figures}
+
+
+def cell_runs(cell, seed_model, delivered, every, longer=0.5, bag=0.5):
+    return [
+        one
+        for seed in (1, 2)
+        for one in (
+            run_of(cell, "ours", seed, seed_model, delivered),
+            run_of(cell, "all_labels", seed, every),
+            floors_run(cell, seed, longer, bag),
+        )
+    ]
+
+
+def test_a_cell_with_a_sure_gap_carries_the_headline(study):
+    """By hand: 50 % of the seed model, 65 % delivered, 80 % of all labels; 0.15 of 0.3 are closed."""
+    good = cell_runs("good", "1111100000", "11111h1000", "1111111100")
+    found = study.headline(study.by_cell(good), "0.27 ± 0.10")
+    assert found.startswith("`gap closed: 0.50 [") and "on good` (2 random seeds)" in found and "world" not in found
+
+
+@pytest.mark.parametrize(
+    ("name", "runs"),
+    [
+        ("all labels are no better than a floor", {"every": "1111111100", "bag": 0.8}),
+        ("all labels are no better than the longer response", {"every": "1111111100", "longer": 0.85}),
+        ("no gap", {"every": "1111100000"}),
+    ],
+)
+def test_other_cells_leave_the_headline_to_the_world(study, name, runs):
+    results = study.by_cell(cell_runs("bad", "1111100000", "1111110000", **runs))
+    found = study.headline(results, "0.27 ± 0.10")
+    assert found.startswith("`gap closed: 0.27 ± 0.10 on the embedded synthetic world`"), name
+    assert study.gap_table(results).splitlines()[2].endswith("| no |")
+
+
+def test_without_floors_no_cell_carries_the_headline(study):
+    runs = [one for one in cell_runs("x", "1111100000", "1111110000", "1111111100") if one["condition"] != "floors"]
+    assert "world" in study.headline(study.by_cell(runs), "0.27")
