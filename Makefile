@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 STAGED := build/typecheck
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-rl demo-coevolve bench test test-browser lint format wheel clean
+.PHONY: help setup demo demo-rl demo-coevolve bench study test test-browser lint format wheel clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
@@ -46,6 +46,11 @@ bench: $(STAMP)  ## Pairs a second against TRL and a transformers pipeline (half
 	@$(RUN) benchmarks/speed.py --trl-python $(TRL)/bin/python --pairs 16
 	@$(RUN) benchmarks/tables.py > /dev/null
 	@$(RUN) scripts/pictures.py > /dev/null
+
+# DATA holds the files of preference pairs that benchmarks/study.py names, MODEL is SmolLM2-135M-Instruct.
+study: $(STAMP)  ## Self-evolution on real preferences, goes on where it was: make study DATA=folder MODEL=folder
+	$(RUN) benchmarks/study.py --data-dir $(DATA) --model $(MODEL)
+	$(RUN) benchmarks/tables.py
 
 test: $(STAMP)  ## Run the whole suite
 	$(RUN) -m pytest

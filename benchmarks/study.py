@@ -13,6 +13,7 @@ chosen by the accuracy of the seed out of fold on random seeds from 1001 on.
 import argparse
 import hashlib
 import json
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,7 +27,6 @@ from ser_lightning.records import PreferencePair
 
 HERE = Path(__file__).parent
 TEST_SHARE = 0.2
-HH = ("hh_helpful_base.jsonl", "hh_helpful_rs.jsonl", "hh_helpful_online.jsonl")
 
 
 @dataclass(frozen=True)
@@ -39,8 +39,7 @@ class Cell:
 
 
 DATA = {
-    "hh": HH,
-    "hh-base": HH[:1],
+    "hh": ("hh_helpful_base.jsonl", "hh_helpful_rs.jsonl"),
     "ultrafeedback": ("ultrafeedback_sample.jsonl",),
     "pandalm": ("pandalm_test.jsonl",),
 }
@@ -48,13 +47,13 @@ CELLS = {
     f"{data}-{fraction:.0%}".replace("%", ""): Cell(data, files, fraction)
     for data, files in DATA.items()
     for fraction in (0.02, 0.05, 0.15)
-    if data == "hh" or fraction == 0.15
+    if data == "hh" or fraction > 0.02
 }
 TRAINING = (
     *("--config", "models/smollm2-135m.yaml", "--config", "hardware/cpu.yaml"),
     *("--model.backbone.train=head", "--model.optimizer.init_args.lr=3e-3"),
     *("--trainer.callbacks.seed_epochs=25", "--trainer.callbacks.epochs_per_round=25"),
-    *("--trainer.enable_model_summary=false",),
+    *("--trainer.callbacks.max_rounds=3", "--trainer.enable_model_summary=false"),
 )
 CONDITIONS = {
     "ours": RULES["ours"],
@@ -63,6 +62,9 @@ CONDITIONS = {
     "soft": ["--trainer.callbacks.label_use=soft"],
     "weighted": ["--trainer.callbacks.label_use=weighted"],
     "committee": ["--trainer.callbacks.committee=true"],
+    "seed_share": ["--trainer.callbacks.seed_share=0.5"],
+    "quota": ["--trainer.callbacks.length_quota=seed"],
+    "add": ["--trainer.callbacks.combine=add"],
 }
 FLOORS = "floors"
 
@@ -118,7 +120,7 @@ def run_cell(name: str, condition: str, seed: int, args: argparse.Namespace) -> 
             "figures": floors({**data, "split_seed": seed}, args.model),
         }
     flags = [*TRAINING, f"--model.backbone.path={args.model}", *(f"--data.{k}={v}" for k, v in data.items())]
-    result = measure(f"{name}-{condition}", [*flags, *CONDITIONS[condition]], seed, args.scratch, args.threads)
+    result = measure(f"{name}-{condition}", [*flags, *CONDITIONS[condition]], seed, args.scratch)
     for private, public in ((str(args.model), "FOLDER_OF_THE_MODEL"), (str(folder), "FOLDER_OF_THE_SPLIT")):
         result["command"] = result["command"].replace(private, public)
     delivered = next(int(row["round"]) for row in result["rounds"] if row["delivered"])
@@ -157,15 +159,24 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3, 4, 5])
     parser.add_argument("--out", type=Path, default=HERE / "study")
     parser.add_argument("--scratch", type=Path, default=Path("runs/benchmark/study"))
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--jobs", type=int, default=2, help="runs at a time; each gets one thread")
     args = parser.parse_args()
     args.model = args.model.resolve()
     args.out.mkdir(parents=True, exist_ok=True)
     todo = [(cell, condition, seed) for cell in args.cells for condition in args.conditions for seed in args.seeds]
     files = {task: args.out / "{}-{}-{}.json".format(*task) for task in todo}
     missing = [task for task in todo if not files[task].is_file()]
-    for task in tqdm(missing, desc="runs"):
+
+    def work(task: tuple[str, str, int]) -> None:
         files[task].write_text(json.dumps(run_cell(*task, args)) + "\n")
+
+    # The first run on a data set computes its features, alone.
+    first = list({CELLS[task[0]].data: task for task in reversed(missing)}.values())
+    for task in tqdm(first, desc="first run on a data set"):
+        work(task)
+    with ThreadPoolExecutor(args.jobs) as pool:
+        rest = [task for task in missing if task not in first]
+        list(tqdm(pool.map(work, rest), total=len(rest), desc="runs"))
 
 
 if __name__ == "__main__":

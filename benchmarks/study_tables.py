@@ -20,6 +20,9 @@ NAMES = {
     "soft": "ours, `label_use: soft`",
     "weighted": "ours, `label_use: weighted`",
     "committee": "ours, `committee: true`",
+    "seed_share": "ours, `seed_share: 0.5`",
+    "quota": "ours, `length_quota: seed`",
+    "add": "ours, `combine: add`",
 }
 Floats = NDArray[np.float64]
 
@@ -196,3 +199,53 @@ def study_table(results: Results) -> str:
             cells.append(f"{np.mean(right):.3f}" if right else "-")
             lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def rounds_table(results: Results, condition: str = "ours") -> str:
+    """One line for each cell and round: means over the random seeds that reached the round."""
+    names = ("test_accuracy", "pool_accuracy", "kept_accuracy", "calibration_error", "length_correlation")
+    lines = [f"| cell | round | runs | kept | {' | '.join(names)} |", "|" + "---|" * (4 + len(names))]
+    for cell, conditions in sorted(results.items()):
+        runs = [run["rounds"] for run in conditions.get(condition, {}).values()]
+        for number in range(max(map(len, runs), default=0)):
+            rows = [rounds[number] for rounds in runs if len(rounds) > number]
+            kept = f"{np.mean([row['kept'] / row['scored'] for row in rows]):.0%}"
+            figures = [_mean([row[name] for row in rows]) for name in names]
+            lines.append("| " + " | ".join([cell, str(number), str(len(rows)), kept, *figures]) + " |")
+    return "\n".join(lines)
+
+
+def _mean(values: list[float]) -> str:
+    """Of the runs that have one: nothing kept, no accuracy."""
+    known = [v for v in values if not np.isnan(v)]
+    return f"{np.mean(known):.3f}" if known else "-"
+
+
+def cost_table(results: Results) -> str:
+    """One line a cell and condition: tokens that the body or the head read, and seconds of a core, means."""
+    lines = ["| cell | rule | tokens read | seconds of a core |", "|---|---|---|---|"]
+    names = {**NAMES, "all_labels": "all labels"}
+    for cell, conditions in sorted(results.items()):
+        for condition, name in names.items():
+            if runs := list(conditions.get(condition, {}).values()):
+                tokens = np.mean([sum(row["tokens"] for row in run["rounds"]) for run in runs])
+                seconds = np.mean([run["seconds"] * run["threads"] for run in runs])
+                lines.append(f"| {cell} | {name} | {tokens:,.0f} | {seconds:.0f} |")
+    return "\n".join(lines)
+
+
+def study_tables(found: list[dict[str, Any]], world: str) -> dict[str, str]:
+    """Every table of the study by its name.
+
+    Args:
+        found: results of `study.py`.
+        world: see `headline`.
+    """
+    results = by_cell(found)
+    return {
+        "headline": headline(results, world),
+        "gap_check": gap_table(results),
+        "study": study_table(results),
+        "study_rounds": rounds_table(results),
+        "study_cost": cost_table(results),
+    }

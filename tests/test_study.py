@@ -67,7 +67,7 @@ def test_ties_count_half(study):
 
 
 def run_of(cell, condition, seed, credit, last=None, **more):
-    """A run of ten prompts, each a hundred times as alike: its seed model's credits, and the delivered model's."""
+    """A run on 100 test prompts: ten times the same ten credits of its seed model, and of its delivered model."""
     credit = {"0": credit * 10, "1": (last or credit) * 10}
     test = {"prompt": list(range(100)), "credit": credit}
     return {"cell": cell, "condition": condition, "seed": seed, "delivered": 1 if last else 0, "test": test, **more}
@@ -115,3 +115,20 @@ def test_other_cells_leave_the_headline_to_the_world(study, name, runs):
 def test_without_floors_no_cell_carries_the_headline(study):
     runs = [one for one in cell_runs("x", "1111100000", "1111110000", "1111111100") if one["condition"] != "floors"]
     assert "world" in study.headline(study.by_cell(runs), "0.27")
+
+
+def test_rounds_are_means_of_the_runs_that_reached_them(study):
+    def row(**figures):
+        names = ("test_accuracy", "pool_accuracy", "kept_accuracy", "calibration_error", "length_correlation")
+        return {**dict.fromkeys(names, 0.5), "scored": 10, "kept": 5, "tokens": 3, **figures}
+
+    nothing = row(kept=0, kept_accuracy=float("nan"))
+    first = run_of("x", "ours", 1, "1111100000", rounds=[row(test_accuracy=0.6), nothing], seconds=4, threads=2)
+    second = run_of("x", "ours", 2, "1111100000", rounds=[row(test_accuracy=0.8, kept=10)], seconds=2, threads=1)
+    results = study.by_cell([first, second])
+    assert study.rounds_table(results).splitlines()[2:] == [
+        "| x | 0 | 2 | 75% | 0.700 | 0.500 | 0.500 | 0.500 | 0.500 |",
+        "| x | 1 | 1 | 0% | 0.500 | 0.500 | - | 0.500 | 0.500 |",
+    ]
+    # 2 * 3 and 3 tokens; 4 seconds of two cores and 2 of one.
+    assert study.cost_table(results).splitlines()[2:] == ["| x | `CalibratedRule` (ours) | 4 | 5 |"]
