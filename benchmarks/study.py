@@ -51,7 +51,7 @@ CELLS = {
 }
 TRAINING = (
     *("--config", "models/smollm2-135m.yaml", "--config", "hardware/cpu.yaml"),
-    *("--model.backbone.train=head", "--model.optimizer.init_args.lr=3e-3"),
+    *("--model.backbone.train=head", "--model.backbone.num_layers=20", "--model.optimizer.init_args.lr=3e-4"),
     *("--trainer.callbacks.seed_epochs=25", "--trainer.callbacks.epochs_per_round=25"),
     *("--trainer.callbacks.max_rounds=3", "--trainer.enable_model_summary=false"),
 )
