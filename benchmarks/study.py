@@ -15,6 +15,7 @@ import hashlib
 import json
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -49,6 +50,8 @@ CELLS = {
     for fraction in (0.02, 0.05, 0.15)
     if data == "hh" or fraction > 0.02
 }
+WHOLE = {f"{data}-all": Cell(data, files, 1.0) for data, files in DATA.items()}
+"""Where all labels are trained on: once for all cells of a data set."""
 TRAINING = (
     *("--config", "models/smollm2-135m.yaml", "--config", "hardware/cpu.yaml"),
     *("--model.backbone.train=head", "--model.backbone.num_layers=20", "--model.optimizer.init_args.lr=3e-4"),
@@ -109,7 +112,7 @@ def test_credit(run: Path, rounds: list[int], pairs: dict[int, tuple[int, str]])
 
 def run_cell(name: str, condition: str, seed: int, args: argparse.Namespace) -> dict:
     """One run of a cell and what it says of every test pair; or the floors there."""
-    cell, folder = CELLS[name], args.scratch / "data"
+    cell, folder = (CELLS | WHOLE)[name], args.scratch / "data"
     train, test = split_files(cell, args.data_dir, folder)
     data = {"path": str(train), "test_path": str(test), "seed_fraction": cell.seed_fraction}
     if condition == FLOORS:
@@ -146,6 +149,10 @@ def floors(data: dict, model: Path) -> dict[str, float]:
     return found
 
 
+def _task(cell: str, condition: str, seed: int) -> tuple[str, str, int]:
+    return (f"{CELLS[cell].data}-all" if condition == "all_labels" else cell), condition, seed
+
+
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -163,7 +170,7 @@ def main() -> None:
     args = parser.parse_args()
     args.model = args.model.resolve()
     args.out.mkdir(parents=True, exist_ok=True)
-    todo = [(cell, condition, seed) for cell in args.cells for condition in args.conditions for seed in args.seeds]
+    todo = list(dict.fromkeys(_task(*each) for each in product(args.cells, args.conditions, args.seeds)))
     files = {task: args.out / "{}-{}-{}.json".format(*task) for task in todo}
     missing = [task for task in todo if not files[task].is_file()]
 
@@ -171,7 +178,7 @@ def main() -> None:
         files[task].write_text(json.dumps(run_cell(*task, args)) + "\n")
 
     # The first run on a data set computes its features, alone.
-    first = list({CELLS[task[0]].data: task for task in reversed(missing)}.values())
+    first = list({task[0].rpartition("-")[0]: task for task in reversed(missing)}.values())
     for task in tqdm(first, desc="first run on a data set"):
         work(task)
     with ThreadPoolExecutor(args.jobs) as pool:

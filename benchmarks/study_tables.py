@@ -105,10 +105,13 @@ Results = Mapping[str, Mapping[str, Mapping[int, dict[str, Any]]]]
 
 
 def by_cell(found: list[dict[str, Any]]) -> Results:
-    """Results in the order of a table."""
+    """Results in the order of a table; what `DATA-all` has belongs to every cell of the data set."""
     results: dict[str, dict[str, dict[int, dict[str, Any]]]] = defaultdict(lambda: defaultdict(dict))
     for one in found:
         results[one["cell"]][one["condition"]][one["seed"]] = one
+    whole = {name: results.pop(name) for name in [*results] if name.endswith("-all")}
+    for name, conditions in results.items():
+        conditions.update(whole.get(f"{name.rpartition('-')[0]}-all", {}))
     return results
 
 

@@ -84,7 +84,7 @@ def cell_runs(cell, seed_model, delivered, every, longer=0.5, bag=0.5):
         for seed in (1, 2)
         for one in (
             run_of(cell, "ours", seed, seed_model, delivered),
-            run_of(cell, "all_labels", seed, every),
+            run_of(f"{cell.rpartition('-')[0]}-all", "all_labels", seed, every),
             floors_run(cell, seed, longer, bag),
         )
     ]
@@ -92,9 +92,9 @@ def cell_runs(cell, seed_model, delivered, every, longer=0.5, bag=0.5):
 
 def test_a_cell_with_a_sure_gap_carries_the_headline(study):
     """By hand: 50 % of the seed model, 65 % delivered, 80 % of all labels; 0.15 of 0.3 are closed."""
-    good = cell_runs("good", "1111100000", "11111h1000", "1111111100")
+    good = cell_runs("good-5", "1111100000", "11111h1000", "1111111100")
     found = study.headline(study.by_cell(good), "0.27 ± 0.10")
-    assert found.startswith("`gap closed: 0.50 [") and "on good` (2 random seeds)" in found and "world" not in found
+    assert found.startswith("`gap closed: 0.50 [") and "on good-5` (2 random seeds)" in found and "world" not in found
 
 
 @pytest.mark.parametrize(
@@ -106,14 +106,14 @@ def test_a_cell_with_a_sure_gap_carries_the_headline(study):
     ],
 )
 def test_other_cells_leave_the_headline_to_the_world(study, name, runs):
-    results = study.by_cell(cell_runs("bad", "1111100000", "1111110000", **runs))
+    results = study.by_cell(cell_runs("bad-5", "1111100000", "1111110000", **runs))
     found = study.headline(results, "0.27 ± 0.10")
     assert found.startswith("`gap closed: 0.27 ± 0.10 on the embedded synthetic world`"), name
     assert study.gap_table(results).splitlines()[2].endswith("| no |")
 
 
 def test_without_floors_no_cell_carries_the_headline(study):
-    runs = [one for one in cell_runs("x", "1111100000", "1111110000", "1111111100") if one["condition"] != "floors"]
+    runs = [one for one in cell_runs("x-5", "1111100000", "1111110000", "1111111100") if one["condition"] != "floors"]
     assert "world" in study.headline(study.by_cell(runs), "0.27")
 
 
