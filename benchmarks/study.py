@@ -24,6 +24,7 @@ from tqdm import tqdm
 
 from runs import measure
 from ser_lightning.datamodules.formats import parse_row
+from ser_lightning.guards import KINDS
 from ser_lightning.records import PreferencePair
 
 HERE = Path(__file__).parent
@@ -32,36 +33,50 @@ TEST_SHARE = 0.2
 
 @dataclass(frozen=True)
 class Cell:
-    """A data set and the share of labels that the seed keeps."""
+    """A data set, its learning rate, and the share of labels that the seed keeps."""
 
     data: str
     files: tuple[str, ...]
+    lr: float
     seed_fraction: float
 
 
 DATA = {
-    "hh": ("hh_helpful_base.jsonl", "hh_helpful_rs.jsonl"),
-    "ultrafeedback": ("ultrafeedback_sample.jsonl",),
-    "pandalm": ("pandalm_test.jsonl",),
+    "hh": (("hh_helpful_base.jsonl", "hh_helpful_rs.jsonl"), 3e-4),
+    "ultrafeedback": (("ultrafeedback_sample.jsonl",), 3e-4),
+    "pandalm": (("pandalm_test.jsonl",), 1e-3),
 }
 CELLS = {
-    f"{data}-{fraction:.0%}".replace("%", ""): Cell(data, files, fraction)
-    for data, files in DATA.items()
+    f"{data}-{fraction:.0%}".replace("%", ""): Cell(data, files, lr, fraction)
+    for data, (files, lr) in DATA.items()
     for fraction in (0.02, 0.05, 0.15)
     if data == "hh" or fraction > 0.02
 }
-WHOLE = {f"{data}-all": Cell(data, files, 1.0) for data, files in DATA.items()}
+WHOLE = {f"{data}-all": Cell(data, files, lr, 1.0) for data, (files, lr) in DATA.items()}
 """Where all labels are trained on: once for all cells of a data set."""
+EVOLUTION = {"max_rounds": 3, "seed_epochs": 25, "epochs_per_round": 25}
 TRAINING = (
     *("--config", "models/smollm2-135m.yaml", "--config", "hardware/cpu.yaml"),
-    *("--model.backbone.train=head", "--model.backbone.num_layers=20", "--model.optimizer.init_args.lr=3e-4"),
-    *("--trainer.callbacks.seed_epochs=25", "--trainer.callbacks.epochs_per_round=25"),
-    *("--trainer.callbacks.max_rounds=3", "--trainer.enable_model_summary=false"),
+    *("--model.backbone.train=head", "--model.backbone.num_layers=20"),
+    *(f"--trainer.callbacks.{name}={value}" for name, value in EVOLUTION.items()),
+    "--trainer.enable_model_summary=false",
 )
+UNGUARDED = [
+    {
+        "class_path": "ser_lightning.callbacks.guards.GuardCallback",
+        "init_args": {"levels": dict.fromkeys(KINDS, "warn")},
+    },
+    {
+        "class_path": "ser_lightning.callbacks.evolution.EvolutionCallback",
+        "init_args": {**EVOLUTION, "folds": 2, "rule": {"class_path": "ser_lightning.selection.CalibratedRule"}},
+    },
+]
+"""Guards that only warn, to see what evolution does where one of them would have ended it."""
 CONDITIONS = {
     "ours": RULES["ours"],
     "all_labels": [flag for flag in RULES["all_labels"] if "seed_epochs" not in flag],
     **{name: RULES[name] for name in ("paper", "released", "keep_all", "top_half")},
+    "unguarded": [f"--trainer.callbacks={json.dumps(UNGUARDED)}"],
     "soft": ["--trainer.callbacks.label_use=soft"],
     "weighted": ["--trainer.callbacks.label_use=weighted"],
     "committee": ["--trainer.callbacks.committee=true"],
@@ -122,7 +137,7 @@ def run_cell(name: str, condition: str, seed: int, args: argparse.Namespace) -> 
             "seed": seed,
             "figures": floors({**data, "split_seed": seed}, args.model),
         }
-    flags = [*TRAINING, f"--model.backbone.path={args.model}", *(f"--data.{k}={v}" for k, v in data.items())]
+    flags = [*TRAINING, f"--model.optimizer.init_args.lr={cell.lr}", f"--model.backbone.path={args.model}", *(f"--data.{k}={v}" for k, v in data.items())]
     result = measure(f"{name}-{condition}", [*flags, *CONDITIONS[condition]], seed, args.scratch)
     for private, public in ((str(args.model), "FOLDER_OF_THE_MODEL"), (str(folder), "FOLDER_OF_THE_SPLIT")):
         result["command"] = result["command"].replace(private, public)
