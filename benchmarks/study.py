@@ -137,7 +137,8 @@ def run_cell(name: str, condition: str, seed: int, args: argparse.Namespace) -> 
             "seed": seed,
             "figures": floors({**data, "split_seed": seed}, args.model),
         }
-    flags = [*TRAINING, f"--model.optimizer.init_args.lr={cell.lr}", f"--model.backbone.path={args.model}", *(f"--data.{k}={v}" for k, v in data.items())]
+    flags = [*TRAINING, f"--model.optimizer.init_args.lr={cell.lr}", f"--model.backbone.path={args.model}"]
+    flags += [f"--data.{k}={v}" for k, v in data.items()]
     result = measure(f"{name}-{condition}", [*flags, *CONDITIONS[condition]], seed, args.scratch)
     for private, public in ((str(args.model), "FOLDER_OF_THE_MODEL"), (str(folder), "FOLDER_OF_THE_SPLIT")):
         result["command"] = result["command"].replace(private, public)
