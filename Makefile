@@ -51,6 +51,7 @@ bench: $(STAMP)  ## Pairs a second against TRL and a transformers pipeline (half
 study: $(STAMP)  ## Self-evolution on real preferences, goes on where it was: make study DATA=folder MODEL=folder
 	$(RUN) benchmarks/study.py --data-dir $(DATA) --model $(MODEL)
 	$(RUN) benchmarks/tables.py
+	@$(RUN) benchmarks/study_picture.py
 
 test: $(STAMP)  ## Run the whole suite
 	$(RUN) -m pytest

@@ -46,7 +46,9 @@ def policy_tables(found: Runs) -> dict[str, str]:
     Only random seeds that every reward model has are compared.
     """
     seeds = sorted(set.intersection(*(set(found.get(name, {})) for name in NAMES)))
-    runs = {name: [found[name][seed] for seed in seeds] for name in NAMES} if seeds else {}
+    if not seeds:
+        return dict.fromkeys(("policies", "policy_differences"), "*No random seed has been run with all three.*")
+    runs = {name: [found[name][seed] for seed in seeds] for name in NAMES}
     level = [common_kl([runs[name][i] for name in NAMES]) for i in range(len(seeds))]
 
     def at_equal_kl(name: str) -> list[float]:
@@ -61,7 +63,7 @@ def policy_tables(found: Runs) -> dict[str, str]:
         "| reward model | random seeds | change of gold, against the seed's | the same at equal KL |",
         "|" + "---|" * 4,
     ]
-    for name, title in NAMES.items() if seeds else ():
+    for name, title in NAMES.items():
         own, first = runs[name], runs["seed"]
         cells = [title, str(len(seeds)), interval([run["reward_model_test_accuracy"] for run in own])]
         cells += [interval([gold_change(run) for run in own])]

@@ -113,7 +113,12 @@ def by_cell(found: list[dict[str, Any]]) -> Results:
     whole = {name: results.pop(name) for name in [*results] if name.endswith("-all")}
     for name, conditions in results.items():
         conditions.update(whole.get(f"{name.rpartition('-')[0]}-all", {}))
-    return results
+    return dict(sorted(results.items(), key=_place))
+
+
+def _place(cell: tuple[str, Any]) -> tuple[str, int]:
+    data, _, percent = cell[0].rpartition("-")
+    return data, int(percent)
 
 
 def closed_in(conditions: Mapping[str, Mapping[int, dict[str, Any]]], condition: str) -> tuple[int, Closed] | None:
@@ -151,7 +156,7 @@ def headline(results: Results, world: str) -> str:
         world: share of the gap closed on the embedded synthetic world.
     """
     lines = []
-    for cell, conditions in sorted(results.items()):
+    for cell, conditions in results.items():
         found = closed_in(conditions, "ours")
         if found and found[1].share and has_gap(found[1], floors_of(conditions)):
             share = found[1].share
@@ -169,7 +174,7 @@ def gap_table(results: Results) -> str:
         "| all labels | carries the headline |",
         "|" + "---|" * 10,
     ]
-    for cell, conditions in sorted(results.items()):
+    for cell, conditions in results.items():
         if (found := closed_in(conditions, "ours")) is None:
             continue
         number, figures = found
@@ -190,7 +195,7 @@ def study_table(results: Results) -> str:
         "| kept labels right |",
         "|" + "---|" * 8,
     ]
-    for cell, conditions in sorted(results.items()):
+    for cell, conditions in results.items():
         for condition, name in NAMES.items():
             if (found := closed_in(conditions, condition)) is None:
                 continue
@@ -209,7 +214,7 @@ def rounds_table(results: Results, condition: str = "ours") -> str:
     """One line for each cell and round: means over the random seeds that reached the round."""
     names = ("test_accuracy", "pool_accuracy", "kept_accuracy", "calibration_error", "length_correlation")
     lines = [f"| cell | round | runs | kept | {' | '.join(names)} |", "|" + "---|" * (4 + len(names))]
-    for cell, conditions in sorted(results.items()):
+    for cell, conditions in results.items():
         runs = [run["rounds"] for run in conditions.get(condition, {}).values()]
         for number in range(max(map(len, runs), default=0)):
             rows = [rounds[number] for rounds in runs if len(rounds) > number]
@@ -229,7 +234,7 @@ def cost_table(results: Results) -> str:
     """One line a cell and condition: tokens that the body or the head read, and seconds of a core, means."""
     lines = ["| cell | rule | tokens read | seconds of a core |", "|---|---|---|---|"]
     names = {**NAMES, "all_labels": "all labels"}
-    for cell, conditions in sorted(results.items()):
+    for cell, conditions in results.items():
         for condition, name in names.items():
             if runs := list(conditions.get(condition, {}).values()):
                 tokens = np.mean([sum(row["tokens"] for row in run["rounds"]) for run in runs])

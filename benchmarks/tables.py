@@ -14,6 +14,7 @@ from guard_tables import settings_table as settings_of_guards
 from intervals import interval
 from policy_tables import policy_tables
 from rl_tables import coevolution_table, memory_table, rl_speed_table, rl_table
+from study_tables import study_tables
 from world_tables import (
     delivered,
     floors_table,
@@ -21,6 +22,7 @@ from world_tables import (
     rounds_by_round_table,
     rules_table,
     run_table,
+    world_share,
 )
 
 from ser_lightning.guards import KINDS
@@ -252,6 +254,11 @@ def guard_runs() -> list[dict]:
     return sorted((json.loads(file.read_text()) for file in (HERE / "guards").glob("*.json")), key=lambda r: r["seed"])
 
 
+def study_results() -> list[dict]:
+    """The runs on real preferences."""
+    return [json.loads(file.read_text()) for file in sorted((HERE / "study").glob("*.json"))]
+
+
 def read(name: str) -> dict:
     """A JSON file beside this script."""
     return json.loads((HERE / name).read_text())
@@ -262,6 +269,7 @@ def tables() -> dict[str, dict[str, str]]:
     results = load(HERE / "rules")
     return {
         "results.md": {
+            **study_tables(study_results(), world_share(results)),
             "rules": rules_table(results),
             "floors": floors_table(results),
             "rounds": rounds_by_round_table(results),

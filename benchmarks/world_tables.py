@@ -59,6 +59,15 @@ def rules_table(results: dict[str, dict[int, dict]]) -> str:
     return "\n".join(lines)
 
 
+def world_share(results: dict[str, dict[int, dict]], condition: str = "ours") -> str:
+    """Share of the gap that a rule closes on the synthetic world."""
+    seeds = sorted(results[condition].keys() & results["all_labels"].keys())
+    runs, full = ([results[name][seed] for seed in seeds] for name in (condition, "all_labels"))
+    first = [run["rounds"][0]["test_accuracy"] for run in runs]
+    last = [delivered(run)["test_accuracy"] for run in runs]
+    return share_of_gap(first, last, [run["rounds"][0]["test_accuracy"] for run in full])
+
+
 def floors_table(results: dict[str, dict[int, dict]]) -> str:
     """Floors and ceiling on the same test pairs."""
     runs = list(results["floors"].values())
