@@ -231,15 +231,14 @@ def _mean(values: list[float]) -> str:
 
 
 def cost_table(results: Results) -> str:
-    """One line a cell and condition: tokens that the body or the head read, and seconds of a core, means."""
-    lines = ["| cell | rule | tokens read | seconds of a core |", "|---|---|---|---|"]
+    """One line a cell and condition: tokens of the pairs that were trained on and scored, means over random seeds."""
+    lines = ["| cell | rule | tokens read |", "|---|---|---|"]
     names = {**NAMES, "all_labels": "all labels"}
     for cell, conditions in results.items():
         for condition, name in names.items():
             if runs := list(conditions.get(condition, {}).values()):
                 tokens = np.mean([sum(row["tokens"] for row in run["rounds"]) for run in runs])
-                seconds = np.mean([run["seconds"] * run["threads"] for run in runs])
-                lines.append(f"| {cell} | {name} | {tokens:,.0f} | {seconds:.0f} |")
+                lines.append(f"| {cell} | {name} | {tokens:,.0f} |")
     return "\n".join(lines)
 
 
