@@ -9,19 +9,22 @@ the same new prompts with the same random numbers as the starting policy. One JS
 Settings are those of `rl_study.py`, chosen on random seed 0, which is not among these.
 """
 
-import argparse
-import json
-import subprocess
-import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
 from record import PACKAGES, read_figures
-from rl_study import CONDITIONS, NUM_PROMPTS, RESPONSES_PER_PROMPT, answer, new_prompts, run_once, seen_prompts
+from rl_study import (
+    CONDITIONS,
+    NUM_PROMPTS,
+    RESPONSES_PER_PROMPT,
+    answer,
+    command_line,
+    new_prompts,
+    run_once,
+    seen_prompts,
+)
 
-HERE = Path(__file__).parent
 ESTIMATOR = "rloo"
 NO_ROUNDS = ["--trainer.callbacks.max_rounds=0"]
 REWARD_MODELS = {
@@ -64,29 +67,6 @@ def measure(reward_model: str, seed: int, scratch: Path) -> dict:
     }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3, 4, 5])
-    parser.add_argument("--out", type=Path, default=HERE / "policy")
-    parser.add_argument("--scratch", type=Path, default=Path("runs/benchmark/policy"))
-    parser.add_argument("--jobs", type=int, default=2, help="random seeds at a time; each gets one thread")
-    parser.add_argument("--one", nargs=2, metavar=("REWARD_MODEL", "SEED"), help=argparse.SUPPRESS)
-    args = parser.parse_args()
-    args.out.mkdir(parents=True, exist_ok=True)
-    if args.one:
-        condition, seed = args.one[0], int(args.one[1])
-        (args.out / f"{condition}-{seed}.json").write_text(json.dumps(measure(condition, seed, args.scratch)) + "\n")
-        return
-
-    def work(seed: int) -> None:  # the policies of a random seed share its SFT run, so they go one after the other
-        for condition in REWARD_MODELS:
-            if not (args.out / f"{condition}-{seed}.json").is_file():
-                flags = ["--out", str(args.out), "--scratch", str(args.scratch)]
-                subprocess.run([sys.executable, __file__, "--one", condition, str(seed), *flags], check=True)
-
-    with ThreadPoolExecutor(args.jobs) as pool:
-        list(pool.map(work, args.seeds))
-
-
 if __name__ == "__main__":
-    main()
+    names = [*REWARD_MODELS]
+    command_line(__file__, __doc__, names, names, "policy", Path("runs/benchmark/policy"), measure)

@@ -16,6 +16,7 @@ import random
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -31,6 +32,7 @@ CONDITIONS = {
     "grpo": ["--model.advantage=grpo", "--model.responses_per_prompt=4", "--data.prompts_per_step=32"],
 }
 NUM_PROMPTS, RESPONSES_PER_PROMPT = 1000, 2
+Measure = Callable[[str, int, Path], dict]
 
 
 def run_once(config: str, run: Path, seed: int, flags: list[str]) -> str:
@@ -121,12 +123,25 @@ def measure(condition: str, seed: int, scratch: Path) -> dict:
     }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def command_line(
+    script: str, description: str, conditions: list[str], default: list[str], name: str, scratch: Path, measure: Measure
+) -> None:
+    """The command line of a study of policies: what is missing is run, each run in a process of its own.
+
+    Args:
+        script: file of the study.
+        description: its docstring.
+        conditions: all that there are.
+        default: those that are run where none is named.
+        name: folder of the JSON files, beside this script.
+        scratch: default folder of the runs.
+        measure: condition, random seed and folder of the runs -> what to keep.
+    """
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3, 4, 5])
-    parser.add_argument("--conditions", nargs="*", default=["gae", "rloo"], choices=list(CONDITIONS))
-    parser.add_argument("--out", type=Path, default=HERE / "rl")
-    parser.add_argument("--scratch", type=Path, default=Path("runs/benchmark"))
+    parser.add_argument("--conditions", nargs="*", default=default, choices=conditions)
+    parser.add_argument("--out", type=Path, default=HERE / name)
+    parser.add_argument("--scratch", type=Path, default=scratch)
     parser.add_argument("--jobs", type=int, default=2, help="random seeds at a time; each gets one thread")
     parser.add_argument("--one", nargs=2, metavar=("CONDITION", "SEED"), help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -135,18 +150,17 @@ def main() -> None:
         condition, seed = args.one[0], int(args.one[1])
         result = measure(condition, seed, args.scratch)
         (args.out / f"{condition}-{seed}.json").write_text(json.dumps(result, indent=1) + "\n")
-        print(f"{condition}, random seed {seed}: {result['change']}")
         return
 
     def work(seed: int) -> None:  # the conditions of a random seed share its SFT run, so they go one after the other
         for condition in args.conditions:
             if not (args.out / f"{condition}-{seed}.json").is_file():
                 flags = ["--out", str(args.out), "--scratch", str(args.scratch)]
-                subprocess.run([sys.executable, __file__, "--one", condition, str(seed), *flags], check=True)
+                subprocess.run([sys.executable, script, "--one", condition, str(seed), *flags], check=True)
 
     with ThreadPoolExecutor(args.jobs) as pool:
         list(pool.map(work, args.seeds))
 
 
 if __name__ == "__main__":
-    main()
+    command_line(__file__, __doc__, [*CONDITIONS], ["gae", "rloo"], "rl", Path("runs/benchmark"), measure)

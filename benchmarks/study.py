@@ -6,8 +6,9 @@
 A cell is a data set, a model and the share of labels that the seed keeps. The gap check comes first: `--conditions
 ours all_labels floors`. A fifth of the prompts, by a hash of their text, is the test set of every run of a data set; it
 chooses nothing. A random seed changes which labels the seed keeps, the order of the batches and every new weight. The
-body is frozen and its features are computed once for a data set, by the first run on it. Settings of the training were
-chosen by the accuracy of the seed out of fold on random seeds from 1001 on.
+body is frozen and its features are computed once for a data set, by the first run on it. Learning rates were chosen by
+the accuracy of the seed out of fold on random seeds from 1001 on, the number of layers by the labels of all training
+pairs (`docs/results.md`).
 """
 
 import argparse
