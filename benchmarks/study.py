@@ -4,11 +4,11 @@
     python benchmarks/tables.py                                   # writes the tables into docs/results.md
 
 A cell is a data set, a model and the share of labels that the seed keeps. The gap check comes first: `--conditions
-ours all_labels floors`. A fifth of the prompts, by a hash of their text, is the test set of every run of a data set; it
-chooses nothing. A random seed changes which labels the seed keeps, the order of the batches and every new weight. The
-body is frozen and its features are computed once for a data set, by the first run on it. Learning rates were chosen by
-the accuracy of the seed out of fold on random seeds from 1001 on, the number of layers by the labels of all training
-pairs (`docs/results.md`).
+ours all_labels floors`. A fifth of the prompts, by a hash of their text, is the test set of a run; it chooses nothing.
+Small data sets take one fifth after the other, five random seeds each, so that every prompt is tested on. A random seed
+changes which labels the seed keeps, the order of the batches and every new weight. The body is frozen and its features
+are computed once for a test set, by the first run on it. Learning rates were chosen by the accuracy of the seed out of
+fold on random seeds from 1001 on, the number of layers by the labels of all training pairs (`docs/results.md`).
 """
 
 import argparse
@@ -29,31 +29,32 @@ from ser_lightning.guards import KINDS
 from ser_lightning.records import PreferencePair
 
 HERE = Path(__file__).parent
-TEST_SHARE = 0.2
+NUM_FIFTHS, SEEDS_PER_FIFTH = 5, 5
 
 
 @dataclass(frozen=True)
 class Cell:
-    """A data set, its learning rate, and the share of labels that the seed keeps."""
+    """A data set, its learning rate, on how many fifths of it models are tested, and the share of labels of the seed."""
 
     data: str
     files: tuple[str, ...]
     lr: float
+    num_tested: int
     seed_fraction: float
 
 
 DATA = {
-    "hh": (("hh_helpful_base.jsonl", "hh_helpful_rs.jsonl"), 3e-4),
-    "ultrafeedback": (("ultrafeedback_sample.jsonl",), 3e-4),
-    "pandalm": (("pandalm_test.jsonl",), 1e-3),
+    "hh": (("hh_helpful_base.jsonl", "hh_helpful_rs.jsonl"), 3e-4, 1),
+    "ultrafeedback": (("ultrafeedback_sample.jsonl",), 3e-4, 5),
+    "pandalm": (("pandalm_test.jsonl",), 1e-3, 5),
 }
 CELLS = {
-    f"{data}-{fraction:.0%}".replace("%", ""): Cell(data, files, lr, fraction)
-    for data, (files, lr) in DATA.items()
+    f"{data}-{fraction:.0%}".replace("%", ""): Cell(data, *settings, fraction)
+    for data, settings in DATA.items()
     for fraction in (0.02, 0.05, 0.15)
     if data == "hh" or fraction > 0.02
 }
-WHOLE = {f"{data}-all": Cell(data, files, lr, 1.0) for data, (files, lr) in DATA.items()}
+WHOLE = {f"{data}-all": Cell(data, *settings, 1.0) for data, settings in DATA.items()}
 """Where all labels are trained on: once for all cells of a data set."""
 EVOLUTION = {"max_rounds": 3, "seed_epochs": 25, "epochs_per_round": 25}
 TRAINING = (
@@ -88,15 +89,20 @@ CONDITIONS = {
 FLOORS = "floors"
 
 
-def split_files(cell: Cell, data_dir: Path, folder: Path) -> tuple[Path, Path]:
+def tested_fifth(cell: Cell, seed: int) -> int:
+    """Which fifth of the prompts a random seed is tested on: 1 to 5 on the first, 6 to 10 on the next, and so on."""
+    return (seed - 1) // SEEDS_PER_FIFTH % cell.num_tested
+
+
+def split_files(cell: Cell, fifth: int, data_dir: Path, folder: Path) -> tuple[Path, Path]:
     """Files to train on and to test on, made once from a data set's rows by a hash of their prompts."""
-    parts = folder / f"{cell.data}-train.jsonl", folder / f"{cell.data}-test.jsonl"
+    parts = folder / f"{cell.data}-{fifth}-train.jsonl", folder / f"{cell.data}-{fifth}-test.jsonl"
     if not all(part.is_file() for part in parts):
         lines: tuple[list[str], list[str]] = ([], [])
         for name in cell.files:
             for line in (data_dir / name).read_text(encoding="utf-8").splitlines():
                 place = int(hashlib.sha256(json.loads(line)["prompt"].encode()).hexdigest()[:12], 16) / 16**12
-                lines[place < TEST_SHARE].append(line)
+                lines[int(place * NUM_FIFTHS) == fifth].append(line)
         folder.mkdir(parents=True, exist_ok=True)
         for part, own in zip(parts, lines, strict=True):
             part.write_text("".join(line + "\n" for line in own), encoding="utf-8")
@@ -129,15 +135,12 @@ def test_credit(run: Path, rounds: list[int], pairs: dict[int, tuple[int, str]])
 def run_cell(name: str, condition: str, seed: int, args: argparse.Namespace) -> dict:
     """One run of a cell and what it says of every test pair; or the floors there."""
     cell, folder = (CELLS | WHOLE)[name], args.scratch / "data"
-    train, test = split_files(cell, args.data_dir, folder)
+    fifth = tested_fifth(cell, seed)
+    train, test = split_files(cell, fifth, args.data_dir, folder)
     data = {"path": str(train), "test_path": str(test), "seed_fraction": cell.seed_fraction}
     if condition == FLOORS:
-        return {
-            "cell": name,
-            "condition": condition,
-            "seed": seed,
-            "figures": floors({**data, "split_seed": seed}, args.model),
-        }
+        figures = floors({**data, "split_seed": seed}, args.model)
+        return {"cell": name, "condition": condition, "seed": seed, "fifth": fifth, "figures": figures}
     flags = [*TRAINING, f"--model.optimizer.init_args.lr={cell.lr}", f"--model.backbone.path={args.model}"]
     flags += [f"--data.{k}={v}" for k, v in data.items()]
     result = measure(f"{name}-{condition}", [*flags, *CONDITIONS[condition]], seed, args.scratch)
@@ -146,7 +149,8 @@ def run_cell(name: str, condition: str, seed: int, args: argparse.Namespace) -> 
     delivered = next(int(row["round"]) for row in result["rounds"] if row["delivered"])
     run = args.scratch / f"{name}-{condition}-{seed}"
     credit = test_credit(run, sorted({0, delivered}), labelled(test))
-    return {**result, "cell": name, "condition": condition, "delivered": delivered, "test": credit}
+    test_figures = {"fifth": fifth, "delivered": delivered, "test": credit}
+    return {**result, "cell": name, "condition": condition, **test_figures}
 
 
 def floors(data: dict, model: Path) -> dict[str, float]:
@@ -170,6 +174,10 @@ def _task(cell: str, condition: str, seed: int) -> tuple[str, str, int]:
     return (f"{CELLS[cell].data}-all" if condition == "all_labels" else cell), condition, seed
 
 
+def _fifth(task: tuple[str, str, int]) -> int:
+    return tested_fifth((CELLS | WHOLE)[task[0]], task[2])
+
+
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -180,23 +188,29 @@ def main() -> None:
     parser.add_argument("--cells", nargs="+", choices=[*CELLS], default=[*CELLS])
     parser.add_argument("--conditions", nargs="+", choices=[*CONDITIONS, FLOORS], default=[*CONDITIONS, FLOORS])
     # Settings were tried on random seeds from 1001 on.
-    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3, 4, 5])
+    parser.add_argument("--seeds", type=int, nargs="+", help="default: five for each fifth that is tested on")
     parser.add_argument("--out", type=Path, default=HERE / "study")
     parser.add_argument("--scratch", type=Path, default=Path("runs/benchmark/study"))
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time; each gets one thread")
     args = parser.parse_args()
     args.model = args.model.resolve()
     args.out.mkdir(parents=True, exist_ok=True)
-    todo = list(dict.fromkeys(_task(*each) for each in product(args.cells, args.conditions, args.seeds)))
+    todo = list(
+        dict.fromkeys(
+            _task(cell, condition, seed)
+            for cell, condition in product(args.cells, args.conditions)
+            for seed in args.seeds or range(1, SEEDS_PER_FIFTH * CELLS[cell].num_tested + 1)
+        )
+    )
     files = {task: args.out / "{}-{}-{}.json".format(*task) for task in todo}
     missing = [task for task in todo if not files[task].is_file()]
 
     def work(task: tuple[str, str, int]) -> None:
         files[task].write_text(json.dumps(run_cell(*task, args)) + "\n")
 
-    # The first run on a data set computes its features, alone.
-    first = list({task[0].rpartition("-")[0]: task for task in reversed(missing)}.values())
-    for task in tqdm(first, desc="first run on a data set"):
+    # The first run on a test set computes the features of its data set, alone.
+    first = list({(task[0].rpartition("-")[0], _fifth(task)): task for task in reversed(missing)}.values())
+    for task in tqdm(first, desc="first run on a test set"):
         work(task)
     with ThreadPoolExecutor(args.jobs) as pool:
         rest = [task for task in missing if task not in first]

@@ -1,10 +1,10 @@
 """Tables of the study on real preferences, and its headline: the share of the gap that is closed, with its interval.
 
-Shapes: S random seeds, N test pairs (the same ones for every random seed).
+Shapes: S random seeds, N test pairs that they share. A study tests on one or several such blocks of runs.
 """
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,29 +58,40 @@ def credits(text: str) -> Floats:
     return np.array([{"1": 1.0, "0": 0.0, "h": 0.5}[c] for c in text])
 
 
-def closed(seed_model: Floats, delivered: Floats, all_labels: Floats, prompt: NDArray[np.int64]) -> Closed:
-    """Gains, gap and share of the gap, from a paired bootstrap over random seeds and prompts (percentiles).
-
-    A resample draws random seeds and, apart from them, prompts; all three models are judged on the same draw.
+@dataclass(frozen=True)
+class Block:
+    """Runs that are tested on the same pairs.
 
     Args:
-        seed_model: (S, N) credit of each random seed's seed model.
-        delivered: (S, N) of its delivered model.
-        all_labels: (S, N) of its model of all labels.
-        prompt: (N,) which prompt each pair has; all pairs of a prompt are drawn together.
+        models: (3, S, N) credit of each random seed's seed model, delivered model and model of all labels.
+        prompt: (N,) which prompt each pair has.
     """
-    models = np.stack([seed_model, delivered, all_labels])
-    groups = np.unique(prompt, return_inverse=True)[1]
-    pairs = np.bincount(groups).astype(np.float64)
-    right = np.zeros((*models.shape[:2], len(pairs)))
-    np.add.at(right, (slice(None), slice(None), groups), models)
+
+    models: Floats
+    prompt: NDArray[np.int64]
+
+
+def closed(blocks: Sequence[Block]) -> Closed:
+    """Gains, gap and share of the gap, from a paired bootstrap over random seeds and prompts (percentiles).
+
+    A resample draws, in every block, random seeds and, apart from them, prompts with all their pairs; all three models
+    are judged on the same draw. Accuracies are means over the pairs of all blocks.
+    """
     generator = np.random.default_rng(0)
-    drawn = np.empty((NUM_RESAMPLES, 3))
-    for i in range(NUM_RESAMPLES):
-        seeds = generator.integers(models.shape[1], size=models.shape[1])
-        times = np.bincount(generator.integers(len(pairs), size=len(pairs)), minlength=len(pairs))
-        drawn[i] = right[:, seeds].mean(1) @ times / (pairs @ times)
-    mean = models.mean((1, 2))
+    drawn, mean, num_pairs = np.zeros((NUM_RESAMPLES, 3)), np.zeros(3), np.zeros(NUM_RESAMPLES)
+    for block in blocks:
+        groups = np.unique(block.prompt, return_inverse=True)[1]
+        pairs = np.bincount(groups).astype(np.float64)
+        num_seeds = block.models.shape[1]
+        right = np.zeros((3, num_seeds, len(pairs)))
+        np.add.at(right, (slice(None), slice(None), groups), block.models)
+        for i in range(NUM_RESAMPLES):
+            seeds = generator.integers(num_seeds, size=num_seeds)
+            times = np.bincount(generator.integers(len(pairs), size=len(pairs)), minlength=len(pairs))
+            drawn[i] += right[:, seeds].mean(1) @ times
+            num_pairs[i] += pairs @ times
+        mean += block.models.mean(1).sum(1)
+    drawn, mean = drawn / num_pairs[:, None], mean / sum(len(block.prompt) for block in blocks)
     parts = {
         "seed_model": (1, 0, 0),
         "delivered": (0, 1, 0),
@@ -101,8 +112,10 @@ def _estimate(mean: float, drawn: Floats) -> Estimate:
     return Estimate(mean, float(low), float(high))
 
 
-Results = Mapping[str, Mapping[str, Mapping[int, dict[str, Any]]]]
-"""By cell, condition and random seed."""
+Runs = Mapping[int, dict[str, Any]]
+"""By random seed."""
+Results = Mapping[str, Mapping[str, Runs]]
+"""By cell and condition."""
 
 
 def by_cell(found: list[dict[str, Any]]) -> Results:
@@ -121,20 +134,28 @@ def _place(cell: tuple[str, Any]) -> tuple[str, int]:
     return data, int(percent)
 
 
-def closed_in(conditions: Mapping[str, Mapping[int, dict[str, Any]]], condition: str) -> tuple[int, Closed] | None:
+def closed_in(conditions: Mapping[str, Runs], condition: str) -> tuple[int, Closed] | None:
     """Random seeds that a condition and all labels both have, and what was closed on them."""
     own, full = conditions.get(condition, {}), conditions.get("all_labels", {})
-    seeds = sorted(own.keys() & full.keys())
-    if not seeds:
+    seeds_of: dict[int, list[int]] = defaultdict(list)
+    for seed in sorted(own.keys() & full.keys()):
+        seeds_of[own[seed]["fifth"]].append(seed)
+    if not seeds_of:
         return None
-    tests = [own[seed]["test"] for seed in seeds]
-    first = np.stack([credits(test["credit"]["0"]) for test in tests])
+    blocks = [
+        Block(_models(own, full, seeds), np.array(own[seeds[0]]["test"]["prompt"])) for seeds in seeds_of.values()
+    ]
+    return sum(map(len, seeds_of.values())), closed(blocks)
+
+
+def _models(own: Runs, full: Runs, seeds: Sequence[int]) -> Floats:
+    """(3, S, N) credits of a block."""
+    first = np.stack([credits(own[seed]["test"]["credit"]["0"]) for seed in seeds])
     last = np.stack([credits(own[s]["test"]["credit"][str(own[s]["delivered"])]) for s in seeds])
-    every = np.stack([credits(full[seed]["test"]["credit"]["0"]) for seed in seeds])
-    return len(seeds), closed(first, last, every, np.array(tests[0]["prompt"]))
+    return np.stack([first, last, np.stack([credits(full[seed]["test"]["credit"]["0"]) for seed in seeds])])
 
 
-def floors_of(conditions: Mapping[str, Mapping[int, dict[str, Any]]]) -> dict[str, float] | None:
+def floors_of(conditions: Mapping[str, Runs]) -> dict[str, float] | None:
     """Mean accuracy of each floor of a cell; None where they were not measured."""
     floors = [run["figures"] for run in conditions.get("floors", {}).values()]
     return {name: float(np.mean([f[name] for f in floors])) for name in floors[0]} if floors else None
@@ -170,16 +191,25 @@ def headline(results: Results, world: str) -> str:
 def gap_table(results: Results) -> str:
     """One line a cell: is there a gap to close, and does the model of all labels clear the floors?"""
     lines = [
-        "| cell | random seeds | test pairs | seed model | all labels | gap | longer | bag of words, seed "
+        "| cell | random seeds | test pairs | prompts | seed model | all labels | gap | longer | bag of words, seed "
         "| all labels | carries the headline |",
-        "|" + "---|" * 10,
+        "|" + "---|" * 11,
     ]
     for cell, conditions in results.items():
         if (found := closed_in(conditions, "ours")) is None:
             continue
         number, figures = found
-        num_pairs = len(next(iter(conditions["ours"].values()))["test"]["prompt"])
-        cells = [cell, str(number), str(num_pairs), str(figures.seed_model), str(figures.all_labels), str(figures.gap)]
+        tests = {run["fifth"]: run["test"]["prompt"] for run in conditions["ours"].values()}
+        num_pairs, num_prompts = sum(map(len, tests.values())), sum(len(set(test)) for test in tests.values())
+        cells = [
+            cell,
+            str(number),
+            str(num_pairs),
+            str(num_prompts),
+            str(figures.seed_model),
+            str(figures.all_labels),
+            str(figures.gap),
+        ]
         floors = floors_of(conditions)
         for name in ("longer", "bag_of_words_seed", "bag_of_words_all_labels"):
             cells.append(f"{floors[name]:.3f}" if floors else "-")

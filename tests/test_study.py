@@ -26,11 +26,15 @@ def draws(probability, shape, seed):
     return (np.random.default_rng(seed).random(shape) < probability).astype(float)
 
 
+def closed(study, seed_model, delivered, every, prompt):
+    return study.closed([study.Block(np.stack([seed_model, delivered, every]), prompt)])
+
+
 def test_the_share_is_the_ratio_of_mean_gaps_and_its_interval_holds_it(study):
     """300 prompts; the seed model orders 60 % right, evolution half of what all labels add, pair by pair."""
     order = np.tile(np.arange(300), (4, 1))
     seed_model, delivered, every = ((order < right).astype(float) for right in (180, 195, 210))
-    found = study.closed(seed_model, delivered, every, np.arange(300))
+    found = closed(study, seed_model, delivered, every, np.arange(300))
     assert (found.seed_model.mean, found.gap.mean, found.gain.mean) == pytest.approx((0.6, 0.1, 0.05))
     assert found.share.mean == pytest.approx(0.5)
     assert found.share.low < 0.5 < found.share.high and found.gap.low > 0
@@ -40,14 +44,14 @@ def test_the_share_is_the_ratio_of_mean_gaps_and_its_interval_holds_it(study):
 
 def test_without_a_gap_the_share_is_undefined(study):
     same = draws(0.6, (5, 200), 1)
-    assert study.closed(same, draws(0.9, (5, 200), 2), same, np.arange(200)).share is None
+    assert closed(study, same, draws(0.9, (5, 200), 2), same, np.arange(200)).share is None
 
 
 def test_pairs_of_one_prompt_are_drawn_together(study):
     """A hundred prompts, once and five times: the copies hold no new information."""
     models = [draws(p, (3, 100), i) for i, p in enumerate((0.5, 0.6, 0.9))]
-    once = study.closed(*models, np.arange(100))
-    often = study.closed(*(np.repeat(m, 5, axis=1) for m in models), np.repeat(np.arange(100), 5))
+    once = closed(study, *models, np.arange(100))
+    often = closed(study, *(np.repeat(m, 5, axis=1) for m in models), np.repeat(np.arange(100), 5))
     for name in ("seed_model", "gain", "gap", "share"):
         assert astuple(getattr(once, name)) == pytest.approx(astuple(getattr(often, name)))
 
@@ -58,8 +62,30 @@ def test_random_seeds_widen_the_interval_where_they_differ(study):
     differ = agree.copy()
     differ[::2, :100] = 1.0
     differ[1::2, :100] = 2 * agree[1::2, :100] - 1.0  # not a credit: it only keeps the mean
-    widths = [(e.high - e.low) for e in (study.closed(m, m, m, np.arange(1000)).seed_model for m in (agree, differ))]
+    widths = [(e.high - e.low) for e in (closed(study, m, m, m, np.arange(1000)).seed_model for m in (agree, differ))]
     assert widths[1] > 1.2 * widths[0]
+
+
+def test_blocks_of_other_test_pairs_add_up(study):
+    """Two random seeds on 60 pairs, three on 40 others, by hand: 0.6 * 0.5 + 0.4 * 1 right, pair by pair."""
+    blocks = [
+        study.Block(np.full((3, 2, 60), 0.5), np.arange(60)),
+        study.Block(np.ones((3, 3, 40)), np.arange(40)),
+    ]
+    found = study.closed(blocks)
+    assert found.seed_model.mean == pytest.approx(0.7)
+    # Pairs of a block are alike and every block gives as many prompts as it has: nothing is left to vary.
+    assert (found.seed_model.low, found.seed_model.high) == pytest.approx((0.7, 0.7))
+
+
+def test_four_fifths_more_to_test_on_halve_the_interval(study):
+    one = study.Block(np.stack([draws(p, (5, 100), i) for i, p in enumerate((0.5, 0.6, 0.9))]), np.arange(100))
+    blocks = [
+        one,
+        *(study.Block(one.models[:, :, np.random.default_rng(k).permutation(100)], one.prompt) for k in range(3)),
+    ]
+    widths = [(e.high - e.low) for e in (study.closed([one]).gap, study.closed(blocks).gap)]
+    assert widths[1] == pytest.approx(widths[0] / 2, rel=0.1)
 
 
 def test_ties_count_half(study):
@@ -70,7 +96,8 @@ def run_of(cell, condition, seed, credit, last=None, **more):
     """A run on 100 test prompts: ten times the same ten credits of its seed model, and of its delivered model."""
     credit = {"0": credit * 10, "1": (last or credit) * 10}
     test = {"prompt": list(range(100)), "credit": credit}
-    return {"cell": cell, "condition": condition, "seed": seed, "delivered": 1 if last else 0, "test": test, **more}
+    names = {"cell": cell, "condition": condition, "seed": seed, "fifth": more.pop("fifth", 0)}
+    return {**names, "delivered": 1 if last else 0, "test": test, **more}
 
 
 def floors_run(cell, seed, longer, bag):
@@ -95,6 +122,18 @@ def test_a_cell_with_a_sure_gap_carries_the_headline(study):
     good = cell_runs("good-5", "1111100000", "11111h1000", "1111111100")
     found = study.headline(study.by_cell(good), "0.27 ± 0.10")
     assert found.startswith("`gap closed: 0.50 [") and "on good-5` (2 random seeds)" in found and "world" not in found
+
+
+def test_the_fifths_of_a_data_set_are_judged_together(study):
+    """Random seeds 1 and 2 on one fifth, as above, and 6 on another, where evolution loses what it gained."""
+    runs = cell_runs("good-5", "1111100000", "11111h1000", "1111111100")
+    runs += [
+        run_of("good-5", "ours", 6, "1111100000", "111h000000", fifth=1),
+        run_of("good-all", "all_labels", 6, "1111111100", fifth=1),
+    ]
+    number, figures = study.closed_in(study.by_cell(runs)["good-5"], "ours")
+    assert number == 3 and figures.gain.mean == pytest.approx(0.0) and figures.gap.mean == pytest.approx(0.3)
+    assert "| good-5 | 3 | 200 | 200 | 0.500 [" in study.gap_table(study.by_cell(runs))
 
 
 @pytest.mark.parametrize(
