@@ -1,0 +1,108 @@
+"""Which wrong labels does evolution keep on real preferences? Read off the runs that `study.py` has left in --scratch.
+
+    python benchmarks/study_mistakes.py           # writes benchmarks/results/study_mistakes.json
+    python benchmarks/tables.py                   # writes the table into docs/results.md
+
+Of the first round, which everything after it is built on. Length is in characters; two responses are alike or unlike in
+length if the ratio of their lengths is in the lowest or the highest third of the pool.
+"""
+
+import argparse
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+from study import CELLS, tested_fifth
+
+from ser_lightning.datamodules.formats import parse_row
+from ser_lightning.records import PreferencePair
+
+RESULT = Path(__file__).parent / "results" / "study_mistakes.json"
+RUN = re.compile(r"(?P<cell>.+-\d+)-ours-(?P<seed>\d+)")
+NAMES = {
+    "longer_by_people": "people prefer the longer, of the kept pairs",
+    "longer_by_model": "the model does",
+    "wrong_that_say_longer": "wrong kept labels that say the longer",
+    "kept_alike": "kept, of alike length",
+    "kept_unlike": "of unlike length",
+    "right_alike": "kept labels right, alike",
+    "right_unlike": "unlike",
+}
+
+
+def mistakes(
+    people: NDArray[np.int64], model: NDArray[np.int64], kept: NDArray[np.bool_], length: NDArray[np.int64]
+) -> dict[str, float]:
+    """Shares that say which labels are kept and which of them are wrong; NaN where there is nothing to share.
+
+    Args:
+        people: (N,) 1 where people prefer response a.
+        model: (N,) 1 where the model does.
+        kept: (N,) whether the model's label is trained on.
+        length: (N, 2) of both responses.
+    """
+    is_longer_a = length[:, 0] > length[:, 1]
+    ratio = np.abs(np.log1p(length[:, 0]) - np.log1p(length[:, 1]))
+    alike, unlike = ratio <= np.quantile(ratio, 1 / 3), ratio >= np.quantile(ratio, 2 / 3)
+    right = people == model
+    return {
+        "longer_by_people": _share((people == is_longer_a)[kept]),
+        "longer_by_model": _share((model == is_longer_a)[kept]),
+        "wrong_that_say_longer": _share((model == is_longer_a)[kept & ~right]),
+        "kept_alike": _share(kept[alike]),
+        "kept_unlike": _share(kept[unlike]),
+        "right_alike": _share(right[kept & alike]),
+        "right_unlike": _share(right[kept & unlike]),
+    }
+
+
+def _share(is_true: NDArray[np.bool_]) -> float:
+    return float(is_true.mean()) if is_true.size else float("nan")
+
+
+def pairs_of(file: Path) -> dict[int, tuple[int, int, int]]:
+    """Label and lengths of both responses of each pair, by its id."""
+    found = {}
+    for i, line in enumerate(file.read_text(encoding="utf-8").splitlines()):
+        pair = parse_row(json.loads(line), {}, f"{file}:{i + 1}")
+        if isinstance(pair, PreferencePair) and pair.label is not None:
+            found[pair.pair_id] = pair.label, len(pair.response_a), len(pair.response_b)
+    return found
+
+
+def first_round(run: Path, train: Path) -> dict[str, float]:
+    """`mistakes` of a run's first round."""
+    pairs, audit = pairs_of(train), pq.read_table(run / "rounds/0/audit.parquet").to_pydict()
+    columns = np.array([pairs[i] for i in audit["pair_id"]])
+    return mistakes(columns[:, 0], np.array(audit["label"]), np.array(audit["kept"]), columns[:, 1:])
+
+
+def mistakes_table(runs: list[dict]) -> str:
+    """One line a cell: means over its runs."""
+    lines = [f"| cell | runs | {' | '.join(NAMES.values())} |", "|" + "---|" * (2 + len(NAMES))]
+    for cell in sorted({run["cell"] for run in runs}, key=[*CELLS].index):
+        own = [run for run in runs if run["cell"] == cell]
+        figures = [f"{np.nanmean([run[name] for run in own]):.0%}" for name in NAMES]
+        lines.append("| " + " | ".join([cell, str(len(own)), *figures]) + " |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--scratch", type=Path, default=Path("runs/benchmark/study"))
+    scratch = parser.parse_args().scratch
+    found = []
+    for run in sorted(scratch.iterdir()):
+        if (name := RUN.fullmatch(run.name)) and (run / "rounds/0/audit.parquet").is_file():
+            cell, seed = CELLS[name["cell"]], int(name["seed"])
+            train = scratch / "data" / f"{cell.data}-{tested_fifth(cell, seed)}-train.jsonl"
+            found.append({"cell": name["cell"], "seed": seed, **first_round(run, train)})
+    RESULT.write_text(json.dumps({"command": "python benchmarks/study_mistakes.py", "runs": found}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
