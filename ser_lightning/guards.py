@@ -178,7 +178,7 @@ def overconfidence(view: RoundView, threshold: float) -> tuple[float, float]:
 
 
 def _longer_wins(target: Tensor, length_difference: Tensor) -> tuple[Tensor, Tensor]:
-    """How far each pair of unequal length says that the longer response wins, 1 for surely, and which pairs they are."""
+    """How far pairs of unequal length say that the longer response wins, 1 for surely, and which pairs they are."""
     unequal = length_difference != 0
     target = target.double()[unequal]
     return torch.where(length_difference[unequal] > 0, target, 1 - target), unequal

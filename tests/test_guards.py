@@ -127,7 +127,7 @@ def length_only(use):
 
 
 def test_length_is_measured_on_labels_as_they_are_trained_on():
-    """Hard labels make 64 of 100 into all of them, soft ones leave it at 64; by hand on 300 seed and 1,000 pool pairs."""
+    """Hard labels make 64 of 100 into all of them, soft ones leave it at 64."""
     hard, soft = length_only("hard"), length_only("soft")
     unequal = hard.evidence.scores.length_difference != 0
     people = half_credit(hard.evidence.scores.margin, hard.evidence.target)[unequal].mean()
