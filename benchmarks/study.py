@@ -34,7 +34,7 @@ NUM_FIFTHS, SEEDS_PER_FIFTH = 5, 5
 
 @dataclass(frozen=True)
 class Cell:
-    """A data set, its learning rate, how many fifths of it are tested on, and the share of labels that the seed keeps."""
+    """A data set, its learning rate, how many fifths of it are tested on, and the share of labels that are kept."""
 
     data: str
     files: tuple[str, ...]
