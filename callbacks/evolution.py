@@ -295,8 +295,7 @@ class EvolutionCallback(Callback):
     ) -> Level:
         """What the guards say of the round; bars it from delivery where they take it back."""
         state = self.state
-        credits = self._seed_credits(trainer)
-        level = ask_guards(trainer, state, credits, pool, evidence, verdict, keep, self.label_use)
+        level = ask_guards(trainer, state, self._seed_credits(trainer), pool, evidence, verdict, keep)
         if level == "rollback" and any(row.round not in state.barred for row in state.rows[:-1]):
             state.barred.append(state.round)
         return level

@@ -16,7 +16,7 @@ from ser_lightning.errors import raise_problems
 from ser_lightning.guards import KINDS, Finding, Guard, Level, RoundView, inspect_round
 from ser_lightning.records import PairScores
 from ser_lightning.report_data import GUARDS
-from ser_lightning.selection import Evidence, LabelUse, Verdict
+from ser_lightning.selection import Evidence, Verdict
 
 LEVELS = get_args(Level)
 
@@ -98,7 +98,6 @@ def ask_guards(
     evidence: Evidence,
     verdict: Verdict,
     keep: Tensor,
-    label_use: LabelUse,
 ) -> Level:
     """What the run's guards say of a round; "ignore" without any.
 
@@ -110,7 +109,6 @@ def ask_guards(
         evidence: out-of-fold scores and labels of the seed.
         verdict: (N,) what the rule said.
         keep: (N,) what is to be trained on.
-        label_use: how.
     """
     view = RoundView(
         state.round,
@@ -122,7 +120,6 @@ def ask_guards(
         evidence,
         state.seed_scores,
         credits,
-        label_use,
     )
     levels: list[Any] = [c.inspect(trainer, view) for c in trainer.callbacks if isinstance(c, GuardCallback)]
     return max(levels, key=LEVELS.index, default="ignore")

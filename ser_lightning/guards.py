@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ser_lightning.metrics import half_credit, ks_distance, wilson_interval
 from ser_lightning.records import PairScores
-from ser_lightning.selection import Evidence, LabelUse, Verdict, training_targets
+from ser_lightning.selection import Evidence, Verdict
 
 Level = Literal["ignore", "warn", "stop", "rollback"]
 """`stop`: the round's labels are not used and evolution ends; `rollback`: its model is not delivered either."""
@@ -54,12 +54,6 @@ class RoundView:
     """For each round up to this one the seed's out-of-fold scores."""
     seed_credits: list[Tensor]
     """For each round up to this one the credit of the same seed pairs: 1 right, 0.5 tie, 0 wrong."""
-    label_use: LabelUse
-
-    def training_targets(self) -> tuple[Tensor, Tensor]:
-        """(K,) targets and weights of the kept labels, as the loss would have them."""
-        verdict, keep = self.verdict, self.keep
-        return training_targets(verdict.label[keep], verdict.confidence[keep], self.label_use)
 
 
 @dataclass(frozen=True)
@@ -117,28 +111,28 @@ def flips(view: RoundView, threshold: float) -> tuple[float, float]:
 
 
 def length(view: RoundView, threshold: float) -> tuple[float, float]:
-    """How much more often the longer response wins among kept labels, as they are trained on, than among human labels.
+    """How much more often the model expects the longer response to win, of the pairs it keeps, than people say it does.
 
-    The human labels are those of the seed pairs that the model is as sure of, out of fold: being longer is a good sign
-    in some data, and more so among clear pairs.
+    It expects what its margins say on the scale that was fitted out of fold. Counting its labels instead would blame
+    any model that knows little more than length: where the longer wins 64 of 100 times, the likelier label is the
+    longer one every time. The human labels are those of the seed pairs that the model is as sure of, out of fold: being
+    longer is a good sign in some data, and more so among clear pairs.
     """
     scores = view.evidence.scores
     if len(scores) == 0 or not view.keep.any():
         return math.nan, threshold
-    target, weight = view.training_targets()
-    longer, unequal = _longer_wins(target, view.pool.length_difference[view.keep])
+    temperature, _ = view.evidence.scale()
+    expected = _longer_wins((view.pool.margin / temperature).sigmoid(), view.pool.length_difference, view.keep)
     size = scores.margin.abs()
     sure = size >= size.quantile(1 - view.keep.double().mean().to(size.dtype))
-    people, _ = _longer_wins(view.evidence.target[sure], scores.length_difference[sure])
-    return _difference(longer, people, threshold, weight[unequal])
+    return _difference(expected, _longer_wins(view.evidence.target, scores.length_difference, sure), threshold)
 
 
 def position(view: RoundView, threshold: float) -> tuple[float, float]:
     """How far the share of kept labels that say a is from the share among human labels."""
     if len(view.evidence.target) == 0 or not view.keep.any():
         return math.nan, threshold
-    target, weight = view.training_targets()
-    return _difference(target.double(), view.evidence.target.double(), threshold, weight)
+    return _difference(view.verdict.label[view.keep].double(), view.evidence.target.double(), threshold)
 
 
 def ties(view: RoundView, threshold: float) -> tuple[float, float]:
@@ -177,21 +171,19 @@ def overconfidence(view: RoundView, threshold: float) -> tuple[float, float]:
     return float(confidence.double().mean()) - wilson_interval(float(credit.sum()), len(credit))[1], threshold
 
 
-def _longer_wins(target: Tensor, length_difference: Tensor) -> tuple[Tensor, Tensor]:
-    """How far pairs of unequal length say that the longer response wins, 1 for surely, and which pairs they are."""
-    unequal = length_difference != 0
-    target = target.double()[unequal]
-    return torch.where(length_difference[unequal] > 0, target, 1 - target), unequal
+def _longer_wins(prob_a: Tensor, length_difference: Tensor, mask: Tensor) -> Tensor:
+    """Probability that the longer response wins, of pairs of unequal length under the mask; of labels 1 or 0."""
+    mask = mask & (length_difference != 0)
+    return torch.where(length_difference[mask] > 0, prob_a[mask], 1 - prob_a[mask]).double()
 
 
-def _difference(one: Tensor, other: Tensor, threshold: float, weight: Tensor | None = None) -> tuple[float, float]:
+def _difference(one: Tensor, other: Tensor, threshold: float) -> tuple[float, float]:
     """Size of the difference of two shares, and the larger of the threshold and three standard errors of it."""
     if len(one) == 0 or len(other) == 0:
         return math.nan, threshold
     both = torch.cat([one, other]).mean()
     error = (both * (1 - both) * (1 / len(one) + 1 / len(other))).sqrt()
-    share = one.mean() if weight is None else (weight * one).sum() / weight.sum()
-    return float((share - other.mean()).abs()), max(threshold, NUM_STANDARD_ERRORS * float(error))
+    return float((one.mean() - other.mean()).abs()), max(threshold, NUM_STANDARD_ERRORS * float(error))
 
 
 @dataclass(frozen=True)
@@ -232,7 +224,7 @@ KINDS = {
     "length": _Kind(
         length,
         Guard("stop", 0.15),
-        "in its labels length decides otherwise than in people's",
+        "where it is sure, length decides otherwise than in people's labels",
         "set length_quota: seed, or give human labels of pairs whose shorter response is better",
     ),
     "position": _Kind(

@@ -27,7 +27,7 @@ def with_margin(found, margin):
     return PairScores(found.pair_id, margin, torch.zeros_like(margin), found.tokens_a, found.tokens_b)
 
 
-def view(round=1, seed=None, pool=None, label=None, keep=None, before=None, earlier=None, fold_pool=None, use="hard"):
+def view(round=1, seed=None, pool=None, label=None, keep=None, before=None, earlier=None, fold_pool=None):
     """A healthy round, but for what is given."""
     generator = torch.Generator().manual_seed(0)
     seed_scores, target = scores(generator, NUM_SEED)
@@ -43,7 +43,7 @@ def view(round=1, seed=None, pool=None, label=None, keep=None, before=None, earl
     credits = [half_credit(s.margin, target) for s in [*past, seed_scores]]
     fold_pool = [pool] if fold_pool is None else fold_pool
     evidence = Evidence(seed_scores, target)
-    return RoundView(round, pool, fold_pool, verdict, keep, before, evidence, [*past, seed_scores], credits, use)
+    return RoundView(round, pool, fold_pool, verdict, keep, before, evidence, [*past, seed_scores], credits)
 
 
 def fired(one):
@@ -109,44 +109,28 @@ def test_length_that_people_like_as_much_is_no_fault():
     assert value(one, "length") < 0.15
 
 
-def length_only(use):
-    """Length is all that the model knows, and it knows it as well as people's labels say: 64 of 100."""
+def length_only(stated):
+    """Length is all that the model knows. Of the longer responses of the seed 64 in 100 win."""
     generator = torch.Generator().manual_seed(4)
-    made = []
-    for num_pairs in (NUM_SEED, NUM_POOL):
-        found, _ = scores(generator, num_pairs)
-        sign = found.length_difference.sign().float()
-        made.append(with_margin(found, sign))
-    seed, pool = made
+    (seed, _), (pool, _) = scores(generator, NUM_SEED), scores(generator, NUM_POOL)
+    seed, pool = (with_margin(s, s.length_difference.sign().float()) for s in (seed, pool))
     longer = (torch.arange(NUM_SEED) % 100 < 64).float()
     target = torch.where(seed.margin > 0, longer, 1 - longer)
-    prob_a = torch.where(pool.margin > 0, 0.64, 0.36)
-    verdict, keep = Verdict(prob_a, pool.margin != 0, 1, False, ""), pool.margin != 0
-    one = view(0, seed=seed, pool=pool, use=use)
-    return RoundView(**{**vars(one), "evidence": Evidence(seed, target), "verdict": verdict, "keep": keep})
+    one = view(0, seed=seed, pool=with_margin(pool, pool.margin * stated), keep=pool.margin != 0)
+    return RoundView(**{**vars(one), "evidence": Evidence(seed, target)})
 
 
-def test_length_is_measured_on_labels_as_they_are_trained_on():
-    """Hard labels make 64 of 100 into all of them, soft ones leave it at 64."""
-    hard, soft = length_only("hard"), length_only("soft")
-    unequal = hard.evidence.scores.length_difference != 0
-    people = half_credit(hard.evidence.scores.margin, hard.evidence.target)[unequal].mean()
-    assert value(hard, "length") == pytest.approx(1 - float(people)) and "length" in fired(hard)
-    assert value(soft, "length") == pytest.approx(abs(0.64 - float(people)), abs=1e-6) and "length" not in fired(soft)
+def test_a_model_that_knows_length_and_how_little_it_says_is_no_fault():
+    """Its labels say the longer every time, its probabilities as often as people do; of three times its margins not so.
 
-
-def test_weighted_labels_count_by_their_weight():
-    """One sure pair says the longer, one hardly sure pair the shorter: 0.8^2 to 0.2^2, by hand."""
-    pool = PairScores(
-        torch.arange(2), torch.tensor([1.0, 1.0]), torch.zeros(2), torch.tensor([9, 5]), torch.tensor([5, 9])
-    )
-    one = view(0, use="weighted")
-    people = one.evidence.scores
-    verdict = Verdict(torch.tensor([0.9, 0.6]), torch.ones(2, dtype=torch.bool), 1, False, "")
-    one = RoundView(**{**vars(one), "pool": pool, "verdict": verdict, "keep": verdict.keep})
-    unequal = people.length_difference != 0
-    human = half_credit(people.length_difference.float(), one.evidence.target)[unequal].mean()
-    assert value(one, "length") == pytest.approx(abs(0.64 / 0.68 - float(human)), abs=1e-6)
+    By hand: of pairs of unequal length the longer one wins a share p, so the temperature is 1 / logit(p).
+    """
+    honest, sure = length_only(1.0), length_only(3.0)
+    unequal = honest.evidence.scores.length_difference != 0
+    share = half_credit(honest.evidence.scores.margin, honest.evidence.target)[unequal].double().mean()
+    assert value(honest, "length") == pytest.approx(0.0, abs=1e-3) and "length" not in fired(honest)
+    stated = (3 * share.logit()).sigmoid()
+    assert value(sure, "length") == pytest.approx(float(stated - share), abs=5e-3) and "length" in fired(sure)
 
 
 def test_labels_that_say_a_set_off_position():
