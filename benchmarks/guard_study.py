@@ -48,7 +48,7 @@ def fault_of(seed: int) -> str | None:
     return FAULTS[seed // 5 % len(FAULTS)] if seed % 5 == 0 else None
 
 
-def command(seed: int, fault: str | None, guards: bool, run: Path) -> list[str]:
+def command(seed: int, fault: str | None, guards: bool, run: Path, max_rounds: int = 1) -> list[str]:
     """One short run."""
     callbacks: list[dict] = [{"class_path": "ser_lightning.callbacks.guards.GuardCallback"}]
     if not guards:
@@ -56,7 +56,8 @@ def command(seed: int, fault: str | None, guards: bool, run: Path) -> list[str]:
     injected = {"length_teacher": "LengthTeacher", "rewards_collapse": "DecayedWeights"}.get(fault or "")
     callbacks += [{"class_path": f"guard_faults.{injected}"}] if injected else []
     rule = "guard_faults.FlippingRule" if fault == "labels_flipped" else "ser_lightning.selection.CalibratedRule"
-    evolution = {"max_rounds": 1, "seed_epochs": 8, "epochs_per_round": 4, "folds": 2, "rule": {"class_path": rule}}
+    evolution: dict = {"max_rounds": max_rounds, "seed_epochs": 8, "epochs_per_round": 4, "folds": 2}
+    evolution["rule"] = {"class_path": rule}
     callbacks.append({"class_path": "ser_lightning.callbacks.evolution.EvolutionCallback", "init_args": evolution})
     flags = [f"--data.synthetic_pairs={NUM_PAIRS}", f"--data.seed_fraction={SEED_FRACTION}"]
     if fault == "foreign_pool":
@@ -70,7 +71,7 @@ def command(seed: int, fault: str | None, guards: bool, run: Path) -> list[str]:
     ]
 
 
-def fit(seed: int, fault: str | None, guards: bool, run: Path) -> dict:
+def fit(seed: int, fault: str | None, guards: bool, run: Path, max_rounds: int = 1) -> dict:
     """Run it; which round is delivered and what the guards found."""
     if fault == "foreign_pool":
         run.parent.mkdir(parents=True, exist_ok=True)
@@ -82,7 +83,7 @@ def fit(seed: int, fault: str | None, guards: bool, run: Path) -> dict:
     paths = os.pathsep.join([str(HERE), *filter(None, [os.environ.get("PYTHONPATH")])])
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": paths, "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(
-        command(seed, fault, guards, run), capture_output=True, text=True, env=environment, check=False
+        command(seed, fault, guards, run, max_rounds), capture_output=True, text=True, env=environment, check=False
     )
     if done.returncode:
         raise RuntimeError(f"random seed {seed} failed:\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}")
