@@ -109,6 +109,25 @@ def confidence_table(study: dict[str, Any], threshold: float) -> str:
     return "\n".join(lines)
 
 
+def length_table(runs: Sequence[dict[str, Any]]) -> str:
+    """What `length` finds in the first round, counting labels and by what the model expects."""
+    lines = [
+        "| runs | number | by labels, lowest to highest | fires in | by what the model expects, lowest to highest "
+        "| fires in |",
+        "|---|---|---|---|---|---|",
+    ]
+    for fault in (None, *FAULTS):
+        here = [run for run in runs if run["fault"] == fault]
+        if not here:
+            continue
+        cells = ["healthy" if fault is None else FAULTS[fault], str(len(here))]
+        for name in ("by_labels", "expected"):
+            values = [run[name][0] for run in here]
+            cells += [f"{min(values):.3f} to {max(values):.3f}", str(sum(run[name][2] for run in here))]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
 def guard_tables(runs: Sequence[dict[str, Any]]) -> dict[str, str]:
     """All tables by name."""
     return {"faults": fault_table(runs), "harm": harm_table(runs), "alarms": alarm_table(runs)}

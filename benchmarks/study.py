@@ -25,7 +25,6 @@ from tqdm import tqdm
 
 from runs import measure
 from ser_lightning.datamodules.formats import parse_row
-from ser_lightning.guards import KINDS
 from ser_lightning.records import PreferencePair
 
 HERE = Path(__file__).parent
@@ -63,22 +62,10 @@ TRAINING = (
     *(f"--trainer.callbacks.{name}={value}" for name, value in EVOLUTION.items()),
     "--trainer.enable_model_summary=false",
 )
-UNGUARDED = [
-    {
-        "class_path": "ser_lightning.callbacks.guards.GuardCallback",
-        "init_args": {"levels": dict.fromkeys(KINDS, "warn")},
-    },
-    {
-        "class_path": "ser_lightning.callbacks.evolution.EvolutionCallback",
-        "init_args": {**EVOLUTION, "folds": 2, "rule": {"class_path": "ser_lightning.selection.CalibratedRule"}},
-    },
-]
-"""Guards that only warn, to see what evolution does where one of them would have ended it."""
 CONDITIONS = {
     "ours": RULES["ours"],
     "all_labels": [flag for flag in RULES["all_labels"] if "seed_epochs" not in flag],
     **{name: RULES[name] for name in ("paper", "released", "keep_all", "top_half")},
-    "unguarded": [f"--trainer.callbacks={json.dumps(UNGUARDED)}"],
     "soft": ["--trainer.callbacks.label_use=soft"],
     "weighted": ["--trainer.callbacks.label_use=weighted"],
     "committee": ["--trainer.callbacks.committee=true"],

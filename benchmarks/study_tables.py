@@ -17,7 +17,6 @@ MIN_GAP = 0.06
 """Accuracy that all labels must add to the seed model's before a share of the gap means anything."""
 NAMES = {
     **RULE_NAMES,
-    "unguarded": "ours, guards only warn",
     "soft": "ours, `label_use: soft`",
     "weighted": "ours, `label_use: weighted`",
     "committee": "ours, `committee: true`",

@@ -9,11 +9,12 @@ from collections import defaultdict
 from pathlib import Path
 
 from forecast_tables import forecast_tables
-from guard_tables import confidence_table, guard_tables
+from guard_tables import confidence_table, guard_tables, length_table
 from guard_tables import settings_table as settings_of_guards
 from intervals import interval
 from policy_tables import policy_tables
 from rl_tables import coevolution_table, memory_table, rl_speed_table, rl_table
+from study_mistakes import mistakes_table
 from study_tables import study_tables
 from world_tables import (
     delivered,
@@ -270,6 +271,7 @@ def tables() -> dict[str, dict[str, str]]:
     return {
         "results.md": {
             **study_tables(study_results(), world_share(results)),
+            "study_mistakes": mistakes_table(read("results/study_mistakes.json")["runs"]),
             "rules": rules_table(results),
             "floors": floors_table(results),
             "rounds": rounds_by_round_table(results),
@@ -293,6 +295,7 @@ def tables() -> dict[str, dict[str, str]]:
         "guards.md": {
             "settings": settings_of_guards(),
             **guard_tables(guard_runs()),
+            "length": length_table(read("results/guard_length.json")["runs"]),
             "overconfidence": confidence_table(
                 read("results/overconfidence.json"), KINDS["overconfidence"].default.threshold
             ),

@@ -223,7 +223,7 @@ KINDS = {
     ),
     "length": _Kind(
         length,
-        Guard("stop", 0.15),
+        Guard("rollback", 0.15),
         "where it is sure, length decides otherwise than in people's labels",
         "set length_quota: seed, or give human labels of pairs whose shorter response is better",
     ),

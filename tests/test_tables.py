@@ -186,3 +186,19 @@ def test_a_kl_that_a_policy_never_has_is_refused(tables):
 
     with pytest.raises(ValueError, match="random seed 7 never comes to a KL of 3"):
         gold_change_at({"seed": 7, "steps": [{"kl": 0, "gold": 0}, {"kl": 2, "gold": 1}]}, 3)
+
+
+def test_what_length_finds_is_told_for_each_kind_of_run(tables):
+    def run(seed, fault, by_labels, expected):
+        return {"seed": seed, "fault": fault, "by_labels": [*by_labels], "expected": [*expected]}
+
+    runs = [
+        run(1, None, (0.1, 0.15, False), (0.02, 0.15, False)),
+        run(2, None, (0.2, 0.15, True), (0.05, 0.15, False)),
+        run(5, "length_teacher", (0.4, 0.15, True), (0.3, 0.15, True)),
+    ]
+    assert tables.length_table(runs).splitlines()[2:] == [
+        "| healthy | 2 | 0.100 to 0.200 | 1 | 0.020 to 0.050 | 0 |",
+        "| rewards of the pool weigh length twice as much as what was learnt | 1 | 0.400 to 0.400 | 1 "
+        "| 0.300 to 0.300 | 1 |",
+    ]

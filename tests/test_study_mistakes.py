@@ -1,0 +1,64 @@
+"""Which labels the study keeps and which of them are wrong: `benchmarks/study_mistakes.py`."""
+
+import importlib.util
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+SCRIPT = Path(__file__).parent.parent / "benchmarks" / "study_mistakes.py"
+
+
+@pytest.fixture(scope="module")
+def script():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(SCRIPT.parent)  # as where a script lies when it is run
+        spec = importlib.util.spec_from_file_location("study_mistakes", SCRIPT)
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+    return module
+
+
+def test_shares_by_hand(script):
+    """Six pairs, two of each likeness in length; the model keeps five and is wrong on the first, third and fifth."""
+    length = np.array([[10, 11], [11, 10], [10, 20], [20, 10], [10, 90], [90, 10]])
+    people = np.array([1, 1, 1, 1, 1, 1])
+    model = np.array([0, 1, 0, 1, 0, 1])
+    kept = np.array([True, True, True, True, True, False])
+    found = script.mistakes(people, model, kept, length)
+    assert found == {
+        "longer_by_people": pytest.approx(2 / 5),  # the second and fourth
+        "longer_by_model": pytest.approx(1.0),
+        "wrong_that_say_longer": pytest.approx(1.0),
+        "kept_alike": pytest.approx(1.0),
+        "kept_unlike": pytest.approx(0.5),
+        "right_alike": pytest.approx(0.5),
+        "right_unlike": pytest.approx(0.0),
+    }
+
+
+def test_sides_change_nothing(script):
+    generator = np.random.default_rng(0)
+    people, model = generator.integers(0, 2, (2, 300))
+    kept, length = generator.random(300) < 0.5, generator.integers(1, 500, (300, 2))
+    length[:, 1] += length[:, 0] == length[:, 1]
+    assert script.mistakes(people, model, kept, length) == pytest.approx(
+        script.mistakes(1 - people, 1 - model, kept, length[:, ::-1])
+    )
+
+
+def test_where_nothing_is_kept_nothing_is_said(script):
+    length, none = np.array([[1, 2], [3, 4]]), np.zeros(2, dtype=bool)
+    found = script.mistakes(np.array([1, 0]), np.array([1, 1]), none, length)
+    assert np.isnan(found["longer_by_model"]) and found["kept_alike"] == 0.0
+
+
+def test_cells_come_in_the_order_of_the_study(script):
+    names = dict.fromkeys(script.NAMES, 0.25)
+    runs = [{"cell": cell, "seed": 1, **names} for cell in ("pandalm-15", "hh-2", "hh-15")]
+    runs.append({"cell": "hh-15", "seed": 2, **dict.fromkeys(script.NAMES, 0.75)})
+    assert [line.split(" | ")[:3] for line in script.mistakes_table(runs).splitlines()[2:]] == [
+        ["| hh-2", "1", "25%"],
+        ["| hh-15", "2", "50%"],
+        ["| pandalm-15", "1", "25%"],
+    ]
