@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
+from scipy.optimize import minimize
 from study import CELLS, tested_fifth
 
 from ser_lightning.datamodules.formats import parse_row
@@ -30,6 +31,8 @@ NAMES = {
     "kept_unlike": "of unlike length",
     "right_alike": "kept labels right, alike",
     "right_unlike": "unlike",
+    "right_by_margin": "pool right, by the margin",
+    "right_by_both": "by margin and length",
 }
 
 
@@ -59,6 +62,35 @@ def mistakes(
     }
 
 
+def right_with_length(
+    people: NDArray[np.int64], margin: NDArray[np.float64], length: NDArray[np.int64]
+) -> dict[str, float]:
+    """How well the margin orders pairs, and how well margin and length do together, by two-fold logistic regression.
+
+    The second is more only if length says something about people's labels that the margin does not: the regression has
+    the hidden labels of the other half, which no run has.
+
+    Args:
+        people: (N,) 1 where people prefer response a.
+        margin: (N,) reward of a minus reward of b.
+        length: (N, 2) of both responses.
+    """
+    ratio = np.log1p(length[:, 0]) - np.log1p(length[:, 1])
+    features = np.stack([margin / margin.std(), ratio / ratio.std()], axis=1)
+    half, sign = np.arange(len(people)) % 2 == 0, 2 * people - 1
+    right = []
+    for fitted in (half, ~half):
+        weight = _logistic_weights(features[fitted] * sign[fitted, None])
+        right.append((features[~fitted] @ weight > 0) == people[~fitted])
+    return {"right_by_margin": _share((margin > 0) == people), "right_by_both": _share(np.concatenate(right))}
+
+
+def _logistic_weights(signed: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(2,) of a logistic regression without a constant, so that a and b may change places; (N, 2) times +1 or -1."""
+    found: NDArray[np.float64] = minimize(lambda w: np.logaddexp(0, -signed @ w).mean(), np.zeros(2)).x
+    return found
+
+
 def _share(is_true: NDArray[np.bool_]) -> float:
     return float(is_true.mean()) if is_true.size else float("nan")
 
@@ -74,10 +106,12 @@ def pairs_of(file: Path) -> dict[int, tuple[int, int, int]]:
 
 
 def first_round(run: Path, train: Path) -> dict[str, float]:
-    """`mistakes` of a run's first round."""
+    """`mistakes` and `right_with_length` of a run's first round."""
     pairs, audit = pairs_of(train), pq.read_table(run / "rounds/0/audit.parquet").to_pydict()
     columns = np.array([pairs[i] for i in audit["pair_id"]])
-    return mistakes(columns[:, 0], np.array(audit["label"]), np.array(audit["kept"]), columns[:, 1:])
+    people, length, margin = columns[:, 0], columns[:, 1:], np.array(audit["reward_a"]) - np.array(audit["reward_b"])
+    kept = mistakes(people, np.array(audit["label"]), np.array(audit["kept"]), length)
+    return {**kept, **right_with_length(people, margin, length)}
 
 
 def mistakes_table(runs: list[dict]) -> str:
@@ -85,7 +119,7 @@ def mistakes_table(runs: list[dict]) -> str:
     lines = [f"| cell | runs | {' | '.join(NAMES.values())} |", "|" + "---|" * (2 + len(NAMES))]
     for cell in sorted({run["cell"] for run in runs}, key=[*CELLS].index):
         own = [run for run in runs if run["cell"] == cell]
-        figures = [f"{np.nanmean([run[name] for run in own]):.0%}" for name in NAMES]
+        figures = [f"{np.nanmean([run[name] for run in own]):.1%}" for name in NAMES]
         lines.append("| " + " | ".join([cell, str(len(own)), *figures]) + " |")
     return "\n".join(lines)
 

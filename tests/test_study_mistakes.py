@@ -53,12 +53,25 @@ def test_where_nothing_is_kept_nothing_is_said(script):
     assert np.isnan(found["longer_by_model"]) and found["kept_alike"] == 0.0
 
 
+@pytest.mark.parametrize(("length_counts", "says_more"), [(True, True), (False, False)])
+def test_length_helps_only_where_it_says_what_the_margin_does_not(script, length_counts, says_more):
+    generator = np.random.default_rng(1)
+    length, margin = generator.integers(10, 500, (4000, 2)), generator.normal(size=4000)
+    ratio = np.log(length[:, 0] / length[:, 1])
+    logit = 2 * margin + (2 * ratio if length_counts else 0)
+    people = (generator.random(4000) < 1 / (1 + np.exp(-logit))).astype(int)
+    found = script.right_with_length(people, margin, length)
+    assert found["right_by_margin"] == ((margin > 0) == people).mean()
+    assert (found["right_by_both"] > found["right_by_margin"] + 0.05) == says_more
+    assert found["right_by_both"] > found["right_by_margin"] - 0.01
+
+
 def test_cells_come_in_the_order_of_the_study(script):
     names = dict.fromkeys(script.NAMES, 0.25)
     runs = [{"cell": cell, "seed": 1, **names} for cell in ("pandalm-15", "hh-2", "hh-15")]
     runs.append({"cell": "hh-15", "seed": 2, **dict.fromkeys(script.NAMES, 0.75)})
     assert [line.split(" | ")[:3] for line in script.mistakes_table(runs).splitlines()[2:]] == [
-        ["| hh-2", "1", "25%"],
-        ["| hh-15", "2", "50%"],
-        ["| pandalm-15", "1", "25%"],
+        ["| hh-2", "1", "25.0%"],
+        ["| hh-15", "2", "50.0%"],
+        ["| pandalm-15", "1", "25.0%"],
     ]
