@@ -50,6 +50,7 @@ bench: $(STAMP)  ## Pairs a second against TRL and a transformers pipeline (half
 # DATA holds the files of preference pairs that benchmarks/study.py names, MODEL is SmolLM2-135M-Instruct.
 study: $(STAMP)  ## Self-evolution on real preferences, goes on where it was: make study DATA=folder MODEL=folder
 	$(RUN) benchmarks/study.py --data-dir $(DATA) --model $(MODEL)
+	@$(RUN) benchmarks/study_mistakes.py
 	$(RUN) benchmarks/tables.py
 	@$(RUN) benchmarks/study_picture.py
 

@@ -4,7 +4,8 @@
     python benchmarks/tables.py                   # writes the table into docs/guards.md
 
 The study was made when the guard counted labels. Round 0 is the same in these runs, bit for bit, so the files of the
-study have what it found by labels, and these runs what the model expects.
+study have what it found by labels, and these runs what the model expects. Those with a foreign pool were made again
+since; what it found by labels there is in the result file only.
 """
 
 import argparse

@@ -1,6 +1,6 @@
 """Which wrong labels does evolution keep on real preferences? Read off the runs that `study.py` has left in --scratch.
 
-    python benchmarks/study_mistakes.py           # writes benchmarks/results/study_mistakes.json
+    python benchmarks/study_mistakes.py           # adds to benchmarks/results/study_mistakes.json
     python benchmarks/tables.py                   # writes the table into docs/results.md
 
 Of the first round, which everything after it is built on. Length is in characters; two responses are alike or unlike in
@@ -129,13 +129,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scratch", type=Path, default=Path("runs/benchmark/study"))
     scratch = parser.parse_args().scratch
-    found = []
-    for run in sorted(scratch.iterdir()):
+    known = json.loads(RESULT.read_text())["runs"] if RESULT.is_file() else []
+    found = {(run["cell"], run["seed"]): run for run in known}
+    for run in sorted(scratch.glob("*-ours-*")):
         if (name := RUN.fullmatch(run.name)) and (run / "rounds/0/audit.parquet").is_file():
             cell, seed = CELLS[name["cell"]], int(name["seed"])
             train = scratch / "data" / f"{cell.data}-{tested_fifth(cell, seed)}-train.jsonl"
-            found.append({"cell": name["cell"], "seed": seed, **first_round(run, train)})
-    RESULT.write_text(json.dumps({"command": "python benchmarks/study_mistakes.py", "runs": found}, indent=1) + "\n")
+            found[name["cell"], seed] = {"cell": name["cell"], "seed": seed, **first_round(run, train)}
+    result = {"command": "python benchmarks/study_mistakes.py", "runs": [found[key] for key in sorted(found)]}
+    RESULT.write_text(json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":
