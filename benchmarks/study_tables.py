@@ -133,25 +133,37 @@ def _place(cell: tuple[str, Any]) -> tuple[str, int]:
     return data, int(percent)
 
 
-def closed_in(conditions: Mapping[str, Runs], condition: str) -> tuple[int, Closed] | None:
-    """Random seeds that a condition and all labels both have, and what was closed on them."""
+def closed_in(conditions: Mapping[str, Runs], condition: str, against: str | None = None) -> tuple[int, Closed] | None:
+    """Random seeds that a condition and all labels both have, and what was closed on them.
+
+    Args:
+        conditions: of a cell.
+        condition: what to look at.
+        against: another condition, whose delivered models take the place of the seed models.
+    """
     own, full = conditions.get(condition, {}), conditions.get("all_labels", {})
+    other = own if against is None else conditions.get(against, {})
     seeds_of: dict[int, list[int]] = defaultdict(list)
-    for seed in sorted(own.keys() & full.keys()):
+    for seed in sorted(own.keys() & full.keys() & other.keys()):
         seeds_of[own[seed]["fifth"]].append(seed)
     if not seeds_of:
         return None
-    blocks = [
-        Block(_models(own, full, seeds), np.array(own[seeds[0]]["test"]["prompt"])) for seeds in seeds_of.values()
-    ]
+    blocks = []
+    for seeds in seeds_of.values():
+        first = _round_zero(own, seeds) if against is None else _delivered(other, seeds)
+        models = np.stack([first, _delivered(own, seeds), _round_zero(full, seeds)])
+        blocks.append(Block(models, np.array(own[seeds[0]]["test"]["prompt"])))
     return sum(map(len, seeds_of.values())), closed(blocks)
 
 
-def _models(own: Runs, full: Runs, seeds: Sequence[int]) -> Floats:
-    """(3, S, N) credits of a block."""
-    first = np.stack([credits(own[seed]["test"]["credit"]["0"]) for seed in seeds])
-    last = np.stack([credits(own[s]["test"]["credit"][str(own[s]["delivered"])]) for s in seeds])
-    return np.stack([first, last, np.stack([credits(full[seed]["test"]["credit"]["0"]) for seed in seeds])])
+def _round_zero(runs: Runs, seeds: Sequence[int]) -> Floats:
+    """(S, N) credits of the seed models, which are the models of all labels where the seed is everything."""
+    return np.stack([credits(runs[seed]["test"]["credit"]["0"]) for seed in seeds])
+
+
+def _delivered(runs: Runs, seeds: Sequence[int]) -> Floats:
+    """(S, N) credits of the delivered models."""
+    return np.stack([credits(runs[seed]["test"]["credit"][str(runs[seed]["delivered"])]) for seed in seeds])
 
 
 def floors_of(conditions: Mapping[str, Runs]) -> dict[str, float] | None:
@@ -220,9 +232,9 @@ def gap_table(results: Results) -> str:
 def study_table(results: Results) -> str:
     """One line for each cell and way to evolve."""
     lines = [
-        "| cell | rule | random seeds | delivered | gain | share of the gap closed | kept, first round "
+        "| cell | rule | random seeds | delivered | gain | against ours | share of the gap closed | kept, first round "
         "| kept labels right |",
-        "|" + "---|" * 8,
+        "|" + "---|" * 9,
     ]
     for cell, conditions in results.items():
         for condition, name in NAMES.items():
@@ -232,6 +244,8 @@ def study_table(results: Results) -> str:
             first = [run["rounds"][0] for run in conditions[condition].values()]
             right = [row["kept_accuracy"] for row in first if row["kept"]]
             cells = [cell, name, str(number), str(figures.delivered), str(figures.gain)]
+            versus = None if condition == "ours" else closed_in(conditions, condition, "ours")
+            cells.append(str(versus[1].gain) if versus else "-")
             cells.append("undefined" if figures.share is None else str(figures.share))
             cells.append(f"{np.mean([row['kept'] / row['scored'] for row in first]):.0%}")
             cells.append(f"{np.mean(right):.3f}" if right else "-")
