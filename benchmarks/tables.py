@@ -6,6 +6,7 @@ Text between `<!-- NAME -->` and `<!-- end NAME -->` is replaced; everything els
 import json
 import re
 from collections import defaultdict
+from functools import cache
 from pathlib import Path
 
 from forecast_tables import forecast_tables
@@ -265,6 +266,7 @@ def read(name: str) -> dict:
     return json.loads((HERE / name).read_text())
 
 
+@cache
 def tables() -> dict[str, dict[str, str]]:
     """Every table by its page and name."""
     results = load(HERE / "rules")
