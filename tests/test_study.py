@@ -1,25 +1,14 @@
 """The headline of the study on real preferences: `benchmarks/study_tables.py`."""
 
-import importlib.util
-import sys
 from dataclasses import astuple
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-SCRIPT = Path(__file__).parent.parent / "benchmarks" / "study_tables.py"
-
 
 @pytest.fixture(scope="module")
-def study():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(SCRIPT.parent)  # as where a script lies when it is run
-        spec = importlib.util.spec_from_file_location("study_tables", SCRIPT)
-        module = importlib.util.module_from_spec(spec)
-        patch.setitem(sys.modules, "study_tables", module)  # dataclasses look their module up there
-        spec.loader.exec_module(module)
-        yield module
+def study(load_benchmark):
+    return load_benchmark("study_tables")
 
 
 def draws(probability, shape, seed):

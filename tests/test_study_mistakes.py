@@ -1,22 +1,12 @@
 """Which labels the study keeps and which of them are wrong: `benchmarks/study_mistakes.py`."""
 
-import importlib.util
-from pathlib import Path
-
 import numpy as np
 import pytest
 
-SCRIPT = Path(__file__).parent.parent / "benchmarks" / "study_mistakes.py"
-
 
 @pytest.fixture(scope="module")
-def script():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(SCRIPT.parent)  # as where a script lies when it is run
-        spec = importlib.util.spec_from_file_location("study_mistakes", SCRIPT)
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-    return module
+def script(load_benchmark):
+    return load_benchmark("study_mistakes")
 
 
 def test_shares_by_hand(script):

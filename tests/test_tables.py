@@ -1,23 +1,14 @@
-import importlib.util
-from pathlib import Path
-
 import pytest
 
 PAGES = (
     *("results.md", "defaults.md", "cli.md", "rl.md", "performance.md"),
     *("cluster.md", "evaluation.md", "forecast.md", "guards.md", "hardware.md"),
 )
-SCRIPT = Path(__file__).parent.parent / "benchmarks" / "tables.py"
 
 
 @pytest.fixture(scope="module")
-def tables():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(SCRIPT.parent)  # as where a script lies when it is run
-        spec = importlib.util.spec_from_file_location("tables", SCRIPT)
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-    return module
+def tables(load_benchmark):
+    return load_benchmark("tables")
 
 
 def test_interval_is_students(tables):
