@@ -96,25 +96,25 @@ def split_files(cell: Cell, fifth: int, data_dir: Path, folder: Path) -> tuple[P
     return parts
 
 
-def labelled(test_file: Path) -> dict[int, tuple[int, str]]:
-    """Label and prompt of each test pair, by its id."""
+def labelled(file: Path) -> dict[int, PreferencePair]:
+    """The labelled pairs of a file by their id."""
     found = {}
-    for i, line in enumerate(test_file.read_text(encoding="utf-8").splitlines()):
-        pair = parse_row(json.loads(line), {}, f"{test_file}:{i + 1}")
+    for i, line in enumerate(file.read_text(encoding="utf-8").splitlines()):
+        pair = parse_row(json.loads(line), {}, f"{file}:{i + 1}")
         if isinstance(pair, PreferencePair) and pair.label is not None:
-            found[pair.pair_id] = pair.label, json.dumps(pair.prompt)
+            found[pair.pair_id] = pair
     return found
 
 
-def test_credit(run: Path, rounds: list[int], pairs: dict[int, tuple[int, str]]) -> dict:
+def test_credit(run: Path, rounds: list[int], pairs: dict[int, PreferencePair]) -> dict:
     """Which test pairs some rounds of a run order right: `1`, `0` and `h` for a tie, and which prompt each has."""
     tables = [pq.read_table(run / f"rounds/{number}/test.parquet").to_pylist() for number in rounds]
     ids = [row["pair_id"] for row in tables[0]]
     prompts: dict[str, int] = {}
-    found: dict = {"prompt": [prompts.setdefault(pairs[i][1], len(prompts)) for i in ids], "credit": {}}
+    found: dict = {"prompt": [prompts.setdefault(json.dumps(pairs[i].prompt), len(prompts)) for i in ids], "credit": {}}
     for number, rows in zip(rounds, tables, strict=True):
         assert [row["pair_id"] for row in rows] == ids
-        margins = [(row["reward_a"] - row["reward_b"]) * (2 * pairs[row["pair_id"]][0] - 1) for row in rows]
+        margins = [(row["reward_a"] - row["reward_b"]) * (1 if pairs[row["pair_id"]].label else -1) for row in rows]
         found["credit"][str(number)] = "".join("h" if m == 0 else str(int(m > 0)) for m in margins)
     return found
 

@@ -16,10 +16,7 @@ import numpy as np
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from scipy.optimize import minimize
-from study import CELLS, tested_fifth
-
-from ser_lightning.datamodules.formats import parse_row
-from ser_lightning.records import PreferencePair
+from study import CELLS, labelled, tested_fifth
 
 RESULT = Path(__file__).parent / "results" / "study_mistakes.json"
 RUN = re.compile(r"(?P<cell>.+-\d+)-ours-(?P<seed>\d+)")
@@ -95,21 +92,13 @@ def _share(is_true: NDArray[np.bool_]) -> float:
     return float(is_true.mean()) if is_true.size else float("nan")
 
 
-def pairs_of(file: Path) -> dict[int, tuple[int, int, int]]:
-    """Label and lengths of both responses of each pair, by its id."""
-    found = {}
-    for i, line in enumerate(file.read_text(encoding="utf-8").splitlines()):
-        pair = parse_row(json.loads(line), {}, f"{file}:{i + 1}")
-        if isinstance(pair, PreferencePair) and pair.label is not None:
-            found[pair.pair_id] = pair.label, len(pair.response_a), len(pair.response_b)
-    return found
-
-
 def first_round(run: Path, train: Path) -> dict[str, float]:
     """`mistakes` and `right_with_length` of a run's first round."""
-    pairs, audit = pairs_of(train), pq.read_table(run / "rounds/0/audit.parquet").to_pydict()
-    columns = np.array([pairs[i] for i in audit["pair_id"]])
-    people, length, margin = columns[:, 0], columns[:, 1:], np.array(audit["reward_a"]) - np.array(audit["reward_b"])
+    pairs, audit = labelled(train), pq.read_table(run / "rounds/0/audit.parquet").to_pydict()
+    own = [pairs[i] for i in audit["pair_id"]]
+    people = np.array([pair.label for pair in own])
+    length = np.array([(len(pair.response_a), len(pair.response_b)) for pair in own])
+    margin = np.array(audit["reward_a"]) - np.array(audit["reward_b"])
     kept = mistakes(people, np.array(audit["label"]), np.array(audit["kept"]), length)
     return {**kept, **right_with_length(people, margin, length)}
 
