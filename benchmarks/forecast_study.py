@@ -25,15 +25,15 @@ from guard_study import Held
 from record import read_figures
 from tqdm import tqdm
 
-from ser_lightning.backbone import Backbone, load_tokenizer
 from ser_lightning.callbacks.state import seed_credits
 from ser_lightning.datamodules.preference import PreferenceDataModule
+from ser_lightning.models.backbone import Backbone, load_tokenizer
 from ser_lightning.records import PairScores
 
 HERE = Path(__file__).parent
 SEED_FRACTION, TEST_FRACTION, NUM_HELD = 0.28, 0.02, 600
 COLUMNS = ("round", "scored", "kept", "flipped", "seed_oof_accuracy", "pool_accuracy", "tokens", "seconds", "delivered")
-RULE = "ser_lightning.selection."
+RULE = "ser_lightning.evolution.selection."
 OURS = {"folds": 2, "rule": {"class_path": f"{RULE}CalibratedRule"}}
 SHORT = {"seed_epochs": 8, "epochs_per_round": 3}
 HEAD = ["--model.backbone.train=head", "--model.optimizer.init_args.lr=0.01"]

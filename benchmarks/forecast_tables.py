@@ -9,7 +9,7 @@ import torch
 from intervals import interval
 
 from ser_lightning.callbacks.rounds import choose_round
-from ser_lightning.outlook import Outlook, headway, look_ahead
+from ser_lightning.evolution.forecast import Outlook, headway, look_ahead
 
 MIN_GAIN = 0.005
 MIN_GAINS = (0.0025, MIN_GAIN, 0.01)

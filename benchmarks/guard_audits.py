@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import torch
 from guard_study import fault_of
 
-from ser_lightning.metrics import wilson_interval
+from ser_lightning.evaluation.metrics import wilson_interval
 
 RESULT = Path(__file__).parent / "results" / "overconfidence.json"
 LARGER = 3.0

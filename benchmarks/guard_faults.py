@@ -10,8 +10,8 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 
 from ser_lightning.callbacks.evolution import EvolutionCallback
+from ser_lightning.evolution.selection import CalibratedRule, Evidence, Verdict
 from ser_lightning.records import PairScores
-from ser_lightning.selection import CalibratedRule, Evidence, Verdict
 
 
 class FlippingRule(CalibratedRule):

@@ -30,10 +30,10 @@ from tqdm import tqdm
 
 from ser_lightning import Scorer
 from ser_lightning.callbacks.guards import GuardCallback
-from ser_lightning.datamodules.synthetic import generate_pairs
-from ser_lightning.guards import KINDS
-from ser_lightning.metrics import half_credit
+from ser_lightning.evaluation.metrics import half_credit
+from ser_lightning.evolution.guards import KINDS
 from ser_lightning.records import PreferencePair
+from ser_lightning.synthetic.world import generate_pairs
 
 HERE = Path(__file__).parent
 FAULTS = ("labels_flipped", "length_teacher", "foreign_pool", "rewards_collapse")
@@ -55,7 +55,9 @@ def command(seed: int, fault: str | None, guards: bool, run: Path, max_rounds: i
         callbacks[0]["init_args"] = {"levels": dict.fromkeys(KINDS, "warn")}
     injected = {"length_teacher": "LengthTeacher", "rewards_collapse": "DecayedWeights"}.get(fault or "")
     callbacks += [{"class_path": f"guard_faults.{injected}"}] if injected else []
-    rule = "guard_faults.FlippingRule" if fault == "labels_flipped" else "ser_lightning.selection.CalibratedRule"
+    rule = (
+        "guard_faults.FlippingRule" if fault == "labels_flipped" else "ser_lightning.evolution.selection.CalibratedRule"
+    )
     evolution: dict = {"max_rounds": max_rounds, "seed_epochs": 8, "epochs_per_round": 4, "folds": 2}
     evolution["rule"] = {"class_path": rule}
     callbacks.append({"class_path": "ser_lightning.callbacks.evolution.EvolutionCallback", "init_args": evolution})

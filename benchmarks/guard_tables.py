@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from statistics import mean
 from typing import Any
 
-from ser_lightning.guards import KINDS
-from ser_lightning.metrics import wilson_interval
+from ser_lightning.evaluation.metrics import wilson_interval
+from ser_lightning.evolution.guards import KINDS
 
 HARM = 0.01
 FAULTS = {

@@ -27,7 +27,7 @@ GIVE_BACK = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "65536"}
 
 def write_pairs(path: Path, num_pairs: int) -> None:
     """A file of unlabelled pairs of the synthetic world."""
-    from ser_lightning.datamodules.synthetic import generate_pairs
+    from ser_lightning.synthetic.world import generate_pairs
 
     with path.open("w") as file:
         for pair in generate_pairs(num_pairs, seed=7):
@@ -39,7 +39,7 @@ def write_model(folder: Path) -> None:
     """A random model of two layers with the tokenizer of the synthetic world."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    from ser_lightning.backbone import Backbone, load_tokenizer
+    from ser_lightning.models.backbone import Backbone, load_tokenizer
 
     backbone = Backbone("world_lm")
     config = AutoConfig.from_pretrained(backbone.resolved_path())
@@ -101,7 +101,7 @@ def measure(folder: Path, num_pairs: int) -> dict:
         (evolve, "_write_round", "write"),
     ):
         setattr(owner, name, meter.watched(label, getattr(owner, name)))
-    rule = ["--trainer.callbacks.rule=ser_lightning.selection.TopShareRule", "--trainer.callbacks.folds=0"]
+    rule = ["--trainer.callbacks.rule=ser_lightning.evolution.selection.TopShareRule", "--trainer.callbacks.folds=0"]
     code = ser_lightning(
         [
             *("fit", "--config", "rm.yaml", *rule),

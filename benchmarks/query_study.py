@@ -27,10 +27,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from runs import measure
-from ser_lightning.datamodules.formats import parse_row
-from ser_lightning.datamodules.synthetic import generate_pairs
-from ser_lightning.query import CoverUncertain, MostUncertain, QueryStrategy, query
+from ser_lightning.cli.query import CoverUncertain, MostUncertain, QueryStrategy, query
+from ser_lightning.data.formats import parse_row
 from ser_lightning.records import PreferencePair
+from ser_lightning.synthetic.world import generate_pairs
 
 HERE = Path(__file__).parent
 NUM_LABELS, NUM_HELD = 100, 6_000

@@ -23,8 +23,8 @@ from pool_scale import GIVE_BACK
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from ser_lightning.backbone import Backbone
-    from ser_lightning.policy import Policy, Role
+    from ser_lightning.models.backbone import Backbone
+    from ser_lightning.models.policy import Policy, Role
 
 HERE = Path(__file__).parent
 SIZES = {
@@ -54,7 +54,7 @@ def write_model(folder: Path, sizes: dict[str, int]) -> None:
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-    from ser_lightning.scorer import load_scorer
+    from ser_lightning.models.reward_model import load_scorer
 
     vocabulary = {
         token: i for i, token in enumerate(["<pad>", "<bos>", "<eos>", *sorted(pre_tokenizers.ByteLevel.alphabet())])
@@ -76,7 +76,7 @@ def write_model(folder: Path, sizes: dict[str, int]) -> None:
 
 def make_backbone(folder: Path) -> "Backbone":
     """Adapters without dropout, which would differ between the two ways."""
-    from ser_lightning.backbone import Backbone, LoraSettings
+    from ser_lightning.models.backbone import Backbone, LoraSettings
 
     return Backbone(str(folder), train="lora", lora=LoraSettings(dropout=0.0))
 
@@ -86,7 +86,7 @@ def fill_adapters(model: "nn.Module", adapter: str, role: str) -> None:
     import torch
     from torch import nn
 
-    from ser_lightning.seeds import hash_seed
+    from ser_lightning.utils.seeds import hash_seed
 
     for name, p in model.named_parameters():
         if found := re.search(rf"(layers\..*lora_[AB])\.{adapter}\.", name):
@@ -98,9 +98,9 @@ def load_models(way: str, folder: Path, device: str) -> Models:
     """The four models of an RL step."""
     import torch
 
-    from ser_lightning.policy import load_policy
-    from ser_lightning.scorer import load_scorer
-    from ser_lightning.shared_base import shared_scorer
+    from ser_lightning.models.adapter_reward import shared_scorer
+    from ser_lightning.models.policy import load_policy
+    from ser_lightning.models.reward_model import load_scorer
 
     backbone = make_backbone(folder)
     weights = torch.load(folder / "reward.pt", weights_only=True)
@@ -128,10 +128,10 @@ def one_step(models: Models, args: argparse.Namespace) -> dict[str, "Tensor"]:
     """Sample, score, measure, learn, as `PPOModule` does; every figure that says whether two ways agree."""
     import torch
 
-    from ser_lightning.experience import PPOSettings, make_experience, measure_values
-    from ser_lightning.policy_math import clipped_policy_loss, clipped_value_loss
     from ser_lightning.records import Padded
-    from ser_lightning.rollout import Generator, Sampling, response_logps, response_values, uniform_numbers
+    from ser_lightning.rl.experience import PPOSettings, make_experience, measure_values
+    from ser_lightning.rl.policy_math import clipped_policy_loss, clipped_value_loss
+    from ser_lightning.rl.rollout import Generator, Sampling, response_logps, response_values, uniform_numbers
 
     draw = torch.Generator().manual_seed(0)
     prompts = torch.randint(3, 256, (args.responses, args.prompt_tokens), generator=draw).tolist()
@@ -176,9 +176,6 @@ def peak_bytes() -> int:
 def measure(way: str, args: argparse.Namespace) -> dict[str, Any]:
     """One step in one way, and its memory."""
     import torch
-
-    import ser_lightning.experience
-    import ser_lightning.scorer  # noqa: F401  so that all code is there before the models come
 
     before = peak_bytes()
     models = load_models(way, args.scratch / "model", args.device)

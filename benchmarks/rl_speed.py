@@ -62,9 +62,9 @@ def timed_module(clock: StepClock) -> Any:
     """`PPOModule` as a class that tells a clock where it is."""
     from torch import Tensor
 
-    from ser_lightning.experience import Experience
-    from ser_lightning.ppo_module import PPOModule
+    from ser_lightning.modules.ppo import PPOModule
     from ser_lightning.records import PromptBatch, Rollout
+    from ser_lightning.rl.experience import Experience
 
     class TimedModule(PPOModule):
         """Tells the clock where it is."""
@@ -96,14 +96,14 @@ def run_ours(settings: dict[str, Any]) -> list[dict[str, float]]:
     import torch
     from lightning.pytorch import Trainer, seed_everything
 
-    from ser_lightning.backbone import Backbone, load_tokenizer
+    from ser_lightning.data.encode import encode_prompts
+    from ser_lightning.datamodules.batches import make_loader
     from ser_lightning.datamodules.prompts import PromptSteps
-    from ser_lightning.datamodules.steps import make_loader
-    from ser_lightning.encode import encode_prompts
-    from ser_lightning.experience import PPOSettings
-    from ser_lightning.policy_math import FixedKL
+    from ser_lightning.models.backbone import Backbone, load_tokenizer
     from ser_lightning.records import Prompt
-    from ser_lightning.rollout import Sampling
+    from ser_lightning.rl.experience import PPOSettings
+    from ser_lightning.rl.policy_math import FixedKL
+    from ser_lightning.rl.rollout import Sampling
 
     clock = StepClock()
     clock.count_optimizer_steps()
@@ -140,9 +140,9 @@ def write_inputs(scratch: Path, num_prompts: int) -> dict[str, str]:
     import torch
     from transformers import AutoModelForSequenceClassification
 
-    from ser_lightning.backbone import Backbone, load_tokenizer
-    from ser_lightning.bodies import quiet_load_report
-    from ser_lightning.datamodules.synthetic import write_prompt
+    from ser_lightning.models.backbone import Backbone, load_tokenizer
+    from ser_lightning.models.loading import quiet_load_report
+    from ser_lightning.synthetic.world import write_prompt
 
     backbone = Backbone("world_lm")
     path = backbone.resolved_path()

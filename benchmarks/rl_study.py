@@ -48,8 +48,8 @@ def run_once(config: str, run: Path, seed: int, flags: list[str]) -> str:
 
 def new_prompts(seed: int, seen: set[int]) -> list[list[dict]]:
     """Prompts of the world that are in no file of a run."""
-    from ser_lightning.datamodules.formats import prompt_hash
-    from ser_lightning.datamodules.synthetic import write_prompt
+    from ser_lightning.data.formats import prompt_hash
+    from ser_lightning.synthetic.world import write_prompt
 
     generator, found = random.Random(f"rl study {seed}"), {}
     while len(found) < NUM_PROMPTS:
@@ -61,21 +61,21 @@ def new_prompts(seed: int, seen: set[int]) -> list[list[dict]]:
 
 def seen_prompts(seed: int) -> set[int]:
     """Ids of all prompts of a random seed's pairs, its test pairs included."""
-    from ser_lightning.datamodules.formats import prompt_hash
-    from ser_lightning.datamodules.synthetic import generate_pairs
+    from ser_lightning.data.formats import prompt_hash
+    from ser_lightning.synthetic.world import generate_pairs
 
     return {prompt_hash([{"role": "user", "content": pair.prompt}]) for pair in generate_pairs(2000, seed)}
 
 
 def answer(run: Path, prompts: list[list[dict]], reward_model: Path) -> dict[str, torch.Tensor]:
     """Gold score, reward and length of a policy's responses, (prompts, responses) each."""
-    from ser_lightning.backbone import Backbone, load_tokenizer
-    from ser_lightning.datamodules.synthetic import gold_scores
-    from ser_lightning.encode import encode_prompts
-    from ser_lightning.policy import load_policy
-    from ser_lightning.policy_run import resolve_start
-    from ser_lightning.rewards import load_judge
-    from ser_lightning.rollout import Generator, Sampling, response_texts, stop_ids, uniform_numbers
+    from ser_lightning.data.encode import encode_prompts
+    from ser_lightning.models.backbone import Backbone, load_tokenizer
+    from ser_lightning.models.policy import load_policy
+    from ser_lightning.rl.reward_functions import load_judge
+    from ser_lightning.rl.rollout import Generator, Sampling, response_texts, stop_ids, uniform_numbers
+    from ser_lightning.runs.policy_run import resolve_start
+    from ser_lightning.synthetic.world import gold_scores
 
     start = resolve_start(Backbone(str(run), train="full"))
     tokenizer, policy = load_tokenizer(start.backbone), load_policy(start.backbone, start=start.weights).eval()

@@ -14,7 +14,7 @@ import torch
 from runs import run_missing
 
 HERE = Path(__file__).parent
-RULE = "ser_lightning.selection."
+RULE = "ser_lightning.evolution.selection."
 NO_FOLDS = ["--trainer.callbacks.folds=0"]
 CONDITIONS = {
     "ours": [],
@@ -42,11 +42,11 @@ NAMES = {
 
 def measure_floors(seed: int) -> dict:
     """Floors, and the ceiling that the label noise leaves, on the same test pairs."""
-    from ser_lightning.backbone import Backbone, load_tokenizer
-    from ser_lightning.callbacks.floors import bag_of_words_accuracy
+    from ser_lightning.callbacks.baselines import bag_of_words_accuracy
     from ser_lightning.datamodules.preference import PreferenceDataModule
-    from ser_lightning.datamodules.synthetic import gold_reward
-    from ser_lightning.metrics import half_credit
+    from ser_lightning.evaluation.metrics import half_credit
+    from ser_lightning.models.backbone import Backbone, load_tokenizer
+    from ser_lightning.synthetic.world import gold_reward
 
     figures = {}
     for name, fraction in (("seed", 0.15), ("all_labels", 1.0)):

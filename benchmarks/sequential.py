@@ -13,7 +13,7 @@ import numpy as np
 from rl_speed import machine
 from scipy import optimize, stats
 
-from ser_lightning.ab_tests import boundary
+from ser_lightning.evaluation.paired_tests import boundary
 
 HERE = Path(__file__).parent
 ALPHA = 0.05

@@ -42,7 +42,7 @@ class Store:
     """What the batches need of a `PairStore`, from memory."""
 
     def __init__(self, pairs: Pairs) -> None:
-        from ser_lightning.packing import num_shared_tokens
+        from ser_lightning.data.packing import num_shared_tokens
 
         self.pairs = [(np.asarray(a), np.asarray(b)) for a, b in pairs]
         self.pair_id = np.arange(len(pairs))
@@ -55,8 +55,8 @@ class Store:
 
 def ours(settings: dict[str, Any], layout: str) -> Any:
     """Our module as `fit` makes it: everything is trained, Bradley-Terry alone."""
-    from ser_lightning.backbone import Backbone
-    from ser_lightning.reward_module import RewardModule
+    from ser_lightning.models.backbone import Backbone
+    from ser_lightning.modules.reward import RewardModule
 
     return RewardModule(
         Backbone(settings["model"], train="full", template="paper"),
@@ -72,7 +72,7 @@ def train_ours(settings: dict[str, Any]) -> dict[str, Any]:
     """One epoch through the Trainer, after a short one to warm up."""
     from lightning.pytorch import Callback, Trainer
 
-    from ser_lightning.datamodules.steps import PairSet, Shard, TrainingSteps, make_loader
+    from ser_lightning.datamodules.batches import PairSet, Shard, TrainingSteps, make_loader
 
     counter, seconds = Counter(), [0.0]
 
@@ -156,8 +156,8 @@ def train_trl(settings: dict[str, Any]) -> dict[str, Any]:
 
 def label_ours(settings: dict[str, Any]) -> dict[str, Any]:
     """Every pair once, as the evolution scores its pool."""
-    from ser_lightning.datamodules.steps import PairSet, ScoringBatches, Shard, make_loader
-    from ser_lightning.scoring import evaluating
+    from ser_lightning.datamodules.batches import PairSet, ScoringBatches, Shard, make_loader
+    from ser_lightning.training.scoring import evaluating
 
     module, counter = ours(settings, settings["layout"]), Counter()
     module.configure_model()

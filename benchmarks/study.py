@@ -24,7 +24,7 @@ from rules import CONDITIONS as RULES
 from tqdm import tqdm
 
 from runs import measure
-from ser_lightning.datamodules.formats import parse_row
+from ser_lightning.data.formats import parse_row
 from ser_lightning.records import PreferencePair
 
 HERE = Path(__file__).parent
@@ -142,9 +142,9 @@ def run_cell(name: str, condition: str, seed: int, args: argparse.Namespace) -> 
 
 def floors(data: dict, model: Path) -> dict[str, float]:
     """Take-the-longer and a bag of words, fitted on the labels that the seed has and on all, on the same test pairs."""
-    from ser_lightning.backbone import Backbone, load_tokenizer
-    from ser_lightning.callbacks.floors import bag_of_words_accuracy, longer_accuracy
+    from ser_lightning.callbacks.baselines import bag_of_words_accuracy, longer_accuracy
     from ser_lightning.datamodules.preference import PreferenceDataModule
+    from ser_lightning.models.backbone import Backbone, load_tokenizer
 
     found = {}
     for labels, fraction in (("seed", data["seed_fraction"]), ("all_labels", 1.0)):

@@ -27,8 +27,8 @@ from world_tables import (
     world_share,
 )
 
-from ser_lightning.guards import KINDS
-from ser_lightning.metrics import wilson_interval
+from ser_lightning.evaluation.metrics import wilson_interval
+from ser_lightning.evolution.guards import KINDS
 
 HERE = Path(__file__).parent
 DOCS = HERE.parent / "docs"

@@ -18,11 +18,11 @@ import torch
 from rules import HERE
 from transformers import PreTrainedTokenizerBase
 
-from ser_lightning.backbone import Backbone, load_tokenizer
-from ser_lightning.datamodules.synthetic import gold_reward, write_prompt, write_response
-from ser_lightning.datamodules.synthetic_text import CLOSERS, OPENERS, read_prompt, suits
+from ser_lightning.models.backbone import Backbone, load_tokenizer
+from ser_lightning.models.reward_model import Scorer, load_scorer
 from ser_lightning.records import Padded
-from ser_lightning.scorer import Scorer, load_scorer
+from ser_lightning.synthetic.text import CLOSERS, OPENERS, read_prompt, suits
+from ser_lightning.synthetic.world import gold_reward, write_prompt, write_response
 
 Pairs = list[tuple[str, str, str]]
 CONDITIONS = "ours", "all_labels"

@@ -1,15 +1,21 @@
 """Alerts and tables for people who are not at the terminal: Weights & Biases and webhooks, where they are on."""
 
+import json
+import queue
+import threading
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
-from lightning.pytorch import Trainer
+import urllib3
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities import rank_zero_warn
 
-from ser_lightning.callbacks.webhook import WebhookCallback
+from ser_lightning.errors import raise_problems
 
 CARD_COLUMNS = ("pair_id", "prompt", "response_a", "response_b", "probability", "before", "label", "reason")
 
@@ -77,3 +83,87 @@ def _try(what: str, call: Callable[[], object]) -> None:
         call()
     except Exception as error:
         rank_zero_warn(f"wandb: {what} not sent ({type(error).__name__}: {' '.join(str(error).split())[:200]})")
+
+
+MAX_WAITING = 100
+"""Alerts that wait while the address does not answer; later ones are dropped, and said to be."""
+BACKOFF_S = 0.5
+"""Pause before the second attempt, doubled before each further one."""
+
+
+class WebhookCallback(Callback):
+    """Post every alert as JSON, `{"title": ..., "text": ..., "run": ...}`, from a thread of its own.
+
+    Args:
+        url: http or https address that takes a POST.
+        timeout_s: seconds for an attempt to connect and be answered.
+        attempts: at most, for an alert; what fails in all of them is said once and given up.
+    """
+
+    def __init__(self, url: str, timeout_s: float = 5.0, attempts: int = 3) -> None:
+        problems = []
+        if urlsplit(url).scheme not in ("http", "https") or not urlsplit(url).netloc:
+            problems.append(f"webhook.url: got {url!r}; use an http or https address")
+        if timeout_s <= 0:
+            problems.append(f"webhook.timeout_s: got {timeout_s}; need more than 0")
+        if attempts < 1:
+            problems.append(f"webhook.attempts: got {attempts}; need at least 1")
+        raise_problems(problems)
+        self.url, self.timeout_s, self.attempts = url, timeout_s, attempts
+        self._waiting: queue.Queue[dict[str, Any] | None] = queue.Queue(MAX_WAITING)
+        self._thread: threading.Thread | None = None
+        self._failures: list[str] = []
+
+    def send(self, trainer: Trainer, title: str, text: str) -> None:
+        """Queue an alert, on rank 0; returns at once."""
+        if not trainer.is_global_zero:
+            return
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._work, name="webhook", daemon=True)
+            self._thread.start()
+        try:
+            self._waiting.put_nowait({"title": title, "text": text, "run": str(trainer.default_root_dir)})
+        except queue.Full:
+            self._failures.append(f"{MAX_WAITING} alerts wait already")
+        self._report()
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Give what waits one time-out to get away, after training is over."""
+        self._finish()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """As after training: a crash skips `teardown`."""
+        self._finish()
+
+    def _finish(self) -> None:
+        if self._thread is None:
+            return
+        try:
+            self._waiting.put_nowait(None)
+        except queue.Full:
+            self._failures.append(f"{MAX_WAITING} alerts were never sent")
+        self._thread.join(self.timeout_s)
+        if self._thread.is_alive():
+            self._failures.append("the address does not answer; what still waits is not sent")
+        self._thread = None
+        self._report()
+
+    def _work(self) -> None:
+        retries = urllib3.Retry(
+            self.attempts - 1, backoff_factor=BACKOFF_S, status_forcelist=(429, *range(500, 600)), allowed_methods=None
+        )
+        pool = urllib3.PoolManager(retries=retries, timeout=self.timeout_s)
+        while (content := self._waiting.get()) is not None:
+            try:
+                answer = pool.request(
+                    "POST", self.url, body=json.dumps(content), headers={"Content-Type": "application/json"}
+                )
+                if answer.status >= 300:
+                    self._failures.append(f"status {answer.status}")
+            except Exception as error:
+                self._failures.append(type(error).__name__)
+
+    def _report(self) -> None:
+        """From the training's own thread, where warnings are seen. The address may hold a secret, so it is not said."""
+        while self._failures:
+            rank_zero_warn(f"webhook: an alert was not sent ({self._failures.pop(0)}); training goes on")

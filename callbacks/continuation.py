@@ -13,14 +13,14 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from ser_lightning.atomic import write_text_atomically
 from ser_lightning.callbacks.rounds import round_folder
 from ser_lightning.datamodules.preference import PreferenceDataModule
 from ser_lightning.errors import UserError
-from ser_lightning.metrics import half_credit, ks_distance, wilson_interval
+from ser_lightning.evaluation.metrics import half_credit, ks_distance, wilson_interval
+from ser_lightning.evolution.selection import Evidence, Verdict
 from ser_lightning.records import PairScores
-from ser_lightning.scoring import complete_and_unique, concatenate
-from ser_lightning.selection import Evidence, Verdict
+from ser_lightning.training.scoring import complete_and_unique, concatenate
+from ser_lightning.utils.atomic import write_text_atomically
 
 CHANCE_95 = 1.358
 """Two samples of n and m pairs from one source have a Kolmogorov-Smirnov distance below this times sqrt(1/n + 1/m) in

@@ -10,16 +10,16 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
-from ser_lightning.atomic import write_text_atomically
-from ser_lightning.collectives import gather_over_ranks
 from ser_lightning.datamodules.evaluation_sets import EvaluationSet
 from ser_lightning.datamodules.preference import PreferenceDataModule
-from ser_lightning.evaluation import Scored, print_sets, set_figures
-from ser_lightning.floors import BagOfWords
-from ser_lightning.metrics import half_credit
+from ser_lightning.evaluation.baselines import BagOfWords
+from ser_lightning.evaluation.metrics import half_credit
+from ser_lightning.evaluation.reward_bench import accuracy_by_section
+from ser_lightning.evaluation.sets import Scored, print_sets, set_figures
 from ser_lightning.records import PairBatch, PairScores
-from ser_lightning.reward_bench import accuracy_by_section
-from ser_lightning.scoring import concatenate
+from ser_lightning.training.scoring import concatenate
+from ser_lightning.utils.atomic import write_text_atomically
+from ser_lightning.utils.collectives import gather_over_ranks
 
 FILE = "evaluation-{}.json"
 

@@ -16,9 +16,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
-from ser_lightning.atomic import write_atomically
 from ser_lightning.callbacks.continuation import go_on_with_arrivals
-from ser_lightning.callbacks.evolution_settings import settings_problems
 from ser_lightning.callbacks.guards import ask_guards
 from ser_lightning.callbacks.rounds import (
     RoundRow,
@@ -35,14 +33,16 @@ from ser_lightning.callbacks.rounds import (
 )
 from ser_lightning.callbacks.state import EvolutionState, seed_credits
 from ser_lightning.errors import NothingToDo, UserError, raise_problems
-from ser_lightning.guards import Level
-from ser_lightning.length_quota import keep_length_share
-from ser_lightning.outlook import headway
+from ser_lightning.evolution.forecast import headway
+from ser_lightning.evolution.guards import Level
+from ser_lightning.evolution.length_quota import keep_length_share
+from ser_lightning.evolution.selection import Evidence, LabelUse, SelectionRule, Verdict
+from ser_lightning.evolution.settings import settings_problems
 from ser_lightning.records import PairScores, Selection
-from ser_lightning.report_data import COST
-from ser_lightning.scoring import concatenate, mean_scores, score_pairs
-from ser_lightning.seeds import hash_seed
-from ser_lightning.selection import Evidence, LabelUse, SelectionRule, Verdict
+from ser_lightning.report.data import COST
+from ser_lightning.training.scoring import concatenate, mean_scores, score_pairs
+from ser_lightning.utils.atomic import write_atomically
+from ser_lightning.utils.seeds import hash_seed
 
 
 class EvolutionCallback(Callback):

@@ -9,14 +9,14 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
-from ser_lightning.atomic import write_text_atomically
 from ser_lightning.callbacks.alerts import alert
 from ser_lightning.callbacks.state import EvolutionState
 from ser_lightning.errors import raise_problems
-from ser_lightning.guards import KINDS, Finding, Guard, Level, RoundView, inspect_round
+from ser_lightning.evolution.guards import KINDS, Finding, Guard, Level, RoundView, inspect_round
+from ser_lightning.evolution.selection import Evidence, Verdict
 from ser_lightning.records import PairScores
-from ser_lightning.report_data import GUARDS
-from ser_lightning.selection import Evidence, Verdict
+from ser_lightning.report.data import GUARDS
+from ser_lightning.utils.atomic import write_text_atomically
 
 LEVELS = get_args(Level)
 

@@ -15,10 +15,17 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, equal
 
-from ser_lightning.atomic import write_text_atomically
 from ser_lightning.errors import raise_problems
+from ser_lightning.evaluation.response_stats import (
+    Interval,
+    distinct_n,
+    mean_interval,
+    paired_change,
+    repetition,
+    win_rate,
+)
 from ser_lightning.records import Answers
-from ser_lightning.response_stats import Interval, distinct_n, mean_interval, paired_change, repetition, win_rate
+from ser_lightning.utils.atomic import write_text_atomically
 
 
 class WatchedModule(Protocol):

@@ -13,16 +13,16 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
-from ser_lightning.atomic import write_text_atomically
-from ser_lightning.calibration import prob_a_wins
 from ser_lightning.callbacks.alerts import log_round_tables, log_run_artifact
+from ser_lightning.callbacks.baselines import bag_of_words_accuracy, longer_accuracy
 from ser_lightning.callbacks.evolution import EvolutionCallback
-from ser_lightning.callbacks.floors import bag_of_words_accuracy, longer_accuracy
 from ser_lightning.callbacks.state import EvolutionState
 from ser_lightning.datamodules.preference import PreferenceDataModule
-from ser_lightning.metrics import NUM_CALIBRATION_BINS
+from ser_lightning.evaluation.calibration import prob_a_wins
+from ser_lightning.evaluation.metrics import NUM_CALIBRATION_BINS
 from ser_lightning.records import PairScores, PreferencePair
-from ser_lightning.report_data import NOTES, read_audit_columns
+from ser_lightning.report.data import NOTES, read_audit_columns
+from ser_lightning.utils.atomic import write_text_atomically
 
 NUM_CARDS = 5
 """Pairs of each kind to read."""
@@ -76,7 +76,7 @@ class ReportCallback(Callback):
         try:
             for notes in self._write_notes(trainer, state):
                 log_round_tables(trainer, [vars(row) for row in state.rows], notes["cards"], notes["round"])
-            from ser_lightning.report import PAGE, write_report  # matplotlib is needed from here on, not before
+            from ser_lightning.report.page import PAGE, write_report  # matplotlib is needed from here on, not before
 
             return write_report([folder], folder / PAGE)
         except Exception as error:

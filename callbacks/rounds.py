@@ -16,14 +16,14 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from ser_lightning.atomic import write_atomically, write_text_atomically
-from ser_lightning.calibration import prob_a_wins
 from ser_lightning.datamodules.preference import PreferenceDataModule
-from ser_lightning.metrics import calibration_error, half_credit, length_correlation
-from ser_lightning.outlook import look_ahead
+from ser_lightning.evaluation.calibration import prob_a_wins
+from ser_lightning.evaluation.metrics import calibration_error, half_credit, length_correlation
+from ser_lightning.evolution.forecast import look_ahead
+from ser_lightning.evolution.selection import Evidence, Verdict
 from ser_lightning.records import PairScores, Selection
-from ser_lightning.report_data import COST_PARTS
-from ser_lightning.selection import Evidence, Verdict
+from ser_lightning.report.data import COST_PARTS
+from ser_lightning.utils.atomic import write_atomically, write_text_atomically
 
 REASONS = ("kept", "length quota", "not sure enough")
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ser_lightning.callbacks.rounds import RoundRow
 from ser_lightning.errors import UserError
-from ser_lightning.metrics import half_credit
+from ser_lightning.evaluation.metrics import half_credit
 from ser_lightning.records import PairScores, Selection
 
 

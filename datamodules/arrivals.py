@@ -5,8 +5,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from ser_lightning.datamodules.hygiene import Splits
-from ser_lightning.datamodules.store import CONTRADICTION, UNLABELLED
+from ser_lightning.data.store import CONTRADICTION, UNLABELLED
+from ser_lightning.datamodules.splitting import Splits
 
 
 def add_arrival(

@@ -8,11 +8,11 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from ser_lightning.datamodules.formats import parse_row
-from ser_lightning.datamodules.reader import PairStore
-from ser_lightning.datamodules.sources import Source, open_sources
-from ser_lightning.datamodules.steps import PairSet
-from ser_lightning.datamodules.store import ROLES, UNLABELLED, build_store, is_complete, store_key
+from ser_lightning.data.formats import parse_row
+from ser_lightning.data.reader import PairStore
+from ser_lightning.data.sources import Source, open_sources
+from ser_lightning.data.store import ROLES, UNLABELLED, build_store, is_complete, store_key
+from ser_lightning.datamodules.batches import PairSet
 from ser_lightning.errors import UserError
 from ser_lightning.records import PreferencePair
 

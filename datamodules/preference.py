@@ -8,11 +8,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from ser_lightning.datamodules.evaluation_sets import EvaluationSet
-from ser_lightning.datamodules.hygiene import SplitPolicy
-from ser_lightning.datamodules.pair_files import PairFiles
-from ser_lightning.datamodules.splits import SplitName, seed_problems
-from ser_lightning.datamodules.steps import (
+from ser_lightning.datamodules.base import PairFiles
+from ser_lightning.datamodules.batches import (
     PairSet,
     Phase,
     ScoringBatches,
@@ -22,10 +19,13 @@ from ser_lightning.datamodules.steps import (
     merge_selections,
     seed_and_pseudo_weights,
 )
-from ser_lightning.datamodules.truth import HiddenTruth
+from ser_lightning.datamodules.evaluation_sets import EvaluationSet
+from ser_lightning.datamodules.held_out_labels import HiddenTruth
+from ser_lightning.datamodules.splits import SplitName, seed_problems
+from ser_lightning.datamodules.splitting import SplitPolicy
 from ser_lightning.errors import UserError, raise_problems
+from ser_lightning.evolution.selection import LabelUse, training_targets
 from ser_lightning.records import PairBatch, PreferencePair, Selection
-from ser_lightning.selection import LabelUse, training_targets
 
 Split = Literal["pool", "seed", "val", "test", "all"]
 """What `predict` can score."""

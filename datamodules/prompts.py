@@ -12,13 +12,13 @@ import numpy as np
 from lightning.pytorch.utilities import rank_zero_info
 from torch.utils.data import DataLoader, Dataset
 
-from ser_lightning.datamodules.formats import earlier_prompts, parse_prompt, prompt_hash
-from ser_lightning.datamodules.hygiene import SplitPolicy
-from ser_lightning.datamodules.pair_files import PairFiles
-from ser_lightning.datamodules.sources import Source, open_sources
+from ser_lightning.data.encode import encode_prompts
+from ser_lightning.data.formats import earlier_prompts, parse_prompt, prompt_hash
+from ser_lightning.data.sources import Source, open_sources
+from ser_lightning.datamodules.base import PairFiles
+from ser_lightning.datamodules.batches import Phase, epoch_order, make_loader
 from ser_lightning.datamodules.splits import SplitName
-from ser_lightning.datamodules.steps import Phase, epoch_order, make_loader
-from ser_lightning.encode import encode_prompts
+from ser_lightning.datamodules.splitting import SplitPolicy
 from ser_lightning.errors import UserError, raise_problems
 from ser_lightning.records import Prompt, PromptBatch, Turn
 

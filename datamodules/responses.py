@@ -12,15 +12,15 @@ import numpy as np
 from lightning.pytorch.utilities import rank_zero_info
 from torch.utils.data import DataLoader, Dataset
 
-from ser_lightning.datamodules.formats import content_hash
-from ser_lightning.datamodules.hygiene import SplitPolicy
-from ser_lightning.datamodules.pair_files import PairFiles
-from ser_lightning.datamodules.reader import PairStore
-from ser_lightning.datamodules.steps import Phase, Shard, epoch_order, make_loader
-from ser_lightning.encode import encode_conversations, encode_prompts
+from ser_lightning.data.encode import encode_conversations, encode_prompts
+from ser_lightning.data.formats import content_hash
+from ser_lightning.data.layouts import collate_responses
+from ser_lightning.data.packing import cut_by_tokens, num_shared_tokens
+from ser_lightning.data.reader import PairStore
+from ser_lightning.datamodules.base import PairFiles
+from ser_lightning.datamodules.batches import Phase, Shard, epoch_order, make_loader
+from ser_lightning.datamodules.splitting import SplitPolicy
 from ser_lightning.errors import UserError, raise_problems
-from ser_lightning.layouts import collate_responses
-from ser_lightning.packing import cut_by_tokens, num_shared_tokens
 from ser_lightning.records import PreferencePair, ResponseBatch, Turn
 
 _CHUNK = 1024

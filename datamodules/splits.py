@@ -9,8 +9,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ser_lightning.data.reader import PairStore
+from ser_lightning.data.store import ROLES, UNLABELLED, Counts
 from ser_lightning.datamodules.arrivals import add_arrival
-from ser_lightning.datamodules.hygiene import (
+from ser_lightning.datamodules.batches import PairSet
+from ser_lightning.datamodules.held_out_labels import HiddenTruth
+from ser_lightning.datamodules.splitting import (
     DataReport,
     SplitPolicy,
     Splits,
@@ -19,10 +23,6 @@ from ser_lightning.datamodules.hygiene import (
     drop_contradictions,
     split_pairs,
 )
-from ser_lightning.datamodules.reader import PairStore
-from ser_lightning.datamodules.steps import PairSet
-from ser_lightning.datamodules.store import ROLES, UNLABELLED, Counts
-from ser_lightning.datamodules.truth import HiddenTruth
 from ser_lightning.errors import UserError
 from ser_lightning.records import PreferencePair
 

@@ -26,10 +26,10 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from ser_lightning.datamodules.synthetic import gold_scores
 from ser_lightning.errors import UserError
 from ser_lightning.records import Turn
-from ser_lightning.rewards import load_judge
+from ser_lightning.rl.reward_functions import load_judge
+from ser_lightning.synthetic.world import gold_scores
 
 LAST = Path("checkpoints") / "last.ckpt"
 POOL = "pool.jsonl"

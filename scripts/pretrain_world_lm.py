@@ -2,7 +2,7 @@
 
 Run from the repository's root (about 13 minutes on one core; the same seed gives the same weights on one machine):
 
-    python scripts/pretrain_world_lm.py --output datamodules/world_lm
+    python scripts/pretrain_world_lm.py --output ser_lightning/synthetic/world_lm
 
 The folder it writes is an ordinary transformers folder. No label and no gold reward is read: the text is conversations,
 each of `TEXTS_PER_WRITER` turns with one writer, whose skill the model has to make out to foresee the next turn.
@@ -21,7 +21,7 @@ from tqdm import tqdm
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from transformers.utils import logging
 
-from ser_lightning.datamodules.synthetic import TEXTS_PER_WRITER, WORLD_LM_PATH, generate_texts
+from ser_lightning.synthetic.world import TEXTS_PER_WRITER, WORLD_LM_PATH, generate_texts
 
 CONTEXT_LENGTH = 256
 VOCABULARY = 1200  # every word of the world is one token

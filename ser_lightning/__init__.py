@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ser_lightning.reward_scorer import RewardScorer as Scorer
+    from ser_lightning.inference.scorer import RewardScorer as Scorer
 
 __all__ = ["Scorer", "__version__"]
 __version__ = "0.1.0"
@@ -19,7 +19,7 @@ if (_root / "datamodules" / "__init__.py").is_file():
 def __getattr__(name: str) -> Any:
     """`from ser_lightning import Scorer` loads PyTorch and transformers; `import ser_lightning` alone does not."""
     if name == "Scorer":
-        from ser_lightning.reward_scorer import RewardScorer
+        from ser_lightning.inference.scorer import RewardScorer
 
         return RewardScorer
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -6,13 +6,16 @@ from importlib import import_module
 from ser_lightning.errors import UserError, no_room
 
 COMMANDS = {
-    "export": ("ser_lightning.export:main", "write a run's reward model as an ordinary transformers folder"),
-    "compare": ("ser_lightning.compare:main", "two reward models on the same labelled pairs; gates for a build"),
-    "bench": ("ser_lightning.bench:main", "RewardBench 1 and 2, and other files of best-of-n rows, scored by section"),
-    "score": ("ser_lightning.score:main", "rewards of the pairs or responses in a file, by any reward model"),
-    "report": ("ser_lightning.report:main", "one page on a run, or on several side by side"),
-    "query": ("ser_lightning.query:main", "the pool pairs that are worth a human label, as a file to annotate"),
-    "plan": ("ser_lightning.plan:main", "what a fit of a reward model will take: weights, memory, tokens, time"),
+    "export": ("ser_lightning.export.reward:main", "write a run's reward model as an ordinary transformers folder"),
+    "compare": ("ser_lightning.cli.compare:main", "two reward models on the same labelled pairs; gates for a build"),
+    "bench": (
+        "ser_lightning.cli.bench:main",
+        "RewardBench 1 and 2, and other files of best-of-n rows, scored by section",
+    ),
+    "score": ("ser_lightning.cli.score:main", "rewards of the pairs or responses in a file, by any reward model"),
+    "report": ("ser_lightning.report.page:main", "one page on a run, or on several side by side"),
+    "query": ("ser_lightning.cli.query:main", "the pool pairs that are worth a human label, as a file to annotate"),
+    "plan": ("ser_lightning.cli.plan:main", "what a fit of a reward model will take: weights, memory, tokens, time"),
 }
 """name -> (module:function that takes the arguments behind the name, what `--help` says)"""
 
@@ -42,7 +45,7 @@ def _dispatch(argv: list[str]) -> int:
     if argv and argv[0] in COMMANDS:
         module, _, function = COMMANDS[argv[0]][0].partition(":")
         return getattr(import_module(module), function)(argv[1:]) or 0
-    from ser_lightning.cli import run  # the other commands start faster without Lightning
+    from ser_lightning.cli.lightning import run  # the other commands start faster without Lightning
 
     run(argv, epilog=f"more commands: {'; '.join(f'{name} ({text})' for name, (_, text) in COMMANDS.items())}")
     return 0

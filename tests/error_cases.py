@@ -10,7 +10,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from ser_lightning.__main__ import main
-from ser_lightning.datamodules.formats import parse_row
+from ser_lightning.data.formats import parse_row
 from tests.policy_runs import QUIET
 
 DISK_IS_FULL = "disk: got no room (No space left on device); free some, then resume with --ckpt_path last"

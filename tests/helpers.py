@@ -17,12 +17,12 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from ser_lightning.backbone import Backbone
 from ser_lightning.callbacks.evolution import EvolutionCallback
 from ser_lightning.datamodules.preference import PreferenceDataModule
+from ser_lightning.evolution.selection import SelectionRule, TopShareRule
+from ser_lightning.models.backbone import Backbone
+from ser_lightning.modules.reward import RewardModule
 from ser_lightning.records import Turn
-from ser_lightning.reward_module import RewardModule
-from ser_lightning.selection import SelectionRule, TopShareRule
 
 
 def module(model_dir: Path, lr: float = 3e-3, train: str = "full", **kwargs: Any) -> RewardModule:

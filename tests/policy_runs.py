@@ -7,10 +7,10 @@ import torch
 from lightning.pytorch import seed_everything
 from transformers import AutoModelForCausalLM
 
-from ser_lightning.backbone import Backbone, LoraSettings
 from ser_lightning.datamodules.responses import ResponseDataModule
+from ser_lightning.models.backbone import Backbone, LoraSettings
+from ser_lightning.modules.sft import SFTModule
 from ser_lightning.records import Padded
-from ser_lightning.sft_module import SFTModule
 
 QUIET = ("--trainer.accelerator=cpu", "--trainer.enable_model_summary=false", "--trainer.enable_progress_bar=false")
 

@@ -18,7 +18,10 @@ CONFIG = {
             {
                 "class_path": "ser_lightning.callbacks.evolution.EvolutionCallback",
                 "init_args": {
-                    "rule": {"class_path": "ser_lightning.selection.TopShareRule", "init_args": {"share": 0.25}},
+                    "rule": {
+                        "class_path": "ser_lightning.evolution.selection.TopShareRule",
+                        "init_args": {"share": 0.25},
+                    },
                     "max_rounds": 1,
                 },
             }

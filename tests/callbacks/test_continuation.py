@@ -16,8 +16,8 @@ from ser_lightning.__main__ import main
 from ser_lightning.callbacks.continuation import drift_figures, warnings_of
 from ser_lightning.callbacks.state import EvolutionState, seed_credits
 from ser_lightning.errors import NothingToDo, UserError
+from ser_lightning.evolution.selection import CalibratedRule, Evidence, TopShareRule, Verdict
 from ser_lightning.records import PairScores
-from ser_lightning.selection import CalibratedRule, Evidence, TopShareRule, Verdict
 from tests.helpers import data, equal, evolution, fit, module, trainer, weights
 
 LAST = "old/checkpoints/last.ckpt"

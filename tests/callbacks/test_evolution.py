@@ -11,7 +11,7 @@ from lightning.pytorch import seed_everything
 from lightning.pytorch.callbacks import Callback
 
 from ser_lightning.errors import UserError
-from ser_lightning.selection import CalibratedRule, PaperRule, TopShareRule
+from ser_lightning.evolution.selection import CalibratedRule, PaperRule, TopShareRule
 from tests.helpers import data, equal, evolution, fit, module, trainer, weights
 
 

@@ -11,8 +11,8 @@ from ser_lightning.callbacks.guards import GuardCallback
 from ser_lightning.callbacks.rounds import choose_round
 from ser_lightning.callbacks.state import EvolutionState
 from ser_lightning.errors import UserError
-from ser_lightning.guards import KINDS
-from ser_lightning.selection import TopShareRule
+from ser_lightning.evolution.guards import KINDS
+from ser_lightning.evolution.selection import TopShareRule
 from tests.helpers import equal, fit, weights
 
 

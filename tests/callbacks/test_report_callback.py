@@ -10,7 +10,7 @@ import torch
 from lightning.pytorch import seed_everything
 from lightning.pytorch.callbacks import Callback
 
-import ser_lightning.report
+import ser_lightning.report.page
 from ser_lightning.callbacks.report import MAX_CHARACTERS, ReportCallback, choose_cards, reliability, shorten
 from ser_lightning.records import PairScores, PreferencePair
 from tests.helpers import data, equal, evolution, fit, module, trainer, weights
@@ -107,7 +107,7 @@ def test_a_page_that_cannot_be_written_is_a_warning(tiny_model_dir, pairs_file, 
     def fail(*args):
         raise OSError("no room\non the disk")
 
-    monkeypatch.setattr(ser_lightning.report, "write_report", fail)
+    monkeypatch.setattr(ser_lightning.report.page, "write_report", fail)
     with pytest.warns(UserWarning, match=r"^report: not written \(OSError: no room on the disk\)$"):
         _, callback = fit(tiny_model_dir, pairs_file, "run", ReportCallback())
     assert callback.state.finished

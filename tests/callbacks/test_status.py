@@ -4,8 +4,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from ser_lightning.callbacks import status
-from ser_lightning.callbacks.status import StatusLine, duration, round_work
+from ser_lightning.callbacks import progress
+from ser_lightning.callbacks.progress import StatusLine, duration, round_work
 from tests.helpers import evolution
 from tests.report_runs import row
 
@@ -15,7 +15,7 @@ PAIRS = {"seed": 30, "pool": 90, "test": 9}
 @pytest.fixture
 def clock(monkeypatch):
     now = SimpleNamespace(seconds=0.0)
-    monkeypatch.setattr(status.time, "monotonic", lambda: now.seconds)
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now.seconds)
     return now
 
 

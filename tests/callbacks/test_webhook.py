@@ -7,15 +7,14 @@ from types import SimpleNamespace
 
 import pytest
 
-from ser_lightning.callbacks import webhook
-from ser_lightning.callbacks.alerts import alert
-from ser_lightning.callbacks.webhook import WebhookCallback
+from ser_lightning.callbacks import alerts
+from ser_lightning.callbacks.alerts import WebhookCallback, alert
 from ser_lightning.errors import UserError
 
 
 @pytest.fixture
 def server(monkeypatch):
-    monkeypatch.setattr(webhook, "BACKOFF_S", 0.0)
+    monkeypatch.setattr(alerts, "BACKOFF_S", 0.0)
     got, statuses, gate = [], [], threading.Event()
     gate.set()
 
@@ -75,7 +74,7 @@ def test_what_is_not_sent_is_said_without_the_address(server, statuses, said):
 
 def test_nobody_waits_for_a_server_that_does_not_answer(server, monkeypatch):
     server.gate.clear()  # until this test is over no request is answered
-    monkeypatch.setattr(webhook, "MAX_WAITING", 2)
+    monkeypatch.setattr(alerts, "MAX_WAITING", 2)
     callback = WebhookCallback(server.url, timeout_s=0.2, attempts=1)
     for _ in range(2):
         callback.send(trainer_of(callback), "a", "b")

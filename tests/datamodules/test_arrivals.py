@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from ser_lightning.datamodules import pair_files
-from ser_lightning.datamodules.hygiene import assign_folds
+from ser_lightning.datamodules import base as pair_files
+from ser_lightning.datamodules.splitting import assign_folds
 from ser_lightning.errors import UserError
 
 

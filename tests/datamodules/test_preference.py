@@ -174,7 +174,7 @@ def test_synthetic_pairs_as_many_as_asked(load):
 def test_cache_goes_where_it_is_told_and_is_used_again(load, path, tmp_path, monkeypatch):
     load(path, cache_dir=str(tmp_path / "mine"))
     assert len(list((tmp_path / "mine").iterdir())) == 1
-    monkeypatch.setattr("ser_lightning.datamodules.pair_files.build_store", None)
+    monkeypatch.setattr("ser_lightning.datamodules.base.build_store", None)
     load(path, cache_dir=str(tmp_path / "mine"))
     monkeypatch.undo()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))

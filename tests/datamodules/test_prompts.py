@@ -9,13 +9,13 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
+from ser_lightning.data.encode import encode_prompts
+from ser_lightning.data.formats import prompt_hash
 from ser_lightning.datamodules import prompts as prompts_module
-from ser_lightning.datamodules.formats import prompt_hash
 from ser_lightning.datamodules.prompts import PromptDataModule, distinct_prompts
-from ser_lightning.datamodules.synthetic import WORLD_LM_PATH, generate_pairs, gold_scores
-from ser_lightning.encode import encode_prompts
 from ser_lightning.errors import UserError
 from ser_lightning.records import Prompt, PromptBatch
+from ser_lightning.synthetic.world import WORLD_LM_PATH, generate_pairs, gold_scores
 
 
 @pytest.fixture

@@ -1,0 +1,63 @@
+"""The floor beside every accuracy: a bag-of-words model fitted on the labels that the reward model had, no others."""
+
+from typing import Literal
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback
+
+from ser_lightning.datamodules.preference import PreferenceDataModule
+from ser_lightning.evaluation.baselines import BagOfWords
+from ser_lightning.evaluation.metrics import half_credit
+
+
+class FloorCallback(Callback):
+    """Log `bag_of_words_accuracy` in `validate` and `test`, and end `fit` with a line on both floors."""
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """The line below the table of rounds."""
+        data = trainer.datamodule
+        if trainer.is_global_zero and isinstance(data, PreferenceDataModule) and len(data.pair_ids("test")):
+            longer, words = longer_accuracy(data, "test"), bag_of_words_accuracy(data, "test")
+            print(f"Floors on the test pairs: take the longer {longer:.3f}, bag of words on the seed {words:.3f}.")
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Beside the figures of the validation pairs."""
+        if not trainer.sanity_checking:
+            self._log(trainer, pl_module, "val")
+
+    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Beside the figures of the test pairs."""
+        self._log(trainer, pl_module, "test")
+
+    def _log(self, trainer: Trainer, pl_module: LightningModule, split: Literal["val", "test"]) -> None:
+        data = trainer.datamodule
+        if isinstance(data, PreferenceDataModule) and len(data.pair_ids("seed")) > 1 and len(data.pair_ids(split)):
+            pl_module.log(f"{split}/bag_of_words_accuracy", bag_of_words_accuracy(trainer.datamodule, split))
+
+
+def bag_of_words_accuracy(data: PreferenceDataModule, split: Literal["val", "test"]) -> float:
+    """Accuracy on a split of a bag-of-words model that was fitted on the seed.
+
+    Args:
+        data: a DataModule that is set up.
+        split: whose pairs to judge.
+    """
+    seed_ids, ids = data.pair_ids("seed"), data.pair_ids(split)
+    model = BagOfWords().fit(_responses(data, seed_ids), data.seed_labels(seed_ids))
+    label = half_credit(model.margin(_responses(data, ids)), torch.ones(len(ids)))
+    known, right = data.hidden_truth(split).count_right(ids, label)
+    return right / known
+
+
+def longer_accuracy(data: PreferenceDataModule, split: Literal["val", "test"]) -> float:
+    """Accuracy on a split of "the longer response wins", in tokens."""
+    ids = data.pair_ids(split)
+    difference = data.data.store.length_difference[data.data.rows_of(ids.tolist())]
+    label = half_credit(torch.from_numpy(difference).float(), torch.ones(len(ids)))
+    known, right = data.hidden_truth(split).count_right(ids, label)
+    return right / known
+
+
+def _responses(data: PreferenceDataModule, ids: torch.Tensor) -> list[tuple[str, str]]:
+    return [(pair.response_a, pair.response_b) for pair in data.lookup(ids)]

@@ -1,0 +1,176 @@
+"""From files to splits: what every data module over pairs shares, so that the same arguments give the same splits."""
+
+from functools import partial
+from pathlib import Path
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from ser_lightning.data.formats import check_mapping
+from ser_lightning.data.layouts import PADDED, Layout
+from ser_lightning.data.reader import PairStore
+from ser_lightning.data.sources import Source, open_sources
+from ser_lightning.data.store import ROLES, build_store, default_cache, is_complete, store_key
+from ser_lightning.datamodules.batches import Shard
+from ser_lightning.datamodules.splits import SplitPairs
+from ser_lightning.datamodules.splitting import DataReport, SplitPolicy
+from ser_lightning.errors import UserError
+from ser_lightning.training.features import FeatureTable, dtype_of
+from ser_lightning.training.strategies import strategy_kind
+
+Paths = str | list[str]
+
+
+class PairFiles(pl.LightningDataModule):
+    """Files of pairs, encoded into the cache and split.
+
+    Args:
+        path: files of pairs; rows without a label go to the pool.
+        pool_path: more pairs for the pool.
+        test_path: labelled pairs for the final test.
+        more_path: files that arrived later, in the order of their arrival.
+        columns: how the files call the columns.
+        policy: how much goes where.
+        max_length: most tokens in a conversation.
+        num_workers: processes that load batches.
+        cache_dir: folder for encoded pairs, None = the user's cache folder.
+        synthetic_pairs: pairs that `path: synthetic` makes.
+
+    Attributes:
+        tokenizer: the module's, unless somebody sets one.
+    """
+
+    def __init__(
+        self,
+        path: Paths,
+        pool_path: Paths | None,
+        test_path: Paths | None,
+        more_path: Paths | None,
+        columns: dict[str, str] | None,
+        policy: SplitPolicy,
+        max_length: int,
+        num_workers: int,
+        cache_dir: str | None,
+        synthetic_pairs: int,
+    ) -> None:
+        super().__init__()
+        self.paths = dict(zip(ROLES, (path, pool_path or [], test_path or []), strict=True))
+        self.more_paths = [more_path] if isinstance(more_path, str) else more_path or []
+        self.columns = columns or {}
+        self.policy = policy
+        self.max_length = max_length
+        self.num_workers = num_workers
+        self.cache_dir = Path(cache_dir).expanduser() if cache_dir else default_cache()
+        self.synthetic_pairs = synthetic_pairs
+        self.tokenizer: PreTrainedTokenizerBase | None = None
+        self._data: SplitPairs | None = None
+        self._sources: list[dict[str, list[Source]]] | None = None
+
+    def _problems(self, *counts: str) -> list[str]:
+        """What is wrong with the arguments, a line each; `counts` names those that must be at least 1."""
+        found = check_mapping(self.columns) + self.policy.problems()
+        if "synthetic" in self.more_paths:
+            found.append("more_path: got synthetic, which would make the same pairs again; give files")
+        for name in counts:
+            if (value := getattr(self, name)) < 1:
+                found.append(f"{name}: got {value}; use at least 1")
+        if self.num_workers < 0:
+            found.append(f"num_workers: got {self.num_workers}; use 0 or more")
+        return found
+
+    def prepare_data(self) -> None:
+        """Encode the pairs into the cache, unless they are there."""
+        for folder, sources in zip(self._folders(), self._open_sources(), strict=True):
+            if is_complete(folder):
+                rank_zero_info(f"Encoded pairs: found in the cache, {folder}")
+                continue
+            build_store(folder, sources, self.columns, self._tokenizer(), self.max_length)
+            rank_zero_info(f"Encoded pairs: written to {folder}")
+
+    def setup(self, stage: str | None = None) -> None:
+        """Open the cache and split; done once, whatever the stages."""
+        if self._data is None:
+            self._data = SplitPairs(PairStore(*self._folders()), self.policy)
+            rank_zero_info(self.report.table())
+
+    @property
+    def data(self) -> SplitPairs:
+        """The split pairs, once `setup` has run."""
+        if self._data is None:
+            raise RuntimeError(f"{type(self).__name__} is not set up: call prepare_data and setup first")
+        return self._data
+
+    @property
+    def report(self) -> DataReport:
+        """What was read, dropped, and kept where."""
+        return self.data.report
+
+    def _open_sources(self) -> list[dict[str, list[Source]]]:
+        """The sources of each store: what was there at first, and every arrival by itself."""
+        if self._sources is None:
+            open_all = partial(open_sources, num_synthetic=self.synthetic_pairs, seed=self.policy.split_seed)
+            first = {role: open_all(paths) for role, paths in self.paths.items()}
+            arrivals = ({**dict.fromkeys(ROLES, []), "path": open_all(path)} for path in self.more_paths)
+            self._sources = [first, *arrivals]
+        return self._sources
+
+    def _tokenizer(self) -> PreTrainedTokenizerBase:
+        if self.tokenizer is None:
+            if self.trainer is None:
+                raise RuntimeError(f"{type(self).__name__} has no tokenizer: attach a Trainer or set `.tokenizer`")
+            self.tokenizer = self.trainer.lightning_module.tokenizer
+        return self.tokenizer
+
+    def _folders(self) -> list[Path]:
+        settings = (self.columns, self._tokenizer(), self.max_length)
+        return [self.cache_dir / store_key(sources, *settings) for sources in self._open_sources()]
+
+    def check_reload(self) -> None:
+        """`UserError` where Lightning would go through the first epoch's order again and again."""
+        every = getattr(self.trainer, "reload_dataloaders_every_n_epochs", 1)
+        if every != 1:
+            raise UserError(
+                f"trainer.reload_dataloaders_every_n_epochs: got {every}; need 1: every epoch has its own order"
+            )
+
+    def _rank(self) -> tuple[int, int]:
+        """This process and the number of processes."""
+        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)
+
+    def _shard(self, tokens_per_batch: int) -> Shard:
+        pad_token_id = int(self._tokenizer().pad_token_id)
+        # A rank that is done with its batches would keep the others waiting for its part of a body in shards.
+        is_sharded = strategy_kind(getattr(self.trainer, "strategy", "auto")) == "fsdp"
+        rank, world_size = self._rank()
+        return Shard(
+            rank,
+            world_size,
+            tokens_per_batch,
+            pad_token_id,
+            self._layout(),
+            self._features(),
+            needs_equal_counts=is_sharded,
+        )
+
+    def feature_files(self, key: str) -> list[Path]:
+        """Where the features of each part of the store belong, under the key of a body."""
+        return [folder / f"features-{key}.bin" for folder in self.data.store.folders]
+
+    def part_ids(self, part: int) -> Tensor:
+        """(N,) int64 pair ids of the rows of one part of the store."""
+        first, end = self.data.store.parts[part : part + 2]
+        return torch.from_numpy(self.data.store.pair_id[first:end])
+
+    def _features(self) -> FeatureTable | None:
+        """What the module has cached for its frozen body, if it says so."""
+        key = getattr(self.trainer.lightning_module, "feature_key", None) if self.trainer is not None else None
+        if key is None:
+            return None
+        return FeatureTable(self.feature_files(key), self.data.store.parts, dtype_of(key))
+
+    def _layout(self) -> Layout:
+        """What the module reads best; padded rows, which every model reads, where there is none."""
+        return getattr(self.trainer.lightning_module, "layout", PADDED) if self.trainer is not None else PADDED

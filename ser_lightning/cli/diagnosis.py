@@ -1,0 +1,292 @@
+"""Every problem in the arguments of a run, one line each.
+
+jsonargparse stops at the first problem and shows it in a page of nested type errors. So on any error the arguments
+are parsed again piece by piece, each piece on top of the ones that were good: a piece that fails is a problem whose
+key and value are known, whatever the message looks like.
+"""
+
+import difflib
+import inspect
+import json
+import re
+from collections.abc import Callable, Collection, Iterator
+from functools import partial
+from importlib import import_module
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+from jsonargparse import Namespace
+
+from ser_lightning.cli.arguments import Arguments
+
+CLASS_PATH = "class_path"
+ARGS = ("init_args", "dict_kwargs")
+
+
+class ParseError(Exception):
+    """What the parser says about its arguments; neither a TypeError nor a ValueError, which jsonargparse catches."""
+
+
+Wrap = Callable[[Any], list[str]]
+
+
+def _wrap_key(wrap: Wrap, kept: dict[str, Any], key: str, value: Any) -> list[str]:
+    return wrap({**kept, key: value})
+
+
+def _wrap_item(wrap: Wrap, kept: list[Any], value: Any) -> list[str]:
+    return wrap([*kept, value])
+
+
+class Diagnosis:
+    """Find every problem of a command line.
+
+    Args:
+        parse: parses a command line, raises `ParseError`.
+        arguments: the command line that it refused.
+    """
+
+    def __init__(self, parse: Callable[[list[str]], Namespace], arguments: Arguments) -> None:
+        self.parse = parse
+        self.arguments = arguments
+        self.configs: list[dict[str, Any]] = []
+        self.flags: list[list[str]] = []
+        self.problems: list[str] = []
+
+    def run(self) -> list[str]:
+        """One line for each problem."""
+        for path in self.arguments.configs:
+            self._check_config(path)
+        for flag in self.arguments.flags:
+            if not flag[0].startswith(("--print_config", "--help", "-h")):
+                self._check_flag(flag)
+        self._check_required()
+        return self.problems
+
+    def _good(self, without: Collection[str] = ()) -> list[str]:
+        """The command line of all that was good so far, without what it says about some keys."""
+        configs = [_as_flag(_drop(config, without)) for config in self.configs]
+        flags = [t for flag in self.flags if not _is_below(_key_of(flag), without) for t in flag]
+        return [self.arguments.command, *configs, *flags]
+
+    def _check_config(self, path: str) -> None:
+        try:
+            content = yaml.safe_load(Path(path).read_text())
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            self.problems.append(f"{path}: not a YAML file: {_one_line(str(error))}")
+            return
+        if not isinstance(content, dict):
+            self.problems.append(f"{path}: got {_show(content)}; a config is a table of keys such as model: and data:")
+            return
+        good = self._good()
+        kept = self._good_part(lambda part: [*good, _as_flag(part)], content, [], path, good)
+        self.configs.append(kept or {})
+
+    def _check_flag(self, flag: list[str]) -> None:
+        good = self._good()
+        error = self._error([*good, *flag])
+        if error is None:
+            self.flags.append(flag)
+        elif not flag[0].startswith("--"):
+            self.problems.append(f"command line: got {flag[0]!r}, which belongs to no option; options start with --")
+        else:
+            value = flag[0].partition("=")[2] or " ".join(flag[1:])
+            self._report(_key_of(flag).split("."), value, error, "command line", good)
+
+    def _check_required(self) -> None:
+        """Report what is missing once all that was given is good; the parser names the gaps of one key at a time."""
+        incomplete: list[str] = []
+        while (error := self._error(self._good(incomplete), with_required=True)) is not None:
+            found = re.search(r"arguments are required: (.*)", error)
+            if found is None:
+                self.problems.append(_one_line(error))
+                return
+            inside = re.match(r'Parser key "([\w.]+)"', error)
+            names = found[1].split(", ")
+            names = [f"{inside[1]}.{name}" for name in names] if inside else [name.split(".", 1)[-1] for name in names]
+            self.problems += [
+                f"{name}: required, got nothing; set it with --{name} or in a config (--config rm.yaml)"
+                for name in names
+                if name not in incomplete
+            ]
+            if inside is None:
+                return
+            incomplete.append(inside[1])
+
+    def _good_part(self, wrap: Wrap, value: Any, path: list[str], source: str, context: list[str]) -> Any:
+        """The part of `value` that parses within `wrap`; what does not is reported.
+
+        Args:
+            wrap: a value at `path` -> the command line that sets it on top of all that was good so far.
+            value: what to check.
+            path: the keys that lead to `value`, without `init_args`.
+            source: where `value` stands.
+            context: a good command line whose config holds the parent of `value`.
+        """
+        error = self._error(wrap(value))
+        if error is None:
+            return value
+        if isinstance(value, list) and value and all(isinstance(item, dict) for item in value):
+            return self._good_items(wrap, value, path, source, context)
+        if not isinstance(value, dict) or not value:
+            self._report(path, value, error, source, context)
+            return None
+        kept = {CLASS_PATH: value[CLASS_PATH]} if CLASS_PATH in value else {}
+        if (error := self._error(wrap(kept))) is not None:
+            self._report(path, value.get(CLASS_PATH, value), error, source, context)
+            return None
+        for key, child in value.items():
+            if key not in kept:
+                before = len(self.problems)
+                name = [] if key in ARGS else [str(key)]
+                wrap_child = partial(_wrap_key, wrap, dict(kept), key)
+                part = self._good_part(wrap_child, child, [*path, *name], source, wrap(kept))
+                if part is not None or len(self.problems) == before:
+                    kept[key] = part
+        return kept
+
+    def _good_items(self, wrap: Wrap, items: list[Any], path: list[str], source: str, context: list[str]) -> list[Any]:
+        kept: list[Any] = []
+        for item in items:
+            part = self._good_part(partial(_wrap_item, wrap, list(kept)), item, path, source, context)
+            if part is not None:
+                kept.append(part)
+        return kept
+
+    def _error(self, tokens: list[str], with_required: bool = False) -> str | None:
+        try:
+            self.parse(tokens)
+        except ParseError as error:
+            message = str(error)
+            return None if "arguments are required" in message and not with_required else message
+        return None
+
+    def _report(self, path: list[str], value: Any, error: str, source: str, context: list[str]) -> None:
+        key = ".".join(part.removesuffix("+") for part in path)
+        if re.search(r"is not accepted|not accept option|unrecognized arguments", error):
+            hint = self._suggest([part.removesuffix("+") for part in path], context)
+            self.problems.append(f"{key} ({source}): unknown key, got {_show(value)}{hint}")
+        else:
+            self.problems.append(f"{key} ({source}): got {_show(value)}; {_reason(error)}")
+
+    def _suggest(self, path: list[str], context: list[str]) -> str:
+        """`; did you mean ...?` for the first part of `path` that the parser does not know."""
+        try:
+            node: Any = self.parse(context)[self.arguments.command]
+        except ParseError:
+            return ""
+        for depth, part in enumerate(path):
+            known = _children(node)
+            if part not in known:
+                nearest = difflib.get_close_matches(part, known, n=1)
+                return f"; did you mean {'.'.join([*path[:depth], *nearest])}?" if nearest else ""
+            node = known[part]
+        return ""
+
+
+def null_problems(config: Namespace, path: str = "", owner: type | None = None) -> Iterator[str]:
+    """A line for each null where its owner takes none: the parser lets null pass for anything.
+
+    Args:
+        config: a parsed config, or a part of it.
+        path: keys that lead to the part, without `init_args`.
+        owner: whose arguments the part holds; None where nothing is known of them.
+    """
+    hints = _hints(owner)
+    for name, value in vars(config).items():
+        key = f"{path}.{name}".removeprefix(".")
+        hint = hints.get(name)
+        if value is None and hint is not None and not _takes_null(hint):
+            yield f"{key}: got null; give {_type_name(_name_of(hint))}"
+        for part in value if isinstance(value, list) else [value]:
+            if isinstance(part, Namespace) and CLASS_PATH in part:
+                yield from null_problems(part.get("init_args") or Namespace(), key, _import(part[CLASS_PATH]))
+            elif isinstance(part, Namespace):
+                yield from null_problems(part, key, hint if isinstance(hint, type) else None)
+
+
+def _hints(owner: type | None) -> dict[str, Any]:
+    try:
+        parameters = {} if owner is None else inspect.signature(owner, eval_str=True).parameters
+    except (NameError, TypeError, ValueError):  # a class that imports its types for a type checker alone
+        return {}
+    return {name: p.annotation for name, p in parameters.items() if p.annotation is not inspect.Parameter.empty}
+
+
+def _takes_null(hint: Any) -> bool:
+    return hint in (Any, None, type(None)) or type(None) in get_args(hint)
+
+
+def _name_of(hint: Any) -> str:
+    return hint.__name__ if isinstance(hint, type) else str(hint)
+
+
+def _import(class_path: str) -> type | None:
+    module, _, name = class_path.rpartition(".")
+    found = getattr(import_module(module), name, None)
+    return found if isinstance(found, type) else None
+
+
+def _children(node: Any) -> dict[str, Any]:
+    """What stands below a node of a parsed config: the arguments of a class, the last item of a list."""
+    if isinstance(node, list) and node:
+        node = node[-1]
+    if isinstance(node, Namespace) and CLASS_PATH in node:
+        node = node.get("init_args")
+    return dict(vars(node)) if isinstance(node, Namespace) else {}
+
+
+def _as_flag(config: Any) -> str:
+    return f"--config={json.dumps(config, default=str)}"
+
+
+def _key_of(flag: list[str]) -> str:
+    return flag[0].partition("=")[0].removeprefix("--").removesuffix("+")
+
+
+def _is_below(key: str, roots: Collection[str]) -> bool:
+    return any(key == root or key.startswith(f"{root}.") for root in roots)
+
+
+def _drop(config: dict[str, Any], keys: Collection[str], prefix: str = "") -> dict[str, Any]:
+    """A config without the branches at `keys`."""
+    kept = {}
+    for name, value in config.items():
+        key = f"{prefix}{name.removesuffix('+')}"
+        if key not in keys:
+            kept[name] = _drop(value, keys, f"{key}.") if isinstance(value, dict) else value
+    return kept
+
+
+def _reason(error: str) -> str:
+    """The part of a jsonargparse message that says what would have been right, on one line."""
+    if found := re.search(r"Problem with given class_path '([^']*)':\s*(.*)", error):
+        return f"cannot use class {found[1]}: {_one_line(found[2])}"
+    if "Expected a dot import path string" in error:
+        return "no class of that name is known; give its dotted path, such as package.module.Class"
+    expected = re.findall(r"^( *).*?Expected an? (.*?)(?:\. Got value.*)?$", error, flags=re.MULTILINE)
+    deepest = max((len(indent) for indent, _ in expected), default=0)
+    kinds = dict.fromkeys(_type_name(kind) for indent, kind in expected if len(indent) == deepest)
+    if kinds:
+        return f"give {' or '.join(kinds)}"
+    if found := re.search(r"Not a valid subclass of (\w+)", error):
+        return f"give a subclass of {found[1]}"
+    return _one_line(error)
+
+
+def _type_name(text: str) -> str:
+    text = re.sub(r"<class '([^']*)'>", r"\1", text)
+    if found := re.match(r"typing\.Literal\[(.*)\]", text):
+        return f"one of {found[1]}"
+    return re.sub(r"\b(?:[A-Za-z_]\w*\.)+(\w+)", r"\1", text).replace("NoneType", "null")
+
+
+def _show(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def _one_line(text: str) -> str:
+    text = " ".join(text.split())
+    return text if len(text) <= 300 else f"{text[:297]}..."

@@ -1,0 +1,319 @@
+"""`fit`, `validate`, `test` and `predict`: LightningCLI with composable YAMLs, one folder a run, one line a problem."""
+
+import logging
+import os
+import time
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import Namespace
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.fabric.utilities.rank_zero import _get_rank
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint, ProgressBar
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+
+from ser_lightning import __version__
+from ser_lightning.callbacks.evaluation import EvaluationCallback
+from ser_lightning.callbacks.prediction_writers import PoolWriter, PredictionWriter
+from ser_lightning.callbacks.progress import PhaseProgressBar
+from ser_lightning.cli.arguments import Arguments, split_arguments
+from ser_lightning.cli.diagnosis import Diagnosis, ParseError, null_problems
+from ser_lightning.errors import NothingToDo, UserError, raise_problems
+from ser_lightning.modules.generate import GenerateModule
+from ser_lightning.runs.folder import (
+    CONFIG,
+    RUN_DIR_VARIABLE,
+    MetricsFile,
+    RunFolder,
+    choose_folder,
+    is_run,
+    run_of,
+)
+from ser_lightning.training.checkpoints import LAST, LastCheckpoint
+from ser_lightning.training.rank_failure import FOLLOW_UP_SECONDS, end_with_parent, lost_rank
+from ser_lightning.training.strategies import strategy_problems
+
+QUIET_LOGS = (
+    "GPU available:",  # the accelerator that is used shows in the config and in the module's summary
+    "TPU available:",
+    "HPU available:",
+    "Failed to load CPU gemm_4bit_forward",  # bitsandbytes falls back to its own code, which is what the tests run
+    "💡 Tip:",  # advertises packages that this project does not use
+)
+QUIET_WARNINGS = (
+    r".*does not have many workers",  # batches come encoded from a cache: workers would only copy them
+    r".*`is_gradient_checkpointing` is deprecated",  # peft asks transformers by an old name
+    r".*isinstance\(treespec, LeafSpec\)",  # inside Lightning, on PyTorch's account
+    r"Total length of `list` across ranks is zero",  # no validation pairs, the normal case; an empty seed is an error
+    r".*is smaller than the logging interval",  # a seed of few steps an epoch is what this project is for
+    r"Found \d+ module\(s\) in eval mode at the start of training",  # a body that is not trained, on purpose
+    r".*_checkpointing.* is deprecated",  # transformers 5 to peft, which renames it when it can
+)
+
+
+class Parser(LightningArgumentParser):
+    """Raises what is wrong instead of printing it with a page of usage."""
+
+    def error(self, message: str, ex: Exception | None = None) -> Any:
+        """Called by argparse and jsonargparse for any problem."""
+        raise ParseError(message) from ex
+
+
+class SerCLI(LightningCLI):
+    """The command line of a run.
+
+    Args:
+        args: the command line without the program's name.
+        epilog: what `--help` says below the commands.
+    """
+
+    def __init__(self, args: list[str], epilog: str = "") -> None:
+        super().__init__(
+            LightningModule,
+            LightningDataModule,
+            save_config_callback=None,
+            seed_everything_default=0,
+            parser_class=Parser,
+            parser_kwargs={
+                "prog": "python -m ser_lightning",
+                "description": "Self-Evolved Reward learning: train a reward model from few human labels.",
+                "epilog": epilog,
+                "version": __version__,
+                "allow_abbrev": False,
+            },
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            auto_configure_optimizers=False,
+            args=args,
+        )
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add what every command takes.
+
+        Args:
+            parser: the parser of one command.
+        """
+        parser.add_argument(
+            "--run_dir",
+            type=str | None,
+            help="Folder of the run; a new one under runs/ by default. One that holds a run needs --ckpt_path.",
+        )
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        """Parse the command line, or raise a `UserError` with a line for every problem in it.
+
+        Args:
+            parser: the parser of all commands.
+            args: the command line.
+        """
+        assert isinstance(args, list)
+        if not args or args[0] in ("-h", "--help", "--version"):
+            parser.parse_args(args or ["--help"])
+        self.arguments = split_arguments(args, list(self.subcommands()))
+        if not self.arguments.configs:
+            self.arguments.configs += [str(path) for path in recorded_config(self.arguments)]
+        try:
+            self.config = parser.parse_args(self.arguments.tokens())
+        except ParseError as error:
+            parser.__dict__.pop("print_config", None)
+            problems = Diagnosis(parser.parse_args, self.arguments).run()
+            raise UserError(problems or " ".join(str(error).split())) from None
+
+    @property
+    def command(self) -> str:
+        """The command's name."""
+        return str(self.subcommand)
+
+    def _parse_ckpt_path(self) -> None:
+        """Leave the config as it is: the command line wins over the hyper-parameters that a checkpoint remembers."""
+
+    def before_instantiate_classes(self) -> None:
+        """Choose the run folder and point everything that writes at it."""
+        config = self.config[self.subcommand]
+        strategy = config.trainer.strategy
+        raise_problems(strategy_problems(strategy if isinstance(strategy, str) else strategy.class_path))
+        if "weights_only" in config and config.weights_only is None:
+            config.weights_only = True  # a checkpoint is read as data: one from elsewhere can run no code
+        parts = Namespace(model=config.get("model"), data=config.get("data"))
+        if "verbose" in config and config.get("data.init_args.eval_sets"):
+            config.verbose = False  # Lightning's table would show every figure once for each set
+        raise_problems([*null_problems(parts), *null_problems(config.trainer, "trainer", Trainer)])
+        if config.trainer.default_root_dir is not None:
+            raise UserError(
+                f"trainer.default_root_dir: got {config.trainer.default_root_dir}; name the run folder with --run_dir"
+            )
+        self.recipe = self._dump_recipe(config)
+        self.run_folder = self._choose_folder(config)
+        if config.get("ckpt_path"):
+            config.ckpt_path = self.run_folder.ckpt_path
+        config.trainer.default_root_dir = str(self.run_folder.path)
+        for logger in _as_list(config.trainer.logger):
+            init_args = logger.get("init_args") if isinstance(logger, Namespace) else None
+            if init_args is not None and init_args.get("save_dir") in ("", "."):
+                init_args.save_dir = str(self.run_folder.path)
+
+    def _dump_recipe(self, config: Namespace) -> str:
+        """The resolved config without what belongs to this one start: replaying it makes the same run elsewhere."""
+        recipe = config.clone()
+        for key in ("config", "run_dir", *self._subcommand_method_arguments[self.command]):
+            recipe.pop(key, None)
+        return self._parser(self.subcommand).dump(recipe, skip_none=False)
+
+    def _choose_folder(self, config: Namespace) -> RunFolder:
+        if _get_rank():
+            return RunFolder(self._folder_of_rank_zero(config), _last_of(config), continues=False)
+        first = Path(self.arguments.configs[0]) if self.arguments.configs else Path("run")
+        stem = first.parent.name if is_run(first.parent) else first.stem  # a run that goes on from another
+        folder = choose_folder(self.command, config.run_dir, config.ckpt_path, stem)
+        folder.check_same_config(self.recipe)
+        os.environ[RUN_DIR_VARIABLE] = str(folder.path)
+        return folder
+
+    def _folder_of_rank_zero(self, config: Namespace) -> Path:
+        name = os.environ.get(RUN_DIR_VARIABLE) or config.run_dir
+        if not name:
+            raise UserError("--run_dir: got none, but the ranks were started one by one; name one folder for all")
+        return Path(name)
+
+    def instantiate_classes(self) -> None:
+        """Instantiate everything; `UserError` with the problems of all parts, not only of the first."""
+        try:
+            super().instantiate_classes()
+        except Exception as error:
+            problems = dict.fromkeys(_user_problems(error))
+            for key in ("model", "data", "trainer") if problems else ():
+                problems |= dict.fromkeys(self._problems_of(key))
+            if problems:
+                raise UserError(problems) from error
+            raise
+
+    def _problems_of(self, key: str) -> list[str]:
+        part = Namespace({key: self.config[self.subcommand].get(key)})
+        try:
+            self._parser(self.subcommand).instantiate_classes(part)
+        except Exception as error:
+            return _user_problems(error)
+        return []
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """The trainer with this project's callbacks and metrics file; its own objections become a `UserError`.
+
+        Args:
+            kwargs: trainer arguments that win over the config.
+        """
+        config = self._get(self.config_init, "trainer")
+        config.callbacks = [*_as_list(config.callbacks), *self._own_callbacks(config)]
+        if config.logger is not False:
+            name = "metrics.csv" if self.subcommand == "fit" else f"metrics-{self.subcommand}.csv"
+            config.logger = [MetricsFile(self.run_folder.path / name), *_as_list(config.logger)]
+        try:
+            return super().instantiate_trainer(**kwargs)
+        except (MisconfigurationException, ValueError) as error:
+            raise UserError(f"trainer: {' '.join(str(error).split())}") from error
+
+    def _own_callbacks(self, config: Namespace) -> Iterator[Callback]:
+        given = _as_list(config.callbacks)
+        folder = self.run_folder.path
+        if config.enable_progress_bar is not False and not _holds(given, ProgressBar):
+            yield PhaseProgressBar()
+        writer = PoolWriter if isinstance(self.model, GenerateModule) else PredictionWriter
+        if self.subcommand == "predict" and not _holds(given, writer):
+            yield writer()
+        if self.subcommand in ("validate", "test") and not _holds(given, EvaluationCallback):
+            yield EvaluationCallback()
+        checkpoints = [callback for callback in given if isinstance(callback, ModelCheckpoint)]
+        for callback in checkpoints:
+            callback.dirpath = callback.dirpath or str(folder / LAST.parent)
+        if self.subcommand == "fit" and config.enable_checkpointing is not False:
+            yield LastCheckpoint(folder / LAST)
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        if not _get_rank():
+            self.run_folder.open(self.recipe)
+            print(f"run folder: {self.run_folder.path}", flush=True)
+        try:
+            super()._run_subcommand(subcommand)
+        except NothingToDo as error:
+            if self.arguments.value("--ckpt_path") != "auto":
+                raise
+            print(f"nothing to do: {error}", flush=True)
+
+
+def recorded_config(arguments: Arguments) -> Iterator[Path]:
+    """The config of the run that a command without `--config` goes on with or reads a checkpoint of."""
+    run_dir, ckpt_path = arguments.value("--run_dir"), arguments.value("--ckpt_path")
+    folder = Path(run_dir) if run_dir else None
+    if ckpt_path and ckpt_path not in ("last", "auto"):
+        folder = run_of(Path(ckpt_path))
+    if ckpt_path and folder and is_run(folder):
+        yield folder / CONFIG
+
+
+def run(args: list[str], epilog: str = "") -> None:
+    """Run one command line; `UserError` for what its user can mend.
+
+    Args:
+        args: the command line without the program's name.
+        epilog: what `--help` says below the commands.
+    """
+    quieten()
+    if _get_rank() and RUN_DIR_VARIABLE in os.environ:  # started by rank 0, not one by one
+        end_with_parent()
+    try:
+        SerCLI(args, epilog)
+    except ParseError as error:
+        raise UserError(" ".join(str(error).split())) from error
+    except MisconfigurationException as error:
+        raise UserError(" ".join(str(error).split())) from error
+    except RuntimeError as error:
+        lost = lost_rank(error)
+        if lost is None:
+            raise
+        time.sleep(FOLLOW_UP_SECONDS)
+        raise UserError(lost) from error
+    finally:
+        if not _get_rank():
+            os.environ.pop(RUN_DIR_VARIABLE, None)
+
+
+def quieten() -> None:
+    """Hide third-party notes that tell the user nothing; warnings other than these are left alone."""
+    for name in ("lightning.pytorch.utilities.rank_zero", "bitsandbytes.backends.cpu.ops"):
+        logging.getLogger(name).addFilter(_is_worth_reading)
+    # Lightning itself calls jsonargparse in ways that jsonargparse calls deprecated.
+    os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
+    for message in QUIET_WARNINGS:
+        warnings.filterwarnings("ignore", message)
+
+
+def _is_worth_reading(record: logging.LogRecord) -> bool:
+    return not record.getMessage().startswith(QUIET_LOGS)
+
+
+def _user_problems(error: BaseException | None) -> list[str]:
+    """The problems of the `UserError` that `error` is or wraps: jsonargparse reports every failure as its own."""
+    while error is not None and not isinstance(error, UserError):
+        error = error.__cause__ or error.__context__
+    return [] if error is None else error.problems
+
+
+def _holds(callbacks: list[Any], kind: type) -> bool:
+    return any(isinstance(callback, kind) for callback in callbacks)
+
+
+def _as_list(value: Any) -> list[Any]:
+    """A setting that may be one, several or none as a list; `True` and `False` name no object."""
+    if value is None or isinstance(value, bool):
+        return []
+    return list(value) if isinstance(value, (list, tuple)) else [value]
+
+
+def _last_of(config: Namespace) -> str | None:
+    """The checkpoint as a rank other than 0 finds it: the folder is rank 0's, which has checked it."""
+    if config.ckpt_path not in ("last", "auto"):
+        return config.ckpt_path
+    path = Path(os.environ.get(RUN_DIR_VARIABLE) or config.run_dir or "") / LAST
+    return str(path) if config.ckpt_path == "last" or path.exists() else None

@@ -1,0 +1,268 @@
+"""`python -m ser_lightning plan`: what a `fit` of a reward model will take, before any weights are loaded.
+
+Takes the command line of `fit`. Only the tokenizer and the pairs are read, which end up in the cache of encoded pairs.
+"""
+
+import json
+from collections.abc import Iterable
+from dataclasses import asdict
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+from jsonargparse import Namespace
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import Trainer
+from lightning.pytorch.cli import LightningArgumentParser
+from transformers import PreTrainedTokenizerBase
+
+from ser_lightning.cli.diagnosis import ParseError, null_problems
+from ser_lightning.cli.lightning import SerCLI, quieten
+from ser_lightning.data.encode import encode_conversations
+from ser_lightning.data.layouts import Layout
+from ser_lightning.errors import UserError, raise_problems
+from ser_lightning.models.masks import choose_layout
+from ser_lightning.models.reward_model import Scorer
+from ser_lightning.modules.reward import RewardModule
+from ser_lightning.planning.memory import (
+    Weights,
+    count_weights,
+    device_bytes,
+    device_of,
+    gathered_bytes,
+    gradient_bytes,
+    keep_one_shard,
+    labelling_activations,
+    meta_scorer,
+    optimizer_bytes,
+    shape_of,
+    trained_weights,
+    training_activations,
+    workspace_bytes,
+)
+from ser_lightning.planning.text import as_text
+from ser_lightning.planning.workload import RoundWork, Tokens, largest_batch, read_rate, rounds_of, tokens_by_split
+from ser_lightning.training.schedule import make_optimizer
+from ser_lightning.training.strategies import check_optimizer, strategy_kind, strategy_notes, strategy_problems
+from ser_lightning.utils.atomic import write_text_atomically
+
+
+class PlanCLI(SerCLI):
+    """The command line of `fit` that makes everything but the trainer, and starts nothing."""
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add what only `plan` takes."""
+        super().add_arguments_to_parser(parser)
+        parser.add_argument("--json", type=str | None, help="File to write the plan to, as JSON.")
+        parser.add_argument("--like", type=str | None, help="Run folder whose rounds say how fast this machine is.")
+        parser.add_argument("--pairs_per_second", type=float | None, help="How fast pairs are trained on and scored.")
+
+    def before_instantiate_classes(self) -> None:
+        """Check for nulls as `fit` does; no run folder is chosen and no logger made."""
+        self.settings = self.config[self.subcommand]
+        parts = Namespace(model=self.settings.get("model"), data=self.settings.get("data"))
+        raise_problems([*null_problems(parts), *null_problems(self.settings.trainer, "trainer", Trainer)])
+        self.settings.trainer.logger = None
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """None; its callbacks and strategy are there."""
+        settings = self._get(self.config_init, "trainer")
+        callbacks, self.settings.trainer.strategy = settings.callbacks, settings.strategy
+        self.callbacks = callbacks if isinstance(callbacks, list) else [callbacks] if callbacks else []
+        return cast(Trainer, None)
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Nothing runs."""
+
+
+def main(argv: list[str]) -> None:
+    """Command line of `python -m ser_lightning plan`."""
+    quieten()
+    try:
+        cli = PlanCLI(["fit", *argv])
+    except (ParseError, MisconfigurationException) as error:
+        raise UserError(" ".join(str(error).split())) from error
+    plan, problems = make_plan(cli)
+    print(as_text(plan), flush=True)
+    if cli.settings.json:
+        write_text_atomically(Path(cli.settings.json), json.dumps(plan, indent=2) + "\n")
+    raise_problems(problems)
+
+
+# What will be
+
+
+def make_plan(cli: PlanCLI) -> tuple[dict[str, Any], list[str]]:
+    """All figures of a run, and what is known to be wrong with its strategy.
+
+    Raises:
+        UserError: what `fit` would stop at before its first step.
+    """
+    settings, module, data = cli.settings, cli.model, cli.datamodule
+    if not isinstance(module, RewardModule) or not hasattr(data, "scoring_dataloader"):
+        raise UserError(
+            f"plan: got {type(module).__name__} with {type(data).__name__}; it knows runs of rm.yaml alone, a "
+            "RewardModule with a PreferenceDataModule"
+        )
+    device = device_of(settings.trainer.accelerator)
+    tokenizer = module.tokenizer
+    scorer = meta_scorer(module.backbone, tokenizer)
+    layout = choose_layout(settings.model.init_args.layout, scorer.model, device, "model.layout")
+    data.tokenizer = tokenizer
+    data.prepare_data()
+    data.setup("fit")
+    evolution = next((c for c in cli.callbacks if hasattr(c, "epochs_per_round")), None)
+    if evolution is not None:
+        every = settings.trainer.reload_dataloaders_every_n_epochs
+        evolution.setup(SimpleNamespace(reload_dataloaders_every_n_epochs=every, datamodule=data), None, "fit")
+    tokens = tokens_by_split(data)
+    rounds = [] if evolution is None else rounds_of(data, evolution, tokens)
+    is_whole = strategy_kind(settings.trainer.strategy) != "fsdp"
+    is_cached = module.backbone.train == "head" and scorer.is_decoder and is_whole
+    plan = {
+        "model": {"path": module.backbone.path, **_weights(scorer)},
+        "memory": _memory(module, scorer, data, layout, settings.trainer, device),
+        "data": _data(data, tokens, layout),
+        "rounds": _rounds(rounds, settings, tokens["all"].total if is_cached else None),
+        "checks": [*_tokenizer_checks(tokenizer, scorer, data), *_device_checks(settings.trainer, device)],
+    }
+    return plan, strategy_problems(settings.trainer.strategy, module.backbone.train, module.backbone.quantize)
+
+
+def _weights(scorer: Scorer) -> dict[str, Any]:
+    kinds = {kind: weights for kind, weights in count_weights(scorer).items() if weights.trained + weights.frozen}
+    columns = ([getattr(w, name) for w in kinds.values()] for name in ("trained", "frozen", "num_bytes"))
+    return {"kinds": {kind: asdict(w) for kind, w in kinds.items()}, "all": asdict(Weights(*map(sum, columns)))}
+
+
+def _memory(
+    module: RewardModule, scorer: Scorer, data: Any, layout: Layout, trainer: Namespace, device: str
+) -> dict[str, Any]:
+    """Bytes by kind on one device, of training and of labelling. The scorer is left with the shard of one rank."""
+    backbone, precision = module.backbone, str(trainer.precision or "32-true")
+    copies, gathered = workspace_bytes(scorer, precision), (0, 0)
+    is_sharded = strategy_kind(trainer.strategy) == "fsdp"
+    if is_sharded:
+        gathered = gathered_bytes(scorer)
+        keep_one_shard(scorer, _num_ranks(trainer))
+    weights, trained = count_weights(scorer), trained_weights(scorer)
+    shape = shape_of(scorer, backbone, precision, device)
+    train_tokens = largest_batch(data, layout, data.tokens_per_batch, data.pairs_per_step)
+    label_tokens = largest_batch(data, layout, data.tokens_per_scoring_batch)
+    optimizer = make_optimizer(module.optimizer, trained, "model.optimizer")
+    check_optimizer(optimizer, is_sharded and backbone.train == "full", "model.optimizer")
+    state, gradients = optimizer_bytes(optimizer), gradient_bytes(trained)
+    adapters = weights["adapters"].num_bytes
+    rows = {
+        "weights": (sum(w.num_bytes for w in weights.values()) - adapters,) * 2,
+        "adapters": (adapters,) * 2,
+        "optimiser": (state,) * 2,
+        "gradients": (gradients, 0),
+        "copy of the start": (gradients if device == "cpu" else 0,) * 2,
+        "activations, estimate": (
+            training_activations(shape, backbone.train, backbone.gradient_checkpointing, train_tokens),
+            labelling_activations(shape, label_tokens),
+        ),
+        "workspace, estimate": (copies + gathered[0], copies + gathered[1]),
+    }
+    kinds = {name: dict(zip(("training", "labelling"), pair, strict=True)) for name, pair in rows.items() if any(pair)}
+    owner, there = device_bytes(device)
+    return {
+        "device": device,
+        "memory_of": owner,
+        "device_bytes": there,
+        "optimizer": type(optimizer).__name__,
+        "batch_tokens": {"training": train_tokens, "labelling": label_tokens},
+        "kinds": kinds,
+        "all": {use: sum(kind[use] for kind in kinds.values()) for use in ("training", "labelling")},
+    }
+
+
+def _data(data: Any, tokens: dict[str, Tokens], layout: Layout) -> dict[str, Any]:
+    read = data.report.read.values()
+    rows, cut = (sum(counts[name] for counts in read) for name in ("rows", "cut"))
+    splits = {
+        name: {**asdict(t), "prompt_share": round(t.prompt_share, 4), "saved_share": round(t.saved_share, 4)}
+        for name, t in tokens.items()
+        if t.pairs
+    }
+    return {
+        "splits": splits,
+        "rows": rows,
+        "dropped": rows - tokens["all"].pairs,
+        "cut": cut,
+        "shares_prompts": layout.shares_prompts,
+    }
+
+
+def _rounds(rounds: list[RoundWork], settings: Namespace, cached_tokens: int | None) -> dict[str, Any]:
+    """Tokens of the rounds, and seconds where a rate is known.
+
+    Args:
+        rounds: what each reads.
+        settings: of the command line.
+        cached_tokens: tokens that a frozen body computes once, and never again in a round; None where it is trained.
+    """
+    pairs_per_second, like = settings.pairs_per_second, settings.like
+    if pairs_per_second is not None and pairs_per_second <= 0:
+        raise UserError(f"--pairs_per_second: got {pairs_per_second}; give a number above 0")
+    rate: float | None = None
+    source = None
+    if pairs_per_second is not None:
+        rate, source = pairs_per_second, "pairs a second, as --pairs_per_second says"
+    elif like:
+        rate, source = read_rate(Path(like)), f"tokens a second, as in {like}"
+    found = []
+    for work in rounds:
+        pairs = [trained + work.scored_pairs for trained in work.trained_pairs]
+        amounts = work.tokens if pairs_per_second is None else pairs
+        seconds = [n / rate for n in amounts] if rate and cached_tokens is None else None
+        found.append({**asdict(work), "seconds": seconds})
+    return {"rounds": found, "rate": rate, "source": source, "cached_tokens": cached_tokens}
+
+
+def _check(name: str, note: str | None, fine: str = "") -> dict[str, str]:
+    return {"check": name, "says": "ok" if note is None else "note", "text": fine if note is None else note}
+
+
+def _tokenizer_checks(tokenizer: PreTrainedTokenizerBase, scorer: Scorer, data: Any) -> Iterable[dict[str, str]]:
+    """Pad, BOS, EOS and length, a line each."""
+    eos, bos, pad = tokenizer.eos_token_id, tokenizer.bos_token_id, tokenizer.pad_token_id
+    turns = [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "So."}]
+    [ids] = encode_conversations(tokenizer, [turns])  # type: ignore[list-item]
+    note = f"{tokenizer.pad_token!r} is EOS as well: there is no spare token" if pad == eos else None
+    yield _check("pad", note, f"{tokenizer.pad_token!r}, not EOS")
+    note = None
+    if eos is None:
+        note = "the tokenizer has none"
+    elif eos not in ids[-2:]:  # some templates put a line break behind it
+        note = f"the template ends without {tokenizer.eos_token!r}, at {tokenizer.decode(ids[-1:])!r}"
+    yield _check("EOS", note, f"{tokenizer.eos_token!r} ends a conversation")
+    number = ids.count(bos) if bos is not None and bos != eos else 0
+    yield _check("BOS", None, f"{tokenizer.bos_token!r} once" if number == 1 else "the template puts none")
+    limit = getattr(scorer.model.config.get_text_config(), "max_position_embeddings", None)  # type: ignore[operator, union-attr]
+    is_long = limit is not None and data.max_length > limit
+    note = f"data.max_length {data.max_length} is beyond the {limit} positions of the model" if is_long else None
+    yield _check("length", note, f"data.max_length {data.max_length} of {limit or 'any number of'} positions")
+
+
+def _device_checks(trainer: Namespace, device: str) -> Iterable[dict[str, str]]:
+    """A GPU that is not here, and what nobody has run."""
+    if device == "cuda" and device_bytes(device)[0] != "GPU":
+        yield _check("device", "there is no GPU here: memory is compared with that of this machine")
+    if strategy_kind(trainer.strategy) == "fsdp":
+        yield _check("strategy", None, f"fsdp: memory is that of one of {_num_ranks(trainer)} ranks")
+    for note in strategy_notes(trainer.strategy, device, _count(trainer.devices), trainer.num_nodes):
+        yield _check("strategy", note)
+
+
+def _num_ranks(trainer: Namespace) -> int:
+    return _count(trainer.devices) * int(trainer.num_nodes)
+
+
+def _count(devices: Any) -> int:
+    """Processes on a node, as far as the setting says; `auto` and -1 count as one."""
+    if isinstance(devices, list):
+        return len(devices)
+    text = str(devices)
+    return max(1, int(text)) if text.lstrip("-").isdigit() else text.count(",") + 1

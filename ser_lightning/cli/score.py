@@ -1,0 +1,250 @@
+"""Rewards of the pairs or single responses in a file, by any reward model, into a file of numbers.
+
+Rows keep the order and the sides that they have in the file. Texts pass through in chunks: memory holds one of them.
+"""
+
+import itertools
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import BinaryIO
+
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet
+import torch
+from jsonargparse import ArgumentError, ArgumentParser, Namespace
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from ser_lightning.data.encode import EncodedPair
+from ser_lightning.data.scoring_rows import FileRow, Kind, RowCounts, column_problems, open_source, read_rows, survey
+from ser_lightning.errors import UserError, raise_problems
+from ser_lightning.evaluation.calibration import prob_a_wins
+from ser_lightning.evaluation.metrics import half_credit, wilson_interval
+from ser_lightning.inference.scorer import Device, Dtype, RewardScorer
+from ser_lightning.utils.atomic import write_atomically
+
+CHUNK = 1024
+"""Rows in memory at a time."""
+_SUFFIXES = (".parquet", ".csv", ".jsonl")
+_SIDES: dict[Kind, tuple[str, ...]] = {"chosen": ("_chosen", "_rejected"), "sides": ("_a", "_b"), "single": ("",)}
+"""What the columns of each response are called behind `reward` and `tokens`."""
+_REASONS = {
+    "empty": "a prompt or response is empty",
+    "identical": "the responses are equal",
+    "dialogues_part": "the transcripts part before the last turn",
+    "too_long": "a response does not fit",
+}
+
+
+@dataclass
+class Tally:
+    """What became of the rows of a file."""
+
+    read: RowCounts = field(default_factory=RowCounts)
+    scored: int = 0
+    cut: int = 0
+    """Scored rows whose prompt lost its oldest turns."""
+    labelled: int = 0
+    """Scored pairs that have a label."""
+    right: float = 0.0
+    """Labelled pairs in which the better response has the higher reward; ties count half."""
+    longer_right: float = 0.0
+    """Labelled pairs in which the better response is the longer one, in tokens; ties count half."""
+
+    def add(self, rewards: Tensor, tokens: Tensor, rows: list[FileRow], encoded: list[EncodedPair]) -> None:
+        """Count scored rows.
+
+        Args:
+            rewards: (S, N) of each side.
+            tokens: (S, N) of each side.
+            rows: N.
+            encoded: N.
+        """
+        self.scored += len(rows)
+        self.cut += sum(pair.is_cut for pair in encoded)
+        places = [i for i, row in enumerate(rows) if row.pair.label is not None]
+        if places:
+            target = torch.tensor([float(rows[i].pair.label or 0) for i in places])
+            self.labelled += len(places)
+            self.right += float(half_credit((rewards[0] - rewards[1])[places], target).sum())
+            self.longer_right += float(half_credit((tokens[0] - tokens[1])[places].float(), target).sum())
+
+
+def main(argv: list[str]) -> None:
+    """Command line of `python -m ser_lightning score`."""
+    parser = ArgumentParser(
+        prog="python -m ser_lightning score", description=__doc__, exit_on_error=False, allow_abbrev=False
+    )
+    parser.add_argument("--model", type=str, required=True, help="an export, a run folder or a transformers folder")
+    parser.add_argument("--data", type=str, required=True, help="file of pairs or of single responses")
+    parser.add_argument("--out", type=str, required=True, help="file to write: .parquet, .csv or .jsonl")
+    parser.add_argument("--overwrite", action="store_true", help="write over a file that is there")
+    add_scoring_flags(parser)
+    try:
+        args = parser.parse_args(argv)
+    except ArgumentError as error:
+        how = "use `score --model FOLDER --data FILE --out FILE`"
+        raise UserError(f"score: {' '.join(str(error).split())}; {how}") from error
+    tally, scorer = score_file(args)
+    print_tally(tally, scorer, args.out)
+
+
+def add_scoring_flags(parser: ArgumentParser) -> None:
+    """How a command reads its file and what it loads the model with."""
+    parser.add_argument("--columns", type=dict[str, str] | None, default=None, help="how the file calls its columns")
+    parser.add_argument("--max_length", type=int | None, default=None, help="most tokens of prompt and response")
+    parser.add_argument(
+        "--tokens_per_batch", type=int, default=16384, help="most tokens in a batch; halve to save room"
+    )
+    parser.add_argument("--device", type=Device, default="auto", help="auto is CUDA where there is one")
+    parser.add_argument("--dtype", type=Dtype, default="auto", help="of the body's weights; auto is as they were saved")
+
+
+def score_file(args: Namespace) -> tuple[Tally, RewardScorer]:
+    """Write the rewards of every row that can be scored; the file is whole or not there.
+
+    Args:
+        args: the flags of the command.
+
+    Raises:
+        UserError: a line for each thing that is wrong; the data are read through before the model is loaded.
+    """
+    out, columns = Path(args.out).expanduser(), args.columns or {}
+    raise_problems([*_out_problems(out, args.overwrite), *column_problems(columns)])
+    source = open_source(args.data)
+    found = survey(source, columns)
+    if not found.usable:
+        raise UserError(_nothing(args.data, found))
+    kind: Kind = next(iter(found.kinds)) if len(found.kinds) == 1 else "sides"
+    tally, schema = Tally(), _schema(kind, found.has_ids)
+    scorer = RewardScorer.load(args.model, args.device, args.dtype, args.max_length, args.tokens_per_batch)
+
+    def write(file: BinaryIO) -> None:
+        rows, total = read_rows(source, columns, tally.read), found.usable * len(_SIDES[kind])
+        with (
+            _table_writer(file, out.suffix, schema) as write_table,
+            tqdm(total=total, desc="Scoring", unit=" responses", disable=None) as bar,
+        ):
+            while chunk := list(itertools.islice(rows, CHUNK)):
+                write_table(_score_chunk(scorer, chunk, schema, kind, tally, bar.update))
+        if not tally.scored:
+            raise UserError(_nothing(args.data, tally.read))
+
+    try:
+        write_atomically(out, write, overwrite=args.overwrite)
+    except FileExistsError as error:
+        raise UserError(f"--out: got {out}, which somebody has just written; give another file") from error
+    return tally, scorer
+
+
+def print_tally(tally: Tally, scorer: RewardScorer, out: str) -> None:
+    """What was scored, what was dropped, and how often the rewards agree with the labels."""
+    table = Table(box=box.SIMPLE_HEAD, show_header=False, show_edge=False, padding=(0, 1, 0, 0))
+    table.add_column()
+    table.add_column(justify="right")
+    table.add_column()
+    table.add_row("scored", f"{tally.scored:,}", f"of {tally.read.rows:,} rows")
+    table.add_row("prompt cut", f"{tally.cut:,}", f"to fit into {scorer.judge.max_length:,} tokens")
+    for why, count in sorted(tally.read.dropped.items()):
+        table.add_row("dropped", f"{count:,}", _REASONS[why])
+    if tally.labelled:
+        low, high = wilson_interval(tally.right, tally.labelled)
+        labelled = f"on {tally.labelled:,} labelled pairs"
+        table.add_row("accuracy", f"{tally.right / tally.labelled:.3f}", f"95 % {low:.3f} to {high:.3f}, {labelled}")
+        table.add_row("take the longer", f"{tally.longer_right / tally.labelled:.3f}", "the floor")
+    console = Console()
+    console.print(table)
+    if not scorer.is_calibrated:
+        console.print("The model has no fitted scale: probability is sigmoid of the bare rewards.")
+    console.print(f"Rewards: {out}", soft_wrap=True)
+
+
+def _score_chunk(
+    scorer: RewardScorer,
+    chunk: list[FileRow],
+    schema: pa.Schema,
+    kind: Kind,
+    tally: Tally,
+    show: Callable[[int], object],
+) -> pa.Table:
+    """The output rows of a chunk; those that do not fit are counted and left out."""
+    sides = len(_SIDES[kind])
+    fits = [(row, pair) for row, pair in zip(chunk, scorer.encode([r.pair for r in chunk]), strict=True) if pair]
+    rows, encoded = [row for row, _ in fits], [pair for _, pair in fits]
+    if len(rows) < len(chunk):
+        tally.read.dropped["too_long"] += len(chunk) - len(rows)
+        show((len(chunk) - len(rows)) * sides)
+    rewards = scorer.score_encoded(encoded, sides, show)
+    _check_finite(rewards, rows)
+    tokens = torch.tensor([[len(p.ids_a) for p in encoded], [len(p.ids_b) for p in encoded]])[:sides]
+    tally.add(rewards, tokens, rows, encoded)
+    margin = rewards[0] - (rewards[1] if sides == 2 else scorer.zero)
+    columns = [
+        [row.number for row in rows],
+        *([[row.pair.source_id for row in rows]] if "source_id" in schema.names else []),
+        *(reward.numpy() for reward in rewards),
+        prob_a_wins(margin, scorer.temperature).numpy(),
+        *(count.numpy() for count in tokens),
+        [pair.is_cut for pair in encoded],
+    ]
+    return pa.table([pa.array(column, name.type) for column, name in zip(columns, schema, strict=True)], schema=schema)
+
+
+def _check_finite(rewards: Tensor, rows: list[FileRow]) -> None:
+    """`UserError` that names a row whose reward is no number."""
+    bad = (~torch.isfinite(rewards).all(0)).nonzero().flatten().tolist()
+    if bad:
+        raise UserError(
+            f"rewards: got NaN or infinity for {len(bad)} of {len(rows)} rows, such as {rows[bad[0]].where}; "
+            "try --dtype float32, or look whether the model's weights are finite"
+        )
+
+
+def _schema(kind: Kind, has_ids: bool) -> pa.Schema:
+    """The columns of the output."""
+    sides = _SIDES[kind]
+    return pa.schema(
+        [
+            ("row", pa.int64()),
+            *([("source_id", pa.string())] if has_ids else []),
+            *((f"reward{side}", pa.float32()) for side in sides),
+            ("probability", pa.float32()),
+            *((f"tokens{side}", pa.int64()) for side in sides),
+            ("is_cut", pa.bool_()),
+        ]
+    )
+
+
+def _out_problems(out: Path, overwrite: bool) -> Iterator[str]:
+    if out.suffix not in _SUFFIXES:
+        yield f"--out: got {out}; use a name that ends in {', '.join(_SUFFIXES)}"
+    if out.is_dir():
+        yield f"--out: got {out}, which is a folder; give a file"
+    elif out.exists() and not overwrite:
+        yield f"--out: got {out}, which exists; give another file, or --overwrite"
+
+
+def _nothing(path: str, counts: RowCounts) -> str:
+    reasons = ", ".join(f"{_REASONS[why]} in {count}" for why, count in sorted(counts.dropped.items()))
+    return f"{path}: got {counts.rows} rows and none to score ({reasons}); mend the file, or raise --max_length"
+
+
+@contextmanager
+def _table_writer(file: BinaryIO, suffix: str, schema: pa.Schema) -> Iterator[Callable[[pa.Table], object]]:
+    """What appends tables to an open file."""
+    if suffix == ".parquet":
+        with pyarrow.parquet.ParquetWriter(file, schema) as writer:
+            yield writer.write_table
+    elif suffix == ".csv":
+        with pyarrow.csv.CSVWriter(file, schema) as writer:
+            yield writer.write
+    else:
+        lines = lambda table: (json.dumps(row, ensure_ascii=False) + "\n" for row in table.to_pylist())  # noqa: E731
+        yield lambda table: file.writelines(line.encode() for line in lines(table))

@@ -1,0 +1,1 @@
+"""From files to batches: reading rows, encoding, the cache on disk, packing and layouts."""

@@ -1,0 +1,221 @@
+"""Ids -> micro-batches under a token budget: padded, or packed so that sequences share their beginnings."""
+
+import sys
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from ser_lightning.data.packing import Lengths, cut_by_tokens, group_equal, num_shared_tokens, pack_by_tokens
+from ser_lightning.records import Inputs, Packed, Padded, PairBatch, ResponseBatch
+
+Ids = Sequence[int] | np.ndarray
+"""The ids of one sequence."""
+_NOBODY = -1
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How sequences lie in a batch; `masks.choose_layout` finds the one that fits a model and a device.
+
+    Attributes:
+        shares_prompts: `Packed` instead of `Padded`.
+        max_batch_tokens: most tokens in a packed batch whatever the budget, None = no limit.
+        is_one_row: a packed batch is one row, for kernels that skip what is masked; else rows are as long as the
+            largest pair, since a dense mask costs the square of their length.
+        row_multiple: packed rows are filled up to a multiple of this many tokens, for kernels that want few lengths.
+    """
+
+    shares_prompts: bool = False
+    max_batch_tokens: int | None = None
+    is_one_row: bool = False
+    row_multiple: int = 1
+
+    def cut_pairs(self, num_tokens: np.ndarray, num_shared: np.ndarray, budget: int) -> list[list[int]]:
+        """Cut pairs into batches.
+
+        Args:
+            num_tokens: (N, 2) lengths of both sequences of a pair.
+            num_shared: (N,) tokens that both begin with.
+            budget: most tokens in a batch, padding included. A single pair may exceed it.
+
+        Returns:
+            Positions of pairs, one list a batch, the largest pair first.
+        """
+        if not self.shares_prompts:
+            return cut_by_tokens(num_tokens.max(axis=1, initial=0), budget)
+        return [sum(rows, []) for rows in self._pack(num_tokens.sum(axis=1) - num_shared, budget)]
+
+    def cut_sequences(self, sequences: Sequence[Ids], keys: Sequence[Hashable], budget: int) -> list[list[int]]:
+        """Cut sequences into batches; where prompts are shared, those of equal keys come together.
+
+        Args:
+            sequences: N sequences.
+            keys: N, equal for sequences with the same prompt.
+            budget: most tokens in a batch, padding included. A single sequence, or those of one key, may exceed it.
+
+        Returns:
+            Positions of sequences, one list a batch.
+        """
+        if not self.shares_prompts:
+            return cut_by_tokens([len(ids) for ids in sequences], budget, rows_per_item=1)
+        groups, lengths = _groups(sequences, keys)
+        batches = self._pack(lengths, budget)
+        return [[i for row in rows for place in row for i in groups[place]] for rows in batches]
+
+    def lay_out(self, sequences: Sequence[Ids], keys: Sequence[Hashable], pad_token_id: int) -> Inputs:
+        """One batch.
+
+        Args:
+            sequences: R sequences.
+            keys: R, equal for sequences that are to share what they begin with.
+            pad_token_id: what stands in places that are nobody's.
+        """
+        if not self.shares_prompts:
+            return pad_right(sequences, pad_token_id)
+        groups, lengths = _groups(sequences, keys)
+        # What was cut as one batch comes into the same rows again: the order of the items is the same.
+        [rows] = pack_by_tokens(lengths, sum(lengths) if self.is_one_row else sys.maxsize, self.is_one_row)
+        grouped = [[groups[place] for place in row] for row in rows]
+        return pack_sequences(sequences, grouped, pad_token_id, self.row_multiple)
+
+    def _pack(self, lengths: Lengths, budget: int) -> list[list[list[int]]]:
+        return pack_by_tokens(lengths, min(budget, self.max_batch_tokens or budget), self.is_one_row)
+
+
+PADDED = Layout()
+
+
+@dataclass(frozen=True)
+class PairRow:
+    """One encoded pair on its way into a batch.
+
+    Attributes:
+        pair_id: the pair's id.
+        ids_a: T_a ids of prompt and response a, list or int array.
+        ids_b: T_b ids of prompt and response b.
+        target: probability that a wins; NaN where the batch must not know.
+        weight: the pair's weight in the loss.
+    """
+
+    pair_id: int
+    ids_a: Ids
+    ids_b: Ids
+    target: float = float("nan")
+    weight: float = 1.0
+
+
+def collate_pairs(
+    rows: Sequence[PairRow],
+    pad_token_id: int,
+    num_step_pairs: int | None = None,
+    layout: Layout = PADDED,
+) -> PairBatch:
+    """One micro-batch: all responses a, then all responses b.
+
+    Args:
+        rows: B pairs.
+        pad_token_id: what stands in places that are nobody's.
+        num_step_pairs: pairs in the whole optimiser step; B when the batch is a step of its own.
+        layout: of the 2B sequences.
+    """
+    sequences = [row.ids_a for row in rows] + [row.ids_b for row in rows]
+    return PairBatch(
+        inputs=layout.lay_out(sequences, [*range(len(rows))] * 2, pad_token_id),
+        pair_id=torch.tensor([row.pair_id for row in rows], dtype=torch.int64),
+        target=torch.tensor([row.target for row in rows], dtype=torch.float32),
+        weight=torch.tensor([row.weight for row in rows], dtype=torch.float32),
+        num_step_pairs=len(rows) if num_step_pairs is None else num_step_pairs,
+    )
+
+
+def collate_responses(
+    sequences: Sequence[Ids], num_response_tokens: Lengths, pad_token_id: int, num_step_tokens: int
+) -> ResponseBatch:
+    """One micro-batch of responses to imitate, padded on the right.
+
+    Args:
+        sequences: B lists of ids, prompt and response.
+        num_response_tokens: (B,) how many of the last ids are the response's; 0 for a row that only fills up a rank.
+        pad_token_id: what stands where the attention mask is 0.
+        num_step_tokens: response tokens in the whole optimiser step.
+    """
+    padded = pad_right(sequences, pad_token_id)
+    ends = padded.num_tokens[:, None]
+    columns = torch.arange(padded.input_ids.shape[1])
+    starts = ends - torch.as_tensor(num_response_tokens, dtype=torch.int64)[:, None]
+    response_mask = (columns >= starts) & (columns < ends)
+    return ResponseBatch(padded.input_ids, padded.attention_mask, response_mask, num_step_tokens)
+
+
+def pad_right(sequences: Sequence[Ids], pad_token_id: int) -> Padded:
+    """A row for each sequence, as long as the longest."""
+    longest = max(len(ids) for ids in sequences)
+    input_ids = np.full((len(sequences), longest), pad_token_id, dtype=np.int64)
+    attention_mask = np.zeros((len(sequences), longest), dtype=np.int64)
+    for i, ids in enumerate(sequences):
+        input_ids[i, : len(ids)] = ids
+        attention_mask[i, : len(ids)] = 1
+    return Padded(torch.from_numpy(input_ids), torch.from_numpy(attention_mask))
+
+
+def pack_sequences(
+    sequences: Sequence[Ids], rows: Sequence[Sequence[Sequence[int]]], pad_token_id: int = 0, row_multiple: int = 1
+) -> Packed:
+    """Rows of groups of sequences, each group with the longest beginning that all of it have in common only once.
+
+    Args:
+        sequences: R sequences; none may be empty.
+        rows: which sequences are a group, and which groups a row; each sequence exactly once.
+        pad_token_id: what stands where a row ends before the longest one.
+        row_multiple: rows are as long as the longest, filled up to a multiple of this.
+    """
+    arrays = [np.asarray(ids, dtype=np.int64) for ids in sequences]
+    shared = [[num_shared_tokens([arrays[i] for i in group]) for group in row] for row in rows]
+    used = [
+        sum(sum(len(arrays[i]) - n for i in group) + n for group, n in zip(row, counts, strict=True))
+        for row, counts in zip(rows, shared, strict=True)
+    ]
+    length = -(-max(used) // row_multiple) * row_multiple
+    ids, positions = np.full((len(rows), length), pad_token_id), np.zeros((len(rows), length), dtype=np.int64)
+    group_of, sequence_of = (np.full((len(rows), length), _NOBODY, dtype=np.int32) for _ in range(2))
+    spans = np.empty((3, len(arrays)), dtype=np.int64)
+    number = 0
+    for r, (row, counts) in enumerate(zip(rows, shared, strict=True)):
+        end = 0
+        for group, num_shared in zip(row, counts, strict=True):
+            start = end
+            parts = [
+                (_NOBODY, arrays[group[0]][:num_shared], 0),
+                *((i, arrays[i][num_shared:], num_shared) for i in group),
+            ]
+            for owner, part, first in parts:
+                place = slice(end, end + len(part))
+                ids[r, place], positions[r, place] = part, np.arange(first, first + len(part))
+                group_of[r, place], sequence_of[r, place] = number, owner
+                if owner != _NOBODY:
+                    spans[:, owner] = r * length + start, num_shared, r * length + end
+                end += len(part)
+            number += 1
+    shared_starts, shared_counts, own_starts = map(torch.from_numpy, spans)
+    return Packed(
+        torch.from_numpy(ids),
+        torch.from_numpy(positions),
+        torch.from_numpy(group_of),
+        torch.from_numpy(sequence_of),
+        shared_starts,
+        shared_counts,
+        own_starts,
+        torch.tensor([len(array) for array in arrays], dtype=torch.int64),
+    )
+
+
+def _groups(sequences: Sequence[Ids], keys: Sequence[Hashable]) -> tuple[list[list[int]], list[int]]:
+    """Sequences of equal keys, and how many tokens each group takes when it is packed."""
+    groups = group_equal(keys)
+    return groups, [_packed_length([np.asarray(sequences[i]) for i in group]) for group in groups]
+
+
+def _packed_length(sequences: Sequence[np.ndarray]) -> int:
+    return sum(map(len, sequences)) - (len(sequences) - 1) * num_shared_tokens(sequences)

@@ -1,0 +1,217 @@
+"""Rows of a file in its own order and on its own sides, for whoever gives something back beside each row.
+
+Training wants the opposite, see `ser_lightning/data/formats.py`: there a and b follow from the content alone.
+"""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+from ser_lightning.data.formats import check_mapping, parse_candidates, parse_prompt, parse_row, prompt_hash
+from ser_lightning.data.sources import open_sources
+from ser_lightning.errors import UserError, raise_problems
+from ser_lightning.records import PreferencePair, Turn
+
+Kind = Literal["chosen", "sides", "single"]
+"""A row has chosen and rejected, response_a and response_b, or a response alone."""
+_MAX_PROBLEMS = 10
+_PAIRS = (("chosen", "rejected"), ("response_a", "response_b"))
+
+
+@dataclass(frozen=True)
+class FileRow:
+    """A row that can be scored."""
+
+    number: int
+    """Its place in the file, from 0."""
+    where: str
+    """File and line, for messages."""
+    kind: Kind
+    pair: PreferencePair
+    """In the file's order: a is the first response, label 1 = it is the better one. A single response is both."""
+
+
+@dataclass
+class RowCounts:
+    """What a file holds."""
+
+    rows: int = 0
+    dropped: Counter[str] = field(default_factory=Counter)
+    """Rows that are no pair, by the reason."""
+    kinds: set[Kind] = field(default_factory=set)
+    has_ids: bool = False
+
+    @property
+    def usable(self) -> int:
+        """Rows that can be scored."""
+        return self.rows - self.dropped.total()
+
+
+@dataclass(frozen=True)
+class CandidateRow:
+    """A prompt with chosen and rejected responses, any number of either."""
+
+    where: str
+    """File and line, for messages."""
+    prompt: list[Turn]
+    prompt_id: int
+    """Equal for prompts that differ in case and white space alone."""
+    chosen: list[str]
+    rejected: list[str]
+    is_pair: bool
+    """Whether the file has a text on both sides, and not lists."""
+    subset: str
+    source_id: str | None
+
+
+def open_source(path: str) -> Any:
+    """The `Source` of a path, as `ser_lightning/data/sources.py` opens it.
+
+    Raises:
+        UserError: if there is nothing to read.
+    """
+    if path == "synthetic":
+        raise UserError("--data: got synthetic; give a file (`predict` scores pairs of the synthetic world)")
+    [source] = open_sources(path, num_synthetic=0, seed=0)
+    return source
+
+
+def column_problems(columns: Mapping[str, str]) -> list[str]:
+    """Problems of a column mapping, a line each."""
+    return check_mapping(_without_response(columns))
+
+
+def survey(source: Any, columns: Mapping[str, str]) -> RowCounts:
+    """Read a file once, so that what is wrong with it shows before a model is loaded.
+
+    Raises:
+        UserError: up to ten problems of rows at once, or rows of single responses among pairs.
+    """
+    counts = RowCounts()
+    problems: list[str] = []
+    try:
+        for _ in read_rows(source, columns, counts, problems):
+            if len(problems) >= _MAX_PROBLEMS:
+                break
+    except UserError as error:  # the file itself is broken here
+        problems += error.problems
+    if len(counts.kinds) > 1 and "single" in counts.kinds:
+        problems.append(f"{source.name}: got single responses and pairs; give each a file of its own")
+    if problems:
+        raise UserError(problems)
+    return counts
+
+
+def read_rows(
+    source: Any, columns: Mapping[str, str], counts: RowCounts, problems: list[str] | None = None
+) -> Iterator[FileRow]:
+    """The rows of a file that can be scored.
+
+    Args:
+        source: what `open_source` gave.
+        columns: how the file calls its columns.
+        counts: is kept up to date.
+        problems: collects those of single rows; None raises the first.
+    """
+    for number, (where, row) in enumerate(source.rows()):
+        counts.rows += 1
+        try:
+            kind = _kind_of(row, columns)
+            pair = _single(row, columns, where) if kind == "single" else _pair(row, columns, where, kind)
+        except UserError as error:
+            if problems is None:
+                raise
+            problems += error.problems
+            continue
+        if not isinstance(pair, PreferencePair):
+            counts.dropped[pair] += 1
+            continue
+        counts.kinds.add(kind)
+        counts.has_ids |= pair.source_id is not None
+        yield FileRow(number, where, kind, replace(pair, pair_id=number))
+
+
+def read_candidates(source: Any, columns: Mapping[str, str], subset: str) -> list[CandidateRow]:
+    """All rows of a file of chosen and rejected responses.
+
+    Args:
+        source: what `open_source` gave.
+        columns: how the file calls its columns.
+        subset: column that holds a row's subset; all rows are of one, `all`, where no row has it.
+
+    Raises:
+        UserError: up to ten problems of rows at once.
+    """
+    rows, problems, without = [], [], []
+    for where, row in source.rows():
+        try:
+            prompt, chosen, rejected = parse_candidates(row, columns, where)
+        except UserError as error:
+            problems += error.problems
+            if len(problems) >= _MAX_PROBLEMS:
+                break
+            continue
+        sides = [row[_name(name, row, columns)] for name in _PAIRS[0]]
+        name, source_id = row.get(subset), row.get(_name("id", row, columns))
+        without += [where] if name is None else []
+        rows.append(
+            CandidateRow(
+                where=where,
+                prompt=prompt,
+                prompt_id=prompt_hash(prompt),
+                chosen=chosen,
+                rejected=rejected,
+                is_pair=not any(isinstance(side, list) for side in sides),
+                subset="all" if name is None else str(name),
+                source_id=None if source_id is None else str(source_id),
+            )
+        )
+    if 0 < len(without) < len(rows):
+        problems.append(f"{without[0]}: got no {subset}, as in {len(without)} of {len(rows)} rows; fill it in all")
+    raise_problems(problems[:_MAX_PROBLEMS])
+    return rows
+
+
+def _kind_of(row: Mapping[str, Any], columns: Mapping[str, str]) -> Kind:
+    present = [all(_name(name, row, columns) in row for name in names) for names in _PAIRS]
+    if not any(present) and _name("response", row, columns) in row:
+        return "single"
+    # A table of both kinds leaves the other kind's columns empty.
+    is_filled = any(row.get(_name(name, row, columns)) is not None for name in _PAIRS[0])
+    return "chosen" if present[0] and (is_filled or not present[1]) else "sides"
+
+
+def _pair(row: Mapping[str, Any], columns: Mapping[str, str], where: str, kind: Kind) -> PreferencePair | str:
+    columns = _without_response(columns)
+    pair = parse_row(row, columns, where)
+    if not isinstance(pair, PreferencePair):
+        return str(pair)
+    # Which side a is on, the label tells; a row of two sides is asked again as if its first were the better one.
+    told = pair if kind == "chosen" else parse_row({**row, _name("label", row, columns): 1}, columns, where)
+    if not isinstance(told, PreferencePair) or told.label == 1:
+        return pair
+    label = None if pair.label is None else 1 - pair.label
+    return replace(pair, response_a=pair.response_b, response_b=pair.response_a, label=label)
+
+
+def _single(row: Mapping[str, Any], columns: Mapping[str, str], where: str) -> PreferencePair | str:
+    prompt = parse_prompt(row, _without_response(columns), where)
+    name = _name("response", row, columns)
+    text, source_id = row[name], row.get(_name("id", row, columns))
+    if text is not None and not isinstance(text, str):
+        raise UserError(f"{where}: got a {type(text).__name__} in {name}; use text")
+    if prompt is None or text is None or not text.strip():
+        return "empty"
+    text = text.encode("utf-8", "replace").decode("utf-8")  # JSON may hold half a surrogate pair
+    return PreferencePair(0, prompt, text, text, None, None if source_id is None else str(source_id))
+
+
+def _name(name: str, row: Mapping[str, Any], columns: Mapping[str, str]) -> str:
+    """How a row calls a column: as it is mapped, or by the project's own name."""
+    return columns[name] if columns.get(name) in row else name
+
+
+def _without_response(columns: Mapping[str, str]) -> dict[str, str]:
+    """The mapping that `formats` knows, which has no single responses."""
+    return {name: column for name, column in columns.items() if name != "response"}

@@ -1,0 +1,214 @@
+"""Files, Hub data sets and the synthetic world -> raw rows, each with the place it came from."""
+
+import csv
+import difflib
+import gzip
+import hashlib
+import io
+import json
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import datasets
+import pyarrow
+import pyarrow.parquet
+
+from ser_lightning.errors import UserError
+
+Row = dict[str, Any]
+_SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
+_HUB_NAME = re.compile(r"^[\w.-]+(/[\w.-]+)?(:(?P<config>[\w.-]+))?(@(?P<split>[\w.\[\]:%-]+))?$")
+
+
+@dataclass(frozen=True)
+class Source:
+    """Rows that can be read again and again.
+
+    Attributes:
+        name: for messages.
+        fingerprint: changes when the content does.
+        rows: starts an iteration over (place for messages, row).
+    """
+
+    name: str
+    fingerprint: str
+    rows: Callable[[], Iterator[tuple[str, Row]]]
+
+
+def open_sources(paths: str | Sequence[str], num_synthetic: int, seed: int) -> list[Source]:
+    """A source for each path.
+
+    Args:
+        paths: local files, folders of `Dataset.save_to_disk`, Hub names (`owner/name:config@split`), or `synthetic`.
+        num_synthetic: pairs of the synthetic world.
+        seed: seed of the synthetic world.
+
+    Raises:
+        UserError: a line for every path that cannot be opened.
+    """
+    sources, problems = [], []
+    for path in [paths] if isinstance(paths, str) else paths:
+        try:
+            sources.append(_synthetic(num_synthetic, seed) if path == "synthetic" else _open(path))
+        except UserError as error:
+            problems += error.problems
+    if problems:
+        raise UserError(problems)
+    return sources
+
+
+def _open(path: str) -> Source:
+    file = Path(path).expanduser()
+    if file.is_dir():
+        return _saved_dataset(file)
+    suffix = file.with_suffix("").suffix if file.suffix == ".gz" else file.suffix
+    if file.is_file():
+        if suffix not in _SUFFIXES or (suffix == ".parquet" and file.suffix == ".gz"):
+            raise UserError(
+                f"{path}: got the ending {file.suffix!r}; use {', '.join(_SUFFIXES)}, or a .gz of a text file"
+            )
+        readers = {".jsonl": _read_jsonl, ".json": _read_json, ".csv": _read_csv, ".parquet": _read_parquet}
+        return Source(path, _file_hash(file), lambda: _checked(readers[suffix](file), path))
+    if suffix in _SUFFIXES or not (match := _HUB_NAME.match(path)):
+        raise UserError(f"{path}: got no such file; {_nearest(file)}")
+    return _hub(path, match)
+
+
+def _nearest(file: Path) -> str:
+    if not file.parent.is_dir():
+        return f"there is no folder {file.parent} either"
+    names = [p.name for p in file.parent.iterdir() if p.name.removesuffix(".gz").endswith(_SUFFIXES)]
+    nearest = difflib.get_close_matches(file.name, names, n=3, cutoff=0.0)
+    return f"did you mean {' or '.join(nearest)}?" if nearest else f"{file.parent} holds no data file"
+
+
+def _file_hash(file: Path) -> str:
+    with file.open("rb") as stream:
+        return f"{file.suffix}:{hashlib.file_digest(stream, 'sha256').hexdigest()}"
+
+
+def _checked(rows: Iterator[tuple[str, Any]], path: str) -> Iterator[tuple[str, Row]]:
+    """Rows that are rows, at least one of them, and text that is UTF-8."""
+    where = path
+    empty = True
+    try:
+        for where, row in rows:
+            empty = False
+            if not isinstance(row, dict):
+                raise UserError(f"{where}: got a {type(row).__name__}; needs an object with named columns")
+            yield where, row
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: got bytes that are not UTF-8 after {where}; convert the file to UTF-8") from error
+    if empty:
+        raise UserError(f"{path}: got no row; give a file with at least one pair")
+
+
+def _open_text(file: Path) -> IO[str]:
+    stream: Any = gzip.open(file, "rb") if file.suffix == ".gz" else file.open("rb")  # noqa: SIM115 (the caller closes)
+    # Only \n ends a line: JSON may hold \u2028 and csv wants its own line ends.
+    return io.TextIOWrapper(stream, encoding="utf-8-sig", newline="\n" if ".jsonl" in file.suffixes else "")
+
+
+def _read_jsonl(file: Path) -> Iterator[tuple[str, Any]]:
+    with _open_text(file) as stream:
+        for number, line in enumerate(stream, start=1):
+            if line.strip():
+                yield f"{file}, line {number}", _parse_json(line, f"{file}, line {number}")
+
+
+def _parse_json(text: str, where: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise UserError(f"{where}: got broken JSON ({error}); mend it or remove it") from error
+
+
+def _read_json(file: Path) -> Iterator[tuple[str, Any]]:
+    """A list of rows, an object with one list of rows (`{"data": [...]}`), or JSON lines under the wrong name."""
+    with _open_text(file) as stream:
+        first = stream.readline()
+        try:
+            is_lines = isinstance(json.loads(first), dict) and bool(stream.readline().strip())
+        except json.JSONDecodeError:
+            is_lines = False
+    if is_lines:
+        yield from _read_jsonl(file)
+        return
+    with _open_text(file) as stream:
+        text = stream.read()
+    content = _parse_json(text, str(file)) if text.strip() else []
+    if isinstance(content, dict):
+        lists = [value for value in content.values() if isinstance(value, list)]
+        content = lists[0] if len(lists) == 1 else [content]
+    for number, row in enumerate(content, start=1):
+        yield f"{file}, row {number}", row
+
+
+def _read_csv(file: Path) -> Iterator[tuple[str, Any]]:
+    csv.field_size_limit(2**31 - 1)  # the default of 128 KiB is shorter than some dialogues
+    with _open_text(file) as stream:
+        reader = csv.DictReader(stream, strict=True)
+        try:
+            for row in reader:
+                where = f"{file}, line {reader.line_num}"
+                if None in row or None in row.values():
+                    raise UserError(f"{where}: got another number of fields than the header; quote fields with commas")
+                yield where, row
+        except csv.Error as error:
+            raise UserError(
+                f"{file}, after line {reader.line_num}: got broken CSV ({error}); mend the quotes"
+            ) from error
+
+
+def _read_parquet(file: Path) -> Iterator[tuple[str, Any]]:
+    try:
+        table = pyarrow.parquet.ParquetFile(file)
+    except pyarrow.ArrowInvalid as error:
+        raise UserError(f"{file}: got no Parquet file ({error}); write it again") from error
+    number = 0
+    for batch in table.iter_batches(batch_size=1024):
+        for row in batch.to_pylist():
+            number += 1
+            yield f"{file}, row {number}", row
+
+
+def _dataset_source(name: str, dataset: datasets.Dataset) -> Source:
+    # The fingerprint of `datasets` follows the content, and has no public name.
+    rows = lambda: ((f"{name}, row {number}", row) for number, row in enumerate(dataset, start=1))  # noqa: E731
+    return Source(name, f"datasets:{dataset._fingerprint}", lambda: _checked(rows(), name))
+
+
+def _saved_dataset(folder: Path) -> Source:
+    if not (folder / "state.json").is_file():
+        raise UserError(f"{folder}: got a folder; name its files, or a folder written by Dataset.save_to_disk")
+    return _dataset_source(str(folder), datasets.Dataset.load_from_disk(str(folder)))
+
+
+def _hub(path: str, match: re.Match[str]) -> Source:
+    name = path.partition("@")[0].partition(":")[0]
+    split = match["split"] or "train"
+    try:
+        dataset = datasets.load_dataset(name, match["config"], split=split)
+    except Exception as error:  # the Hub client raises more than a dozen kinds
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"{path}: got neither a local file nor a Hub data set ({type(error).__name__}: {reason}); "
+            "give a file, or owner/name:config@split"
+        ) from error
+    return _dataset_source(path, dataset)
+
+
+def _synthetic(num_pairs: int, seed: int) -> Source:
+    from ser_lightning.synthetic.world import generate_pairs
+
+    def rows() -> Iterator[tuple[str, Row]]:
+        for number, pair in enumerate(generate_pairs(num_pairs, seed), start=1):
+            yield f"synthetic, row {number}", asdict(pair)
+
+    content = hashlib.sha256()
+    for _, row in rows():  # by content: a changed generator must not find the old cache
+        content.update(json.dumps(row).encode())
+    return Source("synthetic", content.hexdigest(), lambda: _checked(rows(), "synthetic"))

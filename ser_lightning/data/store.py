@@ -1,0 +1,234 @@
+"""Encoded pairs on disk: written once, keyed by data, tokenizer, template and length. `reader.py` reads them.
+
+The labels lie in a file of their own, which only `PairStore.read_labels` opens.
+"""
+
+import hashlib
+import itertools
+import json
+import os
+import shutil
+import uuid
+from array import array
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow
+from tqdm import tqdm
+from transformers import PreTrainedTokenizerBase
+
+from ser_lightning.data.encode import ENCODING_VERSION, EncodedPair, encode_pairs
+from ser_lightning.data.formats import earlier_prompts, parse_row, prompt_hash
+from ser_lightning.data.packing import num_shared_tokens
+from ser_lightning.data.sources import Source
+from ser_lightning.errors import UserError
+from ser_lightning.records import PreferencePair
+
+ROLES = ("path", "pool_path", "test_path")
+"""Where a row came from; a role is stored as its position here."""
+UNLABELLED, CONTRADICTION = -1, -2
+"""What stands in place of a label where nobody has said, and where rows of one pair disagree."""
+_STORE_VERSION = 4
+_MAX_PROBLEMS = 10
+INDEX = ("pair_id", "dialogue_id", "prompt_id", "continuations", "offsets", "num_shared", "role")
+"""Arrays of `index.npz`."""
+TEXTS = pyarrow.schema([(name, pyarrow.string()) for name in ("prompt", "response_a", "response_b", "source_id")])
+Counts = dict[str, Counter[str]]
+
+
+def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Changes when the tokenizer or its chat template would give other ids."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    state: Any = json.loads(backend.to_str()) if backend is not None else sorted(tokenizer.get_vocab().items())
+    if isinstance(state, dict):  # whoever used the tokenizer last left these behind; encoding uses neither
+        state |= {"truncation": None, "padding": None}
+    parts = [type(tokenizer).__name__, state, str(tokenizer.special_tokens_map), tokenizer.chat_template]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+def store_key(
+    sources: Mapping[str, Sequence[Source]],
+    columns: Mapping[str, str],
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+) -> str:
+    """Name of the store of these sources under this encoding."""
+    content = {role: [source.fingerprint for source in sources[role]] for role in ROLES}
+    parts = [content, dict(columns), tokenizer_hash(tokenizer), max_length, ENCODING_VERSION, _STORE_VERSION]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:24]
+
+
+def default_cache() -> Path:
+    """Where encoded pairs go unless the user says otherwise."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ser-lightning"
+
+
+def is_complete(folder: Path) -> bool:
+    """Whether the store is there; a store appears whole or not at all."""
+    return (folder / "counts.json").is_file()
+
+
+def build_store(
+    folder: Path,
+    sources: Mapping[str, Sequence[Source]],
+    columns: Mapping[str, str],
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+) -> None:
+    """Read, canonicalise and encode every row, and write the store to `folder`.
+
+    Args:
+        folder: appears whole or not at all.
+        sources: the sources of each of `ROLES`.
+        columns: how the files call the columns.
+        tokenizer: has a `chat_template`.
+        max_length: most ids in a conversation.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    draft = folder.with_name(f"{folder.name}.{uuid.uuid4().hex[:8]}.draft")
+    draft.mkdir()
+    try:
+        writer = _StoreWriter(draft, tokenizer, max_length)
+        for role in ROLES:
+            if sources[role]:
+                writer.add_role(role, _parsed(sources[role], columns, writer.counts[role]))
+        writer.close()
+        try:
+            os.rename(draft, folder)
+        except OSError:  # another process was faster, with the same content
+            if not folder.is_dir():
+                raise
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+def _parsed(sources: Sequence[Source], columns: Mapping[str, str], counts: Counter[str]) -> Iterator[PreferencePair]:
+    """The usable pairs of one role; problems of several rows come as one error."""
+    problems: list[str] = []
+    rows = itertools.chain.from_iterable(source.rows() for source in sources)
+    for where, row in tqdm(rows, desc="Encoding pairs", unit=" pairs", disable=None):
+        counts["rows"] += 1
+        try:
+            pair = parse_row(row, columns, where)
+        except UserError as error:
+            problems += error.problems
+            if len(problems) >= _MAX_PROBLEMS:
+                break
+            continue
+        if isinstance(pair, PreferencePair):
+            yield pair
+        else:
+            counts[pair] += 1
+    if problems:
+        raise UserError(problems)
+
+
+class _StoreWriter:
+    """Writes encoded pairs one chunk at a time, so that memory holds numbers only."""
+
+    chunk_size = 256
+
+    def __init__(self, folder: Path, tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:
+        self.folder, self.tokenizer, self.max_length = folder, tokenizer, max_length
+        self.counts: Counts = {role: Counter() for role in ROLES}
+        self.pair_id, self.prompt_id, self.offsets = array("q"), array("q"), array("q", [0])
+        self.num_shared, self.role, self.labels = array("q"), array("b"), array("b")
+        self.continuations: set[tuple[int, int]] = set()
+        self.ids = (folder / "ids.bin").open("wb")
+        self.texts = pyarrow.ipc.new_stream(str(folder / "texts.arrow"), TEXTS)
+
+    def add_role(self, role: str, pairs: Iterator[PreferencePair]) -> None:
+        """Encode and write the pairs of one role; a pair that came before only adds its label."""
+        position: dict[int, int | None] = {}
+        while chunk := list(itertools.islice(pairs, self.chunk_size)):
+            fresh: dict[int, PreferencePair] = {}
+            for pair in chunk:
+                if pair.pair_id not in position and pair.pair_id not in fresh:
+                    fresh[pair.pair_id] = pair
+            written = dict(zip(fresh, self._write(role, list(fresh.values())), strict=True))
+            position |= written
+            for pair in chunk:
+                if fresh.pop(pair.pair_id, None) is None:
+                    self.counts[role]["duplicate"] += 1
+                if (row := position[pair.pair_id]) is not None:
+                    self.labels[row] = _merge_labels(self.labels[row], pair.label)
+
+    def _write(self, role: str, pairs: list[PreferencePair]) -> list[int | None]:
+        """Write what fits; the rows of the pairs, None for a pair that is dropped."""
+        if not pairs:
+            return []
+        rows: list[int | None] = []
+        kept: list[PreferencePair] = []
+        for pair, encoded in zip(pairs, encode_pairs(self.tokenizer, pairs, self.max_length), strict=True):
+            if encoded is None or encoded.ids_a == encoded.ids_b:
+                self.counts[role]["too_long" if encoded is None else "identical"] += 1
+                rows.append(None)
+                continue
+            self.counts[role]["cut"] += encoded.is_cut
+            rows.append(len(self.pair_id))
+            self._append(role, pair, encoded)
+            kept.append(pair)
+        columns = [
+            [json.dumps(pair.prompt) for pair in kept],
+            *([getattr(pair, name) for pair in kept] for name in ("response_a", "response_b", "source_id")),
+        ]
+        arrays = [pyarrow.array(column, pyarrow.string()) for column in columns]
+        self.texts.write_batch(pyarrow.RecordBatch.from_arrays(arrays, schema=TEXTS))
+        return rows
+
+    def _append(self, role: str, pair: PreferencePair, encoded: EncodedPair) -> None:
+        both = [np.asarray(ids, dtype=np.int32) for ids in (encoded.ids_a, encoded.ids_b)]
+        for ids in both:
+            self.ids.write(ids.tobytes())
+            self.offsets.append(self.offsets[-1] + len(ids))
+        self.num_shared.append(num_shared_tokens(both))
+        self.pair_id.append(pair.pair_id)
+        prompt_id = prompt_hash(pair.prompt)
+        self.prompt_id.append(prompt_id)
+        self.continuations.update((earlier, prompt_id) for earlier in earlier_prompts(pair.prompt))
+        self.role.append(ROLES.index(role))
+        self.labels.append(UNLABELLED)
+
+    def close(self) -> None:
+        """Write the index, the labels and the counts."""
+        self.ids.close()
+        self.texts.close()
+        dialogue_id = join_dialogues(self.prompt_id, self.continuations)
+        continuations = np.asarray(sorted(self.continuations), dtype=np.int64).reshape(-1, 2)
+        values = (self.pair_id, dialogue_id, self.prompt_id, continuations, self.offsets, self.num_shared, self.role)
+        np.savez(self.folder / "index.npz", **dict(zip(INDEX, map(np.asarray, values), strict=True)))  # type: ignore
+        np.save(self.folder / "labels.npy", np.asarray(self.labels, dtype=np.int8))
+        (self.folder / "counts.json").write_text(json.dumps(self.counts))
+
+
+def join_dialogues(prompt_id: Sequence[int], continuations: Iterable[tuple[int, int]]) -> list[int]:
+    """Give prompts that continue one another one id: the later prompt may hold an answer to the earlier one.
+
+    Args:
+        prompt_id: N ids.
+        continuations: (earlier, later) prompts; an earlier one that is none of the N counts for nothing.
+
+    Returns:
+        N ids, the smallest prompt of each dialogue, whatever the order of the pairs.
+    """
+    parent = {prompt: prompt for prompt in prompt_id}
+
+    def find(prompt: int) -> int:
+        while parent[prompt] != prompt:
+            parent[prompt] = prompt = parent[parent[prompt]]
+        return prompt
+
+    for earlier, later in continuations:
+        if earlier in parent:
+            low, high = sorted((find(earlier), find(later)))
+            parent[high] = low
+    return [find(prompt) for prompt in prompt_id]
+
+
+def _merge_labels(old: int, new: int | None) -> int:
+    if new is None or old == new:
+        return old
+    return new if old == UNLABELLED else CONTRADICTION

@@ -1,0 +1,133 @@
+"""What validation reports of a reward model, exact over uneven batches and ranks (torchmetrics). N pairs."""
+
+import math
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+from torchmetrics.functional.classification import binary_calibration_error
+from torchmetrics.functional.regression import pearson_corrcoef
+from torchmetrics.utilities.data import dim_zero_cat
+
+from ser_lightning.evaluation.calibration import prob_a_wins
+from ser_lightning.records import PairScores
+
+NUM_CALIBRATION_BINS = 10
+_Z_95 = 1.959963984540054
+
+
+def half_credit(margin: Tensor, target: Tensor) -> Tensor:
+    """(N,) 1 where the sign of the margin agrees with the target, 0 where not, 0.5 for a tie."""
+    return torch.where(margin == 0, 0.5, ((margin > 0) == (target > 0.5)).to(margin.dtype))
+
+
+def wilson_interval(num_right: float, num_pairs: int) -> tuple[float, float]:
+    """95 % interval of an accuracy (Wilson, 1927); NaN without pairs."""
+    if num_pairs == 0:
+        return math.nan, math.nan
+    p, z2 = num_right / num_pairs, _Z_95**2
+    centre = (p + z2 / (2 * num_pairs)) / (1 + z2 / num_pairs)
+    half = _Z_95 * math.sqrt(p * (1 - p) / num_pairs + z2 / (4 * num_pairs**2)) / (1 + z2 / num_pairs)
+    return centre - half, centre + half
+
+
+def length_correlation(margin: Tensor, length_difference: Tensor) -> float:
+    """Pearson correlation of reward margin and length difference (tokens): how far the model just likes length.
+
+    NaN where it is not defined: fewer than two pairs, or one of the two does not vary.
+    """
+    if len(margin) < 2 or margin.std() == 0 or length_difference.float().std() == 0:
+        return math.nan
+    return float(pearson_corrcoef(margin.double(), length_difference.double()))
+
+
+def calibration_error(probability: Tensor, right: Tensor) -> float:
+    """Expected calibration error over 10 bins of equal width; NaN without pairs.
+
+    Args:
+        probability: (N,) stated probability that the label is right.
+        right: (N,) 1 where it was.
+    """
+    if len(probability) == 0:
+        return math.nan
+    return float(binary_calibration_error(probability.float(), right.long(), n_bins=NUM_CALIBRATION_BINS))
+
+
+def ks_distance(one: Tensor, other: Tensor) -> float:
+    """Kolmogorov-Smirnov distance of two samples: the largest difference of their distribution functions.
+
+    Args:
+        one: (N,) sample, N > 0.
+        other: (M,) sample, M > 0.
+    """
+    one, other = one.double().sort().values, other.double().sort().values
+    everything = torch.cat([one, other])
+    shares = [torch.searchsorted(x, everything, right=True).double() / len(x) for x in (one, other)]
+    return float((shares[0] - shares[1]).abs().max())
+
+
+class PairMetrics(Metric):
+    """All figures of one evaluation set, from the scores and labels of its pairs."""
+
+    full_state_update = False
+    margin: list[Tensor]
+    target: list[Tensor]
+    length_difference: list[Tensor]
+
+    def __init__(self) -> None:
+        super().__init__()
+        for name in ("margin", "target", "length_difference"):
+            self.add_state(name, default=[], dist_reduce_fx="cat")
+
+    def update(self, scores: PairScores, target: Tensor, weight: Tensor) -> None:
+        """Add a batch.
+
+        Args:
+            scores: (B,) rewards.
+            target: (B,) 1 where a is the better response.
+            weight: (B,) 0 leaves the pair out (a row that only fills up a rank).
+        """
+        real = weight > 0
+        self.margin.append(scores.margin[real])
+        self.target.append(target[real])
+        self.length_difference.append(scores.length_difference[real])
+
+    def compute(self, temperature: float = 1.0) -> dict[str, float]:
+        """Figures by name; `docs/metrics.md` defines each.
+
+        Args:
+            temperature: divides the margins before the sigmoid, for the calibration error.
+        """
+        if not len(self.margin):
+            return {"pairs": 0}
+        margin, target = dim_zero_cat(self.margin).cpu(), dim_zero_cat(self.target).cpu()
+        difference = dim_zero_cat(self.length_difference).cpu()
+        return pair_figures(margin, target, difference, temperature)
+
+
+def pair_figures(
+    margin: Tensor, target: Tensor, length_difference: Tensor, temperature: float = 1.0
+) -> dict[str, float]:
+    """Figures of N scored and labelled pairs.
+
+    Args:
+        margin: (N,) reward_a - reward_b.
+        target: (N,) 1 where a is the better response.
+        length_difference: (N,) tokens of a minus tokens of b.
+        temperature: divides the margins before the sigmoid.
+    """
+    num_right = float(half_credit(margin, target).sum())
+    low, high = wilson_interval(num_right, len(margin))
+    prob_a = prob_a_wins(margin, temperature)
+    confidence, right = torch.maximum(prob_a, 1 - prob_a), (margin > 0) == (target > 0.5)
+    return {
+        "accuracy": num_right / len(margin),
+        "accuracy_low": low,
+        "accuracy_high": high,
+        "tie_share": float((margin == 0).float().mean()),
+        "margin": float((margin * (2 * target - 1)).mean()),
+        "calibration_error": calibration_error(confidence, right),
+        "length_correlation": length_correlation(margin, length_difference),
+        "longer_accuracy": float(half_credit(length_difference.float(), target).mean()),
+        "pairs": len(margin),
+    }

@@ -1,0 +1,1 @@
+"""Self-evolution as plain functions: selection rules, drift guards, the forecast."""

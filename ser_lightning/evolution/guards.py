@@ -1,0 +1,280 @@
+"""Drift guards: signs that self-training goes wrong, from the seed out of fold and the round's own numbers alone.
+
+Self-training fails quietly: a model that has gone wrong is as sure of itself as a good one. Nothing here sees a hidden
+label. Shapes: N pool pairs, M seed pairs. `docs/guards.md` has what each is worth on injected faults and without any.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from ser_lightning.evaluation.metrics import half_credit, ks_distance, wilson_interval
+from ser_lightning.evolution.selection import Evidence, Verdict
+from ser_lightning.records import PairScores
+
+Level = Literal["ignore", "warn", "stop", "rollback"]
+"""`stop`: the round's labels are not used and evolution ends; `rollback`: its model is not delivered either."""
+NUM_STANDARD_ERRORS = 3.0
+"""A difference of shares counts as real from here on."""
+KS_AT_1_IN_10000 = 2.2252
+"""sqrt(-ln(p / 2) / 2) at p = 1e-4: times sqrt(1/N + 1/M) the KS distance that chance exceeds once in 10,000."""
+TIE = 1e-4
+"""A margin below says nothing of a pair."""
+
+
+@dataclass(frozen=True)
+class Guard:
+    """What is done when a guard fires, and when it does."""
+
+    level: Level
+    threshold: float
+
+
+@dataclass(frozen=True)
+class RoundView:
+    """What a guard sees of a round."""
+
+    round: int
+    pool: PairScores
+    """(N,) the scores that the labels were made of."""
+    fold_pool: list[PairScores]
+    """For each fold (N,) scores of the pool by the model that has not seen the fold; empty in the last round."""
+    verdict: Verdict
+    keep: Tensor
+    """(N,) bool, what is to be trained on."""
+    label_before: Tensor | None
+    """(N,) int8 labels that the round before gave; None in round 0."""
+    evidence: Evidence
+    """(M,) out-of-fold scores and human labels of the seed."""
+    seed_rounds: list[PairScores]
+    """For each round up to this one the seed's out-of-fold scores."""
+    seed_credits: list[Tensor]
+    """For each round up to this one the credit of the same seed pairs: 1 right, 0.5 tie, 0 wrong."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What a guard has found."""
+
+    guard: str
+    value: float
+    """NaN where it cannot be measured; it does not fire then."""
+    limit: float
+    """The threshold, or what chance can do where that is further away."""
+    fired: bool
+    level: Level
+    action: str
+    meaning: str
+
+    @property
+    def message(self) -> str:
+        """One line: how much, what it means and what to do."""
+        return f"{self.value:.3f}, limit {self.limit:.3f}: {self.meaning}; {self.action}"
+
+
+# What is measured. Each returns (value, limit); "bad" is above the limit, or below it for those in `BAD_BELOW`.
+
+
+def chance(view: RoundView, threshold: float) -> tuple[float, float]:
+    """Lower end of the 95 % interval of the accuracy out of fold, which a coin must not reach."""
+    credit = view.seed_credits[-1]
+    if len(credit) == 0:
+        return math.nan, threshold
+    return wilson_interval(float(credit.sum()), len(credit))[0], threshold
+
+
+def decline(view: RoundView, threshold: float) -> tuple[float, float]:
+    """Accuracy out of fold that was lost against the best earlier round, beyond two standard errors of the pairs."""
+    *earlier, now = view.seed_credits
+    if not earlier or len(now) < 2:
+        return math.nan, threshold
+    loss = max(earlier, key=lambda credit: float(credit.mean())) - now
+    return float(loss.mean() - 2 * loss.std() / len(loss) ** 0.5), threshold
+
+
+def disagreement(view: RoundView, threshold: float) -> tuple[float, float]:
+    """Share of kept labels that contradict the rewards they were made of."""
+    if not view.keep.any():
+        return math.nan, threshold
+    return float(1 - half_credit(view.pool.margin, view.verdict.label.float())[view.keep].mean()), threshold
+
+
+def flips(view: RoundView, threshold: float) -> tuple[float, float]:
+    """Share of pool labels that are others than in the round before."""
+    if view.label_before is None:
+        return math.nan, threshold
+    return float((view.label_before != view.verdict.label).double().mean()), threshold
+
+
+def length(view: RoundView, threshold: float) -> tuple[float, float]:
+    """How much more often the model expects the longer response to win, of the pairs it keeps, than people say it does.
+
+    It expects what its margins say on the scale that was fitted out of fold. Counting its labels instead would blame
+    any model that knows little more than length: where the longer wins 64 of 100 times, the likelier label is the
+    longer one every time. The human labels are those of the seed pairs that the model is as sure of, out of fold: being
+    longer is a good sign in some data, and more so among clear pairs.
+    """
+    scores = view.evidence.scores
+    if len(scores) == 0 or not view.keep.any():
+        return math.nan, threshold
+    temperature, _ = view.evidence.scale()
+    expected = _longer_wins((view.pool.margin / temperature).sigmoid(), view.pool.length_difference, view.keep)
+    size = scores.margin.abs()
+    sure = size >= size.quantile(1 - view.keep.double().mean().to(size.dtype))
+    return _difference(expected, _longer_wins(view.evidence.target, scores.length_difference, sure), threshold)
+
+
+def position(view: RoundView, threshold: float) -> tuple[float, float]:
+    """How far the share of kept labels that say a is from the share among human labels."""
+    if len(view.evidence.target) == 0 or not view.keep.any():
+        return math.nan, threshold
+    return _difference(view.verdict.label[view.keep].double(), view.evidence.target.double(), threshold)
+
+
+def ties(view: RoundView, threshold: float) -> tuple[float, float]:
+    """Share of pool pairs whose rewards are equal or no numbers."""
+    return float((~(view.pool.margin.abs() > TIE)).double().mean()), threshold
+
+
+def spread(view: RoundView, threshold: float) -> tuple[float, float]:
+    """Standard deviation of the seed's margins, out of fold, over that of round 0."""
+    first, now = view.seed_rounds[0].margin, view.seed_rounds[-1].margin
+    if view.round == 0 or len(first) < 2 or float(first.std()) == 0:
+        return math.nan, threshold
+    return float(now.std() / first.std()), threshold
+
+
+def shift(view: RoundView, threshold: float) -> tuple[float, float]:
+    """KS distance of pool and seed: of lengths, and in round 0 of how sure models are that have seen neither."""
+    scores = view.evidence.scores
+    samples = [(scores.tokens_a + scores.tokens_b, view.pool.tokens_a + view.pool.tokens_b)]
+    if view.round == 0 and view.fold_pool:
+        samples.append((scores.margin.abs(), torch.cat([pool.margin.abs() for pool in view.fold_pool])))
+    if len(scores) == 0 or len(view.pool) == 0:
+        return math.nan, threshold
+    by_chance = KS_AT_1_IN_10000 * (1 / len(scores) + 1 / len(view.pool)) ** 0.5
+    return max(ks_distance(one, other) for one, other in samples), max(threshold, by_chance)
+
+
+def overconfidence(view: RoundView, threshold: float) -> tuple[float, float]:
+    """Mean confidence stated for the pool's labels, less the upper end of the 95 % interval of accuracy out of fold.
+
+    Low entropy alone is no fault: on clear pairs a good model is sure. It is one where human labels do not bear it out.
+    """
+    credit, confidence = view.seed_credits[-1], view.verdict.confidence
+    if len(credit) == 0 or len(confidence) == 0:
+        return math.nan, threshold
+    return float(confidence.double().mean()) - wilson_interval(float(credit.sum()), len(credit))[1], threshold
+
+
+def _longer_wins(prob_a: Tensor, length_difference: Tensor, mask: Tensor) -> Tensor:
+    """Probability that the longer response wins, of pairs of unequal length under the mask; of labels 1 or 0."""
+    mask = mask & (length_difference != 0)
+    return torch.where(length_difference[mask] > 0, prob_a[mask], 1 - prob_a[mask]).double()
+
+
+def _difference(one: Tensor, other: Tensor, threshold: float) -> tuple[float, float]:
+    """Size of the difference of two shares, and the larger of the threshold and three standard errors of it."""
+    if len(one) == 0 or len(other) == 0:
+        return math.nan, threshold
+    both = torch.cat([one, other]).mean()
+    error = (both * (1 - both) * (1 / len(one) + 1 / len(other))).sqrt()
+    return float((one.mean() - other.mean()).abs()), max(threshold, NUM_STANDARD_ERRORS * float(error))
+
+
+@dataclass(frozen=True)
+class _Kind:
+    measure: Callable[[RoundView, float], tuple[float, float]]
+    default: Guard
+    meaning: str
+    action: str
+    is_bad_below: bool = False
+
+
+KINDS = {
+    "chance": _Kind(
+        chance,
+        Guard("warn", 0.5),
+        "out of fold the model may be no better than a coin, and so would be its labels",
+        "give more human labels (data.seed_fraction) or a larger model, or train longer (seed_epochs)",
+        is_bad_below=True,
+    ),
+    "decline": _Kind(
+        decline,
+        Guard("rollback", 0.0),
+        "the model has become worse at human labels by what it taught itself",
+        "raise the rule's target, or read the pairs that flipped",
+    ),
+    "disagreement": _Kind(
+        disagreement,
+        Guard("rollback", 0.05),
+        "labels contradict the rewards that they were made of",
+        "look for swapped sides in the selection rule",
+    ),
+    "flips": _Kind(
+        flips,
+        Guard("rollback", 0.35),
+        "the model contradicts the labels of the round before",
+        "lower the learning rate, raise the rule's target, or give more human labels",
+    ),
+    "length": _Kind(
+        length,
+        Guard("rollback", 0.15),
+        "where it is sure, length decides otherwise than in people's labels",
+        "set length_quota: seed, or give human labels of pairs whose shorter response is better",
+    ),
+    "position": _Kind(
+        position,
+        Guard("stop", 0.15),
+        "its labels favour a place, which has no meaning here",
+        "look at the selection rule and at pairs that hold the same response twice",
+    ),
+    "ties": _Kind(
+        ties,
+        Guard("rollback", 0.05),
+        "rewards have collapsed to one number, or are none",
+        "lower the learning rate or set trainer.gradient_clip_val",
+    ),
+    "spread": _Kind(
+        spread,
+        Guard("rollback", 0.1),
+        "rewards have shrunk to where nothing can be told apart",
+        "lower the learning rate, or train longer (epochs_per_round)",
+        is_bad_below=True,
+    ),
+    "shift": _Kind(
+        shift,
+        Guard("warn", 0.15),
+        "the pool is of another kind than the human labels, which cannot vouch for its labels",
+        "label some pairs of the pool and add them to the seed, or take a pool of the same kind",
+    ),
+    "overconfidence": _Kind(
+        overconfidence,
+        Guard("warn", 0.1),
+        "the model is surer of its labels than it is right about people's",
+        "use CalibratedRule, or restart: weights with fewer epochs_per_round; give more human labels",
+    ),
+}
+"""name -> what it measures, what is done by default, what that means, and what to do"""
+
+
+def inspect_round(view: RoundView, guards: dict[str, Guard]) -> list[Finding]:
+    """What every guard that is not ignored has found, in the order of `KINDS`.
+
+    Args:
+        view: the round.
+        guards: settings by the names in `KINDS`.
+    """
+    found = []
+    for name, kind in KINDS.items():
+        guard = guards[name]
+        if guard.level == "ignore":
+            continue
+        value, limit = kind.measure(view, guard.threshold)
+        fired = value < limit if kind.is_bad_below else value > limit  # never for NaN
+        found.append(Finding(name, value, limit, fired, guard.level, kind.action, kind.meaning))
+    return found

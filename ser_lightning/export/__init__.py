@@ -1,0 +1,1 @@
+"""A trained model as an ordinary transformers folder, with its card."""

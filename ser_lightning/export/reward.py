@@ -1,0 +1,282 @@
+"""Delivered model -> an ordinary transformers or peft folder, scored the same by somebody who has only these.
+
+The command exports policies as well, see `policy_export.py`.
+"""
+
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import huggingface_hub
+import torch
+from jsonargparse import ArgumentError, ArgumentParser
+from peft import AutoPeftModelForSequenceClassification, LoraConfig, PeftModel, get_peft_model
+from torch import Tensor, nn
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedTokenizerBase
+
+from ser_lightning.data.encode import encode_conversations
+from ser_lightning.data.layouts import pad_right
+from ser_lightning.errors import UserError, raise_problems
+from ser_lightning.export.model_card import model_card
+from ser_lightning.export.policy import export_policy
+from ser_lightning.models.fingerprint import template_fingerprint
+from ser_lightning.models.loading import (
+    copy_rounded_weights,
+    keep_differentiable,
+    loading_arguments,
+    quantization_config,
+)
+from ser_lightning.models.reward_model import Scorer, merged_model
+from ser_lightning.models.trainable import load_exactly
+from ser_lightning.records import Padded, Turn
+from ser_lightning.runs.policy_run import POLICY_MODULES, model_kind
+from ser_lightning.runs.reward_run import RewardRun, delivered_round, read_reward_checkpoint, read_reward_run
+from ser_lightning.training.scoring import evaluating
+
+SELF_TEST_TOLERANCE = 1e-3
+"""Largest difference of a reward (logits) between the trained and the exported model where both compute in float32."""
+NUM_SELF_TEST_PAIRS = 32
+Form = Literal["merged", "adapter"]
+Dtype = Literal["float32", "bfloat16", "float16"]
+_USAGE = "use `export RUN [--to DIR]` or `export --ckpt_path FILE --to DIR`"
+
+
+@dataclass(frozen=True)
+class SelfTest:
+    """What came out when made-up pairs were scored by the folder, as a stranger would, and by the trained model."""
+
+    largest: float
+    """Largest difference of a reward, in logits."""
+    spread: float
+    """Standard deviation of the trained model's rewards of these pairs, to hold the difference against."""
+    num_reordered: int
+    """Pairs of `NUM_SELF_TEST_PAIRS` that the folder orders otherwise."""
+    is_exact: bool
+    """Whether both compute in float32 on the same weights, so that `SELF_TEST_TOLERANCE` holds."""
+
+    def __str__(self) -> str:
+        kept = NUM_SELF_TEST_PAIRS - self.num_reordered
+        why = f"tolerance {SELF_TEST_TOLERANCE:.0e}" if self.is_exact else "fewer bits; --dtype float32 has the least"
+        return (
+            f"{NUM_SELF_TEST_PAIRS} made-up pairs, scored with plain transformers: rewards differ from the trained "
+            f"model's by at most {self.largest:.1e} ({why}), where their standard deviation is {self.spread:.1e}; "
+            f"{kept} of {NUM_SELF_TEST_PAIRS} pairs keep their order."
+        )
+
+
+def main(argv: list[str]) -> None:
+    """Command line of `python -m ser_lightning export`."""
+    parser = ArgumentParser(
+        prog="python -m ser_lightning export", description=__doc__, exit_on_error=False, allow_abbrev=False
+    )
+    parser.add_argument("run", type=str | None, nargs="?", default=None, help="run folder of a fit: what it delivered")
+    parser.add_argument("--ckpt_path", type=str | None, default=None, help="another checkpoint of a run")
+    parser.add_argument("--to", type=str | None, default=None, help="folder to write (default: RUN/export)")
+    parser.add_argument("--form", type=Form, default="merged", help="adapter: a peft folder without the base model")
+    parser.add_argument("--dtype", type=Dtype | None, default=None, help="number format (default: as trained)")
+    parser.add_argument("--push", type=str | None, default=None, help="owner/name on the Hub to upload the folder to")
+    parser.add_argument("--private", action="store_true", help="make a new repository on the Hub a private one")
+    try:
+        args = parser.parse_args(argv)
+    except ArgumentError as error:
+        raise UserError(f"export: {' '.join(str(error).split())}; {_USAGE}") from error
+    if (args.run is None) == (args.ckpt_path is None):
+        raise UserError(f"export: got {'both RUN and --ckpt_path' if args.run else 'nothing to export'}; {_USAGE}")
+    if args.private and not args.push:
+        raise UserError("--private: got it without --push, which names the repository; leave it out")
+    if args.ckpt_path is not None:
+        run, source = read_reward_checkpoint(Path(args.ckpt_path))
+    else:
+        run, source = Path(args.run), None
+    to = Path(args.to) if args.to else run / "export"
+    if model_kind(run) in POLICY_MODULES:
+        changed = [f"--{name}" for name, usual in (("form", "merged"), ("dtype", None)) if args[name] != usual]
+        raise_problems(f"{flag}: got a policy, which is merged at its own precision; leave it out" for flag in changed)
+        largest = export_policy(run, to)
+        print(f"Exported to {to}; its logits differ from the trained model's by at most {largest:.1e}.")
+    else:
+        print(f"Exported to {to}. {export(run, to, args.form, args.dtype, source)}")
+    if args.push:
+        print(f"Uploaded to {push(to, args.push, args.private)}")
+
+
+def export(
+    run: Path, to: Path, form: Form = "merged", dtype: Dtype | None = None, source: RewardRun | None = None
+) -> SelfTest:
+    """Write a reward model with its tokenizer, scale and card, as a folder that needs nothing of this package.
+
+    The scale stands in `config.json`: `reward_zero`, `reward_temperature` (P(a wins) = sigmoid((r_a - r_b) /
+    temperature)), `reward_template_hash`; an adapter has it in its card. Adapters are merged in 16 or 32 bits, never
+    into 4 bits; where the body was trained on in 4 bits, into the values that these stand for, which the adapter was
+    trained to correct.
+
+    Args:
+        run: run folder of a fit that has finished at least round 0.
+        to: folder to write; must not exist. It appears when the self-test has passed.
+        form: `merged` is a whole model, `adapter` a peft folder that names its base.
+        dtype: number format of the body, None = as it was trained.
+        source: another model of the run than the delivered one.
+
+    Returns:
+        The self-test of the folder.
+
+    Raises:
+        UserError: if there is nothing to export, `to` exists, or the exported model scores differently.
+    """
+    if to.exists():
+        raise UserError(f"--to: {to} exists already; name another folder or remove it")
+    weights = "a checkpoint"
+    if source is None:
+        source = read_reward_run(run)
+        weights = f"round {delivered_round(run)}, chosen out of fold"
+    raise_problems(_form_problems(source, form))
+    trained, tokenizer = source.load()
+    expected = _rewards(lambda ids, mask: trained(Padded(ids, mask)), trained, *_test_inputs(tokenizer))
+    tokenizer.model_max_length = source.max_length
+    number_format = dtype or source.backbone.dtype
+    is_exact = source.backbone.quantize == "none" and source.backbone.dtype == number_format == "float32"
+    draft = to.with_name(f".{to.name}.{os.getpid()}.draft")
+    try:
+        if form == "merged":
+            _write_merged(source, trained, tokenizer, draft, number_format)
+        else:
+            _write_adapter(source, trained, draft, number_format)
+        tokenizer.save_pretrained(draft)
+        found = _strangers_rewards(draft, form, source.backbone.quantize)
+        largest = float((found - expected).abs().max())
+        result = SelfTest(largest, float(expected.std()), _num_reordered(expected, found), is_exact)
+        if is_exact and result.largest > SELF_TEST_TOLERANCE:
+            raise UserError(f"export: the folder's rewards differ by {result.largest:.2e} from the trained model's")
+        kept = f"{weights}; the body in {number_format}"
+        model_card(run, draft, form, kept, str(result), (source.zero, source.temperature))
+        os.rename(draft, to)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+    return result
+
+
+def push(folder: Path, repository: str, is_private: bool = False) -> str:
+    """Upload an export to the Hub; its address.
+
+    Args:
+        folder: the export.
+        repository: owner/name; made if it is not there.
+        is_private: whether to make a private one.
+
+    Raises:
+        UserError: if the Hub refuses; the folder stays.
+    """
+    api = huggingface_hub.HfApi()
+    try:
+        address = api.create_repo(repository, private=is_private, exist_ok=True)
+        api.upload_folder(folder_path=str(folder), repo_id=repository, commit_message="Export of ser-lightning")
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"--push: {repository} was not written ({reason}); log in with `hf auth login` and upload {folder} with "
+            f"`hf upload {repository} {folder}`"
+        ) from error
+    return str(address)
+
+
+def _form_problems(source: RewardRun, form: Form) -> list[str]:
+    if form == "adapter" and source.backbone.train != "lora":
+        return [
+            f"--form: got adapter for a run with backbone.train {source.backbone.train}, which has none; use merged"
+        ]
+    if form == "adapter" and source.backbone.gguf_file:
+        return ["--form: got adapter for a GGUF base, which peft cannot load; use merged"]
+    if form == "adapter" and source.backbone.num_layers is not None:
+        return ["--form: got adapter for a base without its last layers (num_layers), which peft loads; use merged"]
+    return []
+
+
+def _write_merged(
+    source: RewardRun, trained: Scorer, tokenizer: PreTrainedTokenizerBase, folder: Path, dtype: Dtype
+) -> None:
+    changes = {"quantize": "none", "dtype": dtype}
+    if any(getattr(source.backbone, name) != value for name, value in changes.items()):
+        plain, _ = source.load(**changes)
+        copy_rounded_weights(trained.body, plain.body)
+        trained = plain
+    model: Any = merged_model(trained)
+    model.config.reward_zero, model.config.reward_temperature = source.zero, source.temperature
+    model.config.reward_template_hash = template_fingerprint(tokenizer)
+    model.save_pretrained(folder)
+
+
+def _write_adapter(source: RewardRun, trained: Scorer, folder: Path, dtype: Dtype) -> None:
+    """A peft folder: the adapter's factors, and the head among its `modules_to_save`."""
+    lora, body = source.backbone.lora, trained.body
+    assert isinstance(body, PeftModel)
+    arguments = {**loading_arguments(source.backbone, "cpu"), "dtype": getattr(torch, dtype)}
+    for name in ("device_map", "quantization_config"):
+        arguments.pop(name, None)
+    path = source.backbone.resolved_path()
+    base = AutoModelForSequenceClassification.from_pretrained(path, num_labels=1, **arguments)
+    config = LoraConfig(
+        task_type="SEQ_CLS",
+        r=lora.r,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=body.peft_config["default"].target_modules,
+        modules_to_save=trained.head_names,
+    )
+    model = get_peft_model(base, config)
+    own = {name: p.data for name, p in model.named_parameters() if p.requires_grad}
+    prefix = f"{base.base_model_prefix}."
+    saved = {}
+    for name, tensor in source.weights.items():
+        name = name.removeprefix("model.").replace(f"{prefix}base_model.model.", prefix, 1)
+        if name.split(".")[0] in trained.head_names:
+            head, _, rest = name.partition(".")
+            name = f"{head}.modules_to_save.default.{rest}"
+        saved[f"base_model.model.{name}"] = tensor
+    load_exactly(own, saved)
+    model.save_pretrained(folder)
+
+
+def _strangers_rewards(folder: Path, form: Form, quantize: str) -> Tensor:
+    """Rewards as somebody gets them who follows the card."""
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    if form == "adapter":
+        bits = {} if quantize == "none" else {"quantization_config": quantization_config()}
+        model = AutoPeftModelForSequenceClassification.from_pretrained(folder, num_labels=1, **bits)
+        model.config.pad_token_id = tokenizer.pad_token_id
+        keep_differentiable(model)  # the CPU kernel that this avoids takes wide layers only
+    else:
+        model = AutoModelForSequenceClassification.from_pretrained(folder)
+    inputs = tokenizer.apply_chat_template(
+        _conversations(), tokenize=True, return_dict=True, return_tensors="pt", padding=True, padding_side="right"
+    )
+    score = lambda ids, mask: model(input_ids=ids, attention_mask=mask).logits[:, 0]  # noqa: E731
+    return _rewards(score, model, inputs["input_ids"], inputs["attention_mask"])
+
+
+def _conversations() -> list[list[Turn]]:
+    """Both conversations of the self-test's pairs, of different lengths: responses a first."""
+    longer = [f"It is {'very ' * (i % 16)}{2 * i}." for i in range(NUM_SELF_TEST_PAIRS)]
+    shorter = [f"{2 * i + i % 3}, I think." for i in range(NUM_SELF_TEST_PAIRS)]
+    questions = [f"Question number {i}: what is {i} and {i}?" for i in range(NUM_SELF_TEST_PAIRS)]
+    turns = zip(questions * 2, longer + shorter, strict=True)
+    return [[Turn(role="user", content=q), Turn(role="assistant", content=a)] for q, a in turns]
+
+
+def _test_inputs(tokenizer: PreTrainedTokenizerBase) -> tuple[Tensor, Tensor]:
+    padded = pad_right(encode_conversations(tokenizer, _conversations()), int(tokenizer.pad_token_id))
+    return padded.input_ids, padded.attention_mask
+
+
+def _rewards(score: Callable[[Tensor, Tensor], Tensor], model: nn.Module, ids: Tensor, mask: Tensor) -> Tensor:
+    """(64,) rewards, eight sequences at a time."""
+    with evaluating(model):
+        parts = [score(i, m).float() for i, m in zip(ids.split(8), mask.split(8), strict=True)]
+    return torch.cat(parts)
+
+
+def _num_reordered(expected: Tensor, found: Tensor) -> int:
+    margins = [rewards[:NUM_SELF_TEST_PAIRS] - rewards[NUM_SELF_TEST_PAIRS:] for rewards in (expected, found)]
+    return int((margins[0].sign() != margins[1].sign()).sum())

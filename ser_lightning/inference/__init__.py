@@ -1,0 +1,1 @@
+"""Rewards for texts outside a training."""

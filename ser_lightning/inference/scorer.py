@@ -1,0 +1,268 @@
+"""A reward model for scripts and notebooks: `from ser_lightning import Scorer`.
+
+`Scorer` of the package is the `RewardScorer` of this file: it takes texts. The `Scorer` of `scorer.py` is the network
+below it, which takes ids. N responses or pairs.
+"""
+
+import json
+import sys
+from collections.abc import Callable, Hashable, Sequence
+from pathlib import Path
+from typing import Literal, Self, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from ser_lightning.data.encode import EncodedPair, encode_candidates, encode_pairs, encode_responses
+from ser_lightning.data.formats import parse_prompt
+from ser_lightning.data.packing import num_shared_tokens
+from ser_lightning.errors import UserError, raise_problems
+from ser_lightning.evaluation.calibration import prob_a_wins
+from ser_lightning.records import PreferencePair, Turn
+from ser_lightning.rl.judges import RewardModelJudge, checked_scores, named
+from ser_lightning.rl.reward_functions import load_judge
+
+Device = Literal["auto", "cpu", "cuda"]
+Dtype = Literal["auto", "float32", "bfloat16"]
+Prompts = Sequence[str] | Sequence[list[Turn]]
+"""Texts, each the turn of a user or a transcript that begins with `Human:`, or conversations as lists of turns."""
+
+
+class RewardScorer:
+    """A reward model that gives texts their rewards.
+
+    Example:
+        scorer = Scorer.load("runs/NAME/export")
+        scorer.score(["What is 2 plus 2?"], ["It is 4."])
+        scorer.probability(["What is 2 plus 2?"], ["It is 4."], ["It is 5."])
+
+    Args:
+        judge: the model with its tokenizer and scale; `load` makes one.
+    """
+
+    def __init__(self, judge: RewardModelJudge) -> None:
+        self.judge = judge
+
+    @classmethod
+    def load(
+        cls,
+        folder: str | Path,
+        device: Device = "auto",
+        dtype: Dtype = "auto",
+        max_length: int | None = None,
+        tokens_per_batch: int = 16384,
+    ) -> Self:
+        """A reward model from disk.
+
+        Args:
+            folder: what `export` wrote, the run folder of a fit (its adapters are not merged), or any transformers
+                folder of a classifier with one label and a chat template.
+            device: where it computes; `auto` is CUDA where there is one.
+            dtype: number format of the body's weights, `auto` = as they were saved; the head stays in float32.
+            max_length: most tokens in a conversation, None = what the folder says; longer prompts lose their oldest
+                turns.
+            tokens_per_batch: most tokens in a batch; changes memory and speed, not the result.
+
+        Raises:
+            UserError: a line for each thing that is wrong.
+        """
+        name = str(folder)
+        numbers = (("max_length", max_length), ("tokens_per_batch", tokens_per_batch))
+        problems = [f"{key}: got {n}; use at least 1" for key, n in numbers if n is not None and n < 1]
+        if not Path(folder).expanduser().is_dir():
+            problems.append(f"model: got {name}, which is no folder; give a run, an export or a transformers folder")
+        if device == "cuda" and not torch.cuda.is_available():
+            problems.append("device: got cuda, but PyTorch finds no CUDA device; use cpu or auto")
+        raise_problems(problems)
+        place = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+        judge = load_judge(name, place, allow_uncalibrated=True)
+        assert isinstance(judge, RewardModelJudge)  # of a folder, never a function
+        with named(name):
+            _set_dtype(judge, dtype)
+            _set_max_length(judge, max_length)
+        judge.tokens_per_batch = tokens_per_batch
+        return cls(judge)
+
+    @property
+    def zero(self) -> float:
+        """The raw reward of a response that is as often the better as the worse one of its pair; 0 if never fitted."""
+        return self.judge.zero
+
+    @property
+    def temperature(self) -> float:
+        """What a difference of raw rewards is divided by before the sigmoid; 1 if never fitted."""
+        return self.judge.temperature
+
+    @property
+    def is_calibrated(self) -> bool:
+        """Whether anybody has fitted zero and temperature."""
+        return (self.zero, self.temperature) != (0.0, 1.0)
+
+    def score(self, prompts: Prompts, responses: Sequence[str]) -> Tensor:
+        """(N,) float32 raw rewards, in logits, on the CPU.
+
+        Args:
+            prompts: N.
+            responses: N.
+
+        Raises:
+            UserError: if a prompt or a response cannot be read, does not fit, or gets a reward that is not finite.
+        """
+        turns = _all_turns(prompts, responses)
+        if not turns:
+            return torch.empty(0)
+        with named(self.judge.name):
+            rows = encode_responses(self.judge.tokenizer, turns, responses, self.judge.max_length)
+        raw = self.judge.score_rows(rows, self._keys(turns, rows))
+        return checked_scores(self.judge.name, raw, responses)
+
+    def probability(self, prompts: Prompts, responses: Sequence[str], others: Sequence[str]) -> Tensor:
+        """(N,) float32 probability that each response is better than the other one to the same prompt, calibrated.
+
+        Args:
+            prompts: N.
+            responses: N.
+            others: N.
+
+        Raises:
+            UserError: as `score` does.
+        """
+        turns = _all_turns(prompts, responses, others)
+        if not turns:
+            return torch.empty(0)
+        texts = enumerate(zip(turns, responses, others, strict=True))
+        with named(self.judge.name):
+            encoded = self.encode([PreferencePair(i, prompt, one, other, None) for i, (prompt, one, other) in texts])
+            raise_problems(
+                f"pair {i}: got a response of more than max_length {self.judge.max_length} tokens even without its "
+                "prompt; allow shorter responses or a longer max_length"
+                for i, pair in enumerate(encoded)
+                if pair is None
+            )
+        raw = self.score_encoded([pair for pair in encoded if pair is not None])
+        first, second = (checked_scores(self.judge.name, *side) for side in zip(raw, (responses, others), strict=True))
+        return prob_a_wins(first - second, self.temperature)
+
+    def score_candidates(
+        self,
+        prompts: Sequence[list[Turn]],
+        candidates: Sequence[Sequence[str]],
+        show: Callable[[int], object] | None = None,
+    ) -> list[Tensor | None]:
+        """Several responses to each prompt, all of which see it cut alike; equal ones are scored once.
+
+        Args:
+            prompts: N conversations that wait for a response.
+            candidates: C > 0 responses to each of them.
+            show: is told after each batch how many responses it had.
+
+        Returns:
+            N tensors (2, C) float32: raw rewards, and tokens of prompt and response; None where one does not fit.
+
+        Raises:
+            UserError: if the template refuses a prompt, or a reward is not finite.
+        """
+        distinct = [list(dict.fromkeys(texts)) for texts in candidates]
+        with named(self.judge.name):
+            both = zip(prompts, distinct, strict=True)
+            encoded = [encode_candidates(self.judge.tokenizer, p, texts, self.judge.max_length) for p, texts in both]
+        places = [i for i, rows in enumerate(encoded) if rows is not None for _ in rows]
+        rows = [ids for rows in encoded if rows is not None for ids in rows]
+        if not rows:
+            return [None] * len(encoded)
+        texts = [text for group, fits in zip(distinct, encoded, strict=True) if fits is not None for text in group]
+        raw = self.judge.score_rows(rows, self._keys([prompts[i] for i in places], rows), show)
+        found: list[dict[str, tuple[float, int]]] = [{} for _ in encoded]
+        for i, text, ids, reward in zip(
+            places, texts, rows, checked_scores(self.judge.name, raw, texts).tolist(), strict=True
+        ):
+            found[i][text] = reward, len(ids)
+        return [torch.tensor([one[t] for t in c]).T if one else None for one, c in zip(found, candidates, strict=True)]
+
+    def encode(self, pairs: Sequence[PreferencePair]) -> list[EncodedPair | None]:
+        """N pairs as ids, their prompts cut alike; None where a response does not fit."""
+        return encode_pairs(self.judge.tokenizer, pairs, self.judge.max_length)
+
+    def score_encoded(
+        self, pairs: Sequence[EncodedPair], num_sides: int = 2, show: Callable[[int], object] | None = None
+    ) -> Tensor:
+        """(num_sides, N) raw rewards of encoded pairs; nobody has looked whether they are finite.
+
+        Args:
+            pairs: N pairs.
+            num_sides: 1 leaves the second responses out.
+            show: is told after each batch how many responses it had.
+        """
+        if not pairs:
+            return torch.empty(num_sides, 0)
+        rows = [ids for side in ("ids_a", "ids_b")[:num_sides] for ids in (getattr(pair, side) for pair in pairs)]
+        return self.judge.score_rows(rows, [*range(len(pairs))] * num_sides, show).view(num_sides, -1)
+
+    def _keys(self, prompts: Sequence[list[Turn]], rows: Sequence[list[int]]) -> list[Hashable]:
+        """Equal for responses to one prompt, but not for more of them than fit into a batch."""
+        budget = self.judge.tokens_per_batch
+        most = min(budget, self.judge.layout.max_batch_tokens or budget)
+        leaders: dict[str, tuple[int, int]] = {}
+        keys: list[Hashable] = []
+        for i, (prompt, ids) in enumerate(zip(prompts, rows, strict=True)):
+            text = json.dumps(prompt)
+            leader, tokens = leaders.get(text, (i, 0))
+            own = len(ids) - num_shared_tokens([np.asarray(rows[leader]), np.asarray(ids)]) * (leader != i)
+            if tokens + own > most:
+                leader, tokens, own = i, 0, len(ids)
+            leaders[text] = leader, tokens + own
+            keys.append(leader)
+        return keys
+
+
+def _all_turns(prompts: Prompts, *responses: Sequence[str]) -> list[list[Turn]]:
+    """Prompts as conversations, read as those of a file are."""
+    for texts in (prompts, *responses):
+        if isinstance(texts, str):
+            raise UserError(f'score: got the text "{texts[:40]}" for a list of texts; put it into a list')
+    if len({len(prompts), *map(len, responses)}) > 1:
+        counts = " and ".join(str(len(texts)) for texts in responses)
+        raise UserError(f"score: got {len(prompts)} prompts and {counts} responses; give one response to each prompt")
+    turns: list[list[Turn]] = []
+    problems = [
+        f"response {i}: got a {type(text).__name__}; use text"
+        for texts in responses
+        for i, text in enumerate(texts)
+        if not isinstance(text, str)
+    ]
+    for i, prompt in enumerate(prompts):
+        try:
+            found = parse_prompt({"prompt": prompt}, {}, f"prompt {i}")
+        except UserError as error:
+            problems += error.problems
+            continue
+        if found is None:
+            problems.append(f"prompt {i}: got nothing but white space; give a text, or turns with role and content")
+        turns.append(found or [])
+    raise_problems(problems)
+    return turns
+
+
+def _set_dtype(judge: RewardModelJudge, dtype: Dtype) -> None:
+    if dtype == "auto":
+        return
+    model = cast(PreTrainedModel, judge.scorer.model)
+    if getattr(model, "is_quantized", False):
+        raise UserError(f"dtype: got {dtype} for a body in 4 bits; use auto")
+    for weight in getattr(model, model.base_model_prefix).parameters():
+        # Not `body.to`: buffers, such as the frequencies of rotary embeddings, need float32.
+        if weight.is_floating_point():
+            weight.data = weight.data.to(getattr(torch, dtype))
+
+
+def _set_max_length(judge: RewardModelJudge, max_length: int | None) -> None:
+    judge.tokenizer.model_max_length = sys.maxsize  # it would warn of prompts that are cut only after it has seen them
+    if max_length is None:
+        return
+    config = cast(PreTrainedModel, judge.scorer.model).config.get_text_config()
+    positions = getattr(config, "max_position_embeddings", None)
+    if positions is not None and max_length > positions:
+        raise UserError(f"max_length: got {max_length} for a model of {positions} positions; use at most that")
+    judge.max_length = max_length

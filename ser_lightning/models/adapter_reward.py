@@ -1,0 +1,80 @@
+"""A reward model on the policy's base: one frozen body in memory, and an adapter and a head more."""
+
+import copy
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForSequenceClassification
+
+from ser_lightning.data.layouts import Layout
+from ser_lightning.models.backbone import Backbone
+from ser_lightning.models.loading import lora_config
+from ser_lightning.models.policy import Policy, use_adapter
+from ser_lightning.models.reward_model import Scorer
+from ser_lightning.models.trainable import load_exactly
+from ser_lightning.records import Inputs
+
+_SAVED_ADAPTER = "default"
+"""The name under which a reward run saves its adapter."""
+
+
+class AdapterScorer(nn.Module):
+    """A `Scorer` whose body is another model's base with an adapter of its own on it.
+
+    Args:
+        scorer: with that body.
+        adapter: name of the adapter, None for the bare base.
+    """
+
+    def __init__(self, scorer: Scorer, adapter: str | None) -> None:
+        super().__init__()
+        self.scorer, self.adapter = scorer, adapter
+
+    @property
+    def layout(self) -> Layout:
+        """The scorer's."""
+        return self.scorer.layout
+
+    def forward(self, inputs: Inputs) -> Tensor:
+        """(R,) float32 rewards of R sequences, see `Scorer.forward`."""
+        with use_adapter(self.scorer.body, self.adapter):
+            return self.scorer(inputs)
+
+
+def can_share(policy: Backbone, reward: Backbone) -> bool:
+    """Whether a reward model's frozen body is the policy's: same weights, same precision, nothing of it trained."""
+    same = ("quantize", "dtype", "attn_implementation", "num_layers", "gguf_file")
+    return (
+        policy.train == "lora"
+        and reward.train in ("lora", "head")
+        and policy.resolved_path() == reward.resolved_path()
+        and all(getattr(policy, name) == getattr(reward, name) for name in same)
+    )
+
+
+def shared_scorer(policy: Policy, reward: Backbone, weights: dict[str, Tensor], adapter: str) -> AdapterScorer:
+    """Put a reward model's adapter and head beside the policy's.
+
+    Args:
+        policy: with adapters on its base.
+        reward: the reward model's settings, of which `can_share` is true.
+        weights: what its run saved of it.
+        adapter: a name that no other adapter has.
+    """
+    body = policy.body
+    if reward.train == "lora":
+        body.add_adapter(adapter, lora_config(reward.lora))
+    config = copy.deepcopy(policy.lm.config)
+    config.num_labels = 1
+    with torch.device("meta"):
+        model = AutoModelForSequenceClassification.from_config(config)
+    hidden_size = policy.lm.config.get_text_config().hidden_size
+    setattr(model, str(model.base_model_prefix), body)
+    model.score = nn.Linear(hidden_size, 1, bias=False, device=next(policy.lm.parameters()).device)
+    scorer = Scorer(model, policy.layout)
+    named = {name.replace(f".{adapter}.", f".{_SAVED_ADAPTER}."): p for name, p in scorer.named_parameters()}
+    own = {name: named[name] for name in named if ".score." in name or f".{_SAVED_ADAPTER}." in name}
+    load_exactly({name: p.data for name, p in own.items()}, weights)
+    for p in own.values():
+        p.requires_grad_(False)
+    return AdapterScorer(scorer, adapter if reward.train == "lora" else None)

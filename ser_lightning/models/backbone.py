@@ -1,0 +1,150 @@
+"""Which pretrained model and how it is trained, and its tokenizer, ready to use."""
+
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Literal
+
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from ser_lightning.errors import UserError
+
+BUNDLED_MODEL = "world_lm"
+"""Name of the small language model of the embedded synthetic world, which ships with the package."""
+
+PAPER_TEMPLATE = (
+    "{{% for m in messages %}}"
+    "{{% if loop.first %}}{prefix}{{% endif %}}"
+    "{{% if m['role'] == 'user' %}}{{{{ 'Question: ' + m['content'] + '\\n\\n' }}}}"
+    "{{% elif m['role'] == 'assistant' %}}{{{{ 'Answer: ' + m['content'] }}}}"
+    "{{% if not loop.last %}}{{{{ '\\n\\n' }}}}{{% else %}}{suffix}{{% endif %}}"
+    "{{% else %}}{{{{ m['content'] + '\\n\\n' }}}}{{% endif %}}"
+    "{{% endfor %}}"
+    "{{% if add_generation_prompt %}}{{{{ 'Answer:' }}}}{{% endif %}}"
+)
+
+
+@dataclass
+class LoraSettings:
+    """Low-rank adapters on the body; the defaults are the paper's.
+
+    Args:
+        r: rank of the adapters.
+        alpha: numerator of their scale, alpha / r.
+        dropout: dropout on their input.
+        target_modules: names of the layers that get one, or `all-linear`.
+    """
+
+    r: int = 8
+    alpha: int = 32
+    dropout: float = 0.1
+    target_modules: str | list[str] = "all-linear"
+
+
+@dataclass
+class Backbone:
+    """A pretrained body and how it is trained.
+
+    Args:
+        path: folder or Hub name of a transformers model, or `world_lm`, the one that ships with the package.
+        train: `lora` trains adapters, `full` every weight, `head` the head alone.
+        lora: the adapters, where `train` is `lora`.
+        quantize: `nf4` holds the frozen body in 4 bits (bitsandbytes, double quantisation).
+        dtype: number format of the body's weights; the head and the adapters stay in float32.
+        template: `auto` takes the tokenizer's chat template and the paper's where it has none; `paper` is
+            `Question: {Q}\\n\\nAnswer: {A}`; anything else is the path of a file with a Jinja chat template.
+        attn_implementation: attention kernel as transformers names it; None lets it choose.
+        gradient_checkpointing: recompute activations in the backward pass to save memory.
+        num_layers: use only the first so many layers of the body, None = all of them. What the middle of a language
+            model knows often judges better than its end, which is about the next token; it is cheaper, too.
+        gguf_file: name of a GGUF file in `path`, for models that ship as one.
+        trust_remote_code: run the Python files that come with a model; its author's code then does as it likes.
+    """
+
+    path: str
+    train: Literal["lora", "full", "head"] = "lora"
+    lora: LoraSettings = field(default_factory=LoraSettings)
+    quantize: Literal["none", "nf4"] = "none"
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    template: str = "auto"
+    attn_implementation: str | None = None
+    gradient_checkpointing: bool = False
+    num_layers: int | None = None
+    gguf_file: str | None = None
+    trust_remote_code: bool = False
+
+    def problems(self) -> list[str]:
+        """Combinations that cannot work, a line each."""
+        found = []
+        if self.quantize != "none" and self.train == "full":
+            found.append("backbone.train: got full with quantize nf4; 4-bit weights cannot be trained, use lora")
+        if self.quantize != "none" and self.gguf_file:
+            found.append("backbone.gguf_file: got a GGUF file with quantize nf4; use a safetensors folder or no nf4")
+        if self.num_layers is not None and self.num_layers < 1:
+            found.append(f"backbone.num_layers: got {self.num_layers}; need at least 1, or null for all")
+        if self.train == "lora" and (self.lora.r < 1 or not 0 <= self.lora.dropout < 1):
+            found.append(
+                f"backbone.lora: got r {self.lora.r}, dropout {self.lora.dropout}; need r >= 1, 0 <= dropout < 1"
+            )
+        return found
+
+    def resolved_path(self) -> str:
+        """`path`, or the folder of the bundled model."""
+        if self.path == BUNDLED_MODEL and not Path(self.path).is_dir():
+            return str(resources.files("ser_lightning.synthetic") / BUNDLED_MODEL)
+        return self.path
+
+
+def load_tokenizer(backbone: Backbone) -> PreTrainedTokenizerBase:
+    """The tokenizer with a pad token and a chat template, so that everything is encoded in one way.
+
+    Raises:
+        UserError: if it cannot be found, has no EOS, or the template file does not exist.
+    """
+    path = backbone.resolved_path()
+    extra = {"gguf_file": backbone.gguf_file} if backbone.gguf_file else {}
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=backbone.trust_remote_code, **extra)
+    except (OSError, ValueError) as error:
+        raise UserError(not_found("tokenizer", path, error)) from error
+    if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
+        tokenizer.pad_token = _spare_token(tokenizer)
+    if backbone.template == "paper" or (backbone.template == "auto" and not tokenizer.chat_template):
+        tokenizer.chat_template = _paper_template(tokenizer)
+    elif backbone.template != "auto":
+        file = Path(backbone.template)
+        if not file.is_file():
+            raise UserError(f"backbone.template: got {backbone.template}; need auto, paper or a Jinja file that exists")
+        tokenizer.chat_template = file.read_text(encoding="utf-8")
+    return tokenizer
+
+
+def _spare_token(tokenizer: PreTrainedTokenizerBase) -> str:
+    """A token that never ends a sequence: plain transformers reads the reward before the first trailing pad."""
+    eos = tokenizer.eos_token
+    if eos is None and tokenizer.pad_token is None:
+        raise UserError(
+            f"backbone.path: got a tokenizer without EOS and pad ({tokenizer.name_or_path}); add them to it"
+        )
+    special = [t for t in tokenizer.get_added_vocab() if "pad" in t.lower() or "reserved" in t.lower()]
+    for token in [tokenizer.unk_token, *special]:
+        if token is not None and token not in (eos, tokenizer.bos_token):
+            return token
+    return eos
+
+
+def _paper_template(tokenizer: PreTrainedTokenizerBase) -> str:
+    """`Question: {Q}\\n\\nAnswer: {A}` between the special tokens that the tokenizer itself puts around a text."""
+    bare = tokenizer("x", add_special_tokens=False).input_ids
+    full = tokenizer("x", add_special_tokens=True).input_ids
+    start = next(i for i in range(len(full)) if full[i : i + len(bare)] == bare)
+    prefix = "".join(tokenizer.convert_ids_to_tokens(full[:start]))
+    suffix = "".join(tokenizer.convert_ids_to_tokens(full[start + len(bare) :]))
+    if not suffix and tokenizer.eos_token != tokenizer.pad_token:
+        suffix = tokenizer.eos_token or ""
+    return PAPER_TEMPLATE.format(prefix=prefix, suffix=suffix)
+
+
+def not_found(what: str, path: str, error: Exception) -> str:
+    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return f"backbone.path: no {what} could be loaded from {path} ({reason}); give a transformers folder or a Hub name"

@@ -1,0 +1,190 @@
+"""Loading and preparing pretrained models: what scorer and policy have in common."""
+
+import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import wraps
+from typing import Any
+
+import torch
+from bitsandbytes.functional import dequantize_4bit
+from bitsandbytes.nn import Linear4bit
+from peft import LoraConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
+from torch import Tensor, nn
+from transformers import AutoConfig, BitsAndBytesConfig, PretrainedConfig, PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
+
+from ser_lightning.errors import UserError
+from ser_lightning.models.backbone import Backbone, LoraSettings
+
+_NEVER_QUANTISED = ["lm_head", "score", "classifier", "pre_classifier", "pooler", "head"]
+
+
+def loading_arguments(backbone: Backbone, device: torch.device | str) -> dict[str, Any]:
+    """What `from_pretrained` needs besides the path; 4-bit weights are made on `device`."""
+    arguments: dict[str, Any] = {"dtype": getattr(torch, backbone.dtype)}
+    arguments["trust_remote_code"] = backbone.trust_remote_code
+    if backbone.attn_implementation:
+        arguments["attn_implementation"] = backbone.attn_implementation
+    if backbone.gguf_file:
+        arguments["gguf_file"] = backbone.gguf_file
+    if backbone.quantize == "nf4":
+        arguments["device_map"] = {"": device}
+        arguments["quantization_config"] = quantization_config()
+    return arguments
+
+
+def read_config(backbone: Backbone) -> PretrainedConfig:
+    """The config of a classifier with one label on the first `num_layers` layers of a model.
+
+    Raises:
+        UserError: if the model has fewer.
+    """
+    extra = {"gguf_file": backbone.gguf_file} if backbone.gguf_file else {}
+    config = AutoConfig.from_pretrained(
+        backbone.resolved_path(), num_labels=1, trust_remote_code=backbone.trust_remote_code, **extra
+    )
+    if backbone.num_layers is not None:
+        text: Any = config.get_text_config()
+        if backbone.num_layers > text.num_hidden_layers:
+            raise UserError(
+                f"backbone.num_layers: got {backbone.num_layers}, the model has {text.num_hidden_layers}; use fewer, "
+                "or null for all"
+            )
+        text.num_hidden_layers = backbone.num_layers
+        if getattr(text, "layer_types", None):
+            text.layer_types = text.layer_types[: backbone.num_layers]
+    return config
+
+
+def quantization_config() -> BitsAndBytesConfig:
+    """4 bits: NF4 with double quantisation, computed in bfloat16, the head left out."""
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16,
+        bnb_4bit_quant_storage=torch.uint8,
+        llm_int8_skip_modules=_NEVER_QUANTISED,
+    )
+
+
+def copy_rounded_weights(source: nn.Module, target: nn.Module) -> None:
+    """Give a body in 16 or 32 bits the weights that a 4-bit one computes with, so that both compute the same.
+
+    Args:
+        source: a body whose layers are in 4 bits.
+        target: the same body, loaded without quantisation; changed in place.
+    """
+    layers = {name: layer for name, layer in source.named_modules() if isinstance(layer, Linear4bit)}
+    for name, layer in target.named_modules():
+        if name in layers:
+            packed: Any = layers[name].weight
+            layer.weight.data.copy_(dequantize_4bit(packed.data, packed.quant_state))
+
+
+def check_vocabulary(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Tell the model its pad token; `UserError` if the tokenizer has tokens that the model has no embedding for."""
+    rows = model.get_input_embeddings().num_embeddings
+    if len(tokenizer) > rows:
+        raise UserError(f"backbone.path: got a tokenizer of {len(tokenizer)} tokens for {rows} embeddings; use its own")
+    model.config.pad_token_id = tokenizer.pad_token_id
+
+
+def prepare_body(model: nn.Module, backbone: Backbone, adapter: str = "default") -> None:
+    """Freeze, quantise for training and wrap the body of a model, as the settings say.
+
+    Args:
+        model: any transformers model with a head on top of its body.
+        backbone: the settings.
+        adapter: name of the new adapter, where there is one.
+    """
+    prefix = str(model.base_model_prefix)
+    body = getattr(model, prefix)
+    if backbone.train != "full":
+        body.requires_grad_(False)
+    if backbone.quantize != "none":
+        body = prepare_model_for_kbit_training(body, use_gradient_checkpointing=False)
+        keep_differentiable(body)
+    if backbone.train == "lora":
+        body = get_peft_model(body, lora_config(backbone.lora), adapter_name=adapter)
+        setattr(model, prefix, body)
+    if backbone.gradient_checkpointing:
+        unwrapped(body).enable_input_require_grads()
+        unwrapped(body).gradient_checkpointing_enable({"use_reentrant": False})
+
+
+def keep_differentiable(body: nn.Module) -> None:
+    """Keep 4-bit layers from a CPU kernel without gradients.
+
+    bitsandbytes repacks them for it at the first forward pass in evaluation mode, for good: whatever is trained after
+    the first scoring would get no gradient through them, and nothing but a warning would say so.
+    """
+    for module in body.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            vars(module)["support_avx512bf16_for_cpu"] = False
+
+
+def position_arguments(body: nn.Module, attention_mask: Tensor) -> dict[str, Any]:
+    """Arguments with which a decoder's result does not depend on the padding side, and no cache is filled.
+
+    Args:
+        body: the decoder's body, as peft may wrap it.
+        attention_mask: (R, T), 1 = a real token.
+    """
+    parameters = inspect.signature(unwrapped(body).forward).parameters
+    arguments: dict[str, Any] = {}
+    if "position_ids" in parameters:
+        arguments["position_ids"] = (attention_mask.cumsum(-1) - 1).clamp_min(0)
+    if "use_cache" in parameters:
+        arguments["use_cache"] = False
+    return arguments
+
+
+@contextmanager
+def quiet_load_report() -> Iterator[None]:
+    """A new head and an unused LM head are the rule here; what is not is said by the loader itself."""
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+
+
+def lora_config(lora: LoraSettings) -> LoraConfig:
+    return LoraConfig(
+        r=lora.r, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=lora.target_modules, bias="none"
+    )
+
+
+def unwrapped(body: nn.Module) -> nn.Module:
+    return body.get_base_model() if isinstance(body, PeftModel) else body
+
+
+def keep_in_float32(module: nn.Module) -> None:
+    """Half-precision scores collapse into ties, so the head leaves autocast and casts what comes in."""
+    module.float().requires_grad_(True)
+    forward = module.forward
+
+    @wraps(forward)
+    def float32_forward(hidden: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        with torch.autocast(device_type=hidden.device.type, enabled=False):
+            return forward(hidden.float(), *args, **kwargs)
+
+    module.forward = float32_forward
+
+
+def forget_gguf(model: nn.Module) -> None:
+    """Let a model be saved whose weights came out of a GGUF file; transformers takes it for quantised still.
+
+    Args:
+        model: a transformers model; others than those from GGUF files are left alone.
+    """
+    config: Any = model.config
+    method = getattr(getattr(config, "quantization_config", None), "quant_method", None)
+    if getattr(method, "value", method) != "gguf":
+        return
+    del config.quantization_config
+    for name in ("hf_quantizer", "is_quantized", "quantization_method"):
+        vars(model).pop(name, None)

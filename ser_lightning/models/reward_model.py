@@ -1,0 +1,156 @@
+"""The scorer: a transformers body, adapters on it, and a float32 head outside of both.
+
+A decoder's reward is read at the last position whose attention mask is 1; an encoder keeps its own pooling.
+"""
+
+from typing import Self
+
+import torch
+from lightning.pytorch.utilities import rank_zero_warn
+from peft import PeftModel
+from torch import Tensor, nn
+from transformers import AutoModelForSequenceClassification
+
+from ser_lightning.data.layouts import PADDED, Layout
+from ser_lightning.errors import UserError, raise_problems
+from ser_lightning.models.backbone import Backbone, load_tokenizer, not_found
+from ser_lightning.models.loading import (
+    check_vocabulary,
+    forget_gguf,
+    keep_in_float32,
+    loading_arguments,
+    prepare_body,
+    quiet_load_report,
+    read_config,
+)
+from ser_lightning.models.masks import LayoutName, choose_layout, last_hidden
+from ser_lightning.models.trainable import load_exactly, trainable_state
+from ser_lightning.records import Features, Inputs, Padded
+from ser_lightning.utils.collectives import gathered
+
+
+class Scorer(nn.Module):
+    """`AutoModelForSequenceClassification` with one label, read at the right token and with a float32 head.
+
+    Args:
+        model: the transformers model; its body may be wrapped by peft.
+        layout: of the sequences that it reads best.
+    """
+
+    def __init__(self, model: nn.Module, layout: Layout = PADDED) -> None:
+        super().__init__()
+        self.model, self.layout = model, layout
+        prefix = str(model.base_model_prefix)
+        self.head_names = [name for name, _ in model.named_children() if name != prefix]
+        self.is_decoder = self.head_names == ["score"]
+        self.is_body_frozen = not any(p.requires_grad for p in self.body.parameters())
+        for name in self.head_names:
+            keep_in_float32(model.get_submodule(name))
+
+    @property
+    def body(self) -> nn.Module:
+        """The pretrained part, as peft wraps it."""
+        return getattr(self.model, str(self.model.base_model_prefix))
+
+    @property
+    def hidden_size(self) -> int:
+        """H, the size of a state."""
+        return int(self.model.config.get_text_config().hidden_size)
+
+    def train(self, mode: bool = True) -> Self:
+        """A frozen body stays in evaluation mode: dropout in what is not trained would be noise for nothing."""
+        super().train(mode)
+        if self.is_body_frozen:
+            self.body.eval()
+        return self
+
+    def forward(self, inputs: Inputs | Features) -> Tensor:
+        """(R,) float32 rewards, in logits, of R whole sequences in any layout, or of their states."""
+        if not self.is_decoder:
+            assert isinstance(inputs, Padded)
+            logits = self.model(input_ids=inputs.input_ids, attention_mask=inputs.attention_mask).logits
+            return logits.float().squeeze(-1)
+        hidden = inputs.hidden if isinstance(inputs, Features) else self.states(inputs)
+        return self.model.score(hidden).squeeze(-1)
+
+    def states(self, inputs: Inputs) -> Tensor:
+        """(R, H) states of a decoder at the last token of each sequence: what the head reads."""
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.is_body_frozen):
+            return last_states(last_hidden(self.body, inputs), inputs)
+
+    def trainable_state(self) -> dict[str, Tensor]:
+        """Every tensor that training changes, by name; views, not copies, except of what is `gathered` from shards."""
+        return gathered(trainable_state(self))
+
+    def load_trainable_state(self, state: dict[str, Tensor]) -> None:
+        """Put back what `trainable_state` gave; `UserError` if anything is missing, left over or of another shape."""
+        load_exactly(trainable_state(self), state)
+
+
+def last_states(hidden: Tensor, inputs: Inputs) -> Tensor:
+    """(R, H) states at the last token of each sequence.
+
+    Args:
+        hidden: (R, T, H) or (N, L, H), as `masks.last_hidden` gives them.
+        inputs: R sequences.
+    """
+    if isinstance(inputs, Padded):
+        positions = torch.arange(hidden.shape[1], device=hidden.device)
+        last_index = (positions * inputs.attention_mask).argmax(-1)
+        return hidden[torch.arange(len(hidden), device=hidden.device), last_index]
+    return hidden.flatten(0, 1)[inputs.places(inputs.num_tokens[:, None] - 1).squeeze(-1)]
+
+
+def load_scorer(
+    backbone: Backbone, device: torch.device | str = "cpu", layout: LayoutName = "auto", where: str = "layout"
+) -> Scorer:
+    """The scorer as training starts from it. The new weights (head, adapters) are drawn from the global seed alone.
+
+    Args:
+        backbone: the pretrained body and how it is trained.
+        device: where 4-bit weights are made, and where the scorer will compute.
+        layout: see `masks.choose_layout`.
+        where: how errors call the layout's setting.
+
+    Raises:
+        UserError: if the model cannot be found or the settings cannot work together.
+    """
+    raise_problems(backbone.problems())
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(torch.initial_seed())
+        model = _load_model(backbone, device)
+        prepare_body(model, backbone)
+    return Scorer(model, choose_layout(layout, model, device, where)).train()  # loaded with dropout off
+
+
+def merged_model(scorer: Scorer) -> nn.Module:
+    """The plain transformers model with the adapters merged into its body. The scorer is used up by this."""
+    model = scorer.model
+    if isinstance(scorer.body, PeftModel):
+        setattr(model, str(model.base_model_prefix), scorer.body.merge_and_unload())
+    for name in scorer.head_names:
+        vars(model.get_submodule(name)).pop("forward", None)
+    forget_gguf(model)
+    return model
+
+
+def _load_model(backbone: Backbone, device: torch.device | str) -> nn.Module:
+    path = backbone.resolved_path()
+    try:
+        with quiet_load_report():
+            model, report = AutoModelForSequenceClassification.from_pretrained(
+                path,
+                config=read_config(backbone),
+                ignore_mismatched_sizes=True,
+                output_loading_info=True,
+                **loading_arguments(backbone, device),
+            )
+    except (OSError, ValueError) as error:
+        raise UserError(not_found("model", path, error)) from error
+    new = [*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])]
+    if random := [key for key in new if key.startswith(model.base_model_prefix + ".")]:
+        rank_zero_warn(
+            f"backbone.path: {path} lacks {len(random)} tensors of the body, such as {random[0]}; they start random"
+        )
+    check_vocabulary(model, load_tokenizer(backbone))
+    return model

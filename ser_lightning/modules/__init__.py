@@ -1,0 +1,1 @@
+"""The LightningModules: thin shells around the packages below."""

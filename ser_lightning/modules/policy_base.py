@@ -1,0 +1,82 @@
+"""What the LightningModules around a policy have in common: its start, its tokenizer, its weights in a checkpoint."""
+
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from transformers import PreTrainedTokenizerBase
+
+from ser_lightning.models.backbone import Backbone, load_tokenizer
+from ser_lightning.models.fingerprint import check_identity, identity_of
+from ser_lightning.models.policy import Policy
+from ser_lightning.models.trainable import trained_part
+from ser_lightning.rl.rollout import check_room
+from ser_lightning.runs.policy_run import WEIGHTS_PREFIX, PolicyStart, resolve_start
+from ser_lightning.training.strategies import check_strategy
+
+
+class PolicyModule(LightningModule):
+    """Holds a policy, which `configure_model` of a subclass loads.
+
+    Args:
+        backbone: a pretrained model or the folder of a run that trained a policy, and how it is trained.
+    """
+
+    def __init__(self, backbone: Backbone) -> None:
+        super().__init__()
+        # A step is several micro-batches or updates, which automatic optimisation cannot do.
+        self.automatic_optimization = False
+        # A checkpoint holds what was trained; load_state_dict checks that all of it is there.
+        self.strict_loading = False
+        self.backbone = backbone
+        self._start: PolicyStart | None = None
+        self._tokenizer: PreTrainedTokenizerBase | None = None
+        self._policy: Policy | None = None
+
+    @property
+    def start(self) -> PolicyStart:
+        """What the policy starts from: a pretrained model, or what another run has made of one."""
+        if self._start is None:
+            self._start = resolve_start(self.backbone)
+        return self._start
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """With a pad token and a chat template."""
+        if self._tokenizer is None:
+            self._tokenizer = load_tokenizer(self.start.backbone)
+        return self._tokenizer
+
+    @property
+    def policy(self) -> Policy:
+        """The models; loaded by `configure_model`."""
+        if self._policy is None:
+            raise RuntimeError("the models are loaded in configure_model(), which the trainer calls")
+        return self._policy
+
+    def setup(self, stage: str) -> None:
+        """Refuse strategies that cannot train this."""
+        check_strategy(self.trainer, "policy", self.backbone.quantize)
+
+    def check_room(self, policy: Policy, max_new_tokens: int) -> None:
+        """`UserError` if the longest prompt of the data leaves no room for a full response."""
+        data = getattr(self.trainer, "datamodule", None)
+        prompts = [prompt for name in ("train_prompts", "val_prompts") for prompt in getattr(data, name, [])]
+        check_room(prompts, max_new_tokens, policy.lm.config.get_text_config())
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """The weights belong to a base and a template."""
+        checkpoint["identity"] = dict(identity_of(self.policy.lm, self.tokenizer))
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """`UserError` if they belong elsewhere."""
+        check_identity("checkpoint", checkpoint.get("identity"), identity_of(self.policy.lm, self.tokenizer))
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """What is trained of policy and critic; never a frozen base, reference or reward model."""
+        return trained_part(self, super().state_dict(*args, **kwargs))
+
+    def load_state_dict(self, state_dict: dict[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """Load what `state_dict` gave; a missing adapter or head is an error."""
+        self.policy.load_trainable_state({k.removeprefix(WEIGHTS_PREFIX): v for k, v in state_dict.items()})
+        return torch.nn.modules.module._IncompatibleKeys([], [])

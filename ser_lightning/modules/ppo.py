@@ -1,0 +1,375 @@
+"""The RL stage as a LightningModule: PPO, RLOO or GRPO against the evolved reward model (SER, section 3.4)."""
+
+import math
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import fields
+from typing import Any
+
+import torch
+from lightning.pytorch.cli import OptimizerCallable
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from ser_lightning.errors import UserError, raise_problems
+from ser_lightning.models.adapter_reward import can_share, shared_scorer
+from ser_lightning.models.backbone import Backbone
+from ser_lightning.models.masks import LayoutName
+from ser_lightning.models.policy import Policy, Role, load_policy
+from ser_lightning.modules.policy_base import PolicyModule
+from ser_lightning.records import Answers, Prompt, PromptBatch, Rollout
+from ser_lightning.rl.experience import (
+    Estimator,
+    Experience,
+    PPOSettings,
+    make_experience,
+    measure,
+    measure_values,
+    micro_batches,
+)
+from ser_lightning.rl.judges import Judge, RewardSum
+from ser_lightning.rl.policy_math import (
+    KLControl,
+    clipped_policy_loss,
+    clipped_value_loss,
+    kl_k3,
+    masked_sum,
+    sequence_kl,
+)
+from ser_lightning.rl.reward_functions import load_judge, load_rewards
+from ser_lightning.rl.rollout import (
+    Generator,
+    Sampling,
+    response_logps,
+    response_texts,
+    response_values,
+    rows_of,
+    stop_ids,
+    uniform_numbers,
+)
+from ser_lightning.training.schedule import make_optimizer
+from ser_lightning.training.scoring import evaluating
+from ser_lightning.utils.collectives import gather_over_ranks, sum_gradients, sum_over_ranks
+from ser_lightning.utils.seeds import hash_seed
+
+
+class PPOModule(PolicyModule):
+    """Trains a language model to give responses that a reward model likes, without going far from where it started.
+
+    Args:
+        backbone: the policy: a pretrained model or the folder of a run of sft.yaml, and how it is trained, `lora` or
+            `full`. With `lora`, reference, critic and a reward model on the same base are adapters on one base.
+        reward_model: what is to rise: the run folder of a reward model, its export, or the dotted path of a function
+            `(prompts, responses) -> scores`; several as {source: weight}.
+        kl_control: weight of the KL penalty against the starting policy, fixed or adaptive.
+        sampling: how the policy answers.
+        ppo: how a step learns from its responses.
+        judge: a second judge for the held-out prompts, which is not trained on; a source as for `reward_model`.
+        allow_uncalibrated: take a reward model whose zero and temperature were never fitted.
+        advantage: `gae` needs a critic; `rloo` and `grpo` compare the responses to one prompt and need none.
+        responses_per_prompt: responses sampled to each prompt in a step.
+        optimizer: class and arguments of the policy's optimiser; its learning rate stays the same.
+        critic_optimizer: the critic's.
+        max_grad_norm: gradients are clipped to this norm, those of policy and critic apart.
+        tokens_per_batch: most tokens in a micro-batch of whole responses; changes memory and speed, never the result.
+        tokens_per_sampling_batch: most tokens in a batch of responses that are being sampled.
+        layout: `shared_prompt` computes a prompt once for all responses to it, with the same result; `padded` gives
+            each response a row; `auto` shares prompts on a CPU where that is exact, and says so otherwise.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        reward_model: str | dict[str, float],
+        kl_control: KLControl,
+        sampling: Sampling,
+        ppo: PPOSettings,
+        judge: str | None = None,
+        allow_uncalibrated: bool = False,
+        advantage: Estimator = "gae",
+        responses_per_prompt: int = 1,
+        optimizer: OptimizerCallable = lambda p: torch.optim.AdamW(p, lr=1.4e-5, weight_decay=0.0),
+        critic_optimizer: OptimizerCallable = lambda p: torch.optim.AdamW(p, lr=1.4e-5, weight_decay=0.0),
+        max_grad_norm: float = 1.0,
+        tokens_per_batch: int = 4096,
+        tokens_per_sampling_batch: int = 16384,
+        layout: LayoutName = "auto",
+    ) -> None:
+        super().__init__(backbone)
+        problems = [*backbone.problems(), *sampling.problems(), *ppo.problems(advantage, responses_per_prompt)]
+        limits = {"max_grad_norm": max_grad_norm, "tokens_per_batch": tokens_per_batch}
+        limits["tokens_per_sampling_batch"] = tokens_per_sampling_batch
+        problems += [f"model.{k}: got {value}; need a positive number" for k, value in limits.items() if value <= 0]
+        raise_problems(problems)
+        self.reward_model, self.judge = reward_model, judge
+        self.kl_control, self.sampling, self.ppo = kl_control, sampling, ppo
+        self.allow_uncalibrated = allow_uncalibrated
+        self.advantage, self.responses_per_prompt = advantage, responses_per_prompt
+        self.optimizer, self.critic_optimizer, self.max_grad_norm = optimizer, critic_optimizer, max_grad_norm
+        self.tokens_per_batch, self.tokens_per_sampling_batch = tokens_per_batch, tokens_per_sampling_batch
+        self._layout: LayoutName = layout
+        self.rl_step = 0
+        self.answers: Answers | None = None
+        self.start_answers: Answers | None = None
+        self._found: dict[Role, list[Answers]] = {}
+
+    # The models.
+
+    def configure_model(self) -> None:
+        """Load policy, reference, critic and judges; `UserError` with the problems of all judges at once."""
+        if self._policy is not None:
+            return
+        device = self.trainer.strategy.root_device
+        self._seed = torch.initial_seed()
+        start = self.start
+        policy = load_policy(start.backbone, device, start.weights, True, self._has_critic, self._layout)
+        self._stop_ids = stop_ids(policy.lm.generation_config.eos_token_id, self.tokenizer, self.sampling.stop)
+        self.check_room(policy, self.sampling.max_new_tokens)
+        # In a list: the judges are nobody's submodules, so that no checkpoint and no optimiser ever sees them.
+        self._judges: list[tuple[RewardSum, Judge | None]] = [self._load_judges(policy, device)]
+        self._policy = policy
+
+    def _load_judges(self, policy: Policy, device: torch.device) -> tuple[RewardSum, Judge | None]:
+        def build(run: Any) -> nn.Module | None:
+            """A reward model on the policy's base takes no second base."""
+            if not can_share(self.start.backbone, run.backbone):
+                return None
+            number = sum(name.startswith("reward") for name in getattr(policy.body, "peft_config", {}))
+            return shared_scorer(policy, run.backbone, run.weights, f"reward{number}")
+
+        problems: list[str] = []
+        try:
+            rewards = load_rewards(self.reward_model, device, self.allow_uncalibrated, build)
+        except UserError as error:
+            problems += error.problems
+        try:
+            judge = load_judge(self.judge, device, allow_uncalibrated=True, build=build) if self.judge else None
+        except UserError as error:
+            problems += error.problems
+        raise_problems(problems)
+        return rewards, judge
+
+    @property
+    def _has_critic(self) -> bool:
+        return self.advantage == "gae"
+
+    @property
+    def _generator(self) -> Generator:
+        pad = int(self.tokenizer.pad_token_id)
+        return Generator(self.sampling, self._stop_ids, pad, self.tokens_per_sampling_batch)
+
+    # A step: respond, judge, learn.
+
+    def training_step(self, batch: PromptBatch, batch_idx: int) -> None:
+        """One step: sample responses, score them, and update policy and critic several times."""
+        num_responses = batch.num_step_prompts * self.responses_per_prompt
+        if self.ppo.minibatches > num_responses:
+            got = f"got {self.ppo.minibatches} for {num_responses} responses in a step"
+            raise UserError(f"ppo.minibatches: {got}; use at most as many")
+        torch.manual_seed(hash_seed(self._seed, "dropout", batch.step, self.global_rank))
+        with evaluating(self.policy):
+            experience, score = self._collect(batch)
+        figures = self._update(experience, batch.step)
+        totals = self._totals(experience, score)
+        mean_kl = float(totals["kl"])
+        for name, value in {**totals, "kl_weight": self.kl_control.weight, **figures}.items():
+            is_shown = name in ("reward", "kl", "length")
+            self.log(f"train/{name}", float(value), prog_bar=is_shown, batch_size=1, on_step=True)
+        self.kl_control.update(mean_kl, num_responses)
+        self.rl_step = batch.step + 1
+
+    def _collect(self, batch: PromptBatch) -> tuple[Experience, Tensor]:
+        """Responses of the current policy with their advantages, and their scores (R,)."""
+        group = self.responses_per_prompt
+        prompts = [prompt for prompt in batch.prompts for _ in range(group)]
+        numbers = uniform_numbers(
+            (self._seed, "train", batch.step), batch.num_step_prompts * group, self.sampling.max_new_tokens
+        )
+        mine = [position * group + k for position in batch.positions for k in range(group)]
+        rollout = self._respond("policy", prompts, numbers[mine])
+        reward = self._judges[0][0](*_texts(prompts, response_texts(self.tokenizer, rollout))).to(self.device)
+        logp, ref_logp = measure(self.policy, rollout, self.sampling.temperature, self.tokens_per_batch)
+        value = measure_values(self.policy, rollout, self.tokens_per_batch) if self._has_critic else None
+        score = reward - self.ppo.unfinished_penalty * (~rollout.has_ended).float()
+        weight = self.kl_control.weight
+        experience = make_experience(rollout, score, logp, ref_logp, value, weight, self.advantage, group, self.ppo)
+        return experience, reward
+
+    def _respond(self, role: Role, prompts: Sequence[Prompt], numbers: Tensor) -> Rollout:
+        return self._generator.sample(self.policy, role, [prompt.ids for prompt in prompts], numbers.to(self.device))
+
+    def _update(self, experience: Experience, step: int) -> dict[str, float]:
+        """The updates of a step; mean figures over them."""
+        sums: dict[str, float] = {}
+        num_updates = 0
+        generator = torch.Generator().manual_seed(hash_seed(self._seed, "minibatches", step, self.global_rank))
+        for _ in range(self.ppo.epochs):
+            order = torch.randperm(len(experience.rollout), generator=generator).to(self.device)
+            for rows in order.tensor_split(self.ppo.minibatches):
+                for name, value in self._update_once(experience, rows).items():
+                    sums[name] = sums.get(name, 0.0) + value
+                num_updates += 1
+        return {name: value / num_updates for name, value in sums.items()}
+
+    def _update_once(self, experience: Experience, rows: Tensor) -> dict[str, float]:
+        """One optimiser step of policy and critic on some rows."""
+        num_tokens = sum_over_ranks(experience.response_mask[rows].sum())
+        names = ("policy_loss", "entropy", "clip_share", "moved_kl", "value_loss")
+        sums = dict.fromkeys(names, torch.zeros((), device=self.device))
+        model = self.trainer.strategy.model
+        # Ranks sum their gradients at the end, however many micro-batches each of them had.
+        with model.no_sync() if isinstance(model, DistributedDataParallel) else nullcontext():
+            for part in micro_batches(experience.rollout, rows, self.tokens_per_batch, self.policy.layout):
+                for name, value in self._policy_backward(experience, part, num_tokens).items():
+                    sums[name] = sums[name] + value
+                if self._has_critic:
+                    sums["value_loss"] = sums["value_loss"] + self._critic_backward(experience, part, num_tokens)
+        self._optimizer_steps()
+        totals = sum_over_ranks(torch.stack([sums[name].double() for name in names])) / num_tokens
+        figures = dict(zip(names, totals.tolist(), strict=True))
+        if not self._has_critic:
+            del figures["value_loss"]
+        return figures
+
+    def _policy_backward(self, experience: Experience, rows: Tensor, num_tokens: Tensor) -> dict[str, Tensor]:
+        """Gradients of the policy's loss on a micro-batch; sums over its tokens of what is reported."""
+        part = rows_of(experience.rollout, rows)
+        mask, width = part.response_mask, part.response_mask.shape[1]
+        old_logp, advantage = experience.logp[rows, :width], experience.advantage[rows, :width]
+        logp, entropy = response_logps(self.policy, "policy", part, self.sampling.temperature)
+        loss, clip_share = clipped_policy_loss(logp, old_logp, advantage, mask, self.ppo.clip_range)
+        total_entropy = masked_sum(entropy, mask)
+        self.manual_backward((loss - self.ppo.entropy_weight * total_entropy) / num_tokens)
+        moved = masked_sum(kl_k3(old_logp, logp.detach()), mask)
+        sums = {"policy_loss": loss, "entropy": total_entropy, "clip_share": clip_share * mask.sum(), "moved_kl": moved}
+        return {name: value.detach() for name, value in sums.items()}
+
+    def _critic_backward(self, experience: Experience, rows: Tensor, num_tokens: Tensor) -> Tensor:
+        """Gradients of the critic's loss on a micro-batch; its sum over the tokens."""
+        assert experience.value is not None and experience.returns is not None
+        part = rows_of(experience.rollout, rows)
+        mask, width = part.response_mask, part.response_mask.shape[1]
+        old, target = experience.value[rows, :width], experience.returns[rows, :width]
+        loss, _ = clipped_value_loss(response_values(self.policy, part), old, target, mask, self.ppo.value_clip_range)
+        self.manual_backward(loss / num_tokens)
+        return loss.detach()
+
+    def _optimizer_steps(self) -> None:
+        optimizers = self.optimizers()
+        roles: tuple[Role, ...] = ("policy", "critic") if self._has_critic else ("policy",)
+        for role, optimizer in zip(roles, optimizers if self._has_critic else [optimizers], strict=True):
+            parameters = self.policy.parameters_of(role)
+            sum_gradients(parameters)
+            norm = float(nn.utils.clip_grad_norm_(parameters, self.max_grad_norm))
+            if not math.isfinite(norm):  # of the gradients of all ranks, so all of them stop here
+                name = "optimizer" if role == "policy" else "critic_optimizer"
+                raise UserError(
+                    f"train: got a gradient norm of {norm} for the {role} in step {self.rl_step}; lower "
+                    f"model.{name}.init_args.lr, or look for the cause with --config debug/anomaly.yaml"
+                )
+            optimizer.step()
+            optimizer.zero_grad()
+
+    def _totals(self, experience: Experience, reward: Tensor) -> dict[str, float]:
+        """Means over the responses of all ranks."""
+        rollout = experience.rollout
+        kl = sequence_kl(experience.kl, experience.response_mask)
+        k3 = sequence_kl(kl_k3(experience.logp, experience.logp - experience.kl), experience.response_mask)
+        columns = (reward, kl, k3, rollout.num_response_tokens, rollout.has_ended)
+        sums = [column.double().sum() for column in columns]
+        count = torch.tensor(float(len(rollout)), dtype=torch.float64, device=self.device)
+        *totals, num_responses = sum_over_ranks(torch.stack([*sums, count])).tolist()
+        names = ("reward", "kl", "kl_k3", "length", "ended")
+        return {name: total / num_responses for name, total in zip(names, totals, strict=True)}
+
+    # Held-out prompts.
+
+    def on_validation_epoch_start(self) -> None:
+        """The starting policy answers once; afterwards only the current one does."""
+        self._found = {"policy": []} if self.start_answers is not None else {"policy": [], "reference": []}
+
+    def validation_step(self, batch: PromptBatch, batch_idx: int) -> None:
+        """Answer held-out prompts, with the same random numbers each time and for both policies."""
+        if not batch.prompts:
+            return
+        numbers = uniform_numbers((self._seed, "val"), batch.num_step_prompts, self.sampling.max_new_tokens)
+        for role, found in self._found.items():
+            found.append(self._answer(role, batch.prompts, numbers[batch.positions]))
+
+    def _answer(self, role: Role, prompts: list[Prompt], numbers: Tensor) -> Answers:
+        rollout = self._respond(role, prompts, numbers)
+        logp, ref_logp = measure(self.policy, rollout, self.sampling.temperature, self.tokens_per_batch)
+        kl = sequence_kl(logp - ref_logp, rollout.response_mask) if role == "policy" else torch.zeros(len(rollout))
+        turns, texts = _texts(prompts, response_texts(self.tokenizer, rollout))
+        rewards, judge = self._judges[0]
+        return Answers(
+            prompt_id=torch.tensor([prompt.prompt_id for prompt in prompts]),
+            prompts=[prompt.turns[-1]["content"] for prompt in prompts],
+            responses=texts,
+            reward=rewards(turns, texts),
+            judge=judge(turns, texts) if judge else None,
+            kl=kl.cpu(),
+            num_tokens=rollout.num_response_tokens.cpu(),
+            has_ended=rollout.has_ended.cpu(),
+        )
+
+    def on_validation_epoch_end(self) -> None:
+        """Bring the ranks' answers together and log their means."""
+        found = {role: _joined(gather_over_ranks(parts)) for role, parts in self._found.items()}
+        self._found = {}
+        is_glance = self.trainer.sanity_checking and self.trainer.num_sanity_val_steps != math.inf
+        if self.start_answers is None and not is_glance:  # of fewer prompts than later validations have
+            self.start_answers = found.get("reference")
+        self.answers = found["policy"]
+        if self.answers is None:
+            return
+        columns = {"reward": self.answers.reward, "kl": self.answers.kl, "length": self.answers.num_tokens.float()}
+        if self.answers.judge is not None:
+            columns["gold"] = self.answers.judge
+        for name, column in columns.items():
+            # For the progress bar and for what monitors a figure; `PolicyWatch` tells the loggers, at the right step.
+            self.log(f"val/{name}", column.mean(), prog_bar=name in ("reward", "gold"), logger=False, sync_dist=False)
+
+    # Optimisers and checkpoints.
+
+    def configure_optimizers(self) -> list[torch.optim.Optimizer]:
+        """The injected optimisers, the critic's only where there is one."""
+        made = [make_optimizer(self.optimizer, self.policy.parameters_of("policy"), "model.optimizer")]
+        if self._has_critic:
+            parameters = self.policy.parameters_of("critic")
+            made.append(make_optimizer(self.critic_optimizer, parameters, "model.critic_optimizer"))
+        return made
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """The KL weight and the number of steps belong to the weights."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["rl"] = {"step": self.rl_step, "kl_control": self.kl_control.state_dict()}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take them back."""
+        super().on_load_checkpoint(checkpoint)
+        self.rl_step = checkpoint["rl"]["step"]
+        self.kl_control.load_state_dict(checkpoint["rl"]["kl_control"])
+
+
+def _texts(prompts: Sequence[Prompt], responses: list[str]) -> tuple[list[Any], list[str]]:
+    return [prompt.turns for prompt in prompts], responses
+
+
+def _joined(by_rank: list[list[Answers]]) -> Answers | None:
+    """The answers of all ranks in the order of their prompt ids, None if there is none."""
+    parts = [part for parts in by_rank for part in parts]
+    if not parts:
+        return None
+    order = torch.cat([part.prompt_id for part in parts]).argsort(stable=True)
+
+    def joined(name: str) -> Any:
+        columns = [getattr(part, name) for part in parts]
+        if columns[0] is None:
+            return None
+        if isinstance(columns[0], Tensor):
+            return torch.cat(columns)[order]
+        texts = [text for column in columns for text in column]
+        return [texts[i] for i in order.tolist()]
+
+    return Answers(**{field.name: joined(field.name) for field in fields(Answers)})

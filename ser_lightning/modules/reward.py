@@ -1,0 +1,245 @@
+"""The reward model as a LightningModule: a thin shell around `scorer.Scorer` and `losses`."""
+
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.cli import OptimizerCallable
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+from transformers import PreTrainedTokenizerBase
+
+from ser_lightning.data.layouts import Layout
+from ser_lightning.errors import raise_problems
+from ser_lightning.evaluation.metrics import PairMetrics, half_credit
+from ser_lightning.models.backbone import Backbone, load_tokenizer
+from ser_lightning.models.fingerprint import Identity, check_identity, check_trained, identity_of
+from ser_lightning.models.masks import LayoutName
+from ser_lightning.models.reward_model import Scorer, load_scorer
+from ser_lightning.models.trainable import trainable_state, trained_part
+from ser_lightning.records import PairBatch, PairScores
+from ser_lightning.runs.reward_run import MODULE_PREFIX
+from ser_lightning.training.features import cache_features
+from ser_lightning.training.losses import bradley_terry, centring, pointwise
+from ser_lightning.training.optim_step import synchronised, training_problems, update
+from ser_lightning.training.schedule import Decay, lr_factor, make_optimizer
+from ser_lightning.training.strategies import ShardStrategy, check_optimizer, check_strategy
+from ser_lightning.utils.collectives import own_part
+
+
+class RewardModule(LightningModule):
+    """Scores responses, and learns to from pairs (SER, section 3.1).
+
+    Args:
+        backbone: the pretrained body and how it is trained.
+        optimizer: class and arguments of the optimiser; its learning rate is the peak of each phase's schedule.
+        lr_decay: `linear` falls to 0 over a phase (the paper's), `none` stays.
+        warmup_share: share of a phase's steps over which the learning rate rises from 0.
+        centring_weight: weight of the loss that pulls the mean reward of a pair to 0.
+        pointwise_weight: weight of the loss that makes each response good or bad by itself.
+        label_noise: share of human labels assumed wrong, in [0, 0.5).
+        max_grad_norm: gradients are clipped to this norm.
+        layout: `shared_prompt` computes the prompt of both responses once, with the same result; `padded` gives each
+            response a row; `auto` shares prompts on a CPU where that is exact, and says so otherwise.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        optimizer: OptimizerCallable = lambda p: torch.optim.AdamW(p, lr=1e-4, weight_decay=0.0),
+        lr_decay: Decay = "linear",
+        warmup_share: float = 0.1,
+        centring_weight: float = 0.01,
+        pointwise_weight: float = 0.0,
+        label_noise: float = 0.0,
+        max_grad_norm: float = 1.0,
+        layout: LayoutName = "auto",
+    ) -> None:
+        super().__init__()
+        problems = backbone.problems()
+        if not 0 <= label_noise < 0.5:
+            problems.append(f"model.label_noise: got {label_noise}; need a share in [0, 0.5)")
+        problems += training_problems(warmup_share, max_grad_norm)
+        raise_problems(problems)
+        # A step is cut into as many micro-batches as its tokens need, which automatic optimisation cannot do.
+        self.automatic_optimization = False
+        # A checkpoint holds what was trained; load_state_dict checks that all of it is there.
+        self.strict_loading = False
+        self.backbone, self.optimizer = backbone, optimizer
+        self.lr_decay, self.warmup_share = lr_decay, warmup_share
+        self.centring_weight, self.pointwise_weight = centring_weight, pointwise_weight
+        self.label_noise, self.max_grad_norm = label_noise, max_grad_norm
+        self._wanted_layout: LayoutName = layout
+        self.temperature, self.zero = 1.0, 0.0
+        self.feature_key: str | None = None
+        self._scorer: Scorer | None = None
+        self._identity: Identity | None = None
+        self._tokenizer: PreTrainedTokenizerBase | None = None
+        self._initial_state: dict[str, Tensor] = {}
+        self._phase_epochs: tuple[int, int] | None = None
+        self.metrics = PairMetrics()
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """With a pad token and a chat template."""
+        if self._tokenizer is None:
+            self._tokenizer = load_tokenizer(self.backbone)
+        return self._tokenizer
+
+    @property
+    def scorer(self) -> Scorer:
+        """The model itself; loaded by `configure_model`."""
+        if self._scorer is None:
+            raise RuntimeError("the model is loaded in configure_model(), which the trainer calls")
+        return self._scorer
+
+    def setup(self, stage: str) -> None:
+        """Refuse strategies that cannot train this."""
+        check_strategy(self.trainer, self.backbone.train, self.backbone.quantize)
+
+    @property
+    def layout(self) -> Layout:
+        """How the data module is to lay out pairs, once the model is loaded."""
+        return self.scorer.layout
+
+    def configure_model(self) -> None:
+        """Load the pretrained weights, on the device where 4-bit weights have to be made."""
+        if self._scorer is None:
+            device = self.trainer.strategy.root_device if self._trainer is not None else self.device
+            self._scorer = load_scorer(self.backbone, device, self._wanted_layout, "model.layout")
+            self._identity = identity_of(self._scorer.model, self.tokenizer)
+            if self._trainer is not None and isinstance(self.trainer.strategy, ShardStrategy):
+                self.trainer.strategy.shard(self, self._scorer.body)
+            trained = trainable_state(self._scorer)
+            self._initial_state = {name: own_part(p).cpu().clone() for name, p in trained.items()}
+
+    def on_fit_start(self) -> None:
+        """Where only the head is trained, the body computes every pair once, before the first step."""
+        if self.backbone.train == "head":
+            self.feature_key = cache_features(self.trainer, self.scorer, getattr(self.trainer, "datamodule", None))
+
+    def restart(self) -> None:
+        """Put the weights back to where training started: pretrained body, new adapters and head."""
+        for name, p in trainable_state(self.scorer).items():
+            own_part(p).copy_(self._initial_state[name])
+
+    def forward(self, batch: PairBatch) -> PairScores:
+        """Rewards of both responses of every pair."""
+        reward_a, reward_b = self.scorer(batch.inputs).split(batch.num_pairs)
+        tokens_a, tokens_b = batch.inputs.num_tokens.split(batch.num_pairs)
+        return PairScores(batch.pair_id, reward_a, reward_b, tokens_a, tokens_b)
+
+    def set_scale(self, temperature: float, zero: float) -> None:
+        """What a reward means, fitted on out-of-fold scores of the seed: P(a wins) = sigmoid(margin / temperature)."""
+        self.temperature, self.zero = temperature, zero
+
+    def pair_loss(self, scores: PairScores, target: Tensor) -> Tensor:
+        """(B,) Bradley-Terry plus the anchors of the zero."""
+        a, b = scores.reward_a, scores.reward_b
+        loss = bradley_terry(a, b, target, self.label_noise) + self.centring_weight * centring(a, b)
+        if self.pointwise_weight:
+            loss = loss + self.pointwise_weight * pointwise(a, b, target)
+        return loss
+
+    def begin_phase(self, first_epoch: int, num_epochs: int) -> None:
+        """The learning-rate schedule runs over these epochs; without this call, over the whole fit."""
+        self._phase_epochs = first_epoch, num_epochs
+
+    def lr_factor(self, phase_step: int, num_phase_steps: int) -> float:
+        """Share of the peak learning rate at a step of a phase (warm-up, then `lr_decay`)."""
+        return lr_factor(phase_step, num_phase_steps, self.warmup_share, self.lr_decay)
+
+    def training_step(self, step: list[PairBatch], batch_idx: int) -> None:
+        """One optimiser step over its micro-batches: sum of the pairs' losses over the number of pairs of all ranks."""
+        optimizer = self.optimizers()
+        factor = self._current_lr_factor(batch_idx)
+        for group in optimizer.param_groups:
+            group["lr"] = group["initial_lr"] * factor
+        total, right, num_real = 0.0, 0.0, 0
+        for i, batch in enumerate(step):
+            with synchronised(self, is_last=i == len(step) - 1):
+                scores = self(batch)
+                loss = (self.pair_loss(scores, batch.target) * batch.weight).sum() / batch.num_step_pairs
+                # Ranks average their gradients, but the loss is a sum over all ranks' pairs.
+                self.manual_backward(loss * self.trainer.world_size)
+            total += float(loss.detach()) * self.trainer.world_size
+            real = batch.weight > 0
+            right += float(half_credit(scores.margin.detach(), batch.target)[real].sum())
+            num_real += int(real.sum())
+        trained = [p for p in self.parameters() if p.requires_grad]
+        update(self, trained, self.max_grad_norm, total, batch_idx)
+        self.log("train/loss", total, prog_bar=True, batch_size=num_real, on_step=True)
+        self.log("train/accuracy", right / max(1, num_real), prog_bar=True, batch_size=num_real, on_step=True)
+
+    def predict_step(self, batch: PairBatch, batch_idx: int = 0) -> PairScores:
+        """Self-labelling: rewards in float32 logits."""
+        return self(batch)
+
+    def validation_step(self, batch: PairBatch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, PairScores]:
+        """Score; what belongs to no named set counts for the figures of the split."""
+        scores: PairScores = self(batch)
+        evaluated = getattr(getattr(self.trainer, "datamodule", None), "evaluated", None) or [None]
+        if evaluated[dataloader_idx] is None:
+            self.metrics.update(scores, batch.target, batch.weight)
+        return {"scores": scores}
+
+    def test_step(self, batch: PairBatch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, PairScores]:  # type: ignore[override]
+        """As in validation."""
+        return self.validation_step(batch, batch_idx, dataloader_idx)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the figures of the validation pairs."""
+        self._log_metrics("val")
+
+    def on_test_epoch_end(self) -> None:
+        """Log the figures of the test pairs."""
+        self._log_metrics("test")
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """The injected optimiser over everything that is trained."""
+        trained = [p for p in self.parameters() if p.requires_grad]
+        optimizer = make_optimizer(self.optimizer, trained, "model.optimizer")
+        check_optimizer(optimizer, any(isinstance(p, DTensor) for p in trained), "model.optimizer")
+        return optimizer
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Adapters and head (or every weight, where all are trained), never the frozen base."""
+        return trained_part(self, super().state_dict(*args, **kwargs))
+
+    def load_state_dict(self, state_dict: dict[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """Load what `state_dict` gave; a missing head or adapter is an error."""
+        self.scorer.load_trainable_state({k.removeprefix(MODULE_PREFIX): v for k, v in state_dict.items()})
+        return torch.nn.modules.module._IncompatibleKeys([], [])
+
+    @property
+    def identity(self) -> Identity:
+        """The base and the template that the weights belong to."""
+        assert self._identity is not None, "the model is loaded in configure_model(), which the trainer calls"
+        return self._identity
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """The scale belongs to the weights, and they to a base and a template."""
+        checkpoint["reward_scale"] = {"temperature": self.temperature, "zero": self.zero}
+        checkpoint["identity"] = dict(self.identity)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take the scale back; `UserError` if the weights belong elsewhere or were never trained."""
+        check_identity("checkpoint", checkpoint.get("identity"), self.identity)
+        if (
+            self._trainer is None or self.trainer.state.fn != "fit"
+        ):  # between two phases of a fit, new adapters are what is to be saved
+            check_trained("checkpoint", checkpoint.get("state_dict", {}))
+        scale = checkpoint["reward_scale"]
+        self.temperature, self.zero = scale["temperature"], scale["zero"]
+
+    def _current_lr_factor(self, batch_idx: int) -> float:
+        first, num_epochs = self._phase_epochs or (0, max(1, self.trainer.max_epochs or 1))
+        num_steps = int(self.trainer.num_training_batches)
+        return self.lr_factor((self.current_epoch - first) * num_steps + batch_idx, num_epochs * num_steps)
+
+    def _log_metrics(self, prefix: str) -> None:
+        if not self.metrics.update_called:  # named sets only
+            return
+        figures = self.metrics.compute(self.temperature)
+        self.log_dict({f"{prefix}/{name}": value for name, value in figures.items()}, rank_zero_only=False)
+        self.metrics.reset()

@@ -1,0 +1,150 @@
+"""What a run of the evolution will read: tokens of the pairs, and what each round trains on and scores."""
+
+import csv
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ser_lightning.data.layouts import Layout
+from ser_lightning.errors import UserError
+
+SPLITS = ("seed", "val", "pool", "test")
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """The tokens of some pairs.
+
+    Attributes:
+        pairs: N.
+        median: tokens of a pair, both conversations together.
+        high: their 95th percentile.
+        total: of all N pairs.
+        shared: tokens that both conversations of a pair begin with, counted once a pair, over all N.
+    """
+
+    pairs: int
+    median: int
+    high: int
+    total: int
+    shared: int
+
+    @property
+    def prompt_share(self) -> float:
+        """Share of the tokens that stand in a beginning that both conversations of a pair have."""
+        return 2 * self.shared / max(1, self.total)
+
+    @property
+    def saved_share(self) -> float:
+        """Share of the tokens that need no computing where prompts are shared."""
+        return self.shared / max(1, self.total)
+
+
+def count_tokens(num_tokens: np.ndarray, num_shared: np.ndarray) -> Tokens:
+    """The figures of N pairs.
+
+    Args:
+        num_tokens: (N, 2) tokens of both conversations.
+        num_shared: (N,) tokens that both begin with.
+    """
+    sums = num_tokens.sum(axis=1)
+    median, high = np.percentile(sums, (50, 95)) if len(sums) else (0, 0)
+    return Tokens(len(sums), int(median), int(high), int(sums.sum()), int(num_shared.sum()))
+
+
+def tokens_by_split(data: Any) -> dict[str, Tokens]:
+    """The figures of every split of a data module that is set up, and of `all` together."""
+    pairs = data.data
+    rows = {name: pairs.rows(name) for name in (*SPLITS, "all")}
+    return {name: count_tokens(pairs.store.num_tokens[r], pairs.store.num_shared[r]) for name, r in rows.items()}
+
+
+def largest_batch(data: Any, layout: Layout, budget: int, most_pairs: int | None = None) -> int:
+    """Most tokens that a micro-batch can hold, padding included.
+
+    Args:
+        data: a data module that is set up.
+        layout: of the sequences.
+        budget: of tokens, as the user gave it. A single pair may exceed it.
+        most_pairs: pairs of a step, None = all there are.
+    """
+    store, rows = data.data.store, data.data.rows("all")
+    num_tokens = store.num_tokens[rows]
+    alone = num_tokens.sum(axis=1) - store.num_shared[rows] if layout.shares_prompts else 2 * num_tokens.max(axis=1)
+    longest = int(alone.max(initial=0))
+    limit = min(budget, layout.max_batch_tokens or budget)
+    tokens = max(longest, min(limit, longest * (most_pairs or len(rows))))
+    return -(-tokens // layout.row_multiple) * layout.row_multiple
+
+
+@dataclass(frozen=True)
+class RoundWork:
+    """What a round reads. Of the pool it trains on anything from no pair to all of them; a range has both ends.
+
+    Attributes:
+        round: 0 is the seed model.
+        trained_pairs: how often it trains on a pair, all phases and epochs together.
+        scored_pairs: how often it scores one.
+        tokens: of both, as `rounds.csv` counts them.
+    """
+
+    round: int
+    trained_pairs: tuple[int, int]
+    scored_pairs: int
+    tokens: tuple[int, int]
+
+
+def rounds_of(data: Any, evolution: Any, tokens: dict[str, Tokens]) -> list[RoundWork]:
+    """The work of every round, if the rule does not end the evolution before.
+
+    Args:
+        data: a data module that is set up.
+        evolution: the settings, as `EvolutionCallback` has them.
+        tokens: of every split.
+
+    Raises:
+        UserError: the seed has too few dialogues for the folds.
+    """
+    if evolution.folds:
+        data.data.rows("seed", 0, evolution.folds)  # the folds are those of the run, or there is none
+    seed, pool, test = (tokens[name] for name in ("seed", "pool", "test"))
+    return [_round_work(r, evolution, seed, pool, test) for r in range(evolution.max_rounds + 1)]
+
+
+def _round_work(number: int, evolution: Any, seed: Tokens, pool: Tokens, test: Tokens) -> RoundWork:
+    folds = evolution.folds
+    epochs = evolution.seed_epochs if number == 0 else evolution.epochs_per_round
+    # Each of `folds` phases leaves out its fold, together the whole seed once; then comes the main phase.
+    seed_passes = epochs * max(1, folds)
+    pool_passes = 0 if number == 0 else epochs * (folds + 1)
+    labels_for_folds = evolution.committee or number < evolution.max_rounds
+    labellings = 1 + (folds if labels_for_folds else 0)
+    seed_scorings = 1 if folds else 0
+
+    def work(field: str) -> tuple[int, int, int]:
+        s, p, t = (int(getattr(part, field)) for part in (seed, pool, test))
+        return seed_passes * s, pool_passes * p, seed_scorings * s + labellings * p + t
+
+    trained, more, scored = work("pairs")
+    trained_tokens, more_tokens, scored_tokens = work("total")
+    least = trained_tokens + scored_tokens
+    return RoundWork(number, (trained, trained + more), scored, (least, least + more_tokens))
+
+
+def read_rate(run: Path) -> float:
+    """Tokens a second of a run's rounds, training and scoring together.
+
+    Raises:
+        UserError: the folder has no finished round.
+    """
+    file = run / "rounds.csv"
+    if not file.is_file():
+        raise UserError(f"--like: {run} has no rounds.csv; give the folder of a fit that has finished round 0")
+    with file.open(newline="", encoding="utf-8") as lines:
+        rows = list(csv.DictReader(lines))
+    seconds = sum(float(row["seconds"]) for row in rows)
+    if not seconds:
+        raise UserError(f"--like: {run} has rounds of 0 seconds; give a longer run, or --pairs_per_second")
+    return sum(int(row["tokens"]) for row in rows) / seconds

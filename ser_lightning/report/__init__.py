@@ -1,0 +1,1 @@
+"""`report.html`: a page on a run, or on several side by side."""

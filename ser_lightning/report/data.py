@@ -1,0 +1,185 @@
+"""What a report is made of, read from the folder of a run: `rounds.csv`, audits, notes of the callback, the config.
+
+`rounds/<r>/report.json` holds what only the training process knows: texts of some pairs, how many labels an accuracy
+stands on, floors, versions. A run from before it, or without `ReportCallback`, is read without these.
+"""
+
+import csv
+import hashlib
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import yaml
+
+from ser_lightning.errors import UserError
+from ser_lightning.evaluation.metrics import wilson_interval
+from ser_lightning.runs.folder import CONFIG
+
+NOTES, GUARDS, COST = "report.json", "guards.json", "cost.json"
+COST_PARTS = {
+    "train_folds": "folds, training",
+    "train_main": "main, training",
+    "score_seed": "out of fold",
+    "score_pool": "labelling",
+    "score_test": "test",
+    "other": "other",
+}
+"""What a round spends tokens and seconds on; names in its `cost.json` and in a report."""
+Audit = dict[str, np.ndarray]
+"""Columns of an audit file, (N,) each, in the order of `pair_id`."""
+
+
+@dataclass(frozen=True, eq=False)
+class Round:
+    """A finished round."""
+
+    row: dict[str, float]
+    """Its line of `rounds.csv`."""
+    audit: Audit | None
+    """What became of every pool pair; None where the file is gone."""
+    notes: dict[str, Any]
+    """Its `report.json`, empty without one."""
+    guards: list[dict[str, Any]] = field(default_factory=list)
+    """What drift guards found, empty without any."""
+    cost: dict[str, dict[str, float]] = field(default_factory=dict)
+    """Its `cost.json`, empty without one."""
+
+    @property
+    def number(self) -> int:
+        """0 for the seed model."""
+        return int(self.row["round"])
+
+    def spent(self, what: str) -> dict[str, float]:
+        """`tokens` or `seconds` by part; a round from before there were parts has one, `all`."""
+        parts = {part: spent[what] for part, spent in self.cost.items()}
+        return parts or {"all": self.row[what]}
+
+    def interval(self, column: str) -> tuple[float, float] | None:
+        """95 % interval of an accuracy; None where nobody noted how many labels it stands on."""
+        count, share = self.notes.get("labels", {}).get(column), self.row[column]
+        return wilson_interval(share * count, count) if count and share == share else None
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run of `rm.yaml`, as far as its rounds are finished."""
+
+    name: str
+    path: Path
+    config: dict[str, Any]
+    config_text: str
+    rounds: list[Round]
+
+    @property
+    def delivered(self) -> Round:
+        """The round whose model is handed over, as far as is known."""
+        return next((r for r in self.rounds if r.row["delivered"]), self.rounds[-1])
+
+    def before(self, one: Round) -> Round | None:
+        """The round before another one; None before the first."""
+        place = self.rounds.index(one)
+        return self.rounds[place - 1] if place else None
+
+
+@dataclass(frozen=True)
+class Flow:
+    """What became of the N pool pairs of a round, held against the round before."""
+
+    kept: np.ndarray
+    """(N,) bool."""
+    flipped: np.ndarray
+    """(N,) bool: has another label than in the round before; False without one."""
+    kept_before: np.ndarray
+    """(N,) bool."""
+    by_quota: np.ndarray
+    """(N,) bool: the rule kept it and the length quota dropped it."""
+
+
+def flow_of(now: Audit, before: Audit | None) -> Flow:
+    """Compare a round's audit with the one before; pairs that arrived in between have no past."""
+    kept, by_quota = now["kept"], now["reason"] == "length quota"
+    flipped, kept_before = np.zeros(len(kept), bool), np.zeros(len(kept), bool)
+    if before is not None:
+        _, here, there = np.intersect1d(now["pair_id"], before["pair_id"], assume_unique=True, return_indices=True)
+        flipped[here] = now["label"][here] != before["label"][there]
+        kept_before[here] = before["kept"][there]
+    return Flow(kept, flipped, kept_before, by_quota)
+
+
+def confidence_of(audit: Audit) -> np.ndarray:
+    """(N,) the rule's max(P, 1 - P)."""
+    return np.maximum(audit["probability"], 1 - audit["probability"])
+
+
+def read_audit_columns(path: Path) -> Audit | None:
+    """The columns of an audit file; None where there is none."""
+    if not path.is_file():
+        return None
+    table = pq.read_table(path)
+    return {name: table[name].to_numpy() for name in table.column_names}
+
+
+def read_run(path: Path) -> Run:
+    """A run with its finished rounds.
+
+    Raises:
+        UserError: it has finished none, or a file in it is damaged.
+    """
+    table = path / "rounds.csv"
+    if not table.is_file():
+        raise UserError(f"report: got {path}, which has no rounds.csv; give the folder of a fit that has ended round 0")
+    try:
+        with table.open(newline="", encoding="utf-8") as file:
+            rows = [{name: float(cell) for name, cell in line.items()} for line in csv.DictReader(file)]
+        rounds = [_read_round(path / "rounds" / f"{row['round']:.0f}", row) for row in rows]
+        text = (path / CONFIG).read_text(encoding="utf-8") if (path / CONFIG).is_file() else ""
+        config = yaml.safe_load(text) or {}
+    except (ValueError, TypeError, KeyError, OSError, yaml.YAMLError) as error:
+        raise UserError(
+            f"report: cannot read {path} ({' '.join(str(error).split())}); is the folder damaged?"
+        ) from error
+    if not rounds:
+        raise UserError(f"report: got {table} without a line; give the folder of a fit that has ended round 0")
+    return Run(path.absolute().name, path, config, text, rounds)
+
+
+def _read_round(folder: Path, row: dict[str, float]) -> Round:
+    notes, guards, cost = (
+        json.loads((folder / name).read_text(encoding="utf-8")) if (folder / name).is_file() else empty
+        for name, empty in ((NOTES, {}), (GUARDS, []), (COST, {}))
+    )
+    return Round(row, read_audit_columns(folder / "audit.parquet"), notes, guards, cost)
+
+
+def file_hashes(run: Run) -> dict[str, str]:
+    """SHA-256 of the files that say what the run is and what it delivered, by their names in the folder."""
+    names = (
+        CONFIG,
+        "rounds.csv",
+        f"rounds/{run.delivered.number}/audit.parquet",
+        f"rounds/{run.delivered.number}/model.pt",
+    )
+    found = {}
+    for name in names:
+        if (run.path / name).is_file():
+            with (run.path / name).open("rb") as file:
+                found[name] = hashlib.file_digest(file, "sha256").hexdigest()
+    return found
+
+
+def flat(node: Any, prefix: str = "") -> dict[str, Any]:
+    """The leaves of a config by their dotted keys, without `init_args`; entries of a list count from 0."""
+    if isinstance(node, dict):
+        children = node.items()
+    elif isinstance(node, list) and any(isinstance(item, dict) for item in node):
+        children = dict(enumerate(node)).items()
+    else:
+        return {prefix: node}
+    found: dict[str, Any] = {}
+    for key, value in children:
+        found |= flat(value, prefix if key == "init_args" else f"{prefix}.{key}" if prefix else str(key))
+    return found

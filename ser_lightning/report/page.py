@@ -1,0 +1,209 @@
+"""`python -m ser_lightning report`: a run as one page that needs no network, or several runs side by side."""
+
+from collections.abc import Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jinja2 import Environment, StrictUndefined
+from jsonargparse import ArgumentError, ArgumentParser
+
+from ser_lightning.errors import UserError
+from ser_lightning.report.data import COST_PARTS, Round, Run, confidence_of, file_hashes, flat, read_run
+from ser_lightning.report.figures import (
+    Picture,
+    draw_accuracy,
+    draw_comparison,
+    draw_confidence,
+    draw_cost,
+    draw_flow,
+    draw_length,
+    draw_reliability,
+)
+from ser_lightning.report.tables import (
+    FORECAST_NOTE,
+    GUARD_NOTE,
+    ROUND_COLUMNS,
+    ROUND_NOTE,
+    asked_for,
+    comparison_table,
+    cost_table,
+    data_warning,
+    difference_table,
+    fired_guards,
+    flow_table,
+    forecast_table,
+    guard_table,
+    number_text,
+    round_table,
+    run_names,
+    summary_of,
+)
+from ser_lightning.utils.atomic import write_text_atomically
+
+PAGE = "report.html"
+CARD_KINDS = {
+    "most": ("Most confident", "If some of these are wrong, the model is wrong where it is surest."),
+    "flipped": ("Flipped", "Labelled otherwise in the round before; the surest of them."),
+    "least": ("Least confident", "Close to a coin toss; a good place to add human labels."),
+}
+
+
+def main(argv: list[str]) -> None:
+    """Command line of `python -m ser_lightning report`."""
+    parser = ArgumentParser(
+        prog="python -m ser_lightning report", description=__doc__, exit_on_error=False, allow_abbrev=False
+    )
+    parser.add_argument("runs", type=str, nargs="+", help="run folders of reward models; several are compared")
+    parser.add_argument(
+        "--to", type=str | None, default=None, help="file to write (default: RUN/report.html; report.html for several)"
+    )
+    try:
+        args = parser.parse_args(argv)
+    except ArgumentError as error:
+        raise UserError(f"report: {' '.join(str(error).split())}; use `report RUN [RUN ...] [--to FILE]`") from error
+    runs = [Path(run) for run in args.runs]
+    to = Path(args.to) if args.to else (runs[0] if len(runs) == 1 else Path()) / PAGE
+    print(f"Report: {write_report(runs, to)}")
+
+
+def write_report(runs: Sequence[Path], to: Path) -> Path:
+    """Write the page of one run, or of several side by side.
+
+    Args:
+        runs: run folders.
+        to: file to write; it appears as a whole.
+
+    Returns:
+        `to`.
+
+    Raises:
+        UserError: a folder holds no finished round.
+    """
+    found = [read_run(run) for run in runs]
+    write_text_atomically(to, page_of(found[0]) if len(found) == 1 else page_of_several(found))
+    return to
+
+
+def page_of(run: Run) -> str:
+    """One run as HTML."""
+    shown, config, forecasts = run.delivered, flat(run.config), forecast_table(run)
+    tables = [("Rounds", round_table(run), ROUND_NOTE)]
+    if forecasts:
+        tables.append(("Forecasts", forecasts, FORECAST_NOTE))
+    return _render(
+        title=f"Run {run.name}",
+        summary=summary_of(run),
+        asked=asked_for(config) + _splits(shown),
+        tables=tables,
+        pictures=pictures_of(run),
+        flow=flow_table(run),
+        guards=guard_table(run),
+        guard_note=GUARD_NOTE,
+        fired=fired_guards(run),
+        cost=cost_table(run),
+        cards=_cards(shown),
+        shown=shown.number,
+        config_text=run.config_text,
+        versions=shown.notes.get("versions", {}),
+        hashes=file_hashes(run) | {k: v for k, v in shown.notes.get("fingerprints", {}).items() if v},
+    )
+
+
+def page_of_several(runs: Sequence[Run]) -> str:
+    """Several runs side by side as HTML."""
+    names = run_names(runs)
+    pictures = [
+        Picture(
+            title,
+            f"{title} by round: " + "; ".join(f"{n}: {_course(r, column)}" for n, r in zip(names, runs, strict=True)),
+            "Bars are 95 % intervals, where the run has noted how many labels there were.",
+            draw_comparison(runs, names, column, name),
+        )
+        for column, title, name in (
+            ("test_accuracy", "Test accuracy", "test pairs"),
+            ("seed_oof_accuracy", "Accuracy out of fold", "seed, out of fold"),
+        )
+    ]
+    note = "The figures of the delivered round; tokens and seconds of all rounds."
+    more = [
+        ("What differs", difference_table(runs, names), "Settings that are not the same in all runs."),
+        *((f"Rounds of {name}", round_table(run), "") for name, run in zip(names, runs, strict=True)),
+    ]
+    return _render(
+        title=f"{len(runs)} runs",
+        summary=data_warning(runs),
+        tables=[("Side by side", comparison_table(runs, names), note)],
+        pictures=pictures,
+        more=more,
+    )
+
+
+# Pictures
+
+
+def pictures_of(run: Run) -> list[Picture]:
+    """What there is to draw of a run."""
+    shown, found = run.delivered, []
+    text = "; ".join(f"{name}: {_course(run, column)}" for column, name in ROUND_COLUMNS.items())
+    note = "Bars are 95 % intervals. The pale band is the delivered round."
+    found.append(Picture("Accuracy over rounds", f"Accuracy by round. {text}", note, draw_accuracy(run)))
+    if any(r.audit is not None for r in run.rounds):
+        text = ", ".join(f"round {r.number} kept {r.row['kept']:.0f} of {r.row['scored']:.0f}" for r in run.rounds)
+        note = "Flipped: labelled otherwise in the round before."
+        found.append(Picture("What became of the pool", f"Pool pairs by round: {text}.", note, draw_flow(run)))
+    if shown.audit is not None and len(shown.audit["pair_id"]):
+        median = float(np.median(confidence_of(shown.audit)))
+        text = f"Histogram of the confidence of round {shown.number}; its median is {median:.3f}."
+        found.append(Picture("Confidence", text, f"Of pool pairs, in round {shown.number}.", draw_confidence(run)))
+    if bins := shown.notes.get("reliability"):
+        text = "; ".join(f"stated {b['confidence']:.2f}, right {b['right'] / b['pairs']:.2f}" for b in bins)
+        note = f"Round {shown.number}. Below the dashed line it is too sure. The numbers are pairs."
+        found.append(Picture("Reliability", f"Reliability diagram: {text}.", note, draw_reliability(shown)))
+    if shown.notes.get("length"):
+        slope = number_text(shown.row["length_correlation"], "+.3f")
+        text = f"Reward difference against length difference of pool pairs; their correlation is {slope}."
+        note = f"Round {shown.number}, {len(shown.notes['length'])} pool pairs. A slope is a taste for length."
+        found.append(Picture("Reward and length", text, note, draw_length(shown)))
+    note = "Left bars are minutes, right ones tokens; blue is training, gold is scoring."
+    found.append(Picture("Cost", f"Time by round: {_times(run)}.", note, draw_cost(run)))
+    return found
+
+
+# Small change
+
+
+def _render(**values: Any) -> str:
+    template = files("ser_lightning.report").joinpath("page.html").read_text(encoding="utf-8")
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    usual: dict[str, Any] = {"asked": [], "flow": None, "cost": None, "cards": None, "shown": 0, "more": []}
+    usual |= {"config_text": "", "versions": {}, "hashes": {}, "guards": None, "guard_note": "", "fired": []}
+    return environment.from_string(template).render(usual | values)
+
+
+def _cards(shown: Round) -> list[dict[str, Any]] | None:
+    """The groups of cards; None where the round has noted none."""
+    cards = shown.notes.get("cards")
+    return cards and [{"title": t, "note": n, "cards": cards[key]} for key, (t, n) in CARD_KINDS.items()]
+
+
+def _splits(shown: Round) -> list[tuple[str, str]]:
+    pairs = shown.notes.get("pairs")
+    return [("pairs", ", ".join(f"{count} {name}" for name, count in pairs.items()))] if pairs else []
+
+
+def _times(run: Run) -> str:
+    """Seconds of every round, and of its parts where they are known."""
+    found = []
+    for one in run.rounds:
+        spent = one.spent("seconds")
+        parts = ", ".join(
+            f"{COST_PARTS[part]} {seconds:.0f} s" for part, seconds in spent.items() if part in COST_PARTS
+        )
+        found.append(f"round {one.number} {sum(spent.values()):.0f} s" + (f" ({parts})" if parts else ""))
+    return "; ".join(found)
+
+
+def _course(run: Run, column: str) -> str:
+    return ", ".join(number_text(r.row[column]) for r in run.rounds)

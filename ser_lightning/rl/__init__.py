@@ -1,0 +1,1 @@
+"""The RL stage as plain functions: policy losses, rollouts, experience, reward functions."""

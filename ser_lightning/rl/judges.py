@@ -1,0 +1,230 @@
+"""Prompts and responses -> rewards: what can judge in the RL stage.
+
+A judge takes text and not ids, so a reward model may have another tokenizer than the policy.
+Shapes: N responses.
+"""
+
+import json
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Protocol, Self, cast
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
+
+from ser_lightning.data.encode import encode_responses
+from ser_lightning.data.layouts import Layout
+from ser_lightning.errors import UserError
+from ser_lightning.records import Turn
+from ser_lightning.training.scoring import evaluating
+
+
+class Judge(Protocol):
+    """Gives each response a number; higher is better."""
+
+    def __call__(self, prompts: Sequence[list[Turn]], responses: Sequence[str]) -> Tensor:
+        """Rewards of responses.
+
+        Args:
+            prompts: N conversations that wait for a response.
+            responses: N.
+
+        Returns:
+            (N,) float32 on the CPU, all finite.
+
+        Raises:
+            UserError: if the judge fails; it names the judge.
+        """
+
+    def to(self, device: torch.device | str) -> Self:
+        """Move what it computes with, in place; returns itself."""
+
+
+class RewardModelJudge:
+    """A reward model that reads text through its own tokenizer and chat template: `(reward - zero) / temperature`.
+
+    On this scale 0 is a response as often better as worse, and a difference of d wins with probability sigmoid(d).
+
+    Args:
+        scorer: gives the (R,) rewards of `Inputs`, in the layout that it names; not copied, may share its body.
+        tokenizer: the reward model's, with a chat template.
+        max_length: most tokens in a conversation; longer prompts lose their oldest turns, as in training.
+        zero: reward that counts as 0.
+        temperature: rewards are divided by this.
+        name: what errors call it.
+        tokens_per_batch: most padded tokens in a batch; changes memory and speed, never the result.
+    """
+
+    def __init__(
+        self,
+        scorer: nn.Module,
+        tokenizer: PreTrainedTokenizerBase,
+        max_length: int,
+        zero: float,
+        temperature: float,
+        name: str,
+        tokens_per_batch: int = 16384,
+    ) -> None:
+        self.scorer, self.tokenizer, self.max_length = scorer, tokenizer, max_length
+        self.zero, self.temperature = zero, temperature
+        self.name, self.tokens_per_batch = name, tokens_per_batch
+
+    def __call__(self, prompts: Sequence[list[Turn]], responses: Sequence[str]) -> Tensor:
+        """(N,) rewards on the calibrated scale."""
+        if not responses:
+            return torch.empty(0)
+        with named(self.name):
+            rows = encode_responses(self.tokenizer, prompts, responses, self.max_length)
+        raw = self.score_rows(rows, [json.dumps(prompt) for prompt in prompts])
+        return checked_scores(self.name, (raw - self.zero) / self.temperature, responses)
+
+    def score_rows(
+        self, rows: Sequence[list[int]], keys: Sequence[Hashable], show: Callable[[int], object] | None = None
+    ) -> Tensor:
+        """Raw rewards of encoded conversations.
+
+        Args:
+            rows: N lists of ids, N > 0.
+            keys: N, equal for conversations that are to share what they begin with.
+            show: is told after each batch how many conversations it had.
+
+        Returns:
+            (N,) float32 on the CPU, in logits; nobody has looked whether they are finite.
+        """
+        batches = self.layout.cut_sequences(rows, keys, self.tokens_per_batch)
+        parts = []
+        with evaluating(self.scorer):
+            for batch in batches:
+                parts.append(self._score([rows[i] for i in batch], [keys[i] for i in batch]))
+                if show is not None:
+                    show(len(batch))
+        rewards = torch.empty(len(rows))
+        rewards[torch.tensor([i for batch in batches for i in batch])] = torch.cat(parts).float().cpu()
+        return rewards
+
+    def to(self, device: torch.device | str) -> Self:
+        """Move the model in place."""
+        self.scorer.to(device)
+        return self
+
+    @property
+    def layout(self) -> Layout:
+        """How the scorer reads sequences best."""
+        return cast(Layout, self.scorer.layout)
+
+    def _score(self, rows: list[list[int]], keys: list[Hashable]) -> Tensor:
+        """(R,) raw rewards of one batch."""
+        inputs = self.layout.lay_out(rows, keys, self.tokenizer.pad_token_id or 0)
+        return self.scorer(inputs.to(next(self.scorer.parameters()).device))
+
+
+class FunctionJudge:
+    """Any function `(prompts, responses) -> scores`.
+
+    Args:
+        function: takes N conversations (lists of turns) and N strings, gives N numbers in a sequence or tensor.
+        name: what errors call it.
+    """
+
+    def __init__(self, function: Callable[[list[list[Turn]], list[str]], Any], name: str) -> None:
+        self.function, self.name = function, name
+
+    def __call__(self, prompts: Sequence[list[Turn]], responses: Sequence[str]) -> Tensor:
+        """(N,) scores of the function."""
+        if not responses:
+            return torch.empty(0)
+        # Copies: a function that appends to a prompt must not change what the policy sees next time.
+        turns = [[turn.copy() for turn in prompt] for prompt in prompts]
+        try:
+            scores = self.function(turns, list(responses))
+        except Exception as error:
+            what = f"got {describe(error)} for {len(responses)} responses"
+            raise UserError(f"reward {self.name}: {what}; mend the function") from error
+        return checked_scores(self.name, scores, responses)
+
+    def to(self, device: torch.device | str) -> Self:
+        """A function says itself where it computes."""
+        return self
+
+
+class RewardSum:
+    """Several judges as one: the weighted sum of their scores.
+
+    Args:
+        judges: judge of each source.
+        weights: weight of each source.
+    """
+
+    def __init__(self, judges: dict[str, Judge], weights: dict[str, float]) -> None:
+        self._judges, self._weights = judges, weights
+
+    @property
+    def parts(self) -> list[str]:
+        """The sources, in the order given."""
+        return list(self._judges)
+
+    def __call__(self, prompts: Sequence[list[Turn]], responses: Sequence[str]) -> Tensor:
+        """(N,) weighted sum."""
+        return self.total(self.by_part(prompts, responses))
+
+    def by_part(self, prompts: Sequence[list[Turn]], responses: Sequence[str]) -> dict[str, Tensor]:
+        """(N,) scores of each source, without its weight."""
+        return {source: judge(prompts, responses) for source, judge in self._judges.items()}
+
+    def total(self, scores: dict[str, Tensor]) -> Tensor:
+        """(N,) weighted sum of what `by_part` gave."""
+        return torch.stack([self._weights[source] * score for source, score in scores.items()]).sum(0)
+
+    def to(self, device: torch.device | str) -> Self:
+        """Move every judge in place."""
+        for judge in self._judges.values():
+            judge.to(device)
+        return self
+
+
+def checked_scores(name: str, scores: Any, responses: Sequence[str]) -> Tensor:
+    """What a judge returned, as (N,) float32 on the CPU.
+
+    Args:
+        name: what errors call the judge.
+        scores: N numbers in a sequence, array or tensor.
+        responses: N.
+
+    Raises:
+        UserError: if they are not N finite numbers.
+    """
+    try:
+        found = torch.as_tensor(scores).detach().cpu().float()
+    except (TypeError, ValueError, RuntimeError) as error:
+        got = f"{type(scores).__name__} ({describe(error)})"
+        raise UserError(f"reward {name}: got {got} for {len(responses)} responses; return one number each") from error
+    if found.ndim != 1:
+        shape = tuple(found.shape)
+        raise UserError(f"reward {name}: got scores of shape {shape}; return shape ({len(responses)},)")
+    if len(found) != len(responses):
+        raise UserError(f"reward {name}: got {len(found)} scores for {len(responses)} responses; return one each")
+    bad = (~torch.isfinite(found)).nonzero().flatten().tolist()
+    if bad:
+        what = "NaN" if found[bad].isnan().all() else "infinity" if found[bad].isinf().all() else "NaN and infinity"
+        text = " ".join(responses[bad[0]].split())[:40]
+        raise UserError(
+            f"reward {name}: got {what} for {len(bad)} of {len(found)} responses, such as response {bad[0]} "
+            f'("{text}"); every response needs a finite number'
+        )
+    return found
+
+
+@contextmanager
+def named(name: str) -> Iterator[None]:
+    """Problems from below say which reward they are about."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"reward {name}: {problem}" for problem in error.problems) from error
+
+
+def describe(error: BaseException) -> str:
+    """An exception on one line."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

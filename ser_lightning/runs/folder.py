@@ -1,0 +1,208 @@
+"""The folder of a run: whose it is, how it is resumed, and what is written into it without ever overwriting.
+
+    runs/<name>/config.yaml        the resolved config; replaying it in another folder repeats the run
+                config-2.yaml      the config of a later start where it differs from `config.yaml`
+                metrics.csv        every logged metric; metrics-test.csv and so on for the other commands
+                checkpoints/       `last.ckpt`, `previous.ckpt`, and what other checkpoint callbacks save
+
+Resuming appends to `metrics.csv`. Rows between the last checkpoint and the end of the run stay and are logged again:
+of two rows with the same step the later one counts.
+"""
+
+import csv
+import io
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from lightning.fabric.loggers.logger import rank_zero_experiment
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities import rank_zero_only
+
+from ser_lightning.utils.atomic import write_text_atomically
+from ser_lightning.training.checkpoints import LAST, find_checkpoint
+from ser_lightning.errors import UserError
+
+CONFIG = "config.yaml"
+RUN_DIR_VARIABLE = "SER_LIGHTNING_RUN_DIR"
+"""Rank 0 leaves the folder's name here for the ranks that Lightning's launcher starts with the same command."""
+
+FREE_ON_RESUME = tuple(
+    f"trainer.{name}"
+    for name in (
+        *("max_epochs", "min_epochs", "max_steps", "min_steps", "max_time"),
+        *("accelerator", "strategy", "devices", "num_nodes"),
+        *("logger", "log_every_n_steps", "enable_progress_bar", "enable_model_summary", "profiler"),
+    )
+)
+"""What a resumed run may set anew: when to stop, where to run, what to show. All else would make it another run."""
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Where a run writes and the checkpoint that it starts from."""
+
+    path: Path
+    ckpt_path: str | None
+    continues: bool
+    """Whether the folder's own training goes on in it, so that its config must be the same."""
+
+    def open(self, config: str) -> None:
+        """Create the folder and record the resolved config in it, next to the ones that are there."""
+        recorded = [self.path / CONFIG, *(self.path / f"config-{n}.yaml" for n in range(2, 10_000))]
+        for path in recorded:
+            if not path.exists():
+                write_text_atomically(path, config)
+                return
+            if path.read_text() == config:
+                return
+
+    def check_same_config(self, config: str) -> None:
+        """`UserError` where a resumed run would not be the run that the folder holds."""
+        recorded = self.path / CONFIG
+        if not self.continues or not recorded.exists():
+            return
+        old, new = (dict(_flatten(yaml.safe_load(text))) for text in (recorded.read_text(), config))
+        changed = [k for k in {**old, **new} if old.get(k) != new.get(k) and not k.startswith(FREE_ON_RESUME)]
+        if changed:
+            shown = ", ".join(f"{k} was {old.get(k)!r} and is {new.get(k)!r}" for k in changed[:3])
+            more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
+            raise UserError(
+                f"run folder {self.path}: its config differs: {shown}{more}; resume without --config to use "
+                f"{recorded}, or start another run with another --run_dir"
+            )
+
+
+def choose_folder(command: str, run_dir: str | None, ckpt_path: str | None, stem: str) -> RunFolder:
+    """The folder of a run that is about to start: a new one, or the one it resumes; `UserError` if it is taken.
+
+    Args:
+        command: `fit`, or a command that only reads a checkpoint.
+        run_dir: the folder that the user named.
+        ckpt_path: a checkpoint, `last` for the folder's own, `auto` for that if there is one, None to start anew.
+        stem: name of the config, the first half of a new folder's name.
+    """
+    folder = Path(run_dir) if run_dir else None
+    if folder and folder.exists() and not is_run(folder) and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"--run_dir: got {folder}, which is not the folder of a run; give a new or an empty folder")
+    if ckpt_path is None:
+        if folder and is_run(folder):
+            raise UserError(
+                f"--run_dir: got {folder}, which holds a run; go on with --ckpt_path last or name another folder"
+            )
+        return RunFolder(folder or _new_folder(stem), None, continues=False)
+    checkpoint = find_checkpoint(folder, ckpt_path)
+    if checkpoint is None:
+        assert folder is not None
+        return RunFolder(folder, None, continues=command == "fit" and is_run(folder))
+    owner = run_of(checkpoint)
+    if folder is None:
+        folder = owner or _new_folder(stem)
+    is_own = owner is not None and folder.resolve() == owner.resolve()
+    if command == "fit" and not is_own and is_run(folder):
+        if not (folder / LAST).exists():  # a branch that broke off before its first checkpoint
+            return RunFolder(folder, str(checkpoint), continues=True)
+        raise UserError(
+            f"--run_dir: got {folder}, which holds another run than {checkpoint}; name a new folder to branch off"
+        )
+    return RunFolder(folder, str(checkpoint), continues=command == "fit" and is_own)
+
+
+def is_run(folder: Path) -> bool:
+    """Whether `folder` is the folder of a run."""
+    return (folder / CONFIG).is_file()
+
+
+def run_of(checkpoint: Path) -> Path | None:
+    """The folder of the run that a checkpoint lies in, directly or in `checkpoints/`."""
+    parents = list(checkpoint.absolute().parents)[:2]
+    here = Path.cwd()
+    return next((p.relative_to(here) if p.is_relative_to(here) else p for p in parents if is_run(p)), None)
+
+
+def _new_folder(stem: str) -> Path:
+    name = Path("runs") / f"{stem}-{time.strftime('%Y%m%d-%H%M%S')}"
+    taken = (name, *(name.with_name(f"{name.name}-{n}") for n in range(2, 10_000)))
+    return next(folder for folder in taken if not folder.exists())
+
+
+def _flatten(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The leaves of a config by their dotted keys; lists count as leaves."""
+    if not isinstance(node, dict) or not node:
+        yield prefix, node
+        return
+    for key, value in node.items():
+        yield from _flatten(value, f"{prefix}.{key}" if prefix else str(key))
+
+
+class MetricsFile(Logger):
+    """Appends every metric to one CSV file as it is logged, also when a run goes on in the same folder.
+
+    Lightning's own `CSVLogger` deletes the file of a folder that it finds in use, and holds rows back.
+
+    Args:
+        path: the file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.path = path
+        self._columns: list[str] = []
+
+    @property
+    def name(self) -> str:
+        """Nothing: the file lies directly in the run folder."""
+        return ""
+
+    @property
+    def version(self) -> str:
+        """Nothing: a run folder holds one run."""
+        return ""
+
+    @property
+    def save_dir(self) -> str:
+        """The run folder."""
+        return str(self.path.parent)
+
+    @property
+    @rank_zero_experiment
+    def experiment(self) -> None:
+        """Nothing to talk to behind the file."""
+
+    @rank_zero_only
+    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
+        """Nothing: `config.yaml` has them all."""
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Append one row.
+
+        Args:
+            metrics: values by name.
+            step: optimiser steps so far.
+        """
+        row = {"step": step, **{name: float(value) for name, value in metrics.items()}}
+        exists = self.path.exists()
+        if exists and not self._columns:
+            with self.path.open(newline="") as file:
+                self._columns = next(csv.reader(file), [])
+        if new := [name for name in row if name not in self._columns]:
+            self._columns += new
+            self._write(self._read() if exists else [])
+        with self.path.open("a", newline="") as file:
+            csv.DictWriter(file, self._columns).writerow(row)
+
+    def _read(self) -> list[dict[str, str]]:
+        with self.path.open(newline="") as file:
+            return list(csv.DictReader(file))
+
+    def _write(self, rows: list[dict[str, str]]) -> None:
+        """The whole file under the present columns, at once."""
+        text = io.StringIO()
+        writer = csv.DictWriter(text, self._columns)
+        writer.writeheader()
+        writer.writerows(rows)
+        write_text_atomically(self.path, text.getvalue())

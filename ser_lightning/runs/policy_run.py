@@ -1,0 +1,100 @@
+"""A policy that another run has trained, as the start of this one."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch import Tensor
+
+from ser_lightning.models.backbone import Backbone, LoraSettings
+from ser_lightning.training.checkpoints import LAST, is_whole, newest_whole
+from ser_lightning.errors import UserError
+from ser_lightning.models.policy import policy_state
+
+POLICY_MODULES = ("SFTModule", "PPOModule")
+WEIGHTS_PREFIX = "_policy."
+"""Where the shells keep their `Policy`."""
+
+
+@dataclass(frozen=True)
+class PolicyStart:
+    """What a policy starts from."""
+
+    backbone: Backbone
+    """Settings whose `path` is a pretrained model."""
+    weights: dict[str, Tensor] | None
+    """What a run has made of it, as `Policy.load_trainable_state` takes it; None for the pretrained model itself."""
+
+
+def resolve_start(backbone: Backbone) -> PolicyStart:
+    """Look behind a `path` that is the folder of a run that trained a policy; other paths stay as they are.
+
+    Raises:
+        UserError: if the run trained no policy, has no checkpoint, or trained in a way that this one cannot go on from.
+    """
+    run = Path(backbone.path)
+    if not (run / "config.yaml").is_file():
+        return PolicyStart(backbone, None)
+    trained = read_policy_backbone(run)
+    _check_fits(backbone, trained, run)
+    template = trained.template if backbone.template == "auto" else backbone.template
+    base = resolve_start(trained).backbone
+    settings = replace(backbone, path=base.path, gguf_file=base.gguf_file, template=template)
+    state = torch.load(run / LAST, map_location="cpu", weights_only=True, mmap=True)["state_dict"]
+    weights = {
+        name.removeprefix(WEIGHTS_PREFIX): value for name, value in state.items() if name.startswith(WEIGHTS_PREFIX)
+    }
+    return PolicyStart(settings, policy_state(weights))
+
+
+def read_policy_backbone(run: Path) -> Backbone:
+    """The settings that a run trained its policy with.
+
+    Raises:
+        UserError: if it trained none.
+    """
+    kind = model_kind(run)
+    if kind not in POLICY_MODULES:
+        raise UserError(
+            f"backbone.path: got {run}, a run of {kind or 'no model'}; give a run of sft.yaml or ppo.yaml, or a model"
+        )
+    settings = dict(_model_config(run)["init_args"]["backbone"])
+    return Backbone(lora=LoraSettings(**settings.pop("lora")), **settings)
+
+
+def model_kind(run: Path) -> str:
+    """The class of the LightningModule that a run trained, by its bare name; empty if the folder is no run."""
+    return str(_model_config(run).get("class_path", "")).rpartition(".")[2]
+
+
+def _model_config(run: Path) -> dict[str, Any]:
+    file = run / "config.yaml"
+    config = yaml.safe_load(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    return (config or {}).get("model") or {}
+
+
+def _check_fits(backbone: Backbone, trained: Backbone, run: Path) -> None:
+    if not (run / LAST).exists():
+        raise UserError(f"backbone.path: got {run}, which has no {LAST}; let its fit finish an epoch first")
+    if not is_whole(run / LAST):
+        good = newest_whole((run / LAST).parent)
+        fix = f"put {good} in its place" if good else "train it again"
+        raise UserError(f"backbone.path: got {run}, whose {LAST} is damaged (cut off or not a checkpoint); {fix}")
+    if trained.train != backbone.train:
+        raise UserError(
+            f"backbone.train: got {backbone.train} for {run}, which was trained with {trained.train}; use that, or "
+            f"`export {run}` and give backbone.path the folder that it writes"
+        )
+    changed = [
+        name
+        for name in ("r", "alpha", "target_modules")
+        if backbone.train == "lora" and getattr(trained.lora, name) != getattr(backbone.lora, name)
+    ]
+    if changed:
+        name = changed[0]
+        raise UserError(
+            f"backbone.lora.{name}: got {getattr(backbone.lora, name)} for {run}, which was trained with "
+            f"{getattr(trained.lora, name)}; use that, or `export {run}` and start from the folder that it writes"
+        )

@@ -1,0 +1,118 @@
+"""The reward model that a fit delivered, read from its run folder or from one of its checkpoints."""
+
+import csv
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from ser_lightning.models.backbone import Backbone, LoraSettings, load_tokenizer
+from ser_lightning.errors import UserError
+from ser_lightning.models.fingerprint import check_identity, check_trained, identity_of
+from ser_lightning.models.reward_model import Scorer, load_scorer
+
+MODULE_PREFIX = "_scorer."
+"""Where `RewardModule` keeps its scorer."""
+
+
+@dataclass(frozen=True)
+class RewardRun:
+    """The reward model that a fit delivered, as its run folder holds it."""
+
+    backbone: Backbone
+    max_length: int
+    """Most tokens in a conversation."""
+    weights: dict[str, Tensor]
+    """What was trained, as `Scorer.load_trainable_state` takes it; on the CPU."""
+    zero: float
+    """The reward of a response that is as often the better as the worse one of its pair."""
+    temperature: float
+    """P(a wins) = sigmoid((r_a - r_b) / temperature)."""
+    identity: dict[str, str] | None = None
+    """The base and the template that the weights belong to; None in runs of earlier versions."""
+
+    def load(self, device: torch.device | str = "cpu", **changes: Any) -> tuple[Scorer, PreTrainedTokenizerBase]:
+        """The scorer and its tokenizer.
+
+        Args:
+            device: where it goes.
+            changes: settings of the backbone that are not as in training, such as `quantize="none"`.
+
+        Raises:
+            UserError: if the weights belong to another base or template, or to another shape.
+        """
+        scorer = load_scorer(replace(self.backbone, **changes), device)
+        tokenizer = load_tokenizer(self.backbone)
+        check_identity("run", self.identity, identity_of(scorer.model, tokenizer))
+        scorer.load_trainable_state(self.weights)
+        return scorer, tokenizer
+
+
+def read_reward_run(run: Path) -> RewardRun:
+    """The delivered round's model, read but not built.
+
+    Raises:
+        UserError: if the folder is not that of a fit that has finished at least round 0.
+    """
+    backbone, max_length = _read_config(run)
+    file = run / "rounds" / str(delivered_round(run)) / "model.pt"
+    if not file.is_file():
+        raise UserError(f"run: {run} has no {file.relative_to(run)}, its delivered model; give a whole run folder")
+    saved = torch.load(file, map_location="cpu", weights_only=True)
+    check_trained(str(file), saved["weights"])
+    scale = saved["zero"], saved["temperature"]
+    return RewardRun(backbone, max_length, saved["weights"], *scale, saved.get("identity"))
+
+
+def read_reward_checkpoint(file: Path) -> tuple[Path, RewardRun]:
+    """The run folder of a checkpoint (`RUN/checkpoints/last.ckpt`) or of a round's model (`RUN/rounds/0/model.pt`), and
+    the model in the file.
+
+    Raises:
+        UserError: if there is no such file, it lies in no run, or is that of no reward model.
+    """
+    if not file.is_file():
+        raise UserError(f"--ckpt_path: got {file}, which does not exist; give RUN/checkpoints/last.ckpt or the like")
+    run = next((folder for folder in [*file.absolute().parents][:3] if (folder / "config.yaml").is_file()), None)
+    if run is None:
+        raise UserError(f"--ckpt_path: got {file}, which lies in no run folder; its config.yaml is needed beside it")
+    backbone, max_length = _read_config(run)
+    saved = torch.load(file, map_location="cpu", weights_only=True)
+    if "state_dict" in saved:
+        weights = {name.removeprefix(MODULE_PREFIX): value for name, value in saved["state_dict"].items()}
+        saved = {"weights": weights, **saved.get("reward_scale", {}), "identity": saved.get("identity")}
+    if missing := {"weights", "zero", "temperature"} - saved.keys():
+        raise UserError(f"--ckpt_path: got {file}, which holds no {min(missing)}; give a checkpoint of a reward model")
+    check_trained(str(file), saved["weights"])
+    found = RewardRun(backbone, max_length, saved["weights"], saved["zero"], saved["temperature"], saved["identity"])
+    return run, found
+
+
+def delivered_round(run: Path) -> int:
+    """The round that `rounds.csv` marks as delivered.
+
+    Raises:
+        UserError: if the folder has no finished round.
+    """
+    file = run / "rounds.csv"
+    if not file.is_file():
+        raise UserError(f"run: {run} has no rounds.csv; give the folder of a fit that has finished round 0")
+    with file.open(newline="", encoding="utf-8") as lines:
+        return next(int(row["round"]) for row in csv.DictReader(lines) if row["delivered"] == "1")
+
+
+def _read_config(run: Path) -> tuple[Backbone, int]:
+    file = run / "config.yaml"
+    if not file.is_file():
+        raise UserError(f"run: {run} has no config.yaml; give the folder of a fit")
+    config: dict[str, Any] = yaml.safe_load(file.read_text(encoding="utf-8"))
+    try:
+        settings = dict(config["model"]["init_args"]["backbone"])
+        lora = LoraSettings(**settings.pop("lora"))
+        return Backbone(lora=lora, **settings), config["data"]["init_args"]["max_length"]
+    except (KeyError, TypeError) as error:
+        raise UserError(f"run: {file} is not that of a reward model ({error}); give the folder of its fit") from error

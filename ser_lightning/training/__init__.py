@@ -1,0 +1,1 @@
+"""What every training shares: losses, optimiser steps, strategies, checkpoints, scoring, cached features."""

@@ -1,0 +1,188 @@
+"""Frozen body, cached features: the states that a head reads, computed once for every pair and memory-mapped.
+
+Where only the head is trained, the state at a sequence's last token never changes. A cache file holds the states of one
+store of pairs under one body, lies beside the store's other files, and appears whole or not at all.
+"""
+
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import torch
+import transformers
+from lightning.pytorch import Trainer
+from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
+
+from ser_lightning.models.reward_model import Scorer
+from ser_lightning.records import Features
+from ser_lightning.training.scoring import evaluating
+from ser_lightning.training.strategies import strategy_kind
+from ser_lightning.utils.atomic import write_atomically
+from ser_lightning.utils.collectives import gather_over_ranks
+
+_VERSION = 1
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+class FeatureTable:
+    """The cached states of a store's pairs, read from disk as they are asked for.
+
+    Args:
+        files: one for each part of the store, as `write_features` left them.
+        parts: (len(files) + 1,) first row of each part, and the number of rows behind the last.
+        dtype: of the states.
+    """
+
+    def __init__(self, files: Sequence[Path], parts: np.ndarray, dtype: torch.dtype) -> None:
+        self.files, self.parts, self.dtype = files, parts, dtype
+        self._maps = [_open(file, int(n), dtype) for file, n in zip(files, np.diff(parts), strict=True)]
+
+    def __reduce__(self) -> tuple[type["FeatureTable"], tuple[Any, ...]]:
+        return FeatureTable, (self.files, self.parts, self.dtype)  # a worker process maps the files itself
+
+    def read(self, rows: np.ndarray, num_tokens: np.ndarray) -> Features:
+        """The states of n pairs.
+
+        Args:
+            rows: (n,) of the store.
+            num_tokens: (n, 2) tokens of both conversations.
+
+        Returns:
+            2n states, those of the responses a first.
+        """
+        part = np.searchsorted(self.parts, rows, side="right") - 1
+        hidden = torch.stack([self._maps[p][row] for p, row in zip(part, rows - self.parts[part], strict=True)])
+        return Features(hidden.transpose(0, 1).flatten(0, 1), torch.from_numpy(num_tokens.T.reshape(-1).copy()))
+
+
+def _open(file: Path, num_pairs: int, dtype: torch.dtype) -> Tensor:
+    """(N, 2, H) states, a private map of the file: nobody can write into the cache through it."""
+    num_values = file.stat().st_size // dtype.itemsize if num_pairs else 0
+    if not num_values:
+        return torch.empty(0, 2, 0, dtype=dtype)
+    return torch.from_file(str(file), shared=False, size=num_values, dtype=dtype).view(num_pairs, 2, -1)
+
+
+def body_key(scorer: Scorer, precision: str) -> str:
+    """Changes when the body would give other states: with its weights, its settings or the precision.
+
+    Reads every weight once (a second for each gigabyte or so).
+    """
+    config: Any = scorer.model.config
+    settings = {k: v for k, v in config.to_dict().items() if k not in ("_name_or_path", "pad_token_id")}
+    content = hashlib.sha256(repr((_VERSION, transformers.__version__, precision, sorted(settings.items()))).encode())
+    for name, tensor in sorted(scorer.body.state_dict().items()):
+        if isinstance(tensor, Tensor):
+            content.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            content.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return f"{content.hexdigest()[:24]}-{_dtype_name(scorer.body)}"
+
+
+def dtype_of(key: str) -> torch.dtype:
+    """Number format of the states that are cached under a `body_key`."""
+    return _DTYPES[key.rsplit("-", 1)[1]]
+
+
+def _dtype_name(body: nn.Module) -> str:
+    """States are kept as the body holds its weights: half the space for a body in bfloat16, and exact."""
+    floats = {p.dtype for p in body.parameters() if p.dtype.is_floating_point}
+    return "bfloat16" if floats == {torch.bfloat16} else "float32"
+
+
+def is_whole(file: Path, num_pairs: int, hidden_size: int, dtype: torch.dtype) -> bool:
+    """Whether a cache file is there and has the size that it must have."""
+    return file.is_file() and file.stat().st_size == num_pairs * 2 * hidden_size * dtype.itemsize
+
+
+def cache_features(trainer: Trainer, scorer: Scorer, data: Any) -> str | None:
+    """Compute what is missing of the features of a data module's pairs, over all ranks.
+
+    Args:
+        trainer: the running trainer.
+        scorer: its body is frozen.
+        data: says where the files belong (`feature_files`) and what is in a part (`part_ids`, `part_dataloader`).
+
+    Returns:
+        The key of the cache; None, and one line that says why, where features cannot be cached.
+    """
+    if reason := _obstacle(trainer, scorer, data):
+        rank_zero_info(f"Features: not cached, {reason}; the body computes every pair in every round")
+        return None
+    key = body_key(scorer, str(trainer.precision))
+    dtype, hidden_size = dtype_of(key), scorer.hidden_size
+    for part, file in enumerate(data.feature_files(key)):
+        ids = data.part_ids(part)
+        # One answer for all ranks, each of which may look at the disk of another node.
+        if all(gather_over_ranks(is_whole(file, len(ids), hidden_size, dtype))):
+            rank_zero_info(f"Features: found in the cache, {file}")
+            continue
+        states = computed_states(trainer, scorer, data.part_dataloader(part))
+        write_features(file if trainer.local_rank == 0 else None, states, ids, (2, hidden_size), dtype)
+        trainer.strategy.barrier("features")
+        rank_zero_info(f"Features: written to {file}")
+    return key
+
+
+def _obstacle(trainer: Trainer, scorer: Scorer, data: Any) -> str:
+    if not scorer.is_decoder:
+        return "this model pools its states in its head"
+    if strategy_kind(trainer.strategy) not in ("auto", "ddp"):
+        return f"{type(trainer.strategy).__name__} spreads the body over devices"
+    if not hasattr(data, "part_dataloader"):
+        return "only a PreferenceDataModule has a place for them"
+    return ""
+
+
+def computed_states(trainer: Trainer, scorer: Scorer, loader: DataLoader) -> Iterator[tuple[Tensor, Tensor]]:
+    """(B,) pair ids and their (B, 2, H) states, on the CPU, of the batches of all ranks."""
+    shows = trainer.is_global_zero and getattr(trainer.progress_bar_callback, "is_enabled", False)
+    bar = tqdm(loader, desc="Computing features", leave=False, dynamic_ncols=True, disable=not shows)
+    with evaluating(scorer), trainer.precision_plugin.predict_step_context():
+        for batch in bar:
+            batch = trainer.strategy.batch_to_device(batch)
+            states = scorer.states(batch.inputs).unflatten(0, (2, -1)).transpose(0, 1)
+            yield from gather_over_ranks((batch.pair_id.cpu(), states.cpu()))
+
+
+def write_features(
+    file: Path | None, states: Iterable[tuple[Tensor, Tensor]], ids: Tensor, shape: tuple[int, int], dtype: torch.dtype
+) -> None:
+    """Write states as they come to the rows of their pairs.
+
+    Args:
+        file: appears whole or not at all; None only goes through the states, which other ranks wait for.
+        states: pair ids (B,) with states (B, *shape); pairs may come more than once.
+        ids: (N,) pair id of each row; a pair may have several.
+        shape: of a pair's states.
+        dtype: of the file.
+
+    Raises:
+        RuntimeError: a pair never came.
+    """
+    if file is None:
+        for _ in states:
+            pass
+        return
+    order = np.argsort(ids.numpy(), kind="stable")
+    sorted_ids = ids.numpy()[order]
+    size = shape[0] * shape[1] * dtype.itemsize
+
+    def fill(target: BinaryIO) -> None:
+        is_missing = np.ones(len(order), dtype=bool)
+        for pair_id, hidden in states:
+            blocks = hidden.to(dtype).contiguous().flatten(1).view(torch.uint8).numpy()
+            first, end = (np.searchsorted(sorted_ids, pair_id.numpy(), side=side) for side in ("left", "right"))
+            for block, rows in zip(blocks, map(slice, first, end), strict=True):
+                for row in order[rows]:
+                    target.seek(int(row) * size)
+                    target.write(block.tobytes())
+                    is_missing[row] = False
+        if num_missing := int(is_missing.sum()):
+            raise RuntimeError(f"features: {num_missing} of {len(order)} pairs were not computed")
+
+    write_atomically(file, fill)

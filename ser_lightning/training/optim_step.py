@@ -1,0 +1,87 @@
+"""An optimiser step over micro-batches, as the reward model and supervised fine-tuning make it."""
+
+import math
+from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
+
+from ser_lightning.errors import UserError
+from ser_lightning.utils.collectives import own_part, sum_over_ranks
+
+
+def training_problems(warmup_share: float, max_grad_norm: float) -> list[str]:
+    """What is wrong with the settings of a training, a line each."""
+    found = []
+    if not 0 <= warmup_share < 1:
+        found.append(f"model.warmup_share: got {warmup_share}; need a share in [0, 1)")
+    if max_grad_norm <= 0:
+        found.append(f"model.max_grad_norm: got {max_grad_norm}; need a positive number")
+    return found
+
+
+def synchronised(module: LightningModule, is_last: bool) -> AbstractContextManager:
+    """Ranks exchange gradients in the backward pass of the last micro-batch of a step only.
+
+    Those of weights in shards they exchange in each: otherwise every rank would hold the gradients of a whole body.
+    """
+    model = module.trainer.strategy.model
+    return model.no_sync() if isinstance(model, DistributedDataParallel) and not is_last else nullcontext()
+
+
+def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float) -> float:
+    """Scale gradients so that all of them together have this norm at most.
+
+    Args:
+        parameters: whole ones, whose gradients are equal on every rank, and ones in shards.
+        max_norm: the norm.
+
+    Returns:
+        The norm before, over all weights of all ranks.
+    """
+    parameters = list(parameters)
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    parts = [own_part(g) for g in gradients if isinstance(g, DTensor)]
+    if not parts:
+        return float(torch.nn.utils.clip_grad_norm_(parameters, max_norm))
+    wholes = [g for g in gradients if not isinstance(g, DTensor)]
+    norm = (sum_over_ranks(_sum_of_squares(parts)) + _sum_of_squares(wholes)).sqrt()
+    scale = (max_norm / (norm + 1e-6)).clamp(max=1.0)  # as torch.nn.utils.clip_grad_norm_ has it
+    for gradient in [*wholes, *parts]:
+        gradient.mul_(scale)
+    return float(norm)
+
+
+def _sum_of_squares(tensors: list[Tensor]) -> Tensor:
+    """(), float32."""
+    return torch.stack([torch.linalg.vector_norm(t, dtype=torch.float32) for t in tensors]).square().sum()
+
+
+def update(
+    module: LightningModule, parameters: list[nn.Parameter], max_grad_norm: float, loss: float, batch_idx: int
+) -> None:
+    """Clip, check and step.
+
+    Args:
+        module: has one optimiser.
+        parameters: all that is trained.
+        max_grad_norm: their gradients are clipped to this norm.
+        loss: of the step, for the message.
+        batch_idx: the step in its epoch, for the message.
+
+    Raises:
+        UserError: if the gradients are not finite.
+    """
+    norm = clip_gradients(parameters, max_grad_norm)
+    if not math.isfinite(norm):  # of the gradients of all ranks, so all of them stop here
+        raise UserError(
+            f"train/loss: got {loss}, gradient norm {norm}, epoch {module.current_epoch}, step {batch_idx}; lower "
+            "model.optimizer.init_args.lr, or look for the cause with --config debug/anomaly.yaml"
+        )
+    optimizer = module.optimizers()
+    optimizer.step()
+    optimizer.zero_grad()

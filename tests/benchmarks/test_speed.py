@@ -1,0 +1,59 @@
+"""The made-up pairs of the speed benchmark, and its last line."""
+
+import importlib
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+
+@pytest.fixture(autouse=True)
+def benchmarks(monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
+
+
+def test_lengths_have_the_moments_of_the_data_sets():
+    lengths = importlib.import_module("speed_lengths")
+    ratios = {}
+    for name, profile in lengths.PROFILES.items():
+        found = lengths.lengths_of(profile, 20_000, seed=0)
+        assert found.min() >= 0 and (found[:, 0] + found[:, 1:].max(axis=1)).max() <= profile.max_length
+        ratios[name] = found[:, 0].mean() / found[:, 1:].mean()
+        logs = np.log(found[:, 1])
+        assert logs.mean() == pytest.approx(profile.response[0], abs=0.05)
+    assert ratios["hh"] > 1.5 > 1 > ratios["ultrafeedback"]
+
+
+def test_pairs_share_their_prompt_and_nothing_behind_it():
+    lengths = importlib.import_module("speed_lengths")
+    for (prompt, n_a, n_b), (a, b) in zip(
+        [(5, 3, 4), (0, 2, 2), (9, 1, 6)],
+        lengths.make_pairs(np.array([[5, 3, 4], [0, 2, 2], [9, 1, 6]]), seed=0),
+        strict=True,
+    ):
+        assert (len(a), len(b)) == (prompt + n_a, prompt + n_b)
+        assert a[:prompt] == b[:prompt] and a[prompt] != b[prompt] and a[-1] == b[-1] == 1
+        assert max(a + b) < lengths.VOCABULARY
+
+
+def test_lengths_of_a_users_files(tmp_path):
+    lengths = importlib.import_module("speed_lengths")
+    rows = [{"prompt": "x" * 40, "chosen": "y" * 8, "rejected": "z" * 400}]
+    (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    assert lengths.lengths_in(tmp_path, 5, max_length=512).tolist() == [[11, 3, 101]]
+    assert lengths.lengths_in(tmp_path, 5, max_length=105).tolist() == [[4, 3, 101]]
+
+
+def test_last_line_gives_ratios_and_a_dash_for_what_was_not_compared():
+    speed = importlib.import_module("speed")
+
+    def ways(**rates):
+        return {"ways": {name: {"pairs_per_second": rate} for name, rate in rates.items()}}
+
+    hh = {"train": ways(ours=3.0), "label": ways(ours=6.0, usual=2.0, best=4.0)}
+    assert speed.last_line(hh, 0.512, "hh") == (
+        "train_vs_trl_hh=- train_vs_best_trl_hh=- label_vs_pipeline_hh=3.00 label_vs_best_pipeline_hh=1.50 "
+        "matmul_share=0.51"
+    )
+    assert speed.layer_parameters() == 8 * (4 * 512 * 512 + 3 * 512 * 1408)

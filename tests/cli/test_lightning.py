@@ -1,0 +1,179 @@
+"""The command line through real `main([...])` calls: composing, printing, refusing, and every problem in one go."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+import yaml
+
+from ser_lightning.__main__ import main
+
+BORING = """
+model:
+  class_path: lightning.pytorch.demos.boring_classes.BoringModel
+data:
+  class_path: lightning.pytorch.demos.boring_classes.BoringDataModule
+trainer:
+  accelerator: cpu
+  max_epochs: 1
+  limit_train_batches: 2
+  limit_val_batches: 1
+  log_every_n_steps: 1
+  enable_model_summary: false
+  enable_progress_bar: false
+"""
+
+
+def printed_config(capsys, *args):
+    with pytest.raises(SystemExit) as stopped:
+        main(["fit", *args, "--print_config"])
+    assert stopped.value.code == 0
+    return yaml.safe_load(capsys.readouterr().out)
+
+
+def problems_of(capsys, *args):
+    assert main(list(args)) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert "Traceback" not in "\n".join(lines)
+    return [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
+
+
+def test_print_config_round_trips(capsys, tmp_path):
+    first = printed_config(capsys, "--config", "rm.yaml", "--trainer.max_epochs=7")
+    (tmp_path / "again.yaml").write_text(yaml.safe_dump(first))
+    assert printed_config(capsys, "--config", "again.yaml") == first
+
+
+def test_the_last_config_wins_and_the_command_line_wins_over_all(capsys, tmp_path):
+    (tmp_path / "mine.yaml").write_text("data:\n  init_args:\n    max_length: 33\n    pairs_per_step: 5\n")
+    args = ("--data.max_length=44", "--config", "rm.yaml", "--config", "mine.yaml")
+    assert printed_config(capsys, *args)["data"]["init_args"]["max_length"] == 44
+    assert printed_config(capsys, *args)["data"]["init_args"]["pairs_per_step"] == 5
+
+
+def test_a_users_own_run_composes(capsys):
+    config = printed_config(
+        capsys, "--config", "rm.yaml", "--config", "models/qwen2.5-0.5b.yaml", "--data.path", "my_pairs.jsonl"
+    )
+    assert config["model"]["init_args"]["backbone"]["path"] == "Qwen/Qwen2.5-0.5B-Instruct"
+    assert config["model"]["class_path"] == "ser_lightning.modules.reward.RewardModule"
+    assert config["data"]["init_args"]["path"] == "my_pairs.jsonl"
+
+
+def test_a_single_argument_of_the_backbone_can_be_set(capsys):
+    config = printed_config(capsys, "--config", "rm.yaml", "--model.backbone.path", "X", "--model.backbone.lora.r", "3")
+    assert config["model"]["init_args"]["backbone"]["path"] == "X"
+    assert config["model"]["init_args"]["backbone"]["lora"]["r"] == 3
+    assert config["model"]["init_args"]["backbone"]["train"] == "full"
+
+
+@pytest.mark.parametrize("where", ["flag", "overlay"])
+def test_callbacks_are_appended(capsys, tmp_path, where):
+    (tmp_path / "more.yaml").write_text("trainer:\n  callbacks+:\n    - class_path: DeviceStatsMonitor\n")
+    more = ["--trainer.callbacks+=DeviceStatsMonitor"] if where == "flag" else ["--config", "more.yaml"]
+    before = printed_config(capsys, "--config", "rm.yaml")["trainer"]["callbacks"]
+    after = printed_config(capsys, "--config", "rm.yaml", *more)["trainer"]["callbacks"]
+    assert after[:-1] == before
+    assert after[-1]["class_path"].endswith("DeviceStatsMonitor")
+
+
+def test_seed_is_recorded_and_defaults_to_0(capsys, tmp_path):
+    (tmp_path / "boring.yaml").write_text(BORING)
+    assert printed_config(capsys, "--config", "boring.yaml")["seed_everything"] == 0
+
+
+def test_every_problem_has_its_line(capsys, tmp_path):
+    (tmp_path / "mine.yaml").write_text(
+        "trainer:\n  max_epoch: 3\n  max_epochs: two\nmodel:\n  init_args:\n    backbone:\n      pth: x\n"
+    )
+    assert problems_of(
+        capsys, "fit", "--config", "rm.yaml", "--config", "mine.yaml", "--data.max_lenth=3", "--foo"
+    ) == [
+        "trainer.max_epoch (mine.yaml): unknown key, got 3; did you mean trainer.max_epochs?",
+        "trainer.max_epochs (mine.yaml): got 'two'; give int or null",
+        "model.backbone.pth (mine.yaml): unknown key, got 'x'; did you mean model.backbone.path?",
+        "data.max_lenth (command line): unknown key, got '3'; did you mean data.max_length?",
+        "foo (command line): unknown key, got ''",
+    ]
+
+
+def test_problems_inside_a_list_of_callbacks(capsys, tmp_path):
+    (tmp_path / "mine.yaml").write_text(
+        "trainer:\n  callbacks+:\n    - class_path: EarlyStopping\n"
+        "      init_args: {monitor: x, patienc: 3, mode: up}\n    - class_path: no.such.Callback\n"
+    )
+    found = problems_of(capsys, "fit", "--config", "rm.yaml", "--config", "mine.yaml")
+    assert found[0] == (
+        "trainer.callbacks.patienc (mine.yaml): unknown key, got 3; did you mean trainer.callbacks.patience?"
+    )
+    assert found[1].startswith("trainer.callbacks (mine.yaml): got 'no.such.Callback'; ")
+    assert len(found) == 2
+
+
+@pytest.mark.parametrize(
+    ("args", "expected"),
+    [
+        (["fti"], ["command: got 'fti'; give one of fit, validate, test, predict; did you mean fit?"]),
+        (["fit", "--config", "rm.yml"], ["--config: got 'rm.yml', neither a file in "]),
+        (["fit", "--config", "a.yaml", "-c=b.yaml"], ["--config: got 'a.yaml'", "--config: got 'b.yaml'"]),
+        (["fit"], ["data: required", "model: required"]),
+        (["fit", "--config", "rm.yaml", "stray"], ["command line: got 'stray'"]),
+        (["fit", "--config", "rm.yaml", "--trainer.max_epoch=2"], ["trainer.max_epoch (command line): unknown key"]),
+        (["fit", "--config", "rm.yaml", "--trainer.accelerator=warp"], ["trainer: You selected an invalid acc"]),
+        (["fit", "--config", "rm.yaml", "--trainer.default_root_dir=x"], ["trainer.default_root_dir: got x"]),
+        (
+            ["fit", "--config", "rm.yaml", "--model.backbone.train=some"],
+            ["model.backbone.train (command line)"],
+        ),
+        (["fit", "--config", "rm.yaml", "--trainer.logger=CSVLogger"], ["trainer.logger.save_dir: required"]),
+        (["fit", "--config", "rm.yaml", "--ckpt_path=last"], ["--ckpt_path: got last without a run"]),
+        (["fit", "--config", "rm.yaml", "--ckpt_path=no.ckpt"], ["--ckpt_path: got no.ckpt, which does not exist"]),
+        (
+            ["fit", "--config", "rm.yaml", "--data.max_length=0", "--model.label_noise=0.7"],
+            ["model.label_noise: got 0.7", "max_length: got 0"],
+        ),
+    ],
+)
+def test_one_line_for_each_problem(capsys, tmp_path, args, expected):
+    found = problems_of(capsys, *args)
+    assert len(found) == len(expected)
+    for line, start in zip(sorted(found), sorted(expected), strict=True):
+        assert line.startswith(start)
+    assert not list(tmp_path.iterdir())  # a run that never began leaves nothing
+
+
+@pytest.mark.parametrize("text", ["a: [1", "- a list", "just text", ""])
+def test_a_file_that_is_no_config(capsys, tmp_path, text):
+    (tmp_path / "bad.yaml").write_text(text)
+    (line,) = problems_of(capsys, "fit", "--config", "rm.yaml", "--config", "bad.yaml")
+    assert "bad.yaml: " in line
+
+
+def test_other_exceptions_keep_their_traceback(tmp_path, monkeypatch):
+    (tmp_path / "boring.yaml").write_text(BORING)
+    monkeypatch.setattr("lightning.pytorch.demos.boring_classes.BoringModel.training_step", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        main(["fit", "--config", "boring.yaml"])
+
+
+def test_the_command_line_wins_over_the_checkpoint(tmp_path, tiny_run):
+    assert main(["fit", *tiny_run, "--run_dir", "run"]) == 0
+    saved = torch.load("run/checkpoints/last.ckpt", weights_only=False)
+    saved["hyper_parameters"] = {"_class_path": "nowhere.Module", "label_noise": 0.4}
+    torch.save(saved, "other.ckpt")
+    assert main(["test", *tiny_run, "--ckpt_path", "other.ckpt", "--run_dir", "test_run"]) == 0
+    assert yaml.safe_load((tmp_path / "test_run/config.yaml").read_text())["model"]["init_args"]["label_noise"] == 0.0
+
+
+def test_help_names_every_command():
+    shown = subprocess.run(
+        [sys.executable, "-m", "ser_lightning", "--help"], capture_output=True, text=True, check=True
+    )
+    for command in ("fit", "validate", "test", "predict", "export"):
+        assert command in shown.stdout
+    assert shown.stderr == ""
+
+
+def test_export_of_nothing_is_one_line(capsys):
+    assert len(problems_of(capsys, "export", "no_run")) == 1

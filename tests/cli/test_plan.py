@@ -1,0 +1,222 @@
+"""The plan of a run against the run itself, and the same errors as the run's."""
+
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import transformers
+
+from ser_lightning.__main__ import main
+from ser_lightning.data.layouts import PADDED, Layout
+from ser_lightning.planning.workload import count_tokens, largest_batch
+from tests.helpers import data
+
+
+def plan(capsys, *args):
+    """What `plan` prints and writes."""
+    assert main(["plan", *args, "--json=plan.json"]) == 0
+    return capsys.readouterr().out, json.loads(Path("plan.json").read_text())
+
+
+def rounds_of(run):
+    with Path(run, "rounds.csv").open(newline="") as lines:
+        return list(csv.DictReader(lines))
+
+
+def problems_of(capsys, *command):
+    assert main(list(command)) == 2
+    return capsys.readouterr().err.splitlines()
+
+
+MORE = {
+    "as it is": [],
+    "no folds": [
+        "--trainer.callbacks.folds=0",
+        "--trainer.callbacks.rule=ser_lightning.evolution.selection.TopShareRule",
+    ],
+    "committee, padded": ["--trainer.callbacks.committee=true", "--model.layout=padded"],
+}
+
+
+@pytest.mark.parametrize("more", MORE.values(), ids=MORE)
+def test_rounds_read_the_tokens_that_were_foretold(capsys, tiny_run, more):
+    _, found = plan(capsys, *tiny_run, *more)
+    assert main(["fit", *tiny_run, *more, "--run_dir=run"]) == 0
+    for row, work in zip(rounds_of("run"), found["rounds"]["rounds"], strict=False):
+        low, high = work["tokens"]
+        assert low <= int(row["tokens"]) <= high
+        assert int(row["round"]) == work["round"]
+        if row["round"] == "0":
+            assert low == high == int(row["tokens"])
+    assert len(found["rounds"]["rounds"]) == 2
+
+
+def test_no_weights_are_read_and_no_run_is_made(capsys, tiny_run, tiny_model_dir, monkeypatch):
+    shutil.copytree(tiny_model_dir, "model")
+    Path("model/model.safetensors").unlink()
+    before = set(Path.cwd().iterdir())
+    text, found = plan(capsys, *tiny_run, "--model.backbone.path=model")
+    assert {path.name for path in set(Path.cwd().iterdir()) - before} == {"plan.json"}
+    model = transformers.AutoModelForSequenceClassification.from_config(
+        transformers.AutoConfig.from_pretrained("model", num_labels=1)
+    )
+    assert found["model"]["all"]["trained"] == sum(p.numel() for p in model.parameters())
+    assert found["memory"]["kinds"]["optimiser"]["training"] > 8 * found["model"]["all"]["trained"]
+
+
+def test_the_tables_hold_the_figures_and_fit_80_columns(capsys, tiny_run):
+    text, found = plan(capsys, *tiny_run, "--trainer.strategy=ddp", "--trainer.accelerator=gpu", "--trainer.devices=2")
+    assert max(map(len, text.splitlines())) <= 80
+    for part in ("Model ", "Memory, with AdamW", "Data, ", "Rounds", "Checks"):
+        assert f"\n{part}" in f"\n{text}"
+    assert f"{found['model']['all']['trained']:,}" in text and "no rate is known" in text
+    assert "on a CPU only, not on" in " ".join(text.split())
+    splits = found["data"]["splits"]
+    assert sum(splits[name]["pairs"] for name in splits if name != "all") == splits["all"]["pairs"] == 80
+    assert found["data"]["rows"] == 80 and found["data"]["dropped"] == 0
+
+
+def test_a_rate_gives_a_time(capsys, tiny_run):
+    _, found = plan(capsys, *tiny_run, "--pairs_per_second=2")
+    work = found["rounds"]["rounds"][0]
+    assert work["seconds"][0] == (work["trained_pairs"][0] + work["scored_pairs"]) / 2
+    Path("old").mkdir()
+    Path("old/rounds.csv").write_text("round,tokens,seconds\n0,100,3.0\n1,500,2.0\n")
+    text, found = plan(capsys, *tiny_run, "--like=old")
+    work = found["rounds"]["rounds"][1]
+    assert work["seconds"] == [n / 120 for n in work["tokens"]]
+    assert "Time at 120 tokens a second, as in old." in text
+
+
+def test_a_cached_body_costs_every_pair_once(capsys, tiny_run):
+    text, found = plan(capsys, *tiny_run, "--model.backbone.train=head", "--pairs_per_second=2")
+    assert found["rounds"]["cached_tokens"] == found["data"]["splits"]["all"]["total"]
+    assert found["rounds"]["rounds"][0]["seconds"] is None
+    assert "computes every pair once" in text and found["model"]["all"]["trained"] == 16
+
+
+def test_gradient_checkpointing_and_the_token_budget_change_memory_alone(capsys, tiny_run):
+    def activations(*more):
+        _, found = plan(capsys, *tiny_run, "--model.backbone.train=lora", *more)
+        return found["memory"]["kinds"]["activations, estimate"]
+
+    whole, less = activations(), activations("--model.backbone.gradient_checkpointing=true")
+    assert less["training"] < whole["training"] and less["labelling"] == whole["labelling"]
+    assert activations("--data.tokens_per_batch=200")["training"] < whole["training"]
+    assert activations("--data.tokens_per_scoring_batch=200")["labelling"] < whole["labelling"]
+
+
+def test_under_fsdp_memory_is_that_of_one_rank(capsys, tiny_run):
+    ranks = ("--trainer.devices=2", "--trainer.num_nodes=2")
+    _, whole = plan(capsys, *tiny_run, *ranks, "--trainer.strategy=ddp")
+    _, part = plan(capsys, *tiny_run, *ranks, "--trainer.strategy=fsdp")
+    assert part["model"] == whole["model"]
+    for kind in ("weights", "optimiser", "gradients", "copy of the start"):
+        share = part["memory"]["kinds"][kind]["training"] / whole["memory"]["kinds"][kind]["training"]
+        assert 1 / 4 < share < 1 / 4 + 0.02, kind  # the head is whole
+    assert {"check": "strategy", "says": "ok", "text": "fsdp: memory is that of one of 4 ranks"} in part["checks"]
+    head = ("--model.backbone.train=head", "--trainer.strategy=fsdp")
+    assert plan(capsys, *tiny_run, *head)[1]["rounds"]["cached_tokens"] is None
+    packed = ("--model.optimizer=bitsandbytes.optim.AdamW8bit", "--trainer.strategy=fsdp")
+    assert "error: model.optimizer: got AdamW8bit with fsdp" in problems_of(capsys, "plan", *tiny_run, *packed)[-1]
+
+
+def check(found, name):
+    return next(c for c in found["checks"] if c["check"] == name)
+
+
+def test_the_tokenizer_is_checked(capsys, tiny_run, tiny_model_dir, tmp_path):
+    _, found = plan(capsys, *tiny_run)
+    assert [check(found, name)["says"] for name in ("pad", "EOS", "BOS", "length")] == ["ok"] * 4
+    Path("bare.jinja").write_text("{% for m in messages %}{{ m['content'] }}|{% endfor %}")
+    long = ("--data.max_length=600", "--model.backbone.template=bare.jinja")
+    _, found = plan(capsys, *tiny_run, *long)
+    assert check(found, "EOS") == {
+        "check": "EOS",
+        "says": "note",
+        "text": "the template ends without '<eos>', at '|'",
+    }
+    assert check(found, "BOS")["text"] == "the template puts none"
+    assert check(found, "length")["says"] == "note"
+
+
+def test_a_pad_that_is_the_eos_is_noted(capsys, tiny_run, tiny_model_dir):
+    shutil.copytree(tiny_model_dir, "model")
+    file = Path("model/tokenizer_config.json")
+    settings = json.loads(file.read_text())
+    file.write_text(json.dumps({**settings, "pad_token": settings["eos_token"]}))
+    flags = [*tiny_run, "--model.backbone.path=model"]
+    assert check(plan(capsys, *flags)[1], "pad")["text"] == "'<pad>', not EOS"  # a token to spare
+    file = Path("model/tokenizer.json")
+    file.write_text(file.read_text().replace("<pad>", "<gap>"))
+    assert check(plan(capsys, *flags)[1], "pad")["text"] == "'<eos>' is EOS as well: there is no spare token"
+
+
+WRONG = {
+    "three at once": ["--data.sed_fraction=0.2", "--model.bakcbone.path=x", "--data.max_length=long"],
+    "null": ["--model.centring_weight=null"],
+    "no model": ["--model.backbone.path=nowhere"],
+    "no file": ["--data.path=pears.jsonl"],
+    "full and nf4": ["--model.backbone.quantize=nf4"],
+    "arguments of two parts": ["--model.label_noise=0.9", "--data.pairs_per_step=0"],
+    "an optimiser that refuses": ["--model.optimizer.init_args.weight_decay=-1"],
+    "too many folds": ["--trainer.callbacks.folds=30"],
+    "no pool": ["--data.seed_fraction=1.0"],
+    "no reloading": ["--trainer.reload_dataloaders_every_n_epochs=0"],
+    "shared prompts that are not exact": [
+        *("--model.layout=shared_prompt", "--model.backbone.attn_implementation=flex_attention"),
+    ],
+}
+
+
+@pytest.mark.parametrize("more", WRONG.values(), ids=WRONG)
+def test_errors_are_those_of_fit(capsys, tiny_run, more):
+    found = [
+        [line for line in problems_of(capsys, c, *tiny_run, *more) if line.startswith("error: ")]
+        for c in ("plan", "fit")
+    ]
+    assert found[0] == found[1] and found[0]
+
+
+def test_what_is_known_to_be_wrong_is_said_after_the_tables(capsys, tiny_run):
+    assert main(["plan", *tiny_run, "--trainer.strategy=deepspeed"]) == 2
+    said = capsys.readouterr()
+    assert "Checks" in said.out and "error: trainer.strategy: got deepspeed" in said.err
+    assert main(["plan", *tiny_run, "--trainer.strategy=lightning.pytorch.strategies.FSDPStrategy"]) == 2
+    assert "error: trainer.strategy: got FSDPStrategy" in capsys.readouterr().err
+
+
+def test_other_runs_and_rates_without_a_source_are_refused(capsys, tiny_run):
+    [line] = [x for x in problems_of(capsys, "plan", "--config", "sft.yaml") if x.startswith("error")]
+    assert line.startswith("error: plan: got SFTModule with ResponseDataModule; it knows runs of rm.yaml alone")
+    assert "error: --like: nowhere has no rounds.csv" in problems_of(capsys, "plan", *tiny_run, "--like=nowhere")[-1]
+    assert "error: --pairs_per_second: got 0.0" in problems_of(capsys, "plan", *tiny_run, "--pairs_per_second=0")[-1]
+
+
+def test_token_figures_by_hand():
+    tokens = count_tokens(np.array([[10, 20], [30, 40], [5, 5]]), np.array([5, 20, 0]))
+    assert (tokens.pairs, tokens.median, tokens.total, tokens.shared) == (3, 30, 110, 25)
+    assert tokens.high == 66  # 30 + 0.9 (70 - 30)
+    assert tokens.prompt_share == 50 / 110 and tokens.saved_share == 25 / 110
+    assert count_tokens(np.empty((0, 2), int), np.empty(0, int)).total == 0
+
+
+def test_no_batch_is_larger_than_foretold(pairs_file, tiny_tokenizer):
+    module = data(pairs_file, tokens_per_batch=150, tokens_per_scoring_batch=150)
+    module.tokenizer = tiny_tokenizer
+    module.prepare_data()
+    module.setup()
+    store, rows = module.data.store, module.data.rows("all")
+    for layout in (PADDED, Layout(shares_prompts=True), Layout(shares_prompts=True, is_one_row=True, row_multiple=64)):
+        for budget in (20, 150, 400):
+            most = largest_batch(module, layout, budget)
+            batches = layout.cut_pairs(store.num_tokens[rows], store.num_shared[rows], budget)
+            for batch in batches:
+                ids = [store.ids(row) for row in rows[batch].tolist()]
+                keys = [*range(len(batch))] * 2
+                inputs = layout.lay_out([a for a, _ in ids] + [b for _, b in ids], keys, 0)
+                assert inputs.input_ids.numel() <= most
+            assert most <= max(budget, 200) + 64

@@ -1,0 +1,108 @@
+"""Pairs worth a label: the choice against brute force, the file that comes out, and that it goes back in."""
+
+import csv
+import itertools
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from ser_lightning.__main__ import main
+from ser_lightning.cli.query import CoverUncertain, MostUncertain, cover, query, word_similarity
+from ser_lightning.data.formats import parse_row
+from ser_lightning.errors import UserError
+from ser_lightning.records import PreferencePair
+
+
+def pairs_of(*texts):
+    return [PreferencePair(i, [{"role": "user", "content": text}], "yes", "no", None) for i, text in enumerate(texts)]
+
+
+def covered(similarity, weight, chosen):
+    return sum(float(w) * max(float(similarity[i, j]) for j in chosen) for i, w in enumerate(weight))
+
+
+def test_the_greedy_cover_is_the_naive_one_and_close_to_the_best():
+    generator = torch.Generator().manual_seed(0)
+    x = torch.nn.functional.normalize(torch.rand(9, 4, generator=generator))
+    similarity, weight = x @ x.T, torch.rand(9, generator=generator)
+    naive: list[int] = []
+    for _ in range(3):
+        free = [j for j in range(9) if j not in naive]
+        naive.append(max(free, key=lambda j: covered(similarity, weight, [*naive, j])))
+    assert cover(similarity, weight, 3) == naive
+    best = max(covered(similarity, weight, sets) for sets in itertools.combinations(range(9), 3))
+    assert covered(similarity, weight, naive) >= (1 - 1 / torch.e) * best
+
+
+def test_all_can_be_chosen_each_once():
+    assert sorted(cover(torch.ones(5, 5), torch.ones(5), 5)) == [0, 1, 2, 3, 4]
+    assert sorted(cover(torch.eye(3), torch.zeros(3), 3)) == [0, 1, 2]
+
+
+def test_similarity_is_of_words_and_of_rare_ones_more():
+    similarity = word_similarity(["the red fox", "the red fox", "the blue whale", "the fox"])
+    assert similarity[0, 1] == pytest.approx(1) and similarity[0, 3] > similarity[0, 2] > 0
+    torch.testing.assert_close(similarity, similarity.T)
+
+
+def test_of_equally_unsure_pairs_no_two_alike_are_asked():
+    pairs = pairs_of("red fox", "red fox", "red fox", "blue whale", "green tree")
+    chosen = CoverUncertain().choose(torch.full((5,), 0.5), pairs, 3)
+    assert len({pairs[i].prompt[0]["content"] for i in chosen}) == 3
+
+
+def test_what_the_model_is_sure_of_is_not_asked():
+    prob_a = torch.tensor([0.99, 0.5, 0.01, 0.52, 0.45])
+    assert MostUncertain().choose(prob_a, pairs_of(*"abcde"), 2) == [1, 3]
+    assert set(CoverUncertain(candidates_per_pick=1).choose(prob_a, pairs_of(*"abcde"), 3)) == {1, 3, 4}
+
+
+@pytest.fixture
+def run(tiny_run):
+    assert main(["fit", *tiny_run, "--run_dir=run"]) == 0
+    return Path("run")
+
+
+def test_the_file_holds_pool_pairs_without_labels_and_goes_back_in(run, tiny_run, capsys):
+    assert main(["query", "--run=run", "--n=5", "--to=ask.jsonl"]) == 0
+    assert "5 pairs to label: ask.jsonl" in capsys.readouterr().out
+    rows = [json.loads(line) for line in Path("ask.jsonl").read_text().splitlines()]
+    assert len(rows) == 5 and all(row["label"] is None and "probability" not in row for row in rows)
+    assert [parse_row(row, {}, "here").pair_id for row in rows] == [int(row["id"]) for row in rows]
+    Path("ask.jsonl").write_text("".join(json.dumps({**row, "label": 1}) + "\n" for row in rows))
+    last = ["--ckpt_path=run/checkpoints/last.ckpt", "--data.more_path=ask.jsonl"]
+    assert main(["fit", *tiny_run, *last, "--run_dir=on"]) == 0
+    with Path("on/rounds.csv").open() as file:
+        scored = {int(line["round"]): int(line["scored"]) for line in csv.DictReader(file)}
+    assert scored[2] == scored[1] - 5  # they have left the pool for the seed
+
+
+def test_a_strategy_of_ones_own_is_named(run):
+    assert (
+        main(["query", "--run=run", "--n=3", "--strategy=ser_lightning.cli.query.MostUncertain", "--to=ask.jsonl"]) == 0
+    )
+    asked = {int(json.loads(line)["id"]) for line in Path("ask.jsonl").read_text().splitlines()}
+    assert asked == {pair.pair_id for pair in query(run, 3, MostUncertain())}
+
+
+def test_what_cannot_be_asked_is_one_line(tiny_run, pairs_file, capsys):
+    own = Path(shutil.copy(pairs_file, "own.jsonl"))  # the fixture is everyone's
+    assert main(["fit", *tiny_run, f"--data.path={own}", "--run_dir=run"]) == 0
+    run = Path("run")
+    with pytest.raises(UserError, match=r"--n: got 0; need 1 to \d+, the pairs in the pool of run"):
+        query(run, 0, MostUncertain())
+    Path("ask.jsonl").write_text("mine")
+    assert main(["query", "--run=run", "--to=ask.jsonl"]) == 2
+    assert "is there already, perhaps with labels in it" in capsys.readouterr().err
+    own.write_text(json.dumps({"prompt": "new", "response_a": "a", "response_b": "b"}) + "\n")
+    with pytest.raises(UserError, match=r"0 of \d+ pool pairs of run are in the files"):
+        query(run, 3, MostUncertain())
+    (run / "config.yaml").unlink()
+    with pytest.raises(UserError, match=r"run has no config\.yaml; give the folder of a fit"):
+        query(run, 3, MostUncertain())
+    (run / "rounds.csv").unlink()
+    with pytest.raises(UserError, match="has no rounds.csv"):
+        query(run, 3, MostUncertain())

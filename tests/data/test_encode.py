@@ -1,0 +1,135 @@
+"""Ids by hand: the tiny tokenizer makes one id of each byte."""
+
+import pytest
+from tokenizers import pre_tokenizers
+
+from ser_lightning.data.encode import encode_candidates, encode_conversations, encode_pair, encode_pairs
+from ser_lightning.errors import UserError
+from ser_lightning.records import PreferencePair
+
+BOS, EOS = 1, 2
+ALPHABET = sorted(pre_tokenizers.ByteLevel.alphabet())
+
+
+def by_hand(*turns: str) -> list[int]:
+    """Ids of turns such as `<user>Hi`."""
+    ids = [BOS]
+    for turn in turns:
+        ids += [3 + ALPHABET.index(character.replace(" ", "\u0120")) for character in turn] + [EOS]
+    return ids
+
+
+def pair(*prompt: tuple[str, str], a: str = "Yes", b: str = "No", label: int | None = None) -> PreferencePair:
+    return PreferencePair(7, [{"role": role, "content": text} for role, text in prompt], a, b, label, "row-7")
+
+
+def test_ids_are_those_of_the_template(tiny_tokenizer):
+    encoded = encode_pair(tiny_tokenizer, pair(("user", "Hi you")), 100)
+    assert encoded.ids_a == by_hand("<user>Hi you", "<assistant>Yes")
+    assert encoded.ids_b == by_hand("<user>Hi you", "<assistant>No")
+    assert not encoded.is_cut
+
+
+def test_a_length_of_exactly_the_maximum_is_not_cut(tiny_tokenizer):
+    exact = len(by_hand("<user>Hi", "<assistant>Yes"))
+    assert not encode_pair(tiny_tokenizer, pair(("user", "Hi")), exact).is_cut
+    assert encode_pair(tiny_tokenizer, pair(("user", "Hi")), exact - 1).ids_a == by_hand("<user>i", "<assistant>Yes")
+
+
+def test_oldest_turns_go_first_and_the_dialogue_stays_one_that_the_user_opens(tiny_tokenizer):
+    dialogue = pair(("user", "one"), ("assistant", "two"), ("user", "three"), ("assistant", "four"), ("user", "five"))
+    two_gone = by_hand("<user>three", "<assistant>four", "<user>five", "<assistant>Yes")
+    encoded = encode_pair(tiny_tokenizer, dialogue, len(two_gone) + 5)  # one turn less would do, but an answer opens
+    assert encoded.ids_a == two_gone
+    assert encoded.ids_b == by_hand("<user>three", "<assistant>four", "<user>five", "<assistant>No")
+    assert encoded.is_cut
+
+
+def test_system_turn_is_kept_when_older_turns_go(tiny_tokenizer):
+    dialogue = pair(("system", "Be kind"), ("user", "one"), ("assistant", "two"), ("user", "three"))
+    kept = by_hand("<system>Be kind", "<user>three", "<assistant>Yes")
+    assert encode_pair(tiny_tokenizer, dialogue, len(kept)).ids_a == kept
+
+
+def test_then_the_front_of_the_last_turn_goes_as_little_as_needed(tiny_tokenizer):
+    text = "abcdefghijklmnopqrstuvwxyz" * 20
+    dialogue = pair(("user", "old"), ("assistant", "older"), ("user", text))
+    for room in (1, 5, 26, 300):
+        kept = by_hand(f"<user>{text[-room:]}", "<assistant>Yes")
+        encoded = encode_pair(tiny_tokenizer, dialogue, len(kept))
+        assert encoded.ids_a == kept
+        assert encoded.ids_b == by_hand(f"<user>{text[-room:]}", "<assistant>No")
+
+
+def test_wide_characters_never_make_a_pair_too_long(tiny_tokenizer):
+    dialogue = pair(("user", "a" * 30 + "äö漢字" * 40 + "b" * 5))
+    for max_length in range(30, 200, 7):
+        encoded = encode_pair(tiny_tokenizer, dialogue, max_length)
+        assert max_length - 12 < max(len(encoded.ids_a), len(encoded.ids_b)) <= max_length
+
+
+def test_a_response_is_never_cut(tiny_tokenizer):
+    alone = len(by_hand("<user>", "<assistant>Yes"))
+    assert encode_pair(tiny_tokenizer, pair(("user", "Hi")), alone).ids_a == by_hand("<user>", "<assistant>Yes")
+    assert encode_pair(tiny_tokenizer, pair(("user", "Hi")), alone - 1) is None
+    assert encode_pair(tiny_tokenizer, pair(("user", "Hi"), a="No", b="Yes"), alone - 1) is None
+
+
+def test_many_pairs_at_once_are_encoded_as_one_at_a_time(tiny_tokenizer):
+    pairs = [pair(("user", "x" * n), ("assistant", "y" * n), ("user", "z" * n), a="w" * n) for n in range(1, 60, 3)]
+    encoded = encode_pairs(tiny_tokenizer, pairs, 60)
+    assert encoded == [encode_pair(tiny_tokenizer, one, 60) for one in pairs]
+    assert {type(one).__name__ for one in encoded} == {"EncodedPair", "NoneType"}
+
+
+def test_padding_side_and_label_change_nothing(tiny_tokenizer):
+    expected = encode_pair(tiny_tokenizer, pair(("user", "Hi"), label=1), 100)
+    tiny_tokenizer.padding_side = "left"
+    try:
+        assert encode_pair(tiny_tokenizer, pair(("user", "Hi"), label=0), 100) == expected
+    finally:
+        tiny_tokenizer.padding_side = "right"
+
+
+@pytest.fixture
+def template(tiny_tokenizer):
+    """Sets another chat template for the time of the test."""
+    original = tiny_tokenizer.chat_template
+    yield lambda text: setattr(tiny_tokenizer, "chat_template", text)
+    tiny_tokenizer.chat_template = original
+
+
+def test_two_bos_are_refused(tiny_tokenizer, template):
+    template("{{ bos_token }}{{ bos_token }}{% for m in messages %}{{ m['content'] }}{% endfor %}")
+    with pytest.raises(UserError, match=r"chat template: got two '<bos>' at the start; take the BOS out"):
+        encode_pair(tiny_tokenizer, pair(("user", "Hi")), 100)
+
+
+def test_a_conversation_that_the_template_refuses_is_named(tiny_tokenizer, template):
+    template("{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system role') }}{% endif %}ok")
+    pairs = [pair(("user", "Hi")), pair(("system", "Be kind"), ("user", "Hi"))]
+    with pytest.raises(UserError, match="refuses pair row-7: got no system role for the roles system, user"):
+        encode_pairs(tiny_tokenizer, pairs, 100)
+
+
+def test_templates_that_ask_for_the_date_get_the_same_one_every_day(tiny_tokenizer, template):
+    template("{% if strftime_now is defined %}{{ strftime_now('%d %b %Y') }}{% endif %}")
+    [ids] = encode_conversations(tiny_tokenizer, [[{"role": "user", "content": "Hi"}]])
+    assert ids == by_hand("26 Jul 2024")[1:-1]
+
+
+def test_any_number_of_responses_see_the_same_cut_prompt(tiny_tokenizer):
+    prompt = pair(("user", "one"), ("assistant", "two"), ("user", "three")).prompt
+    texts = ["Yes", "No", "Perhaps"]
+    whole = [by_hand("<user>one", "<assistant>two", "<user>three", f"<assistant>{text}") for text in texts]
+    cut = [by_hand("<user>three", f"<assistant>{text}") for text in texts]
+    assert encode_candidates(tiny_tokenizer, prompt, texts, len(whole[2])) == whole
+    assert encode_candidates(tiny_tokenizer, prompt, texts, len(whole[2]) - 1) == cut  # though two would fit
+    assert encode_candidates(tiny_tokenizer, prompt, texts[:2], len(whole[2]) - 1) == whole[:2]
+    assert encode_candidates(tiny_tokenizer, prompt, texts, 20) is None
+
+
+def test_a_template_that_refuses_a_prompt_of_many_responses_is_one_line(tiny_tokenizer, monkeypatch):
+    monkeypatch.setattr(tiny_tokenizer, "chat_template", "{{ raise_exception('no roles at all') }}")
+    with pytest.raises(UserError, match="chat template refuses a prompt: got no roles at all for the roles user"):
+        encode_candidates(tiny_tokenizer, pair(("user", "Hi")).prompt, ["Yes"], 100)

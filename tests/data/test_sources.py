@@ -1,0 +1,163 @@
+"""Files of every kind give the same rows; what is wrong with one is said in a line."""
+
+import csv
+import gzip
+import json
+
+import datasets
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from ser_lightning.data.sources import open_sources
+from ser_lightning.errors import UserError
+
+ROWS = [
+    {"prompt": "one,\n\"two\"", "response_a": "ä\u2028漢", "response_b": "null", "label": "1"},
+    {"prompt": "three", "response_a": "42", "response_b": "2020-01-01", "label": ""},
+]  # fmt: skip
+
+
+def read(*paths: str) -> list[dict]:
+    return [row for source in open_sources(list(paths), 5, 0) for _, row in source.rows()]
+
+
+def write(path, rows=ROWS) -> str:
+    if path.suffix == ".jsonl":
+        path.write_text("\n\n".join(json.dumps(row, ensure_ascii=False) for row in rows), encoding="utf-8")
+    elif path.suffix == ".json":
+        path.write_text(json.dumps(rows, indent=1), encoding="utf-8")
+    elif path.suffix == ".csv":
+        with path.open("w", newline="", encoding="utf-8-sig") as file:  # as Excel writes it
+            writer = csv.DictWriter(file, list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows)
+    else:
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+    return str(path)
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "json", "csv", "parquet"])
+def test_every_kind_of_file_gives_the_same_texts(tmp_path, ending):
+    assert read(write(tmp_path / f"pairs.{ending}")) == ROWS
+
+
+def test_compressed_text_files(tmp_path):
+    for ending in ("jsonl", "json", "csv"):
+        plain = write(tmp_path / f"pairs.{ending}")
+        with gzip.open(f"{plain}.gz", "wb") as file:
+            file.write((tmp_path / f"pairs.{ending}").read_bytes())
+        assert read(f"{plain}.gz") == ROWS
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        json.dumps({"version": 1, "data": ROWS}),
+        "\n".join(map(json.dumps, ROWS)),
+        json.dumps(ROWS),
+        "\n" + json.dumps(ROWS),
+    ],
+    ids=["under a name", "JSON lines", "one line", "empty first line"],
+)
+def test_json_in_its_other_shapes(tmp_path, text):
+    (tmp_path / "pairs.json").write_text(text)
+    assert read(str(tmp_path / "pairs.json")) == ROWS
+
+
+def test_one_object_is_one_row(tmp_path):
+    (tmp_path / "pairs.json").write_text(json.dumps(ROWS[0]))
+    assert read(str(tmp_path / "pairs.json")) == ROWS[:1]
+
+
+def test_several_files_follow_one_another(tmp_path):
+    paths = [write(tmp_path / "a.jsonl", ROWS[:1]), write(tmp_path / "b.csv", ROWS[1:])]
+    assert read(*paths) == ROWS
+
+
+def test_folder_that_datasets_saved(tmp_path):
+    datasets.Dataset.from_list(ROWS).save_to_disk(tmp_path / "saved")
+    assert read(str(tmp_path / "saved")) == ROWS
+
+
+def test_hub_name_configuration_and_split_reach_datasets(monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        datasets,
+        "load_dataset",
+        lambda *args, **kwargs: asked.append((args, kwargs)) or datasets.Dataset.from_list(ROWS),
+    )
+    assert read("owner/name", "owner/name:config@test[:10%]") == ROWS + ROWS
+    assert asked == [
+        (("owner/name", None), {"split": "train"}),
+        (("owner/name", "config"), {"split": "test[:10%]"}),
+    ]
+
+
+def test_synthetic_pairs_by_number_and_seed():
+    def texts(number, seed):
+        [source] = open_sources("synthetic", number, seed)
+        return [row for _, row in source.rows()], source.fingerprint
+
+    rows, fingerprint = texts(6, 0)
+    assert len(rows) == 6
+    assert set(rows[0]) >= {"prompt", "response_a", "response_b", "label"}
+    assert texts(6, 0) == (rows, fingerprint)
+    assert texts(6, 1)[1] != fingerprint != texts(5, 0)[1]
+
+
+def test_fingerprint_follows_the_content_not_the_name(tmp_path):
+    paths = [write(tmp_path / "a.jsonl"), write(tmp_path / "b.jsonl"), write(tmp_path / "c.jsonl", ROWS[:1])]
+    first, same, other = (source.fingerprint for source in open_sources(paths, 5, 0))
+    assert first == same != other
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.jsonl", b'{"prompt": 1}\n{"prompt": \n', r"a.jsonl, line 2: got broken JSON"),
+        ("a.jsonl", b"[1]\n", r"a.jsonl, line 1: got a list; needs an object"),
+        ("a.jsonl", b'{"prompt": "\xff"}\n', r"a.jsonl: got bytes that are not UTF-8"),
+        ("a.jsonl", b"\n", r"a.jsonl: got no row; give a file"),
+        ("a.json", b"", r"a.json: got no row"),
+        ("a.json", b'[{"prompt": 1},', r"a.json: got broken JSON"),
+        ("a.json", b"[3]", r"a.json, row 1: got a int; needs an object"),
+        ("a.csv", b"prompt,chosen\nx,y,z\n", r"a.csv, line 2: got another number of fields"),
+        ("a.csv", b"prompt,chosen\nx\n", r"a.csv, line 2: got another number of fields"),
+        ("a.csv", b'prompt,chosen\nx,"y\n', r"a.csv, after line 1: got broken CSV"),
+        ("a.csv", b"prompt,chosen\n", r"a.csv: got no row"),
+        ("a.parquet", b"PAR", r"a.parquet: got no Parquet file"),
+        ("a.txt", b"x", r"a.txt: got the ending '.txt'; use .jsonl"),
+    ],
+)
+def test_broken_files_are_named_with_the_place(tmp_path, name, content, message):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=message) as error:
+        read(str(tmp_path / name))
+    assert len(error.value.problems) == 1
+    assert "\n" not in error.value.problems[0]
+
+
+def test_missing_files_are_all_named_with_the_nearest_names(tmp_path):
+    write(tmp_path / "my_pairs.jsonl")
+    with pytest.raises(UserError) as error:
+        read(str(tmp_path / "mypairs.jsonl"), str(tmp_path / "no" / "pairs.csv"))
+    assert len(error.value.problems) == 2
+    assert "no such file; did you mean my_pairs.jsonl?" in error.value.problems[0]
+    assert "there is no folder" in error.value.problems[1]
+
+
+def test_plain_folder_is_refused(tmp_path):
+    with pytest.raises(UserError, match="got a folder; name its files"):
+        read(str(tmp_path))
+
+
+def test_unknown_hub_data_set_is_one_line(monkeypatch):
+    def fail(*args, **kwargs):
+        raise ConnectionError("no\nnetwork")
+
+    monkeypatch.setattr(datasets, "load_dataset", fail)
+    with pytest.raises(
+        UserError, match=r"owner/name: got neither a local file nor a Hub data set \(ConnectionError: no network\)"
+    ):
+        read("owner/name")

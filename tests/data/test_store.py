@@ -1,0 +1,186 @@
+"""The cache of encoded pairs: found when nothing changed, and only then; whole or not there; free of labels."""
+
+import pickle
+import shutil
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from ser_lightning.data import store as store_module
+from ser_lightning.data.encode import encode_pair
+from ser_lightning.data.reader import PairStore
+from ser_lightning.data.sources import open_sources
+from ser_lightning.data.store import (
+    CONTRADICTION,
+    UNLABELLED,
+    build_store,
+    is_complete,
+    join_dialogues,
+    store_key,
+    tokenizer_hash,
+)
+from ser_lightning.errors import UserError
+
+
+@pytest.fixture
+def build(tiny_tokenizer, tmp_path, write_jsonl):
+    """`build(rows, pool_path=rows, ...) -> PairStore`."""
+
+    def make(path, max_length=200, **roles):
+        sources = {role: [] for role in ("path", "pool_path", "test_path")}
+        for role, rows in {"path": path, **roles}.items():
+            sources[role] = open_sources(write_jsonl(f"{role}.jsonl", rows), 0, 0)
+        folder = tmp_path / "store"
+        shutil.rmtree(folder, ignore_errors=True)
+        build_store(folder, sources, {}, tiny_tokenizer, max_length)
+        return PairStore(folder)
+
+    return make
+
+
+def test_texts_and_ids_come_back(build, make_rows, tiny_tokenizer, monkeypatch):
+    monkeypatch.setattr(store_module._StoreWriter, "chunk_size", 7)  # several chunks, the last one not full
+    rows = [{**row, "id": f"row {i}"} for i, row in enumerate(make_rows(30))]
+    store = build(rows)
+    assert len(store) == 30
+    pairs = store.read_texts(range(30))
+    assert [pair.source_id for pair in pairs] == [f"row {i}" for i in range(30)]
+    assert [pair.label for pair in pairs] == [None] * 30
+    for i, (row, pair) in enumerate(zip(rows, pairs, strict=True)):
+        assert pair.prompt == [{"role": "user", "content": row["prompt"]}]
+        assert {pair.response_a, pair.response_b} == {row["response_a"], row["response_b"]}
+        encoded = encode_pair(tiny_tokenizer, pair, 200)
+        ids_a, ids_b = store.ids(i)
+        assert (ids_a.tolist(), ids_b.tolist()) == (encoded.ids_a, encoded.ids_b)
+        same = [a == b for a, b in zip(encoded.ids_a, encoded.ids_b, strict=False)]
+        assert store.num_shared[i] == ([*same, False].index(False))
+        assert store.read_labels()[i] == (row["label"] == (pair.response_a == row["response_a"]))
+    assert [pair.source_id for pair in store.read_texts([5, 2, 5])] == ["row 5", "row 2", "row 5"]
+    assert store.read_texts([]) == []
+
+
+def test_repeated_pairs_are_kept_once_and_their_labels_are_joined(build):
+    def row(name, label):
+        return {"prompt": name, "response_a": "x", "response_b": "y", "label": label}
+
+    def swapped(name, label):
+        return {"prompt": name, "response_a": "y", "response_b": "x", "label": label}
+
+    rows = [row("both", 1), row("same", 1), row("late", None), row("never", None), row("both", 0)]
+    rows += [swapped("same", 0), swapped("late", 1), row("never", None), row("both", None), row("both", 1)]
+    store = build(rows)
+    labels = dict(
+        zip((p.prompt[0]["content"] for p in store.read_texts(range(4))), store.read_labels().tolist(), strict=True)
+    )
+    assert list(labels) == ["both", "same", "late", "never"]
+    assert labels["both"] == CONTRADICTION
+    assert labels["never"] == UNLABELLED
+    pairs = {p.prompt[0]["content"]: p for p in store.read_texts(range(4))}
+    assert labels["same"] == (pairs["same"].response_a == "x")
+    assert labels["late"] == (pairs["late"].response_a == "y")
+    assert store.counts[0]["path"] == Counter(rows=10, duplicate=6)
+
+
+def test_what_is_dropped_is_counted(build):
+    good = {"prompt": "Hi", "chosen": "yes", "rejected": "no"}
+    rows = [good, {**good, "chosen": ""}, {**good, "rejected": "yes "}, {**good, "chosen": "z" * 300}]
+    rows += [{**good, "chosen": "z" * 300}, {**good, "prompt": "q" * 300}]
+    store = build(rows, pool_path=[good], max_length=100)
+    assert len(store) == 3
+    assert store.counts[0]["path"] == Counter(rows=6, empty=1, identical=1, too_long=1, duplicate=1, cut=1)
+    assert store.counts[0]["pool_path"] == Counter(rows=1)
+    assert store.role.tolist() == [0, 0, 1]
+
+
+def test_responses_that_the_template_makes_equal_are_dropped(build, tiny_tokenizer, monkeypatch):
+    monkeypatch.setattr(tiny_tokenizer, "chat_template", "{% for m in messages %}{{ m['content'][:3] }}{% endfor %}")
+    store = build([{"prompt": "Hi", "chosen": "yes, x", "rejected": "yes, y"}])
+    assert (len(store), store.counts[0]["path"]["identical"]) == (0, 1)
+
+
+def test_the_store_holds_no_label_outside_of_its_labels_file(build, make_rows, folder_bytes):
+    rows = make_rows(20)
+    before = folder_bytes(build(rows).folders[0])
+    after = folder_bytes(build([{**row, "label": 1 - row["label"]} for row in rows]).folders[0])
+    assert before.keys() == after.keys()
+    assert {name for name in before if before[name] != after[name]} == {"labels.npy"}
+
+
+def test_key_follows_data_columns_tokenizer_template_and_length(tiny_tokenizer, make_rows, write_jsonl, monkeypatch):
+    def key(rows=10, columns=None, max_length=100, role="path", name="a.jsonl"):
+        sources = {"path": [], "pool_path": [], "test_path": []}
+        sources[role] = open_sources(write_jsonl(name, make_rows(rows)), 0, 0)
+        return store_key(sources, columns or {}, tiny_tokenizer, max_length)
+
+    first = key()
+    assert key() == first == key(name="b.jsonl")
+    others = [key(rows=11), key(columns={"prompt": "q"}), key(max_length=101), key(role="pool_path")]
+    monkeypatch.setattr(tiny_tokenizer, "chat_template", tiny_tokenizer.chat_template + " ")
+    others.append(key())
+    assert len({first, *others}) == 6
+
+
+def test_padding_and_truncation_left_on_a_tokenizer_do_not_change_its_hash(tiny_tokenizer):
+    before = tokenizer_hash(tiny_tokenizer)
+    tiny_tokenizer(["a", "abc"], padding=True, truncation=True, max_length=2)
+    assert tiny_tokenizer.backend_tokenizer.padding is not None
+    assert tokenizer_hash(tiny_tokenizer) == before
+    tiny_tokenizer(["a"])
+
+
+def test_a_store_that_fails_leaves_nothing_behind(build, tmp_path):
+    rows = [{"prompt": "Hi", "chosen": "yes", "rejected": str(i)} for i in range(600)] + [{"prompt": "Hi"}]
+    with pytest.raises(UserError, match=r"path.jsonl, line 601: got the columns prompt"):
+        build(rows)
+    assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == []
+
+
+def test_problems_of_several_rows_are_named_together_up_to_ten(build):
+    bad = {"prompt": "Hi", "response_a": "yes", "response_b": "no", "label": "?"}
+    with pytest.raises(UserError) as error:
+        build([bad] * 3)
+    assert len(error.value.problems) == 3
+    with pytest.raises(UserError) as error:
+        build([bad] * 50)
+    assert len(error.value.problems) == 10
+
+
+def test_a_second_writer_of_the_same_store_is_no_error(build, make_rows, tiny_tokenizer, write_jsonl, folder_bytes):
+    store = build(make_rows(5))
+    before = folder_bytes(store.folders[0])
+    sources = {"path": open_sources(write_jsonl("path.jsonl", make_rows(5)), 0, 0), "pool_path": [], "test_path": []}
+    build_store(store.folders[0], sources, {}, tiny_tokenizer, 200)
+    assert folder_bytes(store.folders[0]) == before
+    assert is_complete(store.folders[0])
+    assert [path for path in store.folders[0].parent.iterdir() if "draft" in path.name] == []
+
+
+def test_workers_get_the_place_and_not_the_content(build, make_rows):
+    store = build(make_rows(50))
+    pickled = pickle.dumps(store)
+    assert len(pickled) < 500
+    np.testing.assert_array_equal(pickle.loads(pickled).ids(49)[1], store.ids(49)[1])
+
+
+def test_token_ids_are_mapped_not_read(build, make_rows):
+    assert isinstance(build(make_rows(5)).ids(0)[0], np.memmap)
+
+
+def test_prompts_that_continue_one_another_are_one_dialogue():
+    # 5 -> 9 -> 2, and 7 -> 3; 8 stands alone, 4 is nobody's prompt
+    continuations = [(5, 9), (9, 2), (5, 2), (7, 3), (4, 8), (4, 3)]
+    assert join_dialogues([9, 5, 2, 3, 7, 8, 9], continuations) == [2, 2, 2, 3, 3, 8, 2]
+    assert join_dialogues([7, 3], reversed(continuations)) == [3, 3]
+
+
+def test_a_pair_whose_answer_stands_in_a_later_prompt_is_in_its_dialogue(build):
+    def turn(role, content):
+        return {"role": role, "content": content}
+
+    first = [turn("system", "Be kind"), turn("user", "Hi")]
+    later = [*first, turn("assistant", "yes"), turn("user", "And?")]
+    other = [turn("user", "Hi"), turn("assistant", "yes"), turn("user", "And?")]
+    rows = [{"prompt": prompt, "chosen": "yes", "rejected": "no"} for prompt in (later, other, first)]
+    dialogues = build(rows[:2], test_path=rows[2:]).dialogue_id
+    assert dialogues[0] == dialogues[2] != dialogues[1]

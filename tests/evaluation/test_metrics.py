@@ -1,0 +1,90 @@
+import math
+
+import pytest
+import torch
+from scipy import stats
+
+from ser_lightning.evaluation.metrics import (
+    PairMetrics,
+    calibration_error,
+    half_credit,
+    ks_distance,
+    length_correlation,
+    wilson_interval,
+)
+from ser_lightning.records import PairScores
+
+
+def test_ties_count_half():
+    margin, target = torch.tensor([1.0, -1.0, 0.0, 2.0]), torch.tensor([1.0, 1.0, 1.0, 0.0])
+    assert half_credit(margin, target).tolist() == [1.0, 0.0, 0.5, 0.0]
+
+
+@pytest.mark.parametrize(("right", "pairs"), [(0, 10), (7, 10), (62, 100), (500, 500)])
+def test_interval_is_scipys_wilson(right, pairs):
+    expected = stats.binomtest(right, pairs).proportion_ci(method="wilson")
+    assert wilson_interval(right, pairs) == pytest.approx((expected.low, expected.high), abs=1e-9)
+
+
+@pytest.mark.parametrize("sizes", [(1, 1), (30, 7), (200, 150)])
+def test_ks_distance_is_scipys_also_with_ties(sizes):
+    g = torch.Generator().manual_seed(0)
+    one, other = (torch.randint(0, 9, (n,), generator=g).float() for n in sizes)
+    expected = stats.ks_2samp(one.numpy(), other.numpy()).statistic
+    assert ks_distance(one, other) == ks_distance(other, one) == pytest.approx(expected)
+
+
+def test_length_correlation_is_scipys_pearson_and_nan_where_undefined():
+    g = torch.Generator().manual_seed(0)
+    margin, difference = torch.randn(50, generator=g), torch.randint(-20, 20, (50,), generator=g)
+    expected = stats.pearsonr(margin.numpy(), difference.numpy()).statistic
+    assert length_correlation(margin, difference) == pytest.approx(expected, abs=1e-6)
+    assert math.isnan(length_correlation(margin, torch.zeros(50).long()))
+    assert math.isnan(length_correlation(margin[:1], difference[:1]))
+
+
+def test_calibration_error_by_hand():
+    probability = torch.tensor([0.95, 0.95, 0.95, 0.95, 0.65, 0.65])
+    right = torch.tensor([True, True, True, False, True, False])
+    expected = 4 / 6 * abs(0.95 - 0.75) + 2 / 6 * abs(0.65 - 0.5)
+    assert calibration_error(probability, right) == pytest.approx(expected, abs=1e-6)
+
+
+def _scores(margin, difference):
+    n = len(margin)
+    return PairScores(
+        torch.arange(n), margin, torch.zeros(n), difference.clamp_min(0) + 5, (-difference).clamp_min(0) + 5
+    )
+
+
+def test_figures_do_not_depend_on_how_the_pairs_are_batched_and_leave_fillers_out():
+    g = torch.Generator().manual_seed(0)
+    margin, difference = torch.randn(37, generator=g), torch.randint(-9, 9, (37,), generator=g)
+    target = (torch.rand(37, generator=g) < 0.7).float()
+    results = []
+    for cuts in ([37], [1, 5, 31], [10, 10, 17]):
+        metric = PairMetrics()
+        start = 0
+        for size in cuts:
+            part = slice(start, start + size)
+            metric.update(_scores(margin[part], difference[part]), target[part], torch.ones(size))
+            start += size
+        metric.update(_scores(margin[:2], difference[:2]), 1 - target[:2], torch.zeros(2))
+        results.append(metric.compute(2.0))
+    assert results[0] == pytest.approx(results[1]) and results[0] == pytest.approx(results[2])
+    right = sum((m > 0) == (t == 1) for m, t in zip(margin.tolist(), target.tolist(), strict=True))
+    assert results[0]["accuracy"] == pytest.approx(right / 37)
+    longer = sum(
+        0.5 if d == 0 else float((d > 0) == (t == 1)) for d, t in zip(difference.tolist(), target, strict=True)
+    )
+    assert results[0]["longer_accuracy"] == pytest.approx(longer / 37)
+    assert results[0]["pairs"] == 37
+
+
+def test_temperature_changes_only_the_calibration_error():
+    metric = PairMetrics()
+    metric.update(_scores(torch.tensor([3.0, -2.0, 1.0]), torch.tensor([1, 2, 3])), torch.ones(3), torch.ones(3))
+    one = metric.compute(1.0)
+    metric._computed = None
+    other = metric.compute(5.0)
+    assert {k for k in one if one[k] != other[k]} == {"calibration_error"}

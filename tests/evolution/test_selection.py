@@ -1,0 +1,225 @@
+import math
+
+import pytest
+import torch
+
+from ser_lightning.errors import UserError
+from ser_lightning.evolution.length_quota import balance_by_length
+from ser_lightning.evolution.selection import (
+    CalibratedRule,
+    Evidence,
+    PaperRule,
+    ReleasedRule,
+    TopShareRule,
+    Verdict,
+    changed_share,
+    most_informative_target,
+    training_targets,
+)
+from ser_lightning.records import PairScores, Selection
+
+
+def logit(p):
+    return math.log(p / (1 - p))
+
+
+def scores(pairs, tokens=None):
+    """Pairs of (p_a, p_b), the probabilities that the responses are good."""
+    a, b = (torch.tensor([logit(p[i]) for p in pairs]) for i in (0, 1))
+    tokens = tokens or [(10, 10)] * len(pairs)
+    tokens_a, tokens_b = (torch.tensor([t[i] for t in tokens]) for i in (0, 1))
+    return PairScores(torch.arange(len(pairs)), a, b, tokens_a, tokens_b)
+
+
+def evidence(margins=(), right=(), history=()):
+    m = torch.tensor(margins, dtype=torch.float32)
+    s = PairScores(torch.arange(len(m)), m / 2, -m / 2, torch.ones(len(m)).long(), torch.ones(len(m)).long())
+    target = ((m > 0) == torch.tensor(right, dtype=torch.bool)).float()
+    return Evidence(s, target, list(history))
+
+
+def selection(ids, labels, status=1, round=0):
+    return Selection(torch.tensor(ids), torch.tensor(labels, dtype=torch.int8), torch.ones(len(ids)), status, round)
+
+
+POOL = [
+    (0.60, 0.40),  # status 1
+    (0.40, 0.60),  # status 1, b wins
+    (0.95, 0.56),  # status 2 only: both good
+    (0.54, 0.44),  # neither: 0.54 is not > 0.55
+    (0.60, 0.46),  # neither: 0.46 is not < 0.45
+    (0.90, 0.10),  # both
+]
+
+
+def test_paper_rule_starts_with_status_1():
+    verdict = PaperRule().select(scores(POOL), evidence())
+    assert verdict.keep.tolist() == [True, True, False, False, False, True]
+    assert verdict.label[verdict.keep].tolist() == [1, 0, 1]
+    assert (verdict.status, verdict.converged) == (1, False)
+
+
+def test_paper_rule_moves_on_to_status_2_and_then_has_converged():
+    past = [selection([0, 1, 5], [1, 0, 1])]
+    second = PaperRule().select(scores(POOL), evidence(history=past))
+    assert second.keep.tolist() == [False, False, True, False, False, True]
+    assert (second.status, second.converged) == (2, False)
+    past.append(selection([2, 5], [1, 1], status=2))
+    third = PaperRule().select(scores(POOL), evidence(history=past))
+    assert third.converged and not third.keep.any()
+    assert "0 under status 2" in third.message and "under status 1" not in third.message
+
+
+def test_released_rule_is_an_or():
+    verdict = ReleasedRule().select(scores(POOL), evidence())
+    assert verdict.keep.tolist() == [True, True, True, False, False, True]
+
+
+@pytest.mark.parametrize(
+    ("changed", "kept"),
+    [({"tau_low": 0.47}, [0, 1, 2, 4, 5]), ({"tau_high": 0.61}, [2, 5]), ({"tau_delta": 0.5}, [0, 1, 5])],
+)
+def test_every_threshold_changes_what_is_kept(changed, kept):
+    verdict = ReleasedRule(**changed).select(scores(POOL), evidence())
+    assert verdict.keep.nonzero()[:, 0].tolist() == kept
+
+
+def test_paper_rule_on_rewards_off_centre_says_where_p_lies():
+    off = scores(POOL)
+    off = PairScores(off.pair_id, off.reward_a + 9, off.reward_b + 9, off.tokens_a, off.tokens_b)
+    verdict = PaperRule().select(off, evidence())
+    assert verdict.converged and "p lies in [0.99" in verdict.message
+
+
+@pytest.mark.parametrize("rule", [PaperRule, ReleasedRule])
+def test_thresholds_out_of_range_are_refused_together(rule):
+    with pytest.raises(UserError, match="tau_low") as error:
+        rule(tau_low=0.6, tau_high=0.5, tau_delta=1.5)
+    assert len(error.value.problems) == 2
+
+
+def test_most_informative_target_against_a_naive_search():
+    g = torch.Generator().manual_seed(3)
+    confidence = 0.5 + torch.rand(200, generator=g) / 2
+    best, best_worth = None, -1.0
+    for c in confidence.tolist():
+        kept = [x for x in confidence.tolist() if x >= c]
+        worth = len(kept) * (2 * sum(kept) / len(kept) - 1) ** 2
+        if worth > best_worth:
+            best, best_worth = c, worth
+    assert most_informative_target(confidence) == pytest.approx(best)
+    assert most_informative_target(torch.empty(0)) == 0.5
+
+
+def test_calibrated_rule_keeps_by_expected_correctness_on_the_seeds_scale():
+    margins = [2.0] * 98
+    right = [True] * 79 + [False] * 19  # with the two pseudo-pairs sigmoid(2 / T) = 80 / 100, so T = 2 / ln 4
+    known = evidence(margins, right)
+    verdict = CalibratedRule(target=0.75).select(scores([(0.88, 0.12), (0.6, 0.4)]), known)
+    temperature, _ = known.scale()
+    assert temperature == pytest.approx(2 / math.log(4), rel=1e-3)
+    margin = 2 * logit(0.88)
+    assert verdict.prob_a[0].item() == pytest.approx(1 / (1 + math.exp(-margin / temperature)), rel=1e-4)
+    assert verdict.keep.tolist() == [True, False]
+
+
+def test_calibrated_rule_that_keeps_nothing_names_the_highest_target():
+    coin = evidence([1.0] * 100, [True] * 55 + [False] * 45)
+    verdict = CalibratedRule(target=0.99).select(scores(POOL), coin)
+    highest = verdict.confidence.max().item()
+    assert verdict.converged and not verdict.keep.any()
+    assert f"keeps nothing: the highest that any pair reaches is {highest:.3f}" in verdict.message
+
+
+def test_calibrated_rule_sets_a_higher_target_for_a_better_seed_model():
+    g = torch.Generator().manual_seed(0)
+    pool = scores([(p, 1 - p) for p in (0.5 + torch.rand(300, generator=g) * 0.49).tolist()])
+    margins = (torch.rand(400, generator=g) * 3).tolist()
+    weak = CalibratedRule().select(pool, evidence(margins, [i % 5 < 3 for i in range(400)]))
+    strong = CalibratedRule().select(pool, evidence(margins, [i % 20 < 19 for i in range(400)]))
+    assert strong.confidence[strong.keep].min() > weak.confidence[weak.keep].min()
+    assert strong.keep.sum() > 0 and weak.keep.sum() > 0
+
+
+def test_calibrated_rule_without_evidence_says_what_to_set():
+    with pytest.raises(UserError, match="folds to 2 or more"):
+        CalibratedRule().select(scores(POOL), evidence())
+    with pytest.raises(UserError, match="rule.target: got 1.2"):
+        CalibratedRule(target=1.2)
+
+
+def test_calibrated_rule_converges_when_the_selection_stands_still():
+    known = evidence([2.0] * 20, [True] * 18 + [False] * 2)
+    first = CalibratedRule(target=0.6).select(scores(POOL), known)
+    assert not first.converged
+    past = [Selection(torch.arange(6)[first.keep], first.label[first.keep], first.confidence[first.keep], 1, 0)]
+    again = CalibratedRule(target=0.6).select(scores(POOL), Evidence(known.scores, known.target, past))
+    assert again.converged
+
+
+def test_top_share_keeps_the_surest():
+    verdict = TopShareRule(0.5).select(scores(POOL), evidence())
+    assert verdict.keep.nonzero()[:, 0].tolist() == [0, 2, 5] or verdict.keep.nonzero()[:, 0].tolist() == [1, 2, 5]
+    assert TopShareRule(1.0).select(scores(POOL), evidence()).keep.all()
+
+
+@pytest.mark.parametrize("rule", [PaperRule(), ReleasedRule(), CalibratedRule(target=0.55), TopShareRule(0.5)])
+def test_swapping_the_responses_flips_labels_and_keeps_the_same_pairs(rule):
+    pool, known = scores(POOL[2:]), evidence([2.0] * 20, [True] * 18 + [False] * 2)
+    swapped = PairScores(pool.pair_id, pool.reward_b, pool.reward_a, pool.tokens_b, pool.tokens_a)
+    one, other = rule.select(pool, known), rule.select(swapped, known)
+    assert torch.equal(one.keep, other.keep)
+    assert torch.equal(one.label[one.keep], 1 - other.label[other.keep])
+
+
+def test_changed_share_counts_new_and_flipped():
+    verdict = Verdict(torch.tensor([0.9, 0.1, 0.8, 0.7]), torch.tensor([True, True, True, False]), 1, False, "")
+    assert changed_share(torch.arange(4), verdict, []) == 1.0
+    assert changed_share(torch.arange(4), verdict, [selection([0, 1], [1, 1])]) == pytest.approx(2 / 3)
+
+
+@pytest.mark.parametrize(
+    ("use", "targets", "weights"),
+    [
+        ("hard", [1.0, 0.0, 1.0], [1.0, 1.0, 1.0]),
+        ("soft", [0.9, 0.3, 0.5], [1.0, 1.0, 1.0]),
+        ("weighted", [1.0, 0.0, 1.0], [2.4, 0.6, 0.0]),  # (0.64, 0.16, 0) over their mean, 0.8 / 3
+    ],
+)
+def test_what_a_label_becomes_in_the_loss(use, targets, weights):
+    label, confidence = torch.tensor([1, 0, 1], dtype=torch.int8), torch.tensor([0.9, 0.7, 0.5])
+    target, weight = training_targets(label, confidence, use)
+    assert target.dtype == weight.dtype == torch.float32
+    assert target.tolist() == pytest.approx(targets) and weight.tolist() == pytest.approx(weights)
+    swapped, same = training_targets(1 - label, confidence, use)
+    assert swapped.tolist() == pytest.approx([1 - t for t in targets]) and torch.equal(same, weight)
+
+
+@pytest.mark.parametrize("use", ["hard", "soft", "weighted"])
+def test_labels_that_say_nothing_weigh_nothing_and_no_label_is_no_weight(use):
+    none = torch.zeros(0)
+    assert [len(x) for x in training_targets(none.to(torch.int8), none, use)] == [0, 0]
+    target, weight = training_targets(torch.ones(2, dtype=torch.int8), torch.full((2,), 0.5), use)
+    assert weight.tolist() == ([0.0, 0.0] if use == "weighted" else [1.0, 1.0])
+    assert target.tolist() == ([0.5, 0.5] if use == "soft" else [1.0, 1.0])
+
+
+def test_length_quota_drops_the_least_sure_of_the_frequent_direction():
+    prob_a = torch.tensor([0.9, 0.8, 0.7, 0.6, 0.4, 0.95])
+    difference = torch.tensor(
+        [5, 5, 5, 5, 5, 0]
+    )  # a is longer; the fifth label says b, the shorter; the sixth is equal
+    verdict = Verdict(prob_a, torch.ones(6, dtype=torch.bool), 1, False, "")
+    assert balance_by_length(verdict, difference, 0.5).tolist() == [True, False, False, False, True, True]
+    assert balance_by_length(verdict, difference, 0.75).tolist() == [True, True, True, False, True, True]
+    assert balance_by_length(verdict, -difference, 0.5).tolist() == [True, False, False, False, True, True]
+
+
+def test_rewards_that_are_no_better_than_chance_select_nothing_and_say_so():
+    margin = torch.tensor([2.0, 1.0, -1.0, -2.0, 3.0, -3.0])
+    seed = PairScores(torch.arange(6), margin, torch.zeros(6), *[torch.ones(6, dtype=torch.int64)] * 2)
+    wrong = (margin < 0).float()
+    verdict = CalibratedRule().select(seed, Evidence(seed, wrong))
+    assert not verdict.keep.any() and verdict.converged and verdict.status == 0
+    assert "no better than chance" in verdict.message
+    assert CalibratedRule().select(seed, Evidence(seed, 1 - wrong)).keep.any()

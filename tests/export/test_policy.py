@@ -1,0 +1,77 @@
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoTokenizer, LlamaForCausalLM
+
+from ser_lightning.__main__ import main
+from ser_lightning.errors import UserError
+from ser_lightning.export.policy import SELF_TEST_TOLERANCE, export_policy
+from tests.policy_runs import loaded, own_logits, plain_logits, sft, sft_flags
+
+CONVERSATION = [{"role": "user", "content": "What is 2 plus 2?"}, {"role": "assistant", "content": "It is 4."}]
+
+
+@pytest.fixture(params=["full", "lora"])
+def run(request, tiny_model_dir, pairs_file):
+    """How a run trained, in the folder `run`."""
+    assert main(["fit", *sft_flags(tiny_model_dir, pairs_file, request.param), "--run_dir=run"]) == 0
+    return request.param
+
+
+def test_plain_transformers_gives_the_trained_logits(run, tiny_model_dir):
+    largest = export_policy(Path("run"), Path("out"))
+    ids = AutoTokenizer.from_pretrained("out").apply_chat_template(CONVERSATION, return_dict=False, return_tensors="pt")
+    assert ids.tolist() == [
+        AutoTokenizer.from_pretrained(tiny_model_dir).apply_chat_template(CONVERSATION, return_dict=False)
+    ]
+    trained = loaded(sft(tiny_model_dir, run))
+    trained.load_state_dict(torch.load("run/checkpoints/last.ckpt", weights_only=True)["state_dict"])
+    exported = plain_logits("out", ids)
+    assert torch.allclose(exported, own_logits(trained, ids), atol=1e-4) and largest < SELF_TEST_TOLERANCE
+    assert not torch.allclose(exported, plain_logits(tiny_model_dir, ids), atol=1e-2)
+    assert not list(Path("out").glob("adapter*"))
+
+
+def test_an_export_can_be_trained_in_another_way_than_the_run(run, tiny_model_dir, pairs_file, capsys):
+    assert main(["export", "run"]) == 0
+    assert "Exported to run/export; its logits differ from the trained model's by at most" in capsys.readouterr().out
+    ids = torch.tensor([[5, 9, 17, 33, 8, 44]])
+    other = loaded(sft("run/export", "lora" if run == "full" else "full"))
+    assert torch.allclose(own_logits(other, ids), plain_logits("run/export", ids), atol=1e-6)
+
+
+def test_a_run_that_started_from_a_run_exports_what_both_have_learnt(run, pairs_file):
+    assert main(["fit", *sft_flags("run", pairs_file, run), "--run_dir=two"]) == 0
+    for name in ("run", "two"):
+        export_policy(Path(name), Path(f"{name}-out"))
+    ids = torch.tensor([[5, 9, 17, 33, 8, 44]])
+    two = plain_logits("two-out", ids)
+    assert torch.allclose(two, own_logits(loaded(sft("two", run)), ids), atol=1e-4)
+    assert not torch.allclose(two, plain_logits("run-out", ids), atol=1e-3)
+
+
+def test_it_writes_over_nothing_and_needs_a_checkpoint(tiny_model_dir, pairs_file, capsys):
+    assert main(["fit", *sft_flags(tiny_model_dir, pairs_file), "--run_dir=run"]) == 0
+    Path("out").mkdir()
+    with pytest.raises(UserError, match="^--to: out exists already; name another folder or remove it$"):
+        export_policy(Path("run"), Path("out"))
+    assert not list(Path("out").iterdir())
+    Path("run/checkpoints/last.ckpt").unlink()
+    assert main(["export", "run"]) == 2
+    assert "error: backbone.path: got run, which has no checkpoints/last.ckpt" in capsys.readouterr().err
+    assert not Path("run/export").exists()
+
+
+def test_an_export_that_computes_something_else_is_refused(run, monkeypatch):
+    """Weights that are bent on their way to the disk."""
+    save = LlamaForCausalLM.save_pretrained
+
+    def bend(self, *args, **kwargs):
+        with torch.no_grad():
+            self.get_output_embeddings().weight.mul_(1.5)
+        save(self, *args, **kwargs)
+
+    monkeypatch.setattr(LlamaForCausalLM, "save_pretrained", bend)
+    with pytest.raises(UserError, match=r"^export: logits of the folder differ by \S+ from the trained model's$"):
+        export_policy(Path("run"), Path("out"))

@@ -1,0 +1,103 @@
+import io
+from pathlib import Path
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import LlamaConfig, LlamaForSequenceClassification
+
+from ser_lightning.__main__ import main
+from ser_lightning.errors import UserError
+from ser_lightning.models.backbone import Backbone, LoraSettings
+from ser_lightning.models.fingerprint import base_fingerprint, check_identity, check_trained
+from ser_lightning.models.reward_model import load_scorer
+from tests.helpers import fit
+
+
+def tiny(seed=0, dtype=torch.float32):
+    torch.manual_seed(seed)
+    sizes = {"vocab_size": 300, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1}
+    model = LlamaForSequenceClassification(LlamaConfig(**sizes, num_attention_heads=2, num_labels=1))
+    model.model.requires_grad_(False)
+    return model.to(dtype)
+
+
+def test_a_base_has_one_fingerprint_with_adapters_in_16_bits_and_in_4(tiny_model_dir):
+    plain = tiny()
+    usual = base_fingerprint(plain)
+    plain.model = get_peft_model(plain.model, LoraConfig(r=2, target_modules="all-linear"))
+    assert base_fingerprint(plain) == usual == base_fingerprint(tiny(dtype=torch.bfloat16))
+    settings = [Backbone(str(tiny_model_dir), train=t, quantize=q) for t, q in (("head", "none"), ("lora", "nf4"))]
+    one, other = (base_fingerprint(load_scorer(s).model) for s in settings)
+    assert one == other != usual
+
+
+def test_another_base_or_another_size_has_another_one_and_what_is_trained_has_none():
+    assert base_fingerprint(tiny(0)) != base_fingerprint(tiny(1))
+    full = tiny()
+    full.requires_grad_(True)
+    assert base_fingerprint(full) == ""
+
+
+def test_the_message_says_which_of_the_two_is_another():
+    own = {"base": "b", "template": "t"}
+    check_identity("x", {"base": "b", "template": "t"}, own)
+    check_identity("x", {"base": "", "template": "t"}, own)
+    check_identity("x", None, own)
+    with pytest.raises(UserError) as error:
+        check_identity("x", {"base": "c", "template": "u"}, own)
+    assert ["another base model" in p for p in error.value.problems] == [True, False]
+    assert ["another chat template" in p for p in error.value.problems] == [False, True]
+
+
+def test_adapters_that_are_all_zero_are_refused_and_one_trained_one_is_enough():
+    weights = {"m.lora_A.default.weight": torch.ones(2), "m.lora_B.default.weight": torch.zeros(2)}
+    with pytest.raises(UserError, match="all of its 1 adapters are zero"):
+        check_trained("x", weights)
+    check_trained("x", {**weights, "n.lora_B.default.weight": torch.ones(2)})
+    check_trained("x", {"score.weight": torch.zeros(2)})
+
+
+def test_a_checkpoint_of_another_base_or_template_is_refused(tiny_run, tiny_model_dir, tmp_path, capsys):
+    lora = "--model.backbone.train=lora"
+    assert main(["fit", *tiny_run, lora, "--run_dir=run"]) == 0
+    other = tmp_path / "other"
+    torch.manual_seed(1)
+    tokenizer_files = [f for f in Path(tiny_model_dir).iterdir() if "token" in f.name or "template" in f.name]
+    LlamaForSequenceClassification(LlamaConfig.from_pretrained(tiny_model_dir)).save_pretrained(other)
+    for file in tokenizer_files:
+        (other / file.name).write_bytes(file.read_bytes())
+    template = tmp_path / "template.jinja"
+    template.write_text("{% for m in messages %}{{ m['content'] }}{% endfor %}</s>")
+    test = ["test", *tiny_run, lora, "--ckpt_path=run/checkpoints/last.ckpt", "--run_dir=elsewhere"]
+    capsys.readouterr()
+    flags = [f"--model.backbone.path={other}", f"--model.backbone.template={template}"]
+    assert main([*test, *flags]) == 2
+    problems = capsys.readouterr().err
+    assert "error: checkpoint: was trained on another base model" in problems
+    assert "error: checkpoint: was trained through another chat template" in problems
+    assert main([*test, "--run_dir=third"]) == 0
+
+
+def test_what_a_run_saves_is_read_as_data_alone(tiny_model_dir, pairs_file):
+    """Everything in a checkpoint is tensors, text, numbers, lists and dicts, or PyTorch would refuse it here."""
+    fit(tiny_model_dir, pairs_file, "run")
+    for file in ("run/checkpoints/last.ckpt", "run/rounds/0/model.pt"):
+        assert torch.load(file, weights_only=True)
+
+
+def test_adapter_and_head_of_a_135m_model_take_less_than_a_twentieth_of_it():
+    """SmolLM2-135M's shape; the optimiser's two moments come on top, 8 bytes a weight that is trained."""
+    sizes = {"vocab_size": 49152, "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30}
+    config = LlamaConfig(**sizes, num_attention_heads=9, num_key_value_heads=3, num_labels=1, tie_word_embeddings=True)
+    with torch.device("meta"):
+        model = LlamaForSequenceClassification(config)
+    size_16_bit = 2 * sum(p.numel() for p in model.parameters())
+    model.model.requires_grad_(False)
+    lora = LoraSettings()
+    assert lora.r == 8
+    model.model = get_peft_model(model.model, LoraConfig(r=lora.r, target_modules=lora.target_modules))
+    trained = {name: torch.zeros(p.shape) for name, p in model.named_parameters() if p.requires_grad}
+    file = io.BytesIO()
+    torch.save(trained, file)
+    assert 0.01 < file.tell() / size_16_bit < 0.05

@@ -1,0 +1,303 @@
+"""Packed rows against padded ones: the same scores and the same gradients, for every kind of model that is packed."""
+
+import pytest
+import torch
+from torch.nn.attention.flex_attention import flex_attention
+from transformers import AutoConfig, AutoModelForSequenceClassification
+
+from ser_lightning.data.layouts import PADDED, Layout, pack_sequences
+from ser_lightning.errors import UserError
+from ser_lightning.models import masks
+from ser_lightning.models.backbone import Backbone, LoraSettings
+from ser_lightning.models.loading import prepare_body
+from ser_lightning.models.masks import attention_masks, choose_layout, is_visible, sharing_problem
+from ser_lightning.models.reward_model import Scorer, load_scorer
+from ser_lightning.records import Padded
+from ser_lightning.training.scoring import evaluating
+
+SIZES = {
+    "vocab_size": 64,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "max_position_embeddings": 128,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+WINDOW = 6
+BY_LAYER = {"sliding_window": WINDOW, "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]}
+EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16, "num_local_experts": 4}
+KINDS = {
+    "llama": {},
+    "mistral": {"sliding_window": WINDOW},
+    "mixtral": {"sliding_window": WINDOW, **EXPERTS},
+    "qwen2": {**BY_LAYER, "use_sliding_window": True},
+    "qwen2_moe": {**BY_LAYER, **EXPERTS, "use_sliding_window": True, "shared_expert_intermediate_size": 16},
+    "qwen3": {**BY_LAYER, "use_sliding_window": True},
+    "qwen3_moe": {**EXPERTS, "sliding_window": WINDOW, "use_sliding_window": True},
+    "gemma": {},
+    "gemma2": BY_LAYER,
+    "gemma3_text": BY_LAYER,
+    "gpt2": {"n_embd": 32, "n_layer": 3, "n_head": 4, "n_positions": 128},
+    "gpt_neox": {},
+    "olmo": {},
+    "olmo2": {},
+    "phi": {},
+    "phi3": {"sliding_window": WINDOW},
+    "smollm3": {**BY_LAYER, "use_sliding_window": True, "no_rope_layers": [1, 0, 1]},
+    "stablelm": {},
+    "starcoder2": {"sliding_window": WINDOW},
+}
+"""Every kind that `masks` knows, with a window shorter than the sequences wherever it can have one."""
+
+
+def model_of(kind, **settings):
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(kind, **{**SIZES, **KINDS[kind], **settings}, num_labels=1)
+    for name in ("attn_pdrop", "embd_pdrop", "resid_pdrop", "residual_dropout", "hidden_dropout"):
+        setattr(config, name, 0.0)
+    model = AutoModelForSequenceClassification.from_config(config)
+    with torch.no_grad():
+        for p in model.parameters():
+            if p.ndim > 1:
+                p.normal_(std=0.3)  # far from 0, so that attention to the wrong place would show
+    return model
+
+
+def pairs_of_every_sort():
+    """Sequences a and b: long, a prefix of the other, nothing shared, cut on the left, prompt longer than a window."""
+    generator = torch.Generator().manual_seed(1)
+
+    def draw(n):
+        return torch.randint(3, 64, (n,), generator=generator).tolist()
+
+    long, short = draw(30), draw(5)
+    return [
+        (long + draw(12), long + draw(9)),
+        (short + [7, 8], short + [7, 8, *draw(6)]),
+        (draw(4), draw(11)),
+        ([3, *draw(1)], [3, *draw(14)]),
+        (long[8:] + draw(10), long[8:] + draw(3)),
+    ]
+
+
+PAIRS = pairs_of_every_sort()
+
+
+def inputs_of(pairs, layout):
+    sequences = [a for a, _ in pairs] + [b for _, b in pairs]
+    return layout.lay_out(sequences, [*range(len(pairs))] * 2, pad_token_id=0)
+
+
+def scores_and_gradients(scorer, layout, pairs=PAIRS):
+    """(2B,) rewards and the gradients of a loss in which every one of them has a weight of its own."""
+    scorer.zero_grad()
+    rewards = scorer(inputs_of(pairs, layout))
+    (rewards * torch.linspace(-1, 1.5, len(rewards))).sum().backward()
+    return rewards.detach(), {n: p.grad.clone() for n, p in scorer.named_parameters() if p.grad is not None}
+
+
+def assert_same(scorer, layout, atol=1e-5):
+    expected, slopes = scores_and_gradients(scorer, PADDED)
+    found, own_slopes = scores_and_gradients(scorer, layout)
+    torch.testing.assert_close(found, expected, atol=atol, rtol=1e-5)
+    assert slopes.keys() == own_slopes.keys()
+    for name, slope in slopes.items():
+        torch.testing.assert_close(own_slopes[name], slope, atol=atol * max(1.0, float(slope.abs().max())), rtol=1e-4)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_packed_is_padded_in_scores_and_gradients(kind):
+    model = model_of(kind)
+    layout = choose_layout("shared_prompt", model, "cpu", "layout")
+    assert layout.shares_prompts
+    assert_same(Scorer(model).train(), layout)
+
+
+@pytest.mark.parametrize("kind", ["llama", "mistral", "gemma3_text", "gpt2"])
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_either_kernel_of_a_cpu(kind, attention):
+    model = model_of(kind)
+    model.set_attn_implementation(attention)
+    assert_same(Scorer(model).train(), choose_layout("shared_prompt", model, "cpu", "layout"))
+
+
+@pytest.mark.parametrize("kind", [kind for kind, settings in KINDS.items() if "sliding_window" in settings])
+def test_the_windows_of_these_tests_do_bite(kind):
+    windowed, wide = (Scorer(model_of(kind, sliding_window=n)) for n in (WINDOW, 100))
+    with torch.no_grad():
+        assert not torch.allclose(windowed(inputs_of(PAIRS, PADDED)), wide(inputs_of(PAIRS, PADDED)), atol=1e-3)
+
+
+def test_every_known_kind_is_tested():
+    assert KINDS.keys() == masks._MASKS.keys()
+
+
+@pytest.mark.parametrize("kind", ["qwen3", "mistral", "llama"])
+def test_with_adapters(kind):
+    model = model_of(kind)
+    prepare_body(model, Backbone("x", lora=LoraSettings(r=2, dropout=0.0)))
+    scorer = Scorer(model).train()
+    with torch.no_grad():
+        for name, p in scorer.named_parameters():
+            if "lora_B" in name:
+                p.normal_(std=0.3)
+    assert_same(scorer, choose_layout("shared_prompt", model, "cpu", "layout"))
+
+
+def test_with_gradient_checkpointing():
+    model = model_of("qwen2")
+    prepare_body(model, Backbone("x", lora=LoraSettings(r=2, dropout=0.0), gradient_checkpointing=True))
+    assert_same(Scorer(model).train(), choose_layout("shared_prompt", model, "cpu", "layout"))
+
+
+@pytest.mark.parametrize("kind", ["llama", "mistral"])
+def test_in_4_bits(kind, tmp_path, tiny_tokenizer):
+    """bfloat16 inside the 4-bit layers rounds sums in another order: near, not equal."""
+    model_of(kind, vocab_size=len(tiny_tokenizer), hidden_size=64, head_dim=16).save_pretrained(tmp_path)
+    tiny_tokenizer.save_pretrained(tmp_path)
+    backbone = Backbone(str(tmp_path), quantize="nf4", lora=LoraSettings(r=2, dropout=0.0))
+    scorer = load_scorer(backbone)
+    assert scorer.layout.shares_prompts
+    expected, slopes = scores_and_gradients(scorer, PADDED)
+    found, own_slopes = scores_and_gradients(scorer, scorer.layout)
+    spread = float(expected.std())
+    assert float((found - expected).abs().max()) < 0.05 * spread
+    for name, slope in slopes.items():
+        assert float((own_slopes[name] - slope).norm()) <= 0.05 * float(slope.norm()) + 1e-6, name
+
+
+@pytest.mark.parametrize("kind", ["llama", "gemma3_text"])
+def test_a_pair_scores_alone_as_in_any_pack(kind):
+    scorer = Scorer(model_of(kind)).eval()
+    layout = choose_layout("auto", scorer.model, "cpu", "layout")
+    with torch.no_grad():
+        alone = torch.stack([scorer(inputs_of([pair], layout)) for pair in PAIRS], dim=1)
+        orders = torch.Generator().manual_seed(0)
+        for _ in range(4):
+            order = torch.randperm(len(PAIRS), generator=orders).tolist()
+            together = scorer(inputs_of([PAIRS[i] for i in order], layout)).view(2, -1)
+            torch.testing.assert_close(together, alone[:, order], atol=1e-5, rtol=1e-5)
+
+
+def test_swapping_a_and_b_swaps_the_scores():
+    scorer = Scorer(model_of("qwen3")).eval()
+    layout = choose_layout("auto", scorer.model, "cpu", "layout")
+    with torch.no_grad():
+        one = scorer(inputs_of(PAIRS, layout)).view(2, -1)
+        other = scorer(inputs_of([(b, a) for a, b in PAIRS], layout)).view(2, -1)
+    torch.testing.assert_close(one, other.flip(0), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("num_responses", [1, 3, 8])
+def test_many_responses_to_one_prompt(num_responses):
+    scorer = Scorer(model_of("mistral")).eval()
+    generator = torch.Generator().manual_seed(num_responses)
+    prompt = torch.randint(3, 64, (20,), generator=generator).tolist()
+    rows = [[*prompt, *torch.randint(3, 64, (n + 1,), generator=generator).tolist()] for n in range(num_responses)]
+    with torch.no_grad():
+        found, expected = (
+            scorer(layout.lay_out(rows, [0] * num_responses, 0)) for layout in (Layout(True, row_multiple=16), PADDED)
+        )
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_visible_by_hand():
+    packed = pack_sequences([[5, 6, 7, 8], [5, 6, 9], [4]], [[[0, 1], [2]]])  # 5 6 | 7 8 | 9, and 4
+    places, row = torch.arange(6), torch.tensor(0)
+    found = is_visible(packed, row, places[:, None], places[None, :], None)
+    assert found.int().tolist() == [
+        [1, 0, 0, 0, 0, 0],
+        [1, 1, 0, 0, 0, 0],
+        [1, 1, 1, 0, 0, 0],
+        [1, 1, 1, 1, 0, 0],
+        [1, 1, 0, 0, 1, 0],
+        [0, 0, 0, 0, 0, 1],
+    ]
+    windowed = is_visible(packed, row, places[:, None], places[None, :], 2)
+    assert windowed.int()[3:5].tolist() == [[0, 0, 1, 1, 0, 0], [0, 1, 0, 0, 1, 0]]
+
+
+@pytest.mark.parametrize("layout", [Layout(True, row_multiple=256), Layout(True, is_one_row=True, row_multiple=256)])
+@pytest.mark.parametrize("kind", ["llama", "mistral", "gemma3_text"])
+def test_block_masks_see_what_dense_masks_see(kind, layout):
+    """Uncompiled FlexAttention on a CPU against attention by hand under the dense mask."""
+    config = AutoConfig.for_model(kind, **{**SIZES, **KINDS[kind]})
+    packed = inputs_of(PAIRS, layout)
+    num_rows, length = packed.group.shape
+    generator = torch.Generator().manual_seed(0)
+    query, key, value = (torch.randn(num_rows, 2, length, 16, generator=generator) for _ in range(3))
+    config._attn_implementation = "sdpa"
+    dense = attention_masks(config, packed)
+    config._attn_implementation = "flex_attention"
+    blocks = attention_masks(config, packed)
+    if not isinstance(dense, dict):
+        dense, blocks = {"all": dense}, {"all": blocks}
+    assert dense.keys() == blocks.keys()
+    for name in dense:
+        scores = (query @ key.transpose(-1, -2) / 4).masked_fill(~dense[name], float("-inf"))
+        found = flex_attention(query, key, value, block_mask=blocks[name])
+        torch.testing.assert_close(found, scores.softmax(-1) @ value, atol=1e-5, rtol=1e-5)
+
+
+def test_what_cannot_be_exact_is_padded_with_one_line_why(capsys, caplog):
+    cases = {
+        "a bloom takes no position ids": AutoModelForSequenceClassification.from_config(
+            AutoConfig.for_model("bloom", vocab_size=64, hidden_size=32, n_layer=1, n_head=2)
+        ),
+        "longrope embeddings depend on the longest sequence of a batch": model_of(
+            "phi3",
+            original_max_position_embeddings=64,
+            rope_parameters={
+                "rope_type": "longrope",
+                "rope_theta": 1e4,
+                "short_factor": [1.0] * 4,
+                "long_factor": [2.0] * 4,
+                "original_max_position_embeddings": 64,
+            },
+        ),
+        "it is not known how a qwen3 masks in layers of chunked_attention": model_of("qwen3"),
+        "packed rows are not known to be exact for a opt": AutoModelForSequenceClassification.from_config(
+            AutoConfig.for_model("opt", **{**SIZES, "ffn_dim": 32, "word_embed_proj_dim": 32})
+        ),
+        "the attention implementation flash_attention_2 takes no masks of one's own": model_of("llama"),
+    }
+    cases["it is not known how a qwen3 masks in layers of chunked_attention"].config.layer_types = ["chunked_attention"]
+    list(cases.values())[-1].config._attn_implementation = "flash_attention_2"
+    for problem, model in cases.items():
+        assert sharing_problem(model, is_cpu=True) == problem
+        with caplog.at_level("INFO"):
+            assert choose_layout("auto", model, "cpu", "model.layout") == PADDED
+        assert caplog.messages[-1] == f"Layout: padded, as {problem}."
+        with pytest.raises(UserError) as error:
+            choose_layout("shared_prompt", model, "cpu", "model.layout")
+        assert error.value.problems == [f"model.layout: got shared_prompt, but {problem}; use auto or padded"]
+
+
+def test_cuda_takes_flex_attention_and_rows_of_few_lengths():
+    model = model_of("llama")
+    assert choose_layout("auto", model, "cuda", "model.layout") == PADDED  # until it has run on one
+    assert choose_layout("auto", model, "mps", "model.layout") == PADDED
+    assert model.config._attn_implementation == "sdpa"
+    layout = choose_layout("shared_prompt", model, "cuda", "model.layout")
+    assert layout.shares_prompts and layout.row_multiple == masks.CUDA_ROW_MULTIPLE and layout.is_one_row
+    assert model.model.layers[0].self_attn.config._attn_implementation == "flex_attention"
+    assert sharing_problem(model_of("gpt2"), is_cpu=False) == "a gpt2 has no FlexAttention"
+    dropout = model_of("llama", attention_dropout=0.1)
+    assert sharing_problem(dropout, is_cpu=False) == "FlexAttention has no attention dropout"
+
+
+def test_padded_is_padded_whatever_the_model():
+    assert choose_layout("padded", model_of("llama"), "cpu", "layout") == PADDED
+
+
+def test_scoring_pairs_of_a_real_tokenizer(tiny_model_dir):
+    scorer = load_scorer(Backbone(str(tiny_model_dir), train="full"))
+    with evaluating(scorer):
+        packed, padded = (scorer(inputs_of(PAIRS, layout)) for layout in (scorer.layout, PADDED))
+    assert isinstance(inputs_of(PAIRS, PADDED), Padded)
+    torch.testing.assert_close(packed, padded, atol=1e-5, rtol=1e-5)

@@ -1,0 +1,381 @@
+"""The page of a run: figures, escaping, gaps, one file, several runs."""
+
+import copy
+import csv
+import hashlib
+import json
+import re
+from html import unescape
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ser_lightning.__main__ import main
+from ser_lightning.errors import UserError
+from ser_lightning.report import figures as report_figures
+from ser_lightning.report.data import flow_of, read_run
+from ser_lightning.report.figures import draw_accuracy, draw_reliability, flow_counts
+from ser_lightning.report.page import pictures_of, write_report
+from ser_lightning.report.tables import cost_table
+from tests.report_runs import CONFIG, card, notes, row, write_run
+
+NAN = float("nan")
+
+
+class Page(HTMLParser):
+    """What a browser would make of a page: tables by heading, tags with their attributes, text."""
+
+    def __init__(self, path):
+        super().__init__()
+        self.tags, self.tables, self.text, self.heading = [], {}, "", ""
+        self._open = None
+        self.feed(Path(path).read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        self._open = tag
+        if tag == "h2":
+            self.heading = ""
+        if tag == "tr":
+            self.tables.setdefault(self.heading, []).append([])
+        if tag in ("td", "th"):
+            self.tables[self.heading][-1].append("")
+        if tag in ("br", "small"):
+            self.tables[self.heading][-1][-1] += " "
+
+    def handle_endtag(self, tag):
+        self._open = None
+
+    def handle_data(self, data):
+        self.text += data
+        if self._open == "h2":
+            self.heading += data
+        if self._open in ("td", "th", "small"):
+            self.tables[self.heading][-1][-1] += data
+
+
+def page_of(*runs, to="page.html"):
+    write_report([Path(run) for run in runs], Path(to))
+    return Page(to)
+
+
+@pytest.fixture
+def run():
+    return write_run(
+        "run", [row(0), row(1, True, kept=3, flipped=1, test_accuracy=0.8)], notes(), [[1, 1, 0, 0], [1, 0, 1, 1]]
+    )
+
+
+def test_the_page_holds_what_rounds_csv_holds(run):
+    header, *lines = page_of(run).tables["Rounds"]
+    for line, recorded in zip(lines, csv.DictReader((run / "rounds.csv").open()), strict=True):
+        cells = dict(zip(header, line, strict=True))
+        for name in ("round", "scored", "kept", "flipped", "status"):
+            assert cells[name] == recorded[name]
+        for name, column in {
+            "kept right": "kept",
+            "pool right": "pool",
+            "seed, out of fold": "seed_oof",
+            "test": "test",
+        }.items():
+            assert cells[name].split()[0] == f"{float(recorded[f'{column}_accuracy']):.3f}"
+        assert (cells["cal. error"], cells["length corr."]) == ("0.051", "-0.123")
+
+
+def test_forecasts_stand_beside_what_came():
+    ahead = {"next_gain": 0.0123, "converges_at": 2.0}
+    past = {"forecast_accuracy": 0.6, "forecast_low": 0.5, "forecast_high": 0.7, "forecast_error": -0.05}
+    page = page_of(write_run("seen", [row(0, **ahead), row(1, True, headway=-0.02, **past, **ahead)], notes()))
+    header, first, second = page.tables["Forecasts"]
+    assert header == ["round", "forecast", "out of fold", "error", "headway", "next gain", "converges at"]
+    assert first == ["0", "–", "0.550", "–", "–", "+0.0123", "2"]
+    cells = [" ".join(cell.split()) for cell in second]
+    assert cells == ["1", "0.600 0.500–0.700", "0.550", "-0.050", "-0.020", "+0.0123", "2"]
+
+
+def test_a_run_from_before_there_were_forecasts_has_a_page(run):
+    lines = [line.split(",")[:14] for line in (run / "rounds.csv").read_text().splitlines()]
+    (run / "rounds.csv").write_text("".join(",".join(line) + "\n" for line in lines))
+    page = page_of(run)
+    assert "Forecasts" not in page.tables and len(page.tables["Rounds"]) == 3
+
+
+def test_intervals_are_wilson_intervals_of_the_noted_number_of_labels(run):
+    header, _, last = page_of(run).tables["Rounds"]
+    # By hand, n = 100, p = 0.8, z = 1.96: centre (0.8 + 0.019208) / 1.038416, half width 0.0783.
+    assert last[header.index("test")].split() == ["0.800", "0.711–0.867"]
+    text = page_of(run).text
+    assert (
+        "Round 1 is delivered, of rounds 0 to 1: 0.800 of the test pairs are right (95 % interval 0.711 to 0.867)"
+        in text
+    )
+    assert "take the longer 0.440 and bag of words 0.510." in text
+    assert "no more than that" not in text
+
+
+def test_a_model_that_does_not_clear_a_floor_is_said_to_be_no_better():
+    run = write_run("run", [row(0, True)], notes(floors={"longer": 0.66, "bag_of_words": 0.5}))
+    assert "reaches down to “take the longer”" in page_of(run).text
+
+
+def test_the_flow_from_round_to_round(run):
+    header, first, second = page_of(run).tables["From round to round"]
+    assert dict(zip(header, first, strict=True)) == {
+        **{"round": "0", "kept": "2", "kept again": "0", "newly kept": "2", "no longer kept": "0", "flipped": "0"},
+        **{"left out": "2", "by length quota": "0"},
+    }
+    assert dict(zip(header, second, strict=True)) == {
+        **{"round": "1", "kept": "3", "kept again": "1", "newly kept": "2", "no longer kept": "1", "flipped": "1"},
+        **{"left out": "1", "by length quota": "0"},
+    }
+    found = read_run(run)
+    counts = {name: list(pairs) for name, _, pairs in flow_counts(found, found.rounds)}
+    assert counts == {
+        **{"kept": [2, 2], "kept, label flipped": [0, 1], "left out, label flipped": [0, 0], "left out": [2, 1]}
+    }
+
+
+def test_pairs_that_have_arrived_since_have_no_past():
+    now = {
+        "pair_id": np.array([1, 2]),
+        "label": np.array([1, 0]),
+        "kept": np.array([True, True]),
+        "reason": np.array(["kept"] * 2),
+    }
+    before = {"pair_id": np.array([2, 3]), "label": np.array([1, 1]), "kept": np.array([True, True])}
+    flow = flow_of(now, before)
+    assert flow.flipped.tolist() == flow.kept_before.tolist() == [False, True]
+
+
+def test_cost_adds_up(run):
+    lines = page_of(run).tables["Cost by round"]
+    assert lines[1:] == [
+        ["0", "12 345", "2.5", "4 938"],
+        ["1", "12 345", "2.5", "4 938"],
+        ["all", "24 690", "5.0", "4 938"],
+    ]
+
+
+def test_cost_is_split_by_what_it_went_for():
+    cost = {
+        "train_folds": {"tokens": 8000, "seconds": 1.5},
+        "train_main": {"tokens": 4000, "seconds": 0.75},
+        "score_pool": {"tokens": 345, "seconds": 0.25},
+        "other": {"tokens": 0, "seconds": 0.5},
+    }
+    write_run("run", [row(0, True), row(1)], cost=cost)
+    Path("run/rounds/1/cost.json").unlink()  # as of a run that an earlier version began
+    run = read_run(Path("run"))
+    table = cost_table(run)
+    assert table.headers == [
+        *("round", "folds, training", "main, training", "labelling", "other"),
+        *("tokens", "seconds", "tokens a second"),
+    ]
+    assert table.rows == [
+        ["0", "8 000\n1.5 s", "4 000\n0.8 s", "345\n0.2 s", "0\n0.5 s", "12 345", "3.0", "4 115"],
+        ["1", "–", "–", "–", "–", "12 345", "2.5", "4 938"],
+        ["all", "8 000\n1.5 s", "4 000\n0.8 s", "345\n0.2 s", "0\n0.5 s", "24 690", "5.5", "4 489"],
+    ]
+    picture = next(picture for picture in pictures_of(run) if picture.title == "Cost")
+    assert "round 0 3 s (folds, training 2 s, main, training 1 s, labelling 0 s, other 0 s); round 1 2 s" in picture.alt
+
+
+def test_what_was_asked_is_in_short(run):
+    text = page_of(run).text
+    for asked in (
+        "pairs.jsonl",
+        "0.15",
+        "tiny-model",
+        "train lora",
+        "seed_everything 7",
+        "TopShareRule, share 0.25",
+        "20 seed",
+    ):
+        assert asked in text
+
+
+def test_what_a_response_holds_shows_as_text():
+    evil = '<script>alert("1")</script> <img src=x onerror=alert(2)> </div> {{ 7 * 7 }} &amp; $x$'
+    cards = {"most": [card(prompt=evil, response_a=evil)], "least": [], "flipped": []}
+    config = copy.deepcopy(CONFIG)
+    config["data"]["init_args"]["path"] = "</pre><script>alert(3)</script>"
+    run = write_run("run<b>$x$", [row(0, True)], notes(cards=cards, versions={"<i>": evil}), config=config)
+    page = page_of(run)
+    tags = {tag for tag, _ in page.tags}
+    assert not tags & {"script", "i", "b", "iframe", "object"}
+    assert all("onerror" not in attributes for _, attributes in page.tags)
+    assert page.text.count(evil) == 3
+    several = page_of(run, write_run("other", [row(0, True)]))
+    assert "script" not in {tag for tag, _ in several.tags}
+    assert "</pre><script>alert(3)</script>" in several.text
+
+
+def test_it_is_one_file_that_needs_no_network_and_no_script(run):
+    for page in (page_of(run), page_of(run, write_run("other", [row(0, True)]))):
+        links = [value for _, attributes in page.tags for name, value in attributes.items() if name in ("src", "href")]
+        assert links and all(link.startswith("data:") for link in links)
+        assert "script" not in {tag for tag, _ in page.tags}
+        assert not re.search(r"@import|url\(", Path("page.html").read_text())
+        pictures = [attributes for tag, attributes in page.tags if tag == "img"]
+        assert pictures and all(len(picture["alt"]) > 20 for picture in pictures)
+
+
+def test_the_same_run_gives_the_same_bytes(run):
+    page_of(run, to="one.html")
+    page_of(run, to="two.html")
+    assert Path("one.html").read_bytes() == Path("two.html").read_bytes()
+
+
+def test_changing_a_figure_changes_its_picture(run):
+    before = read_run(run)
+    other = write_run("other", [row(0), row(1, True, test_accuracy=0.79)], notes())
+    assert draw_accuracy(read_run(other)) != draw_accuracy(before)
+    surer = write_run("surer", [row(0, True)], notes(reliability=[{"pairs": 20, "confidence": 0.9, "right": 15}]))
+    assert draw_reliability(read_run(surer).rounds[0]) != draw_reliability(before.rounds[0])
+
+
+def test_no_label_of_an_axis_is_cut_off(monkeypatch):
+    made, plain = [], report_figures.Figure
+    monkeypatch.setattr(
+        report_figures, "Figure", lambda *args, **kwargs: made.append(plain(*args, **kwargs)) or made[-1]
+    )
+    labels = dict.fromkeys(notes()["labels"], 100)
+    for number, share in enumerate(np.linspace(0.3, 0.99, 24)):
+        rows = [row(0, test_accuracy=share), row(1, True, test_accuracy=share + 0.007)]
+        runs = [read_run(write_run(f"{number}{name}", rows, notes(labels=labels))) for name in "ab"]
+        report_figures.draw_comparison(runs, ["one", "two"], "test_accuracy", "test pairs")
+    report_figures.draw_cost(runs[0])
+    assert len(made) == 25
+    for figure in made:
+        for axes in figure.axes:
+            box = axes.yaxis.label.get_window_extent()  # as Agg measures text, which is not quite how SVG does
+            assert -3 < box.x0 < box.x1 < figure.bbox.width + 3
+
+
+def test_a_round_that_keeps_nothing_and_figures_that_are_not_defined():
+    gaps = dict.fromkeys(["kept_accuracy", "pool_accuracy", "seed_oof_accuracy", "test_accuracy"], NAN)
+    rows = [row(0, True, kept=0, status=0, calibration_error=NAN, length_correlation=NAN, **gaps)]
+    none = dict.fromkeys(["kept_accuracy", "pool_accuracy", "seed_oof_accuracy", "test_accuracy"], 0)
+    empty = {
+        "labels": none,
+        "floors": {},
+        "reliability": [],
+        "length": [],
+        "cards": {k: [] for k in ("most", "least", "flipped")},
+    }
+    page = page_of(write_run("run", rows, notes(**empty), [[0, 0, 0, 0]]))
+    assert page.tables["Rounds"][1] == ["0", "4", "0", "0", "0", *["–"] * 6]
+    assert "nan" not in page.text.replace("tenant", "")
+    assert "Round 0 is delivered, of rounds 0 to 0." in page.text
+
+
+def test_a_run_without_notes_or_audits_still_has_a_page():
+    run = write_run("run", [row(0), row(1, True)])
+    for file in run.glob("rounds/*/audit.parquet"):
+        file.unlink()
+    (run / "config.yaml").unlink()
+    page = page_of(run)
+    assert page.tables["Rounds"][2][8] == "0.700"
+    assert "Pairs to read" not in page.text and "Confidence" not in page.text
+
+
+def test_hashes_are_of_the_files(run):
+    text = page_of(run).text
+    for name in ("config.yaml", "rounds.csv", "rounds/1/audit.parquet"):
+        assert hashlib.sha256((run / name).read_bytes()).hexdigest() in text
+    assert "da7a" in text and "7e3917" in text and "torch 9.9.9" in text
+    assert unescape((run / "config.yaml").read_text()) in text
+
+
+def test_guards_stand_in_a_table_and_what_fired_on_top(run):
+    quiet = {"guard": "flips", "value": None, "limit": 0.35, "fired": False, "level": "rollback"}
+    quiet |= {"meaning": "it <contradicts> itself", "action": "wait"}
+    loud = {**quiet, "value": 0.5, "fired": True}
+    for number, found in enumerate((quiet, loud)):
+        (run / f"rounds/{number}/guards.json").write_text(json.dumps([found]))
+    page = page_of(run)
+    assert page.tables["Guards"] == [
+        ["guard", "round 0", "round 1"],
+        ["flips", "–", "! rollback: 0.500  limit 0.350"],
+    ]
+    assert "Round 1, guard flips (rollback): it <contradicts> itself. To do: wait." in page.text
+    assert "Round 0, guard" not in page.text and "<contradicts>" not in Path("page.html").read_text()
+
+
+def test_several_runs_stand_side_by_side(run):
+    config = copy.deepcopy(CONFIG)
+    config["trainer"]["callbacks"].insert(0, {"class_path": "ser_lightning.callbacks.report.ReportCallback"})
+    config["trainer"]["callbacks"][1]["init_args"]["max_rounds"] = 3
+    other = write_run("other", [row(0, True, test_accuracy=0.65)], notes(fingerprints={"data": "other"}), config=config)
+    page = page_of(run, other)
+    side_by_side = {line[0]: line[1:] for line in page.tables["Side by side"]}
+    assert side_by_side[""] == ["run", "other"]
+    assert [cell.split()[0] for cell in side_by_side["test"]] == ["0.800", "0.650"]
+    assert side_by_side["delivered round"] == ["1", "0"]
+    assert side_by_side["tokens"] == ["24 690", "12 345"]
+    assert side_by_side["floor: bag of words"] == ["0.510", "0.510"]
+    assert page.tables["What differs"][1:] == [["EvolutionCallback.max_rounds", "1", "3"]]
+    assert "different data" in page.text
+    assert {"Rounds of run", "Rounds of other"} <= page.tables.keys()
+    assert sum(tag == "img" for tag, _ in page.tags) == 2
+
+
+def test_runs_of_one_name_are_told_apart_by_their_folders():
+    runs = [write_run(f"{folder}/run", [row(0, True)], notes()) for folder in "ab"]
+    assert page_of(*runs).tables["Side by side"][0] == ["", "a/run", "b/run"]
+    assert "different data" not in page_of(*runs).text
+
+
+def test_the_command_writes_where_it_says(run, capsys):
+    assert main(["report", "run"]) == 0
+    assert capsys.readouterr().out == "Report: run/report.html\n"
+    assert main(["report", "run", "run", "--to", "deep/both.html"]) == 0
+    assert Page("deep/both.html").tables["Side by side"]
+
+
+@pytest.mark.parametrize(
+    ("damage", "line"),
+    [
+        (lambda run: (run / "rounds.csv").unlink(), "which has no rounds.csv; give the folder of a fit"),
+        (lambda run: (run / "rounds.csv").write_text("round,kept\n"), "rounds.csv without a line; give the folder"),
+        (lambda run: (run / "rounds" / "0" / "report.json").write_text("{"), "is the folder damaged?"),
+    ],
+)
+def test_a_folder_without_a_readable_round_is_the_users_to_mend(run, damage, line, capsys):
+    damage(run)
+    with pytest.raises(UserError, match=re.escape(line)):
+        write_report([run], Path("page.html"))
+    assert main(["report", "run"]) == 2
+    assert capsys.readouterr().err.startswith("error: report: ")
+    assert not Path("page.html").exists()
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize(("width", "kind"), [(1280, "wide"), (360, "narrow")])
+def test_a_browser_shows_it(run, width, kind, tmp_path_factory):
+    """`make test-browser`; the screenshots lie in the folder that it prints."""
+    import shutil
+
+    from playwright.sync_api import sync_playwright
+
+    write_report([run], Path("page.html"))
+    said = []
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"))
+        page = browser.new_context(viewport={"width": width, "height": 800}, offline=True).new_page()
+        page.on("console", lambda message: said.append(message.text))
+        page.on("pageerror", lambda error: said.append(str(error)))
+        page.on("request", lambda request: request.url.startswith(("file:", "data:")) or said.append(request.url))
+        page.goto(Path("page.html").absolute().as_uri())
+        widths = page.evaluate("[...document.images].map(i => [i.complete && i.naturalWidth, i.clientWidth])")
+        assert len(widths) == 6 and all(drawn > 0 and 200 < shown <= width for drawn, shown in widths)
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        assert all(image.is_visible() for image in page.locator("img").all())
+        shot = tmp_path_factory.getbasetemp() / f"report-{kind}.png"
+        page.screenshot(path=shot, full_page=True)
+        browser.close()
+    assert not said
+    assert shot.stat().st_size > 10_000
+    print(shot)

@@ -1,0 +1,365 @@
+"""The folder of a run: never overwritten, resumed or refused, the same for all ranks."""
+
+import csv
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+import yaml
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.demos.boring_classes import BoringDataModule, BoringModel
+
+from ser_lightning.__main__ import main
+from ser_lightning.callbacks.prediction_writers import PredictionWriter, to_table
+from ser_lightning.callbacks.progress import describe_phase
+from ser_lightning.training.checkpoints import _swap, is_whole
+from ser_lightning.errors import UserError
+from ser_lightning.records import PairScores
+from ser_lightning.runs.folder import MetricsFile, choose_folder, run_of
+
+BORING = """
+model:
+  class_path: lightning.pytorch.demos.boring_classes.BoringModel
+data:
+  class_path: lightning.pytorch.demos.boring_classes.BoringDataModule
+trainer:
+  accelerator: cpu
+  max_epochs: 2
+  limit_train_batches: 2
+  limit_val_batches: 1
+  limit_test_batches: 1
+  log_every_n_steps: 1
+  enable_model_summary: false
+  enable_progress_bar: false
+"""
+FIT = ["fit", "--config", "boring.yaml"]
+
+
+@pytest.fixture(autouse=True)
+def _boring(_isolated, monkeypatch):
+    Path("boring.yaml").write_text(BORING)
+
+    def training_step(self, batch, batch_idx):
+        loss = self.step(batch)
+        self.log("train/loss", loss)
+        return loss
+
+    monkeypatch.setattr(BoringModel, "training_step", training_step)
+
+
+def contents(folder):
+    return {path: path.read_bytes() for path in Path(folder).rglob("*") if path.is_file()}
+
+
+def rows_of(path):
+    with Path(path).open() as file:
+        return list(csv.DictReader(file))
+
+
+def only_problem(capsys, *args):
+    assert main(list(args)) == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    return line.removeprefix("error: ")
+
+
+def test_a_run_gets_a_folder_named_after_its_config():
+    assert main(FIT) == 0
+    (folder,) = Path("runs").iterdir()
+    assert folder.name.startswith("boring-2")
+    assert {p.relative_to(folder).as_posix() for p in folder.rglob("*")} == {
+        "checkpoints",
+        "checkpoints/last.ckpt",
+        "checkpoints/previous.ckpt",
+        "config.yaml",
+        "metrics.csv",
+    }
+    assert {p.name for p in Path().iterdir()} == {"boring.yaml", "runs"}
+
+
+def test_two_runs_at_once_get_two_folders(monkeypatch):
+    monkeypatch.setattr("time.strftime", lambda _: "now")
+    choose_folder("fit", None, None, "rm").open("a: 1\n")
+    assert choose_folder("fit", None, None, "rm").path == Path("runs/rm-now-2")
+
+
+def test_the_recorded_config_repeats_the_run_elsewhere():
+    assert main([*FIT, "--run_dir", "one"]) == 0
+    assert main(["fit", "--config", "one/config.yaml", "--run_dir", "two"]) == 0
+    assert Path("one/config.yaml").read_text() == Path("two/config.yaml").read_text()
+    assert "run_dir" not in yaml.safe_load(Path("one/config.yaml").read_text())
+    assert rows_of("one/metrics.csv") == rows_of("two/metrics.csv")
+
+
+def test_a_taken_folder_is_refused_untouched(capsys):
+    assert main([*FIT, "--run_dir", "run"]) == 0
+    before = contents("run")
+    assert "which holds a run; go on with --ckpt_path last" in only_problem(capsys, *FIT, "--run_dir", "run")
+    assert contents("run") == before
+
+
+def test_a_folder_of_something_else_is_refused(capsys):
+    Path("mine").mkdir()
+    Path("mine/thesis.txt").write_text("years of work")
+    assert "is not the folder of a run" in only_problem(capsys, *FIT, "--run_dir", "mine")
+
+
+def test_resuming_goes_on_where_the_run_ended():
+    assert main([*FIT, "--run_dir", "run"]) == 0
+    first = Path("run/metrics.csv").read_text()
+    assert main([*FIT, "--run_dir", "run", "--ckpt_path", "last", "--trainer.max_epochs=3"]) == 0
+    assert Path("run/metrics.csv").read_text().startswith(first)
+    losses = [row for row in rows_of("run/metrics.csv") if row["train/loss"]]
+    assert [int(row["step"]) for row in losses] == [0, 1, 2, 3, 4, 5]
+    assert torch.load("run/checkpoints/last.ckpt", weights_only=False)["global_step"] == 6
+    assert yaml.safe_load(Path("run/config.yaml").read_text())["trainer"]["max_epochs"] == 2
+    assert yaml.safe_load(Path("run/config-2.yaml").read_text())["trainer"]["max_epochs"] == 3
+
+
+def test_resuming_needs_no_config():
+    assert main([*FIT, "--run_dir", "run"]) == 0
+    assert main(["fit", "--run_dir", "run", "--ckpt_path", "last", "--trainer.max_epochs=3"]) == 0
+    assert torch.load("run/checkpoints/last.ckpt", weights_only=False)["epoch"] == 2
+
+
+def test_resuming_with_another_config_is_refused(capsys):
+    assert main([*FIT, "--run_dir", "run"]) == 0
+    resume = [*FIT, "--run_dir", "run", "--ckpt_path", "last"]
+    problem = only_problem(capsys, *resume, "--seed_everything=1", "--trainer.limit_train_batches=1")
+    assert "seed_everything was 0 and is 1, trainer.limit_train_batches was 2 and is 1;" in problem
+
+
+def test_last_without_a_checkpoint_is_refused(capsys):
+    assert "there is no run/checkpoints/last.ckpt" in only_problem(
+        capsys, *FIT, "--run_dir", "run", "--ckpt_path", "last"
+    )
+
+
+def test_auto_starts_or_resumes(capsys):
+    auto = [*FIT, "--run_dir", "run", "--ckpt_path", "auto"]
+    assert main(auto) == 0
+    assert main([*auto, "--trainer.max_epochs=3"]) == 0
+    assert torch.load("run/checkpoints/last.ckpt", weights_only=False)["global_step"] == 6
+    assert "auto without a run" in only_problem(capsys, *FIT, "--ckpt_path", "auto")
+
+
+def test_auto_starts_again_what_was_killed_before_its_first_checkpoint(capsys):
+    assert main([*FIT, "--run_dir", "run"]) == 0
+    shutil.rmtree("run/checkpoints")
+    assert "nothing to resume" in only_problem(capsys, *FIT, "--run_dir", "run", "--ckpt_path", "last")
+    auto = [*FIT, "--run_dir", "run", "--ckpt_path", "auto"]
+    assert "its config differs" in only_problem(capsys, *auto, "--seed_everything=1")
+    assert main(auto) == 0
+    assert torch.load("run/checkpoints/last.ckpt", weights_only=False)["global_step"] == 4
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 0.99])
+def test_a_damaged_checkpoint_names_the_newest_good_one(capsys, share):
+    assert main([*FIT, "--run_dir", "run"]) == 0
+    last = Path("run/checkpoints/last.ckpt")
+    whole = last.read_bytes()
+    last.write_bytes(whole[: int(share * len(whole))])
+    resume = ["fit", "--run_dir", "run", "--ckpt_path"]
+    problem = only_problem(capsys, *resume, "last")
+    assert "which is damaged" in problem and "--ckpt_path run/checkpoints/previous.ckpt" in problem
+    assert main([*resume, "run/checkpoints/previous.ckpt"]) == 0
+    assert torch.load(last, weights_only=False)["global_step"] == 4
+    for file in Path("run/checkpoints").iterdir():
+        file.write_bytes(b"rubbish")
+    assert "no good one lies beside it" in only_problem(capsys, *resume, "last")
+
+
+@pytest.mark.parametrize("step", [1, 2, 3, 4])
+def test_a_kill_in_any_step_of_the_swap_leaves_a_whole_checkpoint(tmp_path, monkeypatch, step):
+    """The calls of the file system that put a new checkpoint in the place of the last, broken off before the n-th."""
+    last, new = tmp_path / "last.ckpt", tmp_path / "last.ckpt.new"
+    for path, number in ((last, 1), (tmp_path / "previous.ckpt", 0), (new, 2)):
+        torch.save(number, path)
+    done = []
+
+    def breaking(call):
+        def wrapped(*args, **kwargs):
+            done.append(call)
+            if len(done) == step:
+                raise KeyboardInterrupt
+            return call(*args, **kwargs)
+
+        return wrapped
+
+    for name in ("fsync", "link", "replace"):
+        monkeypatch.setattr(os, name, breaking(getattr(os, name)))
+    with pytest.raises(KeyboardInterrupt):
+        _swap(new, last)
+    monkeypatch.undo()
+    assert is_whole(last) and torch.load(last) == 1
+    _swap(new, last)  # the resumed run writes it again
+    assert torch.load(last) == 2 and torch.load(tmp_path / "previous.ckpt") == 1
+
+
+def test_a_checkpoint_of_another_run_branches_off_only_into_a_new_folder(capsys):
+    assert main([*FIT, "--run_dir", "one"]) == 0
+    assert main([*FIT, "--run_dir", "two"]) == 0
+    branch = [*FIT, "--ckpt_path", "one/checkpoints/last.ckpt", "--trainer.max_epochs=3", "--run_dir"]
+    assert "holds another run" in only_problem(capsys, *branch, "two")
+    assert main([*branch, "three"]) == 0
+    assert Path("three/checkpoints/last.ckpt").exists()
+    shutil.rmtree("three/checkpoints")  # as if it had been killed before its first checkpoint
+    assert "its config differs" in only_problem(capsys, *branch, "three", "--trainer.limit_train_batches=1")
+    assert main([*branch, "three"]) == 0
+    assert Path("three/checkpoints/last.ckpt").exists()
+
+
+@pytest.mark.parametrize("command", ["validate", "test"])
+def test_reading_a_checkpoint_writes_beside_it(command):
+    assert main([*FIT, "--run_dir", "run"]) == 0
+    before = contents("run")
+    assert main([command, "--ckpt_path", "run/checkpoints/last.ckpt", "--trainer.limit_val_batches=1"]) == 0
+    assert main([command, "--ckpt_path", "run/checkpoints/last.ckpt", "--run_dir", "elsewhere"]) == 0
+    assert before.items() <= contents("run").items()
+    assert {p.name for p in Path("run").iterdir()} == {"checkpoints", "config.yaml", "metrics.csv"}
+    assert Path("elsewhere/config.yaml").exists()
+
+
+def test_checkpoint_callbacks_and_loggers_write_into_the_run_folder():
+    more = ["--trainer.callbacks+=ModelCheckpoint", "--trainer.callbacks.filename=best"]
+    assert main([*FIT, *more, "--config", "loggers/tensorboard.yaml", "--run_dir", "run"]) == 0
+    assert {p.name for p in Path("run/checkpoints").iterdir()} == {"best.ckpt", "last.ckpt", "previous.ckpt"}
+    assert list(Path("run/tensorboard").glob("events*"))
+    assert rows_of("run/metrics.csv")
+    assert not Path("checkpoints").exists()
+
+
+def test_wandb_offline_writes_into_the_run_folder():
+    assert main([*FIT, "--config", "loggers/wandb.yaml", "--run_dir", "run"]) == 0
+    assert list(Path("run/wandb").glob("offline-run-*"))
+
+
+def test_no_logger_is_no_logger():
+    assert main([*FIT, "--trainer.logger=false", "--run_dir", "run"]) == 0
+    assert not Path("run/metrics.csv").exists()
+
+
+class _Killed(Callback):
+    def on_train_batch_end(self, trainer, *args):
+        if trainer.global_step == 3:
+            raise KeyError("killed")
+
+
+def test_a_broken_run_keeps_its_last_whole_epoch(monkeypatch):
+    monkeypatch.setattr(BoringModel, "configure_callbacks", lambda self: [_Killed()])
+    with pytest.raises(KeyError, match="killed"):
+        main([*FIT, "--run_dir", "run"])
+    monkeypatch.setattr(_Killed, "on_train_batch_end", Callback.on_train_batch_end)
+    assert torch.load("run/checkpoints/last.ckpt", weights_only=False)["global_step"] == 2
+    assert main([*FIT, "--run_dir", "run", "--ckpt_path", "last"]) == 0
+    assert torch.load("run/checkpoints/last.ckpt", weights_only=False)["global_step"] == 4
+
+
+def test_metrics_keep_earlier_rows_when_columns_come(tmp_path):
+    MetricsFile(tmp_path / "m.csv").log_metrics({"a": 1.0}, step=0)
+    again = MetricsFile(tmp_path / "m.csv")
+    again.log_metrics({"a": 2.0}, step=1)
+    again.log_metrics({"b": torch.tensor(3.0)}, step=2)
+    assert rows_of(tmp_path / "m.csv") == [
+        {"step": "0", "a": "1.0", "b": ""},
+        {"step": "1", "a": "2.0", "b": ""},
+        {"step": "2", "a": "", "b": "3.0"},
+    ]
+
+
+def test_the_run_of_a_checkpoint(tmp_path):
+    (tmp_path / "run/checkpoints").mkdir(parents=True)
+    assert run_of(tmp_path / "run/checkpoints/x.ckpt") is None
+    (tmp_path / "run/config.yaml").write_text("")
+    assert run_of(tmp_path / "run/checkpoints/x.ckpt") == Path("run")
+
+
+def test_two_ranks_share_one_folder():
+    flags = ["--trainer.strategy=ddp", "--trainer.devices=2", "--trainer.max_epochs=1"]
+    command = [sys.executable, "-m", "ser_lightning", *FIT, *flags]
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=120, env=os.environ | {"OMP_NUM_THREADS": "1"}
+    )
+    assert done.returncode == 0, done.stderr
+    (run,) = Path("runs").iterdir()
+    assert (run / "checkpoints/last.ckpt").exists()
+    assert {p.name for p in Path().iterdir()} == {"boring.yaml", "runs"}
+
+
+def test_ranks_that_are_started_one_by_one_need_a_name(capsys, monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    assert only_problem(capsys, *FIT).startswith("--run_dir: got none, but the ranks were started one by one")
+
+
+def scores(ids, a, b):
+    tokens = torch.ones(len(ids), dtype=torch.int64)
+    return PairScores(torch.tensor(ids), torch.tensor(a), torch.tensor(b), tokens, tokens)
+
+
+def test_predictions_by_hand():
+    rows = to_table(scores([5, 9], [2.0, 0.0], [0.0, 1.0]), temperature=2.0).to_pylist()
+    assert rows[0]["probability"] == pytest.approx(0.7310586)  # sigmoid(2 / 2)
+    assert rows[1]["probability"] == pytest.approx(0.3775407)  # sigmoid(-1 / 2)
+    assert [row["label"] for row in rows] == [1, 0]
+
+
+def test_predictions_are_ordered_unique_and_never_overwritten(tmp_path):
+    trainer = SimpleNamespace(
+        default_root_dir=str(tmp_path), is_global_zero=True, datamodule=None, limit_predict_batches=1.0
+    )
+    module = SimpleNamespace(temperature=1.0)
+    writer = PredictionWriter()
+    writer.setup(trainer, module, "predict")
+    writer.on_predict_batch_end(trainer, module, scores([9, 5], [1.0, 2.0], [0.0, 0.0]), None, 0)
+    writer.on_predict_batch_end(trainer, module, scores([5], [2.0], [0.0]), None, 1)
+    writer.on_predict_epoch_end(trainer, module)
+    table = pq.read_table(tmp_path / "predictions.parquet")
+    assert table["pair_id"].to_pylist() == [5, 9]
+    assert [str(kind) for kind in table.schema.types] == ["int64", "float", "float", "float", "int8"]
+    with pytest.raises(UserError, match="which exists"):
+        PredictionWriter().setup(trainer, module, "predict")
+
+
+def test_predict_writes_into_the_run_of_the_checkpoint(capsys, tiny_run):
+    assert main(["fit", *tiny_run, "--run_dir", "run"]) == 0
+    predict = ["predict", "--ckpt_path", "run/checkpoints/last.ckpt"]
+    assert main(predict) == 0
+    ids = pq.read_table("run/predictions.parquet")["pair_id"].to_pylist()
+    assert len(ids) > 0
+    assert ids == sorted(set(ids))
+    assert "which exists" in only_problem(capsys, *predict)
+    named = ["--trainer.callbacks+=ser_lightning.callbacks.prediction_writers.PredictionWriter"]
+    assert main([*predict, *named, "--trainer.callbacks.path=again.parquet"]) == 0
+    assert Path("run/again.parquet").exists()
+
+
+@pytest.mark.parametrize(
+    ("phase", "expected"),
+    [
+        (None, ""),
+        (SimpleNamespace(round=1, fold=None, num_folds=3), "round 1 | "),
+        (SimpleNamespace(round=1, fold=1, num_folds=3), "round 1 | fold 2/3 | "),
+    ],
+)
+def test_the_bar_names_the_phase(phase, expected):
+    assert describe_phase(SimpleNamespace(datamodule=SimpleNamespace(phase=phase))) == expected
+
+
+def test_one_line_for_each_phase(capsys, monkeypatch):
+    phases = [(0, 0), (0, 0), (0, 1), (0, None), (1, None)]
+
+    class Phases(Callback):
+        def on_train_epoch_end(self, trainer, module):
+            round, fold = phases[trainer.current_epoch + 1]
+            trainer.datamodule.phase = SimpleNamespace(round=round, fold=fold, num_folds=2)
+
+    monkeypatch.setattr(BoringDataModule, "phase", SimpleNamespace(round=0, fold=0, num_folds=2), raising=False)
+    monkeypatch.setattr(BoringModel, "configure_callbacks", lambda self: [Phases()])
+    assert main([*FIT, "--trainer.max_epochs=4", "--trainer.enable_progress_bar=true", "--run_dir", "run"]) == 0
+    shown = [line.split(",")[0] for line in capsys.readouterr().out.splitlines() if line.startswith("round")]
+    assert shown == ["round 0 | fold 1/2 | epoch 1", "round 0 | fold 2/2 | epoch 2", "round 0 | epoch 3"]

@@ -1,0 +1,235 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch import seed_everything
+from transformers import LlamaConfig, LlamaForSequenceClassification
+
+from ser_lightning.datamodules.preference import PreferenceDataModule
+from ser_lightning.models.reward_model import Scorer
+from ser_lightning.modules.reward import RewardModule
+from ser_lightning.records import Features, PairBatch
+from ser_lightning.training.features import FeatureTable, body_key, dtype_of, write_features
+from tests.helpers import data, equal, evolution, module, trainer, weights
+
+
+def cached(folder="cache"):
+    from pathlib import Path
+
+    return sorted(Path(folder).glob("*/features-*.bin"))
+
+
+def evolve(model_dir, pairs, run, data_settings=None, **settings):
+    seed_everything(0, verbose=False)
+    model, callback = module(model_dir, train="head", lr=0.05), evolution(**settings)
+    batches = data(pairs, **(data_settings or {}))
+    runner = trainer(run, callback)
+    runner.fit(model, batches)
+    return model, callback, batches, runner
+
+
+@pytest.fixture
+def without_cache(monkeypatch):
+    """Runs as they were before there was a cache."""
+    return lambda: monkeypatch.setattr(RewardModule, "on_fit_start", lambda self: None)
+
+
+@pytest.fixture
+def body_calls(monkeypatch):
+    """How many sequences the body has computed, so far."""
+    calls = []
+    states = Scorer.states
+
+    def counted(self, inputs):
+        calls.append(len(inputs.num_tokens))
+        return states(self, inputs)
+
+    monkeypatch.setattr(Scorer, "states", counted)
+    return calls
+
+
+def test_an_evolution_with_the_cache_ends_where_one_without_it_does(tiny_model_dir, pairs_file, without_cache):
+    cache, callback, *_ = evolve(tiny_model_dir, pairs_file, "cache_run")
+    without_cache()
+    plain, plain_callback, *_ = evolve(tiny_model_dir, pairs_file, "plain_run")
+    assert weights(cache).keys() == {"model.score.weight"}
+    assert torch.allclose(*(weights(m)["model.score.weight"] for m in (cache, plain)), atol=1e-6)
+    for one, other in zip(callback.state.seed_scores, plain_callback.state.seed_scores, strict=True):
+        assert torch.equal(one.pair_id, other.pair_id)
+        assert torch.allclose(one.reward_a, other.reward_a, atol=1e-5)
+    kept = [[s.pair_id.tolist() for s in c.state.history] for c in (callback, plain_callback)]
+    assert kept[0] == kept[1] and all(kept[0])
+    tokens = [[row.tokens for row in c.state.rows] for c in (callback, plain_callback)]
+    assert tokens[0] == tokens[1]
+
+
+def test_features_are_the_states_that_plain_transformers_pools(tiny_model_dir, pairs_file):
+    """Oracle: the last hidden state of each conversation by itself, from the untouched model."""
+    _, _, batches, runner = evolve(tiny_model_dir, pairs_file, "run", max_rounds=0)
+    plain = LlamaForSequenceClassification.from_pretrained(tiny_model_dir, num_labels=1)
+    seen = 0
+    for batch in batches.scoring_dataloader("all"):
+        assert isinstance(batch.inputs, Features)
+        ids = [batches.data.store.ids(row) for row in batches.data.rows_of(batch.pair_id.tolist())]
+        for side in (0, 1):
+            for i, both in enumerate(ids):
+                expected = plain.model(torch.tensor(both[side][None], dtype=torch.int64)).last_hidden_state[0, -1]
+                found = batch.inputs.hidden[side * batch.num_pairs + i]
+                assert torch.allclose(found, expected, atol=1e-5)
+                assert batch.inputs.num_tokens[side * batch.num_pairs + i] == len(both[side])
+                seen += 1
+    assert seen == 2 * len(batches.data.store) and runner.datamodule is batches
+
+
+def test_the_body_computes_every_pair_once_and_in_a_second_run_none(tiny_model_dir, pairs_file, body_calls, caplog):
+    evolve(tiny_model_dir, pairs_file, "one")
+    assert sum(body_calls) == 2 * 80
+    evolve(tiny_model_dir, pairs_file, "two", max_rounds=2)
+    assert sum(body_calls) == 2 * 80
+    assert len(cached()) == 1
+    assert cached()[0].stat().st_size == 80 * 2 * 16 * 4
+
+
+def test_a_damaged_cache_is_computed_again(tiny_model_dir, pairs_file, body_calls):
+    whole, *_ = evolve(tiny_model_dir, pairs_file, "one")
+    [file] = cached()
+    content = file.read_bytes()
+    file.write_bytes(content[:-7])
+    again, *_ = evolve(tiny_model_dir, pairs_file, "two")
+    assert sum(body_calls) == 4 * 80 and file.read_bytes() == content
+    assert equal(weights(whole), weights(again))
+
+
+def test_pairs_that_arrive_add_a_part_and_leave_the_first_one(tiny_model_dir, pairs_file, tmp_path, body_calls):
+    lines = pairs_file.read_text().splitlines(keepends=True)
+    (tmp_path / "first.jsonl").write_text("".join(lines[:60]))
+    (tmp_path / "more.jsonl").write_text("".join(lines[60:]))
+    evolve(tiny_model_dir, tmp_path / "first.jsonl", "one")
+    assert sum(body_calls) == 2 * 60
+    more = {"more_path": str(tmp_path / "more.jsonl")}
+    _, _, batches, _ = evolve(tiny_model_dir, tmp_path / "first.jsonl", "two", more)
+    assert sum(body_calls) == 2 * 80 and len(cached()) == 2
+    batch = next(iter(batches.scoring_dataloader("all")))
+    assert isinstance(batch.inputs, Features) and batch.num_pairs == 80
+
+
+@pytest.mark.parametrize("train", ["lora", "full"])
+def test_a_body_that_is_trained_is_not_cached(tiny_model_dir, pairs_file, train):
+    seed_everything(0, verbose=False)
+    trainer("run", max_epochs=1).fit(module(tiny_model_dir, train=train), data(pairs_file))
+    assert not cached()
+
+
+def test_another_module_on_the_same_data_gets_its_tokens(tiny_model_dir, pairs_file):
+    _, _, batches, _ = evolve(tiny_model_dir, pairs_file, "run")
+    other = module(tiny_model_dir, train="lora")
+    trainer("other").test(other, batches, verbose=False)
+    batch = next(iter(batches.test_dataloader()))
+    assert isinstance(batch, PairBatch) and not isinstance(batch.inputs, Features)
+
+
+def test_an_encoder_says_why_it_goes_the_ordinary_way(encoder_dir, pairs_file, caplog):
+    with caplog.at_level("INFO"):
+        model, *_ = evolve(encoder_dir, pairs_file, "run", max_rounds=0)
+    assert "Features: not cached, this model pools its states in its head" in caplog.text
+    assert model.feature_key is None and not cached()
+
+
+@pytest.fixture
+def encoder_dir(tiny_tokenizer, tmp_path):
+    from transformers import BertConfig, BertForSequenceClassification
+
+    config = BertConfig(
+        vocab_size=len(tiny_tokenizer),
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        max_position_embeddings=512,
+    )
+    BertForSequenceClassification(config).save_pretrained(tmp_path / "bert")
+    tiny_tokenizer.save_pretrained(tmp_path / "bert")
+    return tmp_path / "bert"
+
+
+def tiny_scorer(seed=0, dtype=torch.float32, **settings):
+    torch.manual_seed(seed)
+    sizes = {"vocab_size": 11, "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1}
+    sizes |= {"num_attention_heads": 2, "num_key_value_heads": 2, "num_labels": 1, "pad_token_id": 0}
+    model = LlamaForSequenceClassification(LlamaConfig(**{**sizes, **settings})).to(dtype)
+    model.model.requires_grad_(False)
+    return Scorer(model)
+
+
+def test_the_key_knows_weights_settings_number_format_and_precision_but_not_the_head():
+    usual = body_key(tiny_scorer(), "32-true")
+    other_head = tiny_scorer()
+    torch.nn.init.ones_(other_head.model.score.weight)
+    assert body_key(other_head, "32-true") == usual
+    one_weight = tiny_scorer()
+    one_weight.body.layers[0].mlp.up_proj.weight.data[3, 4] += 1e-3
+    others = [
+        body_key(one_weight, "32-true"),
+        body_key(tiny_scorer(rms_norm_eps=1e-3), "32-true"),
+        body_key(tiny_scorer(dtype=torch.bfloat16), "32-true"),
+        body_key(tiny_scorer(), "bf16-mixed"),
+    ]
+    assert len({usual, *others}) == 5
+    assert [dtype_of(key) for key in (usual, others[2])] == [torch.float32, torch.bfloat16]
+
+
+def test_a_frozen_body_never_draws_dropout():
+    scorer = tiny_scorer(attention_dropout=0.5).train()
+    assert scorer.training and scorer.model.score.training and not scorer.body.training
+    full = tiny_scorer()
+    full.model.requires_grad_(True)
+    assert Scorer(full.model).train().body.training
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_states_come_back_from_their_rows_in_any_order(tmp_path, dtype):
+    """Two parts; in the first one a pair fills two rows, and comes twice."""
+    ids = [torch.tensor([7, 3, 7, 9]), torch.tensor([4])]
+    hidden = {i: torch.randn(2, 5).to(dtype) for i in (3, 4, 7, 9)}
+    files = [tmp_path / "0.bin", tmp_path / "1.bin"]
+    first = [(torch.tensor([9, 7]), torch.stack([hidden[9], hidden[7]])), (torch.tensor([3, 9]), None)]
+    first[1] = (first[1][0], torch.stack([hidden[3], hidden[9]]))
+    write_features(files[0], first, ids[0], (2, 5), dtype)
+    write_features(files[1], [(torch.tensor([4]), hidden[4][None])], ids[1], (2, 5), dtype)
+    table = FeatureTable(files, np.array([0, 4, 5]), dtype)
+    rows = np.array([4, 0, 2, 1, 3])
+    found = table.read(rows, np.arange(10).reshape(5, 2)[rows])
+    expected = [hidden[i] for i in (4, 7, 7, 3, 9)]
+    assert torch.equal(found.hidden, torch.stack([e[0] for e in expected] + [e[1] for e in expected]))
+    assert found.num_tokens.tolist() == [8, 0, 4, 2, 6, 9, 1, 5, 3, 7]
+    found.hidden.zero_()
+    assert torch.equal(
+        FeatureTable(files, np.array([0, 4, 5]), dtype).read(rows, np.zeros((5, 2))).hidden[1], hidden[7][0]
+    )
+
+
+def test_a_pair_that_never_comes_leaves_no_file(tmp_path):
+    states = [(torch.tensor([1]), torch.zeros(1, 2, 3))]
+    with pytest.raises(RuntimeError, match="1 of 2 pairs were not computed"):
+        write_features(tmp_path / "f.bin", states, torch.tensor([1, 2]), (2, 3), torch.float32)
+    assert not list(tmp_path.iterdir())
+
+
+def test_no_label_comes_near_the_cache(tiny_model_dir, pairs_file, tmp_path):
+    """The same pairs with the labels turned round: the same file."""
+    turned = tmp_path / "turned.jsonl"
+    rows = [json.loads(line) for line in pairs_file.read_text().splitlines()]
+    turned.write_text("".join(json.dumps({**r, "chosen": r["rejected"], "rejected": r["chosen"]}) + "\n" for r in rows))
+    for name, file in (("a", pairs_file), ("b", turned)):
+        evolve(tiny_model_dir, file, name, {"cache_dir": name}, max_rounds=0)
+    [one], [other] = cached("a"), cached("b")
+    assert one.name == other.name and one.read_bytes() == other.read_bytes()
+
+
+def test_a_data_module_alone_knows_no_features(pairs_file, tiny_tokenizer):
+    batches = PreferenceDataModule(str(pairs_file), seed_fraction=0.3, max_length=64, cache_dir="cache")
+    batches.tokenizer = tiny_tokenizer
+    batches.prepare_data()
+    batches.setup()
+    assert not isinstance(next(iter(batches.train_dataloader()))[0].inputs, Features)

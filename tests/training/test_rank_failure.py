@@ -1,0 +1,281 @@
+"""Two processes of DDP do what one does, and end together."""
+
+import csv
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from ser_lightning.__main__ import main
+from tests.policy_runs import sft_flags
+
+ROOT = Path(__file__).parents[2]
+DDP = ("--trainer.devices=2", "--trainer.strategy=ddp")
+SHARDS = ("--trainer.devices=2", "--trainer.strategy=fsdp")
+ALONE = ("--trainer.devices=1", "--trainer.strategy=auto")
+GOES_ON = (
+    *("--trainer.callbacks.restart=nothing", "--trainer.callbacks.epochs_per_round=2", "--trainer.callbacks.folds=0"),
+    "--trainer.callbacks.rule=ser_lightning.evolution.selection.TopShareRule",
+)
+
+
+def _fit(tiny_run, name, *extra):
+    command = [sys.executable, "-m", "ser_lightning", "fit", *tiny_run, f"--run_dir={name}", *extra]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    Path(name, "stderr.txt").write_text(done.stderr)
+    return [pq.read_table(file).to_pydict() for file in sorted(Path(name).glob("rounds/*/audit.parquet"))]
+
+
+def test_two_ranks_label_and_select_as_one_and_learn_the_same_weights(tiny_run):
+    one = _fit(tiny_run, "one")
+    two = _fit(tiny_run, "two", *DDP)
+    assert len(one) == len(two) == 2
+    for a, b in zip(one, two, strict=True):
+        assert len(set(b["pair_id"])) == len(b["pair_id"])  # the pool of 55 does not divide evenly
+        assert [a[k] for k in ("pair_id", "label", "kept")] == [b[k] for k in ("pair_id", "label", "kept")]
+        assert a["reward_a"] == pytest.approx(b["reward_a"], abs=1e-4)
+    tables = [Path(name, "rounds.csv").read_text().splitlines() for name in ("one", "two")]
+    tokens = [[row["tokens"] for row in csv.DictReader(table)] for table in tables]
+    assert tokens[0] == tokens[1]
+    states = [torch.load(f"{name}/checkpoints/previous.ckpt", weights_only=True) for name in ("one", "two")]
+    costs = [next(s for k, s in state["callbacks"].items() if "Evolution" in k)["cost"] for state in states]
+    counts = [cost["train_folds"]["tokens"] for cost in costs]
+    assert counts[0] == counts[1] > 0  # what a resume goes on from: of all ranks, not of the one that saved
+    models = [torch.load(f"{name}/rounds/1/model.pt", weights_only=True)["weights"] for name in ("one", "two")]
+    assert all(torch.allclose(models[0][k], models[1][k], atol=1e-4) for k in models[0])
+
+
+def test_two_ranks_end_alike_when_nothing_is_kept(tiny_run, tmp_path):
+    rule = "--trainer.callbacks.rule.target=0.9999999"
+    one = _fit(tiny_run, "one", rule, "--model.optimizer.init_args.lr=1e-9")
+    two = _fit(tiny_run, "two", rule, "--model.optimizer.init_args.lr=1e-9", *DDP)
+    assert len(one) == len(two) == 1
+    assert one[0]["kept"] == two[0]["kept"] == [False] * len(one[0]["kept"])
+
+
+BREAK = """
+import os, signal, sys
+from ser_lightning.callbacks.evolution import EvolutionCallback
+from ser_lightning.errors import UserError
+count = EvolutionCallback.on_train_batch_end
+
+def fail(self, trainer, *args):
+    count(self, trainer, *args)
+    if trainer.current_epoch == 1 and trainer.global_rank == {rank}:
+        {action}
+
+EvolutionCallback.on_train_batch_end = fail
+from ser_lightning.__main__ import main
+from tests.policy_runs import sft_flags
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("rank", "action", "first"),
+    [
+        (1, "raise UserError('disk: got a mouse; get a cat')", "error: disk: got a mouse; get a cat"),
+        (0, "os.kill(os.getpid(), signal.SIGKILL)", "error: ranks: got 'Connection "),
+    ],
+)
+def test_a_rank_that_dies_ends_the_job_with_the_first_error_on_top(tiny_run, rank, action, first):
+    Path("broken.py").write_text(BREAK.format(rank=rank, action=action))
+    command = [sys.executable, "broken.py", "fit", *tiny_run, "--run_dir=run", *DDP]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True) as job:
+        _, said = job.communicate(timeout=120)  # the pipe closes when the last rank has ended
+    assert job.returncode != 0
+    assert "Traceback" not in said
+    errors = [line for line in said.splitlines() if line.startswith("error: ")]
+    assert errors and errors[0].startswith(first), said
+
+
+def test_a_rank_ends_with_the_process_that_started_it():
+    """Even where it waits for good, as a collective operation on a GPU does."""
+    rank = "import time; from ser_lightning.training.rank_failure import end_with_parent; end_with_parent(0.1, 0.1); "
+    rank += "print(1, flush=True); time.sleep(600)"
+    starter = f"import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', {rank!r}]); time.sleep(600)"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", starter]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment, start_new_session=True) as parent:
+        assert parent.stdout.readline() == b"1\n"  # the rank is up
+        parent.send_signal(signal.SIGKILL)
+        assert parent.stdout.read() == b""  # closed by the rank's end
+
+
+LETTERS = """
+import json, os
+
+def letters(prompts, responses):
+    with open(f"said-{os.environ['WHO']}-{os.getpid()}.jsonl", "a") as file:
+        for prompt, response in zip(prompts, responses):
+            file.write(json.dumps([prompt[-1]["content"], response]) + "\\n")
+    return [sum(map(ord, response)) % 7 / 4 - 1 for response in responses]
+"""
+"""A reward that writes down what it was asked."""
+
+
+def _policy_flags(tiny_model_dir, pairs_file, name):
+    return [
+        *("fit", "--config", "ppo.yaml", f"--run_dir={name}", "--model.reward_model=said_rewards.letters"),
+        *(f"--model.backbone.path={tiny_model_dir}", f"--data.path={pairs_file}", "--data.max_length=64"),
+        *("--model.sampling.max_new_tokens=8", f"--model.sampling.stop={list('abcdefghijklmnopqrstuvwxyz')}"),
+        *("--data.prompts_per_step=5", "--data.steps_per_epoch=2", "--data.num_val_prompts=5"),
+        *("--model.ppo.minibatches=1", "--model.backbone.lora.dropout=0", "--data.val_prompts_per_batch=2"),
+        *("--model.judge=null", "--trainer.max_epochs=2", "--trainer.accelerator=cpu"),
+        "--trainer.enable_model_summary=false",
+    ]
+
+
+def _fit_policy_on_two_ranks(flags):
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{Path.cwd()}", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "ser_lightning", *flags, *DDP]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+def _learnt(name):
+    """Trained weights and steps of a run, and what its policies have said, by process."""
+    state = torch.load(Path(name, "checkpoints/last.ckpt"), weights_only=False)["state_dict"]
+    with Path(name, "steps.csv").open() as file:
+        steps = list(csv.DictReader(file))
+    return state, steps, [file.read_text().splitlines() for file in sorted(Path().glob(f"said-{name}-*.jsonl"))]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ("--model.advantage=gae", "--model.backbone.train=full"),
+        ("--model.advantage=rloo", "--model.responses_per_prompt=2", "--model.backbone.train=lora"),
+    ],
+)
+def test_two_ranks_learn_a_policy_as_one(tiny_model_dir, pairs_file, monkeypatch, settings):
+    """Five prompts in a step and five held out: neither divides evenly."""
+    Path("said_rewards.py").write_text(LETTERS)
+    monkeypatch.syspath_prepend(str(Path.cwd()))
+    monkeypatch.setenv("WHO", "one")
+    assert main([*_policy_flags(tiny_model_dir, pairs_file, "one"), *settings]) == 0
+    monkeypatch.setenv("WHO", "two")
+    _fit_policy_on_two_ranks([*_policy_flags(tiny_model_dir, pairs_file, "two"), *settings])
+    (state, steps, (said,)), (state_of_two, steps_of_two, parts) = _learnt("one"), _learnt("two")
+    assert len(parts) == 2 and all(parts)
+    assert sorted(parts[0] + parts[1]) == sorted(said)
+    assert state.keys() == state_of_two.keys()
+    assert all(torch.allclose(state[k], state_of_two[k], atol=1e-5) for k in state)
+    assert [row["step"] for row in steps] == ["0", "2", "4"]
+    for row, row_of_two in zip(steps, steps_of_two, strict=True):
+        assert {k for k, v in row.items() if v} == {k for k, v in row_of_two.items() if v}
+        for name in (k for k, v in row.items() if v):
+            assert float(row[name]) == pytest.approx(float(row_of_two[name]), abs=1e-5, rel=1e-4), name
+
+
+def test_two_ranks_compute_the_features_that_one_does(tiny_run):
+    head = ("--model.backbone.train=head", "--model.optimizer.init_args.lr=0.05")
+    one = _fit(tiny_run, "one", *head, "--data.cache_dir=cache_one")
+    two = _fit(tiny_run, "two", *head, "--data.cache_dir=cache_two", *DDP)
+    [first], [second] = (list(Path(name).glob("*/features-*.bin")) for name in ("cache_one", "cache_two"))
+    assert first.name == second.name
+    states = [torch.from_file(str(f), size=f.stat().st_size // 4, dtype=torch.float32) for f in (first, second)]
+    assert torch.allclose(*states, atol=1e-5)
+    for a, b in zip(one, two, strict=True):
+        assert [a[k] for k in ("pair_id", "label", "kept")] == [b[k] for k in ("pair_id", "label", "kept")]
+
+
+def test_a_frozen_body_in_shards_learns_what_a_whole_one_does(tiny_run):
+    """Micro-batches of a few tokens: the ranks have different numbers of them, and must not wait for one another."""
+    settings = ["--model.backbone.train=lora", "--model.backbone.lora.dropout=0", "--data.tokens_per_batch=100"]
+    one = _fit(tiny_run, "one", *settings)
+    two = _fit(tiny_run, "two", *settings, *SHARDS)
+    for a, b in zip(one, two, strict=True):
+        assert [a[k] for k in ("pair_id", "label", "kept")] == [b[k] for k in ("pair_id", "label", "kept")]
+        assert a["reward_a"] == pytest.approx(b["reward_a"], abs=1e-4)
+    assert "weights of the body spread over 2 ranks" in Path("two/stderr.txt").read_text()
+    models = [torch.load(f"{name}/rounds/1/model.pt", weights_only=True) for name in ("one", "two")]
+    assert models[0]["identity"] == models[1]["identity"]
+    weights = [model["weights"] for model in models]
+    assert weights[0].keys() == weights[1].keys()
+    assert all(torch.allclose(weights[0][k], weights[1][k], atol=1e-4) for k in weights[0])
+    assert main(["test", "--run_dir=two", "--ckpt_path=last", *ALONE]) == 0
+
+
+def _weights(name, number=1):
+    return torch.load(f"{name}/rounds/{number}/model.pt", weights_only=True)["weights"]
+
+
+def _go_on_in_the_last_phase(of, name, *extra):
+    """The command line for a copy of a finished run, put back into the middle of its last phase."""
+    shutil.copytree(of, name)
+    Path(name, "checkpoints/previous.ckpt").replace(Path(name, "checkpoints/last.ckpt"))
+    shutil.rmtree(Path(name, "rounds/1"))
+    return ["fit", f"--run_dir={name}", "--ckpt_path=last", *extra]
+
+
+def test_a_trained_body_in_shards_learns_what_a_whole_one_does_and_goes_on_from_its_checkpoints(tiny_run):
+    """SGD, in which gradients that were added up or clipped wrongly would show; few tokens, so many micro-batches."""
+    sgd = ("--model.optimizer=torch.optim.SGD", '--model.optimizer.init_args={"lr": 0.1, "momentum": 0.9}')
+    flags = [*tiny_run, *GOES_ON, *sgd, "--model.max_grad_norm=0.02", "--data.tokens_per_batch=100"]
+    assert main(["fit", *flags, "--run_dir=one"]) == 0
+    two = _fit(flags, "two", "--model.backbone.gradient_checkpointing=true", *SHARDS)
+    for file, b in zip(sorted(Path("one").glob("rounds/*/audit.parquet")), two, strict=True):
+        a = pq.read_table(file).to_pydict()
+        assert [a[k] for k in ("pair_id", "label", "kept")] == [b[k] for k in ("pair_id", "label", "kept")]
+        assert a["reward_a"] == pytest.approx(b["reward_a"], abs=1e-4)
+    first, one, two = _weights("one", 0), _weights("one"), _weights("two")
+    assert one.keys() == two.keys()
+    assert all(torch.allclose(one[k], two[k], atol=1e-5) for k in one)
+    assert max(float((one[k] - first[k]).abs().max()) for k in one) > 1e-3
+    paths = (f"{name}/checkpoints/previous.ckpt" for name in ("one", "two"))
+    states = [torch.load(path, weights_only=True)["optimizer_states"][0]["state"] for path in paths]
+    momenta = [[values["momentum_buffer"] for values in state.values()] for state in states]
+    assert len(momenta[0]) == len(one)
+    assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(*momenta, strict=True))
+    command = [sys.executable, "-m", "ser_lightning", *_go_on_in_the_last_phase("two", "again")]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    again = _weights("again")
+    assert all(torch.equal(two[k], again[k]) for k in two)
+    assert main(_go_on_in_the_last_phase("two", "alone", *ALONE)) == 0
+    alone = _weights("alone")
+    assert all(torch.allclose(two[k], alone[k], atol=1e-5) for k in two)
+    assert main(["test", "--run_dir=two", "--ckpt_path=last", *ALONE]) == 0
+    assert main(["export", "two"]) == 0
+
+
+def test_one_rank_in_shards_is_one_process(tiny_run):
+    """With AdamW, whose state every phase hands on to that of the next round."""
+    assert main(["fit", *tiny_run, *GOES_ON, "--run_dir=one"]) == 0
+    _fit(tiny_run, "shards", *GOES_ON, "--trainer.devices=1", "--trainer.strategy=fsdp")
+    states = [torch.load(f"{name}/checkpoints/last.ckpt", weights_only=True) for name in ("one", "shards")]
+    [weights, in_shards] = (state["state_dict"] for state in states)
+    assert all(torch.allclose(weights[k], in_shards[k], atol=1e-6) for k in weights)
+    [one, other] = (state["optimizer_states"][0]["state"] for state in states)
+    assert one.keys() == other.keys() and len(one) == len(weights)
+    for i in one:
+        assert one[i]["step"] == other[i]["step"]
+        assert all(torch.allclose(one[i][k], other[i][k], atol=1e-6) for k in ("exp_avg", "exp_avg_sq"))
+
+
+def test_two_ranks_imitate_as_one(tiny_model_dir, pairs_file):
+    """Responses of a step of 5 do not divide evenly."""
+    flags = [*sft_flags(tiny_model_dir, pairs_file), "--data.responses_per_step=5", "--trainer.max_epochs=2"]
+    assert main(["fit", *flags, "--run_dir=one"]) == 0
+    command = [sys.executable, "-m", "ser_lightning", "fit", *flags, "--run_dir=two", *DDP]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    start, one, two = (
+        torch.load(f"{name}/checkpoints/{file}.ckpt", weights_only=True)["state_dict"]
+        for name, file in (("one", "previous"), ("one", "last"), ("two", "last"))
+    )
+    assert one.keys() == two.keys()
+    assert all(torch.allclose(one[k], two[k], atol=1e-5) for k in one)
+    assert not all(torch.equal(start[k], one[k]) for k in one)

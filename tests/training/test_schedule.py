@@ -1,0 +1,44 @@
+import pytest
+import torch
+
+from ser_lightning.errors import UserError
+from ser_lightning.training.schedule import lr_factor, make_optimizer
+
+
+@pytest.mark.parametrize(
+    ("num_steps", "warmup_share", "decay", "expected"),
+    [
+        (4, 0.0, "linear", [1.0, 0.75, 0.5, 0.25]),
+        (5, 0.4, "linear", [1 / 3, 2 / 3, 1.0, 2 / 3, 1 / 3]),
+        (5, 0.4, "none", [1 / 3, 2 / 3, 1.0, 1.0, 1.0]),
+        (5, 0.1, "linear", [1.0, 0.8, 0.6, 0.4, 0.2]),  # a tenth of five steps is none
+        (1, 0.9, "linear", [1.0]),
+    ],
+)
+def test_factors_by_hand(num_steps, warmup_share, decay, expected):
+    factors = [lr_factor(step, num_steps, warmup_share, decay) for step in range(num_steps)]
+    assert factors == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("num_steps", [1, 2, 7, 100])
+@pytest.mark.parametrize("warmup_share", [0.0, 0.1, 0.5, 0.99])
+def test_every_step_moves_and_none_beyond_the_peak(num_steps, warmup_share):
+    factors = [lr_factor(step, num_steps, warmup_share, "linear") for step in range(num_steps)]
+    assert all(0 < factor <= 1 for factor in factors)
+    peak = factors.index(max(factors))
+    assert factors[: peak + 1] == sorted(factors[: peak + 1]) and factors[peak:] == sorted(factors[peak:], reverse=True)
+    assert lr_factor(num_steps, num_steps, warmup_share, "linear") == 0
+
+
+def test_each_group_keeps_its_own_peak():
+    one, other = (torch.nn.Parameter(torch.zeros(2)) for _ in range(2))
+    made = make_optimizer(lambda p: torch.optim.SGD([{"params": p, "lr": 0.5}, {"params": [other]}], lr=0.1), [one], "")
+    assert [group["initial_lr"] for group in made.param_groups] == [0.5, 0.1]
+
+
+@pytest.mark.parametrize("arguments", [{"lr": -1.0}, {"lr": 0.1, "momentums": 0.9}])
+def test_refused_arguments_are_one_line_that_names_the_place(arguments):
+    with pytest.raises(UserError, match=r"^model.critic_optimizer: got arguments that it refuses \(.*; mend its init"):
+        make_optimizer(
+            lambda p: torch.optim.SGD(p, **arguments), [torch.nn.Parameter(torch.zeros(2))], "model.critic_optimizer"
+        )
