@@ -57,7 +57,7 @@ CONDITIONS = {
 
 def command(condition: str, seed: int, run: Path) -> list[str]:
     """One run, as a user would type it."""
-    recipe, name = CONDITIONS[condition], "ser_lightning.callbacks.evolution.EvolutionCallback"
+    recipe, name = CONDITIONS[condition], "ser_lightning.EvolutionCallback"
     callbacks = [{"class_path": name, "init_args": recipe.evolution}]
     return [
         *(sys.executable, "-m", "ser_lightning", "fit", "--config", "rm.yaml", f"--run_dir={run}"),

@@ -10,17 +10,17 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 
 from ser_lightning.callbacks.evolution import EvolutionCallback
-from ser_lightning.evolution.selection import CalibratedRule, Evidence, Verdict
+from ser_lightning.evolution.selection import CalibratedRule, SelectionContext, SelectionResult
 from ser_lightning.records import PairScores
 
 
 class FlippingRule(CalibratedRule):
     """Gives every label to the wrong side."""
 
-    def select(self, scores: PairScores, evidence: Evidence) -> Verdict:
-        """The default rule's verdict, turned round."""
-        verdict = super().select(scores, evidence)
-        return replace(verdict, prob_a=1 - verdict.prob_a)
+    def select(self, scores: PairScores, context: SelectionContext) -> SelectionResult:
+        """The default rule's result, turned round."""
+        result = super().select(scores, context)
+        return replace(result, prob_a=1 - result.prob_a)
 
 
 class LengthTeacher(Callback):

@@ -50,17 +50,15 @@ def fault_of(seed: int) -> str | None:
 
 def command(seed: int, fault: str | None, guards: bool, run: Path, max_rounds: int = 1) -> list[str]:
     """One short run."""
-    callbacks: list[dict] = [{"class_path": "ser_lightning.callbacks.guards.GuardCallback"}]
+    callbacks: list[dict] = [{"class_path": "ser_lightning.GuardCallback"}]
     if not guards:
         callbacks[0]["init_args"] = {"levels": dict.fromkeys(KINDS, "warn")}
     injected = {"length_teacher": "LengthTeacher", "rewards_collapse": "DecayedWeights"}.get(fault or "")
     callbacks += [{"class_path": f"guard_faults.{injected}"}] if injected else []
-    rule = (
-        "guard_faults.FlippingRule" if fault == "labels_flipped" else "ser_lightning.evolution.selection.CalibratedRule"
-    )
+    rule = "guard_faults.FlippingRule" if fault == "labels_flipped" else "ser_lightning.CalibratedRule"
     evolution: dict = {"max_rounds": max_rounds, "seed_epochs": 8, "epochs_per_round": 4, "folds": 2}
     evolution["rule"] = {"class_path": rule}
-    callbacks.append({"class_path": "ser_lightning.callbacks.evolution.EvolutionCallback", "init_args": evolution})
+    callbacks.append({"class_path": "ser_lightning.EvolutionCallback", "init_args": evolution})
     flags = [f"--data.synthetic_pairs={NUM_PAIRS}", f"--data.seed_fraction={SEED_FRACTION}"]
     if fault == "foreign_pool":
         flags = [f"--data.path={run.parent}/seed-{seed}.jsonl", f"--data.pool_path={run.parent}/foreign-{seed}.jsonl"]
@@ -127,13 +125,13 @@ class Held:
         """
         scorer = Scorer.load(run)
         models = [torch.load(run / f"rounds/{n}/model.pt", weights_only=True)["weights"] for n in rounds]
-        for name, weight in scorer.judge.scorer.named_parameters():
+        for name, weight in scorer.judge.reward_model.named_parameters():
             weight.requires_grad_(name in models[0])  # what was trained is what `model.pt` holds
         for start in range(0, len(self.pairs), CHUNK):
             encoded = [pair for pair in scorer.encode(self.pairs[start : start + CHUNK]) if pair is not None]
             gold, found = self.gold[start : start + CHUNK], []
             for weights in models:
-                scorer.judge.scorer.load_trainable_state(weights)
+                scorer.judge.reward_model.load_trainable_state(weights)
                 first, second = scorer.score_encoded(encoded)
                 found.append(half_credit(first - second, gold))
             yield torch.stack(found)

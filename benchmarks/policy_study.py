@@ -26,12 +26,12 @@ from rl_study import (
 )
 
 ESTIMATOR = "rloo"
-NO_ROUNDS = ["--trainer.callbacks.max_rounds=0"]
+NO_ROUNDS = ["--evolution.max_rounds=0"]
 REWARD_MODELS = {
     "seed": NO_ROUNDS,
     "evolved": [],
     # 4 epochs: 8, as the seed takes, would be twice the steps for nothing (`rules.py`).
-    "all_labels": [*NO_ROUNDS, "--data.seed_fraction=1.0", "--trainer.callbacks.seed_epochs=4"],
+    "all_labels": [*NO_ROUNDS, "--data.seed_fraction=1.0", "--evolution.seed_epochs=4"],
 }
 MORE_HELD_OUT = ["--data.num_val_prompts=400"]
 """Every prompt of the test pairs: what is said of equal KL is read off these."""

@@ -101,7 +101,7 @@ def measure(folder: Path, num_pairs: int) -> dict:
         (evolve, "_write_round", "write"),
     ):
         setattr(owner, name, meter.watched(label, getattr(owner, name)))
-    rule = ["--trainer.callbacks.rule=ser_lightning.evolution.selection.TopShareRule", "--trainer.callbacks.folds=0"]
+    rule = ["--evolution.rule=ser_lightning.TopShareRule", "--evolution.folds=0"]
     code = ser_lightning(
         [
             *("fit", "--config", "rm.yaml", *rule),
@@ -109,8 +109,8 @@ def measure(folder: Path, num_pairs: int) -> dict:
             *(f"--run_dir={folder / f'run-{num_pairs}'}", f"--data.cache_dir={folder / 'cache'}"),
             *(
                 "--trainer.limit_train_batches=2",
-                "--trainer.callbacks.max_rounds=1",
-                "--trainer.callbacks.seed_epochs=1",
+                "--evolution.max_rounds=1",
+                "--evolution.seed_epochs=1",
             ),
             *(
                 "--data.synthetic_pairs=400",

@@ -61,8 +61,8 @@ WORLD = [
     *(f"--data.synthetic_pairs={NUM_PAIRS}", f"--data.seed_fraction={SEED_FRACTION}"),
     *(f"--data.test_fraction={TEST_FRACTION}", "--ckpt_path=auto"),
 ]
-BASE = [*WORLD, "--trainer.callbacks.max_rounds=0"]
-AFTER = [*WORLD, *RULES["top_half"], "--trainer.callbacks.max_rounds=1"]
+BASE = [*WORLD, "--evolution.max_rounds=0"]
+AFTER = [*WORLD, *RULES["top_half"], "--evolution.max_rounds=1"]
 
 
 def label_pairs(run: Path, strategy: QueryStrategy, seed: int, to: Path) -> dict[str, float]:
@@ -72,7 +72,7 @@ def label_pairs(run: Path, strategy: QueryStrategy, seed: int, to: Path) -> dict
         run: folder of the run that asks.
         strategy: chooses pairs of its pool.
         seed: of the world.
-        to: file for `more_path`.
+        to: file for `new_data_path`.
     """
     world = {}
     for pair in generate_pairs(NUM_PAIRS, seed):
@@ -107,7 +107,10 @@ def measure_seed(seed: int, conditions: Sequence[str], out: Path, scratch: Path)
         asked, more = {}, []
         if condition != "none":
             to = scratch / f"{condition}-{seed}.jsonl"
-            asked, more = label_pairs(scratch / f"base-{seed}", asking[condition], seed, to), [f"--data.more_path={to}"]
+            asked, more = (
+                label_pairs(scratch / f"base-{seed}", asking[condition], seed, to),
+                [f"--data.new_data_path={to}"],
+            )
         result = measure(condition, [*AFTER, *more], seed, scratch)
         result |= {"held_pairs": NUM_HELD, "asked": asked}
         accuracy = torch.cat(list(held.credits(scratch / f"{condition}-{seed}", [0, 1])), 1).mean(1).tolist()

@@ -45,7 +45,7 @@ class Models(NamedTuple):
     reference: "Policy"
     reference_role: "Role"
     critic: "Policy"
-    scorer: "nn.Module"
+    reward_model: "nn.Module"
 
 
 def write_model(folder: Path, sizes: dict[str, int]) -> None:
@@ -54,7 +54,7 @@ def write_model(folder: Path, sizes: dict[str, int]) -> None:
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-    from ser_lightning.models.reward_model import load_scorer
+    from ser_lightning.models.reward_model import load_reward_model
 
     vocabulary = {
         token: i for i, token in enumerate(["<pad>", "<bos>", "<eos>", *sorted(pre_tokenizers.ByteLevel.alphabet())])
@@ -69,9 +69,9 @@ def write_model(folder: Path, sizes: dict[str, int]) -> None:
     model = LlamaForCausalLM(LlamaConfig(**sizes, **ids, tie_word_embeddings=True))
     # Weights that need no conversion stay memory-mapped: four copies would be counted, but lie in memory once.
     model.to(torch.bfloat16).save_pretrained(folder)
-    scorer = load_scorer(make_backbone(folder))
-    fill_adapters(scorer, "default", "reward")
-    torch.save(scorer.trainable_state(), folder / "reward.pt")
+    reward_model = load_reward_model(make_backbone(folder))
+    fill_adapters(reward_model, "default", "reward")
+    torch.save(reward_model.trainable_state(), folder / "reward.pt")
 
 
 def make_backbone(folder: Path) -> "Backbone":
@@ -98,15 +98,15 @@ def load_models(way: str, folder: Path, device: str) -> Models:
     """The four models of an RL step."""
     import torch
 
-    from ser_lightning.models.adapter_reward import shared_scorer
+    from ser_lightning.models.adapter_reward import adapter_reward_model
     from ser_lightning.models.policy import load_policy
-    from ser_lightning.models.reward_model import load_scorer
+    from ser_lightning.models.reward_model import load_reward_model
 
     backbone = make_backbone(folder)
     weights = torch.load(folder / "reward.pt", weights_only=True)
     if way == "shared":
         policy = load_policy(backbone, device, has_reference=True, has_critic=True).to(device)
-        models = Models(policy, policy, "reference", policy, shared_scorer(policy, backbone, weights, "reward0"))
+        models = Models(policy, policy, "reference", policy, adapter_reward_model(policy, backbone, weights, "reward0"))
     else:
         policy = load_policy(backbone, device).to(device)
         reference = load_policy(replace(backbone, train="full"), device).requires_grad_(False).to(device)
@@ -114,12 +114,12 @@ def load_models(way: str, folder: Path, device: str) -> Models:
         body: Any = critic.body
         body.set_adapter("critic")
         body.delete_adapter("policy")
-        scorer = load_scorer(backbone, device)
-        scorer.load_trainable_state(weights)
-        models = Models(policy, reference, "policy", critic, scorer.requires_grad_(False).to(device))
+        reward_model = load_reward_model(backbone, device)
+        reward_model.load_trainable_state(weights)
+        models = Models(policy, reference, "policy", critic, reward_model.requires_grad_(False).to(device))
     fill_adapters(models.policy, "policy", "policy")
     fill_adapters(models.critic, "critic", "critic")
-    for model in (models.policy, models.reference, models.critic, models.scorer):
+    for model in (models.policy, models.reference, models.critic, models.reward_model):
         model.eval()
     return models
 
@@ -140,7 +140,7 @@ def one_step(models: Models, args: argparse.Namespace) -> dict[str, "Tensor"]:
     rollout = generator.sample(models.policy, "policy", prompts, uniform)
     mask, settings = rollout.response_mask, PPOSettings()
     with torch.no_grad():
-        score = models.scorer(Padded(rollout.input_ids, rollout.attention_mask))
+        score = models.reward_model(Padded(rollout.input_ids, rollout.attention_mask))
         logp = response_logps(models.policy, "policy", rollout, 1.0)[0]
         ref_logp = response_logps(models.reference, models.reference_role, rollout, 1.0)[0]
         value = measure_values(models.critic, rollout, 16384)

@@ -112,7 +112,7 @@ def run_ours(settings: dict[str, Any]) -> list[dict[str, float]]:
     backbone, estimator = Backbone(settings["model"], train="full"), settings["estimator"]
     ppo = PPOSettings(settings["epochs"], settings["minibatches"], whiten_advantages=estimator == "gae")
     if estimator == "rloo":
-        ppo.unfinished_penalty = 0.0  # TRL's RLOO has none
+        ppo.missing_eos_penalty = 0.0  # TRL's RLOO has none
     module = timed_module(clock)(
         backbone,
         settings["reward"],

@@ -15,18 +15,18 @@ from runs import run_missing
 
 HERE = Path(__file__).parent
 RULE = "ser_lightning.evolution.selection."
-NO_FOLDS = ["--trainer.callbacks.folds=0"]
+NO_FOLDS = ["--evolution.folds=0"]
 CONDITIONS = {
     "ours": [],
-    "paper": [f"--trainer.callbacks.rule={RULE}PaperRule", *NO_FOLDS],
-    "released": [f"--trainer.callbacks.rule={RULE}ReleasedRule", *NO_FOLDS],
-    "keep_all": [f"--trainer.callbacks.rule={RULE}TopShareRule", "--trainer.callbacks.rule.share=1.0", *NO_FOLDS],
-    "top_half": [f"--trainer.callbacks.rule={RULE}TopShareRule", "--trainer.callbacks.rule.share=0.5", *NO_FOLDS],
+    "paper": [f"--evolution.rule={RULE}PaperRule", *NO_FOLDS],
+    "released": [f"--evolution.rule={RULE}ReleasedRule", *NO_FOLDS],
+    "keep_all": [f"--evolution.rule={RULE}TopShareRule", "--evolution.rule.share=1.0", *NO_FOLDS],
+    "top_half": [f"--evolution.rule={RULE}TopShareRule", "--evolution.rule.share=0.5", *NO_FOLDS],
     "all_labels": [
-        f"--trainer.callbacks.rule={RULE}TopShareRule",
+        f"--evolution.rule={RULE}TopShareRule",
         "--data.seed_fraction=1.0",
-        "--trainer.callbacks.max_rounds=0",
-        "--trainer.callbacks.seed_epochs=4",  # 8, as the seed takes, would be twice the steps for nothing
+        "--evolution.max_rounds=0",
+        "--evolution.seed_epochs=4",  # 8, as the seed takes, would be twice the steps for nothing
         *NO_FOLDS,
     ],
 }
@@ -63,7 +63,7 @@ def measure_floors(seed: int) -> dict:
     lengths = [len(p.response_a.split()) - len(p.response_b.split()) for p in data.lookup(ids)]
     for name, margin in (("ceiling", gold), ("longer", lengths)):
         label = half_credit(torch.tensor(margin, dtype=torch.float32), torch.ones(len(ids)))
-        known, right = data.hidden_truth("test").count_right(ids, label)
+        known, right = data.held_out_labels("test").count_right(ids, label)
         figures[name] = right / known
     return {"condition": "floors", "seed": seed, "figures": figures, "test_pairs": len(ids)}
 

@@ -63,7 +63,7 @@ def ours(settings: dict[str, Any], layout: str) -> Any:
         optimizer=lambda p: torch.optim.AdamW(p, lr=LEARNING_RATE, weight_decay=0.0),
         lr_decay="none",
         warmup_share=0.0,
-        centring_weight=0.0,
+        center_rewards_coefficient=0.0,
         layout=layout,
     )
 
@@ -88,7 +88,7 @@ def train_ours(settings: dict[str, Any]) -> dict[str, Any]:
         trainer = Trainer(accelerator="cpu", max_epochs=1, callbacks=[Clock()], **QUIET)
         module.trainer = trainer
         module.configure_model()
-        counter.watch(module.scorer.body) if len(pairs) == len(settings["pairs"]) else None
+        counter.watch(module.reward_model.body) if len(pairs) == len(settings["pairs"]) else None
         chosen = PairSet.labelled(np.arange(len(pairs)), np.ones(len(pairs)))
         shard = Shard(0, 1, settings["tokens_per_batch"], 0, module.layout)
         order = np.random.default_rng(settings["seed"]).permutation(len(pairs))
@@ -161,7 +161,7 @@ def label_ours(settings: dict[str, Any]) -> dict[str, Any]:
 
     module, counter = ours(settings, settings["layout"]), Counter()
     module.configure_model()
-    counter.watch(module.scorer.body)
+    counter.watch(module.reward_model.body)
 
     def score(pairs: Pairs) -> None:
         shard = Shard(0, 1, settings["tokens_per_batch"], 0, module.layout)

@@ -66,12 +66,12 @@ CONDITIONS = {
     "ours": RULES["ours"],
     "all_labels": [flag for flag in RULES["all_labels"] if "seed_epochs" not in flag],
     **{name: RULES[name] for name in ("paper", "released", "keep_all", "top_half")},
-    "soft": ["--trainer.callbacks.label_use=soft"],
-    "weighted": ["--trainer.callbacks.label_use=weighted"],
-    "committee": ["--trainer.callbacks.committee=true"],
-    "seed_share": ["--trainer.callbacks.seed_share=0.5"],
-    "quota": ["--trainer.callbacks.length_quota=seed"],
-    "add": ["--trainer.callbacks.combine=add"],
+    "soft": ["--evolution.pseudo_label_mode=soft"],
+    "weighted": ["--evolution.pseudo_label_mode=weighted"],
+    "committee": ["--evolution.committee=true"],
+    "seed_share": ["--evolution.seed_share=0.5"],
+    "quota": ["--evolution.length_quota=seed"],
+    "add": ["--evolution.combine=add"],
 }
 FLOORS = "floors"
 

@@ -17,8 +17,8 @@ MIN_GAP = 0.06
 """Accuracy that all labels must add to the seed model's before a share of the gap means anything."""
 NAMES = {
     **RULE_NAMES,
-    "soft": "ours, `label_use: soft`",
-    "weighted": "ours, `label_use: weighted`",
+    "soft": "ours, `pseudo_label_mode: soft`",
+    "weighted": "ours, `pseudo_label_mode: weighted`",
     "committee": "ours, `committee: true`",
     "seed_share": "ours, `seed_share: 0.5`",
     "quota": "ours, `length_quota: seed`",

@@ -3,7 +3,7 @@
     python benchmarks/what_is_learned.py runs/benchmark      # writes benchmarks/what_is_learned.json
     python benchmarks/tables.py
 
-Two responses of a pair differ in one kind of evidence only. *Plain*: the sentences of a careful and of a careless
+Two responses of a pair differ in one kind of context only. *Plain*: the sentences of a careful and of a careless
 writer, with the same courtesies around them. *Manners*: the same response with one opener that suits the prompt, and
 with one that does not. A model that knows nothing is right in half of them. No pair of any data set is used.
 """
@@ -19,7 +19,7 @@ from rules import HERE
 from transformers import PreTrainedTokenizerBase
 
 from ser_lightning.models.backbone import Backbone, load_tokenizer
-from ser_lightning.models.reward_model import Scorer, load_scorer
+from ser_lightning.models.reward_model import RewardModel, load_reward_model
 from ser_lightning.records import Padded
 from ser_lightning.synthetic.text import CLOSERS, OPENERS, read_prompt, suits
 from ser_lightning.synthetic.world import gold_reward, write_prompt, write_response
@@ -52,14 +52,14 @@ def _dress(sentences: list[str], openers: list[str], closer: str) -> str:
 
 
 @torch.no_grad()
-def share_right(scorer: Scorer, tokenizer: PreTrainedTokenizerBase, pairs: Pairs) -> float:
+def share_right(reward_model: RewardModel, tokenizer: PreTrainedTokenizerBase, pairs: Pairs) -> float:
     """Share of pairs whose better response has the higher reward."""
-    scorer.eval()
+    reward_model.eval()
     rewards = []
     for side in (1, 2):
         chats = [[{"role": "user", "content": p[0]}, {"role": "assistant", "content": p[side]}] for p in pairs]
         batch = tokenizer.apply_chat_template(chats, padding=True, return_tensors="pt", return_dict=True)
-        rewards.append(scorer(Padded(batch["input_ids"], batch["attention_mask"])))
+        rewards.append(reward_model(Padded(batch["input_ids"], batch["attention_mask"])))
     return float((rewards[0] > rewards[1]).float().mean())
 
 
@@ -70,13 +70,13 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=500)
     args = parser.parse_args()
     backbone = Backbone("world_lm", train="full")
-    tokenizer, scorer = load_tokenizer(backbone), load_scorer(backbone)
+    tokenizer, reward_model = load_tokenizer(backbone), load_reward_model(backbone)
     lines = []
     files = [f for c in CONDITIONS for f in args.runs.glob(f"{c}-*/rounds/*/model.pt")]
     for file in sorted(files):
         condition, seed = file.parents[2].name.rsplit("-", 1)
-        scorer.load_trainable_state(torch.load(file, weights_only=True)["weights"])
-        figures = {k: share_right(scorer, tokenizer, v) for k, v in contrasts(args.pairs, int(seed)).items()}
+        reward_model.load_trainable_state(torch.load(file, weights_only=True)["weights"])
+        figures = {k: share_right(reward_model, tokenizer, v) for k, v in contrasts(args.pairs, int(seed)).items()}
         lines.append({"condition": condition, "seed": int(seed), "round": int(file.parent.name), **figures})
         print(lines[-1])
     result = {"command": f"python benchmarks/what_is_learned.py {args.runs}", "pairs": args.pairs, "rounds": lines}

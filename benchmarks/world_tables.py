@@ -90,7 +90,7 @@ def rounds_by_round_table(results: dict[str, dict[int, dict]], condition: str = 
 
 
 def learned_table(rounds: list[dict]) -> str:
-    """Shares of right pairs that differ in one kind of evidence, for our rule round by round and for all labels."""
+    """Shares of right pairs that differ in one kind of context, for our rule round by round and for all labels."""
     groups: dict[tuple[str, int], list[dict]] = defaultdict(list)
     for row in rounds:
         groups[row["condition"], row["round"]].append(row)

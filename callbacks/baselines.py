@@ -11,7 +11,7 @@ from ser_lightning.evaluation.baselines import BagOfWords
 from ser_lightning.evaluation.metrics import half_credit
 
 
-class FloorCallback(Callback):
+class BaselineCallback(Callback):
     """Log `bag_of_words_accuracy` in `validate` and `test`, and end `fit` with a line on both floors."""
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -46,7 +46,7 @@ def bag_of_words_accuracy(data: PreferenceDataModule, split: Literal["val", "tes
     seed_ids, ids = data.pair_ids("seed"), data.pair_ids(split)
     model = BagOfWords().fit(_responses(data, seed_ids), data.seed_labels(seed_ids))
     label = half_credit(model.margin(_responses(data, ids)), torch.ones(len(ids)))
-    known, right = data.hidden_truth(split).count_right(ids, label)
+    known, right = data.held_out_labels(split).count_right(ids, label)
     return right / known
 
 
@@ -55,7 +55,7 @@ def longer_accuracy(data: PreferenceDataModule, split: Literal["val", "test"]) -
     ids = data.pair_ids(split)
     difference = data.data.store.length_difference[data.data.rows_of(ids.tolist())]
     label = half_credit(torch.from_numpy(difference).float(), torch.ones(len(ids)))
-    known, right = data.hidden_truth(split).count_right(ids, label)
+    known, right = data.held_out_labels(split).count_right(ids, label)
     return right / known
 
 

@@ -17,7 +17,7 @@ from ser_lightning.callbacks.rounds import round_folder
 from ser_lightning.datamodules.preference import PreferenceDataModule
 from ser_lightning.errors import UserError
 from ser_lightning.evaluation.metrics import half_credit, ks_distance, wilson_interval
-from ser_lightning.evolution.selection import Evidence, Verdict
+from ser_lightning.evolution.selection import SelectionContext, SelectionResult
 from ser_lightning.records import PairScores
 from ser_lightning.training.scoring import complete_and_unique, concatenate
 from ser_lightning.utils.atomic import write_text_atomically
@@ -50,14 +50,14 @@ def go_on_with_arrivals(evolution: Any, trainer: Trainer, pl_module: LightningMo
     # A pair that came out of the pool may have trained the model, with the model's own label.
     new_seed = new_seed[~torch.isin(new_seed.pair_id, torch.cat([s.pair_id for s in state.history]))]
     pool = complete_and_unique(concatenate([old, new]), data.pair_ids("pool"))
-    evidence = evolution.evidence(trainer, [state.seed_scores[delivered], new_seed])
-    verdict, _, selection = evolution.judge(trainer, pool, evidence)
+    context = evolution.context(trainer, [state.seed_scores[delivered], new_seed])
+    result, _, selection = evolution.judge(trainer, pool, context)
     unseen = evolution.score(trainer, "test", f"round {delivered} | scoring the test pairs")
-    figures = drift_figures(old, pool, verdict, evidence, new_seed, unseen)
+    figures = drift_figures(old, pool, result, context, new_seed, unseen)
     publish_drift(trainer, round_folder(trainer, state.rows[-1].round + 1) / "drift.json", figures)
-    rank_zero_info(f"Round {delivered}, with what arrived: {verdict.message}.")
+    rank_zero_info(f"Round {delivered}, with what arrived: {result.message}.")
     state.history.append(selection)
-    state.earlier_label, state.pool_label = None, verdict.label
+    state.earlier_label, state.pool_label = None, result.label
     data.accept(selection, add=evolution.combine == "add")
     state.finished, state.phase_index = False, 0
     state.round = state.first_round = state.rows[-1].round + 1
@@ -99,8 +99,8 @@ def read_audit(path: Path, data: PreferenceDataModule) -> PairScores:
 def drift_figures(
     old: PairScores,
     pool: PairScores,
-    verdict: Verdict,
-    evidence: Evidence,
+    result: SelectionResult,
+    context: SelectionContext,
     fresh_seed: PairScores,
     unseen: PairScores,
 ) -> dict[str, float]:
@@ -109,8 +109,8 @@ def drift_figures(
     Args:
         old: scores of the earlier pool pairs.
         pool: (N,) scores of all pool pairs.
-        verdict: (N,) what the rule says of them.
-        evidence: scores and labels of the whole seed by models that had not seen them.
+        result: (N,) what the rule says of them.
+        context: scores and labels of the whole seed by models that had not seen them.
         fresh_seed: of these, the pairs that arrived.
         unseen: scores of earlier pairs that the model was never trained on (the test pairs; no label is read). On pool
             pairs it is surer because it has learnt its own labels of them.
@@ -120,8 +120,8 @@ def drift_figures(
     for name, mask in (("old", is_old), ("new", ~is_old)):
         if mask.any():
             figures[f"{name}_pairs"] = int(mask.sum())
-            figures[f"{name}_confidence"] = float(verdict.confidence[mask].mean())
-            figures[f"{name}_kept_share"] = float(verdict.keep[mask].float().mean())
+            figures[f"{name}_confidence"] = float(result.confidence[mask].mean())
+            figures[f"{name}_kept_share"] = float(result.keep[mask].float().mean())
             figures[f"{name}_tokens"] = float((pool.tokens_a + pool.tokens_b)[mask].float().mean() / 2)
     new, tokens = pool[~is_old], (pool.tokens_a + pool.tokens_b).float()
     samples = {"tokens": (tokens[is_old], tokens[~is_old]), "margin": (unseen.margin.abs(), new.margin.abs())}
@@ -132,8 +132,8 @@ def drift_figures(
     for name, scores in (("old", old), ("new", new), ("unseen", unseen)):
         if len(scores):
             figures[f"{name}_margin"] = float(scores.margin.abs().mean())
-    arrived = torch.isin(evidence.scores.pair_id, fresh_seed.pair_id)
-    credit = half_credit(evidence.scores.margin, evidence.target)
+    arrived = torch.isin(context.scores.pair_id, fresh_seed.pair_id)
+    credit = half_credit(context.scores.margin, context.target)
     for name, mask in (("old", ~arrived), ("new", arrived)):
         if mask.any():
             figures[f"{name}_labels"] = int(mask.sum())

@@ -33,10 +33,10 @@ from ser_lightning.callbacks.rounds import (
 )
 from ser_lightning.callbacks.state import EvolutionState, seed_credits
 from ser_lightning.errors import NothingToDo, UserError, raise_problems
-from ser_lightning.evolution.forecast import headway
+from ser_lightning.evolution.forecast import net_label_change
 from ser_lightning.evolution.guards import Level
 from ser_lightning.evolution.length_quota import keep_length_share
-from ser_lightning.evolution.selection import Evidence, LabelUse, SelectionRule, Verdict
+from ser_lightning.evolution.selection import PseudoLabelMode, SelectionContext, SelectionResult, SelectionRule
 from ser_lightning.evolution.settings import settings_problems
 from ser_lightning.records import PairScores, Selection
 from ser_lightning.report.data import COST
@@ -59,8 +59,8 @@ class EvolutionCallback(Callback):
         restart: what starts anew in a round: the `weights` (and the optimiser), the `optimizer`, or `nothing`.
         combine: new labels `replace` the earlier ones, or `add` to them.
         seed_share: share of the seed in the training weight; null weighs every pair the same.
-        label_use: how an accepted label is trained on: `hard` as if a person had given it, `soft` as the probability
-            that the rule gives it, `weighted` as hard with the weight (2q - 1)^2 of its probability q.
+        pseudo_label_mode: how an accepted label is trained on: `hard` as if a person had given it, `soft` as the
+            probability that the rule gives it, `weighted` as hard with the weight (2q - 1)^2 of its probability q.
         length_quota: `seed` drops the least sure pairs until the longer response wins as often as in the seed.
         min_gain: accuracy (a share, above 0) that makes a round worth its compute; evolution is forecast to converge
             where no further round gains as much.
@@ -78,7 +78,7 @@ class EvolutionCallback(Callback):
         restart: Literal["nothing", "optimizer", "weights"] = "weights",
         combine: Literal["replace", "add"] = "replace",
         seed_share: float | None = None,
-        label_use: LabelUse = "hard",
+        pseudo_label_mode: PseudoLabelMode = "hard",
         length_quota: Literal["none", "seed"] = "none",
         min_gain: float = 0.005,
         stop_by: Literal["rule", "forecast"] = "rule",
@@ -86,7 +86,7 @@ class EvolutionCallback(Callback):
         self.rule, self.max_rounds = rule, max_rounds
         self.seed_epochs, self.epochs_per_round = seed_epochs, epochs_per_round
         self.folds, self.committee, self.restart, self.combine = folds, committee, restart, combine
-        self.seed_share, self.label_use, self.length_quota = seed_share, label_use, length_quota
+        self.seed_share, self.pseudo_label_mode, self.length_quota = seed_share, pseudo_label_mode, length_quota
         self.min_gain, self.stop_by = min_gain, stop_by
         raise_problems(settings_problems(self))
         self.state = EvolutionState()
@@ -118,8 +118,8 @@ class EvolutionCallback(Callback):
         has_arrivals = any(len(trainer.datamodule.pair_ids(split)) > 0 for split in ("arrived_seed", "arrived_pool"))
         if not self.state.finished and has_arrivals:
             raise UserError(
-                "data.more_path: got pairs that arrived in the middle of a round; resume the run without them to its "
-                "end, then go on with them"
+                "data.new_data_path: got pairs that arrived in the middle of a round; resume the run without them to "
+                "its end, then go on with them"
             )
         if not self.state.finished:
             pl_module.begin_phase(self.state.phase_first_epoch, self._phase_epochs)
@@ -127,8 +127,8 @@ class EvolutionCallback(Callback):
             go_on_with_arrivals(self, trainer, pl_module)
         else:
             raise NothingToDo(
-                "run: its evolution is finished; give new pairs with --data.more_path and another --run_dir, or start "
-                "a new run"
+                "run: its evolution is finished; give new pairs with --data.new_data_path and another --run_dir, or "
+                "start a new run"
             )
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -200,7 +200,9 @@ class EvolutionCallback(Callback):
     def _begin_data_phase(self, trainer: Trainer) -> None:
         seed_share = None if self.state.round == 0 else self.seed_share
         folds, first_epoch = max(1, self.folds), self.state.phase_first_epoch
-        trainer.datamodule.begin_phase(self.state.round, self.fold, folds, seed_share, first_epoch, self.label_use)
+        trainer.datamodule.begin_phase(
+            self.state.round, self.fold, folds, seed_share, first_epoch, self.pseudo_label_mode
+        )
 
     def begin_phase(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Data, weights, optimiser and learning rates of the phase that the state names."""
@@ -213,7 +215,7 @@ class EvolutionCallback(Callback):
             optimizer.state.clear()
             return
         state = torch.load(self._phase_file(trainer, self.state.round - 1, self.fold), weights_only=True)
-        pl_module.scorer.load_trainable_state(state["weights"])
+        pl_module.reward_model.load_trainable_state(state["weights"])
         if self.restart == "nothing":
             trainer.strategy.load_optimizer_state_dict({"optimizer_states": [state["optimizer"]]})
         else:
@@ -221,7 +223,7 @@ class EvolutionCallback(Callback):
 
     def _phase_state(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
         optimizer = trainer.strategy.optimizer_state(trainer.optimizers[0])
-        return {"weights": pl_module.scorer.trainable_state(), "optimizer": optimizer}
+        return {"weights": pl_module.reward_model.trainable_state(), "optimizer": optimizer}
 
     def _phase_file(self, trainer: Trainer, round: int, fold: int | None) -> Path:
         return round_folder(trainer, round) / f"phase_{'main' if fold is None else fold}.pt"
@@ -256,46 +258,48 @@ class EvolutionCallback(Callback):
         pool = self.score(trainer, "pool", f"round {self.state.round} | labelling the pool")
         if self.committee:
             pool = mean_scores([pool, *self.state.fold_pool_scores])
-        evidence = self.evidence(trainer, self.state.fold_scores)
-        verdict, keep, selection = self.judge(trainer, pool, evidence)
-        pl_module.set_scale(*evidence.scale())
-        self.state.rows.append(self._row(trainer, pool, evidence, verdict, selection))
+        context = self.context(trainer, self.state.fold_scores)
+        result, keep, selection = self.judge(trainer, pool, context)
+        pl_module.set_scale(*context.scale())
+        self.state.rows.append(self._row(trainer, pool, context, result, selection))
         self._forecast(trainer)
-        level = self._ask_guards(trainer, pool, evidence, verdict, keep)
-        self._write_round(trainer, pl_module, pool, verdict, keep)
-        rank_zero_info(f"Round {self.state.round}: {verdict.message}; {forecast_text(self.state.rows[-1])}.")
+        level = self._ask_guards(trainer, pool, context, result, keep)
+        self._write_round(trainer, pl_module, pool, result, keep)
+        rank_zero_info(f"Round {self.state.round}: {result.message}; {forecast_text(self.state.rows[-1])}.")
         self.state.history.append(selection)
-        is_last = verdict.converged or len(selection) == 0 or self.state.round >= self.last_round
+        is_last = result.converged or len(selection) == 0 or self.state.round >= self.last_round
         if is_last or self._is_forecast_to_converge() or level in ("stop", "rollback"):
             self._finish(trainer, pl_module)
         else:
             data.accept(selection, add=self.combine == "add")
-            self._accept_for_folds(trainer, evidence)
+            self._accept_for_folds(trainer, context)
         self.state.fold_scores, self.state.fold_pool_scores = [], []
         self.state.cost = {}
-        self.state.earlier_label, self.state.pool_label = self.state.pool_label, verdict.label
+        self.state.earlier_label, self.state.pool_label = self.state.pool_label, result.label
         self._round_start = time.monotonic()
 
-    def evidence(self, trainer: Trainer, parts: list[PairScores]) -> Evidence:
+    def context(self, trainer: Trainer, parts: list[PairScores]) -> SelectionContext:
         """Human labels of seed pairs beside these scores of them, and the history."""
         seed = concatenate(parts)
-        return Evidence(seed, trainer.datamodule.seed_labels(seed.pair_id), self.state.history)
+        return SelectionContext(seed, trainer.datamodule.seed_labels(seed.pair_id), self.state.history)
 
-    def judge(self, trainer: Trainer, pool: PairScores, evidence: Evidence) -> tuple[Verdict, Tensor, Selection]:
+    def judge(
+        self, trainer: Trainer, pool: PairScores, context: SelectionContext
+    ) -> tuple[SelectionResult, Tensor, Selection]:
         """What the rule says of the pool, what the length quota leaves of it, and the selection that all ranks take."""
-        verdict = self.rule.select(pool, evidence)
-        keep = verdict.keep if self.length_quota == "none" else keep_length_share(verdict, pool, evidence)
+        result = self.rule.select(pool, context)
+        keep = result.keep if self.length_quota == "none" else keep_length_share(result, pool, context)
         selection = Selection(
-            pool.pair_id[keep], verdict.label[keep], verdict.confidence[keep], verdict.status, self.state.round
+            pool.pair_id[keep], result.label[keep], result.confidence[keep], result.status, self.state.round
         )
-        return verdict, keep, trainer.strategy.broadcast(selection)
+        return result, keep, trainer.strategy.broadcast(selection)
 
     def _ask_guards(
-        self, trainer: Trainer, pool: PairScores, evidence: Evidence, verdict: Verdict, keep: Tensor
+        self, trainer: Trainer, pool: PairScores, context: SelectionContext, result: SelectionResult, keep: Tensor
     ) -> Level:
         """What the guards say of the round; bars it from delivery where they take it back."""
         state = self.state
-        level = ask_guards(trainer, state, self._seed_credits(trainer), pool, evidence, verdict, keep)
+        level = ask_guards(trainer, state, self._seed_credits(trainer), pool, context, result, keep)
         if level == "rollback" and any(row.round not in state.barred for row in state.rows[:-1]):
             state.barred.append(state.round)
         return level
@@ -304,7 +308,7 @@ class EvolutionCallback(Callback):
         seed = trainer.datamodule.pair_ids("seed")
         return seed_credits(self.state.seed_scores, seed, trainer.datamodule.seed_labels(seed))
 
-    def _accept_for_folds(self, trainer: Trainer, evidence: Evidence) -> None:
+    def _accept_for_folds(self, trainer: Trainer, context: SelectionContext) -> None:
         """Each fold has a chain of its own: its next model learns from labels of a model that never saw the fold.
 
         With the main model's labels the fold would come back in through the pool, and the seed would be scored by
@@ -312,23 +316,28 @@ class EvolutionCallback(Callback):
         """
         for fold, pool in enumerate(self.state.fold_pool_scores):
             past = self.state.fold_history.setdefault(fold, [])
-            _, _, selection = self.judge(trainer, pool, Evidence(evidence.scores, evidence.target, past))
+            _, _, selection = self.judge(trainer, pool, SelectionContext(context.scores, context.target, past))
             past.append(selection)
             trainer.datamodule.accept(selection, add=self.combine == "add", fold=fold)
 
     def _row(
-        self, trainer: Trainer, pool: PairScores, evidence: Evidence, verdict: Verdict, selection: Selection
+        self,
+        trainer: Trainer,
+        pool: PairScores,
+        context: SelectionContext,
+        result: SelectionResult,
+        selection: Selection,
     ) -> RoundRow:
         test = self.score(trainer, "test", f"round {self.state.round} | scoring the test pairs")
         if trainer.is_global_zero:
             write_test_scores(round_folder(trainer, self.state.round) / "test.parquet", test)
-        self.state.seed_scores.append(evidence.scores)
-        figures = round_figures(trainer.datamodule, pool, test, evidence, verdict, selection)
+        self.state.seed_scores.append(context.scores)
+        figures = round_figures(trainer.datamodule, pool, test, context, result, selection)
         before, earlier = self.state.pool_label, self.state.earlier_label
         return RoundRow(
             round=self.state.round,
-            flipped=0 if before is None else int((before != verdict.label).sum()),
-            headway=math.nan if before is None else headway(verdict.label, before, earlier),
+            flipped=0 if before is None else int((before != result.label).sum()),
+            net_label_change=math.nan if before is None else net_label_change(result.label, before, earlier),
             tokens=self.state.tokens,
             seconds=round(time.monotonic() - self._round_start, 1),
             delivered=False,
@@ -343,16 +352,16 @@ class EvolutionCallback(Callback):
         vars(rows[-1]).update(trainer.strategy.broadcast(figures))  # it may stop: all ranks alike
 
     def _is_forecast_to_converge(self) -> bool:
-        return self.stop_by == "forecast" and self.state.rows[-1].converges_at <= self.state.round
+        return self.stop_by == "forecast" and self.state.rows[-1].predicted_last_round <= self.state.round
 
     def _write_round(
-        self, trainer: Trainer, pl_module: LightningModule, pool: PairScores, verdict: Verdict, keep: Tensor
+        self, trainer: Trainer, pl_module: LightningModule, pool: PairScores, result: SelectionResult, keep: Tensor
     ) -> None:
         delivered = choose_round(self._seed_credits(trainer), self.state.barred)
         for row in self.state.rows:
             row.delivered = row.round == delivered
         model = {
-            "weights": {k: v.cpu() for k, v in pl_module.scorer.trainable_state().items()},
+            "weights": {k: v.cpu() for k, v in pl_module.reward_model.trainable_state().items()},
             "temperature": pl_module.temperature,
             "zero": pl_module.zero,
             "identity": getattr(pl_module, "identity", None),
@@ -361,7 +370,7 @@ class EvolutionCallback(Callback):
         self._spend("other")
         if trainer.is_global_zero:
             write_cost(round_folder(trainer, self.state.round) / COST, self.state.cost)
-            write_audit(round_folder(trainer, self.state.round) / "audit.parquet", pool, verdict, keep)
+            write_audit(round_folder(trainer, self.state.round) / "audit.parquet", pool, result, keep)
             write_rounds(Path(trainer.default_root_dir) / "rounds.csv", self.state.rows)
         for logger in trainer.loggers:
             logger.log_metrics(self.state.rows[-1].figures(), step=trainer.global_step)
@@ -370,7 +379,7 @@ class EvolutionCallback(Callback):
         """Hand over the delivered round's model."""
         trainer.strategy.barrier("evolution: delivered model")
         model = torch.load(round_folder(trainer, self.state.delivered) / "model.pt", weights_only=True)
-        pl_module.scorer.load_trainable_state(model["weights"])
+        pl_module.reward_model.load_trainable_state(model["weights"])
         pl_module.set_scale(model["temperature"], model["zero"])
         self.state.finished = True
         trainer.should_stop = True

@@ -13,7 +13,7 @@ from ser_lightning.callbacks.alerts import alert
 from ser_lightning.callbacks.state import EvolutionState
 from ser_lightning.errors import raise_problems
 from ser_lightning.evolution.guards import KINDS, Finding, Guard, Level, RoundView, inspect_round
-from ser_lightning.evolution.selection import Evidence, Verdict
+from ser_lightning.evolution.selection import SelectionContext, SelectionResult
 from ser_lightning.records import PairScores
 from ser_lightning.report.data import GUARDS
 from ser_lightning.utils.atomic import write_text_atomically
@@ -95,8 +95,8 @@ def ask_guards(
     state: EvolutionState,
     credits: list[Tensor],
     pool: PairScores,
-    evidence: Evidence,
-    verdict: Verdict,
+    context: SelectionContext,
+    result: SelectionResult,
     keep: Tensor,
 ) -> Level:
     """What the run's guards say of a round; "ignore" without any.
@@ -106,18 +106,18 @@ def ask_guards(
         state: its last row is the round's.
         credits: for each round the credit of the same seed pairs.
         pool: (N,) scores that the labels were made of.
-        evidence: out-of-fold scores and labels of the seed.
-        verdict: (N,) what the rule said.
+        context: out-of-fold scores and labels of the seed.
+        result: (N,) what the rule said.
         keep: (N,) what is to be trained on.
     """
     view = RoundView(
         state.round,
         pool,
         state.fold_pool_scores,
-        verdict,
+        result,
         keep,
         state.pool_label,
-        evidence,
+        context,
         state.seed_scores,
         credits,
     )

@@ -47,12 +47,12 @@ class StepRow:
     reward: float
     reward_low: float
     reward_high: float
-    gold: float | None
-    gold_low: float | None
-    gold_high: float | None
+    judge_score: float | None
+    judge_score_low: float | None
+    judge_score_high: float | None
     kl: float
     length: float
-    ended: float
+    eos_rate: float
     win_rate: float
     win_rate_low: float
     win_rate_high: float
@@ -166,7 +166,7 @@ class PolicyWatch(Callback):
         if best is None or is_new or now.judge.mean() > best.judge.mean():
             self.best = BestStep(step, now.prompt_id, now.reward, now.judge)
             return
-        num_earlier = sum(row.gold is not None and row.step < step for row in self.rows)
+        num_earlier = sum(row.judge_score is not None and row.step < step for row in self.rows)
         change = overoptimisation(now, best, num_earlier)
         if change is None or self.on_overoptimised == "ignore" or self._told_of_step == best.step:
             return
@@ -196,7 +196,9 @@ def step_row(step: int, now: Answers, start: Answers, metrics: Mapping[str, Tens
         metrics: what the module has logged; `train/...` is taken over as it stands.
     """
     reward, wins = mean_interval(now.reward), win_rate(now.reward, start.reward)
-    gold, gold_low, gold_high = (None, None, None) if now.judge is None else mean_interval(now.judge)
+    judge_score, judge_score_low, judge_score_high = (
+        (None, None, None) if now.judge is None else mean_interval(now.judge)
+    )
     if now.judge is not None and start.judge is not None:
         wins = win_rate(now.judge, start.judge)
     return StepRow(
@@ -204,12 +206,12 @@ def step_row(step: int, now: Answers, start: Answers, metrics: Mapping[str, Tens
         reward=reward.estimate,
         reward_low=reward.low,
         reward_high=reward.high,
-        gold=gold,
-        gold_low=gold_low,
-        gold_high=gold_high,
+        judge_score=judge_score,
+        judge_score_low=judge_score_low,
+        judge_score_high=judge_score_high,
         kl=float(now.kl.double().mean()),
         length=float(now.num_tokens.double().mean()),
-        ended=float(now.has_ended.double().mean()),
+        eos_rate=float(now.has_ended.double().mean()),
         win_rate=wins.estimate,
         win_rate_low=wins.low,
         win_rate_high=wins.high,
@@ -267,8 +269,8 @@ def write_samples(path: Path, now: Answers, start: Answers, num_samples: int) ->
             "after": now.responses[i],
             "reward_before": float(start.reward[i]),
             "reward_after": float(now.reward[i]),
-            "gold_before": None if start.judge is None else float(start.judge[i]),
-            "gold_after": None if now.judge is None else float(now.judge[i]),
+            "judge_score_before": None if start.judge is None else float(start.judge[i]),
+            "judge_score_after": None if now.judge is None else float(now.judge[i]),
         }
         lines.append(json.dumps(row, ensure_ascii=False) + "\n")
     write_text_atomically(path, "".join(lines))
@@ -285,7 +287,11 @@ def steps_table(rows: list[StepRow], best_step: int | None) -> Table:
         is_best = row.step == best_step
         if not (is_best or row is rows[0] or row is rows[-1]):
             continue
-        gold = "-" if row.gold is None else f"{row.gold:.2f} ({row.gold_low:.2f} to {row.gold_high:.2f})"
+        gold = (
+            "-"
+            if row.judge_score is None
+            else f"{row.judge_score:.2f} ({row.judge_score_low:.2f} to {row.judge_score_high:.2f})"
+        )
         wins = f"{row.win_rate:.2f} ({row.win_rate_low:.2f} to {row.win_rate_high:.2f})"
         cells = (f"{row.reward:.2f}", gold, wins, f"{row.kl:.1f}", f"{row.length:.0f}")
         table.add_row(f"{'* ' if is_best else ''}{row.step}", *cells, style="bold" if is_best else None)

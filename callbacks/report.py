@@ -122,15 +122,15 @@ def round_notes(data: PreferenceDataModule, folder: Path, number: int, seed: Pai
     assert audit is not None
     audit = {name: column[np.isin(audit["pair_id"], data.pair_ids("pool").numpy())] for name, column in audit.items()}
     ids, label, kept = (torch.from_numpy(audit[name].copy()) for name in ("pair_id", "label", "kept"))
-    pool, test = data.hidden_truth("pool"), data.pair_ids("test")
+    pool, test = data.held_out_labels("pool"), data.pair_ids("test")
     return {
         "round": number,
         "pairs": {split: len(data.pair_ids(split)) for split in ("seed", "pool", "val", "test")},  # type: ignore[arg-type]
         "labels": {
-            "kept_accuracy": pool.count_right(ids[kept], label[kept])[0],
+            "pseudo_label_accuracy": pool.count_right(ids[kept], label[kept])[0],
             "pool_accuracy": pool.count_right(ids, label)[0],
             "seed_oof_accuracy": len(seed),
-            "test_accuracy": data.hidden_truth("test").count_right(test, torch.ones(len(test)))[0],
+            "test_accuracy": data.held_out_labels("test").count_right(test, torch.ones(len(test)))[0],
         },
         "reliability": reliability(seed, data.seed_labels(seed.pair_id), model["temperature"]),
         "length": _length_points(data, audit),

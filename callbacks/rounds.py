@@ -20,7 +20,7 @@ from ser_lightning.datamodules.preference import PreferenceDataModule
 from ser_lightning.evaluation.calibration import prob_a_wins
 from ser_lightning.evaluation.metrics import calibration_error, half_credit, length_correlation
 from ser_lightning.evolution.forecast import look_ahead
-from ser_lightning.evolution.selection import Evidence, Verdict
+from ser_lightning.evolution.selection import SelectionContext, SelectionResult
 from ser_lightning.records import PairScores, Selection
 from ser_lightning.report.data import COST_PARTS
 from ser_lightning.utils.atomic import write_atomically, write_text_atomically
@@ -37,7 +37,7 @@ class RoundRow:
     kept: int
     flipped: int
     status: int
-    kept_accuracy: float
+    pseudo_label_accuracy: float
     pool_accuracy: float
     seed_oof_accuracy: float
     test_accuracy: float
@@ -46,13 +46,13 @@ class RoundRow:
     tokens: int
     seconds: float
     delivered: bool
-    headway: float = math.nan
+    net_label_change: float = math.nan
     forecast_accuracy: float = math.nan
     forecast_low: float = math.nan
     forecast_high: float = math.nan
     forecast_error: float = math.nan
-    next_gain: float = math.nan
-    converges_at: float = math.nan
+    predicted_gain: float = math.nan
+    predicted_last_round: float = math.nan
 
     def figures(self) -> dict[str, float]:
         """The columns by their logger names, `select/...`."""
@@ -63,8 +63,8 @@ def round_figures(
     data: PreferenceDataModule,
     pool: PairScores,
     test: PairScores,
-    evidence: Evidence,
-    verdict: Verdict,
+    context: SelectionContext,
+    result: SelectionResult,
     selection: Selection,
 ) -> dict[str, Any]:
     """The measured columns of `rounds.csv`; hidden labels are only counted.
@@ -73,22 +73,22 @@ def round_figures(
         data: knows how many labels of pool and test are right.
         pool: (N,) scores that the labels were made of.
         test: scores of the test pairs.
-        evidence: out-of-fold scores and labels of the seed.
-        verdict: (N,) what the rule said.
+        context: out-of-fold scores and labels of the seed.
+        result: (N,) what the rule said.
         selection: what was kept of it.
     """
-    seed, truth = evidence.scores, data.hidden_truth("pool")
-    prob_a = prob_a_wins(seed.margin, evidence.scale()[0])
-    right = (seed.margin > 0) == (evidence.target > 0.5)
+    seed, truth = context.scores, data.held_out_labels("pool")
+    prob_a = prob_a_wins(seed.margin, context.scale()[0])
+    right = (seed.margin > 0) == (context.target > 0.5)
     test_label = half_credit(test.margin, torch.ones(len(test)))
     return {
         "scored": len(pool),
         "kept": len(selection),
         "status": selection.status,
-        "kept_accuracy": _share(truth.count_right(selection.pair_id, selection.label)),
-        "pool_accuracy": _share(truth.count_right(pool.pair_id, verdict.label)),
-        "seed_oof_accuracy": float(half_credit(seed.margin, evidence.target).mean()) if len(seed) else math.nan,
-        "test_accuracy": _share(data.hidden_truth("test").count_right(test.pair_id, test_label)),
+        "pseudo_label_accuracy": _share(truth.count_right(selection.pair_id, selection.label)),
+        "pool_accuracy": _share(truth.count_right(pool.pair_id, result.label)),
+        "seed_oof_accuracy": float(half_credit(seed.margin, context.target).mean()) if len(seed) else math.nan,
+        "test_accuracy": _share(data.held_out_labels("test").count_right(test.pair_id, test_label)),
         "calibration_error": calibration_error(torch.maximum(prob_a, 1 - prob_a), right),
         "length_correlation": length_correlation(pool.margin, pool.length_difference),
     }
@@ -102,10 +102,10 @@ def forecast_figures(rows: list[RoundRow], seed_credit: list[Tensor], min_gain: 
         seed_credit: for each of them the (M,) credit of the same seed pairs, out of fold; M is 0 without folds.
         min_gain: accuracy that makes a round worth its compute.
     """
-    headways = [row.headway for row in rows[1:]]
+    net_label_changes = [row.net_label_change for row in rows[1:]]
     figures = {}
     if len(rows) > 1:
-        past = look_ahead(seed_credit[:-1], headways[:-1], min_gain)
+        past = look_ahead(seed_credit[:-1], net_label_changes[:-1], min_gain)
         came = float(seed_credit[-1].mean()) if len(seed_credit[-1]) else math.nan
         figures = {
             "forecast_accuracy": past.accuracy,
@@ -113,8 +113,8 @@ def forecast_figures(rows: list[RoundRow], seed_credit: list[Tensor], min_gain: 
             "forecast_high": past.high,
             "forecast_error": came - past.accuracy,
         }
-    ahead = look_ahead(seed_credit, headways, min_gain)
-    return {**figures, "next_gain": ahead.gain, "converges_at": float(rows[-1].round + ahead.rounds_left)}
+    ahead = look_ahead(seed_credit, net_label_changes, min_gain)
+    return {**figures, "predicted_gain": ahead.gain, "predicted_last_round": float(rows[-1].round + ahead.rounds_left)}
 
 
 def forecast_text(row: RoundRow) -> str:
@@ -123,8 +123,8 @@ def forecast_text(row: RoundRow) -> str:
     if row.forecast_accuracy == row.forecast_accuracy:
         past = f"out of fold {row.seed_oof_accuracy:.3f}, forecast {row.forecast_accuracy:.3f} "
         past += f"({row.forecast_low:.3f} to {row.forecast_high:.3f}); "
-    ahead = f"the next round is forecast to gain {row.next_gain:+.4f}"
-    return f"{past}{ahead}, and evolution to converge at round {row.converges_at:.0f}"
+    ahead = f"the next round is forecast to gain {row.predicted_gain:+.4f}"
+    return f"{past}{ahead}, and evolution to converge at round {row.predicted_last_round:.0f}"
 
 
 def choose_round(seed_credit: list[Tensor], barred: Collection[int] = ()) -> int:
@@ -161,23 +161,23 @@ def write_rounds(path: Path, rows: list[RoundRow]) -> None:
     write_text_atomically(path, "".join(",".join(line) + "\n" for line in lines))
 
 
-def write_audit(path: Path, pool: PairScores, verdict: Verdict, keep: Tensor) -> None:
+def write_audit(path: Path, pool: PairScores, result: SelectionResult, keep: Tensor) -> None:
     """One line for every pool pair: what the model said of it and what became of it.
 
     Args:
         path: Parquet file to write.
         pool: (N,) scores.
-        verdict: (N,) what the rule said.
+        result: (N,) what the rule said.
         keep: (N,) what was kept after the length quota.
     """
-    code = torch.where(keep, 0, torch.where(verdict.keep, 1, 2)).to(torch.int8)
+    code = torch.where(keep, 0, torch.where(result.keep, 1, 2)).to(torch.int8)
     reason = pa.DictionaryArray.from_arrays(code.numpy(), REASONS).cast(pa.string())
     columns = {
         "pair_id": pool.pair_id.numpy(),
         "reward_a": pool.reward_a.numpy(),
         "reward_b": pool.reward_b.numpy(),
-        "probability": verdict.prob_a.numpy(),
-        "label": verdict.label.numpy(),
+        "probability": result.prob_a.numpy(),
+        "label": result.label.numpy(),
         "kept": keep.numpy(),
         "reason": reason,
     }
@@ -219,7 +219,7 @@ def rounds_table(rows: list[RoundRow]) -> Table:
     for name in headers.split("|"):
         table.add_column(name, justify="right", no_wrap=True)
     for row in rows:
-        accuracies = (row.kept_accuracy, row.pool_accuracy, row.seed_oof_accuracy, row.test_accuracy)
+        accuracies = (row.pseudo_label_accuracy, row.pool_accuracy, row.seed_oof_accuracy, row.test_accuracy)
         cells = [str(row.kept), str(row.scored), str(row.flipped), str(row.status), *(f"{a:.3f}" for a in accuracies)]
         cells += [f"{row.calibration_error:.2f}", f"{row.length_correlation:+.2f}", _duration(row.seconds)]
         table.add_row(f"{'* ' if row.delivered else ''}{row.round}", *cells, style="bold" if row.delivered else None)

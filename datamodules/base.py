@@ -31,7 +31,7 @@ class PairFiles(pl.LightningDataModule):
         path: files of pairs; rows without a label go to the pool.
         pool_path: more pairs for the pool.
         test_path: labelled pairs for the final test.
-        more_path: files that arrived later, in the order of their arrival.
+        new_data_path: files that arrived later, in the order of their arrival.
         columns: how the files call the columns.
         policy: how much goes where.
         max_length: most tokens in a conversation.
@@ -48,7 +48,7 @@ class PairFiles(pl.LightningDataModule):
         path: Paths,
         pool_path: Paths | None,
         test_path: Paths | None,
-        more_path: Paths | None,
+        new_data_path: Paths | None,
         columns: dict[str, str] | None,
         policy: SplitPolicy,
         max_length: int,
@@ -58,7 +58,7 @@ class PairFiles(pl.LightningDataModule):
     ) -> None:
         super().__init__()
         self.paths = dict(zip(ROLES, (path, pool_path or [], test_path or []), strict=True))
-        self.more_paths = [more_path] if isinstance(more_path, str) else more_path or []
+        self.more_paths = [new_data_path] if isinstance(new_data_path, str) else new_data_path or []
         self.columns = columns or {}
         self.policy = policy
         self.max_length = max_length
@@ -73,7 +73,7 @@ class PairFiles(pl.LightningDataModule):
         """What is wrong with the arguments, a line each; `counts` names those that must be at least 1."""
         found = check_mapping(self.columns) + self.policy.problems()
         if "synthetic" in self.more_paths:
-            found.append("more_path: got synthetic, which would make the same pairs again; give files")
+            found.append("new_data_path: got synthetic, which would make the same pairs again; give files")
         for name in counts:
             if (value := getattr(self, name)) < 1:
                 found.append(f"{name}: got {value}; use at least 1")

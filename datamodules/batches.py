@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler
 from ser_lightning.data.layouts import PADDED, Layout
 from ser_lightning.data.packing import share_by_tokens
 from ser_lightning.data.reader import PairStore
-from ser_lightning.evolution.selection import LabelUse
+from ser_lightning.evolution.selection import PseudoLabelMode
 from ser_lightning.records import Features, Inputs, PairBatch, Selection
 from ser_lightning.training.features import FeatureTable
 from ser_lightning.utils.seeds import hash_seed
@@ -31,7 +31,7 @@ class Phase:
         num_folds: folds of the seed.
         seed_share: share of the total weight that the seed pairs carry, None = every pair weighs 1.
         first_epoch: the run's epoch in which it begins.
-        label_use: how accepted labels are trained on.
+        pseudo_label_mode: how accepted labels are trained on.
     """
 
     round: int = 0
@@ -39,7 +39,7 @@ class Phase:
     num_folds: int = 3
     seed_share: float | None = None
     first_epoch: int = 0
-    label_use: LabelUse = "hard"
+    pseudo_label_mode: PseudoLabelMode = "hard"
 
 
 @dataclass(frozen=True)

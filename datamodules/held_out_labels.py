@@ -4,7 +4,7 @@ import numpy as np
 from torch import Tensor
 
 
-class HiddenTruth:
+class HeldOutLabels:
     """Labels of the pool or the test set. Answers with counts, never with a label.
 
     Args:

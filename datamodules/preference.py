@@ -20,11 +20,11 @@ from ser_lightning.datamodules.batches import (
     seed_and_pseudo_weights,
 )
 from ser_lightning.datamodules.evaluation_sets import EvaluationSet
-from ser_lightning.datamodules.held_out_labels import HiddenTruth
+from ser_lightning.datamodules.held_out_labels import HeldOutLabels
 from ser_lightning.datamodules.splits import SplitName, seed_problems
 from ser_lightning.datamodules.splitting import SplitPolicy
 from ser_lightning.errors import UserError, raise_problems
-from ser_lightning.evolution.selection import LabelUse, training_targets
+from ser_lightning.evolution.selection import PseudoLabelMode, training_targets
 from ser_lightning.records import PairBatch, PreferencePair, Selection
 
 Split = Literal["pool", "seed", "val", "test", "all"]
@@ -39,7 +39,7 @@ class PreferenceDataModule(PairFiles):
             Rows without a label go to the pool.
         pool_path: more pairs for the pool; if they have labels, training never sees them.
         test_path: labelled pairs for the final test, instead of a share of `path`.
-        more_path: files that arrived later, in the order of their arrival. What is split already stays as it is;
+        new_data_path: files that arrived later, in the order of their arrival. What is split already stays as it is;
             labelled pairs join the seed, the others the pool.
         columns: how the files call prompt, chosen, rejected, response_a, response_b, label or id,
             such as {prompt: question, chosen: response_j}.
@@ -66,7 +66,7 @@ class PreferenceDataModule(PairFiles):
         path: str | list[str] = "synthetic",
         pool_path: str | list[str] | None = None,
         test_path: str | list[str] | None = None,
-        more_path: str | list[str] | None = None,
+        new_data_path: str | list[str] | None = None,
         columns: dict[str, str] | None = None,
         seed_fraction: float = 0.15,
         test_fraction: float = 0.2,
@@ -84,7 +84,7 @@ class PreferenceDataModule(PairFiles):
         eval_category: str | None = None,
     ) -> None:
         policy = SplitPolicy(seed_fraction, test_fraction, val_fraction, split_seed)
-        files = (path, pool_path, test_path, more_path, columns)
+        files = (path, pool_path, test_path, new_data_path, columns)
         super().__init__(*files, policy, max_length, num_workers, cache_dir, synthetic_pairs)
         self.pairs_per_step = pairs_per_step
         self.tokens_per_batch = tokens_per_batch
@@ -127,7 +127,7 @@ class PreferenceDataModule(PairFiles):
         num_folds: int = 3,
         seed_share: float | None = None,
         first_epoch: int = 0,
-        label_use: LabelUse = "hard",
+        pseudo_label_mode: PseudoLabelMode = "hard",
     ) -> None:
         """Choose the pairs of the next epochs: the seed without one fold, and the accepted selection.
 
@@ -137,13 +137,13 @@ class PreferenceDataModule(PairFiles):
             num_folds: folds of the seed, by dialogue.
             seed_share: share of the total weight that the seed pairs carry, None = every pair weighs 1.
             first_epoch: the run's epoch in which the phase begins.
-            label_use: how accepted labels are trained on, see `selection.training_targets`.
+            pseudo_label_mode: how accepted labels are trained on, see `selection.training_targets`.
         """
         if fold is not None and not 0 <= fold < num_folds:
             raise ValueError(f"fold: got {fold} of {num_folds}")
         if seed_share is not None and not 0 <= seed_share <= 1:
             raise UserError(f"seed_share: got {seed_share}; use a share from 0 to 1, or null")
-        self.phase = Phase(round, fold, num_folds, seed_share, first_epoch, label_use)
+        self.phase = Phase(round, fold, num_folds, seed_share, first_epoch, pseudo_label_mode)
 
     def accept(self, selection: Selection, add: bool = False, fold: int | None = None) -> None:
         """Take labels that the model gave to pool pairs; the next phase trains on them.
@@ -181,7 +181,7 @@ class PreferenceDataModule(PairFiles):
         selection = self.accepted_in(phase.fold)
         accepted = self.data.rows_of(selection.pair_id.tolist())
         weights = seed_and_pseudo_weights(len(seed), len(accepted), phase.seed_share)
-        target, weight = training_targets(selection.label, selection.probability, phase.label_use)
+        target, weight = training_targets(selection.label, selection.probability, phase.pseudo_label_mode)
         pseudo_weight = weights[1] * weight.numpy()
         return PairSet(
             rows=np.concatenate([seed, accepted]),
@@ -260,11 +260,11 @@ class PreferenceDataModule(PairFiles):
         """(N, 2) int64 tokens of both conversations of pairs, prompt included."""
         return torch.from_numpy(self.data.store.num_tokens[self.data.rows_of(pair_id.tolist())])
 
-    def hidden_truth(self, split: Literal["pool", "val", "test"]) -> HiddenTruth:
+    def held_out_labels(self, split: Literal["pool", "val", "test"]) -> HeldOutLabels:
         """What the files know of a split's labels, as counts of right answers only."""
         if split not in ("pool", "val", "test"):
             raise ValueError(f"split: got {split!r}; use pool, val or test")
-        return self.data.hidden_truth(split)
+        return self.data.held_out_labels(split)
 
     def lookup(self, pair_ids: Tensor | list[int]) -> list[PreferencePair]:
         """Texts of pairs; only those of the seed come with a label. KeyError for a pair that is in no split."""
@@ -288,7 +288,7 @@ class PreferenceDataModule(PairFiles):
         if not self.data.mark_arrived(state_dict["fingerprint"]):
             raise UserError(
                 f"checkpoint: got data {self.data.fingerprint}, but it was made with {state_dict['fingerprint']}; "
-                "resume with the same files, fractions and split_seed (new files go to more_path), or start a new run"
+                "resume with the same files, fractions and split_seed (new files go to new_data_path), or start anew"
             )
         self.phase = Phase(**state_dict["phase"])
         self.accepted = self._still_in_pool(Selection(**state_dict["accepted"]))

@@ -13,7 +13,7 @@ from ser_lightning.data.reader import PairStore
 from ser_lightning.data.store import ROLES, UNLABELLED, Counts
 from ser_lightning.datamodules.arrivals import add_arrival
 from ser_lightning.datamodules.batches import PairSet
-from ser_lightning.datamodules.held_out_labels import HiddenTruth
+from ser_lightning.datamodules.held_out_labels import HeldOutLabels
 from ser_lightning.datamodules.splitting import (
     DataReport,
     SplitPolicy,
@@ -120,12 +120,12 @@ class SplitPairs:
         rows = self.rows(split)
         return PairSet.labelled(rows, self.store.read_labels()[rows])
 
-    def hidden_truth(self, split: Literal["pool", "val", "test"]) -> HiddenTruth:
+    def held_out_labels(self, split: Literal["pool", "val", "test"]) -> HeldOutLabels:
         """What the files know of a split's labels."""
         rows = self.rows(split)
         labels = self.store.read_labels()[rows]
         is_known = labels > UNLABELLED
-        return HiddenTruth(self.store.pair_id[rows[is_known]], labels[is_known])
+        return HeldOutLabels(self.store.pair_id[rows[is_known]], labels[is_known])
 
     def lookup(self, pair_ids: Sequence[int]) -> list[PreferencePair]:
         """Texts of pairs, with the label where it is the seed's."""
@@ -184,8 +184,8 @@ def seed_problems(labels: np.ndarray) -> list[str]:
 
 
 def _joined_counts(counts: Sequence[Counts]) -> Counts:
-    """What was read of the first part by role, and of all that arrived later as `more_path`."""
-    return {**counts[0], "more_path": sum((part["path"] for part in counts[1:]), Counter())}
+    """What was read of the first part by role, and of all that arrived later as `new_data_path`."""
+    return {**counts[0], "new_data_path": sum((part["path"] for part in counts[1:]), Counter())}
 
 
 def _places(keys: np.ndarray, wanted: Sequence[int] | np.ndarray) -> np.ndarray:

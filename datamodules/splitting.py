@@ -13,7 +13,7 @@ import numpy as np
 
 from ser_lightning.data.store import CONTRADICTION, ROLES, UNLABELLED, Counts
 
-READ_COLUMNS = (*ROLES, "more_path")
+READ_COLUMNS = (*ROLES, "new_data_path")
 _READ_LINES = {
     "rows": "rows read",
     "empty": "dropped: empty prompt or response",
@@ -32,12 +32,12 @@ _SPLIT_LINES = {
     "contradiction_seed": "dropped from the seed: labels contradict each other",
     "contradiction_val": "dropped from validation: labels contradict each other",
     "contradiction_test": "dropped from the test set: labels contradict each other",
-    "arrived_seed": "from more_path into the seed",
+    "arrived_seed": "from new_data_path into the seed",
     "arrived_moved": "of them, pairs that were in the pool",
-    "arrived_pool": "from more_path into the pool",
-    "arrived_leak": "dropped from more_path: dialogue is in the test set or in validation",
-    "arrived_repeat": "dropped from more_path: pair is there already",
-    "arrived_contradiction": "dropped from more_path: labels contradict each other",
+    "arrived_pool": "from new_data_path into the pool",
+    "arrived_leak": "dropped from new_data_path: dialogue is in the test set or in validation",
+    "arrived_repeat": "dropped from new_data_path: pair is there already",
+    "arrived_contradiction": "dropped from new_data_path: labels contradict each other",
 }
 
 

@@ -92,7 +92,7 @@ class Study:
             call("fit", "--run_dir", str(run), "--ckpt_path", "auto")
             return run
         more = json.dumps([*files_that_arrived(old), str(pool)])
-        words = ("--run_dir", str(run), "--data.more_path", more)
+        words = ("--run_dir", str(run), "--data.new_data_path", more)
         call("fit", "--ckpt_path", str(old / LAST), *words, *self.flags.get("more", []))
         return run
 
@@ -116,8 +116,8 @@ def data_config(run: Path) -> dict[str, Any]:
 
 
 def files_that_arrived(run: Path) -> list[str]:
-    """What the run was given as `data.more_path`, in the order of arrival."""
-    more = data_config(run).get("more_path") or []
+    """What the run was given as `data.new_data_path`, in the order of arrival."""
+    more = data_config(run).get("new_data_path") or []
     return [more] if isinstance(more, str) else [str(path) for path in more]
 
 
@@ -222,7 +222,7 @@ def read_table(path: Path) -> list[dict[str, float]]:
 
 def gold_of(step: dict[str, float]) -> dict[str, float]:
     """The policy's mean gold score on held-out prompts at one row of `steps.csv`."""
-    return {"estimate": step["gold"], "low": step["gold_low"], "high": step["gold_high"]}
+    return {"estimate": step["judge_score"], "low": step["judge_score_low"], "high": step["judge_score_high"]}
 
 
 def measure_turn(policy: Path, answers: Path, before: Path, after: Path) -> dict[str, Any]:

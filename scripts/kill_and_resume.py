@@ -23,7 +23,7 @@ import torch
 from tqdm import tqdm
 
 HERE = Path(__file__).resolve().parent.parent
-SHORT = ["--data.synthetic_pairs=400", "--trainer.callbacks.seed_epochs=2", "--trainer.callbacks.epochs_per_round=1"]
+SHORT = ["--data.synthetic_pairs=400", "--evolution.seed_epochs=2", "--evolution.epochs_per_round=1"]
 
 
 def command(run: Path, extra: list[str]) -> list[str]:

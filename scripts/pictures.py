@@ -30,12 +30,12 @@ INK, MUTED, PALE, ACCENT, GOLD = "#1f2933", "#52606d", "#e4e9ef", "#1f6fb2", "#b
 LINES = (
     ("seed_oof_accuracy", "seed, out of fold", ACCENT, "o", "-"),
     ("test_accuracy", "test", INK, "s", "-"),
-    ("kept_accuracy", "kept labels", GOLD, "^", "--"),
+    ("pseudo_label_accuracy", "kept labels", GOLD, "^", "--"),
 )
 """Column of `rounds.csv`, name in the legend, colour, marker, line style."""
 PANELS = (
     ("reward", "reward that it is trained on", ACCENT, "o"),
-    ("gold", "second judge", GOLD, "^"),
+    ("judge_score", "second judge", GOLD, "^"),
     ("kl", "KL, nats a response", INK, "s"),
     ("length", "length, tokens", INK, "s"),
 )
@@ -159,7 +159,7 @@ def draw_policy(columns: dict[str, list[float]]) -> Figure:
         layout="constrained",
     )  # fmt: skip
     steps = columns["step"]
-    judged = {step: value for step, value in zip(steps, columns["gold"], strict=True) if value == value}
+    judged = {step: value for step, value in zip(steps, columns["judge_score"], strict=True) if value == value}
     best = max(judged, key=lambda step: judged[step]) if judged else None
     for axes, (name, title, colour, marker) in zip(grid.flat, panels, strict=True):
         if f"{name}_low" in columns:
@@ -167,7 +167,7 @@ def draw_policy(columns: dict[str, list[float]]) -> Figure:
         axes.plot(steps, columns[name], color=colour, marker=marker, lw=2, ms=4)
         if best is not None:
             axes.axvline(best, color=MUTED, lw=1, ls=":", zorder=0)
-        if best is not None and name == "gold":
+        if best is not None and name == "judge_score":
             axes.annotate("best", (best, 0), xycoords=("data", "axes fraction"), xytext=(4, 4),
                           textcoords="offset points", ha="left", color=INK, weight="bold", fontsize=9)  # fmt: skip
         axes.set_title(title, loc="left", fontsize=10, color=INK)

@@ -28,7 +28,7 @@ def describe(row: dict[str, Any]) -> str:
     """One prompt and its two answers with their scores."""
     lines = [row["prompt"]]
     for when in ("before", "after"):
-        gold = row[f"gold_{when}"]
+        gold = row[f"judge_score_{when}"]
         scores = f"reward {row[f'reward_{when}']:5.2f}" + ("" if gold is None else f", second judge {gold:5.2f}")
         lines.append(f"  {when:6} | {scores} | {row[when]}")
     return "\n".join(lines)

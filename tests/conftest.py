@@ -101,8 +101,8 @@ def tiny_run(tiny_model_dir, pairs_file) -> list[str]:
         f"--model.backbone.path={tiny_model_dir}",
         *("--model.backbone.train=full", f"--data.path={pairs_file}"),
         *("--data.max_length=64", "--data.pairs_per_step=8", "--data.seed_fraction=0.3"),
-        *("--trainer.callbacks.max_rounds=1", "--trainer.callbacks.seed_epochs=1"),
-        *("--trainer.callbacks.epochs_per_round=1", "--trainer.callbacks.folds=2"),
+        *("--evolution.max_rounds=1", "--evolution.seed_epochs=1"),
+        *("--evolution.epochs_per_round=1", "--evolution.folds=2"),
         *("--trainer.accelerator=cpu", "--trainer.enable_model_summary=false"),
     ]
 

@@ -235,12 +235,12 @@ CASES = [
     Case(
         "more folds than the seed has dialogues",
         "folds: got 30 of a seed with 19 dialogues; use fewer folds or a larger seed",
-        lambda _: ["--trainer.callbacks.folds=30"],
+        lambda _: ["--evolution.folds=30"],
     ),
     Case(
         "a rule that needs folds, without them",
         "evolution.folds: got 0 with CalibratedRule, which calibrates on them; set 2 or more",
-        lambda _: ["--trainer.callbacks.folds=0"],
+        lambda _: ["--evolution.folds=0"],
     ),
     Case(
         "an unknown key",
@@ -254,8 +254,8 @@ CASES = [
     ),
     Case(
         "null where a value is needed",
-        "model.centring_weight: got null; give float",
-        lambda _: ["--model.centring_weight=null"],
+        "model.center_rewards_coefficient: got null; give float",
+        lambda _: ["--model.center_rewards_coefficient=null"],
     ),
     Case(
         "arguments that the optimiser refuses",

@@ -68,7 +68,7 @@ def fit(
 
 
 def weights(model: RewardModule) -> dict[str, torch.Tensor]:
-    return {k: v.clone() for k, v in model.scorer.trainable_state().items()}
+    return {k: v.clone() for k, v in model.reward_model.trainable_state().items()}
 
 
 def equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:

@@ -16,10 +16,10 @@ CONFIG = {
     "trainer": {
         "callbacks": [
             {
-                "class_path": "ser_lightning.callbacks.evolution.EvolutionCallback",
+                "class_path": "ser_lightning.EvolutionCallback",
                 "init_args": {
                     "rule": {
-                        "class_path": "ser_lightning.evolution.selection.TopShareRule",
+                        "class_path": "ser_lightning.TopShareRule",
                         "init_args": {"share": 0.25},
                     },
                     "max_rounds": 1,
@@ -35,7 +35,7 @@ CONFIG = {
 def row(number: int, delivered: bool = False, **values: Any) -> RoundRow:
     """A line of `rounds.csv`."""
     usual = {
-        **{"scored": 4, "kept": 2, "flipped": 0, "status": 1, "kept_accuracy": 0.75, "pool_accuracy": 0.625},
+        **{"scored": 4, "kept": 2, "flipped": 0, "status": 1, "pseudo_label_accuracy": 0.75, "pool_accuracy": 0.625},
         **{"seed_oof_accuracy": 0.55, "test_accuracy": 0.7, "calibration_error": 0.051, "length_correlation": -0.123},
         **{"tokens": 12345, "seconds": 2.5},
     }
@@ -52,7 +52,7 @@ def notes(**values: Any) -> dict[str, Any]:
     """A `report.json`."""
     usual = {
         "pairs": {"seed": 20, "pool": 4, "test": 100},
-        "labels": {"kept_accuracy": 4, "pool_accuracy": 8, "seed_oof_accuracy": 20, "test_accuracy": 100},
+        "labels": {"pseudo_label_accuracy": 4, "pool_accuracy": 8, "seed_oof_accuracy": 20, "test_accuracy": 100},
         "floors": {"longer": 0.44, "bag_of_words": 0.51},
         "reliability": [{"pairs": 12, "confidence": 0.56, "right": 6}, {"pairs": 8, "confidence": 0.77, "right": 7}],
         "length": [[3, 0.5], [-2, -0.25], [0, 0.1], [4, 1.5]],

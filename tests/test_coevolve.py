@@ -203,9 +203,9 @@ def test_a_model_that_was_delivered_again_is_marked(coevolve, capsys):
 def test_samples_are_those_of_the_last_step():
     folder = Path("run/samples")
     folder.mkdir(parents=True)
-    row = {"prompt": "Why?", "before": "No.", "reward_before": -1.0, "reward_after": 2.25, "gold_before": None}
+    row = {"prompt": "Why?", "before": "No.", "reward_before": -1.0, "reward_after": 2.25, "judge_score_before": None}
     for step in (5, 10, 20):
-        text = json.dumps({**row, "after": f"Answer {step} [sic].", "gold_after": 3.0}) + "\n"
+        text = json.dumps({**row, "after": f"Answer {step} [sic].", "judge_score_after": 3.0}) + "\n"
         (folder / f"{step}.jsonl").write_text(text * 4)
     shown = show_samples("run", "--samples", "2")
     assert shown.returncode == 0

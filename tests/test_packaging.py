@@ -59,7 +59,7 @@ def test_the_wheel_holds_every_file_of_the_checkout(wheel):
 
 def test_the_wheel_runs_from_any_folder(installed, tmp_path):
     shown = run_installed(installed, tmp_path, "fit", "--config", "rm.yaml", "--print_config")
-    assert "ser_lightning.modules.reward.RewardModule" in shown
+    assert "ser_lightning.RewardModule" in shown
     where = "import ser_lightning.callbacks, ser_lightning.datamodules as d; print(d.__file__)"
     assert run_python(installed, tmp_path, "-c", where).strip().startswith(str(installed))
 

@@ -29,7 +29,7 @@ from ser_lightning.evaluation.reward_bench import (
     tie_terms,
     weight_problems,
 )
-from ser_lightning.inference.scorer import RewardScorer
+from ser_lightning.inference.scorer import Scorer
 from ser_lightning.utils.atomic import write_text_atomically
 
 CHUNK = 256
@@ -74,7 +74,7 @@ def bench_file(args: Namespace) -> dict[str, Any]:
     rows = read_candidates(open_source(args.data), columns, args.category)
     units = scoring_units(rows)
     raise_problems(weight_problems(weights, {row.subset for row in rows}))
-    scorer = RewardScorer.load(args.model, args.device, args.dtype, args.max_length, args.tokens_per_batch)
+    scorer = Scorer.load(args.model, args.device, args.dtype, args.max_length, args.tokens_per_batch)
     return figures_of(rows, units, score_rows(scorer, rows), weights)
 
 
@@ -95,7 +95,7 @@ def scoring_units(rows: Sequence[CandidateRow]) -> dict[str, list[tuple[int, ...
     return units
 
 
-def score_rows(scorer: RewardScorer, rows: Sequence[CandidateRow]) -> list[Tensor | None]:
+def score_rows(scorer: Scorer, rows: Sequence[CandidateRow]) -> list[Tensor | None]:
     """(2, C) rewards and tokens of each row's responses, the chosen ones first; None where one of them does not fit."""
     candidates = [[*row.chosen, *row.rejected] for row in rows]
     found: list[Tensor | None] = []

@@ -25,7 +25,7 @@ from ser_lightning.evaluation.metrics import half_credit
 from ser_lightning.evaluation.paired_tests import first_decision, paired, same_order
 from ser_lightning.evaluation.sets import Scored, set_figures
 from ser_lightning.evaluation.thresholds import failures, make_gate, read_gate
-from ser_lightning.inference.scorer import RewardScorer
+from ser_lightning.inference.scorer import Scorer
 from ser_lightning.records import PairScores
 from ser_lightning.utils.atomic import write_text_atomically
 
@@ -53,7 +53,7 @@ class Side(Protocol):
 class ModelSide:
     """A model that scores as it is asked."""
 
-    scorer: RewardScorer
+    scorer: Scorer
 
     @property
     def temperature(self) -> float:
@@ -191,7 +191,7 @@ def open_side(name: str, num_rows: int) -> Side:
     """A model, or a file of its rewards of data with so many rows."""
     if Path(name).is_file():
         return FileSide(Path(name), num_rows)
-    return ModelSide(RewardScorer.load(name))
+    return ModelSide(Scorer.load(name))
 
 
 def score_all(side: Side, rows: Sequence[FileRow], name: str) -> Tensor:

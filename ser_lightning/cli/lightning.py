@@ -17,6 +17,7 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 
 from ser_lightning import __version__
 from ser_lightning.callbacks.evaluation import EvaluationCallback
+from ser_lightning.callbacks.evolution import EvolutionCallback
 from ser_lightning.callbacks.prediction_writers import PoolWriter, PredictionWriter
 from ser_lightning.callbacks.progress import PhaseProgressBar
 from ser_lightning.cli.arguments import Arguments, split_arguments
@@ -101,6 +102,12 @@ class SerCLI(LightningCLI):
             type=str | None,
             help="Folder of the run; a new one under runs/ by default. One that holds a run needs --ckpt_path.",
         )
+        parser.add_argument(
+            "--evolution",
+            type=EvolutionCallback | None,
+            default=None,
+            help="The rounds of self-evolution of a reward model; null trains it on the seed alone.",
+        )
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parse the command line, or raise a `UserError` with a line for every problem in it.
@@ -137,7 +144,7 @@ class SerCLI(LightningCLI):
         raise_problems(strategy_problems(strategy if isinstance(strategy, str) else strategy.class_path))
         if "weights_only" in config and config.weights_only is None:
             config.weights_only = True  # a checkpoint is read as data: one from elsewhere can run no code
-        parts = Namespace(model=config.get("model"), data=config.get("data"))
+        parts = Namespace({key: config.get(key) for key in ("model", "data", "evolution")})
         if "verbose" in config and config.get("data.init_args.eval_sets"):
             config.verbose = False  # Lightning's table would show every figure once for each set
         raise_problems([*null_problems(parts), *null_problems(config.trainer, "trainer", Trainer)])
@@ -184,7 +191,7 @@ class SerCLI(LightningCLI):
             super().instantiate_classes()
         except Exception as error:
             problems = dict.fromkeys(_user_problems(error))
-            for key in ("model", "data", "trainer") if problems else ():
+            for key in ("model", "data", "evolution", "trainer") if problems else ():
                 problems |= dict.fromkeys(self._problems_of(key))
             if problems:
                 raise UserError(problems) from error
@@ -205,7 +212,9 @@ class SerCLI(LightningCLI):
             kwargs: trainer arguments that win over the config.
         """
         config = self._get(self.config_init, "trainer")
-        config.callbacks = [*_as_list(config.callbacks), *self._own_callbacks(config)]
+        evolution = self._get(self.config_init, "evolution")
+        given = [*_as_list(config.callbacks), *_as_list(evolution)]  # last: it labels when all others have looked
+        config.callbacks = [*given, *self._own_callbacks(given, config)]
         if config.logger is not False:
             name = "metrics.csv" if self.subcommand == "fit" else f"metrics-{self.subcommand}.csv"
             config.logger = [MetricsFile(self.run_folder.path / name), *_as_list(config.logger)]
@@ -214,8 +223,7 @@ class SerCLI(LightningCLI):
         except (MisconfigurationException, ValueError) as error:
             raise UserError(f"trainer: {' '.join(str(error).split())}") from error
 
-    def _own_callbacks(self, config: Namespace) -> Iterator[Callback]:
-        given = _as_list(config.callbacks)
+    def _own_callbacks(self, given: list[Callback], config: Namespace) -> Iterator[Callback]:
         folder = self.run_folder.path
         if config.enable_progress_bar is not False and not _holds(given, ProgressBar):
             yield PhaseProgressBar()

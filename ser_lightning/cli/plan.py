@@ -22,7 +22,7 @@ from ser_lightning.data.encode import encode_conversations
 from ser_lightning.data.layouts import Layout
 from ser_lightning.errors import UserError, raise_problems
 from ser_lightning.models.masks import choose_layout
-from ser_lightning.models.reward_model import Scorer
+from ser_lightning.models.reward_model import RewardModel
 from ser_lightning.modules.reward import RewardModule
 from ser_lightning.planning.memory import (
     Weights,
@@ -33,7 +33,7 @@ from ser_lightning.planning.memory import (
     gradient_bytes,
     keep_one_shard,
     labelling_activations,
-    meta_scorer,
+    meta_reward_model,
     optimizer_bytes,
     shape_of,
     trained_weights,
@@ -60,15 +60,15 @@ class PlanCLI(SerCLI):
     def before_instantiate_classes(self) -> None:
         """Check for nulls as `fit` does; no run folder is chosen and no logger made."""
         self.settings = self.config[self.subcommand]
-        parts = Namespace(model=self.settings.get("model"), data=self.settings.get("data"))
+        parts = Namespace({key: self.settings.get(key) for key in ("model", "data", "evolution")})
         raise_problems([*null_problems(parts), *null_problems(self.settings.trainer, "trainer", Trainer)])
         self.settings.trainer.logger = None
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """None; its callbacks and strategy are there."""
+        """None; the evolution and the strategy are there."""
         settings = self._get(self.config_init, "trainer")
-        callbacks, self.settings.trainer.strategy = settings.callbacks, settings.strategy
-        self.callbacks = callbacks if isinstance(callbacks, list) else [callbacks] if callbacks else []
+        self.settings.trainer.strategy = settings.strategy
+        self.evolution = self._get(self.config_init, "evolution")
         return cast(Trainer, None)
 
     def _run_subcommand(self, subcommand: str) -> None:
@@ -106,47 +106,47 @@ def make_plan(cli: PlanCLI) -> tuple[dict[str, Any], list[str]]:
         )
     device = device_of(settings.trainer.accelerator)
     tokenizer = module.tokenizer
-    scorer = meta_scorer(module.backbone, tokenizer)
-    layout = choose_layout(settings.model.init_args.layout, scorer.model, device, "model.layout")
+    reward_model = meta_reward_model(module.backbone, tokenizer)
+    layout = choose_layout(settings.model.init_args.layout, reward_model.model, device, "model.layout")
     data.tokenizer = tokenizer
     data.prepare_data()
     data.setup("fit")
-    evolution = next((c for c in cli.callbacks if hasattr(c, "epochs_per_round")), None)
+    evolution = cli.evolution
     if evolution is not None:
         every = settings.trainer.reload_dataloaders_every_n_epochs
         evolution.setup(SimpleNamespace(reload_dataloaders_every_n_epochs=every, datamodule=data), None, "fit")
     tokens = tokens_by_split(data)
     rounds = [] if evolution is None else rounds_of(data, evolution, tokens)
     is_whole = strategy_kind(settings.trainer.strategy) != "fsdp"
-    is_cached = module.backbone.train == "head" and scorer.is_decoder and is_whole
+    is_cached = module.backbone.train == "head" and reward_model.is_decoder and is_whole
     plan = {
-        "model": {"path": module.backbone.path, **_weights(scorer)},
-        "memory": _memory(module, scorer, data, layout, settings.trainer, device),
+        "model": {"path": module.backbone.path, **_weights(reward_model)},
+        "memory": _memory(module, reward_model, data, layout, settings.trainer, device),
         "data": _data(data, tokens, layout),
         "rounds": _rounds(rounds, settings, tokens["all"].total if is_cached else None),
-        "checks": [*_tokenizer_checks(tokenizer, scorer, data), *_device_checks(settings.trainer, device)],
+        "checks": [*_tokenizer_checks(tokenizer, reward_model, data), *_device_checks(settings.trainer, device)],
     }
     return plan, strategy_problems(settings.trainer.strategy, module.backbone.train, module.backbone.quantize)
 
 
-def _weights(scorer: Scorer) -> dict[str, Any]:
-    kinds = {kind: weights for kind, weights in count_weights(scorer).items() if weights.trained + weights.frozen}
+def _weights(reward_model: RewardModel) -> dict[str, Any]:
+    kinds = {kind: weights for kind, weights in count_weights(reward_model).items() if weights.trained + weights.frozen}
     columns = ([getattr(w, name) for w in kinds.values()] for name in ("trained", "frozen", "num_bytes"))
     return {"kinds": {kind: asdict(w) for kind, w in kinds.items()}, "all": asdict(Weights(*map(sum, columns)))}
 
 
 def _memory(
-    module: RewardModule, scorer: Scorer, data: Any, layout: Layout, trainer: Namespace, device: str
+    module: RewardModule, reward_model: RewardModel, data: Any, layout: Layout, trainer: Namespace, device: str
 ) -> dict[str, Any]:
-    """Bytes by kind on one device, of training and of labelling. The scorer is left with the shard of one rank."""
+    """Bytes by kind on one device, of training and of labelling; leaves the reward model with the shard of one rank."""
     backbone, precision = module.backbone, str(trainer.precision or "32-true")
-    copies, gathered = workspace_bytes(scorer, precision), (0, 0)
+    copies, gathered = workspace_bytes(reward_model, precision), (0, 0)
     is_sharded = strategy_kind(trainer.strategy) == "fsdp"
     if is_sharded:
-        gathered = gathered_bytes(scorer)
-        keep_one_shard(scorer, _num_ranks(trainer))
-    weights, trained = count_weights(scorer), trained_weights(scorer)
-    shape = shape_of(scorer, backbone, precision, device)
+        gathered = gathered_bytes(reward_model)
+        keep_one_shard(reward_model, _num_ranks(trainer))
+    weights, trained = count_weights(reward_model), trained_weights(reward_model)
+    shape = shape_of(reward_model, backbone, precision, device)
     train_tokens = largest_batch(data, layout, data.tokens_per_batch, data.pairs_per_step)
     label_tokens = largest_batch(data, layout, data.tokens_per_scoring_batch)
     optimizer = make_optimizer(module.optimizer, trained, "model.optimizer")
@@ -225,7 +225,9 @@ def _check(name: str, note: str | None, fine: str = "") -> dict[str, str]:
     return {"check": name, "says": "ok" if note is None else "note", "text": fine if note is None else note}
 
 
-def _tokenizer_checks(tokenizer: PreTrainedTokenizerBase, scorer: Scorer, data: Any) -> Iterable[dict[str, str]]:
+def _tokenizer_checks(
+    tokenizer: PreTrainedTokenizerBase, reward_model: RewardModel, data: Any
+) -> Iterable[dict[str, str]]:
     """Pad, BOS, EOS and length, a line each."""
     eos, bos, pad = tokenizer.eos_token_id, tokenizer.bos_token_id, tokenizer.pad_token_id
     turns = [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "So."}]
@@ -240,7 +242,7 @@ def _tokenizer_checks(tokenizer: PreTrainedTokenizerBase, scorer: Scorer, data: 
     yield _check("EOS", note, f"{tokenizer.eos_token!r} ends a conversation")
     number = ids.count(bos) if bos is not None and bos != eos else 0
     yield _check("BOS", None, f"{tokenizer.bos_token!r} once" if number == 1 else "the template puts none")
-    limit = getattr(scorer.model.config.get_text_config(), "max_position_embeddings", None)  # type: ignore[operator, union-attr]
+    limit = getattr(reward_model.model.config.get_text_config(), "max_position_embeddings", None)  # type: ignore[operator, union-attr]
     is_long = limit is not None and data.max_length > limit
     note = f"data.max_length {data.max_length} is beyond the {limit} positions of the model" if is_long else None
     yield _check("length", note, f"data.max_length {data.max_length} of {limit or 'any number of'} positions")

@@ -125,7 +125,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument(
         "--strategy",
         type=QueryStrategy,
-        default={"class_path": "ser_lightning.cli.query.CoverUncertain"},
+        default={"class_path": "ser_lightning.CoverUncertain"},
         help="which pairs; MostUncertain, or a class of your own",
     )
     try:
@@ -140,7 +140,7 @@ def main(argv: list[str]) -> None:
         f"{len(chosen)} pairs to label: {args.to}\n"
         'Set "label" to 1 where response_a is better and 0 where response_b is, leave null else; then go on '
         f"with\n  python -m ser_lightning fit --ckpt_path {args.run}/checkpoints/last.ckpt --run_dir NEW "
-        f"--data.more_path {args.to}"
+        f"--data.new_data_path {args.to}"
     )
 
 
@@ -179,7 +179,7 @@ def _pairs_of(run: Path) -> Iterator[PreferencePair]:
         raise UserError(f"--run: {run} has no {CONFIG}; give the folder of a fit")
     data: dict[str, Any] = yaml.safe_load(file.read_text(encoding="utf-8"))["data"]["init_args"]
     columns = data.get("columns") or {}
-    given = [data[key] for key in ("path", "pool_path", "more_path") if data.get(key)]
+    given = [data[key] for key in ("path", "pool_path", "new_data_path") if data.get(key)]
     paths = [path for one in given for path in ([one] if isinstance(one, str) else one)]
     for source in open_sources(paths, data["synthetic_pairs"], data["split_seed"]):
         for where, row in source.rows():

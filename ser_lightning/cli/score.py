@@ -27,7 +27,7 @@ from ser_lightning.data.scoring_rows import FileRow, Kind, RowCounts, column_pro
 from ser_lightning.errors import UserError, raise_problems
 from ser_lightning.evaluation.calibration import prob_a_wins
 from ser_lightning.evaluation.metrics import half_credit, wilson_interval
-from ser_lightning.inference.scorer import Device, Dtype, RewardScorer
+from ser_lightning.inference.scorer import Device, Dtype, Scorer
 from ser_lightning.utils.atomic import write_atomically
 
 CHUNK = 1024
@@ -107,7 +107,7 @@ def add_scoring_flags(parser: ArgumentParser) -> None:
     parser.add_argument("--dtype", type=Dtype, default="auto", help="of the body's weights; auto is as they were saved")
 
 
-def score_file(args: Namespace) -> tuple[Tally, RewardScorer]:
+def score_file(args: Namespace) -> tuple[Tally, Scorer]:
     """Write the rewards of every row that can be scored; the file is whole or not there.
 
     Args:
@@ -124,7 +124,7 @@ def score_file(args: Namespace) -> tuple[Tally, RewardScorer]:
         raise UserError(_nothing(args.data, found))
     kind: Kind = next(iter(found.kinds)) if len(found.kinds) == 1 else "sides"
     tally, schema = Tally(), _schema(kind, found.has_ids)
-    scorer = RewardScorer.load(args.model, args.device, args.dtype, args.max_length, args.tokens_per_batch)
+    scorer = Scorer.load(args.model, args.device, args.dtype, args.max_length, args.tokens_per_batch)
 
     def write(file: BinaryIO) -> None:
         rows, total = read_rows(source, columns, tally.read), found.usable * len(_SIDES[kind])
@@ -144,7 +144,7 @@ def score_file(args: Namespace) -> tuple[Tally, RewardScorer]:
     return tally, scorer
 
 
-def print_tally(tally: Tally, scorer: RewardScorer, out: str) -> None:
+def print_tally(tally: Tally, scorer: Scorer, out: str) -> None:
     """What was scored, what was dropped, and how often the rewards agree with the labels."""
     table = Table(box=box.SIMPLE_HEAD, show_header=False, show_edge=False, padding=(0, 1, 0, 0))
     table.add_column()
@@ -167,7 +167,7 @@ def print_tally(tally: Tally, scorer: RewardScorer, out: str) -> None:
 
 
 def _score_chunk(
-    scorer: RewardScorer,
+    scorer: Scorer,
     chunk: list[FileRow],
     schema: pa.Schema,
     kind: Kind,

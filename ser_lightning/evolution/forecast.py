@@ -14,11 +14,11 @@ from torch import Tensor
 FIRST_CHANGE = 0.13
 """Share of the pool's labels that round 1 changes, where nothing is known."""
 LASTING = 0.5
-"""Of what round 1 changes, the share that is headway; the rest goes back and forth."""
+"""Of what round 1 changes, the share that stays changed; the rest goes back and forth."""
 DECAY = 0.5
-"""Headway of a round as a share of that of the round before."""
+"""Net label change of a round as a share of that of the round before."""
 NET_SHARE, NET_SHARE_ERROR = 0.3, 0.15
-"""Accuracy that a headway of 1 gains, where nothing is known, and the standard deviation of that belief."""
+"""Accuracy that a net label change of 1 gains, where nothing is known, and the standard deviation of that belief."""
 _Z_95 = 1.959963984540054
 
 
@@ -37,7 +37,7 @@ class Outlook:
     """Rounds that still gain enough; 0: evolution has converged."""
 
 
-def headway(label: Tensor, before: Tensor, earlier: Tensor | None) -> float:
+def net_label_change(label: Tensor, before: Tensor, earlier: Tensor | None) -> float:
     """How much further from the labels of two rounds ago a round has come: share of the pool, below 0 for a way back.
 
     Labels that go back and forth from round to round add nothing to it, however many they are.
@@ -52,20 +52,20 @@ def headway(label: Tensor, before: Tensor, earlier: Tensor | None) -> float:
     return _changed_share(label, earlier) - _changed_share(before, earlier)
 
 
-def look_ahead(seed_credits: Sequence[Tensor], headways: Sequence[float], min_gain: float) -> Outlook:
+def look_ahead(seed_credits: Sequence[Tensor], net_label_changes: Sequence[float], min_gain: float) -> Outlook:
     """Forecast the round behind R + 1 rounds.
 
-    A round gains its headway times a net share. Headway shrinks by `DECAY` from round to round; the net share is a
-    prior belief and what the seed has gained so far, each weighed by its precision.
+    A round gains its net label change times a net share. The change shrinks by `DECAY` from round to round; the net
+    share is a prior belief and what the seed has gained so far, each weighed by its precision.
 
     Args:
         seed_credits: for each of the R + 1 rounds the (M,) credit (1 right, 0.5 tie, 0 wrong) of the same seed pairs,
             scored out of fold. M is 0 without folds.
-        headways: of the R rounds behind the first, each the `headway` of its labels.
+        net_label_changes: of the R rounds behind the first, each the `net_label_change` of its labels.
         min_gain: accuracy that makes a round worth its compute, above 0.
     """
-    ahead = DECAY * headways[-1] if headways else LASTING * FIRST_CHANGE
-    share, share_error = net_share(seed_credits, headways)
+    ahead = DECAY * net_label_changes[-1] if net_label_changes else LASTING * FIRST_CHANGE
+    share, share_error = net_share(seed_credits, net_label_changes)
     ahead = max(0.0, ahead)
     gain = ahead * share
     accuracy = low = high = math.nan
@@ -76,19 +76,20 @@ def look_ahead(seed_credits: Sequence[Tensor], headways: Sequence[float], min_ga
     return Outlook(gain, accuracy, low, high, rounds_that_gain(gain, min_gain))
 
 
-def net_share(seed_credits: Sequence[Tensor], headways: Sequence[float]) -> tuple[float, float]:
-    """Accuracy gained for a headway of 1: the prior belief, corrected by what the seed has gained out of fold.
+def net_share(seed_credits: Sequence[Tensor], net_label_changes: Sequence[float]) -> tuple[float, float]:
+    """Accuracy gained for a net label change of 1: the prior, corrected by what the seed has gained out of fold.
 
-    The posterior mean and standard deviation of b in (gain since the first round) = b * (sum of headways) + noise.
+    The posterior mean and standard deviation of b in
+    (gain since the first round) = b * (sum of the net label changes) + noise.
 
     Args:
         seed_credits: for each round the (M,) credit of the same pairs; M may be 0.
-        headways: of the rounds behind the first.
+        net_label_changes: of the rounds behind the first.
     """
-    if not headways or not len(seed_credits[0]):
+    if not net_label_changes or not len(seed_credits[0]):
         return NET_SHARE, NET_SHARE_ERROR
     first, now = seed_credits[0], seed_credits[-1]
-    gained, way = float((now - first).mean()), sum(headways)
+    gained, way = float((now - first).mean()), sum(net_label_changes)
     belief, noise = NET_SHARE_ERROR**2, _paired_error(first, now) ** 2
     total = noise + belief * way**2
     return (NET_SHARE * noise + belief * gained * way) / total, math.sqrt(belief * noise / total)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ser_lightning.evaluation.metrics import half_credit, ks_distance, wilson_interval
-from ser_lightning.evolution.selection import Evidence, Verdict
+from ser_lightning.evolution.selection import SelectionContext, SelectionResult
 from ser_lightning.records import PairScores
 
 Level = Literal["ignore", "warn", "stop", "rollback"]
@@ -43,12 +43,12 @@ class RoundView:
     """(N,) the scores that the labels were made of."""
     fold_pool: list[PairScores]
     """For each fold (N,) scores of the pool by the model that has not seen the fold; empty in the last round."""
-    verdict: Verdict
+    result: SelectionResult
     keep: Tensor
     """(N,) bool, what is to be trained on."""
     label_before: Tensor | None
     """(N,) int8 labels that the round before gave; None in round 0."""
-    evidence: Evidence
+    context: SelectionContext
     """(M,) out-of-fold scores and human labels of the seed."""
     seed_rounds: list[PairScores]
     """For each round up to this one the seed's out-of-fold scores."""
@@ -100,14 +100,14 @@ def disagreement(view: RoundView, threshold: float) -> tuple[float, float]:
     """Share of kept labels that contradict the rewards they were made of."""
     if not view.keep.any():
         return math.nan, threshold
-    return float(1 - half_credit(view.pool.margin, view.verdict.label.float())[view.keep].mean()), threshold
+    return float(1 - half_credit(view.pool.margin, view.result.label.float())[view.keep].mean()), threshold
 
 
 def flips(view: RoundView, threshold: float) -> tuple[float, float]:
     """Share of pool labels that are others than in the round before."""
     if view.label_before is None:
         return math.nan, threshold
-    return float((view.label_before != view.verdict.label).double().mean()), threshold
+    return float((view.label_before != view.result.label).double().mean()), threshold
 
 
 def length(view: RoundView, threshold: float) -> tuple[float, float]:
@@ -118,21 +118,21 @@ def length(view: RoundView, threshold: float) -> tuple[float, float]:
     longer one every time. The human labels are those of the seed pairs that the model is as sure of, out of fold: being
     longer is a good sign in some data, and more so among clear pairs.
     """
-    scores = view.evidence.scores
+    scores = view.context.scores
     if len(scores) == 0 or not view.keep.any():
         return math.nan, threshold
-    temperature, _ = view.evidence.scale()
+    temperature, _ = view.context.scale()
     expected = _longer_wins((view.pool.margin / temperature).sigmoid(), view.pool.length_difference, view.keep)
     size = scores.margin.abs()
     sure = size >= size.quantile(1 - view.keep.double().mean().to(size.dtype))
-    return _difference(expected, _longer_wins(view.evidence.target, scores.length_difference, sure), threshold)
+    return _difference(expected, _longer_wins(view.context.target, scores.length_difference, sure), threshold)
 
 
 def position(view: RoundView, threshold: float) -> tuple[float, float]:
     """How far the share of kept labels that say a is from the share among human labels."""
-    if len(view.evidence.target) == 0 or not view.keep.any():
+    if len(view.context.target) == 0 or not view.keep.any():
         return math.nan, threshold
-    return _difference(view.verdict.label[view.keep].double(), view.evidence.target.double(), threshold)
+    return _difference(view.result.label[view.keep].double(), view.context.target.double(), threshold)
 
 
 def ties(view: RoundView, threshold: float) -> tuple[float, float]:
@@ -150,7 +150,7 @@ def spread(view: RoundView, threshold: float) -> tuple[float, float]:
 
 def shift(view: RoundView, threshold: float) -> tuple[float, float]:
     """KS distance of pool and seed: of lengths, and in round 0 of how sure models are that have seen neither."""
-    scores = view.evidence.scores
+    scores = view.context.scores
     samples = [(scores.tokens_a + scores.tokens_b, view.pool.tokens_a + view.pool.tokens_b)]
     if view.round == 0 and view.fold_pool:
         samples.append((scores.margin.abs(), torch.cat([pool.margin.abs() for pool in view.fold_pool])))
@@ -165,7 +165,7 @@ def overconfidence(view: RoundView, threshold: float) -> tuple[float, float]:
 
     Low entropy alone is no fault: on clear pairs a good model is sure. It is one where human labels do not bear it out.
     """
-    credit, confidence = view.seed_credits[-1], view.verdict.confidence
+    credit, confidence = view.seed_credits[-1], view.result.confidence
     if len(credit) == 0 or len(confidence) == 0:
         return math.nan, threshold
     return float(confidence.double().mean()) - wilson_interval(float(credit.sum()), len(credit))[1], threshold

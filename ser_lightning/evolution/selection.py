@@ -1,7 +1,7 @@
 """Learning status and selection: which of its own labels a reward model is trusted with (SER, section 3.2).
 
-A rule is a small object with one method, `select(scores, evidence) -> Verdict`; another rule is one class and one line
-of YAML. Shapes: N pool pairs, M seed pairs. `p` is the probability that a response is good, sigmoid(reward).
+A rule is a small object with one method, `select(scores, context) -> SelectionResult`; another rule is one class and
+one line of YAML. Shapes: N pool pairs, M seed pairs. `p` is the probability that a response is good, sigmoid(reward).
 """
 
 from dataclasses import dataclass, field
@@ -15,12 +15,12 @@ from ser_lightning.evaluation.calibration import MAX_TEMPERATURE, fit_temperatur
 from ser_lightning.records import PairScores, Selection
 
 TELLS_GOOD_FROM_BAD, AMPLIFIES_DIFFERENCE, NO_STATUS = 1, 2, 0
-LabelUse = Literal["hard", "soft", "weighted"]
+PseudoLabelMode = Literal["hard", "soft", "weighted"]
 """How an accepted label is trained on, see `training_targets`."""
 
 
 @dataclass(frozen=True)
-class Evidence:
+class SelectionContext:
     """What a rule may know beside the pool's scores: human labels of the seed, and its own earlier selections."""
 
     scores: PairScores
@@ -39,7 +39,7 @@ class Evidence:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class SelectionResult:
     """What a rule says of the pool. The label of a pair is the side that its probability is on."""
 
     prob_a: Tensor
@@ -66,10 +66,10 @@ class Verdict:
 class SelectionRule(Protocol):
     """Anything that can be named as `rule` in the YAML."""
 
-    needs_evidence: bool
+    needs_folds: bool
     """Whether `select` reads the out-of-fold scores, which cost a training for every fold."""
 
-    def select(self, scores: PairScores, evidence: Evidence) -> Verdict:
+    def select(self, scores: PairScores, context: SelectionContext) -> SelectionResult:
         """Judge the pool."""
         ...
 
@@ -111,7 +111,7 @@ class ThresholdRule:
         min_new_share: share of the pool that must be newly selected to go on; the paper gives none.
     """
 
-    needs_evidence = False
+    needs_folds = False
 
     def __init__(
         self, tau_low: float = 0.45, tau_high: float = 0.55, tau_delta: float = 0.3, min_new_share: float = 0.02
@@ -133,9 +133,9 @@ class ThresholdRule:
 class PaperRule(ThresholdRule):
     """The paper's rule, read literally: status 1 until it finds too few new pairs, then status 2, then converged."""
 
-    def select(self, scores: PairScores, evidence: Evidence) -> Verdict:
+    def select(self, scores: PairScores, context: SelectionContext) -> SelectionResult:
         """Status 1, else status 2, else converged."""
-        past = evidence.history[-1].status if evidence.history else TELLS_GOOD_FROM_BAD
+        past = context.history[-1].status if context.history else TELLS_GOOD_FROM_BAD
         needed = max(1.0, self.min_new_share * len(scores))
         found = {}
         for status in (TELLS_GOOD_FROM_BAD, AMPLIFIES_DIFFERENCE):
@@ -146,28 +146,28 @@ class PaperRule(ThresholdRule):
                 if status == TELLS_GOOD_FROM_BAD
                 else amplifies_difference(scores, self.tau_delta)
             )
-            found[status] = num_new(scores.pair_id, keep, evidence.history)
+            found[status] = num_new(scores.pair_id, keep, context.history)
             if found[status] >= needed:
                 message = f"status {status}: {int(keep.sum())} of {len(scores)} pairs kept, {found[status]} of them new"
-                return Verdict(prob_a_wins(scores.margin, 1.0), keep, status, False, message)
+                return SelectionResult(prob_a_wins(scores.margin, 1.0), keep, status, False, message)
         counts = ", ".join(f"{n} under status {s}" for s, n in found.items())
         message = f"converged: {counts} new pairs, {needed:.0f} needed; p lies in {_range_of_p(scores)}"
         nothing = torch.zeros(len(scores), dtype=torch.bool)
-        return Verdict(prob_a_wins(scores.margin, 1.0), nothing, NO_STATUS, True, message)
+        return SelectionResult(prob_a_wins(scores.margin, 1.0), nothing, NO_STATUS, True, message)
 
 
 class ReleasedRule(ThresholdRule):
     """The filter of the released code: a pair is kept where status 1 OR status 2 holds."""
 
-    def select(self, scores: PairScores, evidence: Evidence) -> Verdict:
+    def select(self, scores: PairScores, context: SelectionContext) -> SelectionResult:
         """Either status is enough."""
         clear = amplifies_difference(scores, self.tau_delta)
         keep = tells_good_from_bad(scores, self.tau_low, self.tau_high) | clear
-        new = num_new(scores.pair_id, keep, evidence.history)
+        new = num_new(scores.pair_id, keep, context.history)
         converged = new < max(1.0, self.min_new_share * len(scores))
         status = AMPLIFIES_DIFFERENCE if clear.any() else TELLS_GOOD_FROM_BAD if keep.any() else NO_STATUS
         message = f"{int(keep.sum())} of {len(scores)} pairs kept, {new} of them new; p lies in {_range_of_p(scores)}"
-        return Verdict(prob_a_wins(scores.margin, 1.0), keep, status, converged, message)
+        return SelectionResult(prob_a_wins(scores.margin, 1.0), keep, status, converged, message)
 
 
 class CalibratedRule:
@@ -182,7 +182,7 @@ class CalibratedRule:
         min_change_share: evolution has converged when fewer than this share of the kept pairs are new or flipped.
     """
 
-    needs_evidence = True
+    needs_folds = True
 
     def __init__(self, target: float | None = None, min_change_share: float = 0.05) -> None:
         problems = []
@@ -193,19 +193,19 @@ class CalibratedRule:
         raise_problems(problems)
         self.target, self.min_change_share = target, min_change_share
 
-    def select(self, scores: PairScores, evidence: Evidence) -> Verdict:
+    def select(self, scores: PairScores, context: SelectionContext) -> SelectionResult:
         """Calibrate on the seed, set the target, cut."""
-        if len(evidence.scores) == 0:
+        if len(context.scores) == 0:
             raise UserError(
                 "rule: got CalibratedRule without out-of-fold scores; set the evolution's folds to 2 or more"
             )
-        temperature, zero = evidence.scale()
+        temperature, zero = context.scale()
         prob_a = prob_a_wins(scores.margin, temperature)
         confidence = torch.maximum(prob_a, 1 - prob_a)
         target = most_informative_target(confidence) if self.target is None else self.target
         is_chance = temperature > 0.99 * MAX_TEMPERATURE
         keep = (confidence >= target) & (not is_chance)
-        verdict = Verdict(prob_a, keep, status_of(scores, zero, temperature, keep), False, "")
+        result = SelectionResult(prob_a, keep, status_of(scores, zero, temperature, keep), False, "")
         if is_chance:
             message = "nothing is kept: out of fold on the seed, the rewards are no better than chance"
         elif not keep.any():
@@ -216,8 +216,8 @@ class CalibratedRule:
                 f"{int(keep.sum())} of {len(scores)} pairs reach the target {target:.3f} "
                 f"({'set by the rule' if self.target is None else 'given'}); temperature {temperature:.2f}"
             )
-        converged = not keep.any() or changed_share(scores.pair_id, verdict, evidence.history) < self.min_change_share
-        return Verdict(prob_a, keep, verdict.status, converged, message)
+        converged = not keep.any() or changed_share(scores.pair_id, result, context.history) < self.min_change_share
+        return SelectionResult(prob_a, keep, result.status, converged, message)
 
 
 class TopShareRule:
@@ -228,22 +228,22 @@ class TopShareRule:
         min_change_share: evolution has converged when fewer than this share of the kept pairs are new or flipped.
     """
 
-    needs_evidence = False
+    needs_folds = False
 
     def __init__(self, share: float = 0.5, min_change_share: float = 0.05) -> None:
         if not 0 < share <= 1:
             raise UserError(f"rule.share: got {share}; need a number in (0, 1]")
         self.share, self.min_change_share = share, min_change_share
 
-    def select(self, scores: PairScores, evidence: Evidence) -> Verdict:
+    def select(self, scores: PairScores, context: SelectionContext) -> SelectionResult:
         """Rank by the size of the margin."""
         num_kept = round(self.share * len(scores))
         keep = torch.zeros(len(scores), dtype=torch.bool)
         keep[scores.margin.abs().argsort(descending=True, stable=True)[:num_kept]] = True
-        verdict = Verdict(prob_a_wins(scores.margin, 1.0), keep, AMPLIFIES_DIFFERENCE, False, "")
-        converged = changed_share(scores.pair_id, verdict, evidence.history) < self.min_change_share
+        result = SelectionResult(prob_a_wins(scores.margin, 1.0), keep, AMPLIFIES_DIFFERENCE, False, "")
+        converged = changed_share(scores.pair_id, result, context.history) < self.min_change_share
         message = f"{num_kept} of {len(scores)} pairs kept: the surest {self.share:.0%}"
-        return Verdict(verdict.prob_a, keep, AMPLIFIES_DIFFERENCE, converged, message)
+        return SelectionResult(result.prob_a, keep, AMPLIFIES_DIFFERENCE, converged, message)
 
 
 def most_informative_target(confidence: Tensor) -> float:
@@ -260,7 +260,7 @@ def most_informative_target(confidence: Tensor) -> float:
     return float(confidence.sort(descending=True).values[int(information.argmax())])
 
 
-def training_targets(label: Tensor, confidence: Tensor, use: LabelUse) -> tuple[Tensor, Tensor]:
+def training_targets(label: Tensor, confidence: Tensor, use: PseudoLabelMode) -> tuple[Tensor, Tensor]:
     """What K accepted labels become in the loss.
 
     `hard` takes a label as if a person had given it. `soft` trains on the probability that a wins: the mean of the loss
@@ -296,12 +296,12 @@ def status_of(scores: PairScores, zero: float, temperature: float, keep: Tensor)
     return TELLS_GOOD_FROM_BAD if sides[keep].float().mean() >= 0.5 else AMPLIFIES_DIFFERENCE
 
 
-def changed_share(pair_id: Tensor, verdict: Verdict, history: list[Selection]) -> float:
+def changed_share(pair_id: Tensor, result: SelectionResult, history: list[Selection]) -> float:
     """Share of the kept pairs that the round before had not selected, or with the other label; 1 in the first round."""
-    if not history or not verdict.keep.any():
+    if not history or not result.keep.any():
         return 1.0
     before = dict(zip(history[-1].pair_id.tolist(), history[-1].label.tolist(), strict=True))
-    kept = zip(pair_id[verdict.keep].tolist(), verdict.label[verdict.keep].tolist(), strict=True)
+    kept = zip(pair_id[result.keep].tolist(), result.label[result.keep].tolist(), strict=True)
     changed = [before.get(i) != label for i, label in kept]
     return sum(changed) / len(changed)
 

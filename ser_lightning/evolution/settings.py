@@ -13,7 +13,7 @@ def settings_problems(evolution: Any) -> list[str]:
         found.append(f"evolution.max_rounds: got {evolution.max_rounds}; need 0 or more")
     if evolution.folds < 0 or evolution.folds == 1:
         found.append(f"evolution.folds: got {evolution.folds}; need 0 or at least 2")
-    if evolution.folds == 0 and evolution.rule.needs_evidence:
+    if evolution.folds == 0 and evolution.rule.needs_folds:
         found.append(
             f"evolution.folds: got 0 with {type(evolution.rule).__name__}, which calibrates on them; set 2 or more"
         )

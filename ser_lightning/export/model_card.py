@@ -22,7 +22,7 @@ _COLUMNS = {
     "steps.csv": {
         "step": "step",
         "reward": "reward",
-        "gold": "second judge",
+        "judge_score": "second judge",
         "kl": "KL, nats a response",
         "length": "tokens",
         "win_rate": "win rate",

@@ -29,7 +29,7 @@ from ser_lightning.models.loading import (
     loading_arguments,
     quantization_config,
 )
-from ser_lightning.models.reward_model import Scorer, merged_model
+from ser_lightning.models.reward_model import RewardModel, merged_model
 from ser_lightning.models.trainable import load_exactly
 from ser_lightning.records import Padded, Turn
 from ser_lightning.runs.policy_run import POLICY_MODULES, model_kind
@@ -195,7 +195,7 @@ def _form_problems(source: RewardRun, form: Form) -> list[str]:
 
 
 def _write_merged(
-    source: RewardRun, trained: Scorer, tokenizer: PreTrainedTokenizerBase, folder: Path, dtype: Dtype
+    source: RewardRun, trained: RewardModel, tokenizer: PreTrainedTokenizerBase, folder: Path, dtype: Dtype
 ) -> None:
     changes = {"quantize": "none", "dtype": dtype}
     if any(getattr(source.backbone, name) != value for name, value in changes.items()):
@@ -208,7 +208,7 @@ def _write_merged(
     model.save_pretrained(folder)
 
 
-def _write_adapter(source: RewardRun, trained: Scorer, folder: Path, dtype: Dtype) -> None:
+def _write_adapter(source: RewardRun, trained: RewardModel, folder: Path, dtype: Dtype) -> None:
     """A peft folder: the adapter's factors, and the head among its `modules_to_save`."""
     lora, body = source.backbone.lora, trained.body
     assert isinstance(body, PeftModel)

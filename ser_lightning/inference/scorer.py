@@ -1,7 +1,6 @@
 """A reward model for scripts and notebooks: `from ser_lightning import Scorer`.
 
-`Scorer` of the package is the `RewardScorer` of this file: it takes texts. The `Scorer` of `scorer.py` is the network
-below it, which takes ids. N responses or pairs.
+A `Scorer` takes texts; the `RewardModel` below it takes ids. N responses or pairs.
 """
 
 import json
@@ -30,7 +29,7 @@ Prompts = Sequence[str] | Sequence[list[Turn]]
 """Texts, each the turn of a user or a transcript that begins with `Human:`, or conversations as lists of turns."""
 
 
-class RewardScorer:
+class Scorer:
     """A reward model that gives texts their rewards.
 
     Example:
@@ -248,7 +247,7 @@ def _all_turns(prompts: Prompts, *responses: Sequence[str]) -> list[list[Turn]]:
 def _set_dtype(judge: RewardModelJudge, dtype: Dtype) -> None:
     if dtype == "auto":
         return
-    model = cast(PreTrainedModel, judge.scorer.model)
+    model = cast(PreTrainedModel, judge.reward_model.model)
     if getattr(model, "is_quantized", False):
         raise UserError(f"dtype: got {dtype} for a body in 4 bits; use auto")
     for weight in getattr(model, model.base_model_prefix).parameters():
@@ -261,7 +260,7 @@ def _set_max_length(judge: RewardModelJudge, max_length: int | None) -> None:
     judge.tokenizer.model_max_length = sys.maxsize  # it would warn of prompts that are cut only after it has seen them
     if max_length is None:
         return
-    config = cast(PreTrainedModel, judge.scorer.model).config.get_text_config()
+    config = cast(PreTrainedModel, judge.reward_model.model).config.get_text_config()
     positions = getattr(config, "max_position_embeddings", None)
     if positions is not None and max_length > positions:
         raise UserError(f"max_length: got {max_length} for a model of {positions} positions; use at most that")

@@ -10,7 +10,7 @@ from ser_lightning.data.layouts import Layout
 from ser_lightning.models.backbone import Backbone
 from ser_lightning.models.loading import lora_config
 from ser_lightning.models.policy import Policy, use_adapter
-from ser_lightning.models.reward_model import Scorer
+from ser_lightning.models.reward_model import RewardModel
 from ser_lightning.models.trainable import load_exactly
 from ser_lightning.records import Inputs
 
@@ -18,27 +18,27 @@ _SAVED_ADAPTER = "default"
 """The name under which a reward run saves its adapter."""
 
 
-class AdapterScorer(nn.Module):
-    """A `Scorer` whose body is another model's base with an adapter of its own on it.
+class AdapterRewardModel(nn.Module):
+    """A `RewardModel` whose body is another model's base with an adapter of its own on it.
 
     Args:
-        scorer: with that body.
+        reward_model: with that body.
         adapter: name of the adapter, None for the bare base.
     """
 
-    def __init__(self, scorer: Scorer, adapter: str | None) -> None:
+    def __init__(self, reward_model: RewardModel, adapter: str | None) -> None:
         super().__init__()
-        self.scorer, self.adapter = scorer, adapter
+        self.reward_model, self.adapter = reward_model, adapter
 
     @property
     def layout(self) -> Layout:
-        """The scorer's."""
-        return self.scorer.layout
+        """The reward model's."""
+        return self.reward_model.layout
 
     def forward(self, inputs: Inputs) -> Tensor:
-        """(R,) float32 rewards of R sequences, see `Scorer.forward`."""
-        with use_adapter(self.scorer.body, self.adapter):
-            return self.scorer(inputs)
+        """(R,) float32 rewards of R sequences, see `RewardModel.forward`."""
+        with use_adapter(self.reward_model.body, self.adapter):
+            return self.reward_model(inputs)
 
 
 def can_share(policy: Backbone, reward: Backbone) -> bool:
@@ -52,7 +52,9 @@ def can_share(policy: Backbone, reward: Backbone) -> bool:
     )
 
 
-def shared_scorer(policy: Policy, reward: Backbone, weights: dict[str, Tensor], adapter: str) -> AdapterScorer:
+def adapter_reward_model(
+    policy: Policy, reward: Backbone, weights: dict[str, Tensor], adapter: str
+) -> AdapterRewardModel:
     """Put a reward model's adapter and head beside the policy's.
 
     Args:
@@ -71,10 +73,10 @@ def shared_scorer(policy: Policy, reward: Backbone, weights: dict[str, Tensor], 
     hidden_size = policy.lm.config.get_text_config().hidden_size
     setattr(model, str(model.base_model_prefix), body)
     model.score = nn.Linear(hidden_size, 1, bias=False, device=next(policy.lm.parameters()).device)
-    scorer = Scorer(model, policy.layout)
-    named = {name.replace(f".{adapter}.", f".{_SAVED_ADAPTER}."): p for name, p in scorer.named_parameters()}
+    reward_model = RewardModel(model, policy.layout)
+    named = {name.replace(f".{adapter}.", f".{_SAVED_ADAPTER}."): p for name, p in reward_model.named_parameters()}
     own = {name: named[name] for name in named if ".score." in name or f".{_SAVED_ADAPTER}." in name}
     load_exactly({name: p.data for name, p in own.items()}, weights)
     for p in own.values():
         p.requires_grad_(False)
-    return AdapterScorer(scorer, adapter if reward.train == "lora" else None)
+    return AdapterRewardModel(reward_model, adapter if reward.train == "lora" else None)

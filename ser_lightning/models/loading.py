@@ -1,4 +1,4 @@
-"""Loading and preparing pretrained models: what scorer and policy have in common."""
+"""Loading and preparing pretrained models: what reward model and policy have in common."""
 
 import inspect
 from collections.abc import Iterator

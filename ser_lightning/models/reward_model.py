@@ -1,4 +1,4 @@
-"""The scorer: a transformers body, adapters on it, and a float32 head outside of both.
+"""The reward model: a transformers body, adapters on it, and a float32 head outside of both.
 
 A decoder's reward is read at the last position whose attention mask is 1; an encoder keeps its own pooling.
 """
@@ -29,7 +29,7 @@ from ser_lightning.records import Features, Inputs, Padded
 from ser_lightning.utils.collectives import gathered
 
 
-class Scorer(nn.Module):
+class RewardModel(nn.Module):
     """`AutoModelForSequenceClassification` with one label, read at the right token and with a float32 head.
 
     Args:
@@ -101,14 +101,14 @@ def last_states(hidden: Tensor, inputs: Inputs) -> Tensor:
     return hidden.flatten(0, 1)[inputs.places(inputs.num_tokens[:, None] - 1).squeeze(-1)]
 
 
-def load_scorer(
+def load_reward_model(
     backbone: Backbone, device: torch.device | str = "cpu", layout: LayoutName = "auto", where: str = "layout"
-) -> Scorer:
-    """The scorer as training starts from it. The new weights (head, adapters) are drawn from the global seed alone.
+) -> RewardModel:
+    """The reward model as training starts from it; new weights (head, adapters) are drawn from the global seed alone.
 
     Args:
         backbone: the pretrained body and how it is trained.
-        device: where 4-bit weights are made, and where the scorer will compute.
+        device: where 4-bit weights are made, and where the reward model will compute.
         layout: see `masks.choose_layout`.
         where: how errors call the layout's setting.
 
@@ -120,15 +120,15 @@ def load_scorer(
         torch.manual_seed(torch.initial_seed())
         model = _load_model(backbone, device)
         prepare_body(model, backbone)
-    return Scorer(model, choose_layout(layout, model, device, where)).train()  # loaded with dropout off
+    return RewardModel(model, choose_layout(layout, model, device, where)).train()  # loaded with dropout off
 
 
-def merged_model(scorer: Scorer) -> nn.Module:
-    """The plain transformers model with the adapters merged into its body. The scorer is used up by this."""
-    model = scorer.model
-    if isinstance(scorer.body, PeftModel):
-        setattr(model, str(model.base_model_prefix), scorer.body.merge_and_unload())
-    for name in scorer.head_names:
+def merged_model(reward_model: RewardModel) -> nn.Module:
+    """The plain transformers model with the adapters merged into its body. The reward model is used up by this."""
+    model = reward_model.model
+    if isinstance(reward_model.body, PeftModel):
+        setattr(model, str(model.base_model_prefix), reward_model.body.merge_and_unload())
+    for name in reward_model.head_names:
         vars(model.get_submodule(name)).pop("forward", None)
     forget_gguf(model)
     return model

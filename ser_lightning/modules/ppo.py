@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ser_lightning.errors import UserError, raise_problems
-from ser_lightning.models.adapter_reward import can_share, shared_scorer
+from ser_lightning.models.adapter_reward import adapter_reward_model, can_share
 from ser_lightning.models.backbone import Backbone
 from ser_lightning.models.masks import LayoutName
 from ser_lightning.models.policy import Policy, Role, load_policy
@@ -135,7 +135,7 @@ class PPOModule(PolicyModule):
             if not can_share(self.start.backbone, run.backbone):
                 return None
             number = sum(name.startswith("reward") for name in getattr(policy.body, "peft_config", {}))
-            return shared_scorer(policy, run.backbone, run.weights, f"reward{number}")
+            return adapter_reward_model(policy, run.backbone, run.weights, f"reward{number}")
 
         problems: list[str] = []
         try:
@@ -190,7 +190,7 @@ class PPOModule(PolicyModule):
         reward = self._judges[0][0](*_texts(prompts, response_texts(self.tokenizer, rollout))).to(self.device)
         logp, ref_logp = measure(self.policy, rollout, self.sampling.temperature, self.tokens_per_batch)
         value = measure_values(self.policy, rollout, self.tokens_per_batch) if self._has_critic else None
-        score = reward - self.ppo.unfinished_penalty * (~rollout.has_ended).float()
+        score = reward - self.ppo.missing_eos_penalty * (~rollout.has_ended).float()
         weight = self.kl_control.weight
         experience = make_experience(rollout, score, logp, ref_logp, value, weight, self.advantage, group, self.ppo)
         return experience, reward
@@ -214,7 +214,7 @@ class PPOModule(PolicyModule):
     def _update_once(self, experience: Experience, rows: Tensor) -> dict[str, float]:
         """One optimiser step of policy and critic on some rows."""
         num_tokens = sum_over_ranks(experience.response_mask[rows].sum())
-        names = ("policy_loss", "entropy", "clip_share", "moved_kl", "value_loss")
+        names = ("policy_loss", "entropy", "clip_fraction", "approx_kl", "value_loss")
         sums = dict.fromkeys(names, torch.zeros((), device=self.device))
         model = self.trainer.strategy.model
         # Ranks sum their gradients at the end, however many micro-batches each of them had.
@@ -237,11 +237,16 @@ class PPOModule(PolicyModule):
         mask, width = part.response_mask, part.response_mask.shape[1]
         old_logp, advantage = experience.logp[rows, :width], experience.advantage[rows, :width]
         logp, entropy = response_logps(self.policy, "policy", part, self.sampling.temperature)
-        loss, clip_share = clipped_policy_loss(logp, old_logp, advantage, mask, self.ppo.clip_range)
+        loss, clip_fraction = clipped_policy_loss(logp, old_logp, advantage, mask, self.ppo.clip_range)
         total_entropy = masked_sum(entropy, mask)
         self.manual_backward((loss - self.ppo.entropy_weight * total_entropy) / num_tokens)
         moved = masked_sum(kl_k3(old_logp, logp.detach()), mask)
-        sums = {"policy_loss": loss, "entropy": total_entropy, "clip_share": clip_share * mask.sum(), "moved_kl": moved}
+        sums = {
+            "policy_loss": loss,
+            "entropy": total_entropy,
+            "clip_fraction": clip_fraction * mask.sum(),
+            "approx_kl": moved,
+        }
         return {name: value.detach() for name, value in sums.items()}
 
     def _critic_backward(self, experience: Experience, rows: Tensor, num_tokens: Tensor) -> Tensor:
@@ -279,7 +284,7 @@ class PPOModule(PolicyModule):
         sums = [column.double().sum() for column in columns]
         count = torch.tensor(float(len(rollout)), dtype=torch.float64, device=self.device)
         *totals, num_responses = sum_over_ranks(torch.stack([*sums, count])).tolist()
-        names = ("reward", "kl", "kl_k3", "length", "ended")
+        names = ("reward", "kl", "kl_k3", "length", "eos_rate")
         return {name: total / num_responses for name, total in zip(names, totals, strict=True)}
 
     # Held-out prompts.
@@ -325,10 +330,12 @@ class PPOModule(PolicyModule):
             return
         columns = {"reward": self.answers.reward, "kl": self.answers.kl, "length": self.answers.num_tokens.float()}
         if self.answers.judge is not None:
-            columns["gold"] = self.answers.judge
+            columns["judge_score"] = self.answers.judge
         for name, column in columns.items():
             # For the progress bar and for what monitors a figure; `PolicyWatch` tells the loggers, at the right step.
-            self.log(f"val/{name}", column.mean(), prog_bar=name in ("reward", "gold"), logger=False, sync_dist=False)
+            self.log(
+                f"val/{name}", column.mean(), prog_bar=name in ("reward", "judge_score"), logger=False, sync_dist=False
+            )
 
     # Optimisers and checkpoints.
 

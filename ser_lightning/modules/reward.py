@@ -1,4 +1,4 @@
-"""The reward model as a LightningModule: a thin shell around `scorer.Scorer` and `losses`."""
+"""The reward model as a LightningModule: a thin shell around `reward_model.RewardModel` and `losses`."""
 
 from typing import Any
 
@@ -15,7 +15,7 @@ from ser_lightning.evaluation.metrics import PairMetrics, half_credit
 from ser_lightning.models.backbone import Backbone, load_tokenizer
 from ser_lightning.models.fingerprint import Identity, check_identity, check_trained, identity_of
 from ser_lightning.models.masks import LayoutName
-from ser_lightning.models.reward_model import Scorer, load_scorer
+from ser_lightning.models.reward_model import RewardModel, load_reward_model
 from ser_lightning.models.trainable import trainable_state, trained_part
 from ser_lightning.records import PairBatch, PairScores
 from ser_lightning.runs.reward_run import MODULE_PREFIX
@@ -35,7 +35,7 @@ class RewardModule(LightningModule):
         optimizer: class and arguments of the optimiser; its learning rate is the peak of each phase's schedule.
         lr_decay: `linear` falls to 0 over a phase (the paper's), `none` stays.
         warmup_share: share of a phase's steps over which the learning rate rises from 0.
-        centring_weight: weight of the loss that pulls the mean reward of a pair to 0.
+        center_rewards_coefficient: weight of the loss that pulls the mean reward of a pair to 0.
         pointwise_weight: weight of the loss that makes each response good or bad by itself.
         label_noise: share of human labels assumed wrong, in [0, 0.5).
         max_grad_norm: gradients are clipped to this norm.
@@ -49,7 +49,7 @@ class RewardModule(LightningModule):
         optimizer: OptimizerCallable = lambda p: torch.optim.AdamW(p, lr=1e-4, weight_decay=0.0),
         lr_decay: Decay = "linear",
         warmup_share: float = 0.1,
-        centring_weight: float = 0.01,
+        center_rewards_coefficient: float = 0.01,
         pointwise_weight: float = 0.0,
         label_noise: float = 0.0,
         max_grad_norm: float = 1.0,
@@ -67,12 +67,12 @@ class RewardModule(LightningModule):
         self.strict_loading = False
         self.backbone, self.optimizer = backbone, optimizer
         self.lr_decay, self.warmup_share = lr_decay, warmup_share
-        self.centring_weight, self.pointwise_weight = centring_weight, pointwise_weight
+        self.center_rewards_coefficient, self.pointwise_weight = center_rewards_coefficient, pointwise_weight
         self.label_noise, self.max_grad_norm = label_noise, max_grad_norm
         self._wanted_layout: LayoutName = layout
         self.temperature, self.zero = 1.0, 0.0
         self.feature_key: str | None = None
-        self._scorer: Scorer | None = None
+        self._reward_model: RewardModel | None = None
         self._identity: Identity | None = None
         self._tokenizer: PreTrainedTokenizerBase | None = None
         self._initial_state: dict[str, Tensor] = {}
@@ -87,11 +87,11 @@ class RewardModule(LightningModule):
         return self._tokenizer
 
     @property
-    def scorer(self) -> Scorer:
+    def reward_model(self) -> RewardModel:
         """The model itself; loaded by `configure_model`."""
-        if self._scorer is None:
+        if self._reward_model is None:
             raise RuntimeError("the model is loaded in configure_model(), which the trainer calls")
-        return self._scorer
+        return self._reward_model
 
     def setup(self, stage: str) -> None:
         """Refuse strategies that cannot train this."""
@@ -100,32 +100,34 @@ class RewardModule(LightningModule):
     @property
     def layout(self) -> Layout:
         """How the data module is to lay out pairs, once the model is loaded."""
-        return self.scorer.layout
+        return self.reward_model.layout
 
     def configure_model(self) -> None:
         """Load the pretrained weights, on the device where 4-bit weights have to be made."""
-        if self._scorer is None:
+        if self._reward_model is None:
             device = self.trainer.strategy.root_device if self._trainer is not None else self.device
-            self._scorer = load_scorer(self.backbone, device, self._wanted_layout, "model.layout")
-            self._identity = identity_of(self._scorer.model, self.tokenizer)
+            self._reward_model = load_reward_model(self.backbone, device, self._wanted_layout, "model.layout")
+            self._identity = identity_of(self._reward_model.model, self.tokenizer)
             if self._trainer is not None and isinstance(self.trainer.strategy, ShardStrategy):
-                self.trainer.strategy.shard(self, self._scorer.body)
-            trained = trainable_state(self._scorer)
+                self.trainer.strategy.shard(self, self._reward_model.body)
+            trained = trainable_state(self._reward_model)
             self._initial_state = {name: own_part(p).cpu().clone() for name, p in trained.items()}
 
     def on_fit_start(self) -> None:
         """Where only the head is trained, the body computes every pair once, before the first step."""
         if self.backbone.train == "head":
-            self.feature_key = cache_features(self.trainer, self.scorer, getattr(self.trainer, "datamodule", None))
+            self.feature_key = cache_features(
+                self.trainer, self.reward_model, getattr(self.trainer, "datamodule", None)
+            )
 
     def restart(self) -> None:
         """Put the weights back to where training started: pretrained body, new adapters and head."""
-        for name, p in trainable_state(self.scorer).items():
+        for name, p in trainable_state(self.reward_model).items():
             own_part(p).copy_(self._initial_state[name])
 
     def forward(self, batch: PairBatch) -> PairScores:
         """Rewards of both responses of every pair."""
-        reward_a, reward_b = self.scorer(batch.inputs).split(batch.num_pairs)
+        reward_a, reward_b = self.reward_model(batch.inputs).split(batch.num_pairs)
         tokens_a, tokens_b = batch.inputs.num_tokens.split(batch.num_pairs)
         return PairScores(batch.pair_id, reward_a, reward_b, tokens_a, tokens_b)
 
@@ -136,7 +138,7 @@ class RewardModule(LightningModule):
     def pair_loss(self, scores: PairScores, target: Tensor) -> Tensor:
         """(B,) Bradley-Terry plus the anchors of the zero."""
         a, b = scores.reward_a, scores.reward_b
-        loss = bradley_terry(a, b, target, self.label_noise) + self.centring_weight * centring(a, b)
+        loss = bradley_terry(a, b, target, self.label_noise) + self.center_rewards_coefficient * centring(a, b)
         if self.pointwise_weight:
             loss = loss + self.pointwise_weight * pointwise(a, b, target)
         return loss
@@ -208,7 +210,7 @@ class RewardModule(LightningModule):
 
     def load_state_dict(self, state_dict: dict[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """Load what `state_dict` gave; a missing head or adapter is an error."""
-        self.scorer.load_trainable_state({k.removeprefix(MODULE_PREFIX): v for k, v in state_dict.items()})
+        self.reward_model.load_trainable_state({k.removeprefix(MODULE_PREFIX): v for k, v in state_dict.items()})
         return torch.nn.modules.module._IncompatibleKeys([], [])
 
     @property

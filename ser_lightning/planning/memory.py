@@ -18,7 +18,7 @@ from transformers.integrations import replace_with_bnb_linear
 from ser_lightning.errors import UserError, raise_problems
 from ser_lightning.models.backbone import Backbone, not_found
 from ser_lightning.models.loading import check_vocabulary, loading_arguments, prepare_body, read_config
-from ser_lightning.models.reward_model import Scorer
+from ser_lightning.models.reward_model import RewardModel
 from ser_lightning.training.strategies import kept_whole, layers_of
 
 KINDS = ("embeddings", "body", "adapters", "head")
@@ -26,13 +26,13 @@ _NF4_BLOCK, _ABSMAX_BLOCK = 64, 256
 _BNB_BLOCK = 256
 
 
-def meta_scorer(backbone: Backbone, tokenizer: PreTrainedTokenizerBase) -> Scorer:
-    """The scorer as `load_scorer` makes it, on the meta device: no weights are read.
+def meta_reward_model(backbone: Backbone, tokenizer: PreTrainedTokenizerBase) -> RewardModel:
+    """The reward model as `load_reward_model` makes it, on the meta device: no weights are read.
 
     Weights that `nf4` will pack are `Params4bit` of their full shape and the body's number format.
 
     Raises:
-        UserError: as `load_scorer` does.
+        UserError: as `load_reward_model` does.
     """
     raise_problems(backbone.problems())
     path = backbone.resolved_path()
@@ -52,7 +52,7 @@ def meta_scorer(backbone: Backbone, tokenizer: PreTrainedTokenizerBase) -> Score
         model = replace_with_bnb_linear(model, skipped, quantization)
     with torch.device("meta"):
         prepare_body(model, backbone)
-        return Scorer(model)
+        return RewardModel(model)
 
 
 # Weights
@@ -73,12 +73,12 @@ class Weights:
     num_bytes: int
 
 
-def count_weights(scorer: Scorer) -> dict[str, Weights]:
-    """The weights of a meta scorer by their kind, one of `KINDS`; tied ones count once."""
-    embeddings = {id(m.weight) for m in scorer.modules() if isinstance(m, nn.Embedding)}
-    heads = tuple(f"model.{name}." for name in scorer.head_names)
+def count_weights(reward_model: RewardModel) -> dict[str, Weights]:
+    """The weights of a meta reward model by their kind, one of `KINDS`; tied ones count once."""
+    embeddings = {id(m.weight) for m in reward_model.modules() if isinstance(m, nn.Embedding)}
+    heads = tuple(f"model.{name}." for name in reward_model.head_names)
     found = {kind: [0, 0, 0] for kind in KINDS}
-    for name, p in scorer.named_parameters():
+    for name, p in reward_model.named_parameters():
         is_embedding = id(p) in embeddings
         kind = "head" if name.startswith(heads) else "adapters" if "lora_" in name else "body"
         counts = found["embeddings" if is_embedding else kind]
@@ -168,19 +168,19 @@ class Shape:
     residual_bytes: int
 
 
-def shape_of(scorer: Scorer, backbone: Backbone, precision: str, device: str) -> Shape:
-    """The shape of a scorer.
+def shape_of(reward_model: RewardModel, backbone: Backbone, precision: str, device: str) -> Shape:
+    """The shape of a reward model.
 
     Args:
-        scorer: on any device, also meta.
+        reward_model: on any device, also meta.
         backbone: how it is trained.
         precision: as the trainer calls it, such as `bf16-mixed`.
         device: `cpu` or `cuda`.
     """
-    config: Any = scorer.model.config.get_text_config()  # type: ignore[operator, union-attr]
+    config: Any = reward_model.model.config.get_text_config()  # type: ignore[operator, union-attr]
     layers, hidden, heads = config.num_hidden_layers, config.hidden_size, config.num_attention_heads
     head_size = getattr(config, "head_dim", None) or hidden // heads
-    names = [name for name, _ in scorer.body.named_modules()]
+    names = [name for name, _ in reward_model.body.named_modules()]
     is_half = backbone.dtype == "bfloat16" or precision.startswith(("bf16", "16"))
     return Shape(
         layers=layers,
@@ -188,15 +188,15 @@ def shape_of(scorer: Scorer, backbone: Backbone, precision: str, device: str) ->
         inner=getattr(config, "intermediate_size", None) or 4 * hidden,
         key_value=(getattr(config, "num_key_value_heads", None) or heads) * head_size,
         mlp_tensors=3 if any("gate" in name for name in names) else 2,
-        adapters=_adapter_bytes(scorer, backbone, precision, device) // layers,
+        adapters=_adapter_bytes(reward_model, backbone, precision, device) // layers,
         num_bytes=2 if is_half else 4,
-        residual_bytes=scorer.model.get_input_embeddings().weight.element_size(),  # type: ignore[operator, union-attr]
+        residual_bytes=reward_model.model.get_input_embeddings().weight.element_size(),  # type: ignore[operator, union-attr]
     )
 
 
-def _adapter_bytes(scorer: Scorer, backbone: Backbone, precision: str, device: str) -> int:
+def _adapter_bytes(reward_model: RewardModel, backbone: Backbone, precision: str, device: str) -> int:
     """Bytes that all adapters keep of a token: their inputs, the masks of the dropout on these, and inner states."""
-    inner = [m for name, m in scorer.body.named_modules() if ".lora_A." in name and isinstance(m, nn.Linear)]
+    inner = [m for name, m in reward_model.body.named_modules() if ".lora_A." in name and isinstance(m, nn.Linear)]
     kept = 2 if precision.endswith("-mixed") else 4
     # A CPU multiplies by a mask of numbers, a GPU keeps one of booleans.
     mask = 0 if backbone.lora.dropout == 0 else 4 if device == "cpu" else 1
@@ -232,30 +232,30 @@ def labelling_activations(shape: Shape, num_tokens: int) -> int:
     return num_tokens * (states + shape.num_bytes * shape.mlp_tensors * shape.inner)
 
 
-def workspace_bytes(scorer: Scorer, precision: str) -> int:
+def workspace_bytes(reward_model: RewardModel, precision: str) -> int:
     """Copies of weights in half precision: all trained ones in autocast, and the largest 4-bit layer unpacked."""
-    looked_up = {id(m.weight) for m in scorer.modules() if isinstance(m, nn.Embedding)}
-    multiplied = (p for p in trained_weights(scorer) if p.dim() > 1 and id(p) not in looked_up)
+    looked_up = {id(m.weight) for m in reward_model.modules() if isinstance(m, nn.Embedding)}
+    multiplied = (p for p in trained_weights(reward_model) if p.dim() > 1 and id(p) not in looked_up)
     is_cast = precision.endswith("-mixed")
     copied = sum(p.numel() for p in multiplied if p.dtype == torch.float32) if is_cast else 0
-    return 2 * (copied + max((p.numel() for p in scorer.parameters() if _is_4bit(p)), default=0))
+    return 2 * (copied + max((p.numel() for p in reward_model.parameters() if _is_4bit(p)), default=0))
 
 
 # Shards
 
 
-def keep_one_shard(scorer: Scorer, num_ranks: int) -> None:
-    """Leave a meta scorer what one rank holds of it under the strategy `fsdp`: of each weight in shards, its rows.
+def keep_one_shard(reward_model: RewardModel, num_ranks: int) -> None:
+    """Leave a meta reward model what one rank holds of it under `fsdp`: of each weight in shards, its rows.
 
     FSDP2 gives every rank as many rows as the first one, whose share is rounded up; the last ones only pad it.
     """
-    kept = set(kept_whole(scorer.body))
-    for p in scorer.body.parameters():
+    kept = set(kept_whole(reward_model.body))
+    for p in reward_model.body.parameters():
         if p not in kept:
             p.data = p.data[: ceil(len(p) / num_ranks)]
 
 
-def gathered_bytes(scorer: Scorer) -> tuple[int, int]:
+def gathered_bytes(reward_model: RewardModel) -> tuple[int, int]:
     """Estimated most bytes that are whole at one time of a body in shards, in training and in labelling.
 
     Embeddings and all else outside of layers, one layer that computes, and the next one twice: as it comes and as it is
@@ -263,17 +263,17 @@ def gathered_bytes(scorer: Scorer) -> tuple[int, int]:
     what is outside, if that is larger) twice: as they are made and as they are sent.
 
     Args:
-        scorer: a meta scorer, before `keep_one_shard`.
+        reward_model: a meta reward model, before `keep_one_shard`.
     """
-    kept = set(kept_whole(scorer.body))
+    kept = set(kept_whole(reward_model.body))
 
     def size(module: nn.Module) -> int:
         return gradient_bytes(p for p in module.parameters() if p not in kept)
 
-    layers = [size(layer) for layer in layers_of(scorer.body)]
-    rest, largest = size(scorer.body) - sum(layers), max(layers, default=0)
+    layers = [size(layer) for layer in layers_of(reward_model.body)]
+    rest, largest = size(reward_model.body) - sum(layers), max(layers, default=0)
     labelling = rest + 3 * largest
-    is_trained = not scorer.is_body_frozen and not kept
+    is_trained = not reward_model.is_body_frozen and not kept
     return rest + 2 * largest + 2 * max(rest, largest) if is_trained else labelling, labelling
 
 

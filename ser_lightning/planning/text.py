@@ -67,7 +67,7 @@ def _data(data: dict[str, Any]) -> list[str]:
 
 def _rounds(rounds: dict[str, Any]) -> list[str]:
     if not rounds["rounds"]:
-        return ["Rounds: none, there is no EvolutionCallback in trainer.callbacks"]
+        return ["Rounds: none, `evolution` is null"]
     rows = []
     for work in rounds["rounds"]:
         cells = (str(work["round"]), _span(work["trained_pairs"], short), short(work["scored_pairs"]))

@@ -25,7 +25,7 @@ MARKS = "os^Dv*Pp"
 ACCURACIES = (
     ("test_accuracy", "test pairs", INK, "s", "-"),
     ("seed_oof_accuracy", "seed, out of fold", ACCENT, "o", "-"),
-    ("kept_accuracy", "kept labels", GOLD, "^", "--"),
+    ("pseudo_label_accuracy", "kept labels", GOLD, "^", "--"),
     ("pool_accuracy", "all pool labels", MUTED, "v", ":"),
 )
 """Column of `rounds.csv`, name, colour, mark, line."""

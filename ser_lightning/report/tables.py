@@ -12,7 +12,7 @@ _ASKED = {
     "data": "data.path",
     "more pool pairs": "data.pool_path",
     "test pairs from": "data.test_path",
-    "arrived later": "data.more_path",
+    "arrived later": "data.new_data_path",
     "share with human labels": "data.seed_fraction",
     "model": "model.backbone.path",
 }
@@ -23,7 +23,7 @@ _ASKED_TOGETHER = {
 }
 _ROUND_SETTINGS = (
     *("max_rounds", "seed_epochs", "epochs_per_round", "folds", "committee", "restart", "combine", "seed_share"),
-    *("label_use", "length_quota", "min_gain", "stop_by"),
+    *("pseudo_label_mode", "length_quota", "min_gain", "stop_by"),
 )
 
 
@@ -79,7 +79,7 @@ ROUND_NOTE = (
     "right answers with their 95 % intervals; test and hidden pool labels are only counted and decide nothing."
 )
 ROUND_COLUMNS = {
-    "kept_accuracy": "kept right",
+    "pseudo_label_accuracy": "kept right",
     "pool_accuracy": "pool right",
     "seed_oof_accuracy": "seed, out of fold",
     "test_accuracy": "test",
@@ -102,16 +102,16 @@ FORECAST_NOTE = (
     "Behind a round: what the next one is forecast to gain, and the round at which evolution converges. Headway: how "
     "much further the pool's labels are from those of two rounds before."
 )
-AHEAD = {"headway": "+.3f", "next_gain": "+.4f", "converges_at": ".0f"}
+AHEAD = {"net_label_change": "+.3f", "predicted_gain": "+.4f", "predicted_last_round": ".0f"}
 
 
 def forecast_table(run: Run) -> Table | None:
     """What had been forecast of each round, and what came; None for runs from before there were forecasts."""
-    headers = ["round", "forecast", "out of fold", "error", "headway", "next gain", "converges at"]
+    headers = ["round", "forecast", "out of fold", "error", "net_label_change", "next gain", "converges at"]
     rows = []
     for one in run.rounds:
         row = one.row
-        if "converges_at" not in row:
+        if "predicted_last_round" not in row:
             return None
         forecast, low, high = (number_text(row[f"forecast_{name}"]) for name in ("accuracy", "low", "high"))
         came = [number_text(row["seed_oof_accuracy"]), number_text(row["forecast_error"], "+.3f")]

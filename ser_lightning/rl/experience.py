@@ -26,24 +26,24 @@ class PPOSettings:
         minibatches: optimiser steps in a pass.
         clip_range: how far a token's probability may move before its gradient stops, as a ratio around 1.
         value_clip_range: how far a value may move in a step, in units of the reward.
-        discount: weight of the reward one token later; only `gae` has one.
+        gamma: weight of the reward one token later; only `gae` has one.
         gae_lambda: from 0, which trusts the critic, to 1, which trusts the returns; only `gae` has one.
         whiten_advantages: bring the advantages of a step to mean 0 and variance 1.
         whiten_rewards: bring the token rewards of a step to variance 1; only for `gae`.
         entropy_weight: weight of the entropy that is added to the objective.
-        unfinished_penalty: taken off the reward of a response that does not end, in units of the reward.
+        missing_eos_penalty: taken off the reward of a response that does not end, in units of the reward.
     """
 
     epochs: int = 4
     minibatches: int = 1
     clip_range: float = 0.2
     value_clip_range: float = 0.2
-    discount: float = 1.0
+    gamma: float = 1.0
     gae_lambda: float = 0.95
     whiten_advantages: bool = True
     whiten_rewards: bool = False
     entropy_weight: float = 0.0
-    unfinished_penalty: float = 1.0
+    missing_eos_penalty: float = 1.0
 
     def problems(self, estimator: Estimator, responses_per_prompt: int) -> list[str]:
         """What cannot work, a line each."""
@@ -59,7 +59,7 @@ class PPOSettings:
         ]
         found += [
             f"ppo.{name}: got {value}; need a share in [0, 1]"
-            for name, value in (("discount", self.discount), ("gae_lambda", self.gae_lambda))
+            for name, value in (("gamma", self.gamma), ("gae_lambda", self.gae_lambda))
             if not 0 <= value <= 1
         ]
         if estimator == "gae" and responses_per_prompt < 1:
@@ -181,7 +181,7 @@ def make_experience(
         rewards = policy_math.token_rewards(score, kl, mask, kl_weight)
         if settings.whiten_rewards:
             rewards = policy_math.whiten(rewards, mask, center=False, moments=_shared_moments(rewards, mask))
-        advantage, returns = policy_math.gae(rewards, value, mask, settings.discount, settings.gae_lambda)
+        advantage, returns = policy_math.gae(rewards, value, mask, settings.gamma, settings.gae_lambda)
     else:
         total = score - kl_weight * policy_math.sequence_kl(kl, mask)
         of_group = policy_math.rloo_advantages if estimator == "rloo" else policy_math.grpo_advantages

@@ -47,7 +47,7 @@ class RewardModelJudge:
     On this scale 0 is a response as often better as worse, and a difference of d wins with probability sigmoid(d).
 
     Args:
-        scorer: gives the (R,) rewards of `Inputs`, in the layout that it names; not copied, may share its body.
+        reward_model: gives the (R,) rewards of `Inputs`, in the layout that it names; not copied, may share its body.
         tokenizer: the reward model's, with a chat template.
         max_length: most tokens in a conversation; longer prompts lose their oldest turns, as in training.
         zero: reward that counts as 0.
@@ -58,7 +58,7 @@ class RewardModelJudge:
 
     def __init__(
         self,
-        scorer: nn.Module,
+        reward_model: nn.Module,
         tokenizer: PreTrainedTokenizerBase,
         max_length: int,
         zero: float,
@@ -66,7 +66,7 @@ class RewardModelJudge:
         name: str,
         tokens_per_batch: int = 16384,
     ) -> None:
-        self.scorer, self.tokenizer, self.max_length = scorer, tokenizer, max_length
+        self.reward_model, self.tokenizer, self.max_length = reward_model, tokenizer, max_length
         self.zero, self.temperature = zero, temperature
         self.name, self.tokens_per_batch = name, tokens_per_batch
 
@@ -94,7 +94,7 @@ class RewardModelJudge:
         """
         batches = self.layout.cut_sequences(rows, keys, self.tokens_per_batch)
         parts = []
-        with evaluating(self.scorer):
+        with evaluating(self.reward_model):
             for batch in batches:
                 parts.append(self._score([rows[i] for i in batch], [keys[i] for i in batch]))
                 if show is not None:
@@ -105,18 +105,18 @@ class RewardModelJudge:
 
     def to(self, device: torch.device | str) -> Self:
         """Move the model in place."""
-        self.scorer.to(device)
+        self.reward_model.to(device)
         return self
 
     @property
     def layout(self) -> Layout:
-        """How the scorer reads sequences best."""
-        return cast(Layout, self.scorer.layout)
+        """How the reward model reads sequences best."""
+        return cast(Layout, self.reward_model.layout)
 
     def _score(self, rows: list[list[int]], keys: list[Hashable]) -> Tensor:
         """(R,) raw rewards of one batch."""
         inputs = self.layout.lay_out(rows, keys, self.tokenizer.pad_token_id or 0)
-        return self.scorer(inputs.to(next(self.scorer.parameters()).device))
+        return self.reward_model(inputs.to(next(self.reward_model.parameters()).device))
 
 
 class FunctionJudge:

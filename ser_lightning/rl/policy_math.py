@@ -150,17 +150,17 @@ def token_rewards(score: Tensor, kl: Tensor, mask: Tensor, kl_weight: float) -> 
     return kept(-kl_weight * kl, mask) + kept(score.unsqueeze(-1), is_last)
 
 
-def gae(rewards: Tensor, values: Tensor, mask: Tensor, discount: float, lambda_: float) -> tuple[Tensor, Tensor]:
+def gae(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, lambda_: float) -> tuple[Tensor, Tensor]:
     """Generalised advantage estimation (Schulman et al., 2016, eq. 16): a sum over the TD errors of the tokens to come.
 
-    `A_t = delta_t + discount lambda A_(t+1)` with `delta_t = r_t + discount V_(t+1) - V_t`, where t + 1 is the next
+    `A_t = delta_t + gamma lambda A_(t+1)` with `delta_t = r_t + gamma V_(t+1) - V_t`, where t + 1 is the next
     kept token; after the last one both V and A are 0.
 
     Args:
         rewards: (R, A).
         values: (R, A) V_t, expected at the token before it is chosen.
         mask: (R, A).
-        discount: gamma of the paper, in [0, 1].
+        gamma: gamma of the paper, in [0, 1].
         lambda_: from 0, one step and all trust in the values, to 1, the whole return and none.
 
     Returns:
@@ -169,8 +169,8 @@ def gae(rewards: Tensor, values: Tensor, mask: Tensor, discount: float, lambda_:
     advantages = torch.zeros_like(rewards)
     next_value = next_advantage = rewards.new_zeros(len(rewards))
     for t in reversed(range(rewards.shape[1])):
-        delta = rewards[:, t] + discount * next_value - values[:, t]
-        advantage = delta + discount * lambda_ * next_advantage
+        delta = rewards[:, t] + gamma * next_value - values[:, t]
+        advantage = delta + gamma * lambda_ * next_advantage
         next_advantage = torch.where(mask[:, t], advantage, next_advantage)
         next_value = torch.where(mask[:, t], values[:, t], next_value)
         advantages[:, t] = next_advantage

@@ -18,7 +18,7 @@ from transformers import (
 from ser_lightning.errors import UserError, raise_problems
 from ser_lightning.models.backbone import load_tokenizer
 from ser_lightning.models.masks import choose_layout
-from ser_lightning.models.reward_model import Scorer
+from ser_lightning.models.reward_model import RewardModel
 from ser_lightning.rl.judges import FunctionJudge, Judge, RewardModelJudge, RewardSum, describe, named
 from ser_lightning.runs.reward_run import RewardRun, read_reward_run
 
@@ -28,7 +28,7 @@ _SOURCES = (
 )
 
 Build = Callable[[RewardRun], nn.Module | None]
-"""From a run to a scorer; None to have it loaded by itself."""
+"""From a run to a reward model; None to have it loaded by itself."""
 
 
 def load_rewards(
@@ -76,7 +76,7 @@ def load_judge(
             export), or the dotted path of a function `(prompts, responses) -> scores`.
         device: where a model goes.
         allow_uncalibrated: take a reward model whose scale was never fitted.
-        build: makes the scorer of a run where it can, such as one on a base that is loaded already, else gives None.
+        build: makes the reward model of a run where it can, such as one on a base that is loaded already, else None.
 
     Raises:
         UserError: if the source is none of these, or a reward model without calibration.
@@ -101,13 +101,15 @@ def load_judge(
 
 def _judge_of_run(source: str, run: Path, device: torch.device | str, build: Build | None) -> RewardModelJudge:
     delivered = read_reward_run(run)
-    scorer = build(delivered) if build else None
-    if scorer is None:
-        scorer, tokenizer = delivered.load(device)
-        scorer.requires_grad_(False).to(device)  # not what `build` made: its parameters may be the policy's
+    reward_model = build(delivered) if build else None
+    if reward_model is None:
+        reward_model, tokenizer = delivered.load(device)
+        reward_model.requires_grad_(False).to(device)  # not what `build` made: its parameters may be the policy's
     else:
         tokenizer = load_tokenizer(delivered.backbone)
-    return RewardModelJudge(scorer, tokenizer, delivered.max_length, delivered.zero, delivered.temperature, source)
+    return RewardModelJudge(
+        reward_model, tokenizer, delivered.max_length, delivered.zero, delivered.temperature, source
+    )
 
 
 def _judge_of_folder(source: str, folder: Path, device: torch.device | str, takes_any_scale: bool) -> RewardModelJudge:
@@ -126,8 +128,8 @@ def _judge_of_folder(source: str, folder: Path, device: torch.device | str, take
         raise UserError("got a tokenizer without a chat template; save the one that the model was trained with")
     max_length = min(tokenizer.model_max_length, getattr(config, "max_position_embeddings", None) or math.inf)
     zero, temperature = getattr(config, "reward_zero", 0.0), getattr(config, "reward_temperature", 1.0)
-    scorer = Scorer(model, choose_layout("auto", model, device, source)).requires_grad_(False).to(device)
-    return RewardModelJudge(scorer, tokenizer, int(max_length), zero, temperature, source)
+    reward_model = RewardModel(model, choose_layout("auto", model, device, source)).requires_grad_(False).to(device)
+    return RewardModelJudge(reward_model, tokenizer, int(max_length), zero, temperature, source)
 
 
 def _config_problems(config: PretrainedConfig, takes_any_scale: bool) -> Iterator[str]:

@@ -13,10 +13,10 @@ from transformers import PreTrainedTokenizerBase
 from ser_lightning.models.backbone import Backbone, LoraSettings, load_tokenizer
 from ser_lightning.errors import UserError
 from ser_lightning.models.fingerprint import check_identity, check_trained, identity_of
-from ser_lightning.models.reward_model import Scorer, load_scorer
+from ser_lightning.models.reward_model import RewardModel, load_reward_model
 
-MODULE_PREFIX = "_scorer."
-"""Where `RewardModule` keeps its scorer."""
+MODULE_PREFIX = "_reward_model."
+"""Where `RewardModule` keeps its reward model."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class RewardRun:
     max_length: int
     """Most tokens in a conversation."""
     weights: dict[str, Tensor]
-    """What was trained, as `Scorer.load_trainable_state` takes it; on the CPU."""
+    """What was trained, as `RewardModel.load_trainable_state` takes it; on the CPU."""
     zero: float
     """The reward of a response that is as often the better as the worse one of its pair."""
     temperature: float
@@ -35,8 +35,8 @@ class RewardRun:
     identity: dict[str, str] | None = None
     """The base and the template that the weights belong to; None in runs of earlier versions."""
 
-    def load(self, device: torch.device | str = "cpu", **changes: Any) -> tuple[Scorer, PreTrainedTokenizerBase]:
-        """The scorer and its tokenizer.
+    def load(self, device: torch.device | str = "cpu", **changes: Any) -> tuple[RewardModel, PreTrainedTokenizerBase]:
+        """The reward model and its tokenizer.
 
         Args:
             device: where it goes.
@@ -45,11 +45,11 @@ class RewardRun:
         Raises:
             UserError: if the weights belong to another base or template, or to another shape.
         """
-        scorer = load_scorer(replace(self.backbone, **changes), device)
+        reward_model = load_reward_model(replace(self.backbone, **changes), device)
         tokenizer = load_tokenizer(self.backbone)
-        check_identity("run", self.identity, identity_of(scorer.model, tokenizer))
-        scorer.load_trainable_state(self.weights)
-        return scorer, tokenizer
+        check_identity("run", self.identity, identity_of(reward_model.model, tokenizer))
+        reward_model.load_trainable_state(self.weights)
+        return reward_model, tokenizer
 
 
 def read_reward_run(run: Path) -> RewardRun:

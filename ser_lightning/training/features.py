@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
-from ser_lightning.models.reward_model import Scorer
+from ser_lightning.models.reward_model import RewardModel
 from ser_lightning.records import Features
 from ser_lightning.training.scoring import evaluating
 from ser_lightning.training.strategies import strategy_kind
@@ -68,19 +68,19 @@ def _open(file: Path, num_pairs: int, dtype: torch.dtype) -> Tensor:
     return torch.from_file(str(file), shared=False, size=num_values, dtype=dtype).view(num_pairs, 2, -1)
 
 
-def body_key(scorer: Scorer, precision: str) -> str:
+def body_key(reward_model: RewardModel, precision: str) -> str:
     """Changes when the body would give other states: with its weights, its settings or the precision.
 
     Reads every weight once (a second for each gigabyte or so).
     """
-    config: Any = scorer.model.config
+    config: Any = reward_model.model.config
     settings = {k: v for k, v in config.to_dict().items() if k not in ("_name_or_path", "pad_token_id")}
     content = hashlib.sha256(repr((_VERSION, transformers.__version__, precision, sorted(settings.items()))).encode())
-    for name, tensor in sorted(scorer.body.state_dict().items()):
+    for name, tensor in sorted(reward_model.body.state_dict().items()):
         if isinstance(tensor, Tensor):
             content.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
             content.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    return f"{content.hexdigest()[:24]}-{_dtype_name(scorer.body)}"
+    return f"{content.hexdigest()[:24]}-{_dtype_name(reward_model.body)}"
 
 
 def dtype_of(key: str) -> torch.dtype:
@@ -99,37 +99,37 @@ def is_whole(file: Path, num_pairs: int, hidden_size: int, dtype: torch.dtype) -
     return file.is_file() and file.stat().st_size == num_pairs * 2 * hidden_size * dtype.itemsize
 
 
-def cache_features(trainer: Trainer, scorer: Scorer, data: Any) -> str | None:
+def cache_features(trainer: Trainer, reward_model: RewardModel, data: Any) -> str | None:
     """Compute what is missing of the features of a data module's pairs, over all ranks.
 
     Args:
         trainer: the running trainer.
-        scorer: its body is frozen.
+        reward_model: its body is frozen.
         data: says where the files belong (`feature_files`) and what is in a part (`part_ids`, `part_dataloader`).
 
     Returns:
         The key of the cache; None, and one line that says why, where features cannot be cached.
     """
-    if reason := _obstacle(trainer, scorer, data):
+    if reason := _obstacle(trainer, reward_model, data):
         rank_zero_info(f"Features: not cached, {reason}; the body computes every pair in every round")
         return None
-    key = body_key(scorer, str(trainer.precision))
-    dtype, hidden_size = dtype_of(key), scorer.hidden_size
+    key = body_key(reward_model, str(trainer.precision))
+    dtype, hidden_size = dtype_of(key), reward_model.hidden_size
     for part, file in enumerate(data.feature_files(key)):
         ids = data.part_ids(part)
         # One answer for all ranks, each of which may look at the disk of another node.
         if all(gather_over_ranks(is_whole(file, len(ids), hidden_size, dtype))):
             rank_zero_info(f"Features: found in the cache, {file}")
             continue
-        states = computed_states(trainer, scorer, data.part_dataloader(part))
+        states = computed_states(trainer, reward_model, data.part_dataloader(part))
         write_features(file if trainer.local_rank == 0 else None, states, ids, (2, hidden_size), dtype)
         trainer.strategy.barrier("features")
         rank_zero_info(f"Features: written to {file}")
     return key
 
 
-def _obstacle(trainer: Trainer, scorer: Scorer, data: Any) -> str:
-    if not scorer.is_decoder:
+def _obstacle(trainer: Trainer, reward_model: RewardModel, data: Any) -> str:
+    if not reward_model.is_decoder:
         return "this model pools its states in its head"
     if strategy_kind(trainer.strategy) not in ("auto", "ddp"):
         return f"{type(trainer.strategy).__name__} spreads the body over devices"
@@ -138,14 +138,14 @@ def _obstacle(trainer: Trainer, scorer: Scorer, data: Any) -> str:
     return ""
 
 
-def computed_states(trainer: Trainer, scorer: Scorer, loader: DataLoader) -> Iterator[tuple[Tensor, Tensor]]:
+def computed_states(trainer: Trainer, reward_model: RewardModel, loader: DataLoader) -> Iterator[tuple[Tensor, Tensor]]:
     """(B,) pair ids and their (B, 2, H) states, on the CPU, of the batches of all ranks."""
     shows = trainer.is_global_zero and getattr(trainer.progress_bar_callback, "is_enabled", False)
     bar = tqdm(loader, desc="Computing features", leave=False, dynamic_ncols=True, disable=not shows)
-    with evaluating(scorer), trainer.precision_plugin.predict_step_context():
+    with evaluating(reward_model), trainer.precision_plugin.predict_step_context():
         for batch in bar:
             batch = trainer.strategy.batch_to_device(batch)
-            states = scorer.states(batch.inputs).unflatten(0, (2, -1)).transpose(0, 1)
+            states = reward_model.states(batch.inputs).unflatten(0, (2, -1)).transpose(0, 1)
             yield from gather_over_ranks((batch.pair_id.cpu(), states.cpu()))
 
 

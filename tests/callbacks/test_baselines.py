@@ -4,7 +4,7 @@ import random
 import pytest
 import torch
 
-from ser_lightning.callbacks.baselines import FloorCallback, bag_of_words_accuracy
+from ser_lightning.callbacks.baselines import BaselineCallback, bag_of_words_accuracy
 from ser_lightning.evaluation.baselines import BagOfWords
 from tests.helpers import data, module, trainer
 
@@ -25,7 +25,7 @@ def polite_file(tmp_path):
 def test_the_floor_is_fitted_on_the_seed_and_judged_on_the_test_pairs(tiny_model_dir, polite_file):
     pairs = data(polite_file, val_fraction=0.2)
     model = module(tiny_model_dir)
-    run = trainer("run", FloorCallback(), max_epochs=1)
+    run = trainer("run", BaselineCallback(), max_epochs=1)
     run.fit(model, pairs)
     (figures,) = run.test(model, pairs, verbose=False)
     oracle = ["please" in (p.response_a if label == 1 else p.response_b) for p, label in _labelled_test(pairs)]
@@ -38,7 +38,7 @@ def _labelled_test(pairs):
     """Test pairs with their labels, which only counts can tell: one pair is asked at a time."""
     ids = pairs.pair_ids("test")
     for i, pair in zip(ids, pairs.lookup(ids), strict=True):
-        yield pair, int(pairs.hidden_truth("test").count_right(i[None], torch.ones(1))[1])
+        yield pair, int(pairs.held_out_labels("test").count_right(i[None], torch.ones(1))[1])
 
 
 def test_the_floor_does_not_see_other_labels(polite_file, tiny_model_dir):

@@ -16,7 +16,7 @@ from ser_lightning.__main__ import main
 from ser_lightning.callbacks.continuation import drift_figures, warnings_of
 from ser_lightning.callbacks.state import EvolutionState, seed_credits
 from ser_lightning.errors import NothingToDo, UserError
-from ser_lightning.evolution.selection import CalibratedRule, Evidence, TopShareRule, Verdict
+from ser_lightning.evolution.selection import CalibratedRule, SelectionContext, SelectionResult, TopShareRule
 from ser_lightning.records import PairScores
 from tests.helpers import data, equal, evolution, fit, module, trainer, weights
 
@@ -66,7 +66,7 @@ def more(tmp_path):
 
 def go_on(model_dir, pairs_file, more, run, *extra, ckpt_path=LAST, **kwargs):
     seed_everything(0, verbose=False)
-    model, callback, datamodule = module(model_dir), evolution(**kwargs), data(pairs_file, more_path=more)
+    model, callback, datamodule = module(model_dir), evolution(**kwargs), data(pairs_file, new_data_path=more)
     trainer(run, callback, *extra).fit(model, datamodule, ckpt_path=ckpt_path)
     return model, callback, datamodule
 
@@ -87,7 +87,7 @@ def test_the_record_goes_on_and_only_new_pairs_are_scored(tiny_model_dir, pairs_
     assert [int(row["round"]) for row in new] == [0, 1, 2]
     assert [{**row, "delivered": ""} for row in new[:2]] == [{**row, "delivered": ""} for row in old]
     assert int(new[2]["scored"]) == int(old[0]["scored"]) + 20
-    assert new[2]["forecast_accuracy"] == "nan" and float(new[2]["converges_at"]) > 2  # forecasts begin anew
+    assert new[2]["forecast_accuracy"] == "nan" and float(new[2]["predicted_last_round"]) > 2  # forecasts begin anew
     for name in ("audit.parquet", "model.pt"):
         assert Path("new/rounds/0", name).read_bytes() == Path("old/rounds/0", name).read_bytes()
     assert [(phase.round, phase.fold) for phase, _ in watcher.epochs] == [(2, 0), (2, 1), (2, None)]
@@ -148,7 +148,7 @@ def test_a_continued_run_survives_a_crash(tiny_model_dir, pairs_file, more, rest
 
 def test_a_finished_run_without_new_pairs_has_nothing_to_do(tiny_model_dir, pairs_file):
     fit(tiny_model_dir, pairs_file, "old")
-    with pytest.raises(NothingToDo, match="give new pairs with --data.more_path"):
+    with pytest.raises(NothingToDo, match="give new pairs with --data.new_data_path"):
         go_on(tiny_model_dir, pairs_file, [], "old")
 
 
@@ -169,9 +169,9 @@ def test_a_checkpoint_without_its_rounds_is_refused(tiny_model_dir, pairs_file, 
 def test_the_command_line_goes_on_from_an_earlier_run(tiny_run, more, capsys):
     assert main(["fit", *tiny_run, "--run_dir=old"]) == 0
     before = {path: path.read_bytes() for path in Path("old").rglob("*") if path.is_file()}
-    command = ["fit", f"--ckpt_path={LAST}", f"--data.more_path={more}"]
+    command = ["fit", f"--ckpt_path={LAST}", f"--data.new_data_path={more}"]
     assert main(command) == 2
-    assert "more_path was None and is" in capsys.readouterr().err
+    assert "new_data_path was None and is" in capsys.readouterr().err
     assert main([*command, "--run_dir=new"]) == 0
     said = capsys.readouterr().out
     assert "Drift: what arrived, seen by the delivered model" in said
@@ -206,12 +206,12 @@ def test_drift_figures_are_those_of_scipy_and_of_hand():
     old, new = torch.randn(80, generator=generator), 2 + torch.randn(40, generator=generator)
     pool = scores(torch.cat([old, new]))
     prob_a = torch.sigmoid(pool.margin)
-    verdict = Verdict(prob_a, torch.arange(120) >= 60, 1, False, "")
+    result = SelectionResult(prob_a, torch.arange(120) >= 60, 1, False, "")
     seed, fresh = scores([1, 1, 1, -1], 1000), scores([1.0] * 50, 2000)
     everything = PairScores(*(torch.cat([getattr(seed, k), getattr(fresh, k)]) for k in vars(seed)))
-    evidence = Evidence(everything, torch.cat([torch.ones(4), (torch.arange(50) < 10).float()]))
+    context = SelectionContext(everything, torch.cat([torch.ones(4), (torch.arange(50) < 10).float()]))
     unseen = torch.randn(60, generator=generator)
-    figures = drift_figures(scores(old), pool, verdict, evidence, fresh, scores(unseen))
+    figures = drift_figures(scores(old), pool, result, context, fresh, scores(unseen))
     assert figures["margin_ks"] == pytest.approx(ks_2samp(unseen.abs().numpy(), new.abs().numpy()).statistic)
     tokens = (pool.tokens_a + pool.tokens_b).numpy()
     assert figures["tokens_ks"] == pytest.approx(ks_2samp(tokens[:80], tokens[80:]).statistic)
@@ -230,9 +230,11 @@ def test_drift_figures_are_those_of_scipy_and_of_hand():
 def test_no_drift_is_said_as_well():
     margin = torch.randn(300, generator=torch.Generator().manual_seed(0))
     pool = scores(margin)
-    verdict = Verdict(torch.sigmoid(margin), margin.abs() > 1, 1, False, "")
+    result = SelectionResult(torch.sigmoid(margin), margin.abs() > 1, 1, False, "")
     nothing = scores([])
-    figures = drift_figures(scores(margin[:200]), pool, verdict, Evidence(nothing, torch.empty(0)), nothing, nothing)
+    figures = drift_figures(
+        scores(margin[:200]), pool, result, SelectionContext(nothing, torch.empty(0)), nothing, nothing
+    )
     assert "margin_ks" not in figures
     assert warnings_of(figures) == ["Nothing has drifted by more than chance explains."]
 

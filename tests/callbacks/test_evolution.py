@@ -191,7 +191,7 @@ def test_the_delivered_rounds_model_is_handed_over(tiny_model_dir, pairs_file):
     saved = torch.load(Path("run/rounds", number, "model.pt"), weights_only=True)
     assert equal(weights(model), saved["weights"]) and model.temperature == saved["temperature"] != 1.0
     last = torch.load("run/checkpoints/last.ckpt", weights_only=False)
-    assert equal({k.removeprefix("_scorer."): v for k, v in last["state_dict"].items()}, saved["weights"])
+    assert equal({k.removeprefix("_reward_model."): v for k, v in last["state_dict"].items()}, saved["weights"])
 
 
 def test_a_rule_that_keeps_nothing_ends_evolution_and_says_so(tiny_model_dir, pairs_file, capsys, caplog):
@@ -210,8 +210,8 @@ def test_a_rule_that_keeps_nothing_ends_evolution_and_says_so(tiny_model_dir, pa
         {"seed_epochs": 2},
         {"epochs_per_round": 2},
         {"seed_share": 0.9},
-        {"label_use": "soft"},
-        {"label_use": "weighted"},
+        {"pseudo_label_mode": "soft"},
+        {"pseudo_label_mode": "weighted"},
         {"committee": True},
         {"max_rounds": 1},
         {"combine": "add"},

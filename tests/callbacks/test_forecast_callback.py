@@ -56,26 +56,28 @@ def test_a_round_holds_its_forecast_against_what_came(tiny_model_dir, unsure_fil
     first, *later = rows("run")
     assert len(later) == 3 and all(math.isnan(first[name]) for name in FORECASTS)
     for before, now in zip([first, *later], later, strict=False):
-        expected = before["seed_oof_accuracy"] + before["next_gain"]
+        expected = before["seed_oof_accuracy"] + before["predicted_gain"]
         assert now["forecast_accuracy"] == pytest.approx(expected, abs=1e-5)
         assert now["forecast_error"] == pytest.approx(now["seed_oof_accuracy"] - expected, abs=1e-5)
         assert now["forecast_low"] <= now["forecast_accuracy"] <= now["forecast_high"]
     labels = [audit_labels("run", number) for number in range(4)]
-    assert later[0]["headway"] == pytest.approx(changed(labels[1], labels[0]) / 2)
+    assert later[0]["net_label_change"] == pytest.approx(changed(labels[1], labels[0]) / 2)
     for number in (2, 3):
         way = changed(labels[number], labels[number - 2]) - changed(labels[number - 1], labels[number - 2])
-        assert later[number - 1]["headway"] == pytest.approx(way, abs=1e-5)
-    assert later[0]["flipped"] > 0 and len({line["headway"] for line in later}) > 1
-    assert callback.state.rows[-1].figures()["select/next_gain"] == pytest.approx(later[-1]["next_gain"], abs=1e-5)
+        assert later[number - 1]["net_label_change"] == pytest.approx(way, abs=1e-5)
+    assert later[0]["flipped"] > 0 and len({line["net_label_change"] for line in later}) > 1
+    assert callback.state.rows[-1].figures()["select/predicted_gain"] == pytest.approx(
+        later[-1]["predicted_gain"], abs=1e-5
+    )
 
 
 def test_the_forecast_ends_evolution_where_it_is_asked_to(tiny_model_dir, unsure_file):
     fit(tiny_model_dir, unsure_file, "asked", **STEADY, min_gain=0.9, stop_by="forecast")
     fit(tiny_model_dir, unsure_file, "not_asked", **STEADY, min_gain=0.9)
     [only] = rows("asked")
-    assert only["converges_at"] == 0 and only["delivered"] == 1
+    assert only["predicted_last_round"] == 0 and only["delivered"] == 1
     first, *later = rows("not_asked")
-    assert len(later) == 3 and first["converges_at"] == 0
+    assert len(later) == 3 and first["predicted_last_round"] == 0
 
 
 class Crash(Callback):
@@ -90,7 +92,7 @@ class Crash(Callback):
 @pytest.mark.parametrize("epoch", [2, 4])
 def test_a_crashed_run_ends_by_the_same_forecast(tiny_model_dir, unsure_file, epoch):
     fit(tiny_model_dir, unsure_file, "full", **STEADY)
-    gains = [line["next_gain"] for line in rows("full")]
+    gains = [line["predicted_gain"] for line in rows("full")]
     assert gains[0] > gains[1] > 0
     settings = {**STEADY, "stop_by": "forecast", "min_gain": (gains[0] + gains[1]) / 2}
     unbroken, _ = fit(tiny_model_dir, unsure_file, "unbroken", **settings)
@@ -109,8 +111,8 @@ def test_without_folds_convergence_is_forecast_and_accuracy_is_not(tiny_model_di
     fit(tiny_model_dir, unsure_file, "run", **STEADY, folds=0)
     _, second, *_ = rows("run")
     assert math.isnan(second["forecast_accuracy"]) and math.isnan(second["forecast_error"])
-    assert second["next_gain"] == pytest.approx(0.5 * second["headway"] * 0.3, abs=1e-5)
-    assert second["converges_at"] >= 1
+    assert second["predicted_gain"] == pytest.approx(0.5 * second["net_label_change"] * 0.3, abs=1e-5)
+    assert second["predicted_last_round"] >= 1
 
 
 def test_settings_of_the_forecast_are_refused_together():
@@ -125,13 +127,15 @@ def test_settings_of_the_forecast_are_refused_together():
 def test_a_run_that_goes_on_with_new_pairs_forecasts_anew():
     """The rounds handed over are those behind the new pairs; the first of them had no forecast."""
     credit = torch.tensor([1.0, 0.0])
-    figures = forecast_figures([row(3, headway=0.4)], [credit], 0.005)
-    assert figures.keys() == {"next_gain", "converges_at"}
-    assert figures["next_gain"] == pytest.approx(0.5 * 0.13 * 0.3) and figures["converges_at"] > 3
+    figures = forecast_figures([row(3, net_label_change=0.4)], [credit], 0.005)
+    assert figures.keys() == {"predicted_gain", "predicted_last_round"}
+    assert figures["predicted_gain"] == pytest.approx(0.5 * 0.13 * 0.3) and figures["predicted_last_round"] > 3
 
 
 def test_the_log_line_says_what_was_forecast_and_what_is():
-    now = row(1, forecast_accuracy=0.6, forecast_low=0.5, forecast_high=0.7, next_gain=0.0125, converges_at=4.0)
+    now = row(
+        1, forecast_accuracy=0.6, forecast_low=0.5, forecast_high=0.7, predicted_gain=0.0125, predicted_last_round=4.0
+    )
     ahead = "the next round is forecast to gain +0.0125, and evolution to converge at round 4"
     assert forecast_text(now) == f"out of fold 0.550, forecast 0.600 (0.500 to 0.700); {ahead}"
-    assert forecast_text(row(0, next_gain=0.0125, converges_at=4.0)) == ahead
+    assert forecast_text(row(0, predicted_gain=0.0125, predicted_last_round=4.0)) == ahead

@@ -25,17 +25,17 @@ def only(guard, level, threshold):
 class FlippingRule(TopShareRule):
     """Every label on the wrong side."""
 
-    def select(self, scores, evidence):
-        verdict = super().select(scores, evidence)
-        return replace(verdict, prob_a=1 - verdict.prob_a)
+    def select(self, scores, context):
+        result = super().select(scores, context)
+        return replace(result, prob_a=1 - result.prob_a)
 
 
 class ChangingRule(TopShareRule):
     """Says the contrary of itself from round 1 on."""
 
-    def select(self, scores, evidence):
-        verdict = super().select(scores, evidence)
-        return replace(verdict, prob_a=1 - verdict.prob_a) if evidence.history else verdict
+    def select(self, scores, context):
+        result = super().select(scores, context)
+        return replace(result, prob_a=1 - result.prob_a) if context.history else result
 
 
 def found(round):

@@ -21,7 +21,7 @@ from ser_lightning.records import Answers
 from tests.helpers import trainer as real_trainer
 
 COLUMNS = (
-    "step,reward,reward_low,reward_high,gold,gold_low,gold_high,kl,length,ended,win_rate,win_rate_low,win_rate_high,"
+    "step,reward,reward_low,reward_high,judge_score,judge_score_low,judge_score_high,kl,length,eos_rate,win_rate,win_rate_low,win_rate_high,"
     "repetition,distinct_2"
 )
 NUM_PROMPTS = 60
@@ -83,9 +83,9 @@ def test_a_row_holds_what_hand_and_scipy_say():
     watch(PolicyWatch(), fake_trainer(reward=0.25, policy_loss=-1.5), start, now)
     first, row = read_steps()
     assert ",".join(row) == COLUMNS + ",train_reward,train_policy_loss"
-    assert (row["step"], row["reward"], row["gold"], row["kl"], row["length"]) == ("10", "3", "1", "2.5", "2.5")
-    assert (row["ended"], row["train_reward"], row["train_policy_loss"]) == ("0.75", "0.25", "-1.5")
-    for name, values in (("reward", reward), ("gold", judge)):
+    assert (row["step"], row["reward"], row["judge_score"], row["kl"], row["length"]) == ("10", "3", "1", "2.5", "2.5")
+    assert (row["eos_rate"], row["train_reward"], row["train_policy_loss"]) == ("0.75", "0.25", "-1.5")
+    for name, values in (("reward", reward), ("judge_score", judge)):
         oracle = stats.ttest_1samp(values.numpy(), 0).confidence_interval()
         assert [float(row[f"{name}_low"]), float(row[f"{name}_high"])] == pytest.approx(list(oracle), rel=1e-5)
     assert float(row["win_rate"]) == 2.5 / 4  # by the judge: one lost, one tied, two won
@@ -101,7 +101,7 @@ def test_without_a_judge_its_columns_are_empty_and_the_reward_decides_who_wins(c
         watch(PolicyWatch(), fake_trainer(), drawn(0, None), drawn(9, None))
     assert "model.judge" in caplog.text
     row = read_steps()[-1]
-    assert (row["gold"], row["gold_low"], row["gold_high"], row["win_rate"]) == ("", "", "", "1")
+    assert (row["judge_score"], row["judge_score_low"], row["judge_score_high"], row["win_rate"]) == ("", "", "", "1")
 
 
 def test_the_judge_is_missed_once_and_only_by_who_asks_for_the_guard(caplog):
@@ -148,7 +148,7 @@ def test_samples_stand_side_by_side(num_samples, tmp_path):
         assert len(rows) == min(num_samples, 5)
         assert rows[1] == {
             "prompt": "prompt 1", "before": "old 1", "after": "nouveau, né\n 1", "reward_before": 1.0,
-            "reward_after": 2.0, "gold_before": 5.0, "gold_after": None,
+            "reward_after": 2.0, "judge_score_before": 5.0, "judge_score_after": None,
         }  # fmt: skip
 
 
@@ -274,7 +274,7 @@ def test_loggers_get_the_held_out_figures():
     watch(PolicyWatch(), trainer, answers([0.0, 0.0]), answers([1.0, 2.0], kl=3.0))
     assert [step for step, _ in logged] == [0, 10]
     assert logged[-1][1]["val/reward"] == 1.5 and logged[-1][1]["val/kl"] == 3.0
-    assert set(logged[-1][1]) == {f"val/{n}" for n in COLUMNS.split(",") if n != "step" and "gold" not in n}
+    assert set(logged[-1][1]) == {f"val/{n}" for n in COLUMNS.split(",") if n != "step" and "judge_score" not in n}
 
 
 def test_the_table_shows_first_best_and_last_in_80_columns(capsys):
@@ -358,8 +358,14 @@ def test_a_real_fit_writes_logs_resumes_and_stops():
     assert [row["step"] for row in rows] == ["0", "2", "4", "6", "8"]
     assert [row["train_kl"] for row in rows] == ["", "2", "4", "6", "8"]  # of the step just before
     with open("whole/metrics.csv", newline="") as file:
-        golds = [(float(row["step"]), float(row["val/gold"])) for row in csv.DictReader(file) if row["val/gold"]]
-    assert np.array(golds) == pytest.approx(np.array([[row["step"], row["gold"]] for row in rows], float), rel=1e-5)
+        golds = [
+            (float(row["step"]), float(row["val/judge_score"]))
+            for row in csv.DictReader(file)
+            if row["val/judge_score"]
+        ]
+    assert np.array(golds) == pytest.approx(
+        np.array([[row["step"], row["judge_score"]] for row in rows], float), rel=1e-5
+    )
 
     real_trainer("broken", PolicyWatch(), StopAfter(0), **settings).fit(TinyPolicy(told))
     resumed = real_trainer("broken", PolicyWatch(), **settings)

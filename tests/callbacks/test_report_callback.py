@@ -86,7 +86,7 @@ def test_more_data_for_a_finished_run_leaves_the_notes_of_its_rounds_alone(fitte
     Path("more.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     seed_everything(0, verbose=False)
     run = trainer("on", evolution(), ReportCallback())
-    pairs = data(pairs_file, more_path="more.jsonl")
+    pairs = data(pairs_file, new_data_path="more.jsonl")
     run.fit(module(tiny_model_dir), pairs, ckpt_path="run/checkpoints/last.ckpt")
     assert rounds_in(Path("on/report.html").read_text()) == len(rows_of("on")) == 3
     assert notes_of("on", 1) == notes_of("run", 1)
@@ -122,12 +122,12 @@ def test_labels_are_counted_and_floors_are_those_of_the_test_pairs(fitted, tiny_
     sizes = {split: len(pairs.pair_ids(split)) for split in ("seed", "pool", "val", "test")}
     assert noted["pairs"] == sizes
     row = rows_of("run")[1]
-    counted = {"kept_accuracy": int(row["kept"]), "pool_accuracy": sizes["pool"]}
+    counted = {"pseudo_label_accuracy": int(row["kept"]), "pool_accuracy": sizes["pool"]}
     assert noted["labels"] == {**counted, "seed_oof_accuracy": sizes["seed"], "test_accuracy": sizes["test"]}
     ids = pairs.pair_ids("test")
     longer = (pairs.num_tokens(ids)[:, 0] > pairs.num_tokens(ids)[:, 1]).float()
     tie = pairs.num_tokens(ids)[:, 0] == pairs.num_tokens(ids)[:, 1]
-    known, right = pairs.hidden_truth("test").count_right(ids, torch.where(tie, 0.5, longer))
+    known, right = pairs.held_out_labels("test").count_right(ids, torch.where(tie, 0.5, longer))
     assert noted["floors"]["longer"] == pytest.approx(right / known)
     assert set(noted["floors"]) == {"longer", "bag_of_words"}
 

@@ -8,9 +8,9 @@ from rich.console import Console
 from ser_lightning.callbacks.rounds import RoundRow, choose_round, rounds_table, write_atomically, write_rounds
 
 COLUMNS = (
-    "round,scored,kept,flipped,status,kept_accuracy,pool_accuracy,seed_oof_accuracy,test_accuracy,calibration_error,"
-    "length_correlation,tokens,seconds,delivered,headway,forecast_accuracy,forecast_low,forecast_high,"
-    "forecast_error,next_gain,converges_at"
+    "round,scored,kept,flipped,status,pseudo_label_accuracy,pool_accuracy,seed_oof_accuracy,test_accuracy,calibration_error,"
+    "length_correlation,tokens,seconds,delivered,net_label_change,forecast_accuracy,forecast_low,forecast_high,"
+    "forecast_error,predicted_gain,predicted_last_round"
 )
 
 
@@ -24,7 +24,7 @@ def test_rounds_csv_has_the_promised_columns(tmp_path):
     assert file.read_text().splitlines()[0] == COLUMNS
     read = list(csv.DictReader(file.open()))
     assert [r["delivered"] for r in read] == ["0", "1"]
-    assert (read[0]["kept_accuracy"], read[0]["pool_accuracy"], read[0]["tokens"]) == ("0.8", "nan", "12345")
+    assert (read[0]["pseudo_label_accuracy"], read[0]["pool_accuracy"], read[0]["tokens"]) == ("0.8", "nan", "12345")
 
 
 def test_writing_atomically_leaves_the_old_file_when_it_fails(tmp_path):

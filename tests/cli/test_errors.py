@@ -53,7 +53,7 @@ def test_a_rule_that_keeps_nothing_says_what_it_could_have_reached(scene, here, 
     caplog.set_level(logging.INFO)
     turned = [{**r, "chosen": r["rejected"], "rejected": r["chosen"]} for r in scene.rows[::2]]
     scene.write([*turned, *scene.rows[1::2]])  # labels that nothing can be learnt from
-    assert main(["fit", *here, "--trainer.callbacks.rule.target=0.99", "--run_dir=run"]) == 0
+    assert main(["fit", *here, "--evolution.rule.target=0.99", "--run_dir=run"]) == 0
     assert "Round 0: target 0.990 keeps nothing: the highest that any pair reaches is 0." in caplog.text
 
 

@@ -57,7 +57,7 @@ def test_a_users_own_run_composes(capsys):
         capsys, "--config", "rm.yaml", "--config", "models/qwen2.5-0.5b.yaml", "--data.path", "my_pairs.jsonl"
     )
     assert config["model"]["init_args"]["backbone"]["path"] == "Qwen/Qwen2.5-0.5B-Instruct"
-    assert config["model"]["class_path"] == "ser_lightning.modules.reward.RewardModule"
+    assert config["model"]["class_path"] == "ser_lightning.RewardModule"
     assert config["data"]["init_args"]["path"] == "my_pairs.jsonl"
 
 

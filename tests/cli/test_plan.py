@@ -34,10 +34,10 @@ def problems_of(capsys, *command):
 MORE = {
     "as it is": [],
     "no folds": [
-        "--trainer.callbacks.folds=0",
-        "--trainer.callbacks.rule=ser_lightning.evolution.selection.TopShareRule",
+        "--evolution.folds=0",
+        "--evolution.rule=ser_lightning.TopShareRule",
     ],
-    "committee, padded": ["--trainer.callbacks.committee=true", "--model.layout=padded"],
+    "committee, padded": ["--evolution.committee=true", "--model.layout=padded"],
 }
 
 
@@ -157,13 +157,13 @@ def test_a_pad_that_is_the_eos_is_noted(capsys, tiny_run, tiny_model_dir):
 
 WRONG = {
     "three at once": ["--data.sed_fraction=0.2", "--model.bakcbone.path=x", "--data.max_length=long"],
-    "null": ["--model.centring_weight=null"],
+    "null": ["--model.center_rewards_coefficient=null"],
     "no model": ["--model.backbone.path=nowhere"],
     "no file": ["--data.path=pears.jsonl"],
     "full and nf4": ["--model.backbone.quantize=nf4"],
     "arguments of two parts": ["--model.label_noise=0.9", "--data.pairs_per_step=0"],
     "an optimiser that refuses": ["--model.optimizer.init_args.weight_decay=-1"],
-    "too many folds": ["--trainer.callbacks.folds=30"],
+    "too many folds": ["--evolution.folds=30"],
     "no pool": ["--data.seed_fraction=1.0"],
     "no reloading": ["--trainer.reload_dataloaders_every_n_epochs=0"],
     "shared prompts that are not exact": [

@@ -73,7 +73,7 @@ def test_the_file_holds_pool_pairs_without_labels_and_goes_back_in(run, tiny_run
     assert len(rows) == 5 and all(row["label"] is None and "probability" not in row for row in rows)
     assert [parse_row(row, {}, "here").pair_id for row in rows] == [int(row["id"]) for row in rows]
     Path("ask.jsonl").write_text("".join(json.dumps({**row, "label": 1}) + "\n" for row in rows))
-    last = ["--ckpt_path=run/checkpoints/last.ckpt", "--data.more_path=ask.jsonl"]
+    last = ["--ckpt_path=run/checkpoints/last.ckpt", "--data.new_data_path=ask.jsonl"]
     assert main(["fit", *tiny_run, *last, "--run_dir=on"]) == 0
     with Path("on/rounds.csv").open() as file:
         scored = {int(line["round"]): int(line["scored"]) for line in csv.DictReader(file)}
@@ -81,9 +81,7 @@ def test_the_file_holds_pool_pairs_without_labels_and_goes_back_in(run, tiny_run
 
 
 def test_a_strategy_of_ones_own_is_named(run):
-    assert (
-        main(["query", "--run=run", "--n=3", "--strategy=ser_lightning.cli.query.MostUncertain", "--to=ask.jsonl"]) == 0
-    )
+    assert main(["query", "--run=run", "--n=3", "--strategy=ser_lightning.MostUncertain", "--to=ask.jsonl"]) == 0
     asked = {int(json.loads(line)["id"]) for line in Path("ask.jsonl").read_text().splitlines()}
     assert asked == {pair.pair_id for pair in query(run, 3, MostUncertain())}
 

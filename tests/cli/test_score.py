@@ -21,7 +21,6 @@ from ser_lightning.__main__ import main
 from ser_lightning.data.scoring_rows import RowCounts, read_rows
 from ser_lightning.errors import UserError
 from ser_lightning.export.reward import export
-from ser_lightning.inference.scorer import RewardScorer
 from tests.helpers import plain_reward, save_reward_model
 
 ZERO, TEMPERATURE, MAX_LENGTH = 0.01, 0.05, 60
@@ -106,9 +105,9 @@ def test_neither_batches_nor_chunks_matter(model, monkeypatch):
     one = score(model, write(PAIRS))
     small = score(model, "pairs.jsonl", "--tokens_per_batch", "1", out="small.parquet")
     sizes = []
-    encode = RewardScorer.encode
+    encode = Scorer.encode
     monkeypatch.setattr(command, "CHUNK", 4)
-    monkeypatch.setattr(RewardScorer, "encode", lambda self, pairs: sizes.append(len(pairs)) or encode(self, pairs))
+    monkeypatch.setattr(Scorer, "encode", lambda self, pairs: sizes.append(len(pairs)) or encode(self, pairs))
     chunks = score(model, "pairs.jsonl", out="chunks.parquet")
     assert sizes == [4, 4, 1]
     for name in one:
@@ -222,15 +221,12 @@ def test_csv_and_json_lines_hold_what_parquet_holds(model):
 
 
 def test_a_run_is_scored_as_its_export(tiny_run):
-    assert (
-        main(["fit", *tiny_run, "--model.backbone.train=lora", "--trainer.callbacks.max_rounds=0", "--run_dir=run"])
-        == 0
-    )
+    assert main(["fit", *tiny_run, "--model.backbone.train=lora", "--evolution.max_rounds=0", "--run_dir=run"]) == 0
     export(Path("run"), Path("export"))
     run, exported = score("run", write(PAIRS), out="run.parquet"), score("export", "pairs.jsonl")
     for name in run:
         assert run[name] == pytest.approx(exported[name], abs=1e-4)
-    assert "default" in str(Scorer.load("run", device="cpu").judge.scorer)  # its adapter
+    assert "default" in str(Scorer.load("run", device="cpu").judge.reward_model)  # its adapter
 
 
 # What goes wrong.
@@ -310,7 +306,7 @@ def test_the_package_is_imported_without_pytorch():
     code = "import sys, ser_lightning; assert 'Scorer' in ser_lightning.__all__; print('torch' in sys.modules)"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "False"
-    assert Scorer is RewardScorer
+    assert Scorer is Scorer
     with pytest.raises(AttributeError, match="no attribute 'Score'"):
         ser_lightning.Score  # noqa: B018
 
@@ -335,8 +331,8 @@ def test_three_lines_of_python(model):
 def test_many_responses_to_one_prompt_do_not_become_one_row(model):
     scorer = Scorer.load(model, device="cpu", tokens_per_batch=64)
     shapes = []
-    forward = scorer.judge.scorer.forward
-    scorer.judge.scorer.forward = lambda inputs: shapes.append(inputs.input_ids.numel()) or forward(inputs)
+    forward = scorer.judge.reward_model.forward
+    scorer.judge.reward_model.forward = lambda inputs: shapes.append(inputs.input_ids.numel()) or forward(inputs)
     responses = [f"It is {n}." for n in range(30)]
     rewards = scorer.score(["What is 2 plus 2?"] * 30, responses)
     assert len(shapes) > 1 and max(shapes) <= 64  # in one row they would take 215
@@ -353,7 +349,7 @@ def test_length_and_number_format_change_the_rewards(model):
     half = Scorer.load(model, device="cpu", max_length=128, dtype="bfloat16")
     rough = half.score(prompts, responses)
     assert not torch.allclose(rough, whole, atol=1e-5) and torch.allclose(rough, whole, atol=0.2)
-    assert half.judge.scorer.model.score.weight.dtype == torch.float32
+    assert half.judge.reward_model.model.score.weight.dtype == torch.float32
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,7 @@ def two_files(write_jsonl, make_rows):
 def test_old_splits_and_folds_stay_and_new_pairs_join_them(load, path, two_files):
     old = load(path, seed_fraction=0.4)
     for more in itertools.permutations(two_files):
-        new = load(path, seed_fraction=0.4, more_path=list(more))
+        new = load(path, seed_fraction=0.4, new_data_path=list(more))
         assert ids(new, "test") == ids(old, "test")
         assert ids(new, "seed") > ids(old, "seed") and ids(new, "pool") > ids(old, "pool")
         assert len(ids(new, "seed") - ids(old, "seed")) == 30
@@ -42,7 +42,7 @@ def test_old_splits_and_folds_stay_and_new_pairs_join_them(load, path, two_files
 
 def test_their_texts_tokens_and_labels_are_those_of_their_file(load, path, write_jsonl, make_rows, by_id):
     rows = [{**row, "id": f"new {i}"} for i, row in enumerate(make_rows(30, seed=1))]
-    new = load(path, seed_fraction=0.4, more_path=write_jsonl("more.jsonl", rows))
+    new = load(path, seed_fraction=0.4, new_data_path=write_jsonl("more.jsonl", rows))
     alone = load(write_jsonl("more.jsonl", rows), seed_fraction=1.0, test_fraction=0.0)
     scored, expected = by_id(new.scoring_dataloader("seed")), by_id(alone.scoring_dataloader("seed"))
     assert {i: scored[i][:2] for i in expected} == {i: content[:2] for i, content in expected.items()}
@@ -60,7 +60,7 @@ def test_a_label_for_a_pool_pair_takes_it_into_the_seed(load, path, write_jsonl,
         {"prompt": p.prompt[0]["content"], "response_a": p.response_b, "response_b": p.response_a, "label": 1}
         for p in old.lookup(asked)
     ]
-    new = load(path, seed_fraction=0.4, more_path=write_jsonl("answers.jsonl", answers))
+    new = load(path, seed_fraction=0.4, new_data_path=write_jsonl("answers.jsonl", answers))
     assert ids(new, "seed") - ids(old, "seed") == set(asked.tolist()) == ids(old, "pool") - ids(new, "pool")
     assert new.seed_labels(asked).tolist() == [0.0] * 5
     assert "of them, pairs that were in the pool" in new.report.table()
@@ -87,7 +87,7 @@ def test_what_is_there_already_leaks_or_contradicts_itself_is_dropped_and_counte
     rows += [{"prompt": question, "response_a": "x", "response_b": "y", "label": 1}]
     rows += [{"prompt": later, "response_a": "x", "response_b": "y", "label": None}]
     rows += [{"prompt": "new", "response_a": "x", "response_b": "y", "label": label} for label in (0, 1)]
-    new = load(path, seed_fraction=0.4, more_path=write_jsonl("more.jsonl", rows))
+    new = load(path, seed_fraction=0.4, new_data_path=write_jsonl("more.jsonl", rows))
     assert {s: ids(new, s) for s in ("seed", "pool", "test")} == {s: ids(old, s) for s in ("seed", "pool", "test")}
     counts = {name: n for name, n in new.report.between.items() if name.startswith("arrived") and n}
     assert counts == {"arrived_repeat": 2, "arrived_leak": 2, "arrived_contradiction": 1}
@@ -99,28 +99,28 @@ def test_only_what_arrived_is_encoded(load, path, two_files, monkeypatch):
     written = []
     build = pair_files.build_store
     monkeypatch.setattr(pair_files, "build_store", lambda folder, *rest: (written.append(folder), build(folder, *rest)))
-    load(path, more_path=two_files[0])
+    load(path, new_data_path=two_files[0])
     assert len(written) == 1
-    load(path, more_path=list(two_files))
+    load(path, new_data_path=list(two_files))
     assert len(written) == 2
 
 
 def test_a_checkpoint_knows_what_has_come_since(load, path, two_files):
     first, second = two_files
-    states = [load(path, more_path=more).state_dict() for more in ([], [first], [first, second])]
-    new = load(path, more_path=[first, second])
+    states = [load(path, new_data_path=more).state_dict() for more in ([], [first], [first, second])]
+    new = load(path, new_data_path=[first, second])
     expected = [(30, 40), (0, 40), (0, 0)]
     for state, numbers in zip(states, expected, strict=True):
         new.load_state_dict(state)
         assert (len(new.pair_ids("arrived_seed")), len(new.pair_ids("arrived_pool"))) == numbers
     assert not ids(new, "all") - ids(new, "seed") - ids(new, "pool") - ids(new, "test")
-    with pytest.raises(UserError, match="new files go to more_path"):
-        load(path, more_path=second).load_state_dict(states[1])
+    with pytest.raises(UserError, match="new files go to new_data_path"):
+        load(path, new_data_path=second).load_state_dict(states[1])
 
 
 def test_worker_processes_read_all_parts(load, path, two_files, by_id):
-    one = load(path, more_path=list(two_files), tokens_per_scoring_batch=2000)
-    two = load(path, more_path=list(two_files), tokens_per_scoring_batch=2000, num_workers=1)
+    one = load(path, new_data_path=list(two_files), tokens_per_scoring_batch=2000)
+    two = load(path, new_data_path=list(two_files), tokens_per_scoring_batch=2000, num_workers=1)
     contents = [by_id(datamodule.scoring_dataloader("pool")) for datamodule in (one, two)]
     assert {i: c[:2] for i, c in contents[0].items()} == {i: c[:2] for i, c in contents[1].items()}
 
@@ -134,5 +134,5 @@ def test_new_pairs_of_known_dialogues_go_to_their_fold():
 
 
 def test_the_synthetic_world_cannot_arrive_twice(load, path):
-    with pytest.raises(UserError, match="more_path: got synthetic"):
-        load(path, more_path="synthetic")
+    with pytest.raises(UserError, match="new_data_path: got synthetic"):
+        load(path, new_data_path="synthetic")

@@ -154,7 +154,7 @@ def test_accepted_labels_are_trained_on_as_the_phase_says(datamodule, step_conte
     pool = datamodule.pair_ids("pool")[:3]
     labels = [torch.tensor([1, 0, 1], dtype=torch.int8), torch.tensor([0.9, 0.7, 0.6])]
     datamodule.accept(Selection(pool, *labels, 1, 0))
-    datamodule.begin_phase(1, seed_share=0.5, label_use=use)
+    datamodule.begin_phase(1, seed_share=0.5, pseudo_label_mode=use)
     contents = {k: v for step in step_contents(datamodule) for k, v in step.items()}
     target, weight = training_targets(*labels, use)
     assert [contents[i][2] for i in pool.tolist()] == pytest.approx(target.tolist())

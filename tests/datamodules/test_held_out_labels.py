@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from ser_lightning.datamodules.held_out_labels import HiddenTruth
+from ser_lightning.datamodules.held_out_labels import HeldOutLabels
 from ser_lightning.records import Selection
 
 FRACTIONS = {"seed_fraction": 0.4, "test_fraction": 0.25, "val_fraction": 0.2}
@@ -24,7 +24,7 @@ def everything_but_hidden_labels(datamodule) -> list:
     for fold, epoch in itertools.product((None, 0, 1), (0, 1)):
         datamodule.trainer.current_epoch = epoch
         datamodule.accept(Selection(pool[::2], labels[::2], torch.full((len(labels[::2]),), 0.8), 1, 0))
-        datamodule.begin_phase(1, fold, 2, seed_share=0.5, label_use="weighted")
+        datamodule.begin_phase(1, fold, 2, seed_share=0.5, pseudo_label_mode="weighted")
         seen.append([as_numbers(batch) for step in datamodule.train_dataloader() for batch in step])
     for split, fold in (("seed", None), ("seed", 0), ("pool", None), ("test", None), ("all", None)):
         seen.append([as_numbers(batch) for batch in datamodule.scoring_dataloader(split, fold, 2)])
@@ -73,8 +73,8 @@ def test_turning_every_pool_label_of_one_file_changes_nothing(load, write_jsonl,
     assert everything_but_hidden_labels(after) == everything_but_hidden_labels(before)
     assert before.report.splits["seed"][0] > 20
     ids = before.pair_ids("pool")
-    known, right = before.hidden_truth("pool").count_right(ids, torch.ones(len(ids)))
-    assert after.hidden_truth("pool").count_right(ids, torch.ones(len(ids))) == (known, known - right)
+    known, right = before.held_out_labels("pool").count_right(ids, torch.ones(len(ids)))
+    assert after.held_out_labels("pool").count_right(ids, torch.ones(len(ids))) == (known, known - right)
 
 
 def test_random_pool_labels_change_nothing_even_where_they_contradict_each_other(load, write_jsonl, rows):
@@ -104,7 +104,7 @@ def test_removing_every_pool_label_of_one_file_changes_nothing_but_who_says_that
     removed = [{**row, "label": None} if int(row["id"]) in pool else row for row in rows]
     after = load(write_jsonl("b.jsonl", removed), test_path=test, **FRACTIONS)
     assert everything_but_hidden_labels(after) == everything_but_hidden_labels(before)
-    assert after.hidden_truth("pool").count_right(after.pair_ids("pool"), torch.ones(1)) == (0, 0)
+    assert after.held_out_labels("pool").count_right(after.pair_ids("pool"), torch.ones(1)) == (0, 0)
 
 
 def test_a_seed_label_is_seen(load, write_jsonl, rows):
@@ -128,7 +128,7 @@ def test_no_array_of_the_module_holds_hidden_labels(load, write_jsonl, rows):
         if id(item) in reachable or isinstance(item, type) or callable(item):
             continue
         reachable.add(id(item))
-        assert not isinstance(item, HiddenTruth)
+        assert not isinstance(item, HeldOutLabels)
         if isinstance(item, np.ndarray) and len(item) == num_rows:
             assert not (item.dtype == np.int8 and (item < 0).any()), "an array of all labels"
             assert item.tolist() != datamodule.data.store.read_labels().tolist()
@@ -141,12 +141,12 @@ def test_no_array_of_the_module_holds_hidden_labels(load, write_jsonl, rows):
 
 
 def test_truth_answers_with_counts():
-    truth = HiddenTruth(np.array([30, 10, 20]), np.array([1, 0, 1], dtype=np.int8))
+    truth = HeldOutLabels(np.array([30, 10, 20]), np.array([1, 0, 1], dtype=np.int8))
     ids, labels = torch.tensor([10, 20, 30, 40]), torch.tensor([0, 0, 1, 1], dtype=torch.int8)
     assert truth.count_right(ids, labels) == (3, 2)
     assert truth.count_right(ids.flip(0), labels.flip(0).float()) == (3, 2)
     assert truth.count_right(ids[:0], labels[:0]) == (0, 0)
-    assert HiddenTruth(np.array([], dtype=np.int64), np.array([], dtype=np.int8)).count_right(ids, labels) == (0, 0)
+    assert HeldOutLabels(np.array([], dtype=np.int64), np.array([], dtype=np.int8)).count_right(ids, labels) == (0, 0)
     assert [name for name in dir(truth) if not name.startswith("_")] == ["count_right"]
     assert not hasattr(truth, "__dict__")
 
@@ -161,5 +161,5 @@ def test_truth_knows_what_the_file_knows(load, write_jsonl, rows):
             labels.append(int(row["label"] == (pair.response_a == row["response_a"])))
         contradictory = sum(10 <= int(pair.source_id) < 25 for pair in datamodule.lookup(ids))
         known = len(ids) - contradictory
-        assert datamodule.hidden_truth(split).count_right(ids, torch.tensor(labels)) == (known, known)
+        assert datamodule.held_out_labels(split).count_right(ids, torch.tensor(labels)) == (known, known)
         assert (split == "test") <= (contradictory == 0)

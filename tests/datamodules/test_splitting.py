@@ -154,7 +154,7 @@ def test_report_counts_pairs_dialogues_and_labels_and_leaves_out_what_did_not_ha
         "path": Counter(rows=9, empty=2),
         "pool_path": Counter(),
         "test_path": Counter(rows=3),
-        "more_path": Counter(),
+        "new_data_path": Counter(),
     }
     report = DataReport(read, Counter(shared_dialogue=1), count_splits(splits, np.array([7, 7, 8, 9]), labels))
     assert report.splits == {"seed": (2, 1, 2), "val": (0, 0, 0), "pool": (2, 2, 0), "test": (0, 0, 0)}

@@ -139,7 +139,7 @@ def test_rows_of_the_first_reward_bench_are_a_named_set_with_sections(tiny_run, 
         row["chosen"], row["rejected"] = row["rejected"], row["chosen"]
     file = tmp_path / "first.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    assert main(["fit", *tiny_run, "--run_dir=run", "--trainer.callbacks.max_rounds=0"]) == 0
+    assert main(["fit", *tiny_run, "--run_dir=run", "--evolution.max_rounds=0"]) == 0
     named = [f"--data.eval_sets.first={file}", "--data.eval_category=subset"]
     assert main(["test", *tiny_run, *named, "--run_dir=run", "--ckpt_path=last"]) == 0
     found = json.loads(Path("run/evaluation-test.json").read_text())["first"]

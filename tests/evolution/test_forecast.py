@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from ser_lightning.evolution.forecast import headway, look_ahead, net_share, rounds_that_gain
+from ser_lightning.evolution.forecast import look_ahead, net_label_change, net_share, rounds_that_gain
 
 NOTHING = torch.empty(0)
 
@@ -20,16 +20,16 @@ def credit(text):
 
 def test_headway_is_the_way_from_two_rounds_ago():
     earlier, before = labels("11110000"), labels("01110000")
-    assert headway(labels("00110000"), before, earlier) == 1 / 8  # one more label has left the old ones
-    assert headway(labels("11110000"), before, earlier) == -1 / 8  # back again
-    assert headway(labels("10110000"), before, earlier) == 0  # one gone, another back
-    assert headway(before, before, earlier) == 0
-    assert headway(1 - labels("00110000"), 1 - before, 1 - earlier) == 1 / 8
+    assert net_label_change(labels("00110000"), before, earlier) == 1 / 8  # one more label has left the old ones
+    assert net_label_change(labels("11110000"), before, earlier) == -1 / 8  # back again
+    assert net_label_change(labels("10110000"), before, earlier) == 0  # one gone, another back
+    assert net_label_change(before, before, earlier) == 0
+    assert net_label_change(1 - labels("00110000"), 1 - before, 1 - earlier) == 1 / 8
 
 
 def test_half_of_what_the_first_round_changes_is_headway():
-    assert headway(labels("01110000"), labels("11110000"), None) == 0.5 / 8
-    assert headway(labels(""), labels(""), None) == 0
+    assert net_label_change(labels("01110000"), labels("11110000"), None) == 0.5 / 8
+    assert net_label_change(labels(""), labels(""), None) == 0
 
 
 def test_without_a_round_to_go_by_there_is_a_prior_alone():
@@ -80,7 +80,7 @@ def test_the_order_of_the_pairs_does_not_matter():
     assert vars(one) == pytest.approx(vars(other))
     pools = [torch.randint(0, 2, (40,)) for _ in range(3)]
     mixed = torch.randperm(40)
-    assert headway(*pools) == headway(*(pool[mixed] for pool in pools))
+    assert net_label_change(*pools) == net_label_change(*(pool[mixed] for pool in pools))
 
 
 @pytest.mark.parametrize("gain", [-0.1, 0.0, 0.004, 0.005, 0.0199, 0.02, 0.3])

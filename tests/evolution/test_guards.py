@@ -9,7 +9,7 @@ from scipy.stats import binomtest, ks_2samp
 from ser_lightning.callbacks.guards import GuardCallback
 from ser_lightning.evaluation.metrics import half_credit
 from ser_lightning.evolution.guards import KINDS, RoundView, inspect_round
-from ser_lightning.evolution.selection import Evidence, Verdict
+from ser_lightning.evolution.selection import SelectionContext, SelectionResult
 from ser_lightning.records import PairScores
 
 NUM_SEED, NUM_POOL = 300, 1000
@@ -35,15 +35,15 @@ def view(round=1, seed=None, pool=None, label=None, keep=None, before=None, earl
     seed_scores, pool = seed or seed_scores, pool or honest
     prob_a = (2 * pool.margin).sigmoid() if label is None else label.float() * 0.8 + 0.1
     keep = torch.maximum(prob_a, 1 - prob_a) > 0.7 if keep is None else keep
-    verdict = Verdict(prob_a, keep, 1, False, "")
+    result = SelectionResult(prob_a, keep, 1, False, "")
     if before is None and round > 0:
-        before = verdict.label.clone()
+        before = result.label.clone()
         before[:100] = 1 - before[:100]
     past = [seed_scores] * round if earlier is None else earlier
     credits = [half_credit(s.margin, target) for s in [*past, seed_scores]]
     fold_pool = [pool] if fold_pool is None else fold_pool
-    evidence = Evidence(seed_scores, target)
-    return RoundView(round, pool, fold_pool, verdict, keep, before, evidence, [*past, seed_scores], credits)
+    context = SelectionContext(seed_scores, target)
+    return RoundView(round, pool, fold_pool, result, keep, before, context, [*past, seed_scores], credits)
 
 
 def fired(one):
@@ -61,14 +61,14 @@ def test_a_healthy_round_sets_nothing_off(round):
 
 def test_labels_turned_round_set_off_disagreement():
     honest = view()
-    assert "disagreement" in fired(view(label=1 - honest.verdict.label))
-    assert value(view(label=1 - honest.verdict.label), "disagreement") == 1
+    assert "disagreement" in fired(view(label=1 - honest.result.label))
+    assert value(view(label=1 - honest.result.label), "disagreement") == 1
 
 
 def test_a_model_at_chance_sets_off_chance():
     good = view()
     guess = torch.randn(NUM_SEED, generator=torch.Generator().manual_seed(1))
-    bad = view(0, seed=with_margin(good.evidence.scores, guess))
+    bad = view(0, seed=with_margin(good.context.scores, guess))
     assert "chance" in fired(bad)
     right = int(bad.seed_credits[-1].sum())
     assert value(bad, "chance") == pytest.approx(binomtest(right, NUM_SEED).proportion_ci(method="wilson").low)
@@ -76,16 +76,16 @@ def test_a_model_at_chance_sets_off_chance():
 
 def test_a_model_worse_than_an_earlier_one_sets_off_decline():
     good = view()
-    wrong = good.evidence.scores.margin.clone()
+    wrong = good.context.scores.margin.clone()
     wrong[:60] = -wrong[:60]
-    worse = view(seed=with_margin(good.evidence.scores, wrong), earlier=[good.evidence.scores])
+    worse = view(seed=with_margin(good.context.scores, wrong), earlier=[good.context.scores])
     loss = good.seed_credits[-1] - worse.seed_credits[-1]
     assert value(worse, "decline") == pytest.approx(float(loss.mean() - 2 * loss.std() / math.sqrt(NUM_SEED)))
     assert fired(worse) == {"decline"}
 
 
 def test_flipped_labels_set_off_flips():
-    label = view().verdict.label
+    label = view().result.label
     assert fired(view(before=1 - label)) == {"flips"}
     assert value(view(before=1 - label), "flips") == 1
     assert math.isnan(value(view(0), "flips"))
@@ -105,7 +105,7 @@ def test_length_that_people_like_as_much_is_no_fault():
     seed, pool = (with_margin(s, s.margin + s.length_difference / 10) for s in (seed, pool))
     target = (seed.margin > 0).float()
     one = view(seed=seed, pool=pool)
-    one = RoundView(**{**vars(one), "evidence": Evidence(seed, target)})
+    one = RoundView(**{**vars(one), "context": SelectionContext(seed, target)})
     assert value(one, "length") < 0.15
 
 
@@ -117,7 +117,7 @@ def length_only(stated):
     longer = (torch.arange(NUM_SEED) % 100 < 64).float()
     target = torch.where(seed.margin > 0, longer, 1 - longer)
     one = view(0, seed=seed, pool=with_margin(pool, pool.margin * stated), keep=pool.margin != 0)
-    return RoundView(**{**vars(one), "evidence": Evidence(seed, target)})
+    return RoundView(**{**vars(one), "context": SelectionContext(seed, target)})
 
 
 def test_a_model_that_knows_length_and_how_little_it_says_is_no_fault():
@@ -126,8 +126,8 @@ def test_a_model_that_knows_length_and_how_little_it_says_is_no_fault():
     By hand: of pairs of unequal length the longer one wins a share p, so the temperature is 1 / logit(p).
     """
     honest, sure = length_only(1.0), length_only(3.0)
-    unequal = honest.evidence.scores.length_difference != 0
-    share = half_credit(honest.evidence.scores.margin, honest.evidence.target)[unequal].double().mean()
+    unequal = honest.context.scores.length_difference != 0
+    share = half_credit(honest.context.scores.margin, honest.context.target)[unequal].double().mean()
     assert value(honest, "length") == pytest.approx(0.0, abs=1e-3) and "length" not in fired(honest)
     stated = (3 * share.logit()).sigmoid()
     assert value(sure, "length") == pytest.approx(float(stated - share), abs=5e-3) and "length" in fired(sure)
@@ -144,9 +144,9 @@ def test_equal_rewards_set_off_ties(number):
 
 def test_shrunken_rewards_set_off_spread():
     good = view()
-    small = with_margin(good.evidence.scores, good.evidence.scores.margin * 0.01)
-    assert fired(view(seed=small, earlier=[good.evidence.scores])) == {"spread"}
-    assert value(view(seed=small, earlier=[good.evidence.scores]), "spread") == pytest.approx(0.01)
+    small = with_margin(good.context.scores, good.context.scores.margin * 0.01)
+    assert fired(view(seed=small, earlier=[good.context.scores])) == {"spread"}
+    assert value(view(seed=small, earlier=[good.context.scores]), "spread") == pytest.approx(0.01)
 
 
 def test_a_pool_of_other_lengths_sets_off_shift():
@@ -154,7 +154,7 @@ def test_a_pool_of_other_lengths_sets_off_shift():
     pool = good.pool
     longer = PairScores(pool.pair_id, pool.reward_a, pool.reward_b, pool.tokens_a + 30, pool.tokens_b + 30)
     assert fired(view(pool=longer)) == {"shift"}
-    seed, both = good.evidence.scores, longer.tokens_a + longer.tokens_b
+    seed, both = good.context.scores, longer.tokens_a + longer.tokens_b
     assert value(view(pool=longer), "shift") == pytest.approx(ks_2samp(seed.tokens_a + seed.tokens_b, both).statistic)
 
 
@@ -166,9 +166,9 @@ def test_a_pool_that_models_are_less_sure_of_sets_off_shift_in_round_0_alone():
 
 def stated(one, prob_a):
     """The round, with other probabilities of the same labels."""
-    verdict = Verdict(prob_a, one.keep, 1, False, "")
-    assert torch.equal(verdict.label, one.verdict.label)
-    return RoundView(**{**vars(one), "verdict": verdict})
+    result = SelectionResult(prob_a, one.keep, 1, False, "")
+    assert torch.equal(result.label, one.result.label)
+    return RoundView(**{**vars(one), "result": result})
 
 
 @pytest.mark.parametrize("round", [0, 1])
@@ -177,14 +177,14 @@ def test_rewards_that_grow_without_a_better_order_set_off_overconfidence_alone(r
     larger = with_margin(good.pool, good.pool.margin * 10)
     one = stated(RoundView(**{**vars(good), "pool": larger}), (2 * larger.margin).sigmoid())
     assert fired(one) == {"overconfidence"}
-    probability, right = one.verdict.prob_a.double(), int(good.seed_credits[-1].sum())
+    probability, right = one.result.prob_a.double(), int(good.seed_credits[-1].sum())
     high = binomtest(right, NUM_SEED).proportion_ci(method="wilson").high
     assert value(one, "overconfidence") == pytest.approx(float((probability - 0.5).abs().mean()) + 0.5 - high)
 
 
 def test_a_rule_that_states_certainty_sets_off_overconfidence_alone():
     good = view()
-    assert fired(stated(good, good.verdict.label.float() * 0.98 + 0.01)) == {"overconfidence"}
+    assert fired(stated(good, good.result.label.float() * 0.98 + 0.01)) == {"overconfidence"}
 
 
 def test_sure_labels_that_people_bear_out_are_no_overconfidence():
@@ -192,9 +192,13 @@ def test_sure_labels_that_people_bear_out_are_no_overconfidence():
     (seed, target), (pool, _) = (scores(generator, number, quality=20.0) for number in (NUM_SEED, NUM_POOL))
     one = view(seed=seed, pool=pool, earlier=[seed])
     one = RoundView(
-        **{**vars(one), "evidence": Evidence(seed, target), "seed_credits": [half_credit(seed.margin, target)] * 2}
+        **{
+            **vars(one),
+            "context": SelectionContext(seed, target),
+            "seed_credits": [half_credit(seed.margin, target)] * 2,
+        }
     )
-    assert float(one.verdict.confidence.mean()) > 0.95
+    assert float(one.result.confidence.mean()) > 0.95
     assert fired(one) == set()
 
 
@@ -208,9 +212,9 @@ def test_swapping_a_and_b_changes_nothing():
             **vars(one),
             "pool": swapped(one.pool),
             "fold_pool": [swapped(p) for p in one.fold_pool],
-            "verdict": Verdict(1 - one.verdict.prob_a, one.keep, 1, False, ""),
+            "result": SelectionResult(1 - one.result.prob_a, one.keep, 1, False, ""),
             "label_before": 1 - one.label_before,
-            "evidence": Evidence(swapped(one.evidence.scores), 1 - one.evidence.target),
+            "context": SelectionContext(swapped(one.context.scores), 1 - one.context.target),
             "seed_rounds": [swapped(s) for s in one.seed_rounds],
         }
     )
@@ -222,10 +226,15 @@ def test_swapping_a_and_b_changes_nothing():
 
 def test_without_folds_or_kept_pairs_nothing_is_measured_that_needs_them():
     one = view(keep=torch.zeros(NUM_POOL, dtype=torch.bool))
-    none = one.evidence.scores[torch.zeros(NUM_SEED, dtype=torch.bool)]
+    none = one.context.scores[torch.zeros(NUM_SEED, dtype=torch.bool)]
     empty = torch.empty(0)
     one = RoundView(
-        **{**vars(one), "evidence": Evidence(none, empty), "seed_rounds": [none] * 2, "seed_credits": [empty] * 2}
+        **{
+            **vars(one),
+            "context": SelectionContext(none, empty),
+            "seed_rounds": [none] * 2,
+            "seed_credits": [empty] * 2,
+        }
     )
     found = {f.guard: f for f in inspect_round(one, GuardCallback().guards)}
     assert not any(f.fired for f in found.values())
@@ -238,5 +247,5 @@ def test_an_ignored_guard_finds_nothing():
 
 
 def test_the_message_says_what_it_means_and_what_to_do():
-    finding = next(f for f in inspect_round(view(before=1 - view().verdict.label), GuardCallback().guards) if f.fired)
+    finding = next(f for f in inspect_round(view(before=1 - view().result.label), GuardCallback().guards) if f.fired)
     assert finding.message == f"1.000, limit 0.350: {KINDS['flips'].meaning}; {KINDS['flips'].action}"

@@ -7,11 +7,11 @@ from ser_lightning.errors import UserError
 from ser_lightning.evolution.length_quota import balance_by_length
 from ser_lightning.evolution.selection import (
     CalibratedRule,
-    Evidence,
     PaperRule,
     ReleasedRule,
+    SelectionContext,
+    SelectionResult,
     TopShareRule,
-    Verdict,
     changed_share,
     most_informative_target,
     training_targets,
@@ -31,11 +31,11 @@ def scores(pairs, tokens=None):
     return PairScores(torch.arange(len(pairs)), a, b, tokens_a, tokens_b)
 
 
-def evidence(margins=(), right=(), history=()):
+def context(margins=(), right=(), history=()):
     m = torch.tensor(margins, dtype=torch.float32)
     s = PairScores(torch.arange(len(m)), m / 2, -m / 2, torch.ones(len(m)).long(), torch.ones(len(m)).long())
     target = ((m > 0) == torch.tensor(right, dtype=torch.bool)).float()
-    return Evidence(s, target, list(history))
+    return SelectionContext(s, target, list(history))
 
 
 def selection(ids, labels, status=1, round=0):
@@ -53,26 +53,26 @@ POOL = [
 
 
 def test_paper_rule_starts_with_status_1():
-    verdict = PaperRule().select(scores(POOL), evidence())
-    assert verdict.keep.tolist() == [True, True, False, False, False, True]
-    assert verdict.label[verdict.keep].tolist() == [1, 0, 1]
-    assert (verdict.status, verdict.converged) == (1, False)
+    result = PaperRule().select(scores(POOL), context())
+    assert result.keep.tolist() == [True, True, False, False, False, True]
+    assert result.label[result.keep].tolist() == [1, 0, 1]
+    assert (result.status, result.converged) == (1, False)
 
 
 def test_paper_rule_moves_on_to_status_2_and_then_has_converged():
     past = [selection([0, 1, 5], [1, 0, 1])]
-    second = PaperRule().select(scores(POOL), evidence(history=past))
+    second = PaperRule().select(scores(POOL), context(history=past))
     assert second.keep.tolist() == [False, False, True, False, False, True]
     assert (second.status, second.converged) == (2, False)
     past.append(selection([2, 5], [1, 1], status=2))
-    third = PaperRule().select(scores(POOL), evidence(history=past))
+    third = PaperRule().select(scores(POOL), context(history=past))
     assert third.converged and not third.keep.any()
     assert "0 under status 2" in third.message and "under status 1" not in third.message
 
 
 def test_released_rule_is_an_or():
-    verdict = ReleasedRule().select(scores(POOL), evidence())
-    assert verdict.keep.tolist() == [True, True, True, False, False, True]
+    result = ReleasedRule().select(scores(POOL), context())
+    assert result.keep.tolist() == [True, True, True, False, False, True]
 
 
 @pytest.mark.parametrize(
@@ -80,15 +80,15 @@ def test_released_rule_is_an_or():
     [({"tau_low": 0.47}, [0, 1, 2, 4, 5]), ({"tau_high": 0.61}, [2, 5]), ({"tau_delta": 0.5}, [0, 1, 5])],
 )
 def test_every_threshold_changes_what_is_kept(changed, kept):
-    verdict = ReleasedRule(**changed).select(scores(POOL), evidence())
-    assert verdict.keep.nonzero()[:, 0].tolist() == kept
+    result = ReleasedRule(**changed).select(scores(POOL), context())
+    assert result.keep.nonzero()[:, 0].tolist() == kept
 
 
 def test_paper_rule_on_rewards_off_centre_says_where_p_lies():
     off = scores(POOL)
     off = PairScores(off.pair_id, off.reward_a + 9, off.reward_b + 9, off.tokens_a, off.tokens_b)
-    verdict = PaperRule().select(off, evidence())
-    assert verdict.converged and "p lies in [0.99" in verdict.message
+    result = PaperRule().select(off, context())
+    assert result.converged and "p lies in [0.99" in result.message
 
 
 @pytest.mark.parametrize("rule", [PaperRule, ReleasedRule])
@@ -114,58 +114,58 @@ def test_most_informative_target_against_a_naive_search():
 def test_calibrated_rule_keeps_by_expected_correctness_on_the_seeds_scale():
     margins = [2.0] * 98
     right = [True] * 79 + [False] * 19  # with the two pseudo-pairs sigmoid(2 / T) = 80 / 100, so T = 2 / ln 4
-    known = evidence(margins, right)
-    verdict = CalibratedRule(target=0.75).select(scores([(0.88, 0.12), (0.6, 0.4)]), known)
+    known = context(margins, right)
+    result = CalibratedRule(target=0.75).select(scores([(0.88, 0.12), (0.6, 0.4)]), known)
     temperature, _ = known.scale()
     assert temperature == pytest.approx(2 / math.log(4), rel=1e-3)
     margin = 2 * logit(0.88)
-    assert verdict.prob_a[0].item() == pytest.approx(1 / (1 + math.exp(-margin / temperature)), rel=1e-4)
-    assert verdict.keep.tolist() == [True, False]
+    assert result.prob_a[0].item() == pytest.approx(1 / (1 + math.exp(-margin / temperature)), rel=1e-4)
+    assert result.keep.tolist() == [True, False]
 
 
 def test_calibrated_rule_that_keeps_nothing_names_the_highest_target():
-    coin = evidence([1.0] * 100, [True] * 55 + [False] * 45)
-    verdict = CalibratedRule(target=0.99).select(scores(POOL), coin)
-    highest = verdict.confidence.max().item()
-    assert verdict.converged and not verdict.keep.any()
-    assert f"keeps nothing: the highest that any pair reaches is {highest:.3f}" in verdict.message
+    coin = context([1.0] * 100, [True] * 55 + [False] * 45)
+    result = CalibratedRule(target=0.99).select(scores(POOL), coin)
+    highest = result.confidence.max().item()
+    assert result.converged and not result.keep.any()
+    assert f"keeps nothing: the highest that any pair reaches is {highest:.3f}" in result.message
 
 
 def test_calibrated_rule_sets_a_higher_target_for_a_better_seed_model():
     g = torch.Generator().manual_seed(0)
     pool = scores([(p, 1 - p) for p in (0.5 + torch.rand(300, generator=g) * 0.49).tolist()])
     margins = (torch.rand(400, generator=g) * 3).tolist()
-    weak = CalibratedRule().select(pool, evidence(margins, [i % 5 < 3 for i in range(400)]))
-    strong = CalibratedRule().select(pool, evidence(margins, [i % 20 < 19 for i in range(400)]))
+    weak = CalibratedRule().select(pool, context(margins, [i % 5 < 3 for i in range(400)]))
+    strong = CalibratedRule().select(pool, context(margins, [i % 20 < 19 for i in range(400)]))
     assert strong.confidence[strong.keep].min() > weak.confidence[weak.keep].min()
     assert strong.keep.sum() > 0 and weak.keep.sum() > 0
 
 
 def test_calibrated_rule_without_evidence_says_what_to_set():
     with pytest.raises(UserError, match="folds to 2 or more"):
-        CalibratedRule().select(scores(POOL), evidence())
+        CalibratedRule().select(scores(POOL), context())
     with pytest.raises(UserError, match="rule.target: got 1.2"):
         CalibratedRule(target=1.2)
 
 
 def test_calibrated_rule_converges_when_the_selection_stands_still():
-    known = evidence([2.0] * 20, [True] * 18 + [False] * 2)
+    known = context([2.0] * 20, [True] * 18 + [False] * 2)
     first = CalibratedRule(target=0.6).select(scores(POOL), known)
     assert not first.converged
     past = [Selection(torch.arange(6)[first.keep], first.label[first.keep], first.confidence[first.keep], 1, 0)]
-    again = CalibratedRule(target=0.6).select(scores(POOL), Evidence(known.scores, known.target, past))
+    again = CalibratedRule(target=0.6).select(scores(POOL), SelectionContext(known.scores, known.target, past))
     assert again.converged
 
 
 def test_top_share_keeps_the_surest():
-    verdict = TopShareRule(0.5).select(scores(POOL), evidence())
-    assert verdict.keep.nonzero()[:, 0].tolist() == [0, 2, 5] or verdict.keep.nonzero()[:, 0].tolist() == [1, 2, 5]
-    assert TopShareRule(1.0).select(scores(POOL), evidence()).keep.all()
+    result = TopShareRule(0.5).select(scores(POOL), context())
+    assert result.keep.nonzero()[:, 0].tolist() == [0, 2, 5] or result.keep.nonzero()[:, 0].tolist() == [1, 2, 5]
+    assert TopShareRule(1.0).select(scores(POOL), context()).keep.all()
 
 
 @pytest.mark.parametrize("rule", [PaperRule(), ReleasedRule(), CalibratedRule(target=0.55), TopShareRule(0.5)])
 def test_swapping_the_responses_flips_labels_and_keeps_the_same_pairs(rule):
-    pool, known = scores(POOL[2:]), evidence([2.0] * 20, [True] * 18 + [False] * 2)
+    pool, known = scores(POOL[2:]), context([2.0] * 20, [True] * 18 + [False] * 2)
     swapped = PairScores(pool.pair_id, pool.reward_b, pool.reward_a, pool.tokens_b, pool.tokens_a)
     one, other = rule.select(pool, known), rule.select(swapped, known)
     assert torch.equal(one.keep, other.keep)
@@ -173,9 +173,9 @@ def test_swapping_the_responses_flips_labels_and_keeps_the_same_pairs(rule):
 
 
 def test_changed_share_counts_new_and_flipped():
-    verdict = Verdict(torch.tensor([0.9, 0.1, 0.8, 0.7]), torch.tensor([True, True, True, False]), 1, False, "")
-    assert changed_share(torch.arange(4), verdict, []) == 1.0
-    assert changed_share(torch.arange(4), verdict, [selection([0, 1], [1, 1])]) == pytest.approx(2 / 3)
+    result = SelectionResult(torch.tensor([0.9, 0.1, 0.8, 0.7]), torch.tensor([True, True, True, False]), 1, False, "")
+    assert changed_share(torch.arange(4), result, []) == 1.0
+    assert changed_share(torch.arange(4), result, [selection([0, 1], [1, 1])]) == pytest.approx(2 / 3)
 
 
 @pytest.mark.parametrize(
@@ -209,17 +209,17 @@ def test_length_quota_drops_the_least_sure_of_the_frequent_direction():
     difference = torch.tensor(
         [5, 5, 5, 5, 5, 0]
     )  # a is longer; the fifth label says b, the shorter; the sixth is equal
-    verdict = Verdict(prob_a, torch.ones(6, dtype=torch.bool), 1, False, "")
-    assert balance_by_length(verdict, difference, 0.5).tolist() == [True, False, False, False, True, True]
-    assert balance_by_length(verdict, difference, 0.75).tolist() == [True, True, True, False, True, True]
-    assert balance_by_length(verdict, -difference, 0.5).tolist() == [True, False, False, False, True, True]
+    result = SelectionResult(prob_a, torch.ones(6, dtype=torch.bool), 1, False, "")
+    assert balance_by_length(result, difference, 0.5).tolist() == [True, False, False, False, True, True]
+    assert balance_by_length(result, difference, 0.75).tolist() == [True, True, True, False, True, True]
+    assert balance_by_length(result, -difference, 0.5).tolist() == [True, False, False, False, True, True]
 
 
 def test_rewards_that_are_no_better_than_chance_select_nothing_and_say_so():
     margin = torch.tensor([2.0, 1.0, -1.0, -2.0, 3.0, -3.0])
     seed = PairScores(torch.arange(6), margin, torch.zeros(6), *[torch.ones(6, dtype=torch.int64)] * 2)
     wrong = (margin < 0).float()
-    verdict = CalibratedRule().select(seed, Evidence(seed, wrong))
-    assert not verdict.keep.any() and verdict.converged and verdict.status == 0
-    assert "no better than chance" in verdict.message
-    assert CalibratedRule().select(seed, Evidence(seed, 1 - wrong)).keep.any()
+    result = CalibratedRule().select(seed, SelectionContext(seed, wrong))
+    assert not result.keep.any() and result.converged and result.status == 0
+    assert "no better than chance" in result.message
+    assert CalibratedRule().select(seed, SelectionContext(seed, 1 - wrong)).keep.any()

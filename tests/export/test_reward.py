@@ -20,7 +20,7 @@ from ser_lightning.__main__ import main
 from ser_lightning.errors import UserError
 from ser_lightning.export.reward import export
 from ser_lightning.models.backbone import Backbone
-from ser_lightning.models.reward_model import load_scorer
+from ser_lightning.models.reward_model import load_reward_model
 from ser_lightning.records import Padded
 from ser_lightning.runs.reward_run import delivered_round
 from ser_lightning.training.scoring import evaluating
@@ -41,10 +41,10 @@ def test_plain_transformers_gives_the_delivered_models_scores(tiny_run, tiny_mod
     with torch.no_grad():
         exported = torch.cat([model.eval()(torch.tensor([row])).logits[0] for row in ids])
     saved = torch.load(f"run/rounds/{delivered_round(Path('run'))}/model.pt", weights_only=True)
-    scorer = load_scorer(Backbone(str(tiny_model_dir), train=train))
-    scorer.load_trainable_state(saved["weights"])
-    with evaluating(scorer):
-        trained = torch.cat([scorer(Padded(torch.tensor([row]), torch.ones(1, len(row)).long())) for row in ids])
+    reward_model = load_reward_model(Backbone(str(tiny_model_dir), train=train))
+    reward_model.load_trainable_state(saved["weights"])
+    with evaluating(reward_model):
+        trained = torch.cat([reward_model(Padded(torch.tensor([row]), torch.ones(1, len(row)).long())) for row in ids])
     assert torch.allclose(exported, trained, atol=1e-4) and result.is_exact and result.largest < 1e-3
     assert exported.unique().numel() == 3
     assert model.config.reward_temperature == pytest.approx(saved["temperature"])

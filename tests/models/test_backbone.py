@@ -16,7 +16,7 @@ from transformers import (
 
 from ser_lightning.errors import UserError
 from ser_lightning.models.backbone import Backbone, LoraSettings, load_tokenizer
-from ser_lightning.models.reward_model import load_scorer, merged_model
+from ser_lightning.models.reward_model import load_reward_model, merged_model
 from ser_lightning.records import Padded
 from ser_lightning.training.scoring import evaluating
 
@@ -32,14 +32,14 @@ def padded(rows, pad, side="right", extra=0):
     return ids, mask
 
 
-def rewards(scorer, ids, mask):
-    with evaluating(scorer):
-        return scorer(Padded(ids, mask))
+def rewards(reward_model, ids, mask):
+    with evaluating(reward_model):
+        return reward_model(Padded(ids, mask))
 
 
-def shake(scorer):
+def shake(reward_model):
     """Give adapters (B starts at 0) something to say."""
-    for p in scorer.parameters():
+    for p in reward_model.parameters():
         if p.requires_grad:
             p.data.add_(0.1 * torch.randn_like(p))
 
@@ -56,55 +56,55 @@ def bert_dir(tmp_path, tiny_tokenizer):
 
 @pytest.mark.parametrize("train", ["lora", "full", "head"])
 def test_reward_does_not_depend_on_padding_or_company(tiny_model_dir, train):
-    scorer = load_scorer(Backbone(str(tiny_model_dir), train=train))
-    shake(scorer)
-    together = rewards(scorer, *padded(ROWS, 0))
-    alone = torch.cat([rewards(scorer, *padded([row], 0)) for row in ROWS])
+    reward_model = load_reward_model(Backbone(str(tiny_model_dir), train=train))
+    shake(reward_model)
+    together = rewards(reward_model, *padded(ROWS, 0))
+    alone = torch.cat([rewards(reward_model, *padded([row], 0)) for row in ROWS])
     assert torch.allclose(together, alone, atol=1e-5)
     for side in ("left", "right"):
-        assert torch.allclose(rewards(scorer, *padded(ROWS, 3, side, extra=4)), together, atol=1e-5)
+        assert torch.allclose(rewards(reward_model, *padded(ROWS, 3, side, extra=4)), together, atol=1e-5)
     assert together.unique().numel() == len(ROWS)
 
 
 def test_reward_is_that_of_plain_transformers(tiny_model_dir):
-    scorer = load_scorer(Backbone(str(tiny_model_dir), train="full"))
+    reward_model = load_reward_model(Backbone(str(tiny_model_dir), train="full"))
     plain = AutoModelForSequenceClassification.from_pretrained(tiny_model_dir, num_labels=1)
-    plain.score.load_state_dict(scorer.model.score.state_dict())
+    plain.score.load_state_dict(reward_model.model.score.state_dict())
     ids, mask = padded(ROWS, plain.config.pad_token_id)
     with torch.no_grad():
         expected = plain.eval()(input_ids=ids, attention_mask=mask).logits[:, 0]
-    assert torch.allclose(rewards(scorer, ids, mask), expected, atol=1e-5)
+    assert torch.allclose(rewards(reward_model, ids, mask), expected, atol=1e-5)
 
 
 def test_encoder_keeps_its_own_pooling(bert_dir):
-    scorer = load_scorer(Backbone(bert_dir, train="lora"))
-    assert not scorer.is_decoder and "classifier" in scorer.head_names
+    reward_model = load_reward_model(Backbone(bert_dir, train="lora"))
+    assert not reward_model.is_decoder and "classifier" in reward_model.head_names
     plain = AutoModelForSequenceClassification.from_pretrained(bert_dir, num_labels=1, ignore_mismatched_sizes=True)
-    plain.classifier.load_state_dict(scorer.model.classifier.state_dict())
+    plain.classifier.load_state_dict(reward_model.model.classifier.state_dict())
     ids, mask = padded(ROWS, 0)
     with torch.no_grad():
         expected = plain.eval()(input_ids=ids, attention_mask=mask).logits[:, 0]
-    assert torch.allclose(rewards(scorer, ids, mask), expected, atol=1e-5)
+    assert torch.allclose(rewards(reward_model, ids, mask), expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("train", ["lora", "full", "head"])
 def test_head_is_always_trained_and_saved_in_float32(tiny_model_dir, train):
-    scorer = load_scorer(Backbone(str(tiny_model_dir), train=train, dtype="bfloat16"))
-    state = scorer.trainable_state()
+    reward_model = load_reward_model(Backbone(str(tiny_model_dir), train=train, dtype="bfloat16"))
+    state = reward_model.trainable_state()
     assert any("score" in name for name in state) and all(t.numel() for t in state.values())
-    assert scorer.model.score.weight.dtype == torch.float32
-    assert rewards(scorer, *padded(ROWS, 0)).dtype == torch.float32
+    assert reward_model.model.score.weight.dtype == torch.float32
+    assert rewards(reward_model, *padded(ROWS, 0)).dtype == torch.float32
     body = [name for name in state if "score" not in name]
     assert bool(body) == (train != "head") and all("lora" in name for name in body) == (train != "full")
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert rewards(scorer, *padded(ROWS, 0)).dtype == torch.float32
+        assert rewards(reward_model, *padded(ROWS, 0)).dtype == torch.float32
 
 
 def test_dropout_is_on_in_training(tiny_model_dir):
-    scorer = load_scorer(Backbone(str(tiny_model_dir), lora=LoraSettings(dropout=0.5)))
-    shake(scorer)
-    assert not torch.equal(scorer(Padded(*padded(ROWS, 0))), scorer(Padded(*padded(ROWS, 0))))
-    assert torch.equal(rewards(scorer, *padded(ROWS, 0)), rewards(scorer, *padded(ROWS, 0)))
+    reward_model = load_reward_model(Backbone(str(tiny_model_dir), lora=LoraSettings(dropout=0.5)))
+    shake(reward_model)
+    assert not torch.equal(reward_model(Padded(*padded(ROWS, 0))), reward_model(Padded(*padded(ROWS, 0))))
+    assert torch.equal(rewards(reward_model, *padded(ROWS, 0)), rewards(reward_model, *padded(ROWS, 0)))
 
 
 def test_new_weights_depend_on_the_global_seed_alone(tiny_model_dir):
@@ -112,13 +112,13 @@ def test_new_weights_depend_on_the_global_seed_alone(tiny_model_dir):
     for draws in (0, 5):
         torch.manual_seed(7)
         torch.randn(draws)
-        states.append(load_scorer(Backbone(str(tiny_model_dir))).trainable_state())
+        states.append(load_reward_model(Backbone(str(tiny_model_dir))).trainable_state())
     assert all(torch.equal(states[0][k], states[1][k]) for k in states[0])
 
 
 def test_state_round_trip_and_refusals(tiny_model_dir):
     torch.manual_seed(1)
-    one, other = (load_scorer(Backbone(str(tiny_model_dir))) for _ in range(2))
+    one, other = (load_reward_model(Backbone(str(tiny_model_dir))) for _ in range(2))
     shake(one)
     state = {k: v.clone() for k, v in one.trainable_state().items()}
     other.load_trainable_state(state)
@@ -131,22 +131,22 @@ def test_state_round_trip_and_refusals(tiny_model_dir):
 
 
 def test_merged_model_scores_as_the_adapted_one(tiny_model_dir):
-    scorer = load_scorer(Backbone(str(tiny_model_dir), lora=LoraSettings(r=4, alpha=8)))
-    shake(scorer)
-    ids, mask = padded(ROWS, scorer.model.config.pad_token_id)
-    expected = rewards(scorer, ids, mask)
-    merged = merged_model(scorer)
+    reward_model = load_reward_model(Backbone(str(tiny_model_dir), lora=LoraSettings(r=4, alpha=8)))
+    shake(reward_model)
+    ids, mask = padded(ROWS, reward_model.model.config.pad_token_id)
+    expected = rewards(reward_model, ids, mask)
+    merged = merged_model(reward_model)
     assert not any("lora" in name for name, _ in merged.named_parameters())
     with torch.no_grad():
         assert torch.allclose(merged.eval()(input_ids=ids, attention_mask=mask).logits[:, 0], expected, atol=1e-5)
 
 
 def test_lora_settings_reach_the_adapters(tiny_model_dir):
-    scorer = load_scorer(Backbone(str(tiny_model_dir), lora=LoraSettings(3, 12, 0.25, ["q_proj"])))
-    shapes = {tuple(p.shape) for name, p in scorer.named_parameters() if "lora_A" in name}
+    reward_model = load_reward_model(Backbone(str(tiny_model_dir), lora=LoraSettings(3, 12, 0.25, ["q_proj"])))
+    shapes = {tuple(p.shape) for name, p in reward_model.named_parameters() if "lora_A" in name}
     assert {s[0] for s in shapes} == {3}
-    assert all("q_proj" in name for name in scorer.trainable_state() if "lora" in name)
-    layer = next(m for m in scorer.modules() if isinstance(getattr(m, "scaling", None), dict))
+    assert all("q_proj" in name for name in reward_model.trainable_state() if "lora" in name)
+    layer = next(m for m in reward_model.modules() if isinstance(getattr(m, "scaling", None), dict))
     assert layer.scaling["default"] == pytest.approx(4.0)
     assert layer.lora_dropout["default"].p == 0.25
 
@@ -156,9 +156,9 @@ def test_nf4_on_a_cpu_trains_adapters_and_head_and_stays_close_to_float32(tmp_pa
     LlamaForCausalLM(LlamaConfig(vocab_size=len(tiny_tokenizer), **sizes)).save_pretrained(tmp_path)
     tiny_tokenizer.save_pretrained(tmp_path)
     torch.manual_seed(0)
-    plain = load_scorer(Backbone(str(tmp_path)))
+    plain = load_reward_model(Backbone(str(tmp_path)))
     torch.manual_seed(0)
-    quantised = load_scorer(Backbone(str(tmp_path), quantize="nf4"))
+    quantised = load_reward_model(Backbone(str(tmp_path), quantize="nf4"))
     ids, mask = padded(ROWS, 0)
     assert any(p.dtype == torch.uint8 for p in quantised.parameters())
     assert quantised.model.score.weight.dtype == torch.float32
@@ -173,9 +173,9 @@ def test_gradient_checkpointing_changes_no_gradient(tiny_model_dir):
     for checkpointing in (False, True):
         torch.manual_seed(0)
         backbone = Backbone(str(tiny_model_dir), lora=LoraSettings(dropout=0.0), gradient_checkpointing=checkpointing)
-        scorer = load_scorer(backbone).train()
-        scorer(Padded(ids, mask)).sum().backward()
-        gradients.append({n: p.grad for n, p in scorer.named_parameters() if p.requires_grad})
+        reward_model = load_reward_model(backbone).train()
+        reward_model(Padded(ids, mask)).sum().backward()
+        gradients.append({n: p.grad for n, p in reward_model.named_parameters() if p.requires_grad})
     assert all(torch.allclose(gradients[0][n], gradients[1][n], atol=1e-6) for n in gradients[0])
 
 
@@ -185,7 +185,7 @@ def test_a_body_that_is_not_all_there_is_said(tmp_path, tiny_model_dir, tiny_tok
     model.save_pretrained(tmp_path, state_dict=kept)
     tiny_tokenizer.save_pretrained(tmp_path)
     with pytest.warns(UserWarning, match="lacks 1 tensors of the body, such as model.layers.1.mlp.up_proj.weight"):
-        load_scorer(Backbone(str(tmp_path)))
+        load_reward_model(Backbone(str(tmp_path)))
 
 
 SIZES = {"hidden_size": 16, "num_attention_heads": 2, "num_key_value_heads": 1, "intermediate_size": 32}
@@ -210,20 +210,20 @@ def test_the_first_layers_judge_by_what_the_whole_model_has_in_its_middle(tmp_pa
     body = AutoModel.from_config(DEEP[family](len(tiny_tokenizer)))
     body.save_pretrained(tmp_path)
     tiny_tokenizer.save_pretrained(tmp_path)
-    scorer = load_scorer(Backbone(str(tmp_path), train=train, num_layers=3))
+    reward_model = load_reward_model(Backbone(str(tmp_path), train=train, num_layers=3))
     plain = AutoModel.from_pretrained(tmp_path).eval()
     norm = plain.ln_f if family == "gpt2" else plain.norm
-    for row, reward in zip(ROWS, rewards(scorer, *padded(ROWS, 0)), strict=True):
+    for row, reward in zip(ROWS, rewards(reward_model, *padded(ROWS, 0)), strict=True):
         with torch.no_grad():
             middle = plain(torch.tensor([row]), output_hidden_states=True).hidden_states[3]
-            assert torch.allclose(scorer.model.score(norm(middle[:, -1])).squeeze(), reward, atol=1e-5)
+            assert torch.allclose(reward_model.model.score(norm(middle[:, -1])).squeeze(), reward, atol=1e-5)
 
 
 def test_a_shorter_body_is_a_plain_model_of_fewer_layers(tmp_path, tiny_model_dir):
-    scorer = load_scorer(Backbone(str(tiny_model_dir), train="full", num_layers=1))
-    shake(scorer)
-    expected = rewards(scorer, *padded(ROWS, 0))
-    merged_model(scorer).save_pretrained(tmp_path)
+    reward_model = load_reward_model(Backbone(str(tiny_model_dir), train="full", num_layers=1))
+    shake(reward_model)
+    expected = rewards(reward_model, *padded(ROWS, 0))
+    merged_model(reward_model).save_pretrained(tmp_path)
     plain = AutoModelForSequenceClassification.from_pretrained(tmp_path).eval()
     assert plain.config.num_hidden_layers == len(plain.model.layers) == 1
     with torch.no_grad():
@@ -232,21 +232,21 @@ def test_a_shorter_body_is_a_plain_model_of_fewer_layers(tmp_path, tiny_model_di
 
 
 def test_an_encoder_has_first_layers_too(bert_dir):
-    one, two = (load_scorer(Backbone(bert_dir, train="head", num_layers=n)) for n in (1, 2))
+    one, two = (load_reward_model(Backbone(bert_dir, train="head", num_layers=n)) for n in (1, 2))
     assert len(one.body.encoder.layer) == 1 and len(two.body.encoder.layer) == 2
 
 
 def test_layers_that_are_not_there(tiny_model_dir):
     with pytest.raises(UserError, match=r"backbone\.num_layers: got 3, the model has 2; use fewer"):
-        load_scorer(Backbone(str(tiny_model_dir), num_layers=3))
+        load_reward_model(Backbone(str(tiny_model_dir), num_layers=3))
     with pytest.raises(UserError, match=r"backbone\.num_layers: got 0; need at least 1"):
-        load_scorer(Backbone(str(tiny_model_dir), num_layers=0))
+        load_reward_model(Backbone(str(tiny_model_dir), num_layers=0))
 
 
 def test_problems_are_named_together():
     backbone = Backbone("x", train="full", quantize="nf4", gguf_file="x.gguf")
     with pytest.raises(UserError) as error:
-        load_scorer(backbone)
+        load_reward_model(backbone)
     assert len(error.value.problems) == 2
     with pytest.raises(UserError, match="no tokenizer could be loaded from .*nowhere"):
         load_tokenizer(Backbone("./nowhere"))
@@ -284,8 +284,8 @@ def test_a_tokenizer_whose_pad_is_its_eos_gets_a_pad_of_its_own_where_there_is_o
 def test_a_gpt2_shaped_body_works(tmp_path, tiny_tokenizer):
     GPT2Model(GPT2Config(vocab_size=len(tiny_tokenizer), n_embd=16, n_layer=2, n_head=2)).save_pretrained(tmp_path)
     tiny_tokenizer.save_pretrained(tmp_path)
-    scorer = load_scorer(Backbone(str(tmp_path)))
-    left, right = (rewards(scorer, *padded(ROWS, 0, side)) for side in ("left", "right"))
+    reward_model = load_reward_model(Backbone(str(tmp_path)))
+    left, right = (rewards(reward_model, *padded(ROWS, 0, side)) for side in ("left", "right"))
     assert torch.allclose(left, right, atol=1e-5)
 
 
@@ -294,21 +294,21 @@ def test_nf4_has_the_same_gradients_after_scoring_as_before(tmp_path, tiny_token
     sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2}
     LlamaForCausalLM(LlamaConfig(vocab_size=len(tiny_tokenizer), **sizes)).save_pretrained(tmp_path)
     tiny_tokenizer.save_pretrained(tmp_path)
-    scorer = load_scorer(Backbone(str(tmp_path), quantize="nf4", lora=LoraSettings(dropout=0.0)))
+    reward_model = load_reward_model(Backbone(str(tmp_path), quantize="nf4", lora=LoraSettings(dropout=0.0)))
     with torch.no_grad():
-        for name, p in scorer.named_parameters():
+        for name, p in reward_model.named_parameters():
             if "lora_B" in name:
                 p.normal_(std=0.1)
     ids = torch.tensor([[3, 4, 5, 6, 7]])
 
     def gradients():
-        scorer.zero_grad()
-        scorer(Padded(ids, torch.ones_like(ids))).sum().backward()
-        return {name: p.grad.clone() for name, p in scorer.named_parameters() if p.requires_grad}
+        reward_model.zero_grad()
+        reward_model(Padded(ids, torch.ones_like(ids))).sum().backward()
+        return {name: p.grad.clone() for name, p in reward_model.named_parameters() if p.requires_grad}
 
     before = gradients()
-    with evaluating(scorer):
-        scorer(Padded(ids, torch.ones_like(ids)))
+    with evaluating(reward_model):
+        reward_model(Padded(ids, torch.ones_like(ids)))
     after = gradients()
     assert any("layers.0" in name and g.abs().sum() > 0 for name, g in before.items())
     assert all(torch.equal(before[name], after[name]) for name in before)

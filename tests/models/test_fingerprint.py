@@ -10,7 +10,7 @@ from ser_lightning.__main__ import main
 from ser_lightning.errors import UserError
 from ser_lightning.models.backbone import Backbone, LoraSettings
 from ser_lightning.models.fingerprint import base_fingerprint, check_identity, check_trained
-from ser_lightning.models.reward_model import load_scorer
+from ser_lightning.models.reward_model import load_reward_model
 from tests.helpers import fit
 
 
@@ -28,7 +28,7 @@ def test_a_base_has_one_fingerprint_with_adapters_in_16_bits_and_in_4(tiny_model
     plain.model = get_peft_model(plain.model, LoraConfig(r=2, target_modules="all-linear"))
     assert base_fingerprint(plain) == usual == base_fingerprint(tiny(dtype=torch.bfloat16))
     settings = [Backbone(str(tiny_model_dir), train=t, quantize=q) for t, q in (("head", "none"), ("lora", "nf4"))]
-    one, other = (base_fingerprint(load_scorer(s).model) for s in settings)
+    one, other = (base_fingerprint(load_reward_model(s).model) for s in settings)
     assert one == other != usual
 
 

@@ -11,7 +11,7 @@ from ser_lightning.models import masks
 from ser_lightning.models.backbone import Backbone, LoraSettings
 from ser_lightning.models.loading import prepare_body
 from ser_lightning.models.masks import attention_masks, choose_layout, is_visible, sharing_problem
-from ser_lightning.models.reward_model import Scorer, load_scorer
+from ser_lightning.models.reward_model import RewardModel, load_reward_model
 from ser_lightning.records import Padded
 from ser_lightning.training.scoring import evaluating
 
@@ -93,17 +93,17 @@ def inputs_of(pairs, layout):
     return layout.lay_out(sequences, [*range(len(pairs))] * 2, pad_token_id=0)
 
 
-def scores_and_gradients(scorer, layout, pairs=PAIRS):
+def scores_and_gradients(reward_model, layout, pairs=PAIRS):
     """(2B,) rewards and the gradients of a loss in which every one of them has a weight of its own."""
-    scorer.zero_grad()
-    rewards = scorer(inputs_of(pairs, layout))
+    reward_model.zero_grad()
+    rewards = reward_model(inputs_of(pairs, layout))
     (rewards * torch.linspace(-1, 1.5, len(rewards))).sum().backward()
-    return rewards.detach(), {n: p.grad.clone() for n, p in scorer.named_parameters() if p.grad is not None}
+    return rewards.detach(), {n: p.grad.clone() for n, p in reward_model.named_parameters() if p.grad is not None}
 
 
-def assert_same(scorer, layout, atol=1e-5):
-    expected, slopes = scores_and_gradients(scorer, PADDED)
-    found, own_slopes = scores_and_gradients(scorer, layout)
+def assert_same(reward_model, layout, atol=1e-5):
+    expected, slopes = scores_and_gradients(reward_model, PADDED)
+    found, own_slopes = scores_and_gradients(reward_model, layout)
     torch.testing.assert_close(found, expected, atol=atol, rtol=1e-5)
     assert slopes.keys() == own_slopes.keys()
     for name, slope in slopes.items():
@@ -115,7 +115,7 @@ def test_packed_is_padded_in_scores_and_gradients(kind):
     model = model_of(kind)
     layout = choose_layout("shared_prompt", model, "cpu", "layout")
     assert layout.shares_prompts
-    assert_same(Scorer(model).train(), layout)
+    assert_same(RewardModel(model).train(), layout)
 
 
 @pytest.mark.parametrize("kind", ["llama", "mistral", "gemma3_text", "gpt2"])
@@ -123,12 +123,12 @@ def test_packed_is_padded_in_scores_and_gradients(kind):
 def test_either_kernel_of_a_cpu(kind, attention):
     model = model_of(kind)
     model.set_attn_implementation(attention)
-    assert_same(Scorer(model).train(), choose_layout("shared_prompt", model, "cpu", "layout"))
+    assert_same(RewardModel(model).train(), choose_layout("shared_prompt", model, "cpu", "layout"))
 
 
 @pytest.mark.parametrize("kind", [kind for kind, settings in KINDS.items() if "sliding_window" in settings])
 def test_the_windows_of_these_tests_do_bite(kind):
-    windowed, wide = (Scorer(model_of(kind, sliding_window=n)) for n in (WINDOW, 100))
+    windowed, wide = (RewardModel(model_of(kind, sliding_window=n)) for n in (WINDOW, 100))
     with torch.no_grad():
         assert not torch.allclose(windowed(inputs_of(PAIRS, PADDED)), wide(inputs_of(PAIRS, PADDED)), atol=1e-3)
 
@@ -141,18 +141,18 @@ def test_every_known_kind_is_tested():
 def test_with_adapters(kind):
     model = model_of(kind)
     prepare_body(model, Backbone("x", lora=LoraSettings(r=2, dropout=0.0)))
-    scorer = Scorer(model).train()
+    reward_model = RewardModel(model).train()
     with torch.no_grad():
-        for name, p in scorer.named_parameters():
+        for name, p in reward_model.named_parameters():
             if "lora_B" in name:
                 p.normal_(std=0.3)
-    assert_same(scorer, choose_layout("shared_prompt", model, "cpu", "layout"))
+    assert_same(reward_model, choose_layout("shared_prompt", model, "cpu", "layout"))
 
 
 def test_with_gradient_checkpointing():
     model = model_of("qwen2")
     prepare_body(model, Backbone("x", lora=LoraSettings(r=2, dropout=0.0), gradient_checkpointing=True))
-    assert_same(Scorer(model).train(), choose_layout("shared_prompt", model, "cpu", "layout"))
+    assert_same(RewardModel(model).train(), choose_layout("shared_prompt", model, "cpu", "layout"))
 
 
 @pytest.mark.parametrize("kind", ["llama", "mistral"])
@@ -161,10 +161,10 @@ def test_in_4_bits(kind, tmp_path, tiny_tokenizer):
     model_of(kind, vocab_size=len(tiny_tokenizer), hidden_size=64, head_dim=16).save_pretrained(tmp_path)
     tiny_tokenizer.save_pretrained(tmp_path)
     backbone = Backbone(str(tmp_path), quantize="nf4", lora=LoraSettings(r=2, dropout=0.0))
-    scorer = load_scorer(backbone)
-    assert scorer.layout.shares_prompts
-    expected, slopes = scores_and_gradients(scorer, PADDED)
-    found, own_slopes = scores_and_gradients(scorer, scorer.layout)
+    reward_model = load_reward_model(backbone)
+    assert reward_model.layout.shares_prompts
+    expected, slopes = scores_and_gradients(reward_model, PADDED)
+    found, own_slopes = scores_and_gradients(reward_model, reward_model.layout)
     spread = float(expected.std())
     assert float((found - expected).abs().max()) < 0.05 * spread
     for name, slope in slopes.items():
@@ -173,35 +173,36 @@ def test_in_4_bits(kind, tmp_path, tiny_tokenizer):
 
 @pytest.mark.parametrize("kind", ["llama", "gemma3_text"])
 def test_a_pair_scores_alone_as_in_any_pack(kind):
-    scorer = Scorer(model_of(kind)).eval()
-    layout = choose_layout("auto", scorer.model, "cpu", "layout")
+    reward_model = RewardModel(model_of(kind)).eval()
+    layout = choose_layout("auto", reward_model.model, "cpu", "layout")
     with torch.no_grad():
-        alone = torch.stack([scorer(inputs_of([pair], layout)) for pair in PAIRS], dim=1)
+        alone = torch.stack([reward_model(inputs_of([pair], layout)) for pair in PAIRS], dim=1)
         orders = torch.Generator().manual_seed(0)
         for _ in range(4):
             order = torch.randperm(len(PAIRS), generator=orders).tolist()
-            together = scorer(inputs_of([PAIRS[i] for i in order], layout)).view(2, -1)
+            together = reward_model(inputs_of([PAIRS[i] for i in order], layout)).view(2, -1)
             torch.testing.assert_close(together, alone[:, order], atol=1e-5, rtol=1e-5)
 
 
 def test_swapping_a_and_b_swaps_the_scores():
-    scorer = Scorer(model_of("qwen3")).eval()
-    layout = choose_layout("auto", scorer.model, "cpu", "layout")
+    reward_model = RewardModel(model_of("qwen3")).eval()
+    layout = choose_layout("auto", reward_model.model, "cpu", "layout")
     with torch.no_grad():
-        one = scorer(inputs_of(PAIRS, layout)).view(2, -1)
-        other = scorer(inputs_of([(b, a) for a, b in PAIRS], layout)).view(2, -1)
+        one = reward_model(inputs_of(PAIRS, layout)).view(2, -1)
+        other = reward_model(inputs_of([(b, a) for a, b in PAIRS], layout)).view(2, -1)
     torch.testing.assert_close(one, other.flip(0), atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("num_responses", [1, 3, 8])
 def test_many_responses_to_one_prompt(num_responses):
-    scorer = Scorer(model_of("mistral")).eval()
+    reward_model = RewardModel(model_of("mistral")).eval()
     generator = torch.Generator().manual_seed(num_responses)
     prompt = torch.randint(3, 64, (20,), generator=generator).tolist()
     rows = [[*prompt, *torch.randint(3, 64, (n + 1,), generator=generator).tolist()] for n in range(num_responses)]
     with torch.no_grad():
         found, expected = (
-            scorer(layout.lay_out(rows, [0] * num_responses, 0)) for layout in (Layout(True, row_multiple=16), PADDED)
+            reward_model(layout.lay_out(rows, [0] * num_responses, 0))
+            for layout in (Layout(True, row_multiple=16), PADDED)
         )
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
 
@@ -296,8 +297,8 @@ def test_padded_is_padded_whatever_the_model():
 
 
 def test_scoring_pairs_of_a_real_tokenizer(tiny_model_dir):
-    scorer = load_scorer(Backbone(str(tiny_model_dir), train="full"))
-    with evaluating(scorer):
-        packed, padded = (scorer(inputs_of(PAIRS, layout)) for layout in (scorer.layout, PADDED))
+    reward_model = load_reward_model(Backbone(str(tiny_model_dir), train="full"))
+    with evaluating(reward_model):
+        packed, padded = (reward_model(inputs_of(PAIRS, layout)) for layout in (reward_model.layout, PADDED))
     assert isinstance(inputs_of(PAIRS, PADDED), Padded)
     torch.testing.assert_close(packed, padded, atol=1e-5, rtol=1e-5)

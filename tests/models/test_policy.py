@@ -3,10 +3,10 @@ import torch
 from transformers import AutoModelForCausalLM, Gemma2Config, Gemma2ForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from ser_lightning.errors import UserError
-from ser_lightning.models.adapter_reward import can_share, shared_scorer
+from ser_lightning.models.adapter_reward import adapter_reward_model, can_share
 from ser_lightning.models.backbone import Backbone, LoraSettings, load_tokenizer
 from ser_lightning.models.policy import load_policy, logits_of, policy_state, use_adapter
-from ser_lightning.models.reward_model import load_scorer
+from ser_lightning.models.reward_model import load_reward_model
 from ser_lightning.records import Padded
 from ser_lightning.rl.rollout import stop_ids
 
@@ -184,13 +184,13 @@ def test_four_bits_train_all_roles_on_one_base(tmp_path, tiny_tokenizer):
 @pytest.mark.parametrize("train", ["lora", "head"])
 def test_a_reward_model_on_the_policys_base_scores_as_one_of_its_own(tiny_model_dir, train):
     settings = Backbone(str(tiny_model_dir), train=train, lora=LoraSettings(r=2, dropout=0.0))
-    own = load_scorer(settings).eval()
+    own = load_reward_model(settings).eval()
     own.load_trainable_state(randomised(own.trainable_state()))
     start = randomised(policy_state(load_policy(lora(tiny_model_dir)).trainable_state()))
     policy = load_policy(lora(tiny_model_dir), start=start, has_reference=True, has_critic=True)
     before, num_before = hidden(policy, "policy"), sum(p.numel() for p in policy.parameters())
     trained = [name for name, p in policy.named_parameters() if p.requires_grad]
-    shared = shared_scorer(policy, settings, own.trainable_state(), "reward0").eval()
+    shared = adapter_reward_model(policy, settings, own.trainable_state(), "reward0").eval()
     with torch.no_grad():
         assert torch.allclose(shared(Padded(IDS, MASK)), own(Padded(IDS, MASK)), atol=1e-6)
     assert torch.equal(hidden(policy, "policy"), before)

@@ -66,7 +66,7 @@ def reward_flags(tiny_model_dir, pairs_file, cache):
         *("--config", "rm.yaml", f"--data.path={pairs_file}", f"--data.cache_dir={cache}"),
         *(f"--model.backbone.path={tiny_model_dir}", "--model.backbone.train=lora"),
         *("--data.max_length=64", "--data.pairs_per_step=8", "--data.seed_fraction=0.3"),
-        *("--trainer.callbacks.max_rounds=0", "--trainer.callbacks.seed_epochs=1", "--trainer.callbacks.folds=2"),
+        *("--evolution.max_rounds=0", "--evolution.seed_epochs=1", "--evolution.folds=2"),
         *("--trainer.accelerator=cpu", "--trainer.enable_model_summary=false"),
     ]
 
@@ -264,10 +264,10 @@ def test_a_step_is_that_of_plain_transformers_and_autograd(tiny_model_dir, pairs
         "reward": lambda row: row["reward"],
         "kl": lambda row: float(row["kl"].sum()),  # what the oracle took off the rewards
         "length": lambda row: len(row["ids"]),
-        "ended": lambda row: row["has_ended"],
+        "eos_rate": lambda row: row["has_ended"],
     }.items():
         assert figures[f"train/{name}"] == pytest.approx(sum(map(of, rows)) / len(rows), abs=1e-4), name
-    assert abs(figures["train/kl"]) > 0.01 and 0 < figures["train/ended"] < 1
+    assert abs(figures["train/kl"]) > 0.01 and 0 < figures["train/eos_rate"] < 1
     found, leaves = weights(model), oracle.leaves
     assert close(found, leaves, atol=2e-5)
     assert not close({k: notes.start[k] for k in found}, leaves, atol=1e-2)
@@ -278,12 +278,12 @@ KNOBS = {
     "minibatches": 2,
     "clip_range": 1e-3,
     "value_clip_range": 1e-3,
-    "discount": 0.7,
+    "gamma": 0.7,
     "gae_lambda": 0.5,
     "whiten_advantages": False,
     "whiten_rewards": True,
     "entropy_weight": 0.5,
-    "unfinished_penalty": 0.0,
+    "missing_eos_penalty": 0.0,
 }
 
 
@@ -571,8 +571,8 @@ def test_wrong_input_is_one_line_each(flags, capsys, tiny_model_dir, more, lines
 
 def test_a_reward_model_without_calibration_is_refused_unless_asked_for(flags, capsys, reward_flags):
     without_folds = [
-        "--trainer.callbacks.folds=0",
-        "--trainer.callbacks.rule=ser_lightning.evolution.selection.PaperRule",
+        "--evolution.folds=0",
+        "--evolution.rule=ser_lightning.PaperRule",
     ]
     assert main(["fit", *reward_flags, *without_folds, "--run_dir=raw"]) == 0
     (line,) = problems_of(capsys, *flags, "--model.reward_model=raw")

@@ -39,7 +39,10 @@ def test_the_token_budget_cuts_steps_without_changing_them(tiny_model_dir, pairs
 def test_one_step_is_plain_sgd_on_the_mean_loss_of_its_pairs(tiny_model_dir, pairs_file):
     """Oracle: transformers and autograd on padded rows, in the test."""
     seed_everything(0, verbose=False)
-    model, pairs = module(tiny_model_dir, max_grad_norm=1e9, centring_weight=0.0, warmup_share=0.0), data(pairs_file)
+    model, pairs = (
+        module(tiny_model_dir, max_grad_norm=1e9, center_rewards_coefficient=0.0, warmup_share=0.0),
+        data(pairs_file),
+    )
     model.optimizer = lambda p: torch.optim.SGD(p, lr=0.5)
     run = trainer("run", max_epochs=1, limit_train_batches=1)
     run.fit(model, pairs)
@@ -50,14 +53,14 @@ def test_one_step_is_plain_sgd_on_the_mean_loss_of_its_pairs(tiny_model_dir, pai
     (step,) = list(pairs.train_dataloader())[:1]
     losses = []
     for batch in step:
-        plain = oracle.scorer.model(
+        plain = oracle.reward_model.model(
             input_ids=batch.inputs.input_ids, attention_mask=batch.inputs.attention_mask
         ).logits[:, 0]
         for i in range(batch.num_pairs):
             margin = plain[i] - plain[batch.num_pairs + i]
             losses.append(-torch.nn.functional.logsigmoid(margin if batch.target[i] == 1 else -margin))
     torch.stack(losses).mean().backward()
-    for name, p in oracle.scorer.named_parameters():
+    for name, p in oracle.reward_model.named_parameters():
         if p.grad is not None:
             expected = p.detach() - 0.5 * p.grad
             assert torch.allclose(weights(model)[name], expected, atol=1e-5), name
@@ -80,7 +83,8 @@ def test_learning_rate_can_stay(tiny_model_dir, pairs_file):
 
 
 @pytest.mark.parametrize(
-    "change", [{"centring_weight": 1.0}, {"pointwise_weight": 1.0}, {"label_noise": 0.3}, {"max_grad_norm": 1e-3}]
+    "change",
+    [{"center_rewards_coefficient": 1.0}, {"pointwise_weight": 1.0}, {"label_noise": 0.3}, {"max_grad_norm": 1e-3}],
 )
 def test_every_knob_of_the_loss_changes_the_weights(tiny_model_dir, pairs_file, change):
     usual = weights(train(tiny_model_dir, pairs_file, "a", epochs=1))
@@ -91,7 +95,7 @@ def test_every_knob_of_the_loss_changes_the_weights(tiny_model_dir, pairs_file, 
 def test_centring_brings_the_mean_reward_to_zero(tiny_model_dir, pairs_file):
     means = []
     for weight in (0.0, 1.0):
-        model = train(tiny_model_dir, pairs_file, f"run{weight}", epochs=8, centring_weight=weight, lr=1e-2)
+        model = train(tiny_model_dir, pairs_file, f"run{weight}", epochs=8, center_rewards_coefficient=weight, lr=1e-2)
         pairs = data(pairs_file)
         pairs.tokenizer = model.tokenizer
         pairs.prepare_data()
@@ -143,7 +147,7 @@ def test_test_figures_are_those_of_a_naive_loop(tiny_model_dir, pairs_file):
         batch = collate_pairs([PairRow(pair.pair_id, *ids)], 0)
         with evaluating(model):
             label = (model.predict_step(batch).margin > 0).to(torch.int8)
-        right.append(pairs.hidden_truth("test").count_right(batch.pair_id, label)[1])
+        right.append(pairs.held_out_labels("test").count_right(batch.pair_id, label)[1])
     assert figures["test/pairs"] == len(right) == 16
     assert figures["test/accuracy"] == pytest.approx(sum(right) / 16)
     assert figures["test/accuracy_low"] < figures["test/accuracy"] < figures["test/accuracy_high"] or sum(right) == 16

@@ -10,7 +10,7 @@ from transformers import BertConfig, BertForSequenceClassification, LlamaConfig,
 
 from ser_lightning.errors import UserError
 from ser_lightning.models.backbone import Backbone, LoraSettings, load_tokenizer
-from ser_lightning.models.reward_model import load_scorer
+from ser_lightning.models.reward_model import load_reward_model
 from ser_lightning.planning.memory import (
     count_weights,
     device_of,
@@ -18,7 +18,7 @@ from ser_lightning.planning.memory import (
     gradient_bytes,
     keep_one_shard,
     labelling_activations,
-    meta_scorer,
+    meta_reward_model,
     nf4_bytes,
     optimizer_bytes,
     shape_of,
@@ -52,7 +52,7 @@ def odd_dir(tiny_tokenizer, tmp_path_factory):
 
 def both(folder, **settings):
     backbone = Backbone(folder, **settings)
-    return meta_scorer(backbone, load_tokenizer(backbone)), load_scorer(backbone)
+    return meta_reward_model(backbone, load_tokenizer(backbone)), load_reward_model(backbone)
 
 
 def num_bytes(tensors):
@@ -65,9 +65,9 @@ def quantised(p):
     return [] if state is None else [state.absmax, state.offset, state.code, state.state2.absmax, state.state2.code]
 
 
-def run(scorer, num_tokens=8):
+def run(reward_model, num_tokens=8):
     ids = torch.randint(3, 100, (2, num_tokens // 2))
-    return scorer(Padded(ids, torch.ones_like(ids)))
+    return reward_model(Padded(ids, torch.ones_like(ids)))
 
 
 @pytest.mark.parametrize(
@@ -136,9 +136,9 @@ def test_optimisers_of_bitsandbytes_keep_what_they_say(odd_dir):
     assert optimizer_bytes(bnb.optim.PagedAdamW8bit([large, small])) == 2 * (5120 + 20 * 4) + 8 * 512
 
 
-def kept_bytes(scorer, num_tokens):
+def kept_bytes(reward_model, num_tokens):
     """What autograd keeps of a forward pass, weights aside."""
-    weights = {p.untyped_storage().data_ptr() for p in scorer.parameters()}
+    weights = {p.untyped_storage().data_ptr() for p in reward_model.parameters()}
     kept = {}
 
     def keep(tensor):
@@ -147,7 +147,7 @@ def kept_bytes(scorer, num_tokens):
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        run(scorer, num_tokens)
+        run(reward_model, num_tokens)
     return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
 
 
@@ -160,9 +160,9 @@ def test_activations_are_about_those_that_autograd_keeps(tmp_path, tiny_tokenize
     LlamaForCausalLM(LlamaConfig(vocab_size=len(tiny_tokenizer), **sizes, **heads)).save_pretrained(tmp_path)
     tiny_tokenizer.save_pretrained(tmp_path)
     backbone = Backbone(str(tmp_path), train=train, dtype=dtype, lora=LoraSettings(dropout=dropout))
-    scorer = load_scorer(backbone)
-    shape = shape_of(scorer, backbone, "32-true", "cpu")
-    assert training_activations(shape, train, False, 512) == pytest.approx(kept_bytes(scorer, 512), rel=0.25)
+    reward_model = load_reward_model(backbone)
+    shape = shape_of(reward_model, backbone, "32-true", "cpu")
+    assert training_activations(shape, train, False, 512) == pytest.approx(kept_bytes(reward_model, 512), rel=0.25)
 
 
 @pytest.mark.parametrize("settings", [{}, {"dtype": "bfloat16"}, {"dtype": "bfloat16", "quantize": "nf4"}])
@@ -188,9 +188,9 @@ def test_autocast_halves_the_body_and_copies_what_is_trained(odd_dir):
 
 def test_problems_are_those_of_loading(odd_dir, tmp_path, tiny_tokenizer):
     with pytest.raises(UserError, match="no model could be loaded from .*nowhere"):
-        meta_scorer(Backbone("./nowhere"), tiny_tokenizer)
+        meta_reward_model(Backbone("./nowhere"), tiny_tokenizer)
     with pytest.raises(UserError, match="4-bit weights cannot be trained"):
-        meta_scorer(Backbone(odd_dir, train="full", quantize="nf4"), tiny_tokenizer)
+        meta_reward_model(Backbone(odd_dir, train="full", quantize="nf4"), tiny_tokenizer)
 
 
 def test_a_gpu_that_is_asked_for_need_not_be_here():

@@ -85,11 +85,11 @@ def test_the_page_holds_what_rounds_csv_holds(run):
 
 
 def test_forecasts_stand_beside_what_came():
-    ahead = {"next_gain": 0.0123, "converges_at": 2.0}
+    ahead = {"predicted_gain": 0.0123, "predicted_last_round": 2.0}
     past = {"forecast_accuracy": 0.6, "forecast_low": 0.5, "forecast_high": 0.7, "forecast_error": -0.05}
-    page = page_of(write_run("seen", [row(0, **ahead), row(1, True, headway=-0.02, **past, **ahead)], notes()))
+    page = page_of(write_run("seen", [row(0, **ahead), row(1, True, net_label_change=-0.02, **past, **ahead)], notes()))
     header, first, second = page.tables["Forecasts"]
-    assert header == ["round", "forecast", "out of fold", "error", "headway", "next gain", "converges at"]
+    assert header == ["round", "forecast", "out of fold", "error", "net_label_change", "next gain", "converges at"]
     assert first == ["0", "–", "0.550", "–", "–", "+0.0123", "2"]
     cells = [" ".join(cell.split()) for cell in second]
     assert cells == ["1", "0.600 0.500–0.700", "0.550", "-0.050", "-0.020", "+0.0123", "2"]
@@ -255,9 +255,9 @@ def test_no_label_of_an_axis_is_cut_off(monkeypatch):
 
 
 def test_a_round_that_keeps_nothing_and_figures_that_are_not_defined():
-    gaps = dict.fromkeys(["kept_accuracy", "pool_accuracy", "seed_oof_accuracy", "test_accuracy"], NAN)
+    gaps = dict.fromkeys(["pseudo_label_accuracy", "pool_accuracy", "seed_oof_accuracy", "test_accuracy"], NAN)
     rows = [row(0, True, kept=0, status=0, calibration_error=NAN, length_correlation=NAN, **gaps)]
-    none = dict.fromkeys(["kept_accuracy", "pool_accuracy", "seed_oof_accuracy", "test_accuracy"], 0)
+    none = dict.fromkeys(["pseudo_label_accuracy", "pool_accuracy", "seed_oof_accuracy", "test_accuracy"], 0)
     empty = {
         "labels": none,
         "floors": {},
@@ -306,7 +306,7 @@ def test_guards_stand_in_a_table_and_what_fired_on_top(run):
 
 def test_several_runs_stand_side_by_side(run):
     config = copy.deepcopy(CONFIG)
-    config["trainer"]["callbacks"].insert(0, {"class_path": "ser_lightning.callbacks.report.ReportCallback"})
+    config["trainer"]["callbacks"].insert(0, {"class_path": "ser_lightning.ReportCallback"})
     config["trainer"]["callbacks"][1]["init_args"]["max_rounds"] = 3
     other = write_run("other", [row(0, True, test_accuracy=0.65)], notes(fingerprints={"data": "other"}), config=config)
     page = page_of(run, other)

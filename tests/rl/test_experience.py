@@ -10,7 +10,7 @@ from ser_lightning.errors import UserError
 from ser_lightning.records import Rollout
 from ser_lightning.rl.experience import PPOSettings, make_experience, measure, measure_values, micro_batches, spread
 
-PLAIN = PPOSettings(whiten_advantages=False, discount=0.9, gae_lambda=0.8)
+PLAIN = PPOSettings(whiten_advantages=False, gamma=0.9, gae_lambda=0.8)
 LENGTHS = [3, 1, 4, 2]
 """Response tokens of four rows, of which two and two answer one prompt."""
 
@@ -59,8 +59,8 @@ def naive_gae(score, logp, ref_logp, value, settings, kl_weight):
     advantages = []
     for i, row in enumerate(rewards):
         values = [*value[i, : len(row)].tolist(), 0.0]
-        errors = [r + settings.discount * values[t + 1] - values[t] for t, r in enumerate(row)]
-        decay = settings.discount * settings.gae_lambda
+        errors = [r + settings.gamma * values[t + 1] - values[t] for t, r in enumerate(row)]
+        decay = settings.gamma * settings.gae_lambda
         advantages.append([sum(decay ** (u - t) * errors[u] for u in range(t, len(row))) for t in range(len(row))])
     return advantages
 
@@ -73,7 +73,7 @@ def same(found, rows):
 
 @pytest.mark.parametrize("whitens", [(False, False), (True, False), (False, True), (True, True)])
 def test_gae_follows_the_naive_loop(whitens):
-    settings = PPOSettings(discount=0.9, gae_lambda=0.8, whiten_advantages=whitens[0], whiten_rewards=whitens[1])
+    settings = PPOSettings(gamma=0.9, gae_lambda=0.8, whiten_advantages=whitens[0], whiten_rewards=whitens[1])
     made, score, logp, ref_logp, value = experience("gae", settings)
     advantages = naive_gae(score, logp, ref_logp, value, settings, kl_weight=0.3)
     returns = [[a + float(value[i, t]) for t, a in enumerate(row)] for i, row in enumerate(advantages)]
@@ -99,8 +99,8 @@ def test_the_others_compare_whole_responses_to_one_prompt(estimator, whitens):
 
 
 def test_the_score_comes_with_the_last_real_token():
-    made, score, *_ = experience("gae", PPOSettings(whiten_advantages=False, discount=0.0), kl_weight=0.0)
-    for i, n in enumerate(LENGTHS):  # without a discount the return of a token is its own reward
+    made, score, *_ = experience("gae", PPOSettings(whiten_advantages=False, gamma=0.0), kl_weight=0.0)
+    for i, n in enumerate(LENGTHS):  # with gamma 0 the return of a token is its own reward
         assert made.returns[i].tolist() == pytest.approx([0.0] * (n - 1) + [float(score[i])] + [0.0] * (4 - n))
 
 
@@ -179,12 +179,12 @@ def test_settings_that_cannot_work_are_all_named():
         minibatches=0,
         clip_range=0.0,
         value_clip_range=-1.0,
-        discount=1.1,
+        gamma=1.1,
         gae_lambda=-0.1,
         whiten_rewards=True,
     )
     found = wrong.problems("rloo", 1)
-    names = "epochs minibatches clip_range value_clip_range discount gae_lambda responses_per_prompt whiten_rewards"
+    names = "epochs minibatches clip_range value_clip_range gamma gae_lambda responses_per_prompt whiten_rewards"
     assert [line.split(":")[0].split(".")[1] for line in found] == names.split()
     assert PPOSettings().problems("gae", 1) == PPOSettings().problems("grpo", 2) == []
     assert len(PPOSettings(whiten_rewards=True).problems("gae", 0)) == 1

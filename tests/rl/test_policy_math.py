@@ -295,17 +295,15 @@ def test_gae_by_hand():
 
 
 @pytest.mark.parametrize("mask", [MASK, HOLED])
-@pytest.mark.parametrize(("discount", "lambda_"), [(1.0, 0.95), (0.9, 0.8), (0.9, 0.0), (1.0, 1.0)])
-def test_gae_is_the_discounted_sum_of_td_errors(mask, discount, lambda_):
+@pytest.mark.parametrize(("gamma", "lambda_"), [(1.0, 0.95), (0.9, 0.8), (0.9, 0.0), (1.0, 1.0)])
+def test_gae_is_the_discounted_sum_of_td_errors(mask, gamma, lambda_):
     rewards, values = torch.randn(mask.shape), torch.randn(mask.shape)
     expected = []
     for reward, value in rows(mask, rewards, values):
         after = [*value, 0.0][1:]
-        delta = [r + discount * a - v for r, v, a in zip(reward, value, after, strict=True)]
-        expected.append(
-            [sum((discount * lambda_) ** k * d for k, d in enumerate(delta[t:])) for t in range(len(delta))]
-        )
-    advantages, returns = pm.gae(rewards, values, mask, discount, lambda_)
+        delta = [r + gamma * a - v for r, v, a in zip(reward, value, after, strict=True)]
+        expected.append([sum((gamma * lambda_) ** k * d for k, d in enumerate(delta[t:])) for t in range(len(delta))])
+    advantages, returns = pm.gae(rewards, values, mask, gamma, lambda_)
     torch.testing.assert_close(advantages, scattered(mask, expected), atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(returns[mask], (advantages + values)[mask])
 
@@ -380,9 +378,9 @@ def test_group_advantages(advantages_of):
 def test_policy_loss_by_hand(ratio, advantage, loss, is_stopped):
     logp = torch.tensor([[math.log(0.3 * ratio)]], requires_grad=True)
     old_logp, mask = torch.tensor([[math.log(0.3)]]), torch.tensor([[True]])
-    total, clip_share = pm.clipped_policy_loss(logp, old_logp, torch.tensor([[advantage]]), mask, 0.2)
+    total, clip_fraction = pm.clipped_policy_loss(logp, old_logp, torch.tensor([[advantage]]), mask, 0.2)
     assert total.item() == pytest.approx(loss, rel=1e-5)
-    assert clip_share.item() == float(is_stopped)
+    assert clip_fraction.item() == float(is_stopped)
     total.backward()
     assert logp.grad.item() == pytest.approx(0.0 if is_stopped else -advantage * ratio, rel=1e-5)
 
@@ -396,32 +394,32 @@ def test_policy_loss_is_a_sum_over_the_kept_tokens():
             bounded = min(max(ratio, 0.8), 1.2)
             loss -= min(ratio * a, bounded * a)
             num_clipped += bounded * a < ratio * a
-    total, clip_share = pm.clipped_policy_loss(logp, old_logp, advantages, MASK, 0.2)
+    total, clip_fraction = pm.clipped_policy_loss(logp, old_logp, advantages, MASK, 0.2)
     assert 0 < num_clipped < sum(LENGTHS)
     assert total.item() == pytest.approx(loss, rel=1e-5)
-    assert clip_share.item() == pytest.approx(num_clipped / sum(LENGTHS))
+    assert clip_fraction.item() == pytest.approx(num_clipped / sum(LENGTHS))
 
 
 @pytest.mark.parametrize("clip_range", [0.0, 0.2])
 def test_at_ratio_1_the_gradient_is_that_of_reinforce(clip_range):
     logits, ids, advantages = torch.randn(5, 5, 7, requires_grad=True), torch.randint(7, (5, 5)), torch.randn(5, 5)
     logp = torch.log_softmax(logits, -1).gather(-1, ids[..., None])[..., 0]
-    loss, clip_share = pm.clipped_policy_loss(logp, logp.detach(), advantages, MASK, clip_range)
+    loss, clip_fraction = pm.clipped_policy_loss(logp, logp.detach(), advantages, MASK, clip_range)
     (gradient,) = torch.autograd.grad(loss, logits)
     # d log p(y) / d logits = onehot(y) - p
     of_logp = torch.nn.functional.one_hot(ids, 7) - logits.detach().softmax(-1)
     torch.testing.assert_close(gradient, -(advantages * MASK)[..., None] * of_logp)
-    assert clip_share.item() == 0.0
+    assert clip_fraction.item() == 0.0
 
 
 def test_value_loss_by_hand_and_by_loop():
     values = torch.tensor([[1.0, 1.5, 0.0, 2.0, 9.0]], requires_grad=True)
     old_values, returns = torch.tensor([[0.9, 1.0, 1.0, 1.0, 9.0]]), torch.tensor([[2.0, 2.0, 2.0, 1.2, 0.0]])
     mask = torch.tensor([[True, True, True, True, False]])
-    total, clip_share = pm.clipped_value_loss(values, old_values, returns, mask, 0.2)
+    total, clip_fraction = pm.clipped_value_loss(values, old_values, returns, mask, 0.2)
     # Within range; 1.5 counts as 1.2, further off; 0 as 0.8, nearer: the raw one counts; 2 as 1.2, nearer.
     assert total.item() == pytest.approx(0.5 * (1.0**2 + 0.8**2 + 2.0**2 + 0.8**2))
-    assert clip_share.item() == pytest.approx(1 / 4)
+    assert clip_fraction.item() == pytest.approx(1 / 4)
     total.backward()
     assert values.grad[0].tolist() == pytest.approx([-1.0, 0.0, -2.0, 0.8, 0.0])
 
@@ -434,15 +432,15 @@ def test_value_loss_is_a_sum_over_the_kept_tokens():
             bounded = min(max(v, o - 0.2), o + 0.2)
             loss += 0.5 * max((v - t) ** 2, (bounded - t) ** 2)
             num_clipped += (bounded - t) ** 2 > (v - t) ** 2
-    total, clip_share = pm.clipped_value_loss(values, old_values, returns, MASK, 0.2)
+    total, clip_fraction = pm.clipped_value_loss(values, old_values, returns, MASK, 0.2)
     assert total.item() == pytest.approx(loss, rel=1e-5)
-    assert clip_share.item() == pytest.approx(num_clipped / sum(LENGTHS))
+    assert clip_fraction.item() == pytest.approx(num_clipped / sum(LENGTHS))
 
 
 def test_values_that_have_not_moved_are_not_clipped():
     values, returns = torch.randn(5, 5, requires_grad=True), torch.randn(5, 5)
-    total, clip_share = pm.clipped_value_loss(values, values.detach(), returns, MASK, 0.2)
-    assert clip_share.item() == 0.0
+    total, clip_fraction = pm.clipped_value_loss(values, values.detach(), returns, MASK, 0.2)
+    assert clip_fraction.item() == 0.0
     (gradient,) = torch.autograd.grad(total, values)
     torch.testing.assert_close(gradient, ((values - returns) * MASK).detach())
 

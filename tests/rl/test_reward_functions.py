@@ -42,7 +42,7 @@ def reward_run(tiny_model_dir, pairs_file, tmp_path_factory) -> Path:
         *("--config", "rm.yaml"),
         *(f"--model.backbone.path={tiny_model_dir}", "--model.backbone.train=full", f"--data.path={pairs_file}"),
         *("--data.max_length=64", "--data.pairs_per_step=8", "--data.seed_fraction=0.3"),
-        *("--trainer.callbacks.max_rounds=0", "--trainer.callbacks.seed_epochs=1", "--trainer.callbacks.folds=2"),
+        *("--evolution.max_rounds=0", "--evolution.seed_epochs=1", "--evolution.folds=2"),
         *("--trainer.accelerator=cpu", "--trainer.enable_model_summary=false"),
         *(f"--data.cache_dir={run.parent / 'cache'}", f"--run_dir={run}"),
     ]
@@ -70,7 +70,7 @@ def test_a_run_judges_as_the_reward_module_predicts(reward_run):
     run = read_reward_run(reward_run)
     module = RewardModule(run.backbone)
     module.configure_model()
-    module.scorer.load_trainable_state(run.weights)
+    module.reward_model.load_trainable_state(run.weights)
     pairs = [PreferencePair(i, p, r, r, None) for i, (p, r) in enumerate(zip(PROMPTS, RESPONSES, strict=True))]
     encoded = encode_pairs(module.tokenizer, pairs, run.max_length)
     assert [pair.is_cut for pair in encoded] == [False, False, True, False, False]
@@ -106,7 +106,7 @@ def test_a_run_may_be_built_by_the_caller_who_keeps_its_gradients(reward_run):
     seen = []
     judge = load_judge(str(reward_run), build=lambda run: seen.append(run.zero) or mine)
     run = read_reward_run(reward_run)
-    assert judge.scorer is mine and mine.weight.requires_grad and seen == [run.zero]
+    assert judge.reward_model is mine and mine.weight.requires_grad and seen == [run.zero]
     [ids] = encode_responses(judge.tokenizer, PROMPTS[:1], RESPONSES[:1], run.max_length)
     expected = (len(ids) - run.zero) / run.temperature
     assert judge(PROMPTS[:1], RESPONSES[:1]).item() == pytest.approx(expected, rel=1e-5)
@@ -119,10 +119,10 @@ def test_neither_budget_nor_order_nor_mode_matters(reward_run):
     rewards = judge(PROMPTS, RESPONSES)
     order = [3, 0, 4, 2, 1]
     judge.tokens_per_batch = 1
-    judge.scorer.train()
+    judge.reward_model.train()
     again = judge([PROMPTS[i] for i in order], [RESPONSES[i] for i in order])
     assert torch.allclose(again, rewards[order], rtol=1e-4, atol=1e-5)
-    assert judge.scorer.training
+    assert judge.reward_model.training
     assert judge([], []).shape == (0,)
     assert judge.to("cpu") is judge
 
@@ -130,7 +130,7 @@ def test_neither_budget_nor_order_nor_mode_matters(reward_run):
 def test_batches_keep_to_the_budget_one_row_a_response(tiny_tokenizer):
     shapes = []
 
-    class Scorer(torch.nn.Linear):
+    class RewardModel(torch.nn.Linear):
         layout = PADDED
 
         def forward(self, inputs):
@@ -138,7 +138,7 @@ def test_batches_keep_to_the_budget_one_row_a_response(tiny_tokenizer):
             assert not self.training and not torch.is_grad_enabled()
             return inputs.num_tokens.float()
 
-    judge = RewardModelJudge(Scorer(1, 1), tiny_tokenizer, 300, 0.0, 1.0, "lengths", tokens_per_batch=120)
+    judge = RewardModelJudge(RewardModel(1, 1), tiny_tokenizer, 300, 0.0, 1.0, "lengths", tokens_per_batch=120)
     texts = ["w" * n for n in (1, 30, 2, 29, 3)]
     rewards = judge([[{"role": "user", "content": "Hi"}]] * 5, texts)
     overhead = len("<user>Hi") + len("<assistant>") + 3  # BOS and two EOS; one id a byte
@@ -148,8 +148,8 @@ def test_batches_keep_to_the_budget_one_row_a_response(tiny_tokenizer):
 
 def test_zero_and_temperature_are_those_of_the_judge(reward_run):
     judge = load_judge(str(reward_run))
-    raw = RewardModelJudge(judge.scorer, judge.tokenizer, 64, 0.0, 1.0, "raw")(PROMPTS, RESPONSES)
-    scaled = RewardModelJudge(judge.scorer, judge.tokenizer, 64, 2.0, 0.5, "scaled")(PROMPTS, RESPONSES)
+    raw = RewardModelJudge(judge.reward_model, judge.tokenizer, 64, 0.0, 1.0, "raw")(PROMPTS, RESPONSES)
+    scaled = RewardModelJudge(judge.reward_model, judge.tokenizer, 64, 2.0, 0.5, "scaled")(PROMPTS, RESPONSES)
     assert torch.allclose(scaled, (raw - 2.0) / 0.5, atol=1e-5)
 
 
@@ -290,7 +290,7 @@ def test_the_text_in_a_message_is_short_and_on_one_line():
 
 def test_rewards_of_a_model_are_checked_as_well(reward_run):
     judge = load_judge(str(reward_run))
-    next(judge.scorer.parameters()).data.fill_(float("nan"))
+    next(judge.reward_model.parameters()).data.fill_(float("nan"))
     with pytest.raises(UserError, match=f"reward {reward_run}: got NaN for 5 of 5 responses, such as response 0"):
         judge(PROMPTS, RESPONSES)
 
@@ -380,10 +380,10 @@ def edited_copy(folder: Path, **config) -> str:
 
 def test_a_run_without_folds_has_no_scale(tiny_run):
     without_folds = [
-        "--trainer.callbacks.folds=0",
-        "--trainer.callbacks.rule=ser_lightning.evolution.selection.PaperRule",
+        "--evolution.folds=0",
+        "--evolution.rule=ser_lightning.PaperRule",
     ]
-    assert main(["fit", *tiny_run, *without_folds, "--trainer.callbacks.max_rounds=0", "--run_dir=run"]) == 0
+    assert main(["fit", *tiny_run, *without_folds, "--evolution.max_rounds=0", "--run_dir=run"]) == 0
     problem = "got the zero 0 and the temperature 1 of a fit without folds"
     with pytest.raises(UserError, match=f"^reward run: {problem}.*; fit it with folds 2 or more, or set allow_uncal"):
         load_judge("run")

@@ -7,7 +7,7 @@ from lightning.pytorch import seed_everything
 from transformers import LlamaConfig, LlamaForSequenceClassification
 
 from ser_lightning.datamodules.preference import PreferenceDataModule
-from ser_lightning.models.reward_model import Scorer
+from ser_lightning.models.reward_model import RewardModel
 from ser_lightning.modules.reward import RewardModule
 from ser_lightning.records import Features, PairBatch
 from ser_lightning.training.features import FeatureTable, body_key, dtype_of, write_features
@@ -39,13 +39,13 @@ def without_cache(monkeypatch):
 def body_calls(monkeypatch):
     """How many sequences the body has computed, so far."""
     calls = []
-    states = Scorer.states
+    states = RewardModel.states
 
     def counted(self, inputs):
         calls.append(len(inputs.num_tokens))
         return states(self, inputs)
 
-    monkeypatch.setattr(Scorer, "states", counted)
+    monkeypatch.setattr(RewardModel, "states", counted)
     return calls
 
 
@@ -107,7 +107,7 @@ def test_pairs_that_arrive_add_a_part_and_leave_the_first_one(tiny_model_dir, pa
     (tmp_path / "more.jsonl").write_text("".join(lines[60:]))
     evolve(tiny_model_dir, tmp_path / "first.jsonl", "one")
     assert sum(body_calls) == 2 * 60
-    more = {"more_path": str(tmp_path / "more.jsonl")}
+    more = {"new_data_path": str(tmp_path / "more.jsonl")}
     _, _, batches, _ = evolve(tiny_model_dir, tmp_path / "first.jsonl", "two", more)
     assert sum(body_calls) == 2 * 80 and len(cached()) == 2
     batch = next(iter(batches.scoring_dataloader("all")))
@@ -159,7 +159,7 @@ def tiny_scorer(seed=0, dtype=torch.float32, **settings):
     sizes |= {"num_attention_heads": 2, "num_key_value_heads": 2, "num_labels": 1, "pad_token_id": 0}
     model = LlamaForSequenceClassification(LlamaConfig(**{**sizes, **settings})).to(dtype)
     model.model.requires_grad_(False)
-    return Scorer(model)
+    return RewardModel(model)
 
 
 def test_the_key_knows_weights_settings_number_format_and_precision_but_not_the_head():
@@ -180,11 +180,11 @@ def test_the_key_knows_weights_settings_number_format_and_precision_but_not_the_
 
 
 def test_a_frozen_body_never_draws_dropout():
-    scorer = tiny_scorer(attention_dropout=0.5).train()
-    assert scorer.training and scorer.model.score.training and not scorer.body.training
+    reward_model = tiny_scorer(attention_dropout=0.5).train()
+    assert reward_model.training and reward_model.model.score.training and not reward_model.body.training
     full = tiny_scorer()
     full.model.requires_grad_(True)
-    assert Scorer(full.model).train().body.training
+    assert RewardModel(full.model).train().body.training
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -20,8 +20,8 @@ DDP = ("--trainer.devices=2", "--trainer.strategy=ddp")
 SHARDS = ("--trainer.devices=2", "--trainer.strategy=fsdp")
 ALONE = ("--trainer.devices=1", "--trainer.strategy=auto")
 GOES_ON = (
-    *("--trainer.callbacks.restart=nothing", "--trainer.callbacks.epochs_per_round=2", "--trainer.callbacks.folds=0"),
-    "--trainer.callbacks.rule=ser_lightning.evolution.selection.TopShareRule",
+    *("--evolution.restart=nothing", "--evolution.epochs_per_round=2", "--evolution.folds=0"),
+    "--evolution.rule=ser_lightning.TopShareRule",
 )
 
 
@@ -54,7 +54,7 @@ def test_two_ranks_label_and_select_as_one_and_learn_the_same_weights(tiny_run):
 
 
 def test_two_ranks_end_alike_when_nothing_is_kept(tiny_run, tmp_path):
-    rule = "--trainer.callbacks.rule.target=0.9999999"
+    rule = "--evolution.rule.target=0.9999999"
     one = _fit(tiny_run, "one", rule, "--model.optimizer.init_args.lr=1e-9")
     two = _fit(tiny_run, "two", rule, "--model.optimizer.init_args.lr=1e-9", *DDP)
     assert len(one) == len(two) == 1
