@@ -28,7 +28,7 @@ class EvaluationCallback(Callback):
     """Collects the scores of every evaluation set and says at the end what they are worth."""
 
     def __init__(self) -> None:
-        self._found: dict[int, list[tuple[PairScores, Tensor]]] = defaultdict(list)
+        self._found: dict[str, list[tuple[PairScores, Tensor]]] = defaultdict(list)
         self._figures: dict[str, dict[str, Any]] = {}
 
     def on_validation_batch_end(
@@ -41,10 +41,9 @@ class EvaluationCallback(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Keep the scores of real pairs of a named set."""
-        sets = getattr(trainer.datamodule, "evaluated", None)
-        if sets and sets[dataloader_idx] is not None:
+        if isinstance(batch, PairBatch) and batch.eval_set is not None:
             real = batch.weight > 0
-            self._found[dataloader_idx].append((outputs["scores"][real].to("cpu"), batch.target[real].cpu()))
+            self._found[batch.eval_set].append((outputs["scores"][real].to("cpu"), batch.target[real].cpu()))
 
     on_test_batch_end = on_validation_batch_end
 
@@ -58,14 +57,12 @@ class EvaluationCallback(Callback):
 
     def _report(self, trainer: Trainer, pl_module: LightningModule, prefix: str) -> None:
         data = trainer.datamodule
-        if not isinstance(data, PreferenceDataModule) or not any(data.evaluated):
+        if not isinstance(data, PreferenceDataModule) or trainer.state.fn not in ("validate", "test"):
             return
-        words = _bag_of_words(data)
+        words = _bag_of_words(data) if data.eval_sets else None
         figures: dict[str, dict[str, Any]] = {}
-        for index, one in enumerate(data.evaluated):
-            if one is None:
-                continue
-            scored = _gathered(one, self._found[index])
+        for one in data.eval_sets:
+            scored = _gathered(one, self._found[one.name])
             figures[one.name] = set_figures(scored, getattr(pl_module, "temperature", 1.0))
             figures[one.name]["by_section"] = accuracy_by_section(scored)
             if words is not None:

@@ -2,6 +2,7 @@
 
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import lightning.pytorch as pl
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from ser_lightning.data.formats import check_mapping
-from ser_lightning.data.layouts import PADDED, Layout
+from ser_lightning.data.layouts import PADDED
 from ser_lightning.data.reader import PairStore
 from ser_lightning.data.sources import Source, open_sources
 from ser_lightning.data.store import ROLES, build_store, default_cache, is_complete, store_key
@@ -18,7 +19,7 @@ from ser_lightning.datamodules.batches import Shard
 from ser_lightning.datamodules.splits import SplitPairs
 from ser_lightning.datamodules.splitting import DataReport, SplitPolicy
 from ser_lightning.errors import UserError
-from ser_lightning.training.features import FeatureTable, dtype_of
+from ser_lightning.training.features import FeatureTable
 from ser_lightning.training.strategies import strategy_kind
 
 Paths = str | list[str]
@@ -40,7 +41,10 @@ class PairFiles(pl.LightningDataModule):
         synthetic_pairs: pairs that `path: synthetic` makes.
 
     Attributes:
-        tokenizer: the module's, unless somebody sets one.
+        tokenizer: the module's, unless one is set by hand.
+
+    A data module asks the module that it feeds for what batches depend on, through `consumer`: `tokenizer` in
+    `prepare_data`, and once the model is loaded `layout`, `reward_model` and the like. A module never asks back.
     """
 
     def __init__(
@@ -65,7 +69,7 @@ class PairFiles(pl.LightningDataModule):
         self.num_workers = num_workers
         self.cache_dir = Path(cache_dir).expanduser() if cache_dir else default_cache()
         self.synthetic_pairs = synthetic_pairs
-        self.tokenizer: PreTrainedTokenizerBase | None = None
+        self._tokenizer: PreTrainedTokenizerBase | None = None
         self._data: SplitPairs | None = None
         self._sources: list[dict[str, list[Source]]] | None = None
 
@@ -87,7 +91,7 @@ class PairFiles(pl.LightningDataModule):
             if is_complete(folder):
                 rank_zero_info(f"Encoded pairs: found in the cache, {folder}")
                 continue
-            build_store(folder, sources, self.columns, self._tokenizer(), self.max_length)
+            build_store(folder, sources, self.columns, self.tokenizer, self.max_length)
             rank_zero_info(f"Encoded pairs: written to {folder}")
 
     def setup(self, stage: str | None = None) -> None:
@@ -117,15 +121,26 @@ class PairFiles(pl.LightningDataModule):
             self._sources = [first, *arrivals]
         return self._sources
 
-    def _tokenizer(self) -> PreTrainedTokenizerBase:
-        if self.tokenizer is None:
-            if self.trainer is None:
+    @property
+    def consumer(self) -> Any:
+        """The LightningModule that the batches are for; None without a trainer."""
+        return None if self.trainer is None else self.trainer.lightning_module
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """With a pad token and a chat template."""
+        if self._tokenizer is None:
+            if self.consumer is None:
                 raise RuntimeError(f"{type(self).__name__} has no tokenizer: attach a Trainer or set `.tokenizer`")
-            self.tokenizer = self.trainer.lightning_module.tokenizer
-        return self.tokenizer
+            self._tokenizer = self.consumer.tokenizer
+        return self._tokenizer
+
+    @tokenizer.setter
+    def tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self._tokenizer = tokenizer
 
     def _folders(self) -> list[Path]:
-        settings = (self.columns, self._tokenizer(), self.max_length)
+        settings = (self.columns, self.tokenizer, self.max_length)
         return [self.cache_dir / store_key(sources, *settings) for sources in self._open_sources()]
 
     def check_reload(self) -> None:
@@ -140,8 +155,8 @@ class PairFiles(pl.LightningDataModule):
         """This process and the number of processes."""
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)
 
-    def _shard(self, tokens_per_batch: int) -> Shard:
-        pad_token_id = int(self._tokenizer().pad_token_id)
+    def _shard(self, tokens_per_batch: int, features: FeatureTable | None = None) -> Shard:
+        pad_token_id = int(self.tokenizer.pad_token_id)
         # A rank that is done with its batches would keep the others waiting for its part of a body in shards.
         is_sharded = strategy_kind(getattr(self.trainer, "strategy", "auto")) == "fsdp"
         rank, world_size = self._rank()
@@ -150,8 +165,8 @@ class PairFiles(pl.LightningDataModule):
             world_size,
             tokens_per_batch,
             pad_token_id,
-            self._layout(),
-            self._features(),
+            getattr(self.consumer, "layout", PADDED),  # padded rows are what every model reads
+            features,
             needs_equal_counts=is_sharded,
         )
 
@@ -163,14 +178,3 @@ class PairFiles(pl.LightningDataModule):
         """(N,) int64 pair ids of the rows of one part of the store."""
         first, end = self.data.store.parts[part : part + 2]
         return torch.from_numpy(self.data.store.pair_id[first:end])
-
-    def _features(self) -> FeatureTable | None:
-        """What the module has cached for its frozen body, if it says so."""
-        key = getattr(self.trainer.lightning_module, "feature_key", None) if self.trainer is not None else None
-        if key is None:
-            return None
-        return FeatureTable(self.feature_files(key), self.data.store.parts, dtype_of(key))
-
-    def _layout(self) -> Layout:
-        """What the module reads best; padded rows, which every model reads, where there is none."""
-        return getattr(self.trainer.lightning_module, "layout", PADDED) if self.trainer is not None else PADDED

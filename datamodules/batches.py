@@ -151,6 +151,7 @@ def make_batch(
     shard: Shard,
     num_step_pairs: int,
     is_filler: bool,
+    eval_set: str | None = None,
 ) -> PairBatch:
     """One batch of the pairs at `positions`; a filler weighs nothing."""
     rows = pairs.rows[positions]
@@ -161,6 +162,7 @@ def make_batch(
         target=torch.from_numpy(pairs.target[positions]),
         weight=torch.zeros_like(weight) if is_filler else weight,
         num_step_pairs=num_step_pairs,
+        eval_set=eval_set,
     )
 
 
@@ -211,10 +213,11 @@ class ScoringBatches(Dataset[PairBatch]):
         store: the encoded pairs.
         pairs: the N pairs, in an order that does not depend on any file.
         shard: this rank's part.
+        eval_set: name of the evaluation set that the pairs are, None for those of a split.
     """
 
-    def __init__(self, store: PairStore, pairs: PairSet, shard: Shard) -> None:
-        self.store, self.pairs, self.shard = store, pairs, shard
+    def __init__(self, store: PairStore, pairs: PairSet, shard: Shard, eval_set: str | None = None) -> None:
+        self.store, self.pairs, self.shard, self.eval_set = store, pairs, shard, eval_set
         self.batches = shard.cut(store, pairs.rows)
 
     def __len__(self) -> int:
@@ -227,7 +230,7 @@ class ScoringBatches(Dataset[PairBatch]):
         is_filler = place >= len(self.batches)
         # The last batch holds the shortest pairs: the cheapest one to repeat.
         batch = self.batches[-1] if is_filler else self.batches[place]
-        return make_batch(self.store, self.pairs, batch, self.shard, len(batch), is_filler)
+        return make_batch(self.store, self.pairs, batch, self.shard, len(batch), is_filler, self.eval_set)
 
 
 _END = object()

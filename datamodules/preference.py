@@ -13,6 +13,7 @@ from ser_lightning.datamodules.batches import (
     PairSet,
     Phase,
     ScoringBatches,
+    Shard,
     TrainingSteps,
     epoch_order,
     make_loader,
@@ -26,6 +27,7 @@ from ser_lightning.datamodules.splitting import SplitPolicy
 from ser_lightning.errors import UserError, raise_problems
 from ser_lightning.evolution.selection import PseudoLabelMode, training_targets
 from ser_lightning.records import PairBatch, PreferencePair, Selection
+from ser_lightning.training.features import FeatureTable, cache_features, dtype_of
 
 Split = Literal["pool", "seed", "val", "test", "all"]
 """What `predict` can score."""
@@ -91,10 +93,10 @@ class PreferenceDataModule(PairFiles):
         self.tokens_per_scoring_batch = tokens_per_scoring_batch
         self.predict_split = predict_split
         self.eval_sets = [EvaluationSet(n, file, self.columns, eval_category) for n, file in (eval_sets or {}).items()]
-        self.evaluated: list[EvaluationSet | None] = []
         self.phase = Phase()
         self.accepted = Selection.empty()
         self.fold_accepted: dict[int, Selection] = {}
+        self._feature_key: str | None = None
         counts = ("max_length", "pairs_per_step", "tokens_per_batch", "tokens_per_scoring_batch", "synthetic_pairs")
         problems = self._problems(*counts)
         if eval_category is not None and not eval_sets:
@@ -105,16 +107,17 @@ class PreferenceDataModule(PairFiles):
         """Encode the pairs into the cache, unless they are there."""
         super().prepare_data()
         for one in self.eval_sets:
-            one.prepare(self.cache_dir, self._tokenizer(), self.max_length)
+            one.prepare(self.cache_dir, self.tokenizer, self.max_length)
 
     def setup(self, stage: str | None = None) -> None:
         """Open the cache and split; done once, whatever the stages."""
         super().setup(stage)
+        self._feature_key = None  # the next module may have another body
         if stage in ("validate", "test"):
             store = self.data.store
             seen = np.concatenate([store.dialogue_id[self.data.rows(name)] for name in ("seed", "pool", "val")])
             for one in self.eval_sets:
-                one.open(self.cache_dir, self._tokenizer(), self.max_length, seen)
+                one.open(self.cache_dir, self.tokenizer, self.max_length, seen)
         if stage == "fit":
             raise_problems(seed_problems(self.data.seed_labels(self.data.rows("seed"))))
 
@@ -196,7 +199,7 @@ class PreferenceDataModule(PairFiles):
         pairs = self._training_pairs()
         epoch = self.trainer.current_epoch if self.trainer is not None else self.phase.first_epoch
         order = epoch_order(len(pairs.rows), self.policy.split_seed, self.phase, epoch - self.phase.first_epoch)
-        shard = self._shard(self.tokens_per_batch)
+        shard = self._shard(self.tokens_per_batch, self._features())
         return make_loader(TrainingSteps(self.data.store, pairs, order, self.pairs_per_step, shard), self.num_workers)
 
     def scoring_dataloader(
@@ -224,14 +227,13 @@ class PreferenceDataModule(PairFiles):
         )
 
     def _measuring(self, split: Literal["val", "test"], nothing: str) -> Any:
-        """A loader for the split, if it has pairs, and one for each evaluation set; `evaluated` says which is which."""
-        has_split = len(self.data.rows(split)) > 0
-        self.evaluated = [*([None] if has_split else []), *self.eval_sets]
-        if not self.evaluated:
+        """A loader for the split, if it has pairs, and one for each evaluation set."""
+        loaders = [self._scoring_loader(self.data.measured(split))] if len(self.data.rows(split)) else []
+        shard = self._shard(self.tokens_per_scoring_batch)
+        for one in self.eval_sets:
+            loaders.append(make_loader(ScoringBatches(one.store, one.pairs(), shard, one.name), self.num_workers))
+        if not loaders:
             raise UserError(nothing)
-        loaders = [self._scoring_loader(self.data.measured(split))] if has_split else []
-        shard = replace(self._shard(self.tokens_per_scoring_batch), features=None)  # those are of the other pairs
-        loaders += [make_loader(ScoringBatches(s.store, s.pairs(), shard), self.num_workers) for s in self.eval_sets]
         return loaders if self.eval_sets else loaders[0]
 
     def predict_dataloader(self) -> DataLoader[PairBatch]:
@@ -239,12 +241,29 @@ class PreferenceDataModule(PairFiles):
         return self.scoring_dataloader(self.predict_split)
 
     def part_dataloader(self, part: int) -> DataLoader[PairBatch]:
-        """Every pair of one part of the store, without labels and this rank's share of them."""
-        return self._scoring_loader(PairSet.unlabelled(np.arange(*self.data.store.parts[part : part + 2])))
+        """Every pair of one part of the store as tokens, without labels and this rank's share of them."""
+        pairs = PairSet.unlabelled(np.arange(*self.data.store.parts[part : part + 2]))
+        return self._loader(pairs, self._shard(self.tokens_per_scoring_batch))
 
     def _scoring_loader(self, pairs: PairSet) -> DataLoader[PairBatch]:
-        shard = self._shard(self.tokens_per_scoring_batch)
+        return self._loader(pairs, self._shard(self.tokens_per_scoring_batch, self._features()))
+
+    def _loader(self, pairs: PairSet, shard: Shard) -> DataLoader[PairBatch]:
         return make_loader(ScoringBatches(self.data.store, pairs, shard), self.num_workers)
+
+    def _features(self) -> FeatureTable | None:
+        """The states of every pair, where the body is frozen: computed before the first step of `fit`.
+
+        `validate`, `test` and `predict` read what a fit has left; for themselves they need a part of the pairs only.
+        """
+        if self.trainer is None or not getattr(self.consumer, "caches_features", False):
+            return None
+        if self._feature_key is None:
+            is_fit = self.trainer.state.fn == "fit"
+            self._feature_key = cache_features(self.trainer, self.consumer.reward_model, self, computes=is_fit)
+        if not self._feature_key:
+            return None
+        return FeatureTable(self.feature_files(self._feature_key), self.data.store.parts, dtype_of(self._feature_key))
 
     # Questions that others may ask.
 

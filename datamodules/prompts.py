@@ -223,7 +223,7 @@ class PromptDataModule(PairFiles):
 
     def _encoded(self, prompts: dict[int, list[Turn]]) -> tuple[list[Prompt], int]:
         """The prompts with their ids, and how many of them had to be cut."""
-        tokenizer, items = self._tokenizer(), list(prompts.items())
+        tokenizer, items = self.tokenizer, list(prompts.items())
         encoded: list[Prompt] = []
         num_cut = 0
         for start in range(0, len(items), _CHUNK):
@@ -244,6 +244,7 @@ class PromptDataModule(PairFiles):
                 f"prompts_per_step: got {self.prompts_per_step} for {world_size} devices; use at least as many"
             )
         epoch = self.trainer.current_epoch if self.trainer is not None else 0
+        self._check(self.train_prompts)
         sizes = (epoch, self.steps_per_epoch, self.prompts_per_step)
         steps = PromptSteps(self.train_prompts, *sizes, self.policy.split_seed, rank, world_size)
         return make_loader(steps, self.num_workers)
@@ -256,7 +257,13 @@ class PromptDataModule(PairFiles):
         """The prompts of `predict_split`, this rank's share of them."""
         return self._every_prompt(self.train_prompts if self.predict_split == "train" else self.val_prompts)
 
+    def _check(self, prompts: list[Prompt]) -> None:
+        """Ask the module whether its policy has room for a response behind each of them."""
+        if check := getattr(self.consumer, "check_prompts", None):
+            check(prompts)
+
     def _every_prompt(self, prompts: list[Prompt]) -> DataLoader[PromptBatch]:
+        self._check(prompts)
         return make_loader(PromptBatches(prompts, self.val_prompts_per_batch, *self._rank()), self.num_workers)
 
 

@@ -214,7 +214,7 @@ class ResponseDataModule(PairFiles):
         """
         if not chosen:
             return []
-        tokenizer = self._tokenizer()
+        tokenizer = self.tokenizer
         starts = encode_prompts(tokenizer, [pair.prompt for pair, _ in chosen], sys.maxsize)
         turns = [[*pair.prompt, Turn(role="assistant", content=text)] for pair, text in chosen]
         wholes = encode_conversations(tokenizer, turns)

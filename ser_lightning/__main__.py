@@ -3,6 +3,7 @@
 import sys
 from importlib import import_module
 
+from ser_lightning.cli.quiet import quieten
 from ser_lightning.errors import UserError, no_room
 
 COMMANDS = {
@@ -27,6 +28,7 @@ def main(argv: list[str] | None = None) -> int:
         argv: the command line without the program's name; the process's own by default.
     """
     argv = sys.argv[1:] if argv is None else argv
+    quieten()
     try:
         return _dispatch(argv)
     except UserError as error:

@@ -123,6 +123,8 @@ class PairBatch(TensorRecord):
     """(B,) float32, the pair's weight in the loss, 1 on average; 0 for a row that only fills up a rank."""
     num_step_pairs: int
     """Pairs in the whole optimiser step, over all micro-batches and ranks: what the loss is divided by."""
+    eval_set: str | None = None
+    """Name of the evaluation set that the pairs belong to; None for those of a split."""
 
     @property
     def num_pairs(self) -> int:

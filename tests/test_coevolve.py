@@ -15,7 +15,7 @@ from ser_lightning.errors import UserError
 SCRIPTS = Path(__file__).parent.parent / "scripts"
 TINY = [
     *(f"{kind}=data.synthetic_pairs=160" for kind in ("rm", "sft", "ppo", "pool", "heldout")),
-    *(f"rm=trainer.callbacks.{name}=1" for name in ("seed_epochs", "epochs_per_round", "max_rounds")),
+    *(f"rm=evolution.{name}=1" for name in ("seed_epochs", "epochs_per_round", "max_rounds")),
     *("sft=trainer.max_epochs=1", "ppo=trainer.max_epochs=1"),
     *("ppo=data.prompts_per_step=4", "ppo=data.steps_per_epoch=1", "ppo=data.num_val_prompts=4"),
     *("pool=trainer.limit_predict_batches=1", "pool=data.val_prompts_per_batch=16", "heldout=data.num_val_prompts=12"),

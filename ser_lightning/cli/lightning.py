@@ -1,9 +1,7 @@
 """`fit`, `validate`, `test` and `predict`: LightningCLI with composable YAMLs, one folder a run, one line a problem."""
 
-import logging
 import os
 import time
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -36,23 +34,6 @@ from ser_lightning.runs.folder import (
 from ser_lightning.training.checkpoints import LAST, LastCheckpoint
 from ser_lightning.training.rank_failure import FOLLOW_UP_SECONDS, end_with_parent, lost_rank
 from ser_lightning.training.strategies import strategy_problems
-
-QUIET_LOGS = (
-    "GPU available:",  # the accelerator that is used shows in the config and in the module's summary
-    "TPU available:",
-    "HPU available:",
-    "Failed to load CPU gemm_4bit_forward",  # bitsandbytes falls back to its own code, which is what the tests run
-    "💡 Tip:",  # advertises packages that this project does not use
-)
-QUIET_WARNINGS = (
-    r".*does not have many workers",  # batches come encoded from a cache: workers would only copy them
-    r".*`is_gradient_checkpointing` is deprecated",  # peft asks transformers by an old name
-    r".*isinstance\(treespec, LeafSpec\)",  # inside Lightning, on PyTorch's account
-    r"Total length of `list` across ranks is zero",  # no validation pairs, the normal case; an empty seed is an error
-    r".*is smaller than the logging interval",  # a seed of few steps an epoch is what this project is for
-    r"Found \d+ module\(s\) in eval mode at the start of training",  # a body that is not trained, on purpose
-    r".*_checkpointing.* is deprecated",  # transformers 5 to peft, which renames it when it can
-)
 
 
 class Parser(LightningArgumentParser):
@@ -267,7 +248,6 @@ def run(args: list[str], epilog: str = "") -> None:
         args: the command line without the program's name.
         epilog: what `--help` says below the commands.
     """
-    quieten()
     if _get_rank() and RUN_DIR_VARIABLE in os.environ:  # started by rank 0, not one by one
         end_with_parent()
     try:
@@ -285,20 +265,6 @@ def run(args: list[str], epilog: str = "") -> None:
     finally:
         if not _get_rank():
             os.environ.pop(RUN_DIR_VARIABLE, None)
-
-
-def quieten() -> None:
-    """Hide third-party notes that tell the user nothing; warnings other than these are left alone."""
-    for name in ("lightning.pytorch.utilities.rank_zero", "bitsandbytes.backends.cpu.ops"):
-        logging.getLogger(name).addFilter(_is_worth_reading)
-    # Lightning itself calls jsonargparse in ways that jsonargparse calls deprecated.
-    os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
-    for message in QUIET_WARNINGS:
-        warnings.filterwarnings("ignore", message)
-
-
-def _is_worth_reading(record: logging.LogRecord) -> bool:
-    return not record.getMessage().startswith(QUIET_LOGS)
 
 
 def _user_problems(error: BaseException | None) -> list[str]:

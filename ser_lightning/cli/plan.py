@@ -17,7 +17,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 from transformers import PreTrainedTokenizerBase
 
 from ser_lightning.cli.diagnosis import ParseError, null_problems
-from ser_lightning.cli.lightning import SerCLI, quieten
+from ser_lightning.cli.lightning import SerCLI
 from ser_lightning.data.encode import encode_conversations
 from ser_lightning.data.layouts import Layout
 from ser_lightning.errors import UserError, raise_problems
@@ -77,7 +77,6 @@ class PlanCLI(SerCLI):
 
 def main(argv: list[str]) -> None:
     """Command line of `python -m ser_lightning plan`."""
-    quieten()
     try:
         cli = PlanCLI(["fit", *argv])
     except (ParseError, MisconfigurationException) as error:

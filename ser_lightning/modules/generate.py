@@ -1,5 +1,6 @@
 """Sampling from a policy as `predict`: several responses to each prompt, to make pairs for a reward model."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -8,8 +9,8 @@ from ser_lightning.errors import raise_problems
 from ser_lightning.models.backbone import Backbone
 from ser_lightning.models.policy import load_policy
 from ser_lightning.modules.policy_base import PolicyModule
-from ser_lightning.records import PromptBatch, Responses
-from ser_lightning.rl.rollout import Generator, Sampling, response_texts, stop_ids, uniform_numbers
+from ser_lightning.records import Prompt, PromptBatch, Responses
+from ser_lightning.rl.rollout import Generator, Sampling, check_room, response_texts, stop_ids, uniform_numbers
 from ser_lightning.training.scoring import evaluating
 
 
@@ -42,8 +43,11 @@ class GenerateModule(PolicyModule):
             self._seed = torch.initial_seed()
             policy = load_policy(self.start.backbone, self.trainer.strategy.root_device, self.start.weights)
             self._stop_ids = stop_ids(policy.lm.generation_config.eos_token_id, self.tokenizer, self.sampling.stop)
-            self.check_room(policy, self.sampling.max_new_tokens)
             self._policy = policy
+
+    def check_prompts(self, prompts: Sequence[Prompt]) -> None:
+        """The data module's question before it hands them over: `UserError` if one leaves no room for a response."""
+        check_room(prompts, self.sampling.max_new_tokens, self.policy.lm.config.get_text_config())
 
     def predict_step(self, batch: PromptBatch, batch_idx: int = 0) -> list[Responses]:
         """The responses to each prompt; those of one prompt depend on the seed and its id alone."""

@@ -10,7 +10,6 @@ from ser_lightning.models.backbone import Backbone, load_tokenizer
 from ser_lightning.models.fingerprint import check_identity, identity_of
 from ser_lightning.models.policy import Policy
 from ser_lightning.models.trainable import trained_part
-from ser_lightning.rl.rollout import check_room
 from ser_lightning.runs.policy_run import WEIGHTS_PREFIX, PolicyStart, resolve_start
 from ser_lightning.training.strategies import check_strategy
 
@@ -57,12 +56,6 @@ class PolicyModule(LightningModule):
     def setup(self, stage: str) -> None:
         """Refuse strategies that cannot train this."""
         check_strategy(self.trainer, "policy", self.backbone.quantize)
-
-    def check_room(self, policy: Policy, max_new_tokens: int) -> None:
-        """`UserError` if the longest prompt of the data leaves no room for a full response."""
-        data = getattr(self.trainer, "datamodule", None)
-        prompts = [prompt for name in ("train_prompts", "val_prompts") for prompt in getattr(data, name, [])]
-        check_room(prompts, max_new_tokens, policy.lm.config.get_text_config())
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """The weights belong to a base and a template."""

@@ -40,6 +40,7 @@ from ser_lightning.rl.reward_functions import load_judge, load_rewards
 from ser_lightning.rl.rollout import (
     Generator,
     Sampling,
+    check_room,
     response_logps,
     response_texts,
     response_values,
@@ -124,10 +125,13 @@ class PPOModule(PolicyModule):
         start = self.start
         policy = load_policy(start.backbone, device, start.weights, True, self._has_critic, self._layout)
         self._stop_ids = stop_ids(policy.lm.generation_config.eos_token_id, self.tokenizer, self.sampling.stop)
-        self.check_room(policy, self.sampling.max_new_tokens)
         # In a list: the judges are nobody's submodules, so that no checkpoint and no optimiser ever sees them.
         self._judges: list[tuple[RewardSum, Judge | None]] = [self._load_judges(policy, device)]
         self._policy = policy
+
+    def check_prompts(self, prompts: Sequence[Prompt]) -> None:
+        """The data module's question before it hands them over: `UserError` if one leaves no room for a response."""
+        check_room(prompts, self.sampling.max_new_tokens, self.policy.lm.config.get_text_config())
 
     def _load_judges(self, policy: Policy, device: torch.device) -> tuple[RewardSum, Judge | None]:
         def build(run: Any) -> nn.Module | None:

@@ -19,7 +19,6 @@ from ser_lightning.models.reward_model import RewardModel, load_reward_model
 from ser_lightning.models.trainable import trainable_state, trained_part
 from ser_lightning.records import PairBatch, PairScores
 from ser_lightning.runs.reward_run import MODULE_PREFIX
-from ser_lightning.training.features import cache_features
 from ser_lightning.training.losses import bradley_terry, centring, pointwise
 from ser_lightning.training.optim_step import synchronised, training_problems, update
 from ser_lightning.training.schedule import Decay, lr_factor, make_optimizer
@@ -71,7 +70,6 @@ class RewardModule(LightningModule):
         self.label_noise, self.max_grad_norm = label_noise, max_grad_norm
         self._wanted_layout: LayoutName = layout
         self.temperature, self.zero = 1.0, 0.0
-        self.feature_key: str | None = None
         self._reward_model: RewardModel | None = None
         self._identity: Identity | None = None
         self._tokenizer: PreTrainedTokenizerBase | None = None
@@ -113,12 +111,10 @@ class RewardModule(LightningModule):
             trained = trainable_state(self._reward_model)
             self._initial_state = {name: own_part(p).cpu().clone() for name, p in trained.items()}
 
-    def on_fit_start(self) -> None:
-        """Where only the head is trained, the body computes every pair once, before the first step."""
-        if self.backbone.train == "head":
-            self.feature_key = cache_features(
-                self.trainer, self.reward_model, getattr(self.trainer, "datamodule", None)
-            )
+    @property
+    def caches_features(self) -> bool:
+        """Whether the states that the head reads never change, so that the data module may compute each pair once."""
+        return self.backbone.train == "head"
 
     def restart(self) -> None:
         """Put the weights back to where training started: pretrained body, new adapters and head."""
@@ -178,10 +174,9 @@ class RewardModule(LightningModule):
         return self(batch)
 
     def validation_step(self, batch: PairBatch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, PairScores]:
-        """Score; what belongs to no named set counts for the figures of the split."""
+        """Score; pairs of a split count for its figures, those of a named set are `EvaluationCallback`'s."""
         scores: PairScores = self(batch)
-        evaluated = getattr(getattr(self.trainer, "datamodule", None), "evaluated", None) or [None]
-        if evaluated[dataloader_idx] is None:
+        if batch.eval_set is None:
             self.metrics.update(scores, batch.target, batch.weight)
         return {"scores": scores}
 

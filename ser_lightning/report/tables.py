@@ -79,8 +79,8 @@ ROUND_NOTE = (
     "right answers with their 95 % intervals; test and hidden pool labels are only counted and decide nothing."
 )
 ROUND_COLUMNS = {
-    "pseudo_label_accuracy": "kept right",
-    "pool_accuracy": "pool right",
+    "pseudo_label_accuracy": "kept labels right",
+    "pool_accuracy": "pool labels right",
     "seed_oof_accuracy": "seed, out of fold",
     "test_accuracy": "test",
 }
@@ -99,15 +99,15 @@ def round_table(run: Run) -> Table:
 
 FORECAST_NOTE = (
     "Each round's accuracy on the seed, out of fold, as forecast when the round before was over, with a 95 % interval. "
-    "Behind a round: what the next one is forecast to gain, and the round at which evolution converges. Headway: how "
-    "much further the pool's labels are from those of two rounds before."
+    "Behind a round: what the next one is forecast to gain, and the round at which evolution converges. Net label "
+    "change: how much further the pool's labels are from those of two rounds before."
 )
 AHEAD = {"net_label_change": "+.3f", "predicted_gain": "+.4f", "predicted_last_round": ".0f"}
 
 
 def forecast_table(run: Run) -> Table | None:
     """What had been forecast of each round, and what came; None for runs from before there were forecasts."""
-    headers = ["round", "forecast", "out of fold", "error", "net_label_change", "next gain", "converges at"]
+    headers = ["round", "forecast", "out of fold", "error", "net label change", "predicted gain", "predicted last round"]
     rows = []
     for one in run.rounds:
         row = one.row

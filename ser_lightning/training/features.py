@@ -99,20 +99,22 @@ def is_whole(file: Path, num_pairs: int, hidden_size: int, dtype: torch.dtype) -
     return file.is_file() and file.stat().st_size == num_pairs * 2 * hidden_size * dtype.itemsize
 
 
-def cache_features(trainer: Trainer, reward_model: RewardModel, data: Any) -> str | None:
+def cache_features(trainer: Trainer, reward_model: RewardModel, data: Any, computes: bool = True) -> str:
     """Compute what is missing of the features of a data module's pairs, over all ranks.
 
     Args:
         trainer: the running trainer.
         reward_model: its body is frozen.
         data: says where the files belong (`feature_files`) and what is in a part (`part_ids`, `part_dataloader`).
+        computes: false only looks for what is there.
 
     Returns:
-        The key of the cache; None, and one line that says why, where features cannot be cached.
+        The key of the cache; empty where a file is missing that was not to be computed, or, with one line that says
+        why, where features cannot be cached.
     """
     if reason := _obstacle(trainer, reward_model, data):
         rank_zero_info(f"Features: not cached, {reason}; the body computes every pair in every round")
-        return None
+        return ""
     key = body_key(reward_model, str(trainer.precision))
     dtype, hidden_size = dtype_of(key), reward_model.hidden_size
     for part, file in enumerate(data.feature_files(key)):
@@ -121,6 +123,8 @@ def cache_features(trainer: Trainer, reward_model: RewardModel, data: Any) -> st
         if all(gather_over_ranks(is_whole(file, len(ids), hidden_size, dtype))):
             rank_zero_info(f"Features: found in the cache, {file}")
             continue
+        if not computes:
+            return ""
         states = computed_states(trainer, reward_model, data.part_dataloader(part))
         write_features(file if trainer.local_rank == 0 else None, states, ids, (2, hidden_size), dtype)
         trainer.strategy.barrier("features")
@@ -133,8 +137,6 @@ def _obstacle(trainer: Trainer, reward_model: RewardModel, data: Any) -> str:
         return "this model pools its states in its head"
     if strategy_kind(trainer.strategy) not in ("auto", "ddp"):
         return f"{type(trainer.strategy).__name__} spreads the body over devices"
-    if not hasattr(data, "part_dataloader"):
-        return "only a PreferenceDataModule has a place for them"
     return ""
 
 

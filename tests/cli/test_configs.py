@@ -47,7 +47,7 @@ def test_a_policy_goes_behind_each_of_its_stages(base, overlay, capsys):
     with pytest.raises(SystemExit):
         main([command, "--config", base, "--config", overlay, *reward, "--print_config"])
     found = yaml.safe_load(capsys.readouterr().out)["model"]["init_args"]["backbone"]
-    given = yaml.safe_load((ROOT / overlay).read_text())["model"]["init_args"]["backbone"]
+    given = yaml.safe_load((ROOT / overlay).read_text())["model"]["backbone"]
     lora, given_lora = found.pop("lora"), given.pop("lora")
     assert given_lora.items() <= lora.items() and given.items() <= found.items()
 
@@ -83,7 +83,7 @@ def test_two_steps_run(tiny_run):
 
 
 def test_overfit_learns(tiny_run):
-    own = [flag for flag in tiny_run[2:] if "callbacks" not in flag and "seed_fraction" not in flag]
+    own = [flag for flag in tiny_run[2:] if "evolution" not in flag and "seed_fraction" not in flag]
     command = ["fit", *tiny_run[:2], "--config", "debug/overfit.yaml", *own, "--run_dir=run"]
     assert main([*command, "--trainer.max_epochs=2", "--data.test_fraction=0.1"]) == 0
     assert "train/loss" in Path("run/metrics.csv").read_text().splitlines()[0]

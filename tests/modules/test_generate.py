@@ -206,7 +206,7 @@ def test_a_file_that_is_there_is_refused_before_anything_is_sampled(tiny_model_d
     monkeypatch.setattr(GenerateModule, "predict_step", lambda *_: pytest.fail("sampled"))
     writer = [
         "--trainer.callbacks+=ser_lightning.PoolWriter",
-        "--evolution.path=../pool.jsonl",
+        "--trainer.callbacks.path=../pool.jsonl",
     ]
     assert main(["predict", *generate_flags(tiny_model_dir, pairs_file), *writer, "--run_dir=run"]) == 2
     said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]

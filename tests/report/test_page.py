@@ -75,8 +75,8 @@ def test_the_page_holds_what_rounds_csv_holds(run):
         for name in ("round", "scored", "kept", "flipped", "status"):
             assert cells[name] == recorded[name]
         for name, column in {
-            "kept right": "kept",
-            "pool right": "pool",
+            "kept labels right": "pseudo_label",
+            "pool labels right": "pool",
             "seed, out of fold": "seed_oof",
             "test": "test",
         }.items():
@@ -89,7 +89,7 @@ def test_forecasts_stand_beside_what_came():
     past = {"forecast_accuracy": 0.6, "forecast_low": 0.5, "forecast_high": 0.7, "forecast_error": -0.05}
     page = page_of(write_run("seen", [row(0, **ahead), row(1, True, net_label_change=-0.02, **past, **ahead)], notes()))
     header, first, second = page.tables["Forecasts"]
-    assert header == ["round", "forecast", "out of fold", "error", "net_label_change", "next gain", "converges at"]
+    assert header == ["round", "forecast", "out of fold", "error", "net label change", "predicted gain", "predicted last round"]
     assert first == ["0", "–", "0.550", "–", "–", "+0.0123", "2"]
     cells = [" ".join(cell.split()) for cell in second]
     assert cells == ["1", "0.600 0.500–0.700", "0.550", "-0.050", "-0.020", "+0.0123", "2"]

@@ -226,7 +226,7 @@ def test_reading_a_checkpoint_writes_beside_it(command):
 
 
 def test_checkpoint_callbacks_and_loggers_write_into_the_run_folder():
-    more = ["--trainer.callbacks+=ModelCheckpoint", "--evolution.filename=best"]
+    more = ["--trainer.callbacks+=ModelCheckpoint", "--trainer.callbacks.filename=best"]
     assert main([*FIT, *more, "--config", "loggers/tensorboard.yaml", "--run_dir", "run"]) == 0
     assert {p.name for p in Path("run/checkpoints").iterdir()} == {"best.ckpt", "last.ckpt", "previous.ckpt"}
     assert list(Path("run/tensorboard").glob("events*"))
@@ -334,7 +334,7 @@ def test_predict_writes_into_the_run_of_the_checkpoint(capsys, tiny_run):
     assert ids == sorted(set(ids))
     assert "which exists" in only_problem(capsys, *predict)
     named = ["--trainer.callbacks+=ser_lightning.PredictionWriter"]
-    assert main([*predict, *named, "--evolution.path=again.parquet"]) == 0
+    assert main([*predict, *named, "--trainer.callbacks.path=again.parquet"]) == 0
     assert Path("run/again.parquet").exists()
 
 
