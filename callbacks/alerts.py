@@ -16,6 +16,7 @@ from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities import rank_zero_warn
 
 from ser_lightning.errors import raise_problems
+from ser_lightning.runs.files import CONFIG, PAGE, ROUNDS
 
 CARD_COLUMNS = ("pair_id", "prompt", "response_a", "response_b", "probability", "before", "label", "reason")
 
@@ -48,7 +49,7 @@ def log_round_tables(
 
 def log_run_artifact(trainer: Trainer, folder: Path) -> None:
     """Tables, audits, guards and page of a run as one `wandb` artifact; no weights."""
-    files = [folder / "rounds.csv", folder / "report.html", folder / "config.yaml"]
+    files = [folder / name for name in (ROUNDS, PAGE, CONFIG)]
     files += sorted(folder.glob("rounds/*/audit.parquet")) + sorted(folder.glob("rounds/*/guards.json"))
     for run in _wandb_runs(trainer):
         _try("artifact", partial(_send_files, run, folder, [file for file in files if file.is_file()]))

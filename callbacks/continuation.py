@@ -1,11 +1,9 @@
 """More data for a finished run: its record, the scores that it has, and how far the new pairs have drifted."""
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
@@ -13,14 +11,13 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from ser_lightning.callbacks.rounds import round_folder
 from ser_lightning.datamodules.preference import PreferenceDataModule
 from ser_lightning.errors import UserError
 from ser_lightning.evaluation.metrics import half_credit, ks_distance, wilson_interval
 from ser_lightning.evolution.selection import SelectionContext, SelectionResult
 from ser_lightning.records import PairScores
+from ser_lightning.runs.files import ROUNDS, read_audit, round_files, rounds_folder, run_above, write_json
 from ser_lightning.training.scoring import complete_and_unique, concatenate
-from ser_lightning.utils.atomic import write_text_atomically
 
 CHANCE_95 = 1.358
 """Two samples of n and m pairs from one source have a Kolmogorov-Smirnov distance below this times sqrt(1/n + 1/m) in
@@ -42,9 +39,9 @@ def go_on_with_arrivals(evolution: Any, trainer: Trainer, pl_module: LightningMo
     data, state, delivered = trainer.datamodule, evolution.state, evolution.state.delivered
     earlier = earlier_rounds(Path(str(trainer.ckpt_path)))
     if trainer.is_global_zero:
-        copy_rounds(earlier, Path(trainer.default_root_dir) / "rounds")
+        copy_rounds(earlier, rounds_folder(trainer.default_root_dir))
     trainer.strategy.barrier("evolution: rounds of the earlier run")
-    old = read_audit(round_folder(trainer, delivered) / "audit.parquet", data)
+    old = audited_scores(round_files(trainer.default_root_dir, delivered).audit, data)
     new = evolution.score(trainer, "arrived_pool", f"round {delivered} | labelling what arrived")
     new_seed = evolution.score(trainer, "arrived_seed", f"round {delivered} | scoring the labels that arrived")
     # A pair that came out of the pool may have trained the model, with the model's own label.
@@ -54,7 +51,7 @@ def go_on_with_arrivals(evolution: Any, trainer: Trainer, pl_module: LightningMo
     result, _, selection = evolution.judge(trainer, pool, context)
     unseen = evolution.score(trainer, "test", f"round {delivered} | scoring the test pairs")
     figures = drift_figures(old, pool, result, context, new_seed, unseen)
-    publish_drift(trainer, round_folder(trainer, state.rows[-1].round + 1) / "drift.json", figures)
+    publish_drift(trainer, round_files(trainer.default_root_dir, state.rows[-1].round + 1).drift, figures)
     rank_zero_info(f"Round {delivered}, with what arrived: {result.message}.")
     state.history.append(selection)
     state.earlier_label, state.pool_label = None, result.label
@@ -72,13 +69,13 @@ def earlier_rounds(checkpoint: Path) -> Path:
     Raises:
         UserError: it lies in no run that has finished a round.
     """
-    run = next((folder for folder in checkpoint.absolute().parents[:2] if (folder / "rounds.csv").is_file()), None)
+    run = run_above(checkpoint, ROUNDS, levels=2)
     if run is None:
         raise UserError(
             f"--ckpt_path: got {checkpoint}, beside which there are no rounds; to go on with new pairs, give "
             "checkpoints/last.ckpt of the finished run"
         )
-    return run / "rounds"
+    return rounds_folder(run)
 
 
 def copy_rounds(old: Path, new: Path) -> None:
@@ -87,10 +84,11 @@ def copy_rounds(old: Path, new: Path) -> None:
         shutil.copytree(old, new, dirs_exist_ok=True)
 
 
-def read_audit(path: Path, data: PreferenceDataModule) -> PairScores:
+def audited_scores(path: Path, data: PreferenceDataModule) -> PairScores:
     """The scores of an audit file, of the pairs that are still in the pool."""
-    table = pq.read_table(path, columns=["pair_id", "reward_a", "reward_b"])
-    pair_id, reward_a, reward_b = (torch.from_numpy(column.to_numpy().copy()) for column in table.columns)
+    audit = read_audit(path)
+    assert audit is not None
+    pair_id, reward_a, reward_b = (torch.from_numpy(audit[k].copy()) for k in ("pair_id", "reward_a", "reward_b"))
     keep = torch.isin(pair_id, data.pair_ids("pool"))
     tokens_a, tokens_b = data.num_tokens(pair_id[keep]).unbind(-1)
     return PairScores(pair_id[keep], reward_a[keep], reward_b[keep], tokens_a, tokens_b)
@@ -147,7 +145,7 @@ def publish_drift(trainer: Trainer, path: Path, figures: dict[str, float]) -> No
         logger.log_metrics({f"drift/{name}": value for name, value in figures.items()}, step=trainer.global_step)
     if not trainer.is_global_zero:
         return
-    write_text_atomically(path, json.dumps(figures, indent=1) + "\n")
+    write_json(path, figures)
     table = Table(title="Drift: what arrived, seen by the delivered model", title_justify="left", box=box.SIMPLE_HEAD)
     for name in ("", "before", "arrived", "unseen"):
         table.add_column(name, justify="right" if name else "left")

@@ -19,17 +19,11 @@ from torch import Tensor
 from ser_lightning.callbacks.continuation import go_on_with_arrivals
 from ser_lightning.callbacks.guards import ask_guards
 from ser_lightning.callbacks.rounds import (
-    RoundRow,
     choose_round,
     forecast_figures,
     forecast_text,
     print_rounds,
     round_figures,
-    round_folder,
-    write_audit,
-    write_cost,
-    write_rounds,
-    write_test_scores,
 )
 from ser_lightning.callbacks.state import EvolutionState, seed_credits
 from ser_lightning.errors import NothingToDo, UserError, raise_problems
@@ -39,7 +33,15 @@ from ser_lightning.evolution.length_quota import keep_length_share
 from ser_lightning.evolution.selection import PseudoLabelMode, SelectionContext, SelectionResult, SelectionRule
 from ser_lightning.evolution.settings import settings_problems
 from ser_lightning.records import PairScores, Selection
-from ser_lightning.report.data import COST
+from ser_lightning.runs.files import (
+    RoundFiles,
+    RoundRow,
+    round_files,
+    write_audit,
+    write_cost,
+    write_rounds,
+    write_test_scores,
+)
 from ser_lightning.training.scoring import concatenate, mean_scores, score_pairs
 from ser_lightning.utils.atomic import write_atomically
 from ser_lightning.utils.seeds import hash_seed
@@ -225,8 +227,11 @@ class EvolutionCallback(Callback):
         optimizer = trainer.strategy.optimizer_state(trainer.optimizers[0])
         return {"weights": pl_module.reward_model.trainable_state(), "optimizer": optimizer}
 
+    def _files(self, trainer: Trainer) -> RoundFiles:
+        return round_files(trainer.default_root_dir, self.state.round)
+
     def _phase_file(self, trainer: Trainer, round: int, fold: int | None) -> Path:
-        return round_folder(trainer, round) / f"phase_{'main' if fold is None else fold}.pt"
+        return round_files(trainer.default_root_dir, round).phase(fold)
 
     def _end_fold(self, trainer: Trainer) -> None:
         name = f"round {self.state.round} | scoring fold {self.state.phase_index + 1}/{self.folds}"
@@ -330,7 +335,7 @@ class EvolutionCallback(Callback):
     ) -> RoundRow:
         test = self.score(trainer, "test", f"round {self.state.round} | scoring the test pairs")
         if trainer.is_global_zero:
-            write_test_scores(round_folder(trainer, self.state.round) / "test.parquet", test)
+            write_test_scores(self._files(trainer).test_scores, test)
         self.state.seed_scores.append(context.scores)
         figures = round_figures(trainer.datamodule, pool, test, context, result, selection)
         before, earlier = self.state.pool_label, self.state.earlier_label
@@ -366,19 +371,19 @@ class EvolutionCallback(Callback):
             "zero": pl_module.zero,
             "identity": getattr(pl_module, "identity", None),
         }
-        self._save(trainer, round_folder(trainer, self.state.round) / "model.pt", model)
+        self._save(trainer, self._files(trainer).model, model)
         self._spend("other")
         if trainer.is_global_zero:
-            write_cost(round_folder(trainer, self.state.round) / COST, self.state.cost)
-            write_audit(round_folder(trainer, self.state.round) / "audit.parquet", pool, result, keep)
-            write_rounds(Path(trainer.default_root_dir) / "rounds.csv", self.state.rows)
+            write_cost(self._files(trainer).cost, self.state.cost)
+            write_audit(self._files(trainer).audit, pool, result, keep)
+            write_rounds(trainer.default_root_dir, self.state.rows)
         for logger in trainer.loggers:
             logger.log_metrics(self.state.rows[-1].figures(), step=trainer.global_step)
 
     def _finish(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Hand over the delivered round's model."""
         trainer.strategy.barrier("evolution: delivered model")
-        model = torch.load(round_folder(trainer, self.state.delivered) / "model.pt", weights_only=True)
+        model = torch.load(round_files(trainer.default_root_dir, self.state.delivered).model, weights_only=True)
         pl_module.reward_model.load_trainable_state(model["weights"])
         pl_module.set_scale(model["temperature"], model["zero"])
         self.state.finished = True

@@ -1,6 +1,5 @@
 """Drift guards as a callback: `EvolutionCallback` asks it before a round's labels are trained on."""
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, get_args
@@ -15,8 +14,7 @@ from ser_lightning.errors import raise_problems
 from ser_lightning.evolution.guards import KINDS, Finding, Guard, Level, RoundView, inspect_round
 from ser_lightning.evolution.selection import SelectionContext, SelectionResult
 from ser_lightning.records import PairScores
-from ser_lightning.report.data import GUARDS
-from ser_lightning.utils.atomic import write_text_atomically
+from ser_lightning.runs.files import round_files, write_json
 
 LEVELS = get_args(Level)
 
@@ -55,7 +53,7 @@ class GuardCallback(Callback):
         for logger in trainer.loggers:
             logger.log_metrics(figures, step=trainer.global_step)
         if trainer.is_global_zero:
-            _write(Path(trainer.default_root_dir) / "rounds" / str(view.round) / GUARDS, found)
+            _write(round_files(trainer.default_root_dir, view.round).guards, found)
         return trainer.strategy.broadcast(strictest)
 
 
@@ -87,7 +85,7 @@ _DONE: dict[Level, str] = {
 
 def _write(path: Path, found: list[Finding]) -> None:
     lines = [{k: None if v != v else v for k, v in asdict(finding).items()} for finding in found]
-    write_text_atomically(path, json.dumps(lines, indent=1) + "\n")
+    write_json(path, lines)
 
 
 def ask_guards(

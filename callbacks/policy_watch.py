@@ -25,6 +25,7 @@ from ser_lightning.evaluation.response_stats import (
     win_rate,
 )
 from ser_lightning.records import Answers
+from ser_lightning.runs.files import SAMPLES, STEPS
 from ser_lightning.utils.atomic import write_text_atomically
 
 
@@ -113,7 +114,7 @@ class PolicyWatch(Callback):
         if step > 0:
             self._add(trainer, step_row(step, now, start, trainer.callback_metrics))
             if trainer.is_global_zero and self.num_samples:
-                path = Path(trainer.default_root_dir) / "samples" / f"{step}.jsonl"
+                path = Path(trainer.default_root_dir) / SAMPLES / f"{step}.jsonl"
                 write_samples(path, now, start, self.num_samples)
             self._guard(trainer, step, now)
 
@@ -152,7 +153,7 @@ class PolicyWatch(Callback):
         # A run that is resumed may come past a step that it has seen.
         self.rows = [*(r for r in self.rows if r.step < row.step), row]
         if trainer.is_global_zero:
-            write_steps(Path(trainer.default_root_dir) / "steps.csv", self.rows)
+            write_steps(Path(trainer.default_root_dir) / STEPS, self.rows)
         # Not global_step: it counts every update of every optimiser, and what the module logs stands at rollout steps.
         for logger in trainer.loggers:
             logger.log_metrics(row.figures(), step=row.step)

@@ -1,6 +1,5 @@
 """`report.html` after every round, and what only the training process knows for it: `rounds/<r>/report.json`."""
 
-import json
 import platform
 from importlib.metadata import version
 from pathlib import Path
@@ -21,8 +20,7 @@ from ser_lightning.datamodules.preference import PreferenceDataModule
 from ser_lightning.evaluation.calibration import prob_a_wins
 from ser_lightning.evaluation.metrics import NUM_CALIBRATION_BINS
 from ser_lightning.records import PairScores, PreferencePair
-from ser_lightning.report.data import NOTES, read_audit_columns
-from ser_lightning.utils.atomic import write_text_atomically
+from ser_lightning.runs.files import PAGE, ROUNDS, read_audit, round_files, write_json
 
 NUM_CARDS = 5
 """Pairs of each kind to read."""
@@ -71,12 +69,12 @@ class ReportCallback(Callback):
         if state is None or not state.rows or trainer.state.fn != "fit" or not trainer.is_global_zero:
             return None
         self._num_rounds, folder = len(state.rows), Path(trainer.default_root_dir)
-        if not (folder / "rounds.csv").is_file():  # rounds of another run that this one goes on from
+        if not (folder / ROUNDS).is_file():  # rounds of another run that this one goes on from
             return None
         try:
             for notes in self._write_notes(trainer, state):
                 log_round_tables(trainer, [vars(row) for row in state.rows], notes["cards"], notes["round"])
-            from ser_lightning.report.page import PAGE, write_report  # matplotlib is needed from here on, not before
+            from ser_lightning.report.page import write_report  # matplotlib is needed from here on, not before
 
             return write_report([folder], folder / PAGE)
         except Exception as error:
@@ -86,14 +84,13 @@ class ReportCallback(Callback):
     def _write_notes(self, trainer: Trainer, state: EvolutionState) -> list[dict[str, Any]]:
         """Notes of every round that has none yet, or that was finished again after a crash; gives those it wrote."""
         written = []
-        folder = Path(trainer.default_root_dir) / "rounds"
         for row, seed in zip(state.rows, state.seed_scores, strict=True):
-            here, audit = folder / str(row.round) / NOTES, folder / str(row.round) / "audit.parquet"
-            if here.exists() and here.stat().st_mtime_ns >= audit.stat().st_mtime_ns:
+            files = round_files(trainer.default_root_dir, row.round)
+            if files.notes.exists() and files.notes.stat().st_mtime_ns >= files.audit.stat().st_mtime_ns:
                 continue
-            notes = round_notes(trainer.datamodule, folder, row.round, seed)
+            notes = round_notes(trainer.datamodule, Path(trainer.default_root_dir), row.round, seed)
             notes |= {"floors": self._floors_of(trainer.datamodule), "versions": _versions(trainer)}
-            write_text_atomically(here, json.dumps(notes, indent=1) + "\n")
+            write_json(files.notes, notes)
             written.append(notes)
         return written
 
@@ -111,14 +108,14 @@ def round_notes(data: PreferenceDataModule, folder: Path, number: int, seed: Pai
 
     Args:
         data: a DataModule that is set up.
-        folder: `rounds/` of the run.
+        folder: of the run.
         number: of the round.
         seed: (M,) out-of-fold scores of the seed.
     """
-    audit = read_audit_columns(folder / str(number) / "audit.parquet")
-    before = read_audit_columns(folder / str(number - 1) / "audit.parquet") if number else None
+    files = round_files(folder, number)
+    audit, before = read_audit(files.audit), read_audit(round_files(folder, number - 1).audit) if number else None
     # The weights stay on the disk.
-    model = torch.load(folder / str(number) / "model.pt", weights_only=True, mmap=True)
+    model = torch.load(files.model, weights_only=True, mmap=True)
     assert audit is not None
     audit = {name: column[np.isin(audit["pair_id"], data.pair_ids("pool").numpy())] for name, column in audit.items()}
     ids, label, kept = (torch.from_numpy(audit[name].copy()) for name in ("pair_id", "label", "kept"))

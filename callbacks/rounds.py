@@ -1,16 +1,10 @@
-"""What a run leaves behind: `rounds.csv`, one audit file a round, the table at the end, and the choice of a round."""
+"""The figures of a round, the table at the end, and the choice of the delivered round."""
 
-import json
 import math
 from collections.abc import Collection
-from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
-from lightning.pytorch import Trainer
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -22,41 +16,7 @@ from ser_lightning.evaluation.metrics import calibration_error, half_credit, len
 from ser_lightning.evolution.forecast import look_ahead
 from ser_lightning.evolution.selection import SelectionContext, SelectionResult
 from ser_lightning.records import PairScores, Selection
-from ser_lightning.report.data import COST_PARTS
-from ser_lightning.utils.atomic import write_atomically, write_text_atomically
-
-REASONS = ("kept", "length quota", "not sure enough")
-
-
-@dataclass
-class RoundRow:
-    """One line of `rounds.csv`; round 0 is the seed model. `docs/metrics.md` defines the columns."""
-
-    round: int
-    scored: int
-    kept: int
-    flipped: int
-    status: int
-    pseudo_label_accuracy: float
-    pool_accuracy: float
-    seed_oof_accuracy: float
-    test_accuracy: float
-    calibration_error: float
-    length_correlation: float
-    tokens: int
-    seconds: float
-    delivered: bool
-    net_label_change: float = math.nan
-    forecast_accuracy: float = math.nan
-    forecast_low: float = math.nan
-    forecast_high: float = math.nan
-    forecast_error: float = math.nan
-    predicted_gain: float = math.nan
-    predicted_last_round: float = math.nan
-
-    def figures(self) -> dict[str, float]:
-        """The columns by their logger names, `select/...`."""
-        return {f"select/{f.name}": float(getattr(self, f.name)) for f in fields(self)}
+from ser_lightning.runs.files import RoundRow
 
 
 def round_figures(
@@ -149,63 +109,6 @@ def choose_round(seed_credit: list[Tensor], barred: Collection[int] = ()) -> int
     return best
 
 
-def round_folder(trainer: Trainer, round: int) -> Path:
-    """Where a round leaves its files."""
-    return Path(trainer.default_root_dir) / "rounds" / str(round)
-
-
-def write_rounds(path: Path, rows: list[RoundRow]) -> None:
-    """The whole table again, so that `delivered` is true in every line."""
-    names = [f.name for f in fields(RoundRow)]
-    lines = [names, *([_cell(getattr(row, name)) for name in names] for row in rows)]
-    write_text_atomically(path, "".join(",".join(line) + "\n" for line in lines))
-
-
-def write_audit(path: Path, pool: PairScores, result: SelectionResult, keep: Tensor) -> None:
-    """One line for every pool pair: what the model said of it and what became of it.
-
-    Args:
-        path: Parquet file to write.
-        pool: (N,) scores.
-        result: (N,) what the rule said.
-        keep: (N,) what was kept after the length quota.
-    """
-    code = torch.where(keep, 0, torch.where(result.keep, 1, 2)).to(torch.int8)
-    reason = pa.DictionaryArray.from_arrays(code.numpy(), REASONS).cast(pa.string())
-    columns = {
-        "pair_id": pool.pair_id.numpy(),
-        "reward_a": pool.reward_a.numpy(),
-        "reward_b": pool.reward_b.numpy(),
-        "probability": result.prob_a.numpy(),
-        "label": result.label.numpy(),
-        "kept": keep.numpy(),
-        "reason": reason,
-    }
-    write_atomically(path, lambda file: pq.write_table(pa.table(columns), file))
-
-
-def write_cost(path: Path, cost: dict[str, dict[str, float]]) -> None:
-    """Tokens and seconds of a round, for each of `COST_PARTS` that it had.
-
-    Args:
-        path: JSON file to write.
-        cost: `EvolutionState.cost`.
-    """
-    lines = {part: {**cost[part], "seconds": round(cost[part]["seconds"], 3)} for part in COST_PARTS if part in cost}
-    write_text_atomically(path, json.dumps(lines, indent=1) + "\n")
-
-
-def write_test_scores(path: Path, test: PairScores) -> None:
-    """The rewards of the test pairs, without labels: what a paired comparison of rounds or runs needs.
-
-    Args:
-        path: Parquet file to write.
-        test: (N,) scores.
-    """
-    columns = {name: getattr(test, name).numpy() for name in ("pair_id", "reward_a", "reward_b")}
-    write_atomically(path, lambda file: pq.write_table(pa.table(columns), file))
-
-
 def rounds_table(rows: list[RoundRow]) -> Table:
     """The table of rounds, for people; fits into 80 columns."""
     table = Table(
@@ -245,9 +148,3 @@ def _duration(seconds: float) -> str:
         if seconds >= 2 * size:
             return f"{seconds / size:.0f}{unit}"
     return f"{seconds:.0f}s"
-
-
-def _cell(value: float | int | bool) -> str:
-    if isinstance(value, bool):
-        return str(int(value))
-    return f"{value:.6g}" if isinstance(value, float) else str(value)

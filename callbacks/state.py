@@ -6,10 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ser_lightning.callbacks.rounds import RoundRow
 from ser_lightning.errors import UserError
 from ser_lightning.evaluation.metrics import half_credit
 from ser_lightning.records import PairScores, Selection
+from ser_lightning.runs.files import RoundRow
 
 
 @dataclass

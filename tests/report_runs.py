@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
-from ser_lightning.callbacks.rounds import RoundRow, write_rounds
+from ser_lightning.runs.files import RoundRow, write_rounds
 
 CONFIG = {
     "seed_everything": 7,
@@ -75,7 +75,7 @@ def write_run(
     folder = Path(folder)
     folder.mkdir(parents=True)
     (folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
-    write_rounds(folder / "rounds.csv", rows)
+    write_rounds(folder, rows)
     for one in rows:
         here = folder / "rounds" / str(one.round)
         here.mkdir(parents=True)

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from ser_lightning.__main__ import COMMANDS, main
-from ser_lightning.callbacks.rounds import RoundRow
 from ser_lightning.cli.arguments import bundled_configs
+from ser_lightning.runs.files import RoundRow
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"

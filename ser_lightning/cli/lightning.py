@@ -22,13 +22,12 @@ from ser_lightning.cli.arguments import Arguments, split_arguments
 from ser_lightning.cli.diagnosis import Diagnosis, ParseError, null_problems
 from ser_lightning.errors import NothingToDo, UserError, raise_problems
 from ser_lightning.modules.generate import GenerateModule
+from ser_lightning.runs.files import CONFIG, is_run
 from ser_lightning.runs.folder import (
-    CONFIG,
     RUN_DIR_VARIABLE,
     MetricsFile,
     RunFolder,
     choose_folder,
-    is_run,
     run_of,
 )
 from ser_lightning.training.checkpoints import LAST, LastCheckpoint

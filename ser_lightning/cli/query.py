@@ -10,7 +10,6 @@ from typing import Any, Protocol
 
 import pyarrow.parquet as pq
 import torch
-import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 from torch import Tensor
 
@@ -19,8 +18,7 @@ from ser_lightning.data.sources import open_sources
 from ser_lightning.errors import UserError
 from ser_lightning.evaluation.baselines import words_of
 from ser_lightning.records import PreferencePair
-from ser_lightning.runs.folder import CONFIG
-from ser_lightning.runs.reward_run import delivered_round
+from ser_lightning.runs.files import delivered_round, read_config, round_files
 from ser_lightning.utils.atomic import write_text_atomically
 
 MAX_CANDIDATES = 5000
@@ -155,7 +153,7 @@ def query(run: Path, num_pairs: int, strategy: QueryStrategy) -> list[Preference
     Raises:
         UserError: the pool has fewer pairs, or the files of the run are not what they were.
     """
-    audit = run / "rounds" / str(delivered_round(run)) / "audit.parquet"
+    audit = round_files(run, delivered_round(run)).audit
     if not audit.is_file():
         raise UserError(f"--run: {audit} is gone, which holds what the model thinks of the pool; give another run")
     table = pq.read_table(audit, columns=["pair_id", "probability"])
@@ -174,10 +172,7 @@ def query(run: Path, num_pairs: int, strategy: QueryStrategy) -> list[Preference
 
 def _pairs_of(run: Path) -> Iterator[PreferencePair]:
     """The pairs of all files of a run, as its DataModule read them, with labels taken off."""
-    file = run / CONFIG
-    if not file.is_file():
-        raise UserError(f"--run: {run} has no {CONFIG}; give the folder of a fit")
-    data: dict[str, Any] = yaml.safe_load(file.read_text(encoding="utf-8"))["data"]["init_args"]
+    data: dict[str, Any] = read_config(run)["data"]["init_args"]
     columns = data.get("columns") or {}
     given = [data[key] for key in ("path", "pool_path", "new_data_path") if data.get(key)]
     paths = [path for one in given for path in ([one] if isinstance(one, str) else one)]

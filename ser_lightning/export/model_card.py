@@ -5,12 +5,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import yaml
 from huggingface_hub import ModelCard, ModelCardData
+
+from ser_lightning.runs.files import ROUNDS, STEPS, read_config
 
 _PACKAGES = ("ser-lightning", "torch", "lightning", "transformers", "peft")
 _COLUMNS = {
-    "rounds.csv": {
+    ROUNDS: {
         "round": "round",
         "kept": "labels kept",
         "seed_oof_accuracy": "seed, out of fold",
@@ -19,7 +20,7 @@ _COLUMNS = {
         "length_correlation": "correlation with length",
         "delivered": "delivered",
     },
-    "steps.csv": {
+    STEPS: {
         "step": "step",
         "reward": "reward",
         "judge_score": "second judge",
@@ -93,7 +94,7 @@ def model_card(
         checked: what the self-test found.
         scale: zero and temperature of a reward model.
     """
-    config = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
+    config = read_config(run)
     backbone, data = config["model"]["init_args"]["backbone"], config["data"]["init_args"]
     is_adapter = what == "adapter"
     is_hub_name = not Path(backbone["path"]).exists()

@@ -32,8 +32,9 @@ from ser_lightning.models.loading import (
 from ser_lightning.models.reward_model import RewardModel, merged_model
 from ser_lightning.models.trainable import load_exactly
 from ser_lightning.records import Padded, Turn
+from ser_lightning.runs.files import EXPORT, delivered_round
 from ser_lightning.runs.policy_run import POLICY_MODULES, model_kind
-from ser_lightning.runs.reward_run import RewardRun, delivered_round, read_reward_checkpoint, read_reward_run
+from ser_lightning.runs.reward_run import RewardRun, read_reward_checkpoint, read_reward_run
 from ser_lightning.training.scoring import evaluating
 
 SELF_TEST_TOLERANCE = 1e-3
@@ -91,7 +92,7 @@ def main(argv: list[str]) -> None:
         run, source = read_reward_checkpoint(Path(args.ckpt_path))
     else:
         run, source = Path(args.run), None
-    to = Path(args.to) if args.to else run / "export"
+    to = Path(args.to) if args.to else run / EXPORT
     if model_kind(run) in POLICY_MODULES:
         changed = [f"--{name}" for name, usual in (("form", "merged"), ("dtype", None)) if args[name] != usual]
         raise_problems(f"{flag}: got a policy, which is merged at its own precision; leave it out" for flag in changed)

@@ -1,6 +1,5 @@
 """What a run of the evolution will read: tokens of the pairs, and what each round trains on and scores."""
 
-import csv
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ import numpy as np
 
 from ser_lightning.data.layouts import Layout
 from ser_lightning.errors import UserError
+from ser_lightning.runs.files import read_rounds
 
 SPLITS = ("seed", "val", "pool", "test")
 
@@ -139,12 +139,8 @@ def read_rate(run: Path) -> float:
     Raises:
         UserError: the folder has no finished round.
     """
-    file = run / "rounds.csv"
-    if not file.is_file():
-        raise UserError(f"--like: {run} has no rounds.csv; give the folder of a fit that has finished round 0")
-    with file.open(newline="", encoding="utf-8") as lines:
-        rows = list(csv.DictReader(lines))
-    seconds = sum(float(row["seconds"]) for row in rows)
+    rows = read_rounds(run)
+    seconds = sum(row["seconds"] for row in rows)
     if not seconds:
         raise UserError(f"--like: {run} has rounds of 0 seconds; give a longer run, or --pairs_per_second")
-    return sum(int(row["tokens"]) for row in rows) / seconds
+    return sum(row["tokens"] for row in rows) / seconds

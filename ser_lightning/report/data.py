@@ -4,33 +4,17 @@
 stands on, floors, versions. A run from before it, or without `ReportCallback`, is read without these.
 """
 
-import csv
 import hashlib
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 import yaml
 
 from ser_lightning.errors import UserError
 from ser_lightning.evaluation.metrics import wilson_interval
-from ser_lightning.runs.folder import CONFIG
-
-NOTES, GUARDS, COST = "report.json", "guards.json", "cost.json"
-COST_PARTS = {
-    "train_folds": "folds, training",
-    "train_main": "main, training",
-    "score_seed": "out of fold",
-    "score_pool": "labelling",
-    "score_test": "test",
-    "other": "other",
-}
-"""What a round spends tokens and seconds on; names in its `cost.json` and in a report."""
-Audit = dict[str, np.ndarray]
-"""Columns of an audit file, (N,) each, in the order of `pair_id`."""
+from ser_lightning.runs.files import CONFIG, ROUNDS, Audit, RoundFiles, read_audit, read_json, read_rounds, round_files
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,59 +99,37 @@ def confidence_of(audit: Audit) -> np.ndarray:
     return np.maximum(audit["probability"], 1 - audit["probability"])
 
 
-def read_audit_columns(path: Path) -> Audit | None:
-    """The columns of an audit file; None where there is none."""
-    if not path.is_file():
-        return None
-    table = pq.read_table(path)
-    return {name: table[name].to_numpy() for name in table.column_names}
-
-
 def read_run(path: Path) -> Run:
     """A run with its finished rounds.
 
     Raises:
         UserError: it has finished none, or a file in it is damaged.
     """
-    table = path / "rounds.csv"
-    if not table.is_file():
-        raise UserError(f"report: got {path}, which has no rounds.csv; give the folder of a fit that has ended round 0")
+    rows = read_rounds(path)
     try:
-        with table.open(newline="", encoding="utf-8") as file:
-            rows = [{name: float(cell) for name, cell in line.items()} for line in csv.DictReader(file)]
-        rounds = [_read_round(path / "rounds" / f"{row['round']:.0f}", row) for row in rows]
+        rounds = [_read_round(round_files(path, int(row["round"])), row) for row in rows]
         text = (path / CONFIG).read_text(encoding="utf-8") if (path / CONFIG).is_file() else ""
         config = yaml.safe_load(text) or {}
     except (ValueError, TypeError, KeyError, OSError, yaml.YAMLError) as error:
         raise UserError(
             f"report: cannot read {path} ({' '.join(str(error).split())}); is the folder damaged?"
         ) from error
-    if not rounds:
-        raise UserError(f"report: got {table} without a line; give the folder of a fit that has ended round 0")
     return Run(path.absolute().name, path, config, text, rounds)
 
 
-def _read_round(folder: Path, row: dict[str, float]) -> Round:
-    notes, guards, cost = (
-        json.loads((folder / name).read_text(encoding="utf-8")) if (folder / name).is_file() else empty
-        for name, empty in ((NOTES, {}), (GUARDS, []), (COST, {}))
-    )
-    return Round(row, read_audit_columns(folder / "audit.parquet"), notes, guards, cost)
+def _read_round(files: RoundFiles, row: dict[str, float]) -> Round:
+    notes, guards, cost = read_json(files.notes, {}), read_json(files.guards, []), read_json(files.cost, {})
+    return Round(row, read_audit(files.audit), notes, guards, cost)
 
 
 def file_hashes(run: Run) -> dict[str, str]:
     """SHA-256 of the files that say what the run is and what it delivered, by their names in the folder."""
-    names = (
-        CONFIG,
-        "rounds.csv",
-        f"rounds/{run.delivered.number}/audit.parquet",
-        f"rounds/{run.delivered.number}/model.pt",
-    )
+    delivered = round_files(run.path, run.delivered.number)
     found = {}
-    for name in names:
-        if (run.path / name).is_file():
-            with (run.path / name).open("rb") as file:
-                found[name] = hashlib.file_digest(file, "sha256").hexdigest()
+    for path in (run.path / CONFIG, run.path / ROUNDS, delivered.audit, delivered.model):
+        if path.is_file():
+            with path.open("rb") as file:
+                found[path.relative_to(run.path).as_posix()] = hashlib.file_digest(file, "sha256").hexdigest()
     return found
 
 

@@ -10,7 +10,7 @@ from jinja2 import Environment, StrictUndefined
 from jsonargparse import ArgumentError, ArgumentParser
 
 from ser_lightning.errors import UserError
-from ser_lightning.report.data import COST_PARTS, Round, Run, confidence_of, file_hashes, flat, read_run
+from ser_lightning.report.data import Round, Run, confidence_of, file_hashes, flat, read_run
 from ser_lightning.report.figures import (
     Picture,
     draw_accuracy,
@@ -40,9 +40,9 @@ from ser_lightning.report.tables import (
     run_names,
     summary_of,
 )
+from ser_lightning.runs.files import COST_PARTS, PAGE
 from ser_lightning.utils.atomic import write_text_atomically
 
-PAGE = "report.html"
 CARD_KINDS = {
     "most": ("Most confident", "If some of these are wrong, the model is wrong where it is surest."),
     "flipped": ("Flipped", "Labelled otherwise in the round before; the surest of them."),

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ser_lightning.report.data import COST_PARTS, Round, Run, flat, flow_of
+from ser_lightning.report.data import Round, Run, flat, flow_of
+from ser_lightning.runs.files import COST_PARTS
 
 FLOOR_NAMES = {"longer": "take the longer", "bag_of_words": "bag of words"}
 _ASKED = {
@@ -107,7 +108,15 @@ AHEAD = {"net_label_change": "+.3f", "predicted_gain": "+.4f", "predicted_last_r
 
 def forecast_table(run: Run) -> Table | None:
     """What had been forecast of each round, and what came; None for runs from before there were forecasts."""
-    headers = ["round", "forecast", "out of fold", "error", "net label change", "predicted gain", "predicted last round"]
+    headers = [
+        "round",
+        "forecast",
+        "out of fold",
+        "error",
+        "net label change",
+        "predicted gain",
+        "predicted last round",
+    ]
     rows = []
     for one in run.rounds:
         row = one.row

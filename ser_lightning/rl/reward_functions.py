@@ -20,6 +20,7 @@ from ser_lightning.models.backbone import load_tokenizer
 from ser_lightning.models.masks import choose_layout
 from ser_lightning.models.reward_model import RewardModel
 from ser_lightning.rl.judges import FunctionJudge, Judge, RewardModelJudge, RewardSum, describe, named
+from ser_lightning.runs.files import ROUNDS, is_run
 from ser_lightning.runs.reward_run import RewardRun, read_reward_run
 
 _SOURCES = (
@@ -83,7 +84,7 @@ def load_judge(
     """
     folder = Path(source).expanduser()
     with named(source):
-        if (folder / "config.yaml").is_file() and (folder / "rounds.csv").is_file():
+        if is_run(folder) and (folder / ROUNDS).is_file():
             judge = _judge_of_run(source, folder, device, build)
         elif (folder / "config.json").is_file():
             judge = _judge_of_folder(source, folder, device, allow_uncalibrated)

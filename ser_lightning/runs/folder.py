@@ -23,10 +23,10 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
 from ser_lightning.utils.atomic import write_text_atomically
+from ser_lightning.runs.files import CONFIG, is_run, run_above
 from ser_lightning.training.checkpoints import LAST, find_checkpoint
 from ser_lightning.errors import UserError
 
-CONFIG = "config.yaml"
 RUN_DIR_VARIABLE = "SER_LIGHTNING_RUN_DIR"
 """Rank 0 leaves the folder's name here for the ranks that Lightning's launcher starts with the same command."""
 
@@ -111,16 +111,10 @@ def choose_folder(command: str, run_dir: str | None, ckpt_path: str | None, stem
     return RunFolder(folder, str(checkpoint), continues=command == "fit" and is_own)
 
 
-def is_run(folder: Path) -> bool:
-    """Whether `folder` is the folder of a run."""
-    return (folder / CONFIG).is_file()
-
-
 def run_of(checkpoint: Path) -> Path | None:
     """The folder of the run that a checkpoint lies in, directly or in `checkpoints/`."""
-    parents = list(checkpoint.absolute().parents)[:2]
-    here = Path.cwd()
-    return next((p.relative_to(here) if p.is_relative_to(here) else p for p in parents if is_run(p)), None)
+    run, here = run_above(checkpoint, levels=2), Path.cwd()
+    return run.relative_to(here) if run and run.is_relative_to(here) else run
 
 
 def _new_folder(stem: str) -> Path:

@@ -9,6 +9,7 @@ import yaml
 from torch import Tensor
 
 from ser_lightning.models.backbone import Backbone, LoraSettings
+from ser_lightning.runs.files import is_run, read_config
 from ser_lightning.training.checkpoints import LAST, is_whole, newest_whole
 from ser_lightning.errors import UserError
 from ser_lightning.models.policy import policy_state
@@ -35,7 +36,7 @@ def resolve_start(backbone: Backbone) -> PolicyStart:
         UserError: if the run trained no policy, has no checkpoint, or trained in a way that this one cannot go on from.
     """
     run = Path(backbone.path)
-    if not (run / "config.yaml").is_file():
+    if not is_run(run):
         return PolicyStart(backbone, None)
     trained = read_policy_backbone(run)
     _check_fits(backbone, trained, run)
@@ -70,9 +71,7 @@ def model_kind(run: Path) -> str:
 
 
 def _model_config(run: Path) -> dict[str, Any]:
-    file = run / "config.yaml"
-    config = yaml.safe_load(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    return (config or {}).get("model") or {}
+    return read_config(run).get("model") or {} if is_run(run) else {}
 
 
 def _check_fits(backbone: Backbone, trained: Backbone, run: Path) -> None:

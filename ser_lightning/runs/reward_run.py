@@ -10,6 +10,7 @@ import yaml
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from ser_lightning.runs.files import CONFIG, delivered_round, read_config, round_files, run_above
 from ser_lightning.models.backbone import Backbone, LoraSettings, load_tokenizer
 from ser_lightning.errors import UserError
 from ser_lightning.models.fingerprint import check_identity, check_trained, identity_of
@@ -59,7 +60,7 @@ def read_reward_run(run: Path) -> RewardRun:
         UserError: if the folder is not that of a fit that has finished at least round 0.
     """
     backbone, max_length = _read_config(run)
-    file = run / "rounds" / str(delivered_round(run)) / "model.pt"
+    file = round_files(run, delivered_round(run)).model
     if not file.is_file():
         raise UserError(f"run: {run} has no {file.relative_to(run)}, its delivered model; give a whole run folder")
     saved = torch.load(file, map_location="cpu", weights_only=True)
@@ -77,7 +78,7 @@ def read_reward_checkpoint(file: Path) -> tuple[Path, RewardRun]:
     """
     if not file.is_file():
         raise UserError(f"--ckpt_path: got {file}, which does not exist; give RUN/checkpoints/last.ckpt or the like")
-    run = next((folder for folder in [*file.absolute().parents][:3] if (folder / "config.yaml").is_file()), None)
+    run = run_above(file)
     if run is None:
         raise UserError(f"--ckpt_path: got {file}, which lies in no run folder; its config.yaml is needed beside it")
     backbone, max_length = _read_config(run)
@@ -92,27 +93,11 @@ def read_reward_checkpoint(file: Path) -> tuple[Path, RewardRun]:
     return run, found
 
 
-def delivered_round(run: Path) -> int:
-    """The round that `rounds.csv` marks as delivered.
-
-    Raises:
-        UserError: if the folder has no finished round.
-    """
-    file = run / "rounds.csv"
-    if not file.is_file():
-        raise UserError(f"run: {run} has no rounds.csv; give the folder of a fit that has finished round 0")
-    with file.open(newline="", encoding="utf-8") as lines:
-        return next(int(row["round"]) for row in csv.DictReader(lines) if row["delivered"] == "1")
-
-
 def _read_config(run: Path) -> tuple[Backbone, int]:
-    file = run / "config.yaml"
-    if not file.is_file():
-        raise UserError(f"run: {run} has no config.yaml; give the folder of a fit")
-    config: dict[str, Any] = yaml.safe_load(file.read_text(encoding="utf-8"))
+    config = read_config(run)
     try:
         settings = dict(config["model"]["init_args"]["backbone"])
         lora = LoraSettings(**settings.pop("lora"))
         return Backbone(lora=lora, **settings), config["data"]["init_args"]["max_length"]
     except (KeyError, TypeError) as error:
-        raise UserError(f"run: {file} is not that of a reward model ({error}); give the folder of its fit") from error
+        raise UserError(f"run: {run / CONFIG} is not that of a reward model ({error}); give the folder of its fit") from error

@@ -89,7 +89,15 @@ def test_forecasts_stand_beside_what_came():
     past = {"forecast_accuracy": 0.6, "forecast_low": 0.5, "forecast_high": 0.7, "forecast_error": -0.05}
     page = page_of(write_run("seen", [row(0, **ahead), row(1, True, net_label_change=-0.02, **past, **ahead)], notes()))
     header, first, second = page.tables["Forecasts"]
-    assert header == ["round", "forecast", "out of fold", "error", "net label change", "predicted gain", "predicted last round"]
+    assert header == [
+        "round",
+        "forecast",
+        "out of fold",
+        "error",
+        "net label change",
+        "predicted gain",
+        "predicted last round",
+    ]
     assert first == ["0", "–", "0.550", "–", "–", "+0.0123", "2"]
     cells = [" ".join(cell.split()) for cell in second]
     assert cells == ["1", "0.600 0.500–0.700", "0.550", "-0.050", "-0.020", "+0.0123", "2"]
@@ -338,8 +346,8 @@ def test_the_command_writes_where_it_says(run, capsys):
 @pytest.mark.parametrize(
     ("damage", "line"),
     [
-        (lambda run: (run / "rounds.csv").unlink(), "which has no rounds.csv; give the folder of a fit"),
-        (lambda run: (run / "rounds.csv").write_text("round,kept\n"), "rounds.csv without a line; give the folder"),
+        (lambda run: (run / "rounds.csv").unlink(), "has no rounds.csv; give the folder of a fit"),
+        (lambda run: (run / "rounds.csv").write_text("round,kept\n"), "rounds.csv has no line; give the folder"),
         (lambda run: (run / "rounds" / "0" / "report.json").write_text("{"), "is the folder damaged?"),
     ],
 )
