@@ -356,7 +356,8 @@ def test_a_folder_without_a_readable_round_is_the_users_to_mend(run, damage, lin
     with pytest.raises(UserError, match=re.escape(line)):
         write_report([run], Path("page.html"))
     assert main(["report", "run"]) == 2
-    assert capsys.readouterr().err.startswith("error: report: ")
+    said = capsys.readouterr().err
+    assert said.startswith("error: ") and line in said and said.count("\n") == 1
     assert not Path("page.html").exists()
 
 
