@@ -20,6 +20,8 @@ from ser_lightning.cli.diagnosis import ParseError, null_problems
 from ser_lightning.cli.lightning import SerCLI
 from ser_lightning.data.encode import encode_conversations
 from ser_lightning.data.layouts import Layout
+from ser_lightning.datamodules.preference import PreferenceDataModule
+from ser_lightning.datamodules.splits import SplitName
 from ser_lightning.errors import UserError, raise_problems
 from ser_lightning.models.masks import choose_layout
 from ser_lightning.models.reward_model import RewardModel
@@ -41,10 +43,12 @@ from ser_lightning.planning.memory import (
     workspace_bytes,
 )
 from ser_lightning.planning.text import as_text
-from ser_lightning.planning.workload import RoundWork, Tokens, largest_batch, read_rate, rounds_of, tokens_by_split
+from ser_lightning.planning.workload import RoundWork, Tokens, count_tokens, largest_batch, read_rate, rounds_of
 from ser_lightning.training.schedule import make_optimizer
 from ser_lightning.training.strategies import check_optimizer, strategy_kind, strategy_notes, strategy_problems
 from ser_lightning.utils.atomic import write_text_atomically
+
+SPLITS: tuple[SplitName, ...] = ("seed", "val", "pool", "test", "all")
 
 
 class PlanCLI(SerCLI):
@@ -98,7 +102,7 @@ def make_plan(cli: PlanCLI) -> tuple[dict[str, Any], list[str]]:
         UserError: what `fit` would stop at before its first step.
     """
     settings, module, data = cli.settings, cli.model, cli.datamodule
-    if not isinstance(module, RewardModule) or not hasattr(data, "scoring_dataloader"):
+    if not isinstance(module, RewardModule) or not isinstance(data, PreferenceDataModule):
         raise UserError(
             f"plan: got {type(module).__name__} with {type(data).__name__}; it knows runs of rm.yaml alone, a "
             "RewardModule with a PreferenceDataModule"
@@ -114,8 +118,14 @@ def make_plan(cli: PlanCLI) -> tuple[dict[str, Any], list[str]]:
     if evolution is not None:
         every = settings.trainer.reload_dataloaders_every_n_epochs
         evolution.setup(SimpleNamespace(reload_dataloaders_every_n_epochs=every, datamodule=data), None, "fit")
-    tokens = tokens_by_split(data)
-    rounds = [] if evolution is None else rounds_of(data, evolution, tokens)
+        if evolution.folds:
+            data.data.rows("seed", 0, evolution.folds)  # `UserError` where the seed has too few dialogues for them
+    store = data.data.store
+    rows = {name: data.data.rows(name) for name in SPLITS}
+    tokens: dict[str, Tokens] = {
+        name: count_tokens(store.num_tokens[r], store.num_shared[r]) for name, r in rows.items()
+    }
+    rounds = [] if evolution is None else rounds_of(evolution, tokens)
     is_whole = strategy_kind(settings.trainer.strategy) != "fsdp"
     is_cached = module.backbone.train == "head" and reward_model.is_decoder and is_whole
     plan = {
@@ -135,7 +145,12 @@ def _weights(reward_model: RewardModel) -> dict[str, Any]:
 
 
 def _memory(
-    module: RewardModule, reward_model: RewardModel, data: Any, layout: Layout, trainer: Namespace, device: str
+    module: RewardModule,
+    reward_model: RewardModel,
+    data: PreferenceDataModule,
+    layout: Layout,
+    trainer: Namespace,
+    device: str,
 ) -> dict[str, Any]:
     """Bytes by kind on one device, of training and of labelling; leaves the reward model with the shard of one rank."""
     backbone, precision = module.backbone, str(trainer.precision or "32-true")
@@ -146,8 +161,9 @@ def _memory(
         keep_one_shard(reward_model, _num_ranks(trainer))
     weights, trained = count_weights(reward_model), trained_weights(reward_model)
     shape = shape_of(reward_model, backbone, precision, device)
-    train_tokens = largest_batch(data, layout, data.tokens_per_batch, data.pairs_per_step)
-    label_tokens = largest_batch(data, layout, data.tokens_per_scoring_batch)
+    pairs = data.data.store, data.data.rows("all")
+    train_tokens = largest_batch(*pairs, layout, data.tokens_per_batch, data.pairs_per_step)
+    label_tokens = largest_batch(*pairs, layout, data.tokens_per_scoring_batch)
     optimizer = make_optimizer(module.optimizer, trained, "model.optimizer")
     check_optimizer(optimizer, is_sharded and backbone.train == "full", "model.optimizer")
     state, gradients = optimizer_bytes(optimizer), gradient_bytes(trained)
@@ -177,7 +193,7 @@ def _memory(
     }
 
 
-def _data(data: Any, tokens: dict[str, Tokens], layout: Layout) -> dict[str, Any]:
+def _data(data: PreferenceDataModule, tokens: dict[str, Tokens], layout: Layout) -> dict[str, Any]:
     read = data.report.read.values()
     rows, cut = (sum(counts[name] for counts in read) for name in ("rows", "cut"))
     splits = {
@@ -225,7 +241,7 @@ def _check(name: str, note: str | None, fine: str = "") -> dict[str, str]:
 
 
 def _tokenizer_checks(
-    tokenizer: PreTrainedTokenizerBase, reward_model: RewardModel, data: Any
+    tokenizer: PreTrainedTokenizerBase, reward_model: RewardModel, data: PreferenceDataModule
 ) -> Iterable[dict[str, str]]:
     """Pad, BOS, EOS and length, a line each."""
     eos, bos, pad = tokenizer.eos_token_id, tokenizer.bos_token_id, tokenizer.pad_token_id

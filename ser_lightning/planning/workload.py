@@ -7,10 +7,9 @@ from typing import Any
 import numpy as np
 
 from ser_lightning.data.layouts import Layout
+from ser_lightning.data.reader import PairStore
 from ser_lightning.errors import UserError
 from ser_lightning.runs.files import read_rounds
-
-SPLITS = ("seed", "val", "pool", "test")
 
 
 @dataclass(frozen=True)
@@ -54,23 +53,18 @@ def count_tokens(num_tokens: np.ndarray, num_shared: np.ndarray) -> Tokens:
     return Tokens(len(sums), int(median), int(high), int(sums.sum()), int(num_shared.sum()))
 
 
-def tokens_by_split(data: Any) -> dict[str, Tokens]:
-    """The figures of every split of a data module that is set up, and of `all` together."""
-    pairs = data.data
-    rows = {name: pairs.rows(name) for name in (*SPLITS, "all")}
-    return {name: count_tokens(pairs.store.num_tokens[r], pairs.store.num_shared[r]) for name, r in rows.items()}
-
-
-def largest_batch(data: Any, layout: Layout, budget: int, most_pairs: int | None = None) -> int:
+def largest_batch(
+    store: PairStore, rows: np.ndarray, layout: Layout, budget: int, most_pairs: int | None = None
+) -> int:
     """Most tokens that a micro-batch can hold, padding included.
 
     Args:
-        data: a data module that is set up.
+        store: the encoded pairs.
+        rows: (N,) of the store, the pairs that are read.
         layout: of the sequences.
         budget: of tokens, as the user gave it. A single pair may exceed it.
         most_pairs: pairs of a step, None = all there are.
     """
-    store, rows = data.data.store, data.data.rows("all")
     num_tokens = store.num_tokens[rows]
     alone = num_tokens.sum(axis=1) - store.num_shared[rows] if layout.shares_prompts else 2 * num_tokens.max(axis=1)
     longest = int(alone.max(initial=0))
@@ -96,19 +90,13 @@ class RoundWork:
     tokens: tuple[int, int]
 
 
-def rounds_of(data: Any, evolution: Any, tokens: dict[str, Tokens]) -> list[RoundWork]:
+def rounds_of(evolution: Any, tokens: dict[str, Tokens]) -> list[RoundWork]:
     """The work of every round, if the rule does not end the evolution before.
 
     Args:
-        data: a data module that is set up.
         evolution: the settings, as `EvolutionCallback` has them.
         tokens: of every split.
-
-    Raises:
-        UserError: the seed has too few dialogues for the folds.
     """
-    if evolution.folds:
-        data.data.rows("seed", 0, evolution.folds)  # the folds are those of the run, or there is none
     seed, pool, test = (tokens[name] for name in ("seed", "pool", "test"))
     return [_round_work(r, evolution, seed, pool, test) for r in range(evolution.max_rounds + 1)]
 

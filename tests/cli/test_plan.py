@@ -212,7 +212,7 @@ def test_no_batch_is_larger_than_foretold(pairs_file, tiny_tokenizer):
     store, rows = module.data.store, module.data.rows("all")
     for layout in (PADDED, Layout(shares_prompts=True), Layout(shares_prompts=True, is_one_row=True, row_multiple=64)):
         for budget in (20, 150, 400):
-            most = largest_batch(module, layout, budget)
+            most = largest_batch(module.data.store, module.data.rows("all"), layout, budget)
             batches = layout.cut_pairs(store.num_tokens[rows], store.num_shared[rows], budget)
             for batch in batches:
                 ids = [store.ids(row) for row in rows[batch].tolist()]
