@@ -72,7 +72,7 @@ def answer(run: Path, prompts: list[list[dict]], reward_model: Path) -> dict[str
     from ser_lightning.data.encode import encode_prompts
     from ser_lightning.models.backbone import Backbone, load_tokenizer
     from ser_lightning.models.policy import load_policy
-    from ser_lightning.rl.reward_functions import load_judge
+    from ser_lightning.rl.reward_sources import load_reward
     from ser_lightning.rl.rollout import Generator, Sampling, response_texts, stop_ids, uniform_numbers
     from ser_lightning.runs.policy_run import resolve_start
     from ser_lightning.synthetic.world import gold_scores
@@ -87,7 +87,7 @@ def answer(run: Path, prompts: list[list[dict]], reward_model: Path) -> dict[str
     texts = response_texts(tokenizer, rollout)
     columns = {
         "gold": torch.tensor(gold_scores(turns, texts)),
-        "reward": load_judge(str(reward_model))(turns, texts),
+        "reward": load_reward(str(reward_model))(turns, texts),
         "length": rollout.num_response_tokens.float(),
     }
     return {name: column.view(len(prompts), RESPONSES_PER_PROMPT) for name, column in columns.items()}

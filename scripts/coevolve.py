@@ -28,7 +28,7 @@ from rich.table import Table
 
 from ser_lightning.errors import UserError
 from ser_lightning.records import Turn
-from ser_lightning.rl.reward_functions import load_judge
+from ser_lightning.rl.reward_sources import load_reward
 from ser_lightning.synthetic.world import gold_scores
 
 LAST = Path("checkpoints") / "last.ckpt"
@@ -176,7 +176,7 @@ def count_prompts(answers: list[tuple[list[Turn], list[str]]], before: Path, aft
     prompts = [prompt for prompt, responses in answers for _ in responses]
     texts = [text for _, responses in answers for text in responses]
     columns = [gold_scores(prompts, texts)]
-    columns += [load_judge(str(run), allow_uncalibrated=True)(prompts, texts).tolist() for run in (before, after)]
+    columns += [load_reward(str(run), allow_uncalibrated=True)(prompts, texts).tolist() for run in (before, after)]
     counts, start = [], 0
     for _, responses in answers:
         gold, *rewards = (column[start : start + len(responses)] for column in columns)

@@ -108,10 +108,10 @@ def test_the_responses_of_a_prompt_are_found_in_its_pairs(coevolve):
 def test_both_models_judge_the_same_answers(coevolve, monkeypatch):
     judges = {"long": len, "short": lambda text: -len(text)}
 
-    def load_judge(source, allow_uncalibrated):
+    def load_reward(source, allow_uncalibrated):
         return lambda prompts, texts: SimpleNamespace(tolist=lambda: [judges[source](text) for text in texts])
 
-    monkeypatch.setattr(coevolve, "load_judge", load_judge)
+    monkeypatch.setattr(coevolve, "load_reward", load_reward)
     monkeypatch.setattr(coevolve, "gold_scores", lambda prompts, texts: [len(text) for text in texts])
     answers = [([], ["aaa", "b"]), ([], ["cc", "d", "eee"])]
     found = coevolve.count_prompts(answers, Path("short"), Path("long"))

@@ -151,7 +151,7 @@ def print_tally(tally: Tally, scorer: Scorer, out: str) -> None:
     table.add_column(justify="right")
     table.add_column()
     table.add_row("scored", f"{tally.scored:,}", f"of {tally.read.rows:,} rows")
-    table.add_row("prompt cut", f"{tally.cut:,}", f"to fit into {scorer.judge.max_length:,} tokens")
+    table.add_row("prompt cut", f"{tally.cut:,}", f"to fit into {scorer.reward.max_length:,} tokens")
     for why, count in sorted(tally.read.dropped.items()):
         table.add_row("dropped", f"{count:,}", _REASONS[why])
     if tally.labelled:

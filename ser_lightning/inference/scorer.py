@@ -20,8 +20,8 @@ from ser_lightning.data.packing import num_shared_tokens
 from ser_lightning.errors import UserError, raise_problems
 from ser_lightning.evaluation.calibration import prob_a_wins
 from ser_lightning.records import PreferencePair, Turn
-from ser_lightning.rl.judges import RewardModelJudge, checked_scores, named
-from ser_lightning.rl.reward_functions import load_judge
+from ser_lightning.rl.reward_functions import ModelReward, checked_scores, named
+from ser_lightning.rl.reward_sources import load_reward
 
 Device = Literal["auto", "cpu", "cuda"]
 Dtype = Literal["auto", "float32", "bfloat16"]
@@ -38,11 +38,11 @@ class Scorer:
         scorer.probability(["What is 2 plus 2?"], ["It is 4."], ["It is 5."])
 
     Args:
-        judge: the model with its tokenizer and scale; `load` makes one.
+        reward: the model with its tokenizer and scale; `load` makes one.
     """
 
-    def __init__(self, judge: RewardModelJudge) -> None:
-        self.judge = judge
+    def __init__(self, reward: ModelReward) -> None:
+        self.reward = reward
 
     @classmethod
     def load(
@@ -76,23 +76,23 @@ class Scorer:
             problems.append("device: got cuda, but PyTorch finds no CUDA device; use cpu or auto")
         raise_problems(problems)
         place = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-        judge = load_judge(name, place, allow_uncalibrated=True)
-        assert isinstance(judge, RewardModelJudge)  # of a folder, never a function
+        reward = load_reward(name, place, allow_uncalibrated=True)
+        assert isinstance(reward, ModelReward)  # of a folder, never a function
         with named(name):
-            _set_dtype(judge, dtype)
-            _set_max_length(judge, max_length)
-        judge.tokens_per_batch = tokens_per_batch
-        return cls(judge)
+            _set_dtype(reward, dtype)
+            _set_max_length(reward, max_length)
+        reward.tokens_per_batch = tokens_per_batch
+        return cls(reward)
 
     @property
     def zero(self) -> float:
         """The raw reward of a response that is as often the better as the worse one of its pair; 0 if never fitted."""
-        return self.judge.zero
+        return self.reward.zero
 
     @property
     def temperature(self) -> float:
         """What a difference of raw rewards is divided by before the sigmoid; 1 if never fitted."""
-        return self.judge.temperature
+        return self.reward.temperature
 
     @property
     def is_calibrated(self) -> bool:
@@ -112,10 +112,10 @@ class Scorer:
         turns = _all_turns(prompts, responses)
         if not turns:
             return torch.empty(0)
-        with named(self.judge.name):
-            rows = encode_responses(self.judge.tokenizer, turns, responses, self.judge.max_length)
-        raw = self.judge.score_rows(rows, self._keys(turns, rows))
-        return checked_scores(self.judge.name, raw, responses)
+        with named(self.reward.name):
+            rows = encode_responses(self.reward.tokenizer, turns, responses, self.reward.max_length)
+        raw = self.reward.score_rows(rows, self._keys(turns, rows))
+        return checked_scores(self.reward.name, raw, responses)
 
     def probability(self, prompts: Prompts, responses: Sequence[str], others: Sequence[str]) -> Tensor:
         """(N,) float32 probability that each response is better than the other one to the same prompt, calibrated.
@@ -132,16 +132,16 @@ class Scorer:
         if not turns:
             return torch.empty(0)
         texts = enumerate(zip(turns, responses, others, strict=True))
-        with named(self.judge.name):
+        with named(self.reward.name):
             encoded = self.encode([PreferencePair(i, prompt, one, other, None) for i, (prompt, one, other) in texts])
             raise_problems(
-                f"pair {i}: got a response of more than max_length {self.judge.max_length} tokens even without its "
+                f"pair {i}: got a response of more than max_length {self.reward.max_length} tokens even without its "
                 "prompt; allow shorter responses or a longer max_length"
                 for i, pair in enumerate(encoded)
                 if pair is None
             )
         raw = self.score_encoded([pair for pair in encoded if pair is not None])
-        first, second = (checked_scores(self.judge.name, *side) for side in zip(raw, (responses, others), strict=True))
+        first, second = (checked_scores(self.reward.name, *side) for side in zip(raw, (responses, others), strict=True))
         return prob_a_wins(first - second, self.temperature)
 
     def score_candidates(
@@ -164,25 +164,25 @@ class Scorer:
             UserError: if the template refuses a prompt, or a reward is not finite.
         """
         distinct = [list(dict.fromkeys(texts)) for texts in candidates]
-        with named(self.judge.name):
+        with named(self.reward.name):
             both = zip(prompts, distinct, strict=True)
-            encoded = [encode_candidates(self.judge.tokenizer, p, texts, self.judge.max_length) for p, texts in both]
+            encoded = [encode_candidates(self.reward.tokenizer, p, texts, self.reward.max_length) for p, texts in both]
         places = [i for i, rows in enumerate(encoded) if rows is not None for _ in rows]
         rows = [ids for rows in encoded if rows is not None for ids in rows]
         if not rows:
             return [None] * len(encoded)
         texts = [text for group, fits in zip(distinct, encoded, strict=True) if fits is not None for text in group]
-        raw = self.judge.score_rows(rows, self._keys([prompts[i] for i in places], rows), show)
+        raw = self.reward.score_rows(rows, self._keys([prompts[i] for i in places], rows), show)
         found: list[dict[str, tuple[float, int]]] = [{} for _ in encoded]
         for i, text, ids, reward in zip(
-            places, texts, rows, checked_scores(self.judge.name, raw, texts).tolist(), strict=True
+            places, texts, rows, checked_scores(self.reward.name, raw, texts).tolist(), strict=True
         ):
             found[i][text] = reward, len(ids)
         return [torch.tensor([one[t] for t in c]).T if one else None for one, c in zip(found, candidates, strict=True)]
 
     def encode(self, pairs: Sequence[PreferencePair]) -> list[EncodedPair | None]:
         """N pairs as ids, their prompts cut alike; None where a response does not fit."""
-        return encode_pairs(self.judge.tokenizer, pairs, self.judge.max_length)
+        return encode_pairs(self.reward.tokenizer, pairs, self.reward.max_length)
 
     def score_encoded(
         self, pairs: Sequence[EncodedPair], num_sides: int = 2, show: Callable[[int], object] | None = None
@@ -197,12 +197,12 @@ class Scorer:
         if not pairs:
             return torch.empty(num_sides, 0)
         rows = [ids for side in ("ids_a", "ids_b")[:num_sides] for ids in (getattr(pair, side) for pair in pairs)]
-        return self.judge.score_rows(rows, [*range(len(pairs))] * num_sides, show).view(num_sides, -1)
+        return self.reward.score_rows(rows, [*range(len(pairs))] * num_sides, show).view(num_sides, -1)
 
     def _keys(self, prompts: Sequence[list[Turn]], rows: Sequence[list[int]]) -> list[Hashable]:
         """Equal for responses to one prompt, but not for more of them than fit into a batch."""
-        budget = self.judge.tokens_per_batch
-        most = min(budget, self.judge.layout.max_batch_tokens or budget)
+        budget = self.reward.tokens_per_batch
+        most = min(budget, self.reward.layout.max_batch_tokens or budget)
         leaders: dict[str, tuple[int, int]] = {}
         keys: list[Hashable] = []
         for i, (prompt, ids) in enumerate(zip(prompts, rows, strict=True)):
@@ -244,10 +244,10 @@ def _all_turns(prompts: Prompts, *responses: Sequence[str]) -> list[list[Turn]]:
     return turns
 
 
-def _set_dtype(judge: RewardModelJudge, dtype: Dtype) -> None:
+def _set_dtype(reward: ModelReward, dtype: Dtype) -> None:
     if dtype == "auto":
         return
-    model = cast(PreTrainedModel, judge.reward_model.model)
+    model = cast(PreTrainedModel, reward.reward_model.model)
     if getattr(model, "is_quantized", False):
         raise UserError(f"dtype: got {dtype} for a body in 4 bits; use auto")
     for weight in getattr(model, model.base_model_prefix).parameters():
@@ -256,12 +256,12 @@ def _set_dtype(judge: RewardModelJudge, dtype: Dtype) -> None:
             weight.data = weight.data.to(getattr(torch, dtype))
 
 
-def _set_max_length(judge: RewardModelJudge, max_length: int | None) -> None:
-    judge.tokenizer.model_max_length = sys.maxsize  # it would warn of prompts that are cut only after it has seen them
+def _set_max_length(reward: ModelReward, max_length: int | None) -> None:
+    reward.tokenizer.model_max_length = sys.maxsize  # it would warn of prompts that are cut only after it has seen them
     if max_length is None:
         return
-    config = cast(PreTrainedModel, judge.reward_model.model).config.get_text_config()
+    config = cast(PreTrainedModel, reward.reward_model.model).config.get_text_config()
     positions = getattr(config, "max_position_embeddings", None)
     if positions is not None and max_length > positions:
         raise UserError(f"max_length: got {max_length} for a model of {positions} positions; use at most that")
-    judge.max_length = max_length
+    reward.max_length = max_length

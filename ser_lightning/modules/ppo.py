@@ -27,7 +27,6 @@ from ser_lightning.rl.experience import (
     measure_values,
     micro_batches,
 )
-from ser_lightning.rl.judges import Judge, RewardSum
 from ser_lightning.rl.policy_math import (
     KLControl,
     clipped_policy_loss,
@@ -36,7 +35,8 @@ from ser_lightning.rl.policy_math import (
     masked_sum,
     sequence_kl,
 )
-from ser_lightning.rl.reward_functions import load_judge, load_rewards
+from ser_lightning.rl.reward_functions import RewardFunction, RewardSum
+from ser_lightning.rl.reward_sources import load_reward, load_rewards
 from ser_lightning.rl.rollout import (
     Generator,
     Sampling,
@@ -126,14 +126,14 @@ class PPOModule(PolicyModule):
         policy = load_policy(start.backbone, device, start.weights, True, self._has_critic, self._layout)
         self._stop_ids = stop_ids(policy.lm.generation_config.eos_token_id, self.tokenizer, self.sampling.stop)
         # In a list: the judges are nobody's submodules, so that no checkpoint and no optimiser ever sees them.
-        self._judges: list[tuple[RewardSum, Judge | None]] = [self._load_judges(policy, device)]
+        self._judges: list[tuple[RewardSum, RewardFunction | None]] = [self._load_judges(policy, device)]
         self._policy = policy
 
     def check_prompts(self, prompts: Sequence[Prompt]) -> None:
         """The data module's question before it hands them over: `UserError` if one leaves no room for a response."""
         check_room(prompts, self.sampling.max_new_tokens, self.policy.lm.config.get_text_config())
 
-    def _load_judges(self, policy: Policy, device: torch.device) -> tuple[RewardSum, Judge | None]:
+    def _load_judges(self, policy: Policy, device: torch.device) -> tuple[RewardSum, RewardFunction | None]:
         def build(run: Any) -> nn.Module | None:
             """A reward model on the policy's base takes no second base."""
             if not can_share(self.start.backbone, run.backbone):
@@ -147,7 +147,7 @@ class PPOModule(PolicyModule):
         except UserError as error:
             problems += error.problems
         try:
-            judge = load_judge(self.judge, device, allow_uncalibrated=True, build=build) if self.judge else None
+            judge = load_reward(self.judge, device, allow_uncalibrated=True, build=build) if self.judge else None
         except UserError as error:
             problems += error.problems
         raise_problems(problems)

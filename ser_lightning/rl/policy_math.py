@@ -138,7 +138,7 @@ def token_rewards(score: Tensor, kl: Tensor, mask: Tensor, kl_weight: float) -> 
     """The KL penalty on every token and the score on the last: `r(x, y) - w log(p / q)` (Ziegler, section 2).
 
     Args:
-        score: (R,) what the judge gives the response.
+        score: (R,) what the reward function gives the response.
         kl: (R, A) nats per token.
         mask: (R, A); the last kept token bears the score, whether it ends the response or ran into the limit.
         kl_weight: w.

@@ -1,160 +1,230 @@
-"""What a config names as a reward -> judges: run folders, transformers folders, functions by their dotted path."""
+"""Prompts and responses -> rewards: what can score responses in the RL stage.
 
-import math
-from collections.abc import Callable, Iterator
-from importlib import import_module
-from pathlib import Path
-from typing import Any
+A reward function takes text and not ids, so a reward model may have another tokenizer than the policy.
+Shapes: N responses.
+"""
+
+import json
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Protocol, Self, cast
 
 import torch
-from torch import nn
-from transformers import (
-    AutoConfig,
-    AutoModelForSequenceClassification,
-    AutoTokenizer,
-    PretrainedConfig,
-)
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
 
-from ser_lightning.errors import UserError, raise_problems
-from ser_lightning.models.backbone import load_tokenizer
-from ser_lightning.models.masks import choose_layout
-from ser_lightning.models.reward_model import RewardModel
-from ser_lightning.rl.judges import FunctionJudge, Judge, RewardModelJudge, RewardSum, describe, named
-from ser_lightning.runs.files import ROUNDS, is_run
-from ser_lightning.runs.reward_run import RewardRun, read_reward_run
-
-_SOURCES = (
-    "give the run folder of a fit, a transformers folder with a classifier of one label, or the dotted path of a "
-    "function (prompts, responses) -> scores, such as my_module.my_function"
-)
-
-Build = Callable[[RewardRun], nn.Module | None]
-"""From a run to a reward model; None to have it loaded by itself."""
+from ser_lightning.data.encode import encode_responses
+from ser_lightning.data.layouts import Layout
+from ser_lightning.errors import UserError
+from ser_lightning.records import Turn
+from ser_lightning.training.scoring import evaluating
 
 
-def load_rewards(
-    sources: str | dict[str, float],
-    device: torch.device | str = "cpu",
-    allow_uncalibrated: bool = False,
-    build: Build | None = None,
-) -> RewardSum:
-    """The judges of a config.
+class RewardFunction(Protocol):
+    """Gives each response a number; higher is better."""
+
+    def __call__(self, prompts: Sequence[list[Turn]], responses: Sequence[str]) -> Tensor:
+        """Rewards of responses.
+
+        Args:
+            prompts: N conversations that wait for a response.
+            responses: N.
+
+        Returns:
+            (N,) float32 on the CPU, all finite.
+
+        Raises:
+            UserError: if it fails; the error names the reward function.
+        """
+
+    def to(self, device: torch.device | str) -> Self:
+        """Move what it computes with, in place; returns itself."""
+
+
+class ModelReward:
+    """A reward model that reads text through its own tokenizer and chat template: `(reward - zero) / temperature`.
+
+    On this scale 0 is a response as often better as worse, and a difference of d wins with probability sigmoid(d).
 
     Args:
-        sources: one source as `load_judge` takes it, or several with their weights.
-        device: where the models go.
-        allow_uncalibrated: take reward models whose scale was never fitted.
-        build: see `load_judge`.
-
-    Raises:
-        UserError: all that is wrong with any source.
+        reward_model: gives the (R,) rewards of `Inputs`, in the layout that it names; not copied, may share its body.
+        tokenizer: the reward model's, with a chat template.
+        max_length: most tokens in a conversation; longer prompts lose their oldest turns, as in training.
+        zero: reward that counts as 0.
+        temperature: rewards are divided by this.
+        name: what errors call it.
+        tokens_per_batch: most padded tokens in a batch; changes memory and speed, never the result.
     """
-    weights = {sources: 1.0} if isinstance(sources, str) else sources
-    problems = [
-        f"reward {source}: got the weight {weight}; use a number that is not 0"
-        for source, weight in weights.items()
-        if not math.isfinite(weight) or weight == 0
-    ]
-    if not weights:
-        problems.append(f"reward: got no source; {_SOURCES}")
-    judges: dict[str, Judge] = {}
-    for source in weights:
+
+    def __init__(
+        self,
+        reward_model: nn.Module,
+        tokenizer: PreTrainedTokenizerBase,
+        max_length: int,
+        zero: float,
+        temperature: float,
+        name: str,
+        tokens_per_batch: int = 16384,
+    ) -> None:
+        self.reward_model, self.tokenizer, self.max_length = reward_model, tokenizer, max_length
+        self.zero, self.temperature = zero, temperature
+        self.name, self.tokens_per_batch = name, tokens_per_batch
+
+    def __call__(self, prompts: Sequence[list[Turn]], responses: Sequence[str]) -> Tensor:
+        """(N,) rewards on the calibrated scale."""
+        if not responses:
+            return torch.empty(0)
+        with named(self.name):
+            rows = encode_responses(self.tokenizer, prompts, responses, self.max_length)
+        raw = self.score_rows(rows, [json.dumps(prompt) for prompt in prompts])
+        return checked_scores(self.name, (raw - self.zero) / self.temperature, responses)
+
+    def score_rows(
+        self, rows: Sequence[list[int]], keys: Sequence[Hashable], show: Callable[[int], object] | None = None
+    ) -> Tensor:
+        """Raw rewards of encoded conversations.
+
+        Args:
+            rows: N lists of ids, N > 0.
+            keys: N, equal for conversations that are to share what they begin with.
+            show: is told after each batch how many conversations it had.
+
+        Returns:
+            (N,) float32 on the CPU, in logits; nobody has looked whether they are finite.
+        """
+        batches = self.layout.cut_sequences(rows, keys, self.tokens_per_batch)
+        parts = []
+        with evaluating(self.reward_model):
+            for batch in batches:
+                parts.append(self._score([rows[i] for i in batch], [keys[i] for i in batch]))
+                if show is not None:
+                    show(len(batch))
+        rewards = torch.empty(len(rows))
+        rewards[torch.tensor([i for batch in batches for i in batch])] = torch.cat(parts).float().cpu()
+        return rewards
+
+    def to(self, device: torch.device | str) -> Self:
+        """Move the model in place."""
+        self.reward_model.to(device)
+        return self
+
+    @property
+    def layout(self) -> Layout:
+        """How the reward model reads sequences best."""
+        return cast(Layout, self.reward_model.layout)
+
+    def _score(self, rows: list[list[int]], keys: list[Hashable]) -> Tensor:
+        """(R,) raw rewards of one batch."""
+        inputs = self.layout.lay_out(rows, keys, self.tokenizer.pad_token_id or 0)
+        return self.reward_model(inputs.to(next(self.reward_model.parameters()).device))
+
+
+class FunctionReward:
+    """Any function `(prompts, responses) -> scores`.
+
+    Args:
+        function: takes N conversations (lists of turns) and N strings, gives N numbers in a sequence or tensor.
+        name: what errors call it.
+    """
+
+    def __init__(self, function: Callable[[list[list[Turn]], list[str]], Any], name: str) -> None:
+        self.function, self.name = function, name
+
+    def __call__(self, prompts: Sequence[list[Turn]], responses: Sequence[str]) -> Tensor:
+        """(N,) scores of the function."""
+        if not responses:
+            return torch.empty(0)
+        # Copies: a function that appends to a prompt must not change what the policy sees next time.
+        turns = [[turn.copy() for turn in prompt] for prompt in prompts]
         try:
-            judges[source] = load_judge(source, device, allow_uncalibrated, build)
-        except UserError as error:
-            problems.extend(error.problems)
-    raise_problems(problems)
-    return RewardSum(judges, weights)
+            scores = self.function(turns, list(responses))
+        except Exception as error:
+            what = f"got {describe(error)} for {len(responses)} responses"
+            raise UserError(f"reward {self.name}: {what}; mend the function") from error
+        return checked_scores(self.name, scores, responses)
+
+    def to(self, device: torch.device | str) -> Self:
+        """A function says itself where it computes."""
+        return self
 
 
-def load_judge(
-    source: str, device: torch.device | str = "cpu", allow_uncalibrated: bool = False, build: Build | None = None
-) -> Judge:
-    """What judges responses.
+class RewardSum:
+    """Several reward functions as one: the weighted sum of their scores.
 
     Args:
-        source: run folder of a reward-model fit, transformers folder of a classifier with one label (such as an
-            export), or the dotted path of a function `(prompts, responses) -> scores`.
-        device: where a model goes.
-        allow_uncalibrated: take a reward model whose scale was never fitted.
-        build: makes the reward model of a run where it can, such as one on a base that is loaded already, else None.
+        functions: reward function of each source.
+        weights: weight of each source.
+    """
+
+    def __init__(self, functions: dict[str, RewardFunction], weights: dict[str, float]) -> None:
+        self._functions, self._weights = functions, weights
+
+    @property
+    def parts(self) -> list[str]:
+        """The sources, in the order given."""
+        return list(self._functions)
+
+    def __call__(self, prompts: Sequence[list[Turn]], responses: Sequence[str]) -> Tensor:
+        """(N,) weighted sum."""
+        return self.total(self.by_part(prompts, responses))
+
+    def by_part(self, prompts: Sequence[list[Turn]], responses: Sequence[str]) -> dict[str, Tensor]:
+        """(N,) scores of each source, without its weight."""
+        return {source: function(prompts, responses) for source, function in self._functions.items()}
+
+    def total(self, scores: dict[str, Tensor]) -> Tensor:
+        """(N,) weighted sum of what `by_part` gave."""
+        return torch.stack([self._weights[source] * score for source, score in scores.items()]).sum(0)
+
+    def to(self, device: torch.device | str) -> Self:
+        """Move every reward function in place."""
+        for function in self._functions.values():
+            function.to(device)
+        return self
+
+
+def checked_scores(name: str, scores: Any, responses: Sequence[str]) -> Tensor:
+    """What a reward function returned, as (N,) float32 on the CPU.
+
+    Args:
+        name: what errors call the reward function.
+        scores: N numbers in a sequence, array or tensor.
+        responses: N.
 
     Raises:
-        UserError: if the source is none of these, or a reward model without calibration.
+        UserError: if they are not N finite numbers.
     """
-    folder = Path(source).expanduser()
-    with named(source):
-        if is_run(folder) and (folder / ROUNDS).is_file():
-            judge = _judge_of_run(source, folder, device, build)
-        elif (folder / "config.json").is_file():
-            judge = _judge_of_folder(source, folder, device, allow_uncalibrated)
-        elif folder.is_dir():
-            raise UserError(f"got a folder without config.yaml and rounds.csv, and without config.json; {_SOURCES}")
-        else:
-            return FunctionJudge(_import_function(source), source)
-        if (judge.zero, judge.temperature) == (0.0, 1.0) and not allow_uncalibrated:
-            raise UserError(
-                "got the zero 0 and the temperature 1 of a fit without folds, which say nothing of its scale; "
-                "fit it with folds 2 or more, or set allow_uncalibrated"
-            )
-    return judge
-
-
-def _judge_of_run(source: str, run: Path, device: torch.device | str, build: Build | None) -> RewardModelJudge:
-    delivered = read_reward_run(run)
-    reward_model = build(delivered) if build else None
-    if reward_model is None:
-        reward_model, tokenizer = delivered.load(device)
-        reward_model.requires_grad_(False).to(device)  # not what `build` made: its parameters may be the policy's
-    else:
-        tokenizer = load_tokenizer(delivered.backbone)
-    return RewardModelJudge(
-        reward_model, tokenizer, delivered.max_length, delivered.zero, delivered.temperature, source
-    )
-
-
-def _judge_of_folder(source: str, folder: Path, device: torch.device | str, takes_any_scale: bool) -> RewardModelJudge:
     try:
-        config = AutoConfig.from_pretrained(folder)
-        raise_problems(_config_problems(config, takes_any_scale))
-        tokenizer = AutoTokenizer.from_pretrained(folder)
-        model, report = AutoModelForSequenceClassification.from_pretrained(folder, output_loading_info=True)
-    except UserError:
-        raise
-    except (OSError, ValueError, RuntimeError) as error:
-        raise UserError(f"got no classifier from the folder ({describe(error)}); {_SOURCES}") from error
-    if missing := sorted(report["missing_keys"]):
-        raise UserError(f"got no weights for {', '.join(missing[:2])}; give a reward model that was trained")
-    if not tokenizer.chat_template:
-        raise UserError("got a tokenizer without a chat template; save the one that the model was trained with")
-    max_length = min(tokenizer.model_max_length, getattr(config, "max_position_embeddings", None) or math.inf)
-    zero, temperature = getattr(config, "reward_zero", 0.0), getattr(config, "reward_temperature", 1.0)
-    reward_model = RewardModel(model, choose_layout("auto", model, device, source)).requires_grad_(False).to(device)
-    return RewardModelJudge(reward_model, tokenizer, int(max_length), zero, temperature, source)
-
-
-def _config_problems(config: PretrainedConfig, takes_any_scale: bool) -> Iterator[str]:
-    if config.num_labels != 1:
-        yield f"got a model of {config.num_labels} labels; need a classifier of one label, the reward"
-    elif not takes_any_scale and not hasattr(config, "reward_temperature"):
-        yield (
-            "got a config.json without reward_temperature, so its scale is unknown; add reward_temperature and "
-            "reward_zero, or set allow_uncalibrated"
-        )
-
-
-def _import_function(source: str) -> Callable[..., Any]:
-    parts = source.split(".")
-    if len(parts) < 2 or not all(part.isidentifier() for part in parts):
-        raise UserError(f"got no such folder; {_SOURCES}")
-    module, name = source.rpartition(".")[::2]
-    try:
-        function = getattr(import_module(module), name)
-    except Exception as error:
+        found = torch.as_tensor(scores).detach().cpu().float()
+    except (TypeError, ValueError, RuntimeError) as error:
+        got = f"{type(scores).__name__} ({describe(error)})"
+        raise UserError(f"reward {name}: got {got} for {len(responses)} responses; return one number each") from error
+    if found.ndim != 1:
+        shape = tuple(found.shape)
+        raise UserError(f"reward {name}: got scores of shape {shape}; return shape ({len(responses)},)")
+    if len(found) != len(responses):
+        raise UserError(f"reward {name}: got {len(found)} scores for {len(responses)} responses; return one each")
+    bad = (~torch.isfinite(found)).nonzero().flatten().tolist()
+    if bad:
+        what = "NaN" if found[bad].isnan().all() else "infinity" if found[bad].isinf().all() else "NaN and infinity"
+        text = " ".join(responses[bad[0]].split())[:40]
         raise UserError(
-            f"got neither a folder nor anything to import ({describe(error)}); check the path, and that PYTHONPATH "
-            "has the folder of the module"
-        ) from error
-    if not callable(function):
-        raise UserError(f"got a {type(function).__name__}, which cannot be called; {_SOURCES}")
-    return function
+            f"reward {name}: got {what} for {len(bad)} of {len(found)} responses, such as response {bad[0]} "
+            f'("{text}"); every response needs a finite number'
+        )
+    return found
+
+
+@contextmanager
+def named(name: str) -> Iterator[None]:
+    """Problems from below say which reward they are about."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"reward {name}: {problem}" for problem in error.problems) from error
+
+
+def describe(error: BaseException) -> str:
+    """An exception on one line."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

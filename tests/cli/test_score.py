@@ -226,7 +226,7 @@ def test_a_run_is_scored_as_its_export(tiny_run):
     run, exported = score("run", write(PAIRS), out="run.parquet"), score("export", "pairs.jsonl")
     for name in run:
         assert run[name] == pytest.approx(exported[name], abs=1e-4)
-    assert "default" in str(Scorer.load("run", device="cpu").judge.reward_model)  # its adapter
+    assert "default" in str(Scorer.load("run", device="cpu").reward.reward_model)  # its adapter
 
 
 # What goes wrong.
@@ -331,8 +331,8 @@ def test_three_lines_of_python(model):
 def test_many_responses_to_one_prompt_do_not_become_one_row(model):
     scorer = Scorer.load(model, device="cpu", tokens_per_batch=64)
     shapes = []
-    forward = scorer.judge.reward_model.forward
-    scorer.judge.reward_model.forward = lambda inputs: shapes.append(inputs.input_ids.numel()) or forward(inputs)
+    forward = scorer.reward.reward_model.forward
+    scorer.reward.reward_model.forward = lambda inputs: shapes.append(inputs.input_ids.numel()) or forward(inputs)
     responses = [f"It is {n}." for n in range(30)]
     rewards = scorer.score(["What is 2 plus 2?"] * 30, responses)
     assert len(shapes) > 1 and max(shapes) <= 64  # in one row they would take 215
@@ -349,7 +349,7 @@ def test_length_and_number_format_change_the_rewards(model):
     half = Scorer.load(model, device="cpu", max_length=128, dtype="bfloat16")
     rough = half.score(prompts, responses)
     assert not torch.allclose(rough, whole, atol=1e-5) and torch.allclose(rough, whole, atol=0.2)
-    assert half.judge.reward_model.model.score.weight.dtype == torch.float32
+    assert half.reward.reward_model.model.score.weight.dtype == torch.float32
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,7 @@ from ser_lightning.modules.ppo import PPOModule
 from ser_lightning.records import Padded
 from ser_lightning.rl.experience import PPOSettings
 from ser_lightning.rl.policy_math import AdaptiveKL, FixedKL
-from ser_lightning.rl.reward_functions import load_judge
+from ser_lightning.rl.reward_sources import load_reward
 from ser_lightning.rl.rollout import Sampling, uniform_numbers
 from tests.helpers import trainer
 
@@ -397,7 +397,7 @@ def test_a_reward_model_on_the_policys_base_is_shared_and_judges_as_by_itself(
     assert sizes[str(reward_run)] - sizes["my_rewards.letters"] == sum(
         p.numel() for name, p in saved.items() if "lora" in name
     )
-    alone = load_judge(str(reward_run))([prompt.turns for prompt in data.val_prompts], model.answers.responses)
+    alone = load_reward(str(reward_run))([prompt.turns for prompt in data.val_prompts], model.answers.responses)
     assert torch.allclose(model.answers.reward, alone, atol=1e-5) and alone.std() > 0
 
 
@@ -433,7 +433,7 @@ def test_a_reward_run_may_have_another_template(tiny_model_dir, pairs_file, cach
     assert main(["fit", *reward_flags, "--model.backbone.template=paper", "--run_dir=paper"]) == 0
     model = module(tiny_model_dir, "lora", reward="paper")
     data = fit(model, pairs_file, cache, Shaken(), limit_val_batches=1.0)
-    alone = load_judge("paper")
+    alone = load_reward("paper")
     assert alone.tokenizer.chat_template != model.tokenizer.chat_template
     rewards = alone([prompt.turns for prompt in data.val_prompts], model.answers.responses)
     assert torch.allclose(model.answers.reward, rewards, atol=1e-5) and rewards.std() > 0

@@ -24,8 +24,8 @@ from ser_lightning.errors import UserError
 from ser_lightning.export.reward import export
 from ser_lightning.modules.reward import RewardModule
 from ser_lightning.records import PreferencePair
-from ser_lightning.rl.judges import FunctionJudge, RewardModelJudge, checked_scores
-from ser_lightning.rl.reward_functions import load_judge, load_rewards
+from ser_lightning.rl.reward_functions import FunctionReward, ModelReward, checked_scores
+from ser_lightning.rl.reward_sources import load_reward, load_rewards
 from ser_lightning.runs.reward_run import read_reward_run
 from ser_lightning.training.scoring import evaluating
 
@@ -77,7 +77,7 @@ def test_a_run_judges_as_the_reward_module_predicts(reward_run):
     with evaluating(module):
         rows = [PairRow(i, pair.ids_a, pair.ids_b) for i, pair in enumerate(encoded)]
         raw = module.predict_step(collate_pairs(rows, module.tokenizer.pad_token_id)).reward_a
-    rewards = load_judge(str(reward_run))(PROMPTS, RESPONSES)
+    rewards = load_reward(str(reward_run))(PROMPTS, RESPONSES)
     assert torch.allclose(rewards, (raw - run.zero) / run.temperature, rtol=1e-4, atol=1e-5)
     assert rewards.unique().numel() == 5 and rewards.dtype == torch.float32 and rewards.device.type == "cpu"
     assert run.zero != 0 and run.temperature != 1 and run.max_length == 64
@@ -95,27 +95,27 @@ def test_an_export_judges_as_plain_transformers_and_as_its_run(reward_run):
         with torch.no_grad():
             raw.append(float(model(torch.tensor([ids])).logits))
     expected = [(r - model.config.reward_zero) / model.config.reward_temperature for r in raw]
-    rewards = load_judge(folder)(PROMPTS, RESPONSES)
+    rewards = load_reward(folder)(PROMPTS, RESPONSES)
     assert rewards[short].tolist() == pytest.approx(expected, rel=1e-4, abs=1e-4)
-    assert torch.allclose(rewards, load_judge(str(reward_run))(PROMPTS, RESPONSES), rtol=1e-3, atol=1e-3)
+    assert torch.allclose(rewards, load_reward(str(reward_run))(PROMPTS, RESPONSES), rtol=1e-3, atol=1e-3)
 
 
 def test_a_run_may_be_built_by_the_caller_who_keeps_its_gradients(reward_run):
     mine = torch.nn.Linear(1, 1)
     mine.layout, mine.forward = PADDED, lambda inputs: inputs.num_tokens.float()
     seen = []
-    judge = load_judge(str(reward_run), build=lambda run: seen.append(run.zero) or mine)
+    judge = load_reward(str(reward_run), build=lambda run: seen.append(run.zero) or mine)
     run = read_reward_run(reward_run)
     assert judge.reward_model is mine and mine.weight.requires_grad and seen == [run.zero]
     [ids] = encode_responses(judge.tokenizer, PROMPTS[:1], RESPONSES[:1], run.max_length)
     expected = (len(ids) - run.zero) / run.temperature
     assert judge(PROMPTS[:1], RESPONSES[:1]).item() == pytest.approx(expected, rel=1e-5)
     unbuilt = load_rewards(str(reward_run), build=lambda run: None)
-    assert torch.equal(unbuilt(PROMPTS, RESPONSES), load_judge(str(reward_run))(PROMPTS, RESPONSES))
+    assert torch.equal(unbuilt(PROMPTS, RESPONSES), load_reward(str(reward_run))(PROMPTS, RESPONSES))
 
 
 def test_neither_budget_nor_order_nor_mode_matters(reward_run):
-    judge = load_judge(str(reward_run))
+    judge = load_reward(str(reward_run))
     rewards = judge(PROMPTS, RESPONSES)
     order = [3, 0, 4, 2, 1]
     judge.tokens_per_batch = 1
@@ -138,7 +138,7 @@ def test_batches_keep_to_the_budget_one_row_a_response(tiny_tokenizer):
             assert not self.training and not torch.is_grad_enabled()
             return inputs.num_tokens.float()
 
-    judge = RewardModelJudge(RewardModel(1, 1), tiny_tokenizer, 300, 0.0, 1.0, "lengths", tokens_per_batch=120)
+    judge = ModelReward(RewardModel(1, 1), tiny_tokenizer, 300, 0.0, 1.0, "lengths", tokens_per_batch=120)
     texts = ["w" * n for n in (1, 30, 2, 29, 3)]
     rewards = judge([[{"role": "user", "content": "Hi"}]] * 5, texts)
     overhead = len("<user>Hi") + len("<assistant>") + 3  # BOS and two EOS; one id a byte
@@ -147,9 +147,9 @@ def test_batches_keep_to_the_budget_one_row_a_response(tiny_tokenizer):
 
 
 def test_zero_and_temperature_are_those_of_the_judge(reward_run):
-    judge = load_judge(str(reward_run))
-    raw = RewardModelJudge(judge.reward_model, judge.tokenizer, 64, 0.0, 1.0, "raw")(PROMPTS, RESPONSES)
-    scaled = RewardModelJudge(judge.reward_model, judge.tokenizer, 64, 2.0, 0.5, "scaled")(PROMPTS, RESPONSES)
+    judge = load_reward(str(reward_run))
+    raw = ModelReward(judge.reward_model, judge.tokenizer, 64, 0.0, 1.0, "raw")(PROMPTS, RESPONSES)
+    scaled = ModelReward(judge.reward_model, judge.tokenizer, 64, 2.0, 0.5, "scaled")(PROMPTS, RESPONSES)
     assert torch.allclose(scaled, (raw - 2.0) / 0.5, atol=1e-5)
 
 
@@ -182,7 +182,7 @@ def words_folder(folder: Path, num_labels: int = 1, template: bool = True, **con
 
 def test_a_reward_model_reads_through_its_own_tokenizer():
     folder = words_folder(Path("words"), reward_zero=0.25, reward_temperature=2.0)
-    judge = load_judge(str(folder))
+    judge = load_reward(str(folder))
     rewards = judge([[{"role": "user", "content": "What is 2 plus 2 ?"}]] * 2, ["It is 4 .", "No"])
     model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
     by_hand = [[2, 4, 5, 6, 7, 6, 8, 3, 9, 5, 10, 11], [2, 4, 5, 6, 7, 6, 8, 3, 12]]
@@ -209,12 +209,12 @@ def test_responses_are_encoded_and_cut_as_those_of_pairs(tiny_tokenizer):
 
 def test_a_response_that_does_not_fit_is_named(reward_run):
     with pytest.raises(UserError, match=r'got a response \("ww.*w"\) of more than max_length 64 tokens') as caught:
-        load_judge(str(reward_run))(PROMPTS, [*RESPONSES[:4], "w" * 64])
+        load_reward(str(reward_run))(PROMPTS, [*RESPONSES[:4], "w" * 64])
     assert str(caught.value).startswith(f"reward {reward_run}: ") and "w" * 41 not in str(caught.value)
 
 
 def test_a_prompt_that_the_template_refuses_is_one_line(reward_run):
-    judge = load_judge(str(reward_run))
+    judge = load_reward(str(reward_run))
     judge.tokenizer.chat_template = (
         "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system role') }}{% endif %}ok"
     )
@@ -232,7 +232,7 @@ def test_a_prompt_that_the_template_refuses_is_one_line(reward_run):
     [list, tuple, torch.tensor, lambda s: torch.tensor(s).double().numpy(), lambda s: list(map(torch.tensor, s))],
 )
 def test_a_function_may_return_any_sequence_of_numbers(function, kind):
-    judge = load_judge(function(lambda prompts, responses: kind(lengths(prompts, responses))))
+    judge = load_reward(function(lambda prompts, responses: kind(lengths(prompts, responses))))
     scores = judge(PROMPTS, RESPONSES)
     assert scores.tolist() == [8, 30, 9, 3, 9] and scores.dtype == torch.float32
     assert judge.to("cpu") is judge
@@ -248,7 +248,7 @@ def test_a_function_gets_the_turns_and_cannot_change_them(function):
         return [len(text) for text in texts]
 
     before, responses = json.dumps(PROMPTS), list(RESPONSES)
-    scores = load_judge(function(judge))(PROMPTS, responses)
+    scores = load_reward(function(judge))(PROMPTS, responses)
     assert scores.tolist() == [len(q) + len(r) for q, r in zip(QUESTIONS, RESPONSES, strict=True)]
     assert json.dumps(PROMPTS) == before and responses == RESPONSES
 
@@ -258,7 +258,7 @@ def test_a_function_is_imported_from_a_module_on_the_path(tmp_path, monkeypatch)
         "def judge(prompts, responses):\n    return [-len(r) for r in responses]\n"
     )
     monkeypatch.syspath_prepend(str(tmp_path))
-    assert load_judge("short_is_good.judge")(PROMPTS, RESPONSES).tolist() == [-8, -30, -9, -3, -9]
+    assert load_reward("short_is_good.judge")(PROMPTS, RESPONSES).tolist() == [-8, -30, -9, -3, -9]
 
 
 @pytest.mark.parametrize(
@@ -276,7 +276,7 @@ def test_a_function_is_imported_from_a_module_on_the_path(tmp_path, monkeypatch)
     ],
 )
 def test_what_is_not_one_finite_number_each_is_one_line(function, scores, problem):
-    judge = load_judge(function(lambda prompts, responses: scores))
+    judge = load_reward(function(lambda prompts, responses: scores))
     with pytest.raises(UserError, match=f"^reward my_rewards.judge: {problem}") as caught:
         judge(PROMPTS, RESPONSES)
     assert "\n" not in str(caught.value)
@@ -289,7 +289,7 @@ def test_the_text_in_a_message_is_short_and_on_one_line():
 
 
 def test_rewards_of_a_model_are_checked_as_well(reward_run):
-    judge = load_judge(str(reward_run))
+    judge = load_reward(str(reward_run))
     next(judge.reward_model.parameters()).data.fill_(float("nan"))
     with pytest.raises(UserError, match=f"reward {reward_run}: got NaN for 5 of 5 responses, such as response 0"):
         judge(PROMPTS, RESPONSES)
@@ -300,10 +300,10 @@ def test_an_exception_of_a_function_is_named_and_chained(function):
         raise KeyError("score\nmore")
 
     with pytest.raises(UserError, match=r"^reward my_rewards.judge: got KeyError: .*score.* for 5 responses") as caught:
-        load_judge(function(judge))(PROMPTS, RESPONSES)
+        load_reward(function(judge))(PROMPTS, RESPONSES)
     assert isinstance(caught.value.__cause__, KeyError)
     with pytest.raises(UserError, match=r"got ZeroDivisionError for 1 responses"):
-        FunctionJudge(lambda p, r: (_ for _ in ()).throw(ZeroDivisionError()), "f")([PROMPTS[0]], ["x"])
+        FunctionReward(lambda p, r: (_ for _ in ()).throw(ZeroDivisionError()), "f")([PROMPTS[0]], ["x"])
 
 
 # Several sources.
@@ -355,7 +355,7 @@ def test_problems_of_all_sources_come_at_once(function):
 def test_what_is_no_source_is_one_line(source, problem):
     Path("empty").mkdir()
     with pytest.raises(UserError, match=f"^reward {re.escape(source)}: {problem}") as caught:
-        load_judge(source)
+        load_reward(source)
     assert "\n" not in str(caught.value)
 
 
@@ -363,7 +363,7 @@ def test_a_module_that_fails_on_import_is_named(tmp_path, monkeypatch):
     (tmp_path / "fails_on_import.py").write_text("raise OSError('no key')\n")
     monkeypatch.syspath_prepend(str(tmp_path))
     with pytest.raises(UserError, match=r"reward fails_on_import.f: .*\(OSError: no key\)") as caught:
-        load_judge("fails_on_import.f")
+        load_reward("fails_on_import.f")
     assert isinstance(caught.value.__cause__.__cause__, OSError)
 
 
@@ -386,44 +386,44 @@ def test_a_run_without_folds_has_no_scale(tiny_run):
     assert main(["fit", *tiny_run, *without_folds, "--evolution.max_rounds=0", "--run_dir=run"]) == 0
     problem = "got the zero 0 and the temperature 1 of a fit without folds"
     with pytest.raises(UserError, match=f"^reward run: {problem}.*; fit it with folds 2 or more, or set allow_uncal"):
-        load_judge("run")
+        load_reward("run")
     run = read_reward_run(Path("run"))
     assert (run.zero, run.temperature) == (0.0, 1.0)
-    rewards = load_judge("run", allow_uncalibrated=True)(PROMPTS, RESPONSES)
+    rewards = load_reward("run", allow_uncalibrated=True)(PROMPTS, RESPONSES)
     assert torch.equal(load_rewards("run", allow_uncalibrated=True)(PROMPTS, RESPONSES), rewards)
     export(Path("run"), Path("out"))
     with pytest.raises(UserError, match=f"^reward out: {problem}"):
-        load_judge("out")
+        load_reward("out")
 
 
 def test_a_classifier_of_somebody_else_has_no_scale(reward_run):
-    scaled = load_judge(str(reward_run / "export"))
+    scaled = load_reward(str(reward_run / "export"))
     folder = edited_copy(reward_run / "export", reward_temperature=None, reward_zero=None)
     with pytest.raises(UserError, match="^reward copy: got a config.json without reward_temperature"):
-        load_judge(folder)
-    raw = load_judge(folder, allow_uncalibrated=True)(PROMPTS, RESPONSES)
+        load_reward(folder)
+    raw = load_reward(folder, allow_uncalibrated=True)(PROMPTS, RESPONSES)
     expected = (raw - scaled.zero) / scaled.temperature
     assert torch.allclose(scaled(PROMPTS, RESPONSES), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_folders_that_hold_no_reward_model_are_one_line(tiny_model_dir, reward_run):
     with pytest.raises(UserError, match=r"^reward .*: got a model of 2 labels; need a classifier of one label"):
-        load_judge(str(tiny_model_dir), allow_uncalibrated=True)
+        load_reward(str(tiny_model_dir), allow_uncalibrated=True)
     with pytest.raises(UserError, match="^reward three: got a model of 3 labels"):
-        load_judge(str(words_folder(Path("three"), num_labels=3)))
+        load_reward(str(words_folder(Path("three"), num_labels=3)))
     bare = words_folder(Path("bare"), template=False)
     with pytest.raises(UserError, match="^reward bare: got a tokenizer without a chat template; save the one"):
-        load_judge(str(bare), allow_uncalibrated=True)
+        load_reward(str(bare), allow_uncalibrated=True)
     copy = Path(edited_copy(reward_run / "export"))
     (copy / "model.safetensors").unlink()
     with pytest.raises(UserError, match=r"^reward copy: got no classifier from the folder \(OSError: .*; give"):
-        load_judge("copy")
+        load_reward("copy")
     for name in ("config.json", "model.safetensors"):
         (copy / name).write_bytes((tiny_model_dir / name).read_bytes())
     one = {**json.loads((copy / "config.json").read_text()), "id2label": {"0": "reward"}, "reward_temperature": 2.0}
     (copy / "config.json").write_text(json.dumps(one))
     with pytest.raises(UserError, match=r"^reward copy: got no weights for score.weight; give a reward model that"):
-        load_judge("copy")
+        load_reward("copy")
 
 
 def test_a_run_that_lacks_its_model_or_is_another_kind_is_one_line(reward_run):
@@ -431,7 +431,7 @@ def test_a_run_that_lacks_its_model_or_is_another_kind_is_one_line(reward_run):
     for name in ("config.yaml", "rounds.csv"):
         Path("run", name).write_bytes((reward_run / name).read_bytes())
     with pytest.raises(UserError, match=r"^reward run: run: run has no rounds/0/model.pt, its delivered model"):
-        load_judge("run")
+        load_reward("run")
     Path("run/config.yaml").write_text("model:\n  init_args: {}\n")
     with pytest.raises(UserError, match=r"^reward run: run: run/config.yaml is not that of a reward model"):
-        load_judge("run")
+        load_reward("run")

@@ -1,0 +1,158 @@
+"""What a config names as a reward: run folders, transformers folders, functions by their dotted path."""
+
+import math
+from collections.abc import Callable, Iterator
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PretrainedConfig,
+)
+
+from ser_lightning.errors import UserError, raise_problems
+from ser_lightning.models.backbone import load_tokenizer
+from ser_lightning.models.masks import choose_layout
+from ser_lightning.models.reward_model import RewardModel
+from ser_lightning.rl.reward_functions import FunctionReward, ModelReward, RewardFunction, RewardSum, describe, named
+from ser_lightning.runs.files import ROUNDS, is_run
+from ser_lightning.runs.reward_run import RewardRun, read_reward_run
+
+_SOURCES = (
+    "give the run folder of a fit, a transformers folder with a classifier of one label, or the dotted path of a "
+    "function (prompts, responses) -> scores, such as my_module.my_function"
+)
+
+Build = Callable[[RewardRun], nn.Module | None]
+"""From a run to a reward model; None to have it loaded by itself."""
+
+
+def load_rewards(
+    sources: str | dict[str, float],
+    device: torch.device | str = "cpu",
+    allow_uncalibrated: bool = False,
+    build: Build | None = None,
+) -> RewardSum:
+    """The reward functions of a config.
+
+    Args:
+        sources: one source as `load_reward` takes it, or several with their weights.
+        device: where the models go.
+        allow_uncalibrated: take reward models whose scale was never fitted.
+        build: see `load_reward`.
+
+    Raises:
+        UserError: all that is wrong with any source.
+    """
+    weights = {sources: 1.0} if isinstance(sources, str) else sources
+    problems = [
+        f"reward {source}: got the weight {weight}; use a number that is not 0"
+        for source, weight in weights.items()
+        if not math.isfinite(weight) or weight == 0
+    ]
+    if not weights:
+        problems.append(f"reward: got no source; {_SOURCES}")
+    functions: dict[str, RewardFunction] = {}
+    for source in weights:
+        try:
+            functions[source] = load_reward(source, device, allow_uncalibrated, build)
+        except UserError as error:
+            problems.extend(error.problems)
+    raise_problems(problems)
+    return RewardSum(functions, weights)
+
+
+def load_reward(
+    source: str, device: torch.device | str = "cpu", allow_uncalibrated: bool = False, build: Build | None = None
+) -> RewardFunction:
+    """The reward function behind a name.
+
+    Args:
+        source: run folder of a reward-model fit, transformers folder of a classifier with one label (such as an
+            export), or the dotted path of a function `(prompts, responses) -> scores`.
+        device: where a model goes.
+        allow_uncalibrated: take a reward model whose scale was never fitted.
+        build: makes the reward model of a run where it can, such as one on a base that is loaded already, else None.
+
+    Raises:
+        UserError: if the source is none of these, or a reward model without calibration.
+    """
+    folder = Path(source).expanduser()
+    with named(source):
+        if is_run(folder) and (folder / ROUNDS).is_file():
+            found = _reward_of_run(source, folder, device, build)
+        elif (folder / "config.json").is_file():
+            found = _reward_of_folder(source, folder, device, allow_uncalibrated)
+        elif folder.is_dir():
+            raise UserError(f"got a folder without config.yaml and rounds.csv, and without config.json; {_SOURCES}")
+        else:
+            return FunctionReward(_import_function(source), source)
+        if (found.zero, found.temperature) == (0.0, 1.0) and not allow_uncalibrated:
+            raise UserError(
+                "got the zero 0 and the temperature 1 of a fit without folds, which say nothing of its scale; "
+                "fit it with folds 2 or more, or set allow_uncalibrated"
+            )
+    return found
+
+
+def _reward_of_run(source: str, run: Path, device: torch.device | str, build: Build | None) -> ModelReward:
+    delivered = read_reward_run(run)
+    reward_model = build(delivered) if build else None
+    if reward_model is None:
+        reward_model, tokenizer = delivered.load(device)
+        reward_model.requires_grad_(False).to(device)  # not what `build` made: its parameters may be the policy's
+    else:
+        tokenizer = load_tokenizer(delivered.backbone)
+    return ModelReward(reward_model, tokenizer, delivered.max_length, delivered.zero, delivered.temperature, source)
+
+
+def _reward_of_folder(source: str, folder: Path, device: torch.device | str, takes_any_scale: bool) -> ModelReward:
+    try:
+        config = AutoConfig.from_pretrained(folder)
+        raise_problems(_config_problems(config, takes_any_scale))
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        model, report = AutoModelForSequenceClassification.from_pretrained(folder, output_loading_info=True)
+    except UserError:
+        raise
+    except (OSError, ValueError, RuntimeError) as error:
+        raise UserError(f"got no classifier from the folder ({describe(error)}); {_SOURCES}") from error
+    if missing := sorted(report["missing_keys"]):
+        raise UserError(f"got no weights for {', '.join(missing[:2])}; give a reward model that was trained")
+    if not tokenizer.chat_template:
+        raise UserError("got a tokenizer without a chat template; save the one that the model was trained with")
+    max_length = min(tokenizer.model_max_length, getattr(config, "max_position_embeddings", None) or math.inf)
+    zero, temperature = getattr(config, "reward_zero", 0.0), getattr(config, "reward_temperature", 1.0)
+    reward_model = RewardModel(model, choose_layout("auto", model, device, source)).requires_grad_(False).to(device)
+    return ModelReward(reward_model, tokenizer, int(max_length), zero, temperature, source)
+
+
+def _config_problems(config: PretrainedConfig, takes_any_scale: bool) -> Iterator[str]:
+    if config.num_labels != 1:
+        yield f"got a model of {config.num_labels} labels; need a classifier of one label, the reward"
+    elif not takes_any_scale and not hasattr(config, "reward_temperature"):
+        yield (
+            "got a config.json without reward_temperature, so its scale is unknown; add reward_temperature and "
+            "reward_zero, or set allow_uncalibrated"
+        )
+
+
+def _import_function(source: str) -> Callable[..., Any]:
+    parts = source.split(".")
+    if len(parts) < 2 or not all(part.isidentifier() for part in parts):
+        raise UserError(f"got no such folder; {_SOURCES}")
+    module, name = source.rpartition(".")[::2]
+    try:
+        function = getattr(import_module(module), name)
+    except Exception as error:
+        raise UserError(
+            f"got neither a folder nor anything to import ({describe(error)}); check the path, and that PYTHONPATH "
+            "has the folder of the module"
+        ) from error
+    if not callable(function):
+        raise UserError(f"got a {type(function).__name__}, which cannot be called; {_SOURCES}")
+    return function
