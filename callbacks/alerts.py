@@ -87,7 +87,7 @@ def _try(what: str, call: Callable[[], object]) -> None:
 
 
 MAX_WAITING = 100
-"""Alerts that wait while the address does not answer; later ones are dropped, and said to be."""
+"""Alerts that wait while the address does not answer; later ones are dropped with a warning."""
 BACKOFF_S = 0.5
 """Pause before the second attempt, doubled before each further one."""
 
@@ -98,7 +98,7 @@ class WebhookCallback(Callback):
     Args:
         url: http or https address that takes a POST.
         timeout_s: seconds for an attempt to connect and be answered.
-        attempts: at most, for an alert; what fails in all of them is said once and given up.
+        attempts: at most, for an alert; after that it is dropped with a warning.
     """
 
     def __init__(self, url: str, timeout_s: float = 5.0, attempts: int = 3) -> None:
@@ -165,6 +165,6 @@ class WebhookCallback(Callback):
                 self._failures.append(type(error).__name__)
 
     def _report(self) -> None:
-        """From the training's own thread, where warnings are seen. The address may hold a secret, so it is not said."""
+        """From the training's own thread, where warnings are seen. Never prints the address: it may hold a secret."""
         while self._failures:
             rank_zero_warn(f"webhook: an alert was not sent ({self._failures.pop(0)}); training goes on")

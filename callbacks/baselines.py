@@ -1,4 +1,4 @@
-"""The floor beside every accuracy: a bag-of-words model fitted on the labels that the reward model had, no others."""
+"""Baselines beside every accuracy: a bag-of-words model fitted on the reward model's own labels, and length."""
 
 from typing import Literal
 
@@ -12,14 +12,14 @@ from ser_lightning.evaluation.metrics import half_credit
 
 
 class BaselineCallback(Callback):
-    """Log `bag_of_words_accuracy` in `validate` and `test`, and end `fit` with a line on both floors."""
+    """Log `bag_of_words_accuracy` in `validate` and `test`, and end `fit` with a line on both baselines."""
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """The line below the table of rounds."""
         data = trainer.datamodule
         if trainer.is_global_zero and isinstance(data, PreferenceDataModule) and len(data.pair_ids("test")):
             longer, words = longer_accuracy(data, "test"), bag_of_words_accuracy(data, "test")
-            print(f"Floors on the test pairs: take the longer {longer:.3f}, bag of words on the seed {words:.3f}.")
+            print(f"Baselines on the test pairs: take the longer {longer:.3f}, bag of words on the seed {words:.3f}.")
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Beside the figures of the validation pairs."""

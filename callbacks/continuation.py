@@ -102,12 +102,12 @@ def drift_figures(
     fresh_seed: PairScores,
     unseen: PairScores,
 ) -> dict[str, float]:
-    """How the pairs that arrived differ from those that the model was evolved on, in the eyes of the same model.
+    """How the pairs that arrived differ from those that the model was evolved on, as scored by the same model.
 
     Args:
         old: scores of the earlier pool pairs.
         pool: (N,) scores of all pool pairs.
-        result: (N,) what the rule says of them.
+        result: (N,) the rule's result for them.
         context: scores and labels of the whole seed by models that had not seen them.
         fresh_seed: of these, the pairs that arrived.
         unseen: scores of earlier pairs that the model was never trained on (the test pairs; no label is read). On pool

@@ -25,7 +25,7 @@ FILE = "evaluation-{}.json"
 
 
 class EvaluationCallback(Callback):
-    """Collects the scores of every evaluation set and says at the end what they are worth."""
+    """Collects the scores of every evaluation set and reports their metrics at the end."""
 
     def __init__(self) -> None:
         self._found: dict[str, list[tuple[PairScores, Tensor]]] = defaultdict(list)

@@ -291,7 +291,7 @@ class EvolutionCallback(Callback):
     def judge(
         self, trainer: Trainer, pool: PairScores, context: SelectionContext
     ) -> tuple[SelectionResult, Tensor, Selection]:
-        """What the rule says of the pool, what the length quota leaves of it, and the selection that all ranks take."""
+        """The rule's result for the pool, what the length quota keeps of it, and the selection, equal on all ranks."""
         result = self.rule.select(pool, context)
         keep = result.keep if self.length_quota == "none" else keep_length_share(result, pool, context)
         selection = Selection(

@@ -39,7 +39,7 @@ class GuardCallback(Callback):
         }
 
     def inspect(self, trainer: Trainer, view: RoundView) -> Level:
-        """The strictest level that fired in a round, "ignore" for none; says and writes what was found.
+        """The strictest level that fired in a round, "ignore" for none; alerts, logs and writes the findings.
 
         Returns:
             The same on all ranks.
@@ -105,7 +105,7 @@ def ask_guards(
         credits: for each round the credit of the same seed pairs.
         pool: (N,) scores that the labels were made of.
         context: out-of-fold scores and labels of the seed.
-        result: (N,) what the rule said.
+        result: (N,) the rule's result.
         keep: (N,) what is to be trained on.
     """
     view = RoundView(

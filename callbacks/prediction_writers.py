@@ -71,7 +71,7 @@ class PredictionWriter(Callback):
             print(f"{len(scores)} predictions: {self._file(trainer)}", flush=True)
 
     def _expected_ids(self, trainer: Trainer, scores: PairScores) -> Tensor:
-        """The ids of every pair that was to be scored, ascending; those that were, where nobody knows better."""
+        """The ids of the pairs to score, ascending; those that were scored, where the data module has no splits."""
         split = getattr(trainer.datamodule, "predict_split", None)
         if split is None or trainer.limit_predict_batches != 1.0:
             return scores.pair_id.unique()

@@ -28,18 +28,18 @@ NUM_POINTS = 1000
 """Pairs in the picture of reward and length."""
 MAX_CHARACTERS = 700
 """Of a text on the page."""
-MAX_FLOOR_PAIRS = 20_000
+MAX_BASELINE_PAIRS = 20_000
 """A bag of words is fitted between rounds only up to this seed: it must not hold up a run for long."""
 _PACKAGES = ("ser-lightning", "torch", "lightning", "transformers", "peft")
 
 
 class ReportCallback(Callback):
-    """Write `report.html` when a round is over, at the end, and after a crash. If that fails, a warning says so."""
+    """Write `report.html` when a round is over, at the end, and after a crash. A failure only warns."""
 
     def __init__(self) -> None:
         self._num_rounds = 0
         self._page: Path | None = None
-        self._floors: dict[str, float] | None = None
+        self._baselines: dict[str, float] | None = None
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """The first hook behind the end of a round: `EvolutionCallback` stands last and ends it at an epoch's end."""
@@ -89,18 +89,18 @@ class ReportCallback(Callback):
             if files.notes.exists() and files.notes.stat().st_mtime_ns >= files.audit.stat().st_mtime_ns:
                 continue
             notes = round_notes(trainer.datamodule, Path(trainer.default_root_dir), row.round, seed)
-            notes |= {"floors": self._floors_of(trainer.datamodule), "versions": _versions(trainer)}
+            notes |= {"baselines": self._baselines_of(trainer.datamodule), "versions": _versions(trainer)}
             write_json(files.notes, notes)
             written.append(notes)
         return written
 
-    def _floors_of(self, data: PreferenceDataModule) -> dict[str, float]:
-        if self._floors is None:
+    def _baselines_of(self, data: PreferenceDataModule) -> dict[str, float]:
+        if self._baselines is None:
             seed, test = len(data.pair_ids("seed")), len(data.pair_ids("test"))
-            self._floors = {"longer": longer_accuracy(data, "test")} if test else {}
-            if test and 1 < seed <= MAX_FLOOR_PAIRS:
-                self._floors["bag_of_words"] = bag_of_words_accuracy(data, "test")
-        return self._floors
+            self._baselines = {"longer": longer_accuracy(data, "test")} if test else {}
+            if test and 1 < seed <= MAX_BASELINE_PAIRS:
+                self._baselines["bag_of_words"] = bag_of_words_accuracy(data, "test")
+        return self._baselines
 
 
 def round_notes(data: PreferenceDataModule, folder: Path, number: int, seed: PairScores) -> dict[str, Any]:

@@ -34,7 +34,7 @@ def round_figures(
         pool: (N,) scores that the labels were made of.
         test: scores of the test pairs.
         context: out-of-fold scores and labels of the seed.
-        result: (N,) what the rule said.
+        result: (N,) the rule's result.
         selection: what was kept of it.
     """
     seed, truth = context.scores, data.held_out_labels("pool")

@@ -241,7 +241,7 @@ def _sorted_rows(mask: np.ndarray, pair_id: np.ndarray) -> np.ndarray:
 
 
 def drop_contradictions(splits: Splits, labels: np.ndarray, between: Counter[str]) -> Splits:
-    """Take out the seed, validation and test pairs that somebody labelled both ways; the pool is left as it is.
+    """Take out the seed, validation and test pairs that were labelled both ways; the pool is left as it is.
 
     Args:
         splits: rows of the store.

@@ -30,7 +30,7 @@ class PreferencePair:
     response_a: str
     response_b: str
     label: int | None
-    """1: a is the better one, 0: b is, None: nobody has said."""
+    """1: a is the better one, 0: b is, None: unlabelled."""
     source_id: str | None = None
     """The id that the user's file gave the pair, if any."""
 
@@ -167,7 +167,7 @@ class PairScores(TensorRecord):
 
 @dataclass(frozen=True)
 class Selection(TensorRecord):
-    """Rewards -> labels: what the model says of the pool pairs that it is trusted with. Ids and labels, never data."""
+    """Rewards -> labels: the pseudo-labels that the next round trains on. Ids and labels, never data."""
 
     pair_id: Tensor
     """(K,) int64."""
@@ -284,7 +284,7 @@ class Answers:
     reward: Tensor
     """(N,) float32, the reward that the policy is trained on, without the KL penalty."""
     judge: Tensor | None
-    """(N,) float32, a second judge that it is not trained on; None where nobody named one."""
+    """(N,) float32, scores of a second judge that the policy is not trained on; None without one."""
     kl: Tensor
     """(N,) float32, log-ratio of the whole response, policy to reference: a sample of the KL divergence in nats."""
     num_tokens: Tensor

@@ -53,7 +53,7 @@ def notes(**values: Any) -> dict[str, Any]:
     usual = {
         "pairs": {"seed": 20, "pool": 4, "test": 100},
         "labels": {"pseudo_label_accuracy": 4, "pool_accuracy": 8, "seed_oof_accuracy": 20, "test_accuracy": 100},
-        "floors": {"longer": 0.44, "bag_of_words": 0.51},
+        "baselines": {"longer": 0.44, "bag_of_words": 0.51},
         "reliability": [{"pairs": 12, "confidence": 0.56, "right": 6}, {"pairs": 8, "confidence": 0.77, "right": 7}],
         "length": [[3, 0.5], [-2, -0.25], [0, 0.1], [4, 1.5]],
         "cards": {"most": [card()], "least": [card(probability=0.5)], "flipped": []},

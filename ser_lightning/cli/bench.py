@@ -129,13 +129,13 @@ def figures_of(
     if not kept:
         raise UserError(f"bench: got no row whose responses all fit, of {len(rows)}; raise --max_length")
     raise_problems(weight_problems({name: weight for name, weight in weights.items() if name in kept}, kept))
-    figures, floor = (
+    figures, baseline = (
         section_scores({name: _credit(rows, of, scored, kind) for name, of in kept.items()}, weights) for kind in (0, 1)
     )
-    figures["overall"]["longer"] = floor["overall"]["score"]
+    figures["overall"]["longer"] = baseline["overall"]["score"]
     for key in ("sections", "subsets"):
         for name, figure in figures[key].items():
-            figure["longer"] = floor[key][name]["score"]
+            figure["longer"] = baseline[key][name]["score"]
     for name in filter(is_ties, kept):
         terms = _terms(rows, kept[name], scored, 0)
         figures["subsets"][name]["terms"] = {term: float(value.mean()) for term, value in terms.items()}
@@ -171,7 +171,7 @@ def _sides(row: CandidateRow, values: Tensor | None, kind: int) -> tuple[Tensor,
 
 
 def print_bench(figures: Mapping[str, Any], model: str) -> None:
-    """A line for the whole, each section and its subsets, with the floor beside it, and what is to be known of them."""
+    """A line for the whole, each section and its subsets, with the baseline beside it, and notes on them."""
     benchmark = figures["benchmark"]
     table = Table(title=benchmark or "Best of n", title_justify="left", box=None, padding=(0, 2, 0, 0))
     for name in ("", "score", "low", "high", "items", "weight", "longer"):
@@ -188,16 +188,16 @@ def print_bench(figures: Mapping[str, Any], model: str) -> None:
     console = Console(highlight=False, markup=False)
     console.print(f"Model: {model}", soft_wrap=True)
     console.print(table)
-    legend = "low, high: 95 % interval over prompts; longer: the score of taking the longest response, the floor."
+    legend = "low, high: 95 % interval over prompts; longer: the score of taking the longest response, the baseline."
     for line in (legend, *_notes(figures)):
         console.print(line, soft_wrap=True)
 
 
 def _notes(figures: Mapping[str, Any]) -> list[str]:
     benchmark, notes = figures["benchmark"], []
-    strangers = [name for name, figure in figures["sections"].items() if not figure["is_counted"]]
-    if strangers:
-        notes.append(f"Not in {benchmark}, each a section of its own outside of overall: {', '.join(strangers)}.")
+    extra = [name for name, figure in figures["sections"].items() if not figure["is_counted"]]
+    if extra:
+        notes.append(f"Not in {benchmark}, each a section of its own outside of overall: {', '.join(extra)}.")
     if figures["missing"]:
         notes.append(f"No row of {', '.join(figures['missing'])}: overall is the mean of the other sections.")
     if figures["not_scored"]:

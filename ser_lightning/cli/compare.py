@@ -97,8 +97,8 @@ class FileSide:
         if names is None or "row" not in table:
             raise UserError(f"{file}: got no rewards of pairs in it; give a file that `score` wrote")
         wanted = [f"{kind}{side}" for side in names for kind in ("reward", "tokens")]
-        if strangers := [row for row in table["row"] if row >= num_rows]:
-            raise UserError(f"{file}: got rows that --data has not, such as {strangers[0]}; give the same data")
+        if unknown := [row for row in table["row"] if row >= num_rows]:
+            raise UserError(f"{file}: got rows that --data has not, such as {unknown[0]}; give the same data")
         self._place = {row: i for i, row in enumerate(table["row"])}
         self._values = torch.tensor([table[name] for name in wanted], dtype=torch.float32)
         margin = self._values[0] - self._values[2]

@@ -264,7 +264,7 @@ def _tokenizer_checks(
 
 
 def _device_checks(trainer: Namespace, device: str) -> Iterable[dict[str, str]]:
-    """A GPU that is not here, and what nobody has run."""
+    """Warnings: no such GPU here, or a set-up that was never tested."""
     if device == "cuda" and device_bytes(device)[0] != "GPU":
         yield _check("device", "there is no GPU here: memory is compared with that of this machine")
     if strategy_kind(trainer.strategy) == "fsdp":

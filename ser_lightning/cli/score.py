@@ -140,7 +140,7 @@ def score_file(args: Namespace) -> tuple[Tally, Scorer]:
     try:
         write_atomically(out, write, overwrite=args.overwrite)
     except FileExistsError as error:
-        raise UserError(f"--out: got {out}, which somebody has just written; give another file") from error
+        raise UserError(f"--out: got {out}, which appeared in the meantime; give another file") from error
     return tally, scorer
 
 
@@ -158,7 +158,7 @@ def print_tally(tally: Tally, scorer: Scorer, out: str) -> None:
         low, high = wilson_interval(tally.right, tally.labelled)
         labelled = f"on {tally.labelled:,} labelled pairs"
         table.add_row("accuracy", f"{tally.right / tally.labelled:.3f}", f"95 % {low:.3f} to {high:.3f}, {labelled}")
-        table.add_row("take the longer", f"{tally.longer_right / tally.labelled:.3f}", "the floor")
+        table.add_row("take the longer", f"{tally.longer_right / tally.labelled:.3f}", "the baseline")
     console = Console()
     console.print(table)
     if not scorer.is_calibrated:

@@ -10,7 +10,7 @@ from ser_lightning.errors import UserError
 from ser_lightning.records import PreferencePair, Turn
 
 COLUMNS = ("prompt", "chosen", "rejected", "response_a", "response_b", "label", "id")
-"""The names that the project knows; a mapping says how the file calls them."""
+"""The names that the project knows; a mapping gives the names in the file."""
 
 Drop = Literal["empty", "identical", "dialogues_part"]
 """Why a row is no pair: empty prompt or response, equal responses, transcripts that part before the last turn."""
@@ -46,7 +46,7 @@ def canonical_pair(
         prompt: the conversation before the response.
         first: a response.
         second: the other response.
-        label: 1 when `first` is the better one, 0 when `second` is, None when nobody has said.
+        label: 1 when `first` is the better one, 0 when `second` is, None when it is unlabelled.
         source_id: the file's own id.
     """
     context = json.dumps(prompt)

@@ -70,7 +70,7 @@ class Layout:
         Args:
             sequences: R sequences.
             keys: R, equal for sequences that are to share what they begin with.
-            pad_token_id: what stands in places that are nobody's.
+            pad_token_id: what fills unused places.
         """
         if not self.shares_prompts:
             return pad_right(sequences, pad_token_id)
@@ -116,7 +116,7 @@ def collate_pairs(
 
     Args:
         rows: B pairs.
-        pad_token_id: what stands in places that are nobody's.
+        pad_token_id: what fills unused places.
         num_step_pairs: pairs in the whole optimiser step; B when the batch is a step of its own.
         layout: of the 2B sequences.
     """

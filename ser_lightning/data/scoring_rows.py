@@ -1,4 +1,4 @@
-"""Rows of a file in its own order and on its own sides, for whoever gives something back beside each row.
+"""Rows of a file in its own order and on its own sides, for commands that write a result beside each row.
 
 Training wants the opposite, see `ser_lightning/data/formats.py`: there a and b follow from the content alone.
 """
@@ -187,9 +187,9 @@ def _pair(row: Mapping[str, Any], columns: Mapping[str, str], where: str, kind: 
     pair = parse_row(row, columns, where)
     if not isinstance(pair, PreferencePair):
         return str(pair)
-    # Which side a is on, the label tells; a row of two sides is asked again as if its first were the better one.
-    told = pair if kind == "chosen" else parse_row({**row, _name("label", row, columns): 1}, columns, where)
-    if not isinstance(told, PreferencePair) or told.label == 1:
+    # The label shows which side a is on; a row of two sides is asked again as if its first were the better one.
+    labelled = pair if kind == "chosen" else parse_row({**row, _name("label", row, columns): 1}, columns, where)
+    if not isinstance(labelled, PreferencePair) or labelled.label == 1:
         return pair
     label = None if pair.label is None else 1 - pair.label
     return replace(pair, response_a=pair.response_b, response_b=pair.response_a, label=label)

@@ -30,7 +30,7 @@ from ser_lightning.records import PreferencePair
 ROLES = ("path", "pool_path", "test_path")
 """Where a row came from; a role is stored as its position here."""
 UNLABELLED, CONTRADICTION = -1, -2
-"""What stands in place of a label where nobody has said, and where rows of one pair disagree."""
+"""Codes for an unlabelled pair, and for one whose rows disagree."""
 _STORE_VERSION = 4
 _MAX_PROBLEMS = 10
 INDEX = ("pair_id", "dialogue_id", "prompt_id", "continuations", "offsets", "num_shared", "role")
@@ -43,7 +43,7 @@ def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:
     """Changes when the tokenizer or its chat template would give other ids."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     state: Any = json.loads(backend.to_str()) if backend is not None else sorted(tokenizer.get_vocab().items())
-    if isinstance(state, dict):  # whoever used the tokenizer last left these behind; encoding uses neither
+    if isinstance(state, dict):  # left behind by the last call; encoding uses neither
         state |= {"truncation": None, "padding": None}
     parts = [type(tokenizer).__name__, state, str(tokenizer.special_tokens_map), tokenizer.chat_template]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
@@ -62,7 +62,7 @@ def store_key(
 
 
 def default_cache() -> Path:
-    """Where encoded pairs go unless the user says otherwise."""
+    """The default folder of encoded pairs."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ser-lightning"
 
 

@@ -1,1 +1,1 @@
-"""What is said of a reward model: metrics, calibration, baselines, paired tests, RewardBench."""
+"""Evaluation of reward models: metrics, calibration, baselines, paired tests, RewardBench."""

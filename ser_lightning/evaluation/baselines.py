@@ -1,4 +1,4 @@
-"""The floor beside every accuracy: a bag-of-words model. (The other one, take the longer, is in `metrics.py`.)
+"""The bag-of-words baseline. (The other one, the longer response wins, is in `metrics.py`.)
 
 A reward model that does not clear both has learnt little. N pairs, V words.
 """

@@ -61,7 +61,7 @@ def first_decision(changes: Iterable[float], num_pairs: int, alpha: float) -> tu
         changes: for each pair, in the order in which they are looked at, more than 0 where B does better on it, less
             where A does, 0 where neither; no more of them are taken than the decision needs.
         num_pairs: how many there are at most; must be known beforehand.
-        alpha: bound of the probability that equal models are told apart.
+        alpha: bound of the type I error: the probability that equal models are declared different.
 
     Returns:
         How many pairs were looked at, and B's wins less A's among them; None if there is no decision.

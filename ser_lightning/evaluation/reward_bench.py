@@ -175,9 +175,9 @@ def sections_of(subsets: Collection[str]) -> dict[str, list[str]]:
     """Section -> its subsets among these, in the benchmark's order; a subset that it does not know is a section."""
     known = BENCHMARKS.get(benchmark_of(subsets) or "", {})
     found = {section: [name for name in weights if name in subsets] for section, weights in known.items()}
-    strangers = sorted(set(subsets) - {name for names in found.values() for name in names})
-    # A stranger may be called as a section is.
-    found |= {name if name not in found else f"{name} (subset)": [name] for name in strangers}
+    unknown = sorted(set(subsets) - {name for names in found.values() for name in names})
+    # An unknown subset may have the name of a section.
+    found |= {name if name not in found else f"{name} (subset)": [name] for name in unknown}
     return {section: names for section, names in found.items() if names}
 
 

@@ -1,4 +1,4 @@
-"""What is said of a reward model on one named set of labelled pairs: figures, groups and a table. N pairs."""
+"""Metrics of a reward model on one named set of labelled pairs: overall, by group, and as a table. N pairs."""
 
 import math
 from collections.abc import Sequence
@@ -66,7 +66,7 @@ def resampled_means(credit: Tensor, prompt: np.ndarray, seed: int = 0) -> np.nda
 
 
 def set_figures(found: Scored, temperature: float) -> dict[str, Any]:
-    """Everything that is said of a set; `docs/metrics.md` defines each figure.
+    """All metrics of a set; `docs/metrics.md` defines each of them.
 
     Returns:
         The figures of `metrics.pair_figures` with `accuracy_low` and `accuracy_high` over prompts, and below them
@@ -123,7 +123,7 @@ def _groups(credit: Tensor, prompt: np.ndarray, names: Sequence[str]) -> dict[st
 
 
 def print_sets(figures: dict[str, dict[str, Any]]) -> None:
-    """One line a set and one for each of its groups, with both floors beside it."""
+    """One line a set and one for each of its groups, with both baselines beside it."""
     table = Table(title="Evaluation sets", title_justify="left", box=None, padding=(0, 2, 0, 0))
     for name in ("set", "pairs", "right", "low", "high", "ties", "cal.", "longer", "words"):
         table.add_column(name, justify="left" if name == "set" else "right", no_wrap=True)
@@ -137,8 +137,8 @@ def print_sets(figures: dict[str, dict[str, Any]]) -> None:
     console = Console(highlight=False)
     console.print(table)
     console.print(
-        "right: accuracy with its 95 % interval over prompts; cal.: calibration error; floors: take the longer, bag of "
-        "words.\nmuch shorter to much longer: quarters by the length of the better response against the other one's."
+        "right: accuracy with its 95 % interval over prompts; cal.: calibration error; baselines: take the longer, "
+        "bag of words.\nmuch shorter to much longer: quarters by length, the better response's minus the other's."
     )
 
 

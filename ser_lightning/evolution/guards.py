@@ -23,7 +23,7 @@ NUM_STANDARD_ERRORS = 3.0
 KS_AT_1_IN_10000 = 2.2252
 """sqrt(-ln(p / 2) / 2) at p = 1e-4: times sqrt(1/N + 1/M) the KS distance that chance exceeds once in 10,000."""
 TIE = 1e-4
-"""A margin below says nothing of a pair."""
+"""A smaller margin counts as no preference."""
 
 
 @dataclass(frozen=True)
@@ -237,19 +237,19 @@ KINDS = {
         ties,
         Guard("rollback", 0.05),
         "rewards have collapsed to one number, or are none",
-        "lower the learning rate or set trainer.gradient_clip_val",
+        "lower the learning rate or model.max_grad_norm",
     ),
     "spread": _Kind(
         spread,
         Guard("rollback", 0.1),
-        "rewards have shrunk to where nothing can be told apart",
+        "rewards have shrunk until no pair has a clear winner",
         "lower the learning rate, or train longer (epochs_per_round)",
         is_bad_below=True,
     ),
     "shift": _Kind(
         shift,
         Guard("warn", 0.15),
-        "the pool is of another kind than the human labels, which cannot vouch for its labels",
+        "the pool differs from the labelled seed, so accuracy on the seed does not carry over",
         "label some pairs of the pool and add them to the seed, or take a pool of the same kind",
     ),
     "overconfidence": _Kind(

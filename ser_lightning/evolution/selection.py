@@ -40,7 +40,7 @@ class SelectionContext:
 
 @dataclass(frozen=True)
 class SelectionResult:
-    """What a rule says of the pool. The label of a pair is the side that its probability is on."""
+    """A rule's labels of the pool and which of them to keep. A pair's label is the more probable side."""
 
     prob_a: Tensor
     """(N,) float32, probability that a wins."""

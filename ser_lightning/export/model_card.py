@@ -67,7 +67,7 @@ _TEMPLATE = """---
 
 {{ table }}
 
-Floors, intervals and the labels that were taken are in the run's own files. The test pairs chose nothing.
+Baselines, intervals and the labels that were taken are in the run's own files. The test pairs chose nothing.
 
 ## Checked
 {{ checked }}
@@ -77,7 +77,7 @@ Floors, intervals and the labels that were taken are in the run's own files. The
 """
 _REWARD_LIMITS = """- Most of its labels were its own: where its first guesses were wrong, it may have learned them.
 - Its rewards compare responses to one prompt; across prompts they mean little.
-- What is true of its data (language, length, subject, taste of the people who labelled) is true of it."""
+- It inherits the biases of its data: language, length, subject, and the preferences of its annotators."""
 _POLICY_LIMITS = """- It was trained to please a reward model; where that is wrong, it learned what is wrong."""
 
 

@@ -1,4 +1,4 @@
-"""Delivered model -> an ordinary transformers or peft folder, scored the same by somebody who has only these.
+"""Delivered model -> an ordinary transformers or peft folder, which plain transformers scores the same.
 
 The command exports policies as well, see `policy_export.py`.
 """
@@ -47,7 +47,7 @@ _USAGE = "use `export RUN [--to DIR]` or `export --ckpt_path FILE --to DIR`"
 
 @dataclass(frozen=True)
 class SelfTest:
-    """What came out when made-up pairs were scored by the folder, as a stranger would, and by the trained model."""
+    """Made-up pairs, scored by plain transformers from the folder and by the trained model."""
 
     largest: float
     """Largest difference of a reward, in logits."""
@@ -241,7 +241,7 @@ def _write_adapter(source: RewardRun, trained: RewardModel, folder: Path, dtype:
 
 
 def _strangers_rewards(folder: Path, form: Form, quantize: str) -> Tensor:
-    """Rewards as somebody gets them who follows the card."""
+    """Rewards computed as the model card shows it."""
     tokenizer = AutoTokenizer.from_pretrained(folder)
     if form == "adapter":
         bits = {} if quantize == "none" else {"quantization_config": quantization_config()}

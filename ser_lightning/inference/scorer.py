@@ -187,7 +187,7 @@ class Scorer:
     def score_encoded(
         self, pairs: Sequence[EncodedPair], num_sides: int = 2, show: Callable[[int], object] | None = None
     ) -> Tensor:
-        """(num_sides, N) raw rewards of encoded pairs; nobody has looked whether they are finite.
+        """(num_sides, N) raw rewards of encoded pairs; not checked for NaN or infinity.
 
         Args:
             pairs: N pairs.

@@ -143,7 +143,7 @@ def position_arguments(body: nn.Module, attention_mask: Tensor) -> dict[str, Any
 
 @contextmanager
 def quiet_load_report() -> Iterator[None]:
-    """A new head and an unused LM head are the rule here; what is not is said by the loader itself."""
+    """Hide the expected notes on a new head and an unused LM head; the loader still reports anything else."""
     verbosity = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()
     try:

@@ -1,4 +1,4 @@
-"""Who may see whom in a packed row, and for which models that gives what each sequence gives by itself.
+"""Attention masks of packed rows, and the models for which a packed row gives what each sequence gives alone.
 
 transformers takes a mask of four dimensions as it is, in place of its own: a model's sliding window would be lost
 without a word. So windows are put into the mask here, on positions and not on places in the row, and a model whose

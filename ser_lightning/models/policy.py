@@ -200,7 +200,7 @@ def load_policy(
         device: where 4-bit weights are made.
         start: trained weights of a policy to start from, as `policy_state` gives them.
         has_reference: keep the starting policy beside it, frozen.
-        has_critic: add a critic, whose body starts as the base does and whose head says 0.
+        has_critic: add a critic, whose body starts as the base and whose head starts at 0.
         layout: see `masks.choose_layout`.
 
     Raises:

@@ -46,7 +46,7 @@ class GenerateModule(PolicyModule):
             self._policy = policy
 
     def check_prompts(self, prompts: Sequence[Prompt]) -> None:
-        """The data module's question before it hands them over: `UserError` if one leaves no room for a response."""
+        """Called by the data module before sampling: `UserError` if a prompt leaves no room for a response."""
         check_room(prompts, self.sampling.max_new_tokens, self.policy.lm.config.get_text_config())
 
     def predict_step(self, batch: PromptBatch, batch_idx: int = 0) -> list[Responses]:

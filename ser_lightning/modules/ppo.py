@@ -75,7 +75,7 @@ class PPOModule(PolicyModule):
         tokens_per_batch: most tokens in a micro-batch of whole responses; changes memory and speed, never the result.
         tokens_per_sampling_batch: most tokens in a batch of responses that are being sampled.
         layout: `shared_prompt` computes a prompt once for all responses to it, with the same result; `padded` gives
-            each response a row; `auto` shares prompts on a CPU where that is exact, and says so otherwise.
+            each response a row; `auto` shares prompts on a CPU where that is exact, and logs why where it does not.
     """
 
     def __init__(
@@ -125,12 +125,12 @@ class PPOModule(PolicyModule):
         start = self.start
         policy = load_policy(start.backbone, device, start.weights, True, self._has_critic, self._layout)
         self._stop_ids = stop_ids(policy.lm.generation_config.eos_token_id, self.tokenizer, self.sampling.stop)
-        # In a list: the judges are nobody's submodules, so that no checkpoint and no optimiser ever sees them.
+        # In a list: registered as submodules, the reward models would enter checkpoints and optimisers.
         self._judges: list[tuple[RewardSum, RewardFunction | None]] = [self._load_judges(policy, device)]
         self._policy = policy
 
     def check_prompts(self, prompts: Sequence[Prompt]) -> None:
-        """The data module's question before it hands them over: `UserError` if one leaves no room for a response."""
+        """Called by the data module before training: `UserError` if a prompt leaves no room for a response."""
         check_room(prompts, self.sampling.max_new_tokens, self.policy.lm.config.get_text_config())
 
     def _load_judges(self, policy: Policy, device: torch.device) -> tuple[RewardSum, RewardFunction | None]:

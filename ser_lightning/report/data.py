@@ -1,7 +1,7 @@
 """What a report is made of, read from the folder of a run: `rounds.csv`, audits, notes of the callback, the config.
 
 `rounds/<r>/report.json` holds what only the training process knows: texts of some pairs, how many labels an accuracy
-stands on, floors, versions. A run from before it, or without `ReportCallback`, is read without these.
+is based on, baselines, versions. A run from before it, or without `ReportCallback`, is read without these.
 """
 
 import hashlib
@@ -43,7 +43,7 @@ class Round:
         return parts or {"all": self.row[what]}
 
     def interval(self, column: str) -> tuple[float, float] | None:
-        """95 % interval of an accuracy; None where nobody noted how many labels it stands on."""
+        """95 % interval of an accuracy; None where the number of labels behind it is unknown."""
         count, share = self.notes.get("labels", {}).get(column), self.row[column]
         return wilson_interval(share * count, count) if count and share == share else None
 

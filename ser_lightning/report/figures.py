@@ -30,7 +30,7 @@ ACCURACIES = (
     ("pool_accuracy", "all pool labels", MUTED, "v", ":"),
 )
 """Column of `rounds.csv`, name, colour, mark, line."""
-FLOORS = (("longer", "take the longer", (0, (1, 2))), ("bag_of_words", "bag of words", (0, (5, 2))))
+BASELINES = (("longer", "take the longer", (0, (1, 2))), ("bag_of_words", "bag of words", (0, (5, 2))))
 """Key in the notes of a round, name, line."""
 COST_COLOURS = {
     **{"all": ACCENT, "train_folds": "#8fb9dc", "train_main": ACCENT},
@@ -93,7 +93,7 @@ def draw(plot: Callable[[Axes], None], height: float = 3.3) -> str:
 
 
 def draw_accuracy(run: Run) -> str:
-    """Accuracies by round with their intervals, and the floors as level lines."""
+    """Accuracies by round with their intervals, and the baselines as level lines."""
 
     def plot(axes: Axes) -> None:
         numbers = [r.number for r in run.rounds]
@@ -102,10 +102,10 @@ def draw_accuracy(run: Run) -> str:
         for i, (column, name, colour, mark, style) in enumerate(drawn):
             shift = 0.06 * (i - (len(drawn) - 1) / 2)  # or intervals would hide one another
             _accuracy_line(axes, run.rounds, column, shift, color=colour, marker=mark, ls=style, label=name)
-        for key, name, dashes in FLOORS:
-            floor = run.delivered.notes.get("floors", {}).get(key)
-            if floor is not None:
-                axes.axhline(floor, color="#9b2c2c", ls=dashes, lw=1.2, label=f"floor: {name}")
+        for key, name, dashes in BASELINES:
+            baseline = run.delivered.notes.get("baselines", {}).get(key)
+            if baseline is not None:
+                axes.axhline(baseline, color="#9b2c2c", ls=dashes, lw=1.2, label=f"baseline: {name}")
         _round_axis(axes, numbers)
         axes.set_ylabel("share right")
         if axes.get_legend_handles_labels()[0]:

@@ -164,7 +164,9 @@ def pictures_of(run: Run) -> list[Picture]:
     if shown.notes.get("length"):
         slope = number_text(shown.row["length_correlation"], "+.3f")
         text = f"Reward difference against length difference of pool pairs; their correlation is {slope}."
-        note = f"Round {shown.number}, {len(shown.notes['length'])} pool pairs. A slope is a taste for length."
+        note = (
+            f"Round {shown.number}, {len(shown.notes['length'])} pool pairs. A slope means that rewards follow length."
+        )
         found.append(Picture("Reward and length", text, note, draw_length(shown)))
     note = "Left bars are minutes, right ones tokens; blue is training, gold is scoring."
     found.append(Picture("Cost", f"Time by round: {_times(run)}.", note, draw_cost(run)))

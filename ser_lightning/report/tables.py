@@ -1,4 +1,4 @@
-"""What a report says in words and tables: the outcome, what was asked, rounds, flow, cost, runs side by side."""
+"""The tables and sentences of a report: outcome, settings, rounds, flow, cost, runs side by side."""
 
 import math
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ from typing import Any
 from ser_lightning.report.data import Round, Run, flat, flow_of
 from ser_lightning.runs.files import COST_PARTS
 
-FLOOR_NAMES = {"longer": "take the longer", "bag_of_words": "bag of words"}
+BASELINE_NAMES = {"longer": "take the longer", "bag_of_words": "bag of words"}
 _ASKED = {
     "data": "data.path",
     "more pool pairs": "data.pool_path",
@@ -48,12 +48,12 @@ def summary_of(run: Run) -> str:
     if share == share:
         text += f": {share:.3f} of the test pairs are right"
         text += f" (95 % interval {low_high[0]:.3f} to {low_high[1]:.3f})" if low_high else ""
-    floors = shown.notes.get("floors", {})
-    if floors:
-        text += "; the floors are " + " and ".join(f"{FLOOR_NAMES[k]} {v:.3f}" for k, v in floors.items())
-        best = max(floors, key=lambda key: floors[key])
-        if low_high and low_high[0] <= floors[best]:
-            text += f". The interval reaches down to “{FLOOR_NAMES[best]}”: it may have learnt no more than that"
+    baselines = shown.notes.get("baselines", {})
+    if baselines:
+        text += "; the baselines are " + " and ".join(f"{BASELINE_NAMES[k]} {v:.3f}" for k, v in baselines.items())
+        best = max(baselines, key=lambda key: baselines[key])
+        if low_high and low_high[0] <= baselines[best]:
+            text += f". The interval reaches down to “{BASELINE_NAMES[best]}”: it may have learnt no more than that"
     return text + "."
 
 
@@ -152,9 +152,7 @@ def flow_table(run: Run) -> Table | None:
     return Table(headers, rows) if rows else None
 
 
-GUARD_NOTE = (
-    "A value and its limit; a guard that fired is marked and says what it did. Nothing here reads a hidden label."
-)
+GUARD_NOTE = "A value and its limit; a guard that fired is marked with what it did. No held-out label is read."
 
 
 def guard_table(run: Run) -> Table | None:
@@ -204,8 +202,10 @@ def comparison_table(runs: Sequence[Run], names: Sequence[str]) -> Table:
     shown = [run.delivered for run in runs]
     rows = [["delivered round", *(str(r.number) for r in shown)]]
     rows += [[name, *(_with_interval(r, column) for r in shown)] for column, name in reversed(ROUND_COLUMNS.items())]
-    for key, name in FLOOR_NAMES.items():
-        rows.append([f"floor: {name}", *(number_text(r.notes.get("floors", {}).get(key, math.nan)) for r in shown)])
+    for key, name in BASELINE_NAMES.items():
+        rows.append(
+            [f"baseline: {name}", *(number_text(r.notes.get("baselines", {}).get(key, math.nan)) for r in shown)]
+        )
     rows += [
         ["pool pairs", *(f"{r.row['scored']:.0f}" for r in shown)],
         ["kept", *(f"{r.row['kept']:.0f}" for r in shown)],

@@ -88,7 +88,7 @@ class Experience:
     value: Tensor | None
     """(R, A) float32 the critic's values before any update; None without a critic."""
     returns: Tensor | None
-    """(R, A) float32 what the critic should have said."""
+    """(R, A) float32 the target of the critic."""
 
     @property
     def response_mask(self) -> Tensor:

@@ -38,7 +38,7 @@ class Moments(NamedTuple):
 
     total: Tensor
     total_of_squares: Tensor
-    count: Tensor  # type: ignore[assignment]  # hides tuple.count, which nobody needs here
+    count: Tensor  # type: ignore[assignment]  # hides tuple.count, which is not used
 
 
 def moments(x: Tensor, mask: Tensor) -> Moments:
@@ -266,7 +266,7 @@ def clipped_value_loss(
 
 
 class KLControl:
-    """Who sets the weight of the KL penalty; told after each step what the KL was."""
+    """Sets the weight of the KL penalty, and is updated with the measured KL after each step."""
 
     weight: float
 

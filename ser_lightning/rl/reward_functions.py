@@ -90,7 +90,7 @@ class ModelReward:
             show: is told after each batch how many conversations it had.
 
         Returns:
-            (N,) float32 on the CPU, in logits; nobody has looked whether they are finite.
+            (N,) float32 on the CPU, in logits; not checked for NaN or infinity.
         """
         batches = self.layout.cut_sequences(rows, keys, self.tokens_per_batch)
         parts = []
@@ -144,7 +144,7 @@ class FunctionReward:
         return checked_scores(self.name, scores, responses)
 
     def to(self, device: torch.device | str) -> Self:
-        """A function says itself where it computes."""
+        """Nothing to move: a function chooses its own device."""
         return self
 
 

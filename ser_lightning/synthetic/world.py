@@ -107,7 +107,7 @@ def generate_pairs(num_pairs: int, seed: int = 0) -> Iterator[SyntheticPair]:
 def generate_texts(num_texts: int, seed: int) -> Iterator[tuple[str, str]]:
     """Yield unlabelled (prompt, response) texts; each `TEXTS_PER_WRITER` in a row are by one writer of fixed skill.
 
-    In these texts courtesies are drawn at random: which ones suit which prompts is a taste that only labels show.
+    In these texts courtesies are drawn at random: which ones suit which prompts shows in the labels alone.
     """
     rng = random.Random(f"synthetic texts {seed}")
     for index in range(num_texts):
@@ -156,7 +156,7 @@ def gold_reward(prompt: str, response: str) -> float:
 
 
 def gold_scores(prompts: Sequence[list[Turn]], responses: Sequence[str]) -> list[float]:
-    """The gold reward of each response to the last turn of its prompt, for whoever judges many.
+    """The gold reward of each response to the last turn of its prompt, as a reward function.
 
     Args:
         prompts: N conversations.

@@ -61,7 +61,7 @@ class FeatureTable:
 
 
 def _open(file: Path, num_pairs: int, dtype: torch.dtype) -> Tensor:
-    """(N, 2, H) states, a private map of the file: nobody can write into the cache through it."""
+    """(N, 2, H) states, a private (copy-on-write) map of the file: writes never reach the cache."""
     num_values = file.stat().st_size // dtype.itemsize if num_pairs else 0
     if not num_values:
         return torch.empty(0, 2, 0, dtype=dtype)

@@ -1,4 +1,4 @@
-"""Which strategies a training runs under: what is known to be wrong is refused, what nobody has run says so once.
+"""Which strategies a training runs under: those known to be wrong are refused, untested ones warn once.
 
 `--trainer.strategy fsdp` is one of our own: a body in shards, and DDP for what is whole on every rank.
 """

@@ -128,8 +128,8 @@ def test_labels_are_counted_and_floors_are_those_of_the_test_pairs(fitted, tiny_
     longer = (pairs.num_tokens(ids)[:, 0] > pairs.num_tokens(ids)[:, 1]).float()
     tie = pairs.num_tokens(ids)[:, 0] == pairs.num_tokens(ids)[:, 1]
     known, right = pairs.held_out_labels("test").count_right(ids, torch.where(tie, 0.5, longer))
-    assert noted["floors"]["longer"] == pytest.approx(right / known)
-    assert set(noted["floors"]) == {"longer", "bag_of_words"}
+    assert noted["baselines"]["longer"] == pytest.approx(right / known)
+    assert set(noted["baselines"]) == {"longer", "bag_of_words"}
 
 
 def test_the_bins_give_the_calibration_error_of_the_round(fitted):

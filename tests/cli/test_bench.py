@@ -133,9 +133,9 @@ def test_the_floor_takes_the_longest_response(model):
     for row in rows[::2]:
         row["chosen"] = [f"{text} or so" for text in row["chosen"]]
     found = bench(model, write(rows))
-    floors, _ = by_loop(model, rows, 1)
-    assert {n: one["longer"] for n, one in found["subsets"].items()} == pytest.approx(floors, abs=1e-5)
-    assert found["overall"]["longer"] == pytest.approx(sum(floors.values()) / 4, abs=1e-5)
+    baselines, _ = by_loop(model, rows, 1)
+    assert {n: one["longer"] for n, one in found["subsets"].items()} == pytest.approx(baselines, abs=1e-5)
+    assert found["overall"]["longer"] == pytest.approx(sum(baselines.values()) / 4, abs=1e-5)
 
 
 def test_the_order_of_responses_and_rows_changes_nothing(model):

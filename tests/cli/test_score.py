@@ -142,7 +142,7 @@ def test_the_table_counts_by_hand(model, capsys):
         "dropped 1 the responses are equal",
         "dropped 1 a response does not fit",
         f"accuracy {right / n:.3f} 95 % {centre - half:.3f} to {centre + half:.3f}, on 10 labelled pairs",
-        f"take the longer {longer / n:.3f} the floor",
+        f"take the longer {longer / n:.3f} the baseline",
     ]
     assert said[-1] == "Rewards: out.parquet" and not any("scale" in line for line in said)
 

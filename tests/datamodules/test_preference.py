@@ -205,7 +205,7 @@ def test_a_seed_that_is_too_small_stops_training_only(load, write_jsonl, make_ro
 def test_use_before_setup_is_an_error_that_says_so(tiny_tokenizer):
     datamodule = PreferenceDataModule("nowhere.jsonl")
     with pytest.raises(RuntimeError, match="no tokenizer: attach a Trainer or set `.tokenizer`"):
-        datamodule._tokenizer()
+        _ = datamodule.tokenizer
     with pytest.raises(RuntimeError, match="not set up: call prepare_data and setup first"):
         datamodule.pair_ids("pool")
 

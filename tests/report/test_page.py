@@ -124,7 +124,7 @@ def test_intervals_are_wilson_intervals_of_the_noted_number_of_labels(run):
 
 
 def test_a_model_that_does_not_clear_a_floor_is_said_to_be_no_better():
-    run = write_run("run", [row(0, True)], notes(floors={"longer": 0.66, "bag_of_words": 0.5}))
+    run = write_run("run", [row(0, True)], notes(baselines={"longer": 0.66, "bag_of_words": 0.5}))
     assert "reaches down to “take the longer”" in page_of(run).text
 
 
@@ -268,7 +268,7 @@ def test_a_round_that_keeps_nothing_and_figures_that_are_not_defined():
     none = dict.fromkeys(["pseudo_label_accuracy", "pool_accuracy", "seed_oof_accuracy", "test_accuracy"], 0)
     empty = {
         "labels": none,
-        "floors": {},
+        "baselines": {},
         "reliability": [],
         "length": [],
         "cards": {k: [] for k in ("most", "least", "flipped")},
@@ -323,7 +323,7 @@ def test_several_runs_stand_side_by_side(run):
     assert [cell.split()[0] for cell in side_by_side["test"]] == ["0.800", "0.650"]
     assert side_by_side["delivered round"] == ["1", "0"]
     assert side_by_side["tokens"] == ["24 690", "12 345"]
-    assert side_by_side["floor: bag of words"] == ["0.510", "0.510"]
+    assert side_by_side["baseline: bag of words"] == ["0.510", "0.510"]
     assert page.tables["What differs"][1:] == [["EvolutionCallback.max_rounds", "1", "3"]]
     assert "different data" in page.text
     assert {"Rounds of run", "Rounds of other"} <= page.tables.keys()

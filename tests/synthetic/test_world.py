@@ -1,4 +1,4 @@
-"""The synthetic world: determinism, the gold reward on hand-made texts, label noise, floors, and the shipped model."""
+"""The synthetic world: determinism, the gold reward on hand-made texts, label noise, baselines, the shipped model."""
 
 import math
 from itertools import islice
