@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from ser_lightning.evolution.selection import TopShareRule as TopShareRule
     from ser_lightning.inference.scorer import Scorer as Scorer
     from ser_lightning.models.backbone import Backbone as Backbone
+    from ser_lightning.models.backbone import LoraSettings as LoraSettings
     from ser_lightning.models.reward_model import RewardModel as RewardModel
     from ser_lightning.modules.generate import GenerateModule as GenerateModule
     from ser_lightning.modules.ppo import PPOModule as PPOModule
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from ser_lightning.modules.sft import SFTModule as SFTModule
     from ser_lightning.records import PairScores as PairScores
     from ser_lightning.records import PreferencePair as PreferencePair
+    from ser_lightning.rl.experience import PPOSettings as PPOSettings
     from ser_lightning.rl.policy_math import AdaptiveKL as AdaptiveKL
     from ser_lightning.rl.policy_math import FixedKL as FixedKL
     from ser_lightning.rl.rollout import Sampling as Sampling
@@ -58,8 +60,10 @@ _MODULES = {
     "FixedKL": "rl.policy_math",
     "GenerateModule": "modules.generate",
     "GuardCallback": "callbacks.guards",
+    "LoraSettings": "models.backbone",
     "MostUncertain": "cli.query",
     "PPOModule": "modules.ppo",
+    "PPOSettings": "rl.experience",
     "PairScores": "records",
     "PaperRule": "evolution.selection",
     "PhaseProgressBar": "callbacks.progress",
