@@ -55,23 +55,15 @@ def fit_zero(reward_a: Tensor, reward_b: Tensor, target: Tensor) -> float:
         reward_b: (N,) rewards of response b.
         target: (N,) 1 where a is the better response, else 0.
     """
+    from sklearn.linear_model import LogisticRegression  # here, since it takes more than a second
+
     reward = torch.cat([reward_a, reward_b]).double().cpu()
     better = torch.cat([target, 1.0 - target]).double().cpu()
-    centre, scale = reward.mean(), reward.std().clamp_min(1e-12)
-    features = torch.stack([(reward - centre) / scale, torch.ones_like(reward)], dim=1)
-    coefficients = torch.zeros(2, dtype=torch.float64)
-    for _ in range(50):  # Newton's method; the ridge keeps separable data finite
-        p = torch.sigmoid(features @ coefficients)
-        gradient = features.T @ (p - better) + 1e-3 * coefficients
-        hessian = (features * (p * (1 - p))[:, None]).T @ features + 1e-3 * torch.eye(2, dtype=torch.float64)
-        step = torch.linalg.solve(hessian, gradient)
-        coefficients = coefficients - step
-        if step.abs().max() < 1e-10:
-            break
-    slope, intercept = coefficients.tolist()
-    if slope <= 1e-6:
-        return float(centre)
-    return float(centre - scale * intercept / slope)
+    centre, scale = float(reward.mean()), float(reward.std().clamp_min(1e-12))
+    # The weak penalty keeps separable data finite.
+    model = LogisticRegression(C=1e3, tol=1e-8).fit(((reward - centre) / scale)[:, None].numpy(), better.numpy())
+    slope, intercept = float(model.coef_[0, 0]), float(model.intercept_[0])
+    return centre - scale * intercept / slope if slope > 1e-6 else centre
 
 
 def prob_a_wins(margin: Tensor, temperature: float) -> Tensor:
