@@ -36,6 +36,12 @@ class BaselineCallback(Callback):
             pl_module.log(f"{split}/bag_of_words_accuracy", bag_of_words_accuracy(trainer.datamodule, split))
 
 
+def seed_bag_of_words(data: PreferenceDataModule) -> BagOfWords:
+    """Fitted on the labels that the reward model had."""
+    ids = data.pair_ids("seed")
+    return BagOfWords().fit(_responses(data, ids), data.seed_labels(ids))
+
+
 def bag_of_words_accuracy(data: PreferenceDataModule, split: Literal["val", "test"]) -> float:
     """Accuracy on a split of a bag-of-words model that was fitted on the seed.
 
@@ -43,9 +49,8 @@ def bag_of_words_accuracy(data: PreferenceDataModule, split: Literal["val", "tes
         data: a DataModule that is set up.
         split: whose pairs to judge.
     """
-    seed_ids, ids = data.pair_ids("seed"), data.pair_ids(split)
-    model = BagOfWords().fit(_responses(data, seed_ids), data.seed_labels(seed_ids))
-    label = half_credit(model.margin(_responses(data, ids)), torch.ones(len(ids)))
+    ids = data.pair_ids(split)
+    label = half_credit(seed_bag_of_words(data).margin(_responses(data, ids)), torch.ones(len(ids)))
     known, right = data.held_out_labels(split).count_right(ids, label)
     return right / known
 

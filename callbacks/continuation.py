@@ -19,9 +19,6 @@ from ser_lightning.records import PairScores
 from ser_lightning.runs.files import ROUNDS, read_audit, round_files, rounds_folder, run_above, write_json
 from ser_lightning.training.scoring import complete_and_unique, concatenate
 
-CHANCE_95 = 1.358
-"""Two samples of n and m pairs from one source have a Kolmogorov-Smirnov distance below this times sqrt(1/n + 1/m) in
-95 of 100 cases."""
 SIDES = ("old", "new", "unseen")
 
 
@@ -125,8 +122,7 @@ def drift_figures(
     samples = {"tokens": (tokens[is_old], tokens[~is_old]), "margin": (unseen.margin.abs(), new.margin.abs())}
     for name, (one, other) in samples.items():
         if len(one) and len(other):
-            figures[f"{name}_ks"] = ks_distance(one, other)
-            figures[f"{name}_ks_by_chance"] = CHANCE_95 * (1 / len(one) + 1 / len(other)) ** 0.5
+            figures[f"{name}_ks"], figures[f"{name}_ks_by_chance"] = ks_distance(one, other, p_value=0.05)
     for name, scores in (("old", old), ("new", new), ("unseen", unseen)):
         if len(scores):
             figures[f"{name}_margin"] = float(scores.margin.abs().mean())

@@ -10,6 +10,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
+from ser_lightning.callbacks.baselines import seed_bag_of_words
 from ser_lightning.datamodules.evaluation_sets import EvaluationSet
 from ser_lightning.datamodules.preference import PreferenceDataModule
 from ser_lightning.evaluation.baselines import BagOfWords
@@ -59,7 +60,8 @@ class EvaluationCallback(Callback):
         data = trainer.datamodule
         if not isinstance(data, PreferenceDataModule) or trainer.state.fn not in ("validate", "test"):
             return
-        words = _bag_of_words(data) if data.eval_sets else None
+        has_words = len(data.eval_sets) > 0 and len(data.pair_ids("seed")) > 1
+        words = seed_bag_of_words(data) if has_words else None
         figures: dict[str, dict[str, Any]] = {}
         for one in data.eval_sets:
             scored = _gathered(one, self._found[one.name])
@@ -100,14 +102,6 @@ def _gathered(one: EvaluationSet, parts: list[tuple[PairScores, Tensor]]) -> Sco
     scores, target = scores[order], target[order]
     prompt = one.store.dialogue_id[one.places(scores.pair_id)]
     return Scored(one.name, scores, target, prompt, one.categories(scores.pair_id))
-
-
-def _bag_of_words(data: PreferenceDataModule) -> BagOfWords | None:
-    """Fitted on the labels that the reward model had; None without any."""
-    ids = data.pair_ids("seed")
-    if len(ids) < 2:
-        return None
-    return BagOfWords().fit([(p.response_a, p.response_b) for p in data.lookup(ids)], data.seed_labels(ids))
 
 
 def _words_accuracy(words: BagOfWords, one: EvaluationSet, scored: Scored) -> float:

@@ -1,13 +1,12 @@
 """`python -m ser_lightning query`: the pool pairs that are worth a human label, as a file to annotate."""
 
 import json
-import math
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import pyarrow.parquet as pq
 import torch
 from jsonargparse import ArgumentError, ArgumentParser
@@ -16,7 +15,7 @@ from torch import Tensor
 from ser_lightning.data.formats import parse_row
 from ser_lightning.data.sources import open_sources
 from ser_lightning.errors import UserError
-from ser_lightning.evaluation.baselines import words_of
+from ser_lightning.evaluation.baselines import word_counter
 from ser_lightning.records import PreferencePair
 from ser_lightning.runs.files import delivered_round, read_config, round_files
 from ser_lightning.utils.atomic import write_text_atomically
@@ -99,15 +98,9 @@ def cover(similarity: Tensor, weight: Tensor, num_chosen: int) -> list[int]:
 
 def word_similarity(texts: Sequence[str]) -> Tensor:
     """(M, M) cosine similarities of log word counts, weighted by how rare a word is among the texts."""
-    counts = [Counter(words_of(text)) for text in texts]
-    in_texts = Counter(word for count in counts for word in count)
-    column = {word: i for i, (word, _) in enumerate(in_texts.most_common(MAX_WORDS))}
-    rarity = {word: math.log(1 + len(texts) / number) for word, number in in_texts.items()}
-    x = torch.zeros(len(texts), len(column))
-    for row, count in enumerate(counts):
-        for word, number in count.items():
-            if word in column:
-                x[row, column[word]] = math.log1p(number) * rarity[word]
+    counts = word_counter(texts, MAX_WORDS).transform(texts)
+    rarity = np.log1p(len(texts) / np.bincount(counts.indices, minlength=counts.shape[1]))
+    x = torch.from_numpy(counts.log1p().multiply(rarity).toarray()).float()
     x = torch.nn.functional.normalize(x)
     return (x @ x.T).clamp_min(0)
 

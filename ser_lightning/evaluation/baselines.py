@@ -1,21 +1,22 @@
 """The bag-of-words baseline. (The other one, the longer response wins, is in `metrics.py`.)
 
-A reward model that does not clear both has learnt little. N pairs, V words.
+A reward model that does not clear both has learnt little. scikit-learn is imported where it is used: it takes more than
+a second, and most commands need none of it. N pairs, V words.
 """
 
-import re
 from collections import Counter
 from collections.abc import Sequence
+from typing import Any
 
+import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ser_lightning.evaluation.metrics import half_credit
 
 MAX_WORDS = 4096
 PENALTIES = (0.3, 1.0, 3.0, 10.0, 30.0)
-_WORD = re.compile(r"\w+|[^\w\s]")
+NUM_FOLDS = 5
 
 
 class BagOfWords:
@@ -25,11 +26,9 @@ class BagOfWords:
     """
 
     def __init__(self) -> None:
-        self.column: dict[str, int] = {}
-        self.weight = torch.zeros(0)
+        self.vectorizer: Any = None
+        self.weight = np.zeros(0)
 
-    @torch.inference_mode(False)  # `test` runs in inference mode, where nothing can be fitted
-    @torch.enable_grad()
     def fit(self, responses: Sequence[tuple[str, str]], target: Tensor) -> "BagOfWords":
         """Learn the words' weights.
 
@@ -37,52 +36,45 @@ class BagOfWords:
             responses: N pairs (response_a, response_b).
             target: (N,) 1 where a is the better one.
         """
-        target = target.clone()
-        document_counts = Counter(w for pair in responses for text in pair for w in set(words_of(text)))
-        self.column = {w: i for i, (w, _) in enumerate(document_counts.most_common(MAX_WORDS))}
-        features = self._features(responses)
-        fold = torch.arange(len(target)) % 5
-        right = {
-            penalty: sum(
-                float(half_credit(features[fold == k] @ _fit(features[fold != k], target[fold != k], penalty),
-                                  target[fold == k]).sum())
-                for k in range(5)
-                if (fold == k).any()
-            )
-            for penalty in PENALTIES
-        }  # fmt: skip
-        self.weight = _fit(features, target, max(PENALTIES, key=lambda penalty: right[penalty]))
+        self.vectorizer = word_counter([text for pair in responses for text in pair], MAX_WORDS)
+        x, fold = self._features(responses), np.arange(len(target)) % NUM_FOLDS
+
+        def credit(penalty: float) -> float:
+            margins = torch.zeros(len(target), dtype=torch.float64)
+            for k in range(min(NUM_FOLDS, len(target))):
+                margins[fold == k] = torch.from_numpy(x[fold == k] @ _fit(x[fold != k], target[fold != k], penalty))
+            return float(half_credit(margins, target).sum())
+
+        self.weight = _fit(x, target, max(PENALTIES, key=credit))
         return self
 
     def margin(self, responses: Sequence[tuple[str, str]]) -> Tensor:
         """(N,) positive where a looks the better one."""
-        return self._features(responses) @ self.weight
+        return torch.from_numpy(self._features(responses) @ self.weight)
 
-    def _features(self, responses: Sequence[tuple[str, str]]) -> Tensor:
-        x = torch.zeros(len(responses), len(self.column))
-        for row, pair in enumerate(responses):
-            for sign, text in zip((1, -1), pair, strict=True):
-                for word, count in Counter(words_of(text)).items():
-                    if word in self.column:
-                        x[row, self.column[word]] += sign * torch.tensor(1.0 + count).log()
-        return x
+    def _features(self, responses: Sequence[tuple[str, str]]) -> Any:
+        """(N, V) sparse, of a less those of b."""
+        of_a, of_b = (self.vectorizer.transform(texts).log1p() for texts in zip(*responses, strict=True))
+        return (of_a - of_b).tocsr()
 
 
-def words_of(text: str) -> list[str]:
-    """Its words in small letters."""
-    return _WORD.findall(text.lower())
+def word_counter(texts: Sequence[str], max_words: int) -> Any:
+    """A `CountVectorizer` of the words that stand in most of the texts, without regard to case."""
+    from sklearn.feature_extraction.text import CountVectorizer
+
+    words_of = CountVectorizer(token_pattern=r"\w+|[^\w\s]").build_analyzer()
+    num_texts = Counter(word for text in texts for word in dict.fromkeys(words_of(text)))
+    return CountVectorizer(analyzer=words_of, vocabulary=[word for word, _ in num_texts.most_common(max_words)])
 
 
-def _fit(x: Tensor, target: Tensor, penalty: float) -> Tensor:
-    weight = torch.zeros(x.shape[1], requires_grad=True)
-    optimizer = torch.optim.LBFGS([weight], max_iter=50, line_search_fn="strong_wolfe")
+def _fit(x: Any, target: Tensor, penalty: float) -> np.ndarray:
+    """(V,) weights of a logistic regression without a constant."""
+    from scipy.sparse import vstack
+    from sklearn.linear_model import LogisticRegression
 
-    def closure() -> Tensor:
-        optimizer.zero_grad()
-        loss = F.binary_cross_entropy_with_logits(x @ weight, target, reduction="sum") + penalty / 2 * weight @ weight
-        loss.backward()
-        return loss
-
-    if len(x):
-        optimizer.step(closure)
-    return weight.detach()
+    if not x.shape[0]:
+        return np.zeros(x.shape[1])
+    # Every pair from both sides: half the loss, and both classes are there however few pairs there are.
+    both = np.concatenate([target.numpy(), 1 - target.numpy()])
+    model = LogisticRegression(C=0.5 / penalty, fit_intercept=False, max_iter=1000, tol=1e-8)
+    return model.fit(vstack([x, -x]), both).coef_[0]

@@ -1,7 +1,6 @@
 """Is B better than A? Paired tests of two reward models on the same labelled pairs, on tensors. N pairs."""
 
 import itertools
-import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
@@ -49,9 +48,9 @@ def paired(credit_a: Tensor, credit_b: Tensor, same_order: Tensor, prompt: np.nd
 
 def mcnemar(only_a: int, only_b: int) -> float:
     """Two-sided p-value of McNemar's exact test: how likely so uneven a split of the discordant pairs is by chance."""
-    n, k = only_a + only_b, min(only_a, only_b)
-    tail = sum(math.exp(_log_choose(n, i) - n * math.log(2)) for i in range(k + 1))
-    return min(1.0, 2 * tail)
+    from scipy.stats import binomtest  # here, since it takes half a second
+
+    return float(binomtest(only_a, only_a + only_b).pvalue) if only_a + only_b else 1.0
 
 
 def first_decision(changes: Iterable[float], num_pairs: int, alpha: float) -> tuple[int, int] | None:
@@ -98,10 +97,6 @@ def boundary(is_discordant: Iterable[bool], num_pairs: int, alpha: float) -> Ite
             spent += 2 * float(prob[0])
             prob = prob[1:-1]
         yield len(prob) // 2 + 1
-
-
-def _log_choose(n: int, k: int) -> float:
-    return math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1)
 
 
 def same_order(margin_a: Tensor, margin_b: Tensor) -> Tensor:

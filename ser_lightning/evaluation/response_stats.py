@@ -4,7 +4,6 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterable
-from functools import lru_cache
 from typing import NamedTuple
 
 from torch import Tensor
@@ -69,11 +68,13 @@ def mean_interval(values: Tensor, confidence: float = 0.95) -> Interval:
         values: (N,), independent of each other.
         confidence: how often such an interval holds the mean.
     """
+    from scipy.special import stdtrit  # here, since it takes a while and most commands need none of it
+
     num_values, values = len(values), values.double()
     mean = float(values.mean())
     if num_values < 2:
         return Interval(mean, math.nan, math.nan)
-    half = _t_quantile(confidence, num_values - 1) * float(values.std()) / math.sqrt(num_values)
+    half = float(stdtrit(num_values - 1, (1 + confidence) / 2) * values.std()) / math.sqrt(num_values)
     return Interval(mean, mean - half, mean + half)
 
 
@@ -91,26 +92,3 @@ def paired_change(now: Tensor, then: Tensor, confidence: float = 0.95) -> Interv
 def _ngrams(text: str, n: int) -> list[tuple[str, ...]]:
     words = _WORD.findall(text.casefold())
     return list(zip(*(words[i:] for i in range(n)), strict=False))
-
-
-@lru_cache(maxsize=256)
-def _t_quantile(confidence: float, df: int) -> float:
-    """The t that a Student variable of df degrees of freedom stays within, either way, with this probability."""
-    low, high = 0.0, math.pi / 2  # of the angle atan(t / sqrt(df))
-    while high - low > 1e-14:
-        middle = (low + high) / 2
-        low, high = (middle, high) if _prob_within(middle, df) < confidence else (low, middle)
-    return math.sqrt(df) * math.tan((low + high) / 2)
-
-
-def _prob_within(angle: float, df: int) -> float:
-    """P(|t| <= sqrt(df) tan(angle)), as the finite sums of Abramowitz and Stegun, 26.7.3 and 26.7.4: SciPy is no
-    dependency of a run."""
-    is_odd = df % 2 == 1
-    term = math.cos(angle) if is_odd else 1.0
-    total = 0.0 if df == 1 else term
-    for factor in range(2 if is_odd else 1, df - 2, 2):
-        term *= factor / (factor + 1) * math.cos(angle) ** 2
-        total += term
-    within = math.sin(angle) * total
-    return 2 / math.pi * (angle + within) if is_odd else within

@@ -54,15 +54,21 @@ def percentiles(means: np.ndarray) -> tuple[float, float]:
 
 def resampled_means(credit: Tensor, prompt: np.ndarray, seed: int = 0) -> np.ndarray:
     """(NUM_RESAMPLES,) means of resamples of the prompts; arguments as of `prompt_interval`, N > 0."""
+    from scipy.stats import bootstrap  # here, since it takes half a second
+
     _, group = np.unique(prompt, return_inverse=True)
-    number = np.bincount(group).astype(np.float64)
-    right = np.bincount(group, weights=credit.double().numpy())
-    generator = np.random.default_rng(seed)
-    means = np.empty(NUM_RESAMPLES)
-    for i in range(NUM_RESAMPLES):
-        drawn = np.bincount(generator.integers(len(number), size=len(number)), minlength=len(number))
-        means[i] = drawn @ right / (drawn @ number)
-    return means
+    sums = (np.bincount(group, weights=credit.double().numpy()), np.bincount(group).astype(np.float64))
+    if len(sums[0]) == 1:  # SciPy wants two prompts
+        return np.full(NUM_RESAMPLES, float(credit.double().mean()))
+    return bootstrap(
+        sums,
+        lambda right, number, axis: right.sum(axis) / number.sum(axis),
+        paired=True,
+        n_resamples=NUM_RESAMPLES,
+        batch=100,  # resamples in memory at a time
+        method="percentile",
+        rng=np.random.default_rng(seed),
+    ).bootstrap_distribution
 
 
 def set_figures(found: Scored, temperature: float) -> dict[str, Any]:

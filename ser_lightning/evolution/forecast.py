@@ -11,6 +11,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from ser_lightning.evaluation.metrics import Z_95
+
 FIRST_CHANGE = 0.13
 """Share of the pool's labels that round 1 changes, where nothing is known."""
 LASTING = 0.5
@@ -19,7 +21,6 @@ DECAY = 0.5
 """Net label change of a round as a share of that of the round before."""
 NET_SHARE, NET_SHARE_ERROR = 0.3, 0.15
 """Accuracy that a net label change of 1 gains, where nothing is known, and the standard deviation of that belief."""
-_Z_95 = 1.959963984540054
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ def look_ahead(seed_credits: Sequence[Tensor], net_label_changes: Sequence[float
     accuracy = low = high = math.nan
     if len(seed_credits[-1]):
         accuracy = min(1.0, max(0.0, float(seed_credits[-1].mean()) + gain))
-        half = _Z_95 * math.hypot(_paired_error(*seed_credits[-2:]), ahead * share_error)
+        half = Z_95 * math.hypot(_paired_error(*seed_credits[-2:]), ahead * share_error)
         low, high = max(0.0, accuracy - half), min(1.0, accuracy + half)
     return Outlook(gain, accuracy, low, high, rounds_that_gain(gain, min_gain))
 

@@ -20,8 +20,8 @@ Level = Literal["ignore", "warn", "stop", "rollback"]
 """`stop`: the round's labels are not used and evolution ends; `rollback`: its model is not delivered either."""
 NUM_STANDARD_ERRORS = 3.0
 """A difference of shares counts as real from here on."""
-KS_AT_1_IN_10000 = 2.2252
-"""sqrt(-ln(p / 2) / 2) at p = 1e-4: times sqrt(1/N + 1/M) the KS distance that chance exceeds once in 10,000."""
+KS_P_VALUE = 1e-4
+"""The distance of two samples counts as real where chance exceeds it once in 10,000."""
 TIE = 1e-4
 """A smaller margin counts as no preference."""
 
@@ -156,8 +156,8 @@ def shift(view: RoundView, threshold: float) -> tuple[float, float]:
         samples.append((scores.margin.abs(), torch.cat([pool.margin.abs() for pool in view.fold_pool])))
     if len(scores) == 0 or len(view.pool) == 0:
         return math.nan, threshold
-    by_chance = KS_AT_1_IN_10000 * (1 / len(scores) + 1 / len(view.pool)) ** 0.5
-    return max(ks_distance(one, other) for one, other in samples), max(threshold, by_chance)
+    distances, by_chance = zip(*(ks_distance(one, other, KS_P_VALUE) for one, other in samples), strict=True)
+    return max(distances), max(threshold, *by_chance)
 
 
 def overconfidence(view: RoundView, threshold: float) -> tuple[float, float]:

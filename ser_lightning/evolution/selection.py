@@ -34,8 +34,8 @@ class SelectionContext:
         """Temperature and zero of the reward, fitted on the seed; 1 and 0 where nothing was scored out of fold."""
         if len(self.scores) == 0:
             return 1.0, 0.0
-        zero = fit_zero(self.scores.reward_a, self.scores.reward_b, self.target)
-        return fit_temperature(self.scores.margin, self.target), zero
+        temperature = fit_temperature(self.scores.margin, self.target)
+        return temperature, fit_zero(self.scores.reward_a, self.scores.reward_b, self.target)
 
 
 @dataclass(frozen=True)

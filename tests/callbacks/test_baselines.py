@@ -48,4 +48,4 @@ def test_the_floor_does_not_see_other_labels(polite_file, tiny_model_dir):
     pairs.setup("test")
     seed = pairs.pair_ids("seed")
     model = BagOfWords().fit([(p.response_a, p.response_b) for p in pairs.lookup(seed)], pairs.seed_labels(seed))
-    assert 0 < len(seed) < 60 and len(model.column) <= 11
+    assert 0 < len(seed) < 60 and len(model.weight) <= 11

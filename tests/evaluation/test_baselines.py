@@ -2,7 +2,7 @@ import random
 
 import torch
 
-from ser_lightning.evaluation.baselines import BagOfWords
+from ser_lightning.evaluation.baselines import PENALTIES, BagOfWords
 from ser_lightning.evaluation.metrics import half_credit
 
 
@@ -24,7 +24,20 @@ def test_finds_the_word_that_decides():
     model = BagOfWords().fit(*_pairs(200, 0))
     pairs, target = _pairs(200, 1)
     assert half_credit(model.margin(pairs), target).mean() > 0.95
-    assert max(model.column, key=lambda w: model.weight[model.column[w]].item()) == "please"
+    assert model.vectorizer.get_feature_names_out()[model.weight.argmax()] == "please"
+
+
+def test_weights_are_those_that_torch_finds():
+    """The penalised loss has its least value where its gradient is zero."""
+    pairs, target = _pairs(60, 0)
+    model = BagOfWords().fit(pairs, target)
+    names = list(model.vectorizer.get_feature_names_out())
+    counts = torch.tensor([[[text.split().count(w) for w in names] for text in pair] for pair in pairs]).double()
+    x = torch.log1p(counts[:, 0]) - torch.log1p(counts[:, 1])
+    weight = torch.from_numpy(model.weight).requires_grad_()
+    torch.nn.functional.binary_cross_entropy_with_logits(x @ weight, target.double(), reduction="sum").backward()
+    slopes = {penalty: float((weight.grad + penalty * weight).detach().abs().max()) for penalty in PENALTIES}
+    assert min(slopes.values()) < 1e-3 < sorted(slopes.values())[1]
 
 
 def test_is_antisymmetric_and_says_nothing_of_unknown_words():

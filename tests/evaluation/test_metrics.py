@@ -27,11 +27,14 @@ def test_interval_is_scipys_wilson(right, pairs):
 
 
 @pytest.mark.parametrize("sizes", [(1, 1), (30, 7), (200, 150)])
-def test_ks_distance_is_scipys_also_with_ties(sizes):
+def test_ks_distance_is_the_largest_gap_of_the_distribution_functions_also_with_ties(sizes):
     g = torch.Generator().manual_seed(0)
     one, other = (torch.randint(0, 9, (n,), generator=g).float() for n in sizes)
-    expected = stats.ks_2samp(one.numpy(), other.numpy()).statistic
-    assert ks_distance(one, other) == ks_distance(other, one) == pytest.approx(expected)
+    expected = max(abs(float((one <= x).double().mean() - (other <= x).double().mean())) for x in range(9))
+    (distance, by_chance), turned = ks_distance(one, other, 1e-4), ks_distance(other, one, 1e-4)
+    assert (distance, by_chance) == pytest.approx(turned) and distance == pytest.approx(expected)
+    # Smirnov's limit: 2 exp(-2 d^2 nm / (n + m)) = p
+    assert by_chance == pytest.approx(math.sqrt(-math.log(1e-4 / 2) / 2 * (1 / sizes[0] + 1 / sizes[1])))
 
 
 def test_length_correlation_is_scipys_pearson_and_nan_where_undefined():
