@@ -22,10 +22,10 @@ from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
-from ser_lightning.utils.atomic import write_text_atomically
+from ser_lightning.errors import UserError
 from ser_lightning.runs.files import CONFIG, is_run, run_above
 from ser_lightning.training.checkpoints import LAST, find_checkpoint
-from ser_lightning.errors import UserError
+from ser_lightning.utils.atomic import write_text_atomically
 
 RUN_DIR_VARIABLE = "SER_LIGHTNING_RUN_DIR"
 """Rank 0 leaves the folder's name here for the ranks that Lightning's launcher starts with the same command."""

@@ -5,14 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from torch import Tensor
 
+from ser_lightning.errors import UserError
 from ser_lightning.models.backbone import Backbone, LoraSettings
+from ser_lightning.models.policy import policy_state
 from ser_lightning.runs.files import is_run, read_config
 from ser_lightning.training.checkpoints import LAST, is_whole, newest_whole
-from ser_lightning.errors import UserError
-from ser_lightning.models.policy import policy_state
 
 POLICY_MODULES = ("SFTModule", "PPOModule")
 WEIGHTS_PREFIX = "_policy."

@@ -1,20 +1,18 @@
 """The reward model that a fit delivered, read from its run folder or from one of its checkpoints."""
 
-import csv
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from ser_lightning.runs.files import CONFIG, delivered_round, read_config, round_files, run_above
-from ser_lightning.models.backbone import Backbone, LoraSettings, load_tokenizer
 from ser_lightning.errors import UserError
+from ser_lightning.models.backbone import Backbone, LoraSettings, load_tokenizer
 from ser_lightning.models.fingerprint import check_identity, check_trained, identity_of
 from ser_lightning.models.reward_model import RewardModel, load_reward_model
+from ser_lightning.runs.files import CONFIG, delivered_round, read_config, round_files, run_above
 
 MODULE_PREFIX = "_reward_model."
 """Where `RewardModule` keeps its reward model."""
@@ -100,4 +98,6 @@ def _read_config(run: Path) -> tuple[Backbone, int]:
         lora = LoraSettings(**settings.pop("lora"))
         return Backbone(lora=lora, **settings), config["data"]["init_args"]["max_length"]
     except (KeyError, TypeError) as error:
-        raise UserError(f"run: {run / CONFIG} is not that of a reward model ({error}); give the folder of its fit") from error
+        raise UserError(
+            f"run: {run / CONFIG} is not that of a reward model ({error}); give the folder of its fit"
+        ) from error

@@ -29,7 +29,6 @@ COLUMNS = (
 )
 
 
-
 def row(number, delivered=False):
     return RoundRow(number, 100, 40, 3, 1, 0.8, float("nan"), 0.7, 0.75, 0.05, -0.1, 12345, 2.5, delivered)
 

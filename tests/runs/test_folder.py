@@ -18,10 +18,10 @@ from lightning.pytorch.demos.boring_classes import BoringDataModule, BoringModel
 from ser_lightning.__main__ import main
 from ser_lightning.callbacks.prediction_writers import PredictionWriter, to_table
 from ser_lightning.callbacks.progress import describe_phase
-from ser_lightning.training.checkpoints import _swap, is_whole
 from ser_lightning.errors import UserError
 from ser_lightning.records import PairScores
 from ser_lightning.runs.folder import MetricsFile, choose_folder, run_of
+from ser_lightning.training.checkpoints import _swap, is_whole
 
 BORING = """
 model:

@@ -6,11 +6,11 @@ import torch
 import yaml
 
 from ser_lightning.__main__ import main
-from ser_lightning.models.backbone import BUNDLED_MODEL, Backbone, LoraSettings
 from ser_lightning.errors import UserError
+from ser_lightning.models.backbone import BUNDLED_MODEL, Backbone, LoraSettings
 from ser_lightning.models.policy import load_policy
-from ser_lightning.runs.policy_run import PolicyStart, model_kind, read_policy_backbone, resolve_start
 from ser_lightning.records import Padded
+from ser_lightning.runs.policy_run import PolicyStart, model_kind, read_policy_backbone, resolve_start
 from tests.policy_runs import backbone, loaded, own_logits, plain_logits, sft, sft_flags
 
 IDS = torch.tensor([[5, 9, 17, 33, 8, 44]])
