@@ -6,8 +6,9 @@ A label or target says whether response *a* is the better one: 1 = a wins, 0 = b
 A pair has no "chosen": chosen and rejected exist only inside the loss.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields
-from typing import Self, TypedDict
+from typing import Any, Self, TypedDict
 
 import torch
 from torch import Tensor
@@ -38,13 +39,22 @@ class PreferencePair:
 class TensorRecord:
     """Dataclass of tensors (and plain numbers) that moves between devices as one."""
 
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:
-        """A copy with every tensor on `device`; Lightning calls this to move batches."""
+    def to(self, device: torch.device | str, non_blocking: bool | None = None) -> Self:
+        """A copy with every tensor on `device`; Lightning calls this to move batches.
+
+        Without a word the host does not wait for a copy to CUDA, as Lightning has it for tensors, but not for records.
+        """
+        is_async = torch.device(device).type == "cuda" if non_blocking is None else non_blocking
+        return self._with_tensors(lambda value: value.to(device, non_blocking=is_async))
+
+    def pin_memory(self) -> Self:
+        """A copy in pinned memory, from where copies to a GPU do not hold up the host; loaders call this."""
+        return self._with_tensors(lambda value: value.pin_memory())
+
+    def _with_tensors(self, change: Callable[[Any], Any]) -> Self:
         values = {f.name: getattr(self, f.name) for f in fields(self)}  # type: ignore[arg-type]
         moves = (Tensor, TensorRecord)
-        return type(self)(
-            **{k: v.to(device, non_blocking=non_blocking) if isinstance(v, moves) else v for k, v in values.items()}
-        )
+        return type(self)(**{k: change(v) if isinstance(v, moves) else v for k, v in values.items()})
 
 
 @dataclass(frozen=True)
@@ -69,16 +79,21 @@ class Packed(TensorRecord):
     A group of sequences lies as [what all share | the rest of its first | the rest of its second | ...], and a row
     holds one group or several. The rest of a sequence attends to what is shared and to itself, and its positions go on
     where the shared ones end. A place is a token's index in all rows, one behind the other.
+
+    So what a token attends to are two runs of columns, up to its own: those that its group shares, and those of its own
+    part from `part_start` on. Padding is a group of its own.
     """
 
     input_ids: Tensor
     """(N, L) int64."""
     position_ids: Tensor
     """(N, L) int64, position of the token in its sequence, from 0."""
-    group: Tensor
-    """(N, L) int32, the group of a token; -1 = padding."""
-    sequence: Tensor
-    """(N, L) int32, the one sequence that a token belongs to; -1 = all of its group."""
+    group_start: Tensor
+    """(N, L) int32, column where the token's group begins, with what all of it share."""
+    shared_end: Tensor
+    """(N, L) int32, column behind what the token's group shares."""
+    part_start: Tensor
+    """(N, L) int32, column where the token's part begins: what its group shares, or the rest of one sequence."""
     shared_start: Tensor
     """(R,) int64, place where the sequence's shared tokens begin."""
     num_shared: Tensor

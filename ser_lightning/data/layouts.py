@@ -179,9 +179,12 @@ def pack_sequences(
     ]
     length = -(-max(used) // row_multiple) * row_multiple
     ids, positions = np.full((len(rows), length), pad_token_id), np.zeros((len(rows), length), dtype=np.int64)
-    group_of, sequence_of = (np.full((len(rows), length), _NOBODY, dtype=np.int32) for _ in range(2))
+    # Padding is a group of its own, in which all is shared.
+    group_start, shared_end, part_start = (
+        np.repeat(np.array(fill, dtype=np.int32)[:, None], length, axis=1)
+        for fill in (used, [length] * len(rows), used)
+    )
     spans = np.empty((3, len(arrays)), dtype=np.int64)
-    number = 0
     for r, (row, counts) in enumerate(zip(rows, shared, strict=True)):
         end = 0
         for group, num_shared in zip(row, counts, strict=True):
@@ -193,17 +196,17 @@ def pack_sequences(
             for owner, part, first in parts:
                 place = slice(end, end + len(part))
                 ids[r, place], positions[r, place] = part, np.arange(first, first + len(part))
-                group_of[r, place], sequence_of[r, place] = number, owner
+                group_start[r, place], shared_end[r, place], part_start[r, place] = start, start + num_shared, end
                 if owner != _NOBODY:
                     spans[:, owner] = r * length + start, num_shared, r * length + end
                 end += len(part)
-            number += 1
     shared_starts, shared_counts, own_starts = map(torch.from_numpy, spans)
     return Packed(
         torch.from_numpy(ids),
         torch.from_numpy(positions),
-        torch.from_numpy(group_of),
-        torch.from_numpy(sequence_of),
+        torch.from_numpy(group_start),
+        torch.from_numpy(shared_end),
+        torch.from_numpy(part_start),
         shared_starts,
         shared_counts,
         own_starts,

@@ -5,15 +5,18 @@ without a word. So windows are put into the mask here, on positions and not on p
 masks are not known is not packed.
 """
 
+import copy
 import inspect
 from collections.abc import Callable
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import torch
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
-from torch.nn.attention.flex_attention import BlockMask, create_block_mask
-from transformers import PretrainedConfig, PreTrainedModel
+from torch.nn.attention.flex_attention import BlockMask
+from transformers import AttentionInterface, AttentionMaskInterface, AutoModel, PretrainedConfig, PreTrainedModel
+from transformers.integrations.flex_attention import flex_attention_forward
+from transformers.masking_utils import flex_attention_mask
 
 from ser_lightning.data.layouts import PADDED, Layout
 from ser_lightning.errors import UserError
@@ -24,8 +27,12 @@ LayoutName = Literal["auto", "shared_prompt", "padded"]
 
 CPU_BATCH_TOKENS = 1024
 """Most tokens in a packed batch on a CPU. With more, activations leave its caches, and every layer waits for memory."""
-CUDA_ROW_MULTIPLE = 1024
-"""FlexAttention is compiled for few lengths of rows."""
+BLOCK = 128
+"""Rows of FlexAttention are whole blocks of this many tokens: one kernel, with no checks at borders, fits them all."""
+MOST_COMPILATIONS = 32
+"""A model takes four or six: the first length of rows and all others, each kind of mask, with and without gradients."""
+PACKED_ATTENTION = "packed_flex_attention"
+"""What transformers calls `_flex_attention`."""
 
 _MASKS: dict[str, Literal["full", "window", "by_layer"]] = {
     **dict.fromkeys(("gemma", "gpt2", "gpt_neox", "llama", "olmo", "olmo2", "phi", "stablelm"), "full"),
@@ -40,8 +47,8 @@ def choose_layout(wanted: LayoutName, model: PreTrainedModel, device: torch.devi
     """The layout for a model on a device; on CUDA the model's attention becomes FlexAttention where prompts are shared.
 
     Args:
-        wanted: `auto` shares prompts where that is exact and says so where it is not. On CUDA, where packed rows have
-            never run yet, it waits to be asked with `shared_prompt`.
+        wanted: `auto` shares prompts where that is exact and says so where it is not. On CUDA it first tries it in
+            small, and pads where FlexAttention fails; `shared_prompt` does not ask.
         model: a transformers model with a head, as its body is wrapped.
         device: where it computes.
         where: how errors call the setting.
@@ -54,13 +61,21 @@ def choose_layout(wanted: LayoutName, model: PreTrainedModel, device: torch.devi
     kind = torch.device(device).type
     is_cpu = kind == "cpu"
     problem = sharing_problem(model, is_cpu) if kind in ("cpu", "cuda") else f"packed rows do not run on {kind}"
-    if problem is None and wanted == "auto" and not is_cpu:
-        problem = "packed rows on CUDA are new; ask for them with shared_prompt"
+    if (
+        problem is None
+        and wanted == "auto"
+        and not is_cpu
+        and torch.cuda.is_available()
+        and model.device.type != "meta"
+    ):
+        problem = packing_failure(model, device)
     if problem is None:
         if is_cpu:
             return Layout(shares_prompts=True, max_batch_tokens=CPU_BATCH_TOKENS)
-        model.set_attn_implementation("flex_attention")
-        return Layout(shares_prompts=True, is_one_row=True, row_multiple=CUDA_ROW_MULTIPLE)
+        model.set_attn_implementation(PACKED_ATTENTION)
+        # Behind its limit TorchDynamo runs FlexAttention uncompiled, with whole tables of scores in memory.
+        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, MOST_COMPILATIONS)
+        return Layout(shares_prompts=True, is_one_row=True, row_multiple=BLOCK)
     if wanted == "shared_prompt":
         raise UserError(f"{where}: got shared_prompt, but {problem}; use auto or padded")
     rank_zero_info(f"Layout: padded, as {problem}.")
@@ -98,6 +113,47 @@ def sharing_problem(model: PreTrainedModel, is_cpu: bool) -> str | None:
     return None
 
 
+def packing_failure(model: PreTrainedModel, device: torch.device | str) -> str | None:
+    """Why packed rows do not do on a device, None if they do: FlexAttention compiles and gives what padding gives.
+
+    Tried with one random layer of each kind that the model has, so that it takes no memory and any strategy allows it;
+    what is compiled here the run uses again.
+
+    Args:
+        model: a transformers model with a head.
+        device: where it will compute.
+    """
+    config: Any = copy.deepcopy(model.config.get_text_config())
+    kinds = getattr(config, "layer_types", None) or ["full_attention"]
+    config.num_hidden_layers = len(set(kinds))
+    if getattr(config, "layer_types", None):
+        config.layer_types = sorted(set(kinds))
+    config.vocab_size, config.pad_token_id, config.intermediate_size = 64, 0, 64
+    dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
+    is_half = dtype != torch.float32 or bool(getattr(model, "is_quantized", False))
+    rows = [[*range(3, 63)] * 4, [*range(3, 63)] * 2 + [*range(40, 60)], [*range(5, 50)]]  # two begin alike
+    found = []
+    with torch.random.fork_rng(), torch.enable_grad():
+        try:
+            body = AutoModel.from_config(config, dtype=torch.bfloat16 if is_half else dtype).to(device)
+            for weight in body.parameters():
+                if weight.dim() > 1:
+                    torch.nn.init.normal_(weight, std=2 * weight.shape[-1] ** -0.5)  # attention far from even
+            for attention, layout in (("sdpa", PADDED), (PACKED_ATTENTION, Layout(True, None, True, BLOCK))):
+                body.set_attn_implementation(attention)
+                inputs = layout.lay_out(rows, [0, 0, 1], 0).to(device)
+                states = last_states(last_hidden(body, inputs), inputs).float()
+                [slope] = torch.autograd.grad(states.square().sum(), [body.get_input_embeddings().weight])
+                found.append(torch.cat([states.detach().flatten(), slope.float().flatten()]))
+        except Exception as error:  # whatever a compiler may raise; the reason is said, and padding works anyway
+            return f"FlexAttention fails on this device ({type(error).__name__}: {str(error).strip().splitlines()[0]})"
+    padded, packed = found
+    difference = float((packed - padded).norm() / padded.norm())
+    if not difference < (0.1 if is_half else 0.02):  # nor is NaN
+        return f"packed rows differ from padded ones by {difference:.2g} on this device"
+    return None
+
+
 def last_hidden(body: nn.Module, inputs: Inputs) -> Tensor:
     """The last hidden states of a decoder's body, in the layout of its inputs.
 
@@ -116,6 +172,20 @@ def last_hidden(body: nn.Module, inputs: Inputs) -> Tensor:
     return body(input_ids=inputs.input_ids, attention_mask=masks, **extra).last_hidden_state
 
 
+def last_states(hidden: Tensor, inputs: Inputs) -> Tensor:
+    """(R, H) states at the last token of each sequence.
+
+    Args:
+        hidden: (R, T, H) or (N, L, H), as `last_hidden` gives them.
+        inputs: R sequences.
+    """
+    if isinstance(inputs, Padded):
+        positions = torch.arange(hidden.shape[1], device=hidden.device)
+        last_index = (positions * inputs.attention_mask).argmax(-1)
+        return hidden[torch.arange(len(hidden), device=hidden.device), last_index]
+    return hidden.flatten(0, 1)[inputs.places(inputs.num_tokens[:, None] - 1).squeeze(-1)]
+
+
 def attention_masks(config: PretrainedConfig, packed: Packed) -> Tensor | BlockMask | dict[str, Tensor | BlockMask]:
     """What a model takes as its attention mask for packed rows.
 
@@ -128,29 +198,42 @@ def attention_masks(config: PretrainedConfig, packed: Packed) -> Tensor | BlockM
     return masks if _MASKS[config.model_type] == "by_layer" else next(iter(masks.values()))
 
 
-def is_visible(packed: Packed, row: Tensor, query: Tensor, key: Tensor, window: int | None) -> Tensor:
-    """Whether one token of a row may attend to another, bool, for indices of any shape.
+def visible_runs(packed: Packed, window: int | None) -> tuple[Tensor, Tensor, Tensor]:
+    """The two runs of columns that each token attends to, up to its own column: [0] to [1] excluded, and [2] onwards.
+
+    A window only moves where the runs begin, on positions and not on columns: kernels see one kind of mask.
 
     Args:
         packed: the rows.
+        window: how many positions back a token sees, itself included; None = all.
+
+    Returns:
+        Three times (N, L) int32.
+    """
+    if window is None:
+        return packed.group_start, packed.shared_end, packed.part_start
+    columns = torch.arange(packed.part_start.shape[1], dtype=torch.int32, device=packed.part_start.device)
+    first_shared = packed.group_start + (packed.position_ids.int() - window + 1).clamp_min(0)
+    return first_shared, packed.shared_end, torch.maximum(packed.part_start, columns - window + 1)
+
+
+def is_visible(runs: tuple[Tensor, Tensor, Tensor], row: Tensor, query: Tensor, key: Tensor) -> Tensor:
+    """Whether one token of a row may attend to another, bool, for indices of any shape.
+
+    Args:
+        runs: what `visible_runs` gave.
         row: number of the row.
         query: column of the token that attends.
         key: column of the token that is attended to.
-        window: how many positions back a token sees, itself included; None = all.
     """
-    owner = packed.sequence[row, key]
-    is_own = (owner < 0) | (owner == packed.sequence[row, query])
-    sees = (key <= query) & (packed.group[row, query] == packed.group[row, key]) & is_own
-    if window is not None:
-        positions = packed.position_ids
-        sees = sees & (positions[row, query] - positions[row, key] < window)
-    return sees
+    first_shared, shared_end, first_own = (run[row, query] for run in runs)
+    return (key <= query) & ((key >= first_own) | ((key >= first_shared) & (key < shared_end)))
 
 
 def _dense_mask(packed: Packed, window: int | None) -> Tensor:
     """(N, 1, L, L) bool."""
-    rows, columns = (torch.arange(n, device=packed.group.device) for n in packed.group.shape)
-    return is_visible(packed, rows[:, None, None], columns[:, None], columns, window)[:, None]
+    rows, columns = (torch.arange(n, device=packed.part_start.device) for n in packed.part_start.shape)
+    return is_visible(visible_runs(packed, window), rows[:, None, None], columns[:, None], columns)[:, None]
 
 
 def _added_mask(packed: Packed, window: int | None) -> Tensor:
@@ -160,17 +243,55 @@ def _added_mask(packed: Packed, window: int | None) -> Tensor:
 
 
 def _block_mask(packed: Packed, window: int | None) -> BlockMask:
-    def visible(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        return is_visible(packed, batch, query, key, window)
+    """`create_block_mask` would make all (L, L) answers first, 4 GiB of them for 65,536 tokens; this looks at blocks.
 
-    num_rows, length = packed.group.shape
-    return create_block_mask(visible, num_rows, None, length, length, device=str(packed.group.device))
+    Runs begin and end in the order of the columns (but for shared ones in a window), so the least and the largest of a
+    block of queries say which blocks of keys any of them sees, and which all of them see in whole.
+    """
+    runs = visible_runs(packed, window)
+
+    def visible(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        return is_visible(runs, batch, query, key)
+
+    blocks = [run.unflatten(1, (-1, BLOCK))[:, :, None] for run in runs]  # (N, blocks of queries, 1, BLOCK)
+    (least_shared, shared_end, least_own), (most_shared, _, most_own) = zip(
+        *(b.aminmax(dim=-1) for b in blocks), strict=True
+    )
+    first = torch.arange(0, packed.part_start.shape[1], BLOCK, device=packed.part_start.device)
+    last, is_before = first + BLOCK - 1, first < first[:, None]
+    is_seen = is_before & ((last >= least_own) | ((last >= least_shared) & (first < shared_end)))
+    is_full = is_before & ((first >= most_own) | ((first >= most_shared) & (last < shared_end)))
+    is_partial = (is_seen & ~is_full) | (first == first[:, None])
+    return BlockMask.from_kv_blocks(*_listed(is_partial), *_listed(is_full), BLOCK_SIZE=BLOCK, mask_mod=visible)
+
+
+def _listed(blocks: Tensor) -> tuple[Tensor, Tensor]:
+    """How many blocks of keys each block of queries has, and which, those first; from (N, n, n) bool."""
+    blocks = blocks[:, None]
+    return blocks.sum(-1, dtype=torch.int32), blocks.int().argsort(dim=-1, descending=True, stable=True).int()
+
+
+def _flex_attention(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Any, **kwargs: Any) -> Any:
+    """transformers' FlexAttention in the number format of autocast, which knows SDPA but not FlexAttention.
+
+    With weights in float32 the rotary embeddings leave queries and keys in float32, beside values in bfloat16, which
+    FlexAttention refuses; 4-bit layers leave all three in float32, which is slow.
+    """
+    kind = query.device.type
+    if torch.is_autocast_enabled(kind):
+        query, key, value = (states.to(torch.get_autocast_dtype(kind)) for states in (query, key, value))
+    return flex_attention_forward(module, query, key, value, mask, **kwargs)
+
+
+AttentionInterface.register(PACKED_ATTENTION, _flex_attention)
+AttentionMaskInterface.register(PACKED_ATTENTION, flex_attention_mask)
 
 
 _MAKERS: dict[str, Callable[[Packed, int | None], Tensor | BlockMask]] = {
     "sdpa": _dense_mask,
     "eager": _added_mask,
     "flex_attention": _block_mask,
+    PACKED_ATTENTION: _block_mask,
 }
 
 

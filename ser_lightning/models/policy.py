@@ -28,7 +28,7 @@ from ser_lightning.models.loading import (
     prepare_body,
     quiet_load_report,
 )
-from ser_lightning.models.masks import LayoutName, choose_layout, last_hidden
+from ser_lightning.models.masks import PACKED_ATTENTION, LayoutName, choose_layout, last_hidden
 from ser_lightning.models.trainable import load_exactly, trainable_state
 from ser_lightning.records import Inputs
 
@@ -95,7 +95,7 @@ class Policy(nn.Module):
         before = [config._attn_implementation for config in configs]
         try:
             for config in configs:
-                if config._attn_implementation == "flex_attention":
+                if config._attn_implementation == PACKED_ATTENTION:
                     config._attn_implementation = "sdpa"
             yield
         finally:

@@ -23,7 +23,7 @@ from ser_lightning.models.loading import (
     quiet_load_report,
     read_config,
 )
-from ser_lightning.models.masks import LayoutName, choose_layout, last_hidden
+from ser_lightning.models.masks import LayoutName, choose_layout, last_hidden, last_states
 from ser_lightning.models.trainable import load_exactly, trainable_state
 from ser_lightning.records import Features, Inputs, Padded
 from ser_lightning.utils.collectives import gathered
@@ -85,20 +85,6 @@ class RewardModel(nn.Module):
     def load_trainable_state(self, state: dict[str, Tensor]) -> None:
         """Put back what `trainable_state` gave; `UserError` if anything is missing, left over or of another shape."""
         load_exactly(trainable_state(self), state)
-
-
-def last_states(hidden: Tensor, inputs: Inputs) -> Tensor:
-    """(R, H) states at the last token of each sequence.
-
-    Args:
-        hidden: (R, T, H) or (N, L, H), as `masks.last_hidden` gives them.
-        inputs: R sequences.
-    """
-    if isinstance(inputs, Padded):
-        positions = torch.arange(hidden.shape[1], device=hidden.device)
-        last_index = (positions * inputs.attention_mask).argmax(-1)
-        return hidden[torch.arange(len(hidden), device=hidden.device), last_index]
-    return hidden.flatten(0, 1)[inputs.places(inputs.num_tokens[:, None] - 1).squeeze(-1)]
 
 
 def load_reward_model(

@@ -32,8 +32,9 @@ def test_packed_row_by_hand():
     packed = pack_sequences([[5, 6, 7], [3, 4], [5, 6, 8, 9], [3, 4, 4], [2]], [[[0, 2]], [[1, 3], [4]]], 1)
     assert packed.input_ids.tolist() == [[5, 6, 7, 8, 9], [3, 4, 4, 2, 1]]
     assert packed.position_ids.tolist() == [[0, 1, 2, 2, 3], [0, 1, 2, 0, 0]]
-    assert packed.group.tolist() == [[0, 0, 0, 0, 0], [1, 1, 1, 2, -1]]
-    assert packed.sequence.tolist() == [[-1, -1, 0, 2, 2], [-1, -1, 3, -1, -1]]
+    assert packed.group_start.tolist() == [[0, 0, 0, 0, 0], [0, 0, 0, 3, 4]]
+    assert packed.shared_end.tolist() == [[2, 2, 2, 2, 2], [2, 2, 2, 4, 5]]
+    assert packed.part_start.tolist() == [[0, 0, 2, 3, 3], [0, 0, 2, 3, 4]]
     assert packed.num_tokens.tolist() == [3, 2, 4, 3, 1]
     assert packed.num_shared.tolist() == [2, 2, 2, 2, 1]
     assert packed.shared_start.tolist() == [0, 5, 0, 5, 8]
@@ -50,7 +51,6 @@ def test_places_lead_back_to_every_token():
         places = packed.places(torch.arange(len(ids)).expand(9, -1))[i]
         assert packed.input_ids.flatten()[places].tolist() == ids
         assert packed.position_ids.flatten()[places].tolist() == list(range(len(ids)))
-        assert set(packed.sequence.flatten()[places].tolist()) <= {-1, i}
 
 
 def test_pairs_share_their_prompt_and_stay_in_the_order_of_padded_rows():
@@ -66,7 +66,7 @@ def test_rows_are_filled_up_to_a_multiple_with_tokens_of_nobody():
     layout = Layout(shares_prompts=True, row_multiple=8)
     inputs = layout.lay_out([[5, 6, 7], [5, 6, 8]], ["x", "x"], pad_token_id=1)
     assert inputs.input_ids.tolist() == [[5, 6, 7, 8, 1, 1, 1, 1]]
-    assert inputs.group.tolist() == [[0, 0, 0, 0, -1, -1, -1, -1]]
+    assert inputs.part_start.tolist() == [[0, 0, 2, 3, 4, 4, 4, 4]]
     full = layout.lay_out([[5] * 8], ["x"], pad_token_id=1)
     assert full.input_ids.shape == (1, 8)
 

@@ -2,6 +2,9 @@
 
 import pytest
 import torch
+import torch.nn.attention.flex_attention as torch_flex
+import transformers.integrations.flex_attention as transformers_flex
+from torch._dynamo.testing import CompileCounter
 from torch.nn.attention.flex_attention import flex_attention
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
@@ -10,7 +13,15 @@ from ser_lightning.errors import UserError
 from ser_lightning.models import masks
 from ser_lightning.models.backbone import Backbone, LoraSettings
 from ser_lightning.models.loading import prepare_body
-from ser_lightning.models.masks import attention_masks, choose_layout, is_visible, sharing_problem
+from ser_lightning.models.masks import (
+    BLOCK,
+    attention_masks,
+    choose_layout,
+    is_visible,
+    packing_failure,
+    sharing_problem,
+    visible_runs,
+)
 from ser_lightning.models.reward_model import RewardModel, load_reward_model
 from ser_lightning.records import Padded
 from ser_lightning.training.scoring import evaluating
@@ -210,7 +221,7 @@ def test_many_responses_to_one_prompt(num_responses):
 def test_visible_by_hand():
     packed = pack_sequences([[5, 6, 7, 8], [5, 6, 9], [4]], [[[0, 1], [2]]])  # 5 6 | 7 8 | 9, and 4
     places, row = torch.arange(6), torch.tensor(0)
-    found = is_visible(packed, row, places[:, None], places[None, :], None)
+    found = is_visible(visible_runs(packed, None), row, places[:, None], places[None, :])
     assert found.int().tolist() == [
         [1, 0, 0, 0, 0, 0],
         [1, 1, 0, 0, 0, 0],
@@ -219,7 +230,7 @@ def test_visible_by_hand():
         [1, 1, 0, 0, 1, 0],
         [0, 0, 0, 0, 0, 1],
     ]
-    windowed = is_visible(packed, row, places[:, None], places[None, :], 2)
+    windowed = is_visible(visible_runs(packed, 2), row, places[:, None], places[None, :])
     assert windowed.int()[3:5].tolist() == [[0, 0, 1, 1, 0, 0], [0, 1, 0, 0, 1, 0]]
 
 
@@ -229,7 +240,7 @@ def test_block_masks_see_what_dense_masks_see(kind, layout):
     """Uncompiled FlexAttention on a CPU against attention by hand under the dense mask."""
     config = AutoConfig.for_model(kind, **{**SIZES, **KINDS[kind]})
     packed = inputs_of(PAIRS, layout)
-    num_rows, length = packed.group.shape
+    num_rows, length = packed.input_ids.shape
     generator = torch.Generator().manual_seed(0)
     query, key, value = (torch.randn(num_rows, 2, length, 16, generator=generator) for _ in range(3))
     config._attn_implementation = "sdpa"
@@ -243,6 +254,134 @@ def test_block_masks_see_what_dense_masks_see(kind, layout):
         scores = (query @ key.transpose(-1, -2) / 4).masked_fill(~dense[name], float("-inf"))
         found = flex_attention(query, key, value, block_mask=blocks[name])
         torch.testing.assert_close(found, scores.softmax(-1) @ value, atol=1e-5, rtol=1e-5)
+
+
+def seen_by_definition(packed, window):
+    """(L, L) bool of a batch of one row: a token sees another if some sequence has both, the other not behind it."""
+    length = packed.input_ids.shape[1]
+    seen = torch.zeros(length, length, dtype=torch.bool)
+    for i, n in enumerate(packed.num_tokens.tolist()):
+        places = packed.places(torch.arange(n).expand(len(packed.num_tokens), -1))[i].tolist()
+        for query in range(n):
+            for key in range(max(0, query - (window or n) + 1), query + 1):
+                seen[places[query], places[key]] = True
+    return seen
+
+
+@pytest.mark.parametrize("window", [None, 40, 200])
+@pytest.mark.parametrize("seed", range(4))
+def test_block_masks_against_a_loop_over_pairs_of_tokens(seed, window):
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(most):
+        return torch.randint(
+            3, 64, (int(torch.randint(1, most, (), generator=generator)),), generator=generator
+        ).tolist()
+
+    prompts = [draw(most) for most in (300, 30, 150)]
+    sequences, keys = zip(
+        *((prompt + draw(most), k) for k, prompt in enumerate(prompts) for most in (200, 20)), strict=True
+    )
+    packed = Layout(True, is_one_row=True, row_multiple=BLOCK).lay_out(sequences, keys, pad_token_id=0)
+    seen = seen_by_definition(packed, window)
+    is_real = seen.diagonal()
+    places = torch.arange(len(seen))
+    assert torch.equal(
+        is_visible(visible_runs(packed, window), torch.tensor(0), places[:, None], places)[is_real], seen[is_real]
+    )
+    mask = masks._block_mask(packed, window)
+    blocks = seen.unflatten(0, (-1, BLOCK)).unflatten(2, (-1, BLOCK))
+    listed = {}
+    for kind in ("kv", "full_kv"):
+        counts, places = (getattr(mask, f"{kind}_{what}")[0, 0] for what in ("num_blocks", "indices"))
+        listed[kind] = {(q, int(k)) for q in range(len(counts)) for k in places[q, : counts[q]]}
+    diagonal = {(q, q) for q in range(len(counts))}  # padding sees itself
+    assert listed["kv"] | listed["full_kv"] == diagonal | {tuple(b) for b in blocks.any(3).any(1).nonzero().tolist()}
+    assert listed["full_kv"] <= {tuple(b) for b in blocks.all(3).all(1).nonzero().tolist()}
+    assert not listed["kv"] & listed["full_kv"]
+
+
+@pytest.fixture
+def compilations(monkeypatch):
+    """FlexAttention traced by TorchDynamo as on CUDA, but run by eager kernels; counts compilations."""
+    counter = CompileCounter()
+    torch._dynamo.reset()
+    compiled = torch.compile(flex_attention, backend=counter)
+    monkeypatch.setattr(torch_flex, "_validate_device", lambda *states: None)  # it refuses gradients on a CPU
+    monkeypatch.setattr(transformers_flex, "WrappedFlexAttention", lambda training: lambda: compiled)
+    yield counter
+    torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("kind", ["llama", "mistral", "gemma3_text", "qwen2"])
+def test_flex_attention_gives_scores_and_gradients_of_padded_rows(kind, compilations):
+    model = model_of(kind)
+    reward_model = RewardModel(model).train()
+    expected, slopes = scores_and_gradients(reward_model, PADDED)
+    layout = choose_layout("shared_prompt", model, "cuda", "layout")
+    found, own_slopes = scores_and_gradients(reward_model, layout)
+    assert compilations.frame_count > 0
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+    for name, slope in slopes.items():
+        torch.testing.assert_close(own_slopes[name], slope, atol=1e-5 * max(1.0, float(slope.abs().max())), rtol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["llama", "gemma3_text"])
+def test_many_batches_are_compiled_for_once(kind, compilations):
+    """The first length of a row, and all others; with and without gradients. TorchDynamo gives up at 8."""
+    model = model_of(kind)
+    layout = choose_layout("shared_prompt", model, "cuda", "layout")
+    reward_model = RewardModel(model).train()
+    generator = torch.Generator().manual_seed(0)
+    lengths = set()
+    for step in range(24):
+        counts = torch.randint(1, 90, (int(torch.randint(1, 12, (), generator=generator)), 3), generator=generator)
+        pairs = [([5] * p + [7] * a, [5] * p + [8] * b) for p, a, b in counts.tolist()]
+        inputs = inputs_of(pairs, layout)
+        lengths.add(inputs.input_ids.shape[1])
+        with torch.set_grad_enabled(step % 3 > 0):
+            rewards = reward_model(inputs)
+        if step % 3:
+            rewards.sum().backward()
+    assert len(lengths) > 6
+    assert compilations.frame_count <= 4
+
+
+def test_flex_attention_is_cast_as_autocast_casts_other_attention(compilations):
+    model = model_of("qwen2")
+    layout = choose_layout("shared_prompt", model, "cuda", "layout")
+    with torch.autocast("cpu", torch.bfloat16):
+        found, slopes = scores_and_gradients(RewardModel(model).train(), layout)
+    assert found.isfinite().all() and slopes["model.model.layers.0.self_attn.q_proj.weight"].abs().max() > 0
+
+
+@pytest.mark.parametrize("kind", ["llama", "gemma3_text", "qwen3"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_packed_rows_are_tried_before_auto_takes_them(kind, dtype, compilations, monkeypatch):
+    model = model_of(kind).to(dtype)
+    state = torch.random.get_rng_state()
+    assert packing_failure(model, "cpu") is None
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert model.config._attn_implementation == "sdpa"
+    monkeypatch.setattr(
+        masks, "visible_runs", lambda packed, window: (packed.shared_end, packed.shared_end, packed.part_start)
+    )
+    assert packing_failure(model, "cpu").startswith("packed rows differ from padded ones by ")
+
+
+def test_auto_pads_where_flex_attention_does_not_compile(compilations, monkeypatch, caplog):
+    def fail(training):
+        raise RuntimeError("no compiler here\nand much more")
+
+    monkeypatch.setattr(transformers_flex, "WrappedFlexAttention", fail)
+    problem = "FlexAttention fails on this device (RuntimeError: no compiler here)"
+    assert packing_failure(model_of("llama"), "cpu") == problem
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(masks, "packing_failure", lambda model, device: problem)
+    with caplog.at_level("INFO"):
+        assert choose_layout("auto", model_of("llama"), "cuda", "model.layout") == PADDED
+    assert caplog.messages[-1] == f"Layout: padded, as {problem}."
+    assert choose_layout("shared_prompt", model_of("llama"), "cuda", "model.layout").shares_prompts
 
 
 def test_what_cannot_be_exact_is_padded_with_one_line_why(capsys, caplog):
@@ -281,12 +420,13 @@ def test_what_cannot_be_exact_is_padded_with_one_line_why(capsys, caplog):
 
 def test_cuda_takes_flex_attention_and_rows_of_few_lengths():
     model = model_of("llama")
-    assert choose_layout("auto", model, "cuda", "model.layout") == PADDED  # until it has run on one
     assert choose_layout("auto", model, "mps", "model.layout") == PADDED
     assert model.config._attn_implementation == "sdpa"
     layout = choose_layout("shared_prompt", model, "cuda", "model.layout")
-    assert layout.shares_prompts and layout.row_multiple == masks.CUDA_ROW_MULTIPLE and layout.is_one_row
-    assert model.model.layers[0].self_attn.config._attn_implementation == "flex_attention"
+    assert layout.shares_prompts and layout.row_multiple == BLOCK and layout.is_one_row
+    assert model.model.layers[0].self_attn.config._attn_implementation == masks.PACKED_ATTENTION
+    # Without a GPU, as in a plan, nothing can be tried.
+    assert torch.cuda.is_available() or choose_layout("auto", model_of("llama"), "cuda", "model.layout") == layout
     assert sharing_problem(model_of("gpt2"), is_cpu=False) == "a gpt2 has no FlexAttention"
     dropout = model_of("llama", attention_dropout=0.1)
     assert sharing_problem(dropout, is_cpu=False) == "FlexAttention has no attention dropout"
