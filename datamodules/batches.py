@@ -264,5 +264,6 @@ def make_loader(dataset: Dataset, num_workers: int) -> DataLoader:
         sampler=DistributedSampler(dataset, num_replicas=1, rank=0, shuffle=False),
         num_workers=num_workers,
         collate_fn=_unchanged,
+        pin_memory=torch.cuda.is_available(),  # in the thread that is ahead
         generator=torch.Generator().manual_seed(0),
     )
