@@ -20,7 +20,7 @@ from ser_lightning.models.trainable import trainable_state, trained_part
 from ser_lightning.records import PairBatch, PairScores
 from ser_lightning.runs.reward_run import MODULE_PREFIX
 from ser_lightning.training.losses import bradley_terry, centring, pointwise
-from ser_lightning.training.optim_step import synchronised, training_problems, update
+from ser_lightning.training.optim_step import log_on_host, synchronised, training_problems, update
 from ser_lightning.training.schedule import Decay, lr_factor, make_optimizer
 from ser_lightning.training.strategies import ShardStrategy, check_optimizer, check_strategy
 from ser_lightning.utils.collectives import own_part
@@ -153,21 +153,20 @@ class RewardModule(LightningModule):
         factor = self._current_lr_factor(batch_idx)
         for group in optimizer.param_groups:
             group["lr"] = group["initial_lr"] * factor
-        total, right, num_real = 0.0, 0.0, 0
+        sums = torch.zeros(3, dtype=torch.float64, device=self.device)  # the loss, pairs that are right, pairs
         for i, batch in enumerate(step):
             with synchronised(self, is_last=i == len(step) - 1):
                 scores = self(batch)
                 loss = (self.pair_loss(scores, batch.target) * batch.weight).sum() / batch.num_step_pairs
                 # Ranks average their gradients, but the loss is a sum over all ranks' pairs.
                 self.manual_backward(loss * self.trainer.world_size)
-            total += float(loss.detach()) * self.trainer.world_size
             real = batch.weight > 0
-            right += float(half_credit(scores.margin.detach(), batch.target)[real].sum())
-            num_real += int(real.sum())
+            right = (half_credit(scores.margin.detach(), batch.target) * real).sum()
+            sums += torch.stack([loss.detach().double() * self.trainer.world_size, right.double(), real.sum().double()])
         trained = [p for p in self.parameters() if p.requires_grad]
-        update(self, trained, self.max_grad_norm, total, batch_idx)
-        self.log("train/loss", total, prog_bar=True, batch_size=num_real, on_step=True)
-        self.log("train/accuracy", right / max(1, num_real), prog_bar=True, batch_size=num_real, on_step=True)
+        total, right, num_real = update(self, trained, self.max_grad_norm, list(sums), batch_idx)
+        log_on_host(self, "train/loss", total, int(num_real))
+        log_on_host(self, "train/accuracy", right / max(1, num_real), int(num_real))
 
     def predict_step(self, batch: PairBatch, batch_idx: int = 0) -> PairScores:
         """Self-labelling: rewards in float32 logits."""

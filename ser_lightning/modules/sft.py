@@ -11,7 +11,7 @@ from ser_lightning.modules.policy_base import PolicyModule
 from ser_lightning.records import Padded, ResponseBatch
 from ser_lightning.rl.policy_math import token_logps
 from ser_lightning.rl.rollout import LOGP_CHUNK
-from ser_lightning.training.optim_step import synchronised, training_problems, update
+from ser_lightning.training.optim_step import log_on_host, synchronised, training_problems, update
 from ser_lightning.training.schedule import Decay, lr_factor, make_optimizer
 from ser_lightning.utils.collectives import sum_over_ranks
 from ser_lightning.utils.seeds import hash_seed
@@ -66,15 +66,15 @@ class SFTModule(PolicyModule):
         torch.manual_seed(hash_seed(self._seed, "dropout", done, self.global_rank))
         for group in optimizer.param_groups:
             group["lr"] = group["initial_lr"] * lr_factor(done, num_steps, self.warmup_share, self.lr_decay)
-        total = 0.0
+        sum_of_losses = torch.zeros((), dtype=torch.float64, device=self.device)
         for i, batch in enumerate(step):
             with synchronised(self, is_last=i == len(step) - 1):
                 loss = -self(batch).sum() / batch.num_step_tokens
                 # Ranks average their gradients, but the loss is a sum over all ranks' tokens.
                 self.manual_backward(loss * self.trainer.world_size)
-            total += float(loss.detach()) * self.trainer.world_size
-        update(self, self.policy.parameters_of("policy"), self.max_grad_norm, total, batch_idx)
-        self.log("train/loss", total, prog_bar=True, batch_size=1, on_step=True)
+            sum_of_losses += loss.detach().double() * self.trainer.world_size
+        [total] = update(self, self.policy.parameters_of("policy"), self.max_grad_norm, [sum_of_losses], batch_idx)
+        log_on_host(self, "train/loss", total, batch_size=1)
 
     def validation_step(self, batch: ResponseBatch, batch_idx: int) -> None:
         """Add up log-probabilities and tokens."""

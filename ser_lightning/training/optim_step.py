@@ -33,7 +33,7 @@ def synchronised(module: LightningModule, is_last: bool) -> AbstractContextManag
     return model.no_sync() if isinstance(model, DistributedDataParallel) and not is_last else nullcontext()
 
 
-def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float) -> float:
+def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float) -> Tensor:
     """Scale gradients so that all of them together have this norm at most.
 
     Args:
@@ -41,19 +41,19 @@ def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float) -> float
         max_norm: the norm.
 
     Returns:
-        The norm before, over all weights of all ranks.
+        (), the norm before, over all weights of all ranks.
     """
     parameters = list(parameters)
     gradients = [p.grad for p in parameters if p.grad is not None]
     parts = [own_part(g) for g in gradients if isinstance(g, DTensor)]
     if not parts:
-        return float(torch.nn.utils.clip_grad_norm_(parameters, max_norm))
+        return torch.nn.utils.clip_grad_norm_(parameters, max_norm)
     wholes = [g for g in gradients if not isinstance(g, DTensor)]
     norm = (sum_over_ranks(_sum_of_squares(parts)) + _sum_of_squares(wholes)).sqrt()
     scale = (max_norm / (norm + 1e-6)).clamp(max=1.0)  # as torch.nn.utils.clip_grad_norm_ has it
     for gradient in [*wholes, *parts]:
         gradient.mul_(scale)
-    return float(norm)
+    return norm
 
 
 def _sum_of_squares(tensors: list[Tensor]) -> Tensor:
@@ -62,26 +62,41 @@ def _sum_of_squares(tensors: list[Tensor]) -> Tensor:
 
 
 def update(
-    module: LightningModule, parameters: list[nn.Parameter], max_grad_norm: float, loss: float, batch_idx: int
-) -> None:
+    module: LightningModule, parameters: list[nn.Parameter], max_grad_norm: float, figures: list[Tensor], batch_idx: int
+) -> list[float]:
     """Clip, check and step.
+
+    The norm and the figures come to the host together: the one time in a step that it waits for the device.
 
     Args:
         module: has one optimiser.
         parameters: all that is trained.
         max_grad_norm: their gradients are clipped to this norm.
-        loss: of the step, for the message.
+        figures: scalars of the step, the loss first.
         batch_idx: the step in its epoch, for the message.
+
+    Returns:
+        The figures as numbers.
 
     Raises:
         UserError: if the gradients are not finite.
     """
     norm = clip_gradients(parameters, max_grad_norm)
-    if not math.isfinite(norm):  # of the gradients of all ranks, so all of them stop here
+    *values, norm_value = torch.stack([value.double() for value in (*figures, norm)]).tolist()
+    if not math.isfinite(norm_value):  # of the gradients of all ranks, so all of them stop here
         raise UserError(
-            f"train/loss: got {loss}, gradient norm {norm}, epoch {module.current_epoch}, step {batch_idx}; lower "
-            "model.optimizer.init_args.lr, or look for the cause with --config debug/anomaly.yaml"
+            f"train/loss: got {values[0]}, gradient norm {norm_value}, epoch {module.current_epoch}, step {batch_idx}; "
+            "lower model.optimizer.init_args.lr, or look for the cause with --config debug/anomaly.yaml"
         )
     optimizer = module.optimizers()
     optimizer.step()
     optimizer.zero_grad()
+    return values
+
+
+def log_on_host(module: LightningModule, name: str, value: float, batch_size: int) -> None:
+    """Log a figure of a step that is on the host already.
+
+    A number would go to the device, from where the progress bar and the loggers fetch it again, each by itself.
+    """
+    module.log(name, torch.tensor(value), prog_bar=True, batch_size=batch_size, on_step=True)

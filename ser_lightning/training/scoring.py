@@ -75,22 +75,34 @@ class ScoreBuffer:
     def __init__(self, num_pairs: int = 0) -> None:
         self._columns = [torch.empty(num_pairs, dtype=dtype) for dtype in _DTYPES.values()]
         self._num_pairs = 0
+        self._waiting: list[PairScores] = []
 
     def add(self, scores: PairScores) -> None:
-        """Copy the scores of one batch, from any device."""
-        start, self._num_pairs = self._num_pairs, self._num_pairs + len(scores)
-        for i, name in enumerate(_DTYPES):
+        """Take the scores of one batch, on any device; they come to the CPU with those of a few others.
+
+        The host would otherwise wait for every batch, and the device for the host's next one.
+        """
+        self._waiting.append(scores)
+        if len(self._waiting) >= _BATCHES_PER_COPY:
+            self._copy()
+
+    def scores(self) -> PairScores:
+        """All that was added, in its order."""
+        self._copy()
+        return PairScores(*(column[: self._num_pairs] for column in self._columns))
+
+    def _copy(self) -> None:
+        start, self._num_pairs = self._num_pairs, self._num_pairs + sum(map(len, self._waiting))
+        for i, name in enumerate(_DTYPES if self._waiting else ()):
             missing = self._num_pairs - len(self._columns[i])
             if missing > 0:
                 spare = self._columns[i].new_empty(max(missing, len(self._columns[i])))
                 self._columns[i] = torch.cat([self._columns[i], spare])
-            self._columns[i][start : self._num_pairs] = getattr(scores, name)
-
-    def scores(self) -> PairScores:
-        """All that was added, in its order."""
-        return PairScores(*(column[: self._num_pairs] for column in self._columns))
+            self._columns[i][start : self._num_pairs] = torch.cat([getattr(scores, name) for scores in self._waiting])
+        self._waiting = []
 
 
+_BATCHES_PER_COPY = 16
 _DTYPES = {
     "pair_id": torch.int64,
     "reward_a": torch.float32,

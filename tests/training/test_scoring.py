@@ -58,6 +58,15 @@ def test_a_buffer_holds_what_was_added_whatever_was_expected(expected):
         assert torch.equal(found, value) and found.dtype == value.dtype
 
 
+def test_scores_come_to_the_host_a_few_batches_at_a_time():
+    buffer, copies = ScoreBuffer(40), []
+    copy, buffer._copy = buffer._copy, lambda: (copies.append(len(buffer._waiting)), copy())
+    for i in range(40):
+        buffer.add(_scores([i]))
+    assert buffer.scores().pair_id.tolist() == [*range(40)]
+    assert copies == [16, 16, 8]
+
+
 def test_rewards_that_are_no_numbers_stop_the_run():
     class Trainer:
         is_global_zero, progress_bar_callback, lightning_module = False, None, nn.Identity()
