@@ -4,6 +4,7 @@ from typing import Any, Literal
 
 import torch
 from lightning.pytorch.cli import OptimizerCallable
+from torch.distributed.tensor import DTensor
 
 from ser_lightning.errors import UserError
 
@@ -39,6 +40,23 @@ def make_optimizer(make: OptimizerCallable, parameters: list[Any], name: str) ->
         optimizer = make(parameters)
     except (TypeError, ValueError) as error:
         raise UserError(f"{name}: got arguments that it refuses ({error}); mend its init_args") from error
+    fuse(optimizer)
     for group in optimizer.param_groups:
         group["initial_lr"] = group["lr"]
     return optimizer
+
+
+def fuse(optimizer: torch.optim.Optimizer, device: str = "cuda") -> None:
+    """One kernel for all of Adam's arithmetic, where the user has not said how; PyTorch leaves it to be asked for.
+
+    Args:
+        optimizer: changed in place if it is PyTorch's Adam or AdamW.
+        device: type of the devices on which it is worth it.
+    """
+    if type(optimizer) not in (torch.optim.Adam, torch.optim.AdamW):
+        return
+    for group in optimizer.param_groups:
+        if group["fused"] is None and group["foreach"] is None and not group["differentiable"]:
+            group["fused"] = (
+                all(p.device.type == device and not isinstance(p, DTensor) for p in group["params"]) or None
+            )

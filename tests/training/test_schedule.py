@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from ser_lightning.errors import UserError
-from ser_lightning.training.schedule import lr_factor, make_optimizer
+from ser_lightning.training.schedule import fuse, lr_factor, make_optimizer
 
 
 @pytest.mark.parametrize(
@@ -42,3 +42,29 @@ def test_refused_arguments_are_one_line_that_names_the_place(arguments):
         make_optimizer(
             lambda p: torch.optim.SGD(p, **arguments), [torch.nn.Parameter(torch.zeros(2))], "model.critic_optimizer"
         )
+
+
+@pytest.mark.parametrize("make", [torch.optim.Adam, torch.optim.AdamW])
+def test_adam_is_fused_where_that_is_worth_it_and_nobody_has_said_otherwise(make):
+    def trained(device, **settings):
+        torch.manual_seed(0)
+        weight = torch.nn.Parameter(torch.randn(5, 3))
+        optimizer = make([weight], lr=0.1, **settings)
+        fuse(optimizer, device)
+        for _ in range(3):
+            (weight**3).sum().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        return optimizer.param_groups[0]["fused"], weight.detach()
+
+    plain, fused = trained("cuda"), trained("cpu")
+    assert plain[0] is None and fused[0] is True
+    torch.testing.assert_close(fused[1], plain[1])
+    assert trained("cpu", fused=False)[0] is False
+    assert trained("cpu", foreach=True)[0] is None
+
+
+def test_only_adam_is_fused():
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.randn(2))], lr=0.1)
+    fuse(optimizer, "cpu")
+    assert optimizer.param_groups[0]["fused"] is None
