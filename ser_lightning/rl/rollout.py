@@ -21,6 +21,8 @@ from ser_lightning.records import Packed, Padded, Prompt, Rollout
 from ser_lightning.rl.policy_math import token_logps
 from ser_lightning.utils.seeds import hash_seed
 
+COLUMNS_PER_CHECK = 8
+"""Tokens that a GPU draws before the host asks which rows have ended."""
 LOGP_CHUNK = 1024
 """Positions whose logits stand in memory at once."""
 
@@ -107,16 +109,20 @@ def _sample_batch(
     alive = torch.arange(len(prompts), device=device)
     drawn = torch.full((len(prompts), uniform.shape[1]), -1, dtype=torch.int64, device=device)
     has_ended = torch.zeros(len(prompts), dtype=torch.bool, device=device)
-    last = _read_prompts(policy, role, ids, mask, positions, cache)
+    # To ask who has ended makes the host wait for a GPU, which has run out of work by the time it gets more.
+    columns_per_check = 1 if device.type == "cpu" else COLUMNS_PER_CHECK
+    last = _read_prompts(policy, role, prompts, ids, mask, positions, cache)
     for column in range(uniform.shape[1]):
         tokens = draw(head(last), uniform[alive, column], generator.sampling.temperature)
         # A row that has ended may still be in the batch, until enough of them have.
-        is_running = ~has_ended[alive]
-        drawn[alive[is_running], column] = tokens[is_running]
+        drawn[alive, column] = torch.where(has_ended[alive], -1, tokens)
         has_ended[alive] |= torch.isin(tokens, stops)
-        is_running = ~has_ended[alive]
-        num_running = int(is_running.sum())
-        if num_running == 0 or column + 1 == uniform.shape[1]:
+        if column + 1 == uniform.shape[1]:
+            break
+        is_running, num_running = ~has_ended[alive], len(alive)
+        if column % columns_per_check == 0:
+            num_running = int(is_running.sum())
+        if num_running == 0:
             break
         positions = positions[:, -1:] + 1
         mask = torch.cat([mask, torch.ones_like(mask[:, :1])], dim=1)
@@ -133,19 +139,26 @@ def _sample_batch(
 
 
 def _read_prompts(
-    policy: Policy, role: Role, ids: Tensor, mask: Tensor, positions: Tensor, cache: DynamicCache
+    policy: Policy,
+    role: Role,
+    prompts: Sequence[Sequence[int]],
+    ids: Tensor,
+    mask: Tensor,
+    positions: Tensor,
+    cache: DynamicCache,
 ) -> Tensor:
     """(R, H) states that the first tokens are drawn from; a prompt that several rows begin with is read once.
 
     Args:
         policy: the models.
         role: who reads.
-        ids: (R, P) prompts, padded on the left.
+        prompts: R token sequences.
+        ids: (R, P) the same, padded on the left.
         mask: (R, P) attention mask.
         positions: (R, P).
         cache: empty; keys and values of all rows come into it.
     """
-    groups = group_equal([row.tobytes() for row in ids.cpu().numpy()])
+    groups = group_equal([tuple(prompt) for prompt in prompts])
     if len(groups) == len(ids) or not _can_leave(cache):
         return policy.next_hidden(role, ids, mask, positions, cache)
     first = torch.tensor([group[0] for group in groups], device=ids.device)
