@@ -161,12 +161,13 @@ class RewardModule(LightningModule):
                 # Ranks average their gradients, but the loss is a sum over all ranks' pairs.
                 self.manual_backward(loss * self.trainer.world_size)
             real = batch.weight > 0
-            right = (half_credit(scores.margin.detach(), batch.target) * real).sum()
-            sums += torch.stack([loss.detach().double() * self.trainer.world_size, right.double(), real.sum().double()])
+            num_right = (half_credit(scores.margin.detach(), batch.target) * real).sum()
+            summands = loss.detach() * self.trainer.world_size, num_right, real.sum()
+            sums += torch.stack([summand.double() for summand in summands])
         trained = [p for p in self.parameters() if p.requires_grad]
-        total, right, num_real = update(self, trained, self.max_grad_norm, list(sums), batch_idx)
+        total, total_right, num_real = update(self, trained, self.max_grad_norm, list(sums), batch_idx)
         log_on_host(self, "train/loss", total, int(num_real))
-        log_on_host(self, "train/accuracy", right / max(1, num_real), int(num_real))
+        log_on_host(self, "train/accuracy", total_right / max(1, num_real), int(num_real))
 
     def predict_step(self, batch: PairBatch, batch_idx: int = 0) -> PairScores:
         """Self-labelling: rewards in float32 logits."""
