@@ -61,8 +61,8 @@ POOL = Box(447, 38, "Pool", "85 %: labels hidden", ACCENT, "#e8f1fa")
 TRAIN = Box(266, 124, "Train", "round 0: seed alone")
 SCORE = Box(447, 124, "Score", "both responses")
 CALIBRATE = Box(628, 124, "Calibrate", "on the seed, by folds")
-SELECT = Box(628, 232, "Select", "labels worth trusting")
-ACCEPT = Box(266, 232, "Accept", "they join the seed")
+SELECT = Box(628, 232, "Select", "confident labels")
+ACCEPT = Box(266, 232, "Accept", "added to the seed")
 DELIVERED = Box(85, 232, "Delivered model", "chosen out of fold", GOLD, "#fdf3df")
 BOXES = (SEED, POOL, TRAIN, SCORE, CALIBRATE, SELECT, ACCEPT, DELIVERED)
 ARROWS = (
@@ -217,13 +217,13 @@ def draw_loop() -> Figure:
         _draw_box(axes, box)
     for start, end in ARROWS:
         _draw_arrow(axes, *_border_points(start, end))
-    axes.text(447, 222, "sure of these", ha="center", va="center", fontsize=9, color=MUTED)
-    axes.text(447, 243, "the others wait in the pool", ha="center", va="center", fontsize=9, color=MUTED)
-    axes.text(276, 179, "train again", ha="left", va="center", fontsize=9, color=MUTED)
+    axes.text(447, 222, "confident", ha="center", va="center", fontsize=9, color=MUTED)
+    axes.text(447, 243, "the others stay in the pool", ha="center", va="center", fontsize=9, color=MUTED)
+    axes.text(276, 179, "retrain", ha="left", va="center", fontsize=9, color=MUTED)
     below = DELIVERED.y + DELIVERED.height / 2
     axes.plot([SELECT.x, SELECT.x, DELIVERED.x], [below, 292, 292], color=GOLD, lw=1.5, solid_joinstyle="round")
     _draw_arrow(axes, (DELIVERED.x, 292), (DELIVERED.x, below), GOLD)
-    axes.text((SELECT.x + DELIVERED.x) / 2, 306, "nothing new to learn, or the last round", ha="center", va="center",
+    axes.text((SELECT.x + DELIVERED.x) / 2, 306, "converged, or the last round", ha="center", va="center",
               fontsize=9, color=MUTED)  # fmt: skip
     return figure
 

@@ -17,17 +17,17 @@ DISK_IS_FULL = "disk: got no room (No space left on device); free some, then res
 PAGE = Path(__file__).parent.parent / "docs" / "errors.md"
 HEAD = """# Error messages
 
-Whatever a user can mend is one line on standard error, `error: WHAT: got VALUE; HOW TO FIX IT`, and exit code 2. All
-problems of a command line and its configs come at once. This page is written from the tests
-(`python -m tests.error_cases`), which make each of these mistakes.
+An error that the user can fix is one line on standard error, `error: WHAT: got VALUE; HOW TO FIX IT`, with exit code 2.
+All problems of a command line and its configs are reported at once. This page is generated from the tests
+(`python -m tests.error_cases`), which provoke each error.
 
-| what is wrong | what the command line says |
+| problem | message |
 |---|---|
 """
 TAIL = """
-A tokenizer without a pad token is no mistake: it gets a special token that it has to spare, or its EOS, as one.
+A tokenizer without a pad token is not an error: it uses an unused special token, or its EOS, as one.
 
-A rule that keeps nothing is no mistake: evolution ends with the model of that round, and the log says
+A rule that keeps nothing is not an error: the run ends with the model of that round, and the log says
 `Round 0: target 0.990 keeps nothing: the highest that any pair reaches is 0.518.`
 """
 
