@@ -157,8 +157,8 @@ def test_other_exceptions_keep_their_traceback(tmp_path, monkeypatch):
         main(["fit", "--config", "boring.yaml"])
 
 
-def test_the_command_line_wins_over_the_checkpoint(tmp_path, tiny_run):
-    assert main(["fit", *tiny_run, "--run_dir", "run"]) == 0
+def test_the_command_line_wins_over_the_checkpoint(tmp_path, tiny_run, tiny_fit):
+    tiny_fit()
     saved = torch.load("run/checkpoints/last.ckpt", weights_only=False)
     saved["hyper_parameters"] = {"_class_path": "nowhere.Module", "label_noise": 0.4}
     torch.save(saved, "other.ckpt")

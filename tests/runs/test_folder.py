@@ -325,8 +325,8 @@ def test_predictions_are_ordered_unique_and_never_overwritten(tmp_path):
         PredictionWriter().setup(trainer, module, "predict")
 
 
-def test_predict_writes_into_the_run_of_the_checkpoint(capsys, tiny_run):
-    assert main(["fit", *tiny_run, "--run_dir", "run"]) == 0
+def test_predict_writes_into_the_run_of_the_checkpoint(capsys, tiny_fit):
+    tiny_fit()
     predict = ["predict", "--ckpt_path", "run/checkpoints/last.ckpt"]
     assert main(predict) == 0
     ids = pq.read_table("run/predictions.parquet")["pair_id"].to_pylist()
