@@ -283,7 +283,7 @@ def test_two_ranks_share_one_folder():
     flags = ["--trainer.strategy=ddp", "--trainer.devices=2", "--trainer.max_epochs=1"]
     command = [sys.executable, "-m", "ser_lightning", *FIT, *flags]
     done = subprocess.run(
-        command, capture_output=True, text=True, timeout=120, env=os.environ | {"OMP_NUM_THREADS": "1"}
+        command, capture_output=True, text=True, timeout=600, env=os.environ | {"OMP_NUM_THREADS": "1"}
     )
     assert done.returncode == 0, done.stderr
     (run,) = Path("runs").iterdir()

@@ -96,8 +96,8 @@ def test_a_rank_that_dies_ends_the_job_with_the_first_error_on_top(tiny_run, ran
 def test_a_rank_ends_with_the_process_that_started_it():
     """Even where it waits for good, as a collective operation on a GPU does."""
     rank = "import time; from ser_lightning.training.rank_failure import end_with_parent; end_with_parent(0.1, 0.1); "
-    rank += "print(1, flush=True); time.sleep(600)"
-    starter = f"import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', {rank!r}]); time.sleep(600)"
+    rank += "print(1, flush=True); time.sleep(3600)"
+    starter = f"import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', {rank!r}]); time.sleep(3600)"
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-c", starter]
     with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment, start_new_session=True) as parent:
