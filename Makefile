@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 STAGED := build/typecheck
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-rl demo-coevolve bench study test test-browser lint format wheel clean
+.PHONY: help setup demo demo-rl demo-coevolve bench study test test-all test-browser lint format wheel clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
@@ -54,8 +54,11 @@ study: $(STAMP)  ## Self-evolution on real preferences, goes on where it was: ma
 	$(RUN) benchmarks/tables.py
 	@$(RUN) benchmarks/study_picture.py
 
-test: $(STAMP)  ## Run the whole suite
+test: $(STAMP)  ## Run the tests (a few minutes on 2 cores)
 	$(RUN) -m pytest
+
+test-all: test  ## Run those that are marked slow as well
+	$(RUN) -m pytest -m slow
 
 # Any Chromium on the path will do; without one, playwright fetches its own.
 test-browser: $(STAMP)  ## Open a report in a headless Chromium, wide and narrow

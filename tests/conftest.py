@@ -1,9 +1,13 @@
 """Everything tests share: offline, seeded, in a folder of their own, with models of a few thousand weights."""
 
+import contextlib
+import functools
 import importlib
+import io
 import json
 import os
 import random
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -19,7 +23,9 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-pytest_plugins = ["tests.data_fixtures"]
+from ser_lightning.__main__ import main
+
+pytest_plugins = ["tests.data_fixtures", "tests.ranks"]
 
 CHAT_TEMPLATE = (
     "{{ bos_token }}{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}{{ eos_token }}{% endfor %}"
@@ -33,12 +39,16 @@ def _isolated(tmp_path, tmp_path_factory, monkeypatch):
     environment = dict(os.environ)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-    random.seed(0)
-    np.random.seed(0)
-    torch.manual_seed(0)
+    _seed()
     yield
     os.environ.clear()
     os.environ.update(environment)
+
+
+def _seed() -> None:
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
 
 
 @pytest.fixture(scope="session")
@@ -93,10 +103,9 @@ def pairs_file(tmp_path_factory) -> Path:
     return path
 
 
-@pytest.fixture
-def tiny_run(tiny_model_dir, pairs_file) -> list[str]:
-    """`--config rm.yaml` and the flags that make it a run of a second: tiny model, few pairs, one round."""
-    return [
+@pytest.fixture(scope="session")
+def _tiny_flags(tiny_model_dir, pairs_file) -> tuple[str, ...]:
+    return (
         *("--config", "rm.yaml"),
         f"--model.backbone.path={tiny_model_dir}",
         *("--model.backbone.train=full", f"--data.path={pairs_file}"),
@@ -104,7 +113,42 @@ def tiny_run(tiny_model_dir, pairs_file) -> list[str]:
         *("--evolution.max_rounds=1", "--evolution.seed_epochs=1"),
         *("--evolution.epochs_per_round=1", "--evolution.folds=2"),
         *("--trainer.accelerator=cpu", "--trainer.enable_model_summary=false"),
-    ]
+    )
+
+
+@pytest.fixture
+def tiny_run(_tiny_flags) -> list[str]:
+    """`--config rm.yaml` and the flags that make it a run of a second: tiny model, few pairs, one round."""
+    return list(_tiny_flags)
+
+
+@pytest.fixture(scope="session")
+def _run_of(_tiny_flags, tmp_path_factory) -> Callable[..., Path]:
+    """From flags to the folder of a run, which nobody may change; the same flags are fitted once."""
+    cache = tmp_path_factory.mktemp("cache")
+
+    @functools.cache
+    def fit(*flags: str) -> Path:
+        folder = tmp_path_factory.mktemp("fitted")
+        with contextlib.chdir(folder), pytest.MonkeyPatch.context() as patch:
+            patch.setenv("XDG_CACHE_HOME", str(cache))
+            with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+                assert main(["fit", *_tiny_flags, *flags, "--run_dir=run"]) == 0
+        return folder / "run"
+
+    return fit
+
+
+@pytest.fixture
+def tiny_fit(_run_of) -> Callable[..., Path]:
+    """`tiny_fit(*flags, name="run")` leaves what `fit` with `tiny_run` and the flags leaves, in the folder `name`."""
+
+    def copied(*flags: str, name: str = "run") -> Path:
+        run = _run_of(*flags)
+        _seed()  # whether it was fitted now or for an earlier test
+        return Path(shutil.copytree(run, name))
+
+    return copied
 
 
 @pytest.fixture(scope="session")

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from ser_lightning.__main__ import COMMANDS
+
 ROOT = Path(__file__).parent.parent
 PIP = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet"]
 
@@ -64,8 +66,11 @@ def test_the_wheel_runs_from_any_folder(installed, tmp_path):
     assert run_python(installed, tmp_path, "-c", where).strip().startswith(str(installed))
 
 
-def test_the_wheel_runs_from_the_checkouts_root(installed):
-    assert "export" in run_installed(installed, ROOT, "--help")
+def test_the_wheel_runs_from_the_checkouts_root_and_its_help_names_every_command(installed):
+    done = run(installed, ROOT, "-m", "ser_lightning", "--help")
+    for command in ("fit", "validate", "test", "predict", *COMMANDS):
+        assert command in done.stdout
+    assert done.stderr == ""
 
 
 def run_installed(installed, cwd, *args):
@@ -73,7 +78,11 @@ def run_installed(installed, cwd, *args):
 
 
 def run_python(installed, cwd, *args):
+    return run(installed, cwd, *args).stdout
+
+
+def run(installed, cwd, *args):
     environment = os.environ | {"PYTHONPATH": str(installed), "PYTHONDONTWRITEBYTECODE": "1"}
     done = subprocess.run([sys.executable, *args], cwd=cwd, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    return done.stdout
+    return done

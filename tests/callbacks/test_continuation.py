@@ -167,8 +167,8 @@ def test_a_checkpoint_without_its_rounds_is_refused(tiny_model_dir, pairs_file, 
         go_on(tiny_model_dir, pairs_file, more, "new", ckpt_path="stray.ckpt")
 
 
-def test_the_command_line_goes_on_from_an_earlier_run(tiny_run, more, capsys):
-    assert main(["fit", *tiny_run, "--run_dir=old"]) == 0
+def test_the_command_line_goes_on_from_an_earlier_run(tiny_fit, more, capsys):
+    tiny_fit(name="old")
     before = {path: path.read_bytes() for path in Path("old").rglob("*") if path.is_file()}
     command = ["fit", f"--ckpt_path={LAST}", f"--data.new_data_path={more}"]
     assert main(command) == 2

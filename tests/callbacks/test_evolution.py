@@ -1,3 +1,4 @@
+import contextlib
 import csv
 import json
 import math
@@ -202,6 +203,18 @@ def test_a_rule_that_keeps_nothing_ends_evolution_and_says_so(tiny_model_dir, pa
     assert "Rounds of self-evolution" in capsys.readouterr().out
 
 
+USUAL = {"max_rounds": 2, "rule": TopShareRule(0.4, min_change_share=0.0)}
+
+
+@pytest.fixture(scope="module")
+def usual_run(tiny_model_dir, pairs_file, tmp_path_factory):
+    """Folder and last epoch of a run with `USUAL`."""
+    log, run = Recorder(), tmp_path_factory.mktemp("usual")
+    with contextlib.chdir(run):
+        fit(tiny_model_dir, pairs_file, str(run), log, **USUAL)
+    return run, log.epochs[-1]["weight"]
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -219,20 +232,19 @@ def test_a_rule_that_keeps_nothing_ends_evolution_and_says_so(tiny_model_dir, pa
         {"folds": 3},
     ],
 )
-def test_every_option_changes_the_result(tiny_model_dir, pairs_file, change):
-    usual = {"max_rounds": 2, "rule": TopShareRule(0.4, min_change_share=0.0)}
-    logs = Recorder(), Recorder()
-    fit(tiny_model_dir, pairs_file, "usual", logs[0], **usual)
-    fit(tiny_model_dir, pairs_file, "changed", logs[1], **{**usual, **change})
-    assert Path("usual/rounds.csv").read_text() != Path("changed/rounds.csv").read_text()
-    last = [log.epochs[-1]["weight"] for log in logs]
+def test_every_option_changes_the_result(tiny_model_dir, pairs_file, usual_run, change):
+    run, usual = usual_run
+    log = Recorder()
+    fit(tiny_model_dir, pairs_file, "changed", log, **{**USUAL, **change})
+    assert Path(run, "rounds.csv").read_text() != Path("changed/rounds.csv").read_text()
+    changed = log.epochs[-1]["weight"]
     if "seed_share" in change:
         seed = pairs_of(pairs_file, "seed")
-        total = sum(last[1].values())
-        assert sum(w for i, w in last[1].items() if i in seed) / total == pytest.approx(0.9)
-        assert total / len(last[1]) == pytest.approx(1.0, abs=1e-5)
+        total = sum(changed.values())
+        assert sum(w for i, w in changed.items() if i in seed) / total == pytest.approx(0.9)
+        assert total / len(changed) == pytest.approx(1.0, abs=1e-5)
     if "combine" in change:
-        assert set(last[0]) <= set(last[1])
+        assert set(usual) <= set(changed)
 
 
 def test_restarted_optimizer_and_weights(tiny_model_dir, pairs_file):
@@ -267,15 +279,22 @@ class Crash(Callback):
             raise KeyboardInterrupt
 
 
+CRASHED = {"max_rounds": 2, "epochs_per_round": 2, "restart": "nothing"}
+
+
+@pytest.fixture(scope="module")
+def unbroken_run(tiny_model_dir, pairs_file, tmp_path_factory):
+    """Folder and weights of a run with `CRASHED` that did not."""
+    run = tmp_path_factory.mktemp("unbroken")
+    with contextlib.chdir(run):
+        model, _ = fit(tiny_model_dir, pairs_file, str(run), rule=CalibratedRule(min_change_share=0.0), **CRASHED)
+    return run, weights(model)
+
+
 @pytest.mark.parametrize("epoch", [1, 3, 4, 7])
-def test_a_crashed_run_goes_on_as_if_nothing_had_happened(tiny_model_dir, pairs_file, epoch):
-    settings = {
-        "max_rounds": 2,
-        "epochs_per_round": 2,
-        "rule": CalibratedRule(min_change_share=0.0),
-        "restart": "nothing",
-    }
-    unbroken, _ = fit(tiny_model_dir, pairs_file, "unbroken", **settings)
+def test_a_crashed_run_goes_on_as_if_nothing_had_happened(tiny_model_dir, pairs_file, unbroken_run, epoch):
+    unbroken, expected = unbroken_run
+    settings = {"rule": CalibratedRule(min_change_share=0.0), **CRASHED}
     with pytest.raises((KeyboardInterrupt, SystemExit)):
         fit(tiny_model_dir, pairs_file, "broken", Crash(epoch, 1), **settings)
     states = torch.load("broken/checkpoints/last.ckpt", weights_only=True)["callbacks"]
@@ -283,14 +302,14 @@ def test_a_crashed_run_goes_on_as_if_nothing_had_happened(tiny_model_dir, pairs_
     seed_everything(0, verbose=False)
     model, callback = module(tiny_model_dir), evolution(**settings)
     trainer("broken", callback).fit(model, data(pairs_file), ckpt_path="broken/checkpoints/last.ckpt")
-    assert equal(weights(unbroken), weights(model))
-    for number in range(len(rows("unbroken"))):
-        assert audit("unbroken", number) == audit("broken", number)
-        spent = [{part: one["tokens"] for part, one in cost(run, number).items()} for run in ("unbroken", "broken")]
+    assert equal(expected, weights(model))
+    for number in range(len(rows(unbroken))):
+        assert audit(unbroken, number) == audit("broken", number)
+        spent = [{part: one["tokens"] for part, one in cost(run, number).items()} for run in (unbroken, "broken")]
         assert spent[0] == spent[1]
     for part, one in before["cost"].items():  # time before the break is not lost
         assert cost("broken", before["round"])[part]["seconds"] >= round(one["seconds"], 3) > 0
-    for a, b in zip(rows("unbroken"), rows("broken"), strict=True):
+    for a, b in zip(rows(unbroken), rows("broken"), strict=True):
         assert {k: v for k, v in a.items() if k != "seconds"} == {k: v for k, v in b.items() if k != "seconds"}
 
 

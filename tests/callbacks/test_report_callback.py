@@ -1,7 +1,9 @@
 """`report.html` in the course of a training: after every round, after a crash, and never in its way."""
 
+import contextlib
 import csv
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -41,9 +43,19 @@ def rounds_in(page):
     return page.split("<h2>Rounds</h2>")[1].split("</table>")[0].count("<tr") - 1
 
 
+@pytest.fixture(scope="module")
+def _fitted(tiny_model_dir, pairs_file, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("fitted")
+    with contextlib.chdir(folder):
+        return folder, *fit(tiny_model_dir, pairs_file, "run", ReportCallback())
+
+
 @pytest.fixture
-def fitted(tiny_model_dir, pairs_file):
-    return fit(tiny_model_dir, pairs_file, "run", ReportCallback())
+def fitted(_fitted):
+    """Module and callback of a finished run, and a copy of it in the folder `run`."""
+    folder, model, callback = _fitted
+    shutil.copytree(folder, ".", dirs_exist_ok=True)
+    return model, callback
 
 
 def test_the_page_is_there_after_every_round_and_names_the_last_one(tiny_model_dir, pairs_file, capsys):

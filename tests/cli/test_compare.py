@@ -8,10 +8,10 @@ from ser_lightning.cli.compare import FIGURES
 
 
 @pytest.fixture
-def runs(tiny_run, tmp_path):
+def runs(tiny_fit):
     """Two runs that differ in their learning, and 60 pairs kept aside with a category."""
-    main(["fit", *tiny_run, "--run_dir=good", "--model.optimizer.init_args.lr=0.01", "--evolution.max_rounds=0"])
-    main(["fit", *tiny_run, "--run_dir=bad", "--model.optimizer.init_args.lr=1e-9", "--evolution.max_rounds=0"])
+    tiny_fit("--model.optimizer.init_args.lr=0.01", "--evolution.max_rounds=0", name="good")
+    tiny_fit("--model.optimizer.init_args.lr=1e-9", "--evolution.max_rounds=0", name="bad")
     rows = [
         {"prompt": f"What is {n} plus {n}?", "chosen": f"It is {2 * n}.", "rejected": f"It is {2 * n + 3}, I think.",
          "kind": "odd" if n % 2 else "even"}

@@ -61,9 +61,8 @@ def test_what_the_model_is_sure_of_is_not_asked():
 
 
 @pytest.fixture
-def run(tiny_run):
-    assert main(["fit", *tiny_run, "--run_dir=run"]) == 0
-    return Path("run")
+def run(tiny_fit):
+    return tiny_fit()
 
 
 def test_the_file_holds_pool_pairs_without_labels_and_goes_back_in(run, tiny_run, capsys):

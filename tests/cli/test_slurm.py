@@ -30,7 +30,7 @@ def start(tmp_path):
 
 
 def test_the_ranks_get_the_flags_and_resume_by_themselves(start, tmp_path):
-    assert start(0).wait(30) == 0
+    assert start(0).wait(600) == 0
     words = (tmp_path / "srun.txt").read_text().splitlines()
     assert words[:2] == ["--kill-on-bad-exit=1", "--cpus-per-task=8"]
     words = words[2:]
@@ -43,10 +43,13 @@ def test_the_ranks_get_the_flags_and_resume_by_themselves(start, tmp_path):
 
 
 def test_before_the_time_limit_the_job_goes_back_into_the_queue(start, tmp_path):
-    job = start(60)
-    while not (tmp_path / "srun.txt").exists():
-        time.sleep(0.01)
-    job.send_signal(signal.SIGUSR1)
-    job.wait(30)
-    assert (tmp_path / "scontrol.txt").read_text().split() == ["requeue", "77"]
-    os.killpg(job.pid, signal.SIGKILL)
+    job = start(3600)
+    try:
+        while not (tmp_path / "srun.txt").exists():
+            assert job.poll() is None
+            time.sleep(0.01)
+        job.send_signal(signal.SIGUSR1)
+        job.wait(600)
+        assert (tmp_path / "scontrol.txt").read_text().split() == ["requeue", "77"]
+    finally:
+        os.killpg(job.pid, signal.SIGKILL)

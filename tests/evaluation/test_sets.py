@@ -95,12 +95,11 @@ def sets(tmp_path):
 
 
 @pytest.mark.parametrize("command", ["test", "validate"])
-def test_named_sets_are_reported_beside_the_split(tiny_run, sets, capsys, command):
+def test_named_sets_are_reported_beside_the_split(tiny_run, tiny_fit, sets, capsys, command):
     flags = ["--data.test_fraction=0", "--data.val_fraction=0"] if command == "validate" else []
     named = json.dumps({name: str(file) for name, file in sets.items()})
     given = [f"--data.eval_sets={named}", "--data.eval_category=kind"]
-    assert main(["fit", *tiny_run, *flags, "--run_dir=run"]) == 0
-    capsys.readouterr()
+    tiny_fit(*flags)
     with pytest.warns(UserWarning, match="pairs of mixed are of dialogues that training sees, and are left out"):
         assert main([command, *tiny_run, *flags, *given, "--run_dir=run", "--ckpt_path=last"]) == 0
     shown = capsys.readouterr()
@@ -116,9 +115,9 @@ def test_named_sets_are_reported_beside_the_split(tiny_run, sets, capsys, comman
     assert (f"{prefix}/accuracy" in row) == (command == "test")
 
 
-def test_a_sets_scores_are_those_of_the_score_command(tiny_run, sets):
+def test_a_sets_scores_are_those_of_the_score_command(tiny_run, tiny_fit, sets):
     given = [f"--data.eval_sets.easy={sets['easy']}"]
-    main(["fit", *tiny_run, "--run_dir=run"])
+    tiny_fit()
     main(["test", *tiny_run, *given, "--run_dir=run", "--ckpt_path=last"])
     main(["score", "--model=run", f"--data={sets['easy']}", "--out=scores.csv", "--max_length=64"])
     with Path("scores.csv").open() as file:
@@ -128,7 +127,7 @@ def test_a_sets_scores_are_those_of_the_score_command(tiny_run, sets):
     assert found["accuracy"] == pytest.approx(sum(right) / len(right))
 
 
-def test_rows_of_the_first_reward_bench_are_a_named_set_with_sections(tiny_run, tmp_path, capsys):
+def test_rows_of_the_first_reward_bench_are_a_named_set_with_sections(tiny_run, tiny_fit, tmp_path, capsys):
     names = ("alpacaeval-easy", "math-prm", "hep-go")
     rows = [
         {"prompt": f"What is {n} plus {n}?", "chosen": f"It is {2 * n}.", "chosen_model": "x", "id": n,
@@ -139,7 +138,7 @@ def test_rows_of_the_first_reward_bench_are_a_named_set_with_sections(tiny_run, 
         row["chosen"], row["rejected"] = row["rejected"], row["chosen"]
     file = tmp_path / "first.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    assert main(["fit", *tiny_run, "--run_dir=run", "--evolution.max_rounds=0"]) == 0
+    tiny_fit("--evolution.max_rounds=0")
     named = [f"--data.eval_sets.first={file}", "--data.eval_category=subset"]
     assert main(["test", *tiny_run, *named, "--run_dir=run", "--ckpt_path=last"]) == 0
     found = json.loads(Path("run/evaluation-test.json").read_text())["first"]
@@ -157,10 +156,10 @@ def test_rows_of_the_first_reward_bench_are_a_named_set_with_sections(tiny_run, 
         assert one["score"] == pytest.approx(found["by_section"][name]["accuracy"])
 
 
-def test_wrong_sets_are_one_line_each(tiny_run, sets, tmp_path, capsys):
+def test_wrong_sets_are_one_line_each(tiny_run, tiny_fit, sets, tmp_path, capsys):
     empty = tmp_path / "empty.jsonl"
     empty.write_text(json.dumps({"prompt": "a", "response_a": "b", "response_b": "c"}) + "\n")
-    main(["fit", *tiny_run, "--run_dir=run"])
+    tiny_fit()
     again = ["test", *tiny_run, "--run_dir=run", "--ckpt_path=last"]
     capsys.readouterr()
     assert main([*again, f"--data.eval_sets.x={empty}"]) == 2

@@ -32,8 +32,8 @@ TURNS = [
 
 
 @pytest.mark.parametrize("train", ["full", "lora"])
-def test_plain_transformers_gives_the_delivered_models_scores(tiny_run, tiny_model_dir, train):
-    main(["fit", *tiny_run, f"--model.backbone.train={train}", "--run_dir=run"])
+def test_plain_transformers_gives_the_delivered_models_scores(tiny_fit, tiny_model_dir, train):
+    tiny_fit(f"--model.backbone.train={train}")
     result = export(Path("run"), Path("out"))
     model = AutoModelForSequenceClassification.from_pretrained("out")
     tokenizer = AutoTokenizer.from_pretrained("out")
@@ -53,8 +53,8 @@ def test_plain_transformers_gives_the_delivered_models_scores(tiny_run, tiny_mod
     assert not any("lora" in name for name in model.state_dict())
 
 
-def test_the_command_writes_into_the_run_and_never_twice(tiny_run, capsys):
-    main(["fit", *tiny_run, "--run_dir=run"])
+def test_the_command_writes_into_the_run_and_never_twice(tiny_fit, capsys):
+    tiny_fit()
     main(["export", "run"])
     assert "Exported to run/export" in capsys.readouterr().out
     assert Path("run/export/model.safetensors").is_file()
@@ -76,7 +76,7 @@ def test_nothing_to_export_is_one_line():
         delivered_round(Path("empty"))
 
 
-def test_what_to_export_is_named_once(tiny_run, capsys):
+def test_what_to_export_is_named_once(capsys):
     assert main(["export"]) == main(["export", "run", "--ckpt_path=x"]) == main(["export", "run", "--private"]) == 2
     lines = capsys.readouterr().err.splitlines()
     assert "got nothing to export" in lines[0] and "got both RUN and --ckpt_path" in lines[1]
@@ -89,8 +89,8 @@ def score_plainly(model, tokenizer):
         return torch.cat([model.eval()(torch.tensor([row])).logits[0].float() for row in ids])
 
 
-def test_an_adapter_goes_on_its_base_in_plain_peft(tiny_run, tiny_model_dir):
-    main(["fit", *tiny_run, "--model.backbone.train=lora", "--run_dir=run"])
+def test_an_adapter_goes_on_its_base_in_plain_peft(tiny_fit, tiny_model_dir):
+    tiny_fit("--model.backbone.train=lora")
     export(Path("run"), Path("merged"))
     result = export(Path("run"), Path("adapter"), "adapter")
     assert result.largest < 1e-3 and result.num_reordered == 0
@@ -103,15 +103,15 @@ def test_an_adapter_goes_on_its_base_in_plain_peft(tiny_run, tiny_model_dir):
     assert "from peft import AutoPeftModelForSequenceClassification" in card
 
 
-def test_an_adapter_is_asked_of_a_run_that_has_one(tiny_run, capsys):
-    main(["fit", *tiny_run, "--run_dir=run"])
+def test_an_adapter_is_asked_of_a_run_that_has_one(tiny_fit, capsys):
+    tiny_fit()
     assert main(["export", "run", "--form=adapter"]) == 2
     assert "--form: got adapter for a run with backbone.train full, which has none" in capsys.readouterr().err
     assert not Path("run/export").exists()
 
 
-def test_a_run_on_the_first_layers_is_exported_whole(tiny_run, capsys):
-    main(["fit", *tiny_run, "--model.backbone.train=lora", "--model.backbone.num_layers=1", "--run_dir=run"])
+def test_a_run_on_the_first_layers_is_exported_whole(tiny_fit, capsys):
+    tiny_fit("--model.backbone.train=lora", "--model.backbone.num_layers=1")
     assert main(["export", "run", "--form=adapter"]) == 2
     assert "a base without its last layers (num_layers)" in capsys.readouterr().err
     assert export(Path("run"), Path("out")).is_exact
@@ -119,9 +119,8 @@ def test_a_run_on_the_first_layers_is_exported_whole(tiny_run, capsys):
 
 
 @pytest.mark.parametrize("quantize", ["none", "nf4"])
-def test_fewer_bits_are_merged_in_16_and_their_drift_is_reported(tiny_run, quantize, capsys):
-    lora = ["--model.backbone.train=lora", f"--model.backbone.quantize={quantize}"]
-    main(["fit", *tiny_run, *lora, "--run_dir=run"])
+def test_fewer_bits_are_merged_in_16_and_their_drift_is_reported(tiny_fit, quantize, capsys):
+    tiny_fit("--model.backbone.train=lora", f"--model.backbone.quantize={quantize}")
     capsys.readouterr()
     assert main(["export", "run", "--dtype=bfloat16", "--to=out"]) == 0
     assert "(fewer bits; " in capsys.readouterr().out
@@ -130,10 +129,9 @@ def test_fewer_bits_are_merged_in_16_and_their_drift_is_reported(tiny_run, quant
     assert not hasattr(model.config, "quantization_config")
 
 
-def test_a_body_that_was_trained_on_in_4_bits_is_exported_as_what_these_stand_for(tiny_run, monkeypatch):
+def test_a_body_that_was_trained_on_in_4_bits_is_exported_as_what_these_stand_for(tiny_fit, monkeypatch):
     """Merged into the weights before they were rounded, it would be another model."""
-    nf4 = ["--model.backbone.train=lora", "--model.backbone.quantize=nf4"]
-    main(["fit", *tiny_run, *nf4, "--run_dir=run"])
+    tiny_fit("--model.backbone.train=lora", "--model.backbone.quantize=nf4")
     merged = export(Path("run"), Path("merged"))
     adapter = export(Path("run"), Path("adapter"), "adapter")
     monkeypatch.setattr("ser_lightning.export.reward.copy_rounded_weights", lambda source, target: None)
@@ -143,8 +141,8 @@ def test_a_body_that_was_trained_on_in_4_bits_is_exported_as_what_these_stand_fo
     assert not hasattr(AutoModelForSequenceClassification.from_pretrained("merged").config, "quantization_config")
 
 
-def test_any_checkpoint_of_the_run_can_be_exported(tiny_run):
-    main(["fit", *tiny_run, "--run_dir=run"])
+def test_any_checkpoint_of_the_run_can_be_exported(tiny_fit):
+    tiny_fit()
     other = next(n for n in (0, 1) if n != delivered_round(Path("run")))
     assert main(["export", f"--ckpt_path=run/rounds/{other}/model.pt", "--to=round"]) == 0
     assert main(["export", "--ckpt_path=run/checkpoints/last.ckpt", "--to=last"]) == 0
@@ -162,8 +160,8 @@ def test_a_checkpoint_without_a_run_is_one_line(tmp_path, capsys):
     assert "lies in no run folder" in lines[0] and "does not exist" in lines[1]
 
 
-def test_the_card_says_what_the_run_says(tiny_run, tiny_model_dir):
-    main(["fit", *tiny_run, "--run_dir=run"])
+def test_the_card_says_what_the_run_says(tiny_fit, tiny_model_dir):
+    tiny_fit()
     export(Path("run"), Path("out"))
     card = ModelCard.load("out/README.md")
     assert card.data.pipeline_tag == "text-classification" and "reward-model" in card.data.tags
@@ -176,8 +174,8 @@ def test_the_card_says_what_the_run_says(tiny_run, tiny_model_dir):
     assert "{{" not in card.text and "None" not in card.text
 
 
-def test_the_cards_code_runs_and_gives_the_models_reward(tiny_run):
-    main(["fit", *tiny_run, "--run_dir=run"])
+def test_the_cards_code_runs_and_gives_the_models_reward(tiny_fit):
+    tiny_fit()
     export(Path("run"), Path("out"))
     code = re.search(r"```python\n(.*?)```", Path("out/README.md").read_text(), re.DOTALL)[1]
     names = {}
@@ -187,8 +185,8 @@ def test_the_cards_code_runs_and_gives_the_models_reward(tiny_run):
     assert names["reward"] == pytest.approx(model(ids).logits.item(), abs=1e-5)
 
 
-def test_an_export_that_scores_otherwise_never_appears(tiny_run, monkeypatch):
-    main(["fit", *tiny_run, "--run_dir=run"])
+def test_an_export_that_scores_otherwise_never_appears(tiny_fit, monkeypatch):
+    tiny_fit()
     save = LlamaForSequenceClassification.save_pretrained
 
     def bend(self, *args, **kwargs):
@@ -218,8 +216,8 @@ class Hub:
         self.calls.append((repo_id, sorted(path.name for path in Path(folder_path).iterdir())))
 
 
-def test_push_uploads_the_folder_and_says_where(tiny_run, monkeypatch, capsys):
-    main(["fit", *tiny_run, "--run_dir=run"])
+def test_push_uploads_the_folder_and_says_where(tiny_fit, monkeypatch, capsys):
+    tiny_fit()
     monkeypatch.setattr("huggingface_hub.HfApi", Hub)
     monkeypatch.setattr(Hub, "calls", [])
     assert main(["export", "run", "--push=me/model", "--private"]) == 0
@@ -228,8 +226,8 @@ def test_push_uploads_the_folder_and_says_where(tiny_run, monkeypatch, capsys):
     assert "Uploaded to https://hub/me/model" in capsys.readouterr().out
 
 
-def test_a_hub_that_refuses_is_one_line_and_the_folder_stays(tiny_run, monkeypatch, capsys):
-    main(["fit", *tiny_run, "--run_dir=run"])
+def test_a_hub_that_refuses_is_one_line_and_the_folder_stays(tiny_fit, monkeypatch, capsys):
+    tiny_fit()
     monkeypatch.setattr("huggingface_hub.HfApi", Hub)
     monkeypatch.setattr(Hub, "refuses", True)
     assert main(["export", "run", "--push=me/model"]) == 2
@@ -237,10 +235,10 @@ def test_a_hub_that_refuses_is_one_line_and_the_folder_stays(tiny_run, monkeypat
     assert Path("run/export/model.safetensors").is_file()
 
 
-def test_trl_trains_a_policy_against_the_folder(tiny_run, tiny_model_dir):
+def test_trl_trains_a_policy_against_the_folder(tiny_fit, tiny_model_dir):
     import trl  # seconds that no other test needs
 
-    main(["fit", *tiny_run, "--run_dir=run"])
+    tiny_fit()
     export(Path("run"), Path("out"))
     prompts = datasets.Dataset.from_list([{"prompt": TURNS[0][:1]}] * 4)
     settings = {"per_device_train_batch_size": 2, "num_generations": 2, "max_completion_length": 4, "max_steps": 1}

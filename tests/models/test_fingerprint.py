@@ -58,9 +58,9 @@ def test_adapters_that_are_all_zero_are_refused_and_one_trained_one_is_enough():
     check_trained("x", {"score.weight": torch.zeros(2)})
 
 
-def test_a_checkpoint_of_another_base_or_template_is_refused(tiny_run, tiny_model_dir, tmp_path, capsys):
+def test_a_checkpoint_of_another_base_or_template_is_refused(tiny_run, tiny_fit, tiny_model_dir, tmp_path, capsys):
     lora = "--model.backbone.train=lora"
-    assert main(["fit", *tiny_run, lora, "--run_dir=run"]) == 0
+    tiny_fit(lora)
     other = tmp_path / "other"
     torch.manual_seed(1)
     tokenizer_files = [f for f in Path(tiny_model_dir).iterdir() if "token" in f.name or "template" in f.name]

@@ -283,7 +283,7 @@ def test_two_ranks_share_one_folder():
     flags = ["--trainer.strategy=ddp", "--trainer.devices=2", "--trainer.max_epochs=1"]
     command = [sys.executable, "-m", "ser_lightning", *FIT, *flags]
     done = subprocess.run(
-        command, capture_output=True, text=True, timeout=120, env=os.environ | {"OMP_NUM_THREADS": "1"}
+        command, capture_output=True, text=True, timeout=600, env=os.environ | {"OMP_NUM_THREADS": "1"}
     )
     assert done.returncode == 0, done.stderr
     (run,) = Path("runs").iterdir()
@@ -325,8 +325,8 @@ def test_predictions_are_ordered_unique_and_never_overwritten(tmp_path):
         PredictionWriter().setup(trainer, module, "predict")
 
 
-def test_predict_writes_into_the_run_of_the_checkpoint(capsys, tiny_run):
-    assert main(["fit", *tiny_run, "--run_dir", "run"]) == 0
+def test_predict_writes_into_the_run_of_the_checkpoint(capsys, tiny_fit):
+    tiny_fit()
     predict = ["predict", "--ckpt_path", "run/checkpoints/last.ckpt"]
     assert main(predict) == 0
     ids = pq.read_table("run/predictions.parquet")["pair_id"].to_pylist()

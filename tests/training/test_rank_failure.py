@@ -1,4 +1,4 @@
-"""Two processes of DDP do what one does, and end together."""
+"""Two processes do what one does, and end together."""
 
 import csv
 import os
@@ -25,18 +25,13 @@ GOES_ON = (
 )
 
 
-def _fit(tiny_run, name, *extra):
-    command = [sys.executable, "-m", "ser_lightning", "fit", *tiny_run, f"--run_dir={name}", *extra]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
-    assert done.returncode == 0, done.stderr[-3000:]
-    Path(name, "stderr.txt").write_text(done.stderr)
+def _audits(name):
     return [pq.read_table(file).to_pydict() for file in sorted(Path(name).glob("rounds/*/audit.parquet"))]
 
 
-def test_two_ranks_label_and_select_as_one_and_learn_the_same_weights(tiny_run):
-    one = _fit(tiny_run, "one")
-    two = _fit(tiny_run, "two", *DDP)
+def test_two_ranks_label_and_select_as_one_and_learn_the_same_weights(tiny_run, tiny_fit, on_two_ranks):
+    on_two_ranks("fit", *tiny_run, "--run_dir=two", *DDP)
+    one, two = _audits(tiny_fit(name="one")), _audits("two")
     assert len(one) == len(two) == 2
     for a, b in zip(one, two, strict=True):
         assert len(set(b["pair_id"])) == len(b["pair_id"])  # the pool of 55 does not divide evenly
@@ -53,10 +48,10 @@ def test_two_ranks_label_and_select_as_one_and_learn_the_same_weights(tiny_run):
     assert all(torch.allclose(models[0][k], models[1][k], atol=1e-4) for k in models[0])
 
 
-def test_two_ranks_end_alike_when_nothing_is_kept(tiny_run, tmp_path):
-    rule = "--evolution.rule.target=0.9999999"
-    one = _fit(tiny_run, "one", rule, "--model.optimizer.init_args.lr=1e-9")
-    two = _fit(tiny_run, "two", rule, "--model.optimizer.init_args.lr=1e-9", *DDP)
+def test_two_ranks_end_alike_when_nothing_is_kept(tiny_run, tiny_fit, on_two_ranks):
+    flags = ("--evolution.rule.target=0.9999999", "--model.optimizer.init_args.lr=1e-9")
+    on_two_ranks("fit", *tiny_run, *flags, "--run_dir=two", *DDP)
+    one, two = _audits(tiny_fit(*flags, name="one")), _audits("two")
     assert len(one) == len(two) == 1
     assert one[0]["kept"] == two[0]["kept"] == [False] * len(one[0]["kept"])
 
@@ -91,7 +86,7 @@ def test_a_rank_that_dies_ends_the_job_with_the_first_error_on_top(tiny_run, ran
     command = [sys.executable, "broken.py", "fit", *tiny_run, "--run_dir=run", *DDP]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True) as job:
-        _, said = job.communicate(timeout=120)  # the pipe closes when the last rank has ended
+        _, said = job.communicate(timeout=600)  # the pipe closes when the last rank has ended
     assert job.returncode != 0
     assert "Traceback" not in said
     errors = [line for line in said.splitlines() if line.startswith("error: ")]
@@ -101,8 +96,8 @@ def test_a_rank_that_dies_ends_the_job_with_the_first_error_on_top(tiny_run, ran
 def test_a_rank_ends_with_the_process_that_started_it():
     """Even where it waits for good, as a collective operation on a GPU does."""
     rank = "import time; from ser_lightning.training.rank_failure import end_with_parent; end_with_parent(0.1, 0.1); "
-    rank += "print(1, flush=True); time.sleep(600)"
-    starter = f"import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', {rank!r}]); time.sleep(600)"
+    rank += "print(1, flush=True); time.sleep(3600)"
+    starter = f"import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', {rank!r}]); time.sleep(3600)"
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-c", starter]
     with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment, start_new_session=True) as parent:
@@ -135,13 +130,6 @@ def _policy_flags(tiny_model_dir, pairs_file, name):
     ]
 
 
-def _fit_policy_on_two_ranks(flags):
-    environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{Path.cwd()}", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "ser_lightning", *flags, *DDP]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
-    assert done.returncode == 0, done.stderr[-3000:]
-
-
 def _learnt(name):
     """Trained weights and steps of a run, and what its policies have said, by process."""
     state = torch.load(Path(name, "checkpoints/last.ckpt"), weights_only=False)["state_dict"]
@@ -157,14 +145,14 @@ def _learnt(name):
         ("--model.advantage=rloo", "--model.responses_per_prompt=2", "--model.backbone.train=lora"),
     ],
 )
-def test_two_ranks_learn_a_policy_as_one(tiny_model_dir, pairs_file, monkeypatch, settings):
+def test_two_ranks_learn_a_policy_as_one(tiny_model_dir, pairs_file, monkeypatch, on_two_ranks, settings):
     """Five prompts in a step and five held out: neither divides evenly."""
     Path("said_rewards.py").write_text(LETTERS)
     monkeypatch.syspath_prepend(str(Path.cwd()))
     monkeypatch.setenv("WHO", "one")
     assert main([*_policy_flags(tiny_model_dir, pairs_file, "one"), *settings]) == 0
     monkeypatch.setenv("WHO", "two")
-    _fit_policy_on_two_ranks([*_policy_flags(tiny_model_dir, pairs_file, "two"), *settings])
+    on_two_ranks(*_policy_flags(tiny_model_dir, pairs_file, "two"), *settings, *DDP)
     (state, steps, (said,)), (state_of_two, steps_of_two, parts) = _learnt("one"), _learnt("two")
     assert len(parts) == 2 and all(parts)
     assert sorted(parts[0] + parts[1]) == sorted(said)
@@ -177,10 +165,11 @@ def test_two_ranks_learn_a_policy_as_one(tiny_model_dir, pairs_file, monkeypatch
             assert float(row[name]) == pytest.approx(float(row_of_two[name]), abs=1e-5, rel=1e-4), name
 
 
-def test_two_ranks_compute_the_features_that_one_does(tiny_run):
+def test_two_ranks_compute_the_features_that_one_does(tiny_run, on_two_ranks):
     head = ("--model.backbone.train=head", "--model.optimizer.init_args.lr=0.05")
-    one = _fit(tiny_run, "one", *head, "--data.cache_dir=cache_one")
-    two = _fit(tiny_run, "two", *head, "--data.cache_dir=cache_two", *DDP)
+    assert main(["fit", *tiny_run, *head, "--data.cache_dir=cache_one", "--run_dir=one"]) == 0
+    on_two_ranks("fit", *tiny_run, *head, "--data.cache_dir=cache_two", "--run_dir=two", *DDP)
+    one, two = _audits("one"), _audits("two")
     [first], [second] = (list(Path(name).glob("*/features-*.bin")) for name in ("cache_one", "cache_two"))
     assert first.name == second.name
     states = [torch.from_file(str(f), size=f.stat().st_size // 4, dtype=torch.float32) for f in (first, second)]
@@ -189,15 +178,15 @@ def test_two_ranks_compute_the_features_that_one_does(tiny_run):
         assert [a[k] for k in ("pair_id", "label", "kept")] == [b[k] for k in ("pair_id", "label", "kept")]
 
 
-def test_a_frozen_body_in_shards_learns_what_a_whole_one_does(tiny_run):
+def test_a_frozen_body_in_shards_learns_what_a_whole_one_does(tiny_run, tiny_fit, on_two_ranks):
     """Micro-batches of a few tokens: the ranks have different numbers of them, and must not wait for one another."""
     settings = ["--model.backbone.train=lora", "--model.backbone.lora.dropout=0", "--data.tokens_per_batch=100"]
-    one = _fit(tiny_run, "one", *settings)
-    two = _fit(tiny_run, "two", *settings, *SHARDS)
+    said = on_two_ranks("fit", *tiny_run, *settings, "--run_dir=two", *SHARDS)
+    one, two = _audits(tiny_fit(*settings, name="one")), _audits("two")
     for a, b in zip(one, two, strict=True):
         assert [a[k] for k in ("pair_id", "label", "kept")] == [b[k] for k in ("pair_id", "label", "kept")]
         assert a["reward_a"] == pytest.approx(b["reward_a"], abs=1e-4)
-    assert "weights of the body spread over 2 ranks" in Path("two/stderr.txt").read_text()
+    assert "weights of the body spread over 2 ranks" in said
     models = [torch.load(f"{name}/rounds/1/model.pt", weights_only=True) for name in ("one", "two")]
     assert models[0]["identity"] == models[1]["identity"]
     weights = [model["weights"] for model in models]
@@ -218,14 +207,15 @@ def _go_on_in_the_last_phase(of, name, *extra):
     return ["fit", f"--run_dir={name}", "--ckpt_path=last", *extra]
 
 
-def test_a_trained_body_in_shards_learns_what_a_whole_one_does_and_goes_on_from_its_checkpoints(tiny_run):
+def test_a_trained_body_in_shards_learns_what_a_whole_one_does_and_goes_on_from_its_checkpoints(
+    tiny_run, on_two_ranks
+):
     """SGD, in which gradients that were added up or clipped wrongly would show; few tokens, so many micro-batches."""
     sgd = ("--model.optimizer=torch.optim.SGD", '--model.optimizer.init_args={"lr": 0.1, "momentum": 0.9}')
     flags = [*tiny_run, *GOES_ON, *sgd, "--model.max_grad_norm=0.02", "--data.tokens_per_batch=100"]
     assert main(["fit", *flags, "--run_dir=one"]) == 0
-    two = _fit(flags, "two", "--model.backbone.gradient_checkpointing=true", *SHARDS)
-    for file, b in zip(sorted(Path("one").glob("rounds/*/audit.parquet")), two, strict=True):
-        a = pq.read_table(file).to_pydict()
+    on_two_ranks("fit", *flags, "--run_dir=two", "--model.backbone.gradient_checkpointing=true", *SHARDS)
+    for a, b in zip(_audits("one"), _audits("two"), strict=True):
         assert [a[k] for k in ("pair_id", "label", "kept")] == [b[k] for k in ("pair_id", "label", "kept")]
         assert a["reward_a"] == pytest.approx(b["reward_a"], abs=1e-4)
     first, one, two = _weights("one", 0), _weights("one"), _weights("two")
@@ -237,10 +227,7 @@ def test_a_trained_body_in_shards_learns_what_a_whole_one_does_and_goes_on_from_
     momenta = [[values["momentum_buffer"] for values in state.values()] for state in states]
     assert len(momenta[0]) == len(one)
     assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(*momenta, strict=True))
-    command = [sys.executable, "-m", "ser_lightning", *_go_on_in_the_last_phase("two", "again")]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
-    assert done.returncode == 0, done.stderr[-3000:]
+    on_two_ranks(*_go_on_in_the_last_phase("two", "again"))
     again = _weights("again")
     assert all(torch.equal(two[k], again[k]) for k in two)
     assert main(_go_on_in_the_last_phase("two", "alone", *ALONE)) == 0
@@ -253,7 +240,11 @@ def test_a_trained_body_in_shards_learns_what_a_whole_one_does_and_goes_on_from_
 def test_one_rank_in_shards_is_one_process(tiny_run):
     """With AdamW, whose state every phase hands on to that of the next round."""
     assert main(["fit", *tiny_run, *GOES_ON, "--run_dir=one"]) == 0
-    _fit(tiny_run, "shards", *GOES_ON, "--trainer.devices=1", "--trainer.strategy=fsdp")
+    flags = [*tiny_run, *GOES_ON, "--run_dir=shards", "--trainer.devices=1", "--trainer.strategy=fsdp"]
+    command = [sys.executable, "-m", "ser_lightning", "fit", *flags]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=600)
+    assert done.returncode == 0, done.stderr[-3000:]
     states = [torch.load(f"{name}/checkpoints/last.ckpt", weights_only=True) for name in ("one", "shards")]
     [weights, in_shards] = (state["state_dict"] for state in states)
     assert all(torch.allclose(weights[k], in_shards[k], atol=1e-6) for k in weights)
@@ -264,14 +255,11 @@ def test_one_rank_in_shards_is_one_process(tiny_run):
         assert all(torch.allclose(one[i][k], other[i][k], atol=1e-6) for k in ("exp_avg", "exp_avg_sq"))
 
 
-def test_two_ranks_imitate_as_one(tiny_model_dir, pairs_file):
+def test_two_ranks_imitate_as_one(tiny_model_dir, pairs_file, on_two_ranks):
     """Responses of a step of 5 do not divide evenly."""
     flags = [*sft_flags(tiny_model_dir, pairs_file), "--data.responses_per_step=5", "--trainer.max_epochs=2"]
     assert main(["fit", *flags, "--run_dir=one"]) == 0
-    command = [sys.executable, "-m", "ser_lightning", "fit", *flags, "--run_dir=two", *DDP]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
-    assert done.returncode == 0, done.stderr[-3000:]
+    on_two_ranks("fit", *flags, "--run_dir=two", *DDP)
     start, one, two = (
         torch.load(f"{name}/checkpoints/{file}.ckpt", weights_only=True)["state_dict"]
         for name, file in (("one", "previous"), ("one", "last"), ("two", "last"))
