@@ -10,7 +10,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from ser_lightning.data.formats import check_mapping
+from ser_lightning.data.formats import check_labels, check_mapping, unread_columns
 from ser_lightning.data.layouts import PADDED
 from ser_lightning.data.reader import PairStore
 from ser_lightning.data.sources import Source, open_sources
@@ -39,6 +39,7 @@ class PairFiles(pl.LightningDataModule):
         num_workers: processes that load batches.
         cache_dir: folder for encoded pairs, None = the user's cache folder.
         synthetic_pairs: pairs that `path: synthetic` makes.
+        labels: what the labels of the files mean.
 
     Attributes:
         tokenizer: the module's, unless one is set by hand.
@@ -59,11 +60,13 @@ class PairFiles(pl.LightningDataModule):
         num_workers: int,
         cache_dir: str | None,
         synthetic_pairs: int,
+        labels: dict[str, str | None] | None = None,
     ) -> None:
         super().__init__()
         self.paths = dict(zip(ROLES, (path, pool_path or [], test_path or []), strict=True))
         self.more_paths = [new_data_path] if isinstance(new_data_path, str) else new_data_path or []
         self.columns = columns or {}
+        self.labels = labels and {str(key): meaning for key, meaning in labels.items()}  # YAML makes numbers
         self.policy = policy
         self.max_length = max_length
         self.num_workers = num_workers
@@ -75,7 +78,7 @@ class PairFiles(pl.LightningDataModule):
 
     def _problems(self, *counts: str) -> list[str]:
         """What is wrong with the arguments, a line each; `counts` names those that must be at least 1."""
-        found = check_mapping(self.columns) + self.policy.problems()
+        found = check_mapping(self.columns) + check_labels(self.labels or {}) + self.policy.problems()
         if "synthetic" in self.more_paths:
             found.append("new_data_path: got synthetic, which would make the same pairs again; give files")
         for name in counts:
@@ -91,7 +94,7 @@ class PairFiles(pl.LightningDataModule):
             if is_complete(folder):
                 rank_zero_info(f"Encoded pairs: found in the cache, {folder}")
                 continue
-            build_store(folder, sources, self.columns, self.tokenizer, self.max_length)
+            build_store(folder, sources, self.columns, self.tokenizer, self.max_length, self.labels)
             rank_zero_info(f"Encoded pairs: written to {folder}")
 
     def setup(self, stage: str | None = None) -> None:
@@ -140,8 +143,14 @@ class PairFiles(pl.LightningDataModule):
         self._tokenizer = tokenizer
 
     def _folders(self) -> list[Path]:
-        settings = (self.columns, self.tokenizer, self.max_length)
+        settings = (self.columns, self.tokenizer, self.max_length, self.labels)
         return [self.cache_dir / store_key(sources, *settings) for sources in self._open_sources()]
+
+    def _no_label_hint(self) -> str:
+        """What to add to a message about missing labels: the columns of the first row that nothing reads."""
+        source = next((source for sources in self._open_sources() for source in sources["path"]), None)
+        row = next(iter(source.rows()), ("", {}))[1] if source else {}
+        return unread_columns(row, self.columns)
 
     def check_reload(self) -> None:
         """`UserError` where Lightning would go through the first epoch's order again and again."""

@@ -8,7 +8,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from ser_lightning.data.formats import parse_row
+from ser_lightning.data.formats import Labels, parse_row
 from ser_lightning.data.reader import PairStore
 from ser_lightning.data.sources import Source, open_sources
 from ser_lightning.data.store import ROLES, UNLABELLED, build_store, is_complete, store_key
@@ -25,10 +25,14 @@ class EvaluationSet:
         path: a file of labelled pairs.
         columns: how the file calls the columns.
         category: column that holds a pair's category, None = there is none.
+        labels: what the labels of the file mean.
     """
 
-    def __init__(self, name: str, path: str, columns: Mapping[str, str], category: str | None) -> None:
+    def __init__(
+        self, name: str, path: str, columns: Mapping[str, str], category: str | None, labels: Labels | None = None
+    ) -> None:
         self.name, self.path, self.columns, self.category = name, path, columns, category
+        self.label_map = labels
         self._sources: list[Source] | None = None
         self._store: PairStore | None = None
 
@@ -36,7 +40,7 @@ class EvaluationSet:
         """Encode the pairs into the cache, unless they are there."""
         folder = self._folder(cache, tokenizer, max_length)
         if not is_complete(folder):
-            build_store(folder, self._by_role(), self.columns, tokenizer, max_length)
+            build_store(folder, self._by_role(), self.columns, tokenizer, max_length, self.label_map)
             rank_zero_info(f"Evaluation set {self.name}: written to {folder}")
 
     def open(
@@ -100,7 +104,7 @@ class EvaluationSet:
         found: dict[int, str] = {}
         for source in self._open():
             for where, row in source.rows():
-                pair = parse_row(row, self.columns, where)
+                pair = parse_row(row, self.columns, where, self.label_map)
                 if isinstance(pair, PreferencePair):
                     found.setdefault(pair.pair_id, str(row.get(self.category, "")))
         if not any(found.values()):
@@ -116,4 +120,4 @@ class EvaluationSet:
         return {**dict.fromkeys(ROLES, []), "test_path": self._open()}
 
     def _folder(self, cache: Path, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Path:
-        return cache / store_key(self._by_role(), self.columns, tokenizer, max_length)
+        return cache / store_key(self._by_role(), self.columns, tokenizer, max_length, self.label_map)

@@ -45,6 +45,8 @@ class PreferenceDataModule(PairFiles):
             labelled pairs join the seed, the others the pool.
         columns: how the files call prompt, chosen, rejected, response_a, response_b, label or id,
             such as {prompt: question, chosen: response_j}.
+        labels: what the labels of the files mean, such as {model_a: a, model_b: b, tie: tie}; null is no label.
+            Without it 1, a and true say that response_a is better, 0, b and false that response_b is.
         seed_fraction: share of the labelled pairs outside the test set that keep their label, if no pair comes
             unlabelled.
         test_fraction: share of the labelled pairs for the test set, if there is no `test_path`.
@@ -84,15 +86,18 @@ class PreferenceDataModule(PairFiles):
         predict_split: Split = "pool",
         eval_sets: dict[str, str] | None = None,
         eval_category: str | None = None,
+        labels: dict[str, str | None] | None = None,
     ) -> None:
         policy = SplitPolicy(seed_fraction, test_fraction, val_fraction, split_seed)
         files = (path, pool_path, test_path, new_data_path, columns)
-        super().__init__(*files, policy, max_length, num_workers, cache_dir, synthetic_pairs)
+        super().__init__(*files, policy, max_length, num_workers, cache_dir, synthetic_pairs, labels)
         self.pairs_per_step = pairs_per_step
         self.tokens_per_batch = tokens_per_batch
         self.tokens_per_scoring_batch = tokens_per_scoring_batch
         self.predict_split = predict_split
-        self.eval_sets = [EvaluationSet(n, file, self.columns, eval_category) for n, file in (eval_sets or {}).items()]
+        self.eval_sets = [
+            EvaluationSet(n, f, self.columns, eval_category, self.labels) for n, f in (eval_sets or {}).items()
+        ]
         self.phase = Phase()
         self.accepted = Selection.empty()
         self.fold_accepted: dict[int, Selection] = {}
@@ -119,7 +124,8 @@ class PreferenceDataModule(PairFiles):
             for one in self.eval_sets:
                 one.open(self.cache_dir, self.tokenizer, self.max_length, seen)
         if stage == "fit":
-            raise_problems(seed_problems(self.data.seed_labels(self.data.rows("seed"))))
+            labels = self.data.seed_labels(self.data.rows("seed"))
+            raise_problems(seed_problems(labels, "" if len(labels) else self._no_label_hint()))
 
     # What the next epochs train on.
 

@@ -107,6 +107,8 @@ class PromptDataModule(PairFiles):
         prompt_path: files of which only the column `prompt` is read: more prompts to train on.
         columns: how the files call prompt, chosen, rejected, response_a, response_b, label or id,
             such as {prompt: question, chosen: response_j}.
+        labels: what the labels of the files mean, such as {model_a: a, model_b: b, tie: tie}; null is no label.
+            Without it 1, a and true say that response_a is better, 0, b and false that response_b is.
         seed_fraction: share of the labelled pairs outside the test set that keep their label, if no pair comes
             unlabelled.
         test_fraction: share of the labelled pairs for the test set, if there is no `test_path`.
@@ -149,10 +151,11 @@ class PromptDataModule(PairFiles):
         cache_dir: str | None = None,
         synthetic_pairs: int = 2000,
         predict_split: PromptSplit = "train",
+        labels: dict[str, str | None] | None = None,
     ) -> None:
         policy = SplitPolicy(seed_fraction, test_fraction, val_fraction, split_seed)
         files = (path, pool_path, test_path, None, columns)
-        super().__init__(*files, policy, max_length, num_workers, cache_dir, synthetic_pairs)
+        super().__init__(*files, policy, max_length, num_workers, cache_dir, synthetic_pairs, labels)
         self.prompt_path = prompt_path or []
         self.max_prompt_length = max_prompt_length
         self.prompts_per_step, self.steps_per_epoch = prompts_per_step, steps_per_epoch

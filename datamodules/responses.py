@@ -128,6 +128,8 @@ class ResponseDataModule(PairFiles):
         test_path: labelled pairs for the final test, instead of a share of `path`; nothing of them is imitated.
         columns: how the files call prompt, chosen, rejected, response_a, response_b, label or id,
             such as {prompt: question, chosen: response_j}.
+        labels: what the labels of the files mean, such as {model_a: a, model_b: b, tie: tie}; null is no label.
+            Without it 1, a and true say that response_a is better, 0, b and false that response_b is.
         seed_fraction: share of the labelled pairs outside the test set that keep their label, if no pair comes
             unlabelled.
         test_fraction: share of the labelled pairs for the test set, if there is no `test_path`.
@@ -157,10 +159,11 @@ class ResponseDataModule(PairFiles):
         split_seed: int = 0,
         cache_dir: str | None = None,
         synthetic_pairs: int = 2000,
+        labels: dict[str, str | None] | None = None,
     ) -> None:
         policy = SplitPolicy(seed_fraction, test_fraction, val_fraction, split_seed)
         files = (path, pool_path, test_path, None, columns)
-        super().__init__(*files, policy, max_length, num_workers, cache_dir, synthetic_pairs)
+        super().__init__(*files, policy, max_length, num_workers, cache_dir, synthetic_pairs, labels)
         self.responses_per_step = responses_per_step
         self.tokens_per_batch = tokens_per_batch
         raise_problems(self._problems("max_length", "responses_per_step", "tokens_per_batch", "synthetic_pairs"))
@@ -174,7 +177,7 @@ class ResponseDataModule(PairFiles):
             if not len(self.responses):
                 raise UserError(
                     "seed: got no labelled pair, so no response to imitate; raise data.seed_fraction or give pairs "
-                    "with a label"
+                    f"with a label{self._no_label_hint()}"
                 )
             rank_zero_info(f"Responses to imitate: {len(self.responses):,}")
 

@@ -164,16 +164,17 @@ class SplitPairs:
         return content.hexdigest()[:16]
 
 
-def seed_problems(labels: np.ndarray) -> list[str]:
+def seed_problems(labels: np.ndarray, hint: str = "") -> list[str]:
     """What makes a seed useless to learn from and to calibrate on.
 
     Args:
         labels: (S,) labels of the seed.
+        hint: where labels might be, where there is none.
     """
     if len(labels) < MIN_SEED_PAIRS:
         return [
             f"seed: got {len(labels)} labelled pairs to train on, need at least {MIN_SEED_PAIRS}; raise "
-            "data.seed_fraction or give more pairs with a label"
+            f"data.seed_fraction or give more pairs with a label{hint}"
         ]
     if len(np.unique(labels)) == 1:  # a and b are ordered by a hash
         return [

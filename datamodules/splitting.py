@@ -11,14 +11,13 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from ser_lightning.data.formats import DROPS
 from ser_lightning.data.store import CONTRADICTION, ROLES, UNLABELLED, Counts
 
 READ_COLUMNS = (*ROLES, "new_data_path")
 _READ_LINES = {
     "rows": "rows read",
-    "empty": "dropped: empty prompt or response",
-    "identical": "dropped: identical responses",
-    "dialogues_part": "dropped: transcripts part before the last turn",
+    **{why: f"dropped: {text}" for why, text in DROPS.items()},
     "too_long": "dropped: a response longer than max_length",
     "duplicate": "dropped: the same pair again",
     "cut": "kept, oldest part of the prompt cut",

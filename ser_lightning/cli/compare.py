@@ -19,6 +19,7 @@ from rich.table import Table
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from ser_lightning.data.formats import Labels, check_labels, prompt_hash, unread_columns
 from ser_lightning.data.scoring_rows import FileRow, RowCounts, column_problems, open_source, read_rows, survey
 from ser_lightning.errors import UserError, raise_problems
 from ser_lightning.evaluation.metrics import half_credit
@@ -123,6 +124,9 @@ def main(argv: list[str]) -> int:
     parser.add_argument("models", type=str, nargs="+", help="A and B; with --make_gate any number of baseline runs")
     parser.add_argument("--data", type=str, required=True, help="file of labelled pairs")
     parser.add_argument("--columns", type=dict[str, str] | None, default=None, help="how the file calls its columns")
+    parser.add_argument(
+        "--labels", type=dict[str, str | None] | None, default=None, help="what its labels mean: {model_a: a, tie: tie}"
+    )
     parser.add_argument("--category", type=str | None, default=None, help="column that holds a pair's category")
     parser.add_argument("--examples", type=int, default=3, help="pairs to show that only one of both orders right")
     parser.add_argument("--json", type=str | None, default=None, help="file to write the figures to")
@@ -136,7 +140,7 @@ def main(argv: list[str]) -> int:
     except ArgumentError as error:
         raise UserError(f"compare: {' '.join(str(error).split())}; {_USAGE}") from error
     raise_problems(_problems(args))
-    rows, categories, num_rows = labelled_rows(args.data, args.columns or {}, args.category)
+    rows, categories, num_rows = labelled_rows(args.data, args.columns or {}, args.category, args.labels)
     sides = [open_side(name, num_rows) for name in args.models]
     if args.make_gate:
         return _write_gate(args, rows, sides)
@@ -154,7 +158,7 @@ def main(argv: list[str]) -> int:
 
 
 def _problems(args: Namespace) -> list[str]:
-    found = list(column_problems(args.columns or {}))
+    found = [*column_problems(args.columns or {}), *check_labels(args.labels or {})]
     if not args.make_gate and len(args.models) != 2:
         found.append(f"compare: got {len(args.models)} models; give two, or baseline runs with --make_gate")
     if args.make_gate and (args.gate or args.sequential):
@@ -166,18 +170,21 @@ def _problems(args: Namespace) -> list[str]:
     return found
 
 
-def labelled_rows(path: str, columns: dict[str, str], category: str | None) -> tuple[list[FileRow], list[str], int]:
+def labelled_rows(
+    path: str, columns: dict[str, str], category: str | None, labels: Labels | None = None
+) -> tuple[list[FileRow], list[str], int]:
     """The labelled pairs of a file in its order, their categories, and how many rows it has in all.
 
     Raises:
         UserError: there is none, or no such column.
     """
     source = open_source(path)
-    counts = survey(source, columns)
-    rows = [row for row in read_rows(source, columns, RowCounts()) if row.pair.label is not None]
+    counts = survey(source, columns, labels)
+    rows = [row for row in read_rows(source, columns, RowCounts(), labels=labels) if row.pair.label is not None]
     if not rows or "single" in counts.kinds:
+        hint = unread_columns(next(iter(source.rows()))[1], columns)
         raise UserError(
-            f"--data: got no labelled pair in {path} ({counts.rows} rows); give chosen and rejected or labels"
+            f"--data: got no labelled pair in {path} ({counts.rows} rows); give chosen and rejected or labels{hint}"
         )
     if category is None:
         return rows, [], counts.rows
@@ -225,7 +232,7 @@ def compare(
         raise UserError("compare: got no pair that both have a reward for; give files of the same --data, or mend NaNs")
     places = both.nonzero().flatten().tolist()
     target = torch.tensor([float(rows[i].pair.label or 0) for i in places])
-    prompt = np.asarray([hash(json.dumps(rows[i].pair.prompt)) for i in places])
+    prompt = np.asarray([prompt_hash(rows[i].pair.prompt) for i in places])
     kind = [categories[i] for i in places] if categories else []
     sides = []
     for values, temperature in zip(scored, temperatures, strict=True):

@@ -171,7 +171,7 @@ def _pairs_of(run: Path) -> Iterator[PreferencePair]:
     paths = [path for one in given for path in ([one] if isinstance(one, str) else one)]
     for source in open_sources(paths, data["synthetic_pairs"], data["split_seed"]):
         for where, row in source.rows():
-            pair = parse_row(row, columns, where)
+            pair = parse_row(row, columns, where, data.get("labels"))
             if isinstance(pair, PreferencePair):
                 yield replace(pair, label=None)
 

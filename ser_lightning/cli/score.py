@@ -23,6 +23,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ser_lightning.data.encode import EncodedPair
+from ser_lightning.data.formats import DROPS, check_labels
 from ser_lightning.data.scoring_rows import FileRow, Kind, RowCounts, column_problems, open_source, read_rows, survey
 from ser_lightning.errors import UserError, raise_problems
 from ser_lightning.evaluation.calibration import prob_a_wins
@@ -36,9 +37,7 @@ _SUFFIXES = (".parquet", ".csv", ".jsonl")
 _SIDES: dict[Kind, tuple[str, ...]] = {"chosen": ("_chosen", "_rejected"), "sides": ("_a", "_b"), "single": ("",)}
 """What the columns of each response are called behind `reward` and `tokens`."""
 _REASONS = {
-    "empty": "a prompt or response is empty",
-    "identical": "the responses are equal",
-    "dialogues_part": "the transcripts part before the last turn",
+    **DROPS,
     "too_long": "a response does not fit",
 }
 
@@ -99,6 +98,9 @@ def main(argv: list[str]) -> None:
 def add_scoring_flags(parser: ArgumentParser) -> None:
     """How a command reads its file and what it loads the model with."""
     parser.add_argument("--columns", type=dict[str, str] | None, default=None, help="how the file calls its columns")
+    parser.add_argument(
+        "--labels", type=dict[str, str | None] | None, default=None, help="what its labels mean: {model_a: a, tie: tie}"
+    )
     parser.add_argument("--max_length", type=int | None, default=None, help="most tokens of prompt and response")
     parser.add_argument(
         "--tokens_per_batch", type=int, default=16384, help="most tokens in a batch; halve to save room"
@@ -117,9 +119,9 @@ def score_file(args: Namespace) -> tuple[Tally, Scorer]:
         UserError: a line for each thing that is wrong; the data are read through before the model is loaded.
     """
     out, columns = Path(args.out).expanduser(), args.columns or {}
-    raise_problems([*_out_problems(out, args.overwrite), *column_problems(columns)])
+    raise_problems([*_out_problems(out, args.overwrite), *column_problems(columns), *check_labels(args.labels or {})])
     source = open_source(args.data)
-    found = survey(source, columns)
+    found = survey(source, columns, args.labels)
     if not found.usable:
         raise UserError(_nothing(args.data, found))
     kind: Kind = next(iter(found.kinds)) if len(found.kinds) == 1 else "sides"
@@ -127,7 +129,7 @@ def score_file(args: Namespace) -> tuple[Tally, Scorer]:
     scorer = Scorer.load(args.model, args.device, args.dtype, args.max_length, args.tokens_per_batch)
 
     def write(file: BinaryIO) -> None:
-        rows, total = read_rows(source, columns, tally.read), found.usable * len(_SIDES[kind])
+        rows, total = read_rows(source, columns, tally.read, labels=args.labels), found.usable * len(_SIDES[kind])
         with (
             _table_writer(file, out.suffix, schema) as write_table,
             tqdm(total=total, desc="Scoring", unit=" responses", disable=None) as bar,

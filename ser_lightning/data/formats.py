@@ -1,24 +1,48 @@
-"""A row of a file -> a canonical pair, one function a format. `docs/data.md` shows every format."""
+"""A row of a file -> a canonical pair. `docs/data.md` shows every format; `turns.py` reads the conversations."""
 
 import hashlib
 import json
-import re
 from collections.abc import Collection, Mapping
 from typing import Any, Literal
 
+from ser_lightning.data.turns import (
+    clean,
+    has_next_turn,
+    has_speakers,
+    is_blank,
+    is_dialogue,
+    join,
+    read_dialogue,
+    read_prompt,
+    read_text,
+    written_turns,
+)
 from ser_lightning.errors import UserError
 from ser_lightning.records import PreferencePair, Turn
 
 COLUMNS = ("prompt", "chosen", "rejected", "response_a", "response_b", "label", "id")
 """The names that the project knows; a mapping gives the names in the file."""
 
-Drop = Literal["empty", "identical", "dialogues_part"]
-"""Why a row is no pair: empty prompt or response, equal responses, transcripts that part before the last turn."""
+Drop = Literal["empty", "identical", "dialogues_part", "no_response", "answered", "tie"]
+"""Why a row is no pair, see `DROPS`."""
 
-_LABELS: dict[str, int | None] = {"1": 1, "1.0": 1, "a": 1, "true": 1, "0": 0, "0.0": 0, "b": 0, "false": 0}
-_LABELS |= {"": None, "none": None, "null": None, "nan": None}
-_SPEAKER = re.compile(r"(?:^|\n\n)(Human|Assistant):")
-_ROLES = {"Human": "user", "Assistant": "assistant"}
+DROPS: dict[Drop, str] = {
+    "empty": "empty prompt or response",
+    "identical": "identical responses",
+    "dialogues_part": "dialogues part before the last turn",
+    "no_response": "the last turn is not the assistant's",
+    "answered": "the prompt ends with a turn of the assistant",
+    "tie": "the label is a tie",
+}
+
+Labels = Mapping[str, str | None]
+"""What stands in the label column -> a, b, tie, or null for nobody has said."""
+
+LABELS: Labels = {"1": "a", "1.0": "a", "a": "a", "true": "a", "0": "b", "0.0": "b", "b": "b", "false": "b"}
+"""What a label means unless `data.labels` says otherwise."""
+_NO_LABEL = ("", "none", "null", "nan")
+_MEANINGS = ("a", "b", "tie", None)
+_ASSISTANT = "assistant"
 
 
 def content_hash(*parts: str) -> int:
@@ -63,13 +87,34 @@ def check_mapping(columns: Mapping[str, str]) -> list[str]:
     ]
 
 
-def parse_row(row: Mapping[str, Any], columns: Mapping[str, str], where: str) -> PreferencePair | Drop:
+def check_labels(labels: Mapping[str, str | None]) -> list[str]:
+    """Problems of a label map, whatever the file."""
+    strange = [f"{value}: {meaning}" for value, meaning in labels.items() if meaning not in _MEANINGS]
+    return [f"labels: got {{{', '.join(strange)}}}; map each label to a, b, tie or null"] if strange else []
+
+
+def unread_columns(row: Mapping[str, Any], columns: Mapping[str, str]) -> str:
+    """`; no column label ...`, for a message about missing labels: the columns of a row that nothing reads.
+
+    Empty where the row has labels, or says by `chosen` and `rejected` who is better.
+    """
+    known = {*COLUMNS, *columns.values(), "response"}
+    unread = [str(name) for name in row if name not in known]
+    if columns.get("label", "label") in row or "label" in row or not unread:
+        return ""
+    return f"; no column {columns.get('label', 'label')}; columns not read: {', '.join(unread)}"
+
+
+def parse_row(
+    row: Mapping[str, Any], columns: Mapping[str, str], where: str, labels: Labels | None = None
+) -> PreferencePair | Drop:
     """A row in any known format.
 
     Args:
         row: the file's columns.
         columns: how the file calls the names of `COLUMNS`, where it calls them otherwise.
         where: file and line, for messages.
+        labels: what the labels of the file mean, `LABELS` by default.
 
     Returns:
         The canonical pair, or why the row is none.
@@ -81,27 +126,28 @@ def parse_row(row: Mapping[str, Any], columns: Mapping[str, str], where: str) ->
     given = {name: columns[name] if columns.get(name) in row else name for name in COLUMNS}
     values = {name: row[column] for name, column in given.items() if column in row}
     names = _response_columns(values, row, where)
-    label: int | None = 1 if names[0] == "chosen" else _label(values.get("label"), where)
+    label = _label(values.get("label"), where, labels)
+    if names[0] == "chosen":
+        if label in (0, "tie"):
+            raise UserError(
+                f"{where}: got {given['label']} {values['label']!r} beside {given['chosen']} and {given['rejected']}, "
+                f"which say that the first is better; correct one of them, or take {given['label']} out"
+            )
+        label = 1
+    if label == "tie":
+        return "tie"
     try:
-        prompt, first, second = _conversation(values.get("prompt"), values[names[0]], values[names[1]])
-    except (TypeError, KeyError) as error:
-        raise UserError(
-            f"{where}: got {error} in {given['prompt']}, {given[names[0]]} or {given[names[1]]}; "
-            "use text, or turns with role and content"
-        ) from error
+        first, second = _dialogues(values, names, given, where)
     except NoTranscript as error:
         raise UserError(
             f"{where}: got neither a prompt column nor a transcript with '\\n\\nAssistant:' in {given[names[0]]}, but "
             f"the columns {_names(row)}; name the prompt with columns: {{prompt: ...}}"
         ) from error
-    except DialoguesPart:
-        return "dialogues_part"
-    if not any(turn["content"].strip() for turn in prompt) or not first.strip() or not second.strip():
-        return "empty"
-    if first.strip() == second.strip():
-        return "identical"
-    source_id = values.get("id")
-    return canonical_pair(prompt, first, second, label, None if source_id is None else str(source_id))
+    if why := _why_none(first, second):
+        return why
+    prompt, source_id = first[:-1], values.get("id")
+    texts = first[-1]["content"], second[-1]["content"]
+    return canonical_pair(prompt, *texts, label, None if source_id is None else clean(str(source_id)))
 
 
 def parse_prompt(row: Mapping[str, Any], columns: Mapping[str, str], where: str) -> list[Turn] | None:
@@ -116,15 +162,14 @@ def parse_prompt(row: Mapping[str, Any], columns: Mapping[str, str], where: str)
         None for a prompt of nothing but white space.
 
     Raises:
-        UserError: there is no prompt column, or something else in it.
+        UserError: there is no prompt column, or something else in it, or a conversation that is answered already.
     """
     column = columns["prompt"] if columns.get("prompt") in row else "prompt"
     if column not in row:
         raise UserError(f"{where}: got the columns {_names(row)}; name the prompt with columns: {{prompt: ...}}")
-    try:
-        prompt = _prompt(row[column])
-    except (TypeError, KeyError) as error:
-        raise UserError(f"{where}: got {error} in {column}; use text, or turns with role and content") from error
+    prompt = read_prompt(row[column], where, column)
+    if prompt and prompt[-1]["role"] == _ASSISTANT:
+        raise UserError(f"{where}: got {column} with a last turn of the assistant; end it with the turn to answer")
     return prompt if any(turn["content"].strip() for turn in prompt) else None
 
 
@@ -153,16 +198,36 @@ def parse_candidates(
             raise UserError(f"{where}: got no {column}, but the columns {_names(row)}; give a text, or a list of texts")
         if strange := [text for text in texts if not isinstance(text, str)]:
             raise UserError(f"{where}: got a {type(strange[0]).__name__} in {column}; give a text, or a list of texts")
-        sides.append([_text(text) for text in texts])
+        sides.append([parse_response(text, prompt, where, column) for text in texts])
     return prompt, sides[0], sides[1]
+
+
+def parse_response(text: Any, prompt: list[Turn], where: str, column: str) -> str:
+    """A response that stands by itself; of a transcript, what comes behind the prompt.
+
+    Args:
+        text: what the file has.
+        prompt: the conversation before it.
+        where: file and line, for messages.
+        column: the column's name in the file, for messages.
+
+    Raises:
+        UserError: it is no text, or the transcript of another conversation.
+    """
+    text = read_text(text, where, column)
+    value = written_turns(text, where, column)
+    if value is text and not is_dialogue(text):
+        return text
+    turns = join(prompt, read_dialogue(value, where, column), where, ("the prompt", column))
+    if turns[:-1] != prompt or turns[-1]["role"] != _ASSISTANT:
+        raise UserError(
+            f"{where}: got a conversation in {column} that is not one response to the prompt; give that one"
+        )
+    return turns[-1]["content"]
 
 
 class NoTranscript(Exception):
     """A response without a prompt."""
-
-
-class DialoguesPart(Exception):
-    """The two transcripts differ before the last turn."""
 
 
 def _names(names: Collection[str]) -> str:
@@ -177,82 +242,76 @@ def _response_columns(values: Mapping[str, Any], row: Mapping[str, Any], where: 
             f"{where}: got the columns {_names(row)}; needs chosen and rejected, or response_a and response_b: "
             "name them with columns: {chosen: ..., rejected: ...}"
         )
-    filled = [names for names in found if any(values[name] is not None for name in names)]
+    filled = [names for names in found if not all(is_blank(values[name]) for name in names)]
     if len(filled) > 1:
         raise UserError(f"{where}: got chosen, rejected, response_a and response_b all filled; fill only two of them")
     return (filled or found)[0]
 
 
-def _label(value: Any, where: str) -> int | None:
-    text = str(value).strip().lower()
-    if text not in _LABELS:
+def _label(value: Any, where: str, labels: Labels | None) -> int | Literal["tie"] | None:
+    """1: the first is better, 0: the second is, None: nobody has said."""
+    text = clean(str(int(value) if isinstance(value, float) and value.is_integer() else value)).strip()
+    known = {str(key).strip().lower(): meaning for key, meaning in (LABELS if labels is None else labels).items()}
+    meaning = known.get(text.lower(), "")
+    if meaning == "" and text.lower() in _NO_LABEL:
+        return None
+    if meaning == "" and labels is None:
         raise UserError(
-            f"{where}: got the label {value!r}; use 1 or 'a' (response_a is better), 0 or 'b', or nothing (unlabelled)"
+            f"{where}: got the label {_shown(value)}; use 1 or 'a' (response_a is better), 0 or 'b', or nothing "
+            f"(unlabelled), or say what it means: data.labels: {{{text[:20]}: a}}"
         )
-    return _LABELS[text]
+    if meaning == "":
+        raise UserError(f"{where}: got the label {_shown(value)}, which labels has not; it has {_names(known)}")
+    return "tie" if meaning == "tie" else None if meaning is None else int(meaning == "a")
 
 
-def _conversation(prompt: Any, first: Any, second: Any) -> tuple[list[Turn], str, str]:
-    """Prompt and responses out of texts, turns or transcripts."""
-    if isinstance(first, list) or isinstance(second, list):
-        turns, others = _turns(first), _turns(second)
-        if turns[:-1] != others[:-1]:
-            raise DialoguesPart
-        # A list of one turn is the bare response, a longer one repeats the prompt.
-        shared = turns[:-1] or _prompt(prompt)
-        return shared, _last_content(turns), _last_content(others)
-    first, second = _text(first), _text(second)
-    if prompt is not None:
-        return _prompt(prompt), first, second
-    if not first.strip() or not second.strip():
-        return [], first, second
-    (before, _, first), (other, _, second) = (text.rpartition("\n\nAssistant:") for text in (first, second))
-    if not before or not other:
+def _shown(value: Any) -> str:
+    text = repr(clean(value) if isinstance(value, str) else value)
+    return text if len(text) <= 40 else f"{text[:39]}…"
+
+
+def _dialogues(
+    values: Mapping[str, Any], names: tuple[str, str], given: Mapping[str, str], where: str
+) -> tuple[list[Turn], list[Turn]]:
+    """Both conversations, the response as the last turn of each; nothing where a response is blank."""
+    columns = [given[name] for name in names]
+    first, second = (written_turns(values[n], where, c) for n, c in zip(names, columns, strict=True))
+    prompt = read_prompt(values.get("prompt"), where, given["prompt"])
+    if is_blank(first) or is_blank(second):
+        return [], []
+    if isinstance(first, list) != isinstance(second, list):
+        text = columns[isinstance(first, list)]
+        raise UserError(f"{where}: got a text in {text} beside a list of turns; give text or turns on both sides")
+    if isinstance(first, str) and isinstance(second, str):
+        if not prompt and "prompt" in values and not (is_dialogue(first) and is_dialogue(second)):
+            return [], []
+        first, second = _from_texts(values.get("prompt"), first, second)
+    both = [read_dialogue(v, where, c) for v, c in zip((first, second), columns, strict=True)]
+    dialogues = [join(prompt, turns, where, (given["prompt"], c)) for turns, c in zip(both, columns, strict=True)]
+    if isinstance(first, str) and not all(len(turns) > 1 for turns in dialogues):
         raise NoTranscript
-    if before != other:
-        raise DialoguesPart
-    return _prompt(before), first.strip(), second.strip()
+    return dialogues[0], dialogues[1]
 
 
-def _prompt(prompt: Any) -> list[Turn]:
-    if isinstance(prompt, list):
-        return _turns(prompt)
-    text = _text(prompt)
-    return _transcript(text) if text.lstrip().startswith("Human:") else [{"role": "user", "content": text}]
+def _from_texts(prompt: Any, first: str, second: str) -> tuple[Any, Any]:
+    """Two responses as transcripts where they are such, else as one turn each."""
+    if is_blank(prompt) or (is_dialogue(first) and is_dialogue(second)):
+        return first, second
+    if isinstance(prompt, str) and has_speakers(prompt) and (has_next_turn(first) or has_next_turn(second)):
+        return f"Assistant:{first}", f"Assistant:{second}"  # the transcript goes on behind the prompt
+    return [{"role": _ASSISTANT, "content": first}], [{"role": _ASSISTANT, "content": second}]
 
 
-def _transcript(text: str) -> list[Turn]:
-    """Turns of `Human: ... Assistant: ...`; empty turns go and neighbours with one speaker are joined."""
-    turns: list[Turn] = []
-    _, *parts = _SPEAKER.split(text.strip())
-    for speaker, content in zip(parts[::2], parts[1::2], strict=True):
-        if not (content := content.strip()):
-            continue
-        if turns and turns[-1]["role"] == _ROLES[speaker]:
-            turns[-1] = {"role": _ROLES[speaker], "content": f"{turns[-1]['content']}\n\n{content}"}
-        else:
-            turns.append({"role": _ROLES[speaker], "content": content})
-    return turns
-
-
-def _turns(turns: Any) -> list[Turn]:
-    if turns is None:
-        return []
-    if not isinstance(turns, list):
-        raise TypeError(f"a {type(turns).__name__} beside a list of turns")
-    if turns and isinstance(turns[0], str):
-        raise TypeError("a list of texts, which are several responses and for the command `bench` alone,")
-    return [{"role": _text(turn["role"]), "content": _text(turn["content"])} for turn in turns]
-
-
-def _last_content(turns: list[Turn]) -> str:
-    return turns[-1]["content"] if turns else ""
-
-
-def _text(value: Any) -> str:
-    if value is None:
-        return ""
-    if not isinstance(value, str):
-        raise TypeError(f"a {type(value).__name__} ({str(value)[:40]!r})")
-    # JSON may hold half a surrogate pair, which neither Arrow nor a tokenizer takes.
-    return value if value.isascii() else value.encode("utf-8", "replace").decode("utf-8")
+def _why_none(first: list[Turn], second: list[Turn]) -> Drop | None:
+    if not first or not second:
+        return "empty"
+    if first[-1]["role"] != _ASSISTANT or second[-1]["role"] != _ASSISTANT:
+        return "no_response"
+    if first[:-1] != second[:-1]:
+        return "dialogues_part"
+    prompt, texts = first[:-1], (first[-1]["content"].strip(), second[-1]["content"].strip())
+    if not any(turn["content"].strip() for turn in prompt) or not all(texts):
+        return "empty"
+    if prompt[-1]["role"] == _ASSISTANT:
+        return "answered"
+    return "identical" if texts[0] == texts[1] else None

@@ -8,8 +8,17 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from ser_lightning.data.formats import check_mapping, parse_candidates, parse_prompt, parse_row, prompt_hash
+from ser_lightning.data.formats import (
+    Labels,
+    check_mapping,
+    parse_candidates,
+    parse_prompt,
+    parse_response,
+    parse_row,
+    prompt_hash,
+)
 from ser_lightning.data.sources import open_sources
+from ser_lightning.data.turns import clean, is_blank
 from ser_lightning.errors import UserError, raise_problems
 from ser_lightning.records import PreferencePair, Turn
 
@@ -82,7 +91,7 @@ def column_problems(columns: Mapping[str, str]) -> list[str]:
     return check_mapping(_without_response(columns))
 
 
-def survey(source: Any, columns: Mapping[str, str]) -> RowCounts:
+def survey(source: Any, columns: Mapping[str, str], labels: Labels | None = None) -> RowCounts:
     """Read a file once, so that what is wrong with it shows before a model is loaded.
 
     Raises:
@@ -91,7 +100,7 @@ def survey(source: Any, columns: Mapping[str, str]) -> RowCounts:
     counts = RowCounts()
     problems: list[str] = []
     try:
-        for _ in read_rows(source, columns, counts, problems):
+        for _ in read_rows(source, columns, counts, problems, labels):
             if len(problems) >= _MAX_PROBLEMS:
                 break
     except UserError as error:  # the file itself is broken here
@@ -104,7 +113,11 @@ def survey(source: Any, columns: Mapping[str, str]) -> RowCounts:
 
 
 def read_rows(
-    source: Any, columns: Mapping[str, str], counts: RowCounts, problems: list[str] | None = None
+    source: Any,
+    columns: Mapping[str, str],
+    counts: RowCounts,
+    problems: list[str] | None = None,
+    labels: Labels | None = None,
 ) -> Iterator[FileRow]:
     """The rows of a file that can be scored.
 
@@ -113,12 +126,13 @@ def read_rows(
         columns: how the file calls its columns.
         counts: is kept up to date.
         problems: collects those of single rows; None raises the first.
+        labels: what the labels of the file mean.
     """
     for number, (where, row) in enumerate(source.rows()):
         counts.rows += 1
         try:
             kind = _kind_of(row, columns)
-            pair = _single(row, columns, where) if kind == "single" else _pair(row, columns, where, kind)
+            pair = _single(row, columns, where) if kind == "single" else _pair(row, columns, where, kind, labels)
         except UserError as error:
             if problems is None:
                 raise
@@ -163,8 +177,8 @@ def read_candidates(source: Any, columns: Mapping[str, str], subset: str) -> lis
                 chosen=chosen,
                 rejected=rejected,
                 is_pair=not any(isinstance(side, list) for side in sides),
-                subset="all" if name is None else str(name),
-                source_id=None if source_id is None else str(source_id),
+                subset="all" if name is None else clean(str(name)),
+                source_id=None if source_id is None else clean(str(source_id)),
             )
         )
     if 0 < len(without) < len(rows):
@@ -178,13 +192,15 @@ def _kind_of(row: Mapping[str, Any], columns: Mapping[str, str]) -> Kind:
     if not any(present) and _name("response", row, columns) in row:
         return "single"
     # A table of both kinds leaves the other kind's columns empty.
-    is_filled = any(row.get(_name(name, row, columns)) is not None for name in _PAIRS[0])
+    is_filled = not all(is_blank(row.get(_name(name, row, columns))) for name in _PAIRS[0])
     return "chosen" if present[0] and (is_filled or not present[1]) else "sides"
 
 
-def _pair(row: Mapping[str, Any], columns: Mapping[str, str], where: str, kind: Kind) -> PreferencePair | str:
+def _pair(
+    row: Mapping[str, Any], columns: Mapping[str, str], where: str, kind: Kind, labels: Labels | None
+) -> PreferencePair | str:
     columns = _without_response(columns)
-    pair = parse_row(row, columns, where)
+    pair = parse_row(row, columns, where, labels)
     if not isinstance(pair, PreferencePair):
         return str(pair)
     # The label shows which side a is on; a row of two sides is asked again as if its first were the better one.
@@ -198,13 +214,11 @@ def _pair(row: Mapping[str, Any], columns: Mapping[str, str], where: str, kind: 
 def _single(row: Mapping[str, Any], columns: Mapping[str, str], where: str) -> PreferencePair | str:
     prompt = parse_prompt(row, _without_response(columns), where)
     name = _name("response", row, columns)
-    text, source_id = row[name], row.get(_name("id", row, columns))
-    if text is not None and not isinstance(text, str):
-        raise UserError(f"{where}: got a {type(text).__name__} in {name}; use text")
-    if prompt is None or text is None or not text.strip():
+    source_id = row.get(_name("id", row, columns))
+    if prompt is None or is_blank(row[name]):
         return "empty"
-    text = text.encode("utf-8", "replace").decode("utf-8")  # JSON may hold half a surrogate pair
-    return PreferencePair(0, prompt, text, text, None, None if source_id is None else str(source_id))
+    text = parse_response(row[name], prompt, where, name)
+    return PreferencePair(0, prompt, text, text, None, None if source_id is None else clean(str(source_id)))
 
 
 def _name(name: str, row: Mapping[str, Any], columns: Mapping[str, str]) -> str:

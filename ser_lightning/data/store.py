@@ -21,7 +21,7 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from ser_lightning.data.encode import ENCODING_VERSION, EncodedPair, encode_pairs
-from ser_lightning.data.formats import earlier_prompts, parse_row, prompt_hash
+from ser_lightning.data.formats import Labels, earlier_prompts, parse_row, prompt_hash
 from ser_lightning.data.packing import num_shared_tokens
 from ser_lightning.data.sources import Source
 from ser_lightning.errors import UserError
@@ -31,7 +31,7 @@ ROLES = ("path", "pool_path", "test_path")
 """Where a row came from; a role is stored as its position here."""
 UNLABELLED, CONTRADICTION = -1, -2
 """Codes for an unlabelled pair, and for one whose rows disagree."""
-_STORE_VERSION = 4
+_STORE_VERSION = 5
 _MAX_PROBLEMS = 10
 INDEX = ("pair_id", "dialogue_id", "prompt_id", "continuations", "offsets", "num_shared", "role")
 """Arrays of `index.npz`."""
@@ -54,10 +54,12 @@ def store_key(
     columns: Mapping[str, str],
     tokenizer: PreTrainedTokenizerBase,
     max_length: int,
+    labels: Labels | None = None,
 ) -> str:
     """Name of the store of these sources under this encoding."""
     content = {role: [source.fingerprint for source in sources[role]] for role in ROLES}
-    parts = [content, dict(columns), tokenizer_hash(tokenizer), max_length, ENCODING_VERSION, _STORE_VERSION]
+    reading = [dict(columns), labels and dict(labels)]
+    parts = [content, reading, tokenizer_hash(tokenizer), max_length, ENCODING_VERSION, _STORE_VERSION]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:24]
 
 
@@ -77,6 +79,7 @@ def build_store(
     columns: Mapping[str, str],
     tokenizer: PreTrainedTokenizerBase,
     max_length: int,
+    labels: Labels | None = None,
 ) -> None:
     """Read, canonicalise and encode every row, and write the store to `folder`.
 
@@ -86,6 +89,7 @@ def build_store(
         columns: how the files call the columns.
         tokenizer: has a `chat_template`.
         max_length: most ids in a conversation.
+        labels: what the labels of the files mean.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     draft = folder.with_name(f"{folder.name}.{uuid.uuid4().hex[:8]}.draft")
@@ -94,7 +98,7 @@ def build_store(
         writer = _StoreWriter(draft, tokenizer, max_length)
         for role in ROLES:
             if sources[role]:
-                writer.add_role(role, _parsed(sources[role], columns, writer.counts[role]))
+                writer.add_role(role, _parsed(sources[role], columns, labels, writer.counts[role]))
         writer.close()
         try:
             os.rename(draft, folder)
@@ -105,14 +109,16 @@ def build_store(
         shutil.rmtree(draft, ignore_errors=True)
 
 
-def _parsed(sources: Sequence[Source], columns: Mapping[str, str], counts: Counter[str]) -> Iterator[PreferencePair]:
+def _parsed(
+    sources: Sequence[Source], columns: Mapping[str, str], labels: Labels | None, counts: Counter[str]
+) -> Iterator[PreferencePair]:
     """The usable pairs of one role; problems of several rows come as one error."""
     problems: list[str] = []
     rows = itertools.chain.from_iterable(source.rows() for source in sources)
     for where, row in tqdm(rows, desc="Encoding pairs", unit=" pairs", disable=None):
         counts["rows"] += 1
         try:
-            pair = parse_row(row, columns, where)
+            pair = parse_row(row, columns, where, labels)
         except UserError as error:
             problems += error.problems
             if len(problems) >= _MAX_PROBLEMS:

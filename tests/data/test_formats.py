@@ -122,9 +122,9 @@ def test_rows_that_are_no_pair_say_why(row, reason):
         ({"chosen": "4", "rejected": "5"}, "f, line 3: got neither a prompt column nor a transcript"),
         ({"prompt": "Hi", "response_a": "4", "response_b": "5", "label": "c"}, "got the label 'c'; use 1 or 'a'"),
         ({"prompt": "Hi", "response_a": "4", "response_b": "5", "label": -1}, "f, line 3: got the label -1; use 1"),
-        ({"prompt": 5, "chosen": "4", "rejected": "5"}, r"f, line 3: got a int \('5'\) in prompt, chosen or rejected"),
-        ({"prompt": [{"text": "Hi"}], "chosen": "4", "rejected": "5"}, "f, line 3: got 'role' in prompt"),
-        ({"prompt": "Hi", "chosen": "4", "rejected": turns("5")}, "f, line 3: got a str beside a list of turns"),
+        ({"prompt": 5, "chosen": "4", "rejected": "5"}, r"f, line 3: got a int \('5'\) in prompt; use text"),
+        ({"prompt": [{"text": "Hi"}], "chosen": "4", "rejected": "5"}, "f, line 3: got text in turn 1 of prompt, which nothing reads"),
+        ({"prompt": "Hi", "chosen": "4", "rejected": turns("5")}, "f, line 3: got a text in chosen beside a list of turns"),
         ({"prompt": "Hi", "chosen": "4", "rejected": "5", "response_a": "4", "response_b": "5"}, "all filled"),
     ],
 )  # fmt: skip
@@ -141,12 +141,6 @@ def test_empty_and_doubled_turns_of_a_transcript_are_joined():
         ("assistant", "four"),
         ("user", "five"),
     ]
-
-
-def test_a_prompt_that_quotes_a_transcript_stays_one_turn():
-    text = "Go on:\n\nHuman: Hi\n\nAssistant:"
-    pair = parse_row({"prompt": text, "chosen": "4", "rejected": "5"}, {}, "here")
-    assert pair.prompt == [{"role": "user", "content": text}]
 
 
 def test_half_a_surrogate_pair_does_not_stop_the_run():
@@ -184,5 +178,5 @@ def test_rows_that_are_not_of_several_responses(change, message):
 
 
 def test_lists_of_texts_are_no_pair():
-    with pytest.raises(UserError, match="here: got a list of texts, .* the command `bench` alone, in prompt, chosen"):
+    with pytest.raises(UserError, match="here: got a list of texts, .* the command `bench` alone, in chosen"):
         parse_row({"prompt": "Sum?", "chosen": ["4"], "rejected": ["5", "6"]}, {}, "here")

@@ -324,7 +324,7 @@ def test_rows_without_a_prompt_are_all_named_at_once(load_prompts, write_jsonl, 
     assert starts == [
         "line 2: got the columns question; name the prompt with columns: {prompt: ...}",
         "line 3: got a int ('3') in prompt; use text, or turns with role and content",
-        "line 4: got 'content' in prompt; use text, or turns with role and content",
+        "line 4: got no content in turn 1 of prompt; use text, or turns with role and content",
     ]
     with pytest.raises(UserError, match="nowhere.jsonl: got no such file"):
         load_prompts(path, prompt_path="nowhere.jsonl")
