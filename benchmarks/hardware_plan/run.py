@@ -1,22 +1,20 @@
-"""What `plan` expects of the overlays of `hardware/` on bodies of 2 to 8B: `python benchmarks/hardware_plan.py`.
+"""What `plan` expects of the overlays of `hardware/` on bodies of 2 to 8B: `python -m benchmarks.hardware_plan.run`.
 
 Makes folders that hold the published shapes of known models (no weights, the tokenizer of the bundled model) and pairs
-as long as `data.max_length` allows, and writes `benchmarks/results/hardware_plan.json`. Nothing was measured on a GPU.
+as long as `data.max_length` allows, and adds to results.jsonl; then `python -m benchmarks.tables`. Nothing was measured
+on a GPU.
 """
 
 import argparse
 import json
-import subprocess
+import os
 import sys
-from importlib.metadata import version
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from rl_speed import machine
-from transformers import AutoConfig, AutoTokenizer
+from benchmarks.shared.results import Results, machine, versions
+from benchmarks.shared.runs import child_environment, run_child
 
-HERE = Path(__file__).parent
 SHAPES: dict[str, dict[str, Any]] = {
     "llama3-8b": {"model_type": "llama", "vocab_size": 128256, "hidden_size": 4096, "intermediate_size": 14336}
     | {"num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8},
@@ -36,11 +34,14 @@ OVERLAYS = {"qlora_12gb": 12, "qlora_24gb": 24, "lora_80gb": 80}
 
 def write_shape(folder: Path, shape: dict[str, Any]) -> None:
     """A folder from which `plan` can build a model without weights."""
-    tokenizer = AutoTokenizer.from_pretrained(str(files("ser_lightning.datamodules") / "world_lm"))
+    from transformers import AutoConfig
+
+    from ser_lightning.models.backbone import Backbone, load_tokenizer
+
     settings = {k: v for k, v in shape.items() if k != "model_type"}
     config = AutoConfig.for_model(shape["model_type"], **settings, max_position_embeddings=8192, pad_token_id=0)
     config.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    load_tokenizer(Backbone("world_lm")).save_pretrained(folder)
 
 
 def write_long_pairs(file: Path) -> None:
@@ -58,12 +59,11 @@ def main() -> None:
     """Plan every model under every overlay and write what came out."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scratch", type=Path, default=Path("runs/hardware"))
-    parser.add_argument("--out", type=Path, default=HERE / "results" / "hardware_plan.json")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results.jsonl")
     args = parser.parse_args()
     args.scratch.mkdir(parents=True, exist_ok=True)
     write_long_pairs(args.scratch / "pairs.jsonl")
-    found: dict[str, Any] = {"command": "python benchmarks/hardware_plan.py", "machine": machine(), "plans": []}
-    found["versions"] = {name: version(name) for name in ("torch", "transformers", "peft", "bitsandbytes")}
+    made_with = {"machine": machine(), "versions": versions("torch", "transformers", "peft", "bitsandbytes")}
     for model, shape in SHAPES.items():
         write_shape(args.scratch / model, shape)
         for overlay, gigabytes in OVERLAYS.items():
@@ -72,14 +72,12 @@ def main() -> None:
             own = ["--model.backbone.path", str(args.scratch / model), "--data.path", str(args.scratch / "pairs.jsonl")]
             own += ["--data.cache_dir", str(args.scratch / "cache"), "--json", str(file)]
             words = [sys.executable, "-m", "ser_lightning", "plan", *flags, *own, "--data.seed_fraction", "0.5"]
-            done = subprocess.run(words, capture_output=True, text=True, check=False)
-            if done.returncode:
-                raise RuntimeError(done.stderr[-2000:])
+            run_child(words, child_environment(os.cpu_count() or 1))
             plan = json.loads(file.read_text())
             memory = {name: plan["memory"][name] for name in ("optimizer", "batch_tokens", "kinds", "all")}
-            found["plans"].append({"model": model, "overlay": overlay, "gigabytes": gigabytes, **memory})
+            line = {"model": model, "overlay": overlay, "gigabytes": gigabytes, **memory}
+            Results(args.out, "model", "overlay").add({**line, **made_with})
             print(f"{model} {overlay}", flush=True)
-    args.out.write_text(json.dumps(found, indent=1) + "\n")
 
 
 if __name__ == "__main__":

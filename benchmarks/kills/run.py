@@ -1,16 +1,13 @@
 """Kill a run with SIGKILL at random moments, resume it, and compare what it ends with to an unbroken run.
 
-    python scripts/kill_and_resume.py --kills 20
+    python -m benchmarks.kills.run --kills 20
 
 Prints a table, one line a kill: the moment, the state that it was resumed from, and whether rounds, audits (ids,
-rewards, labels) and weights are the same bit for bit. Writes it to `benchmarks/kills.json`. One thread; a short run by
-default.
+rewards, labels) and weights are the same bit for bit. Writes results.jsonl; then `python -m benchmarks.tables`. One
+thread; a short run by default.
 """
 
 import argparse
-import csv
-import json
-import os
 import random
 import shutil
 import subprocess
@@ -22,7 +19,9 @@ import pyarrow.parquet as pq
 import torch
 from tqdm import tqdm
 
-HERE = Path(__file__).resolve().parent.parent
+from benchmarks.shared.results import Results, read_figures
+from benchmarks.shared.runs import child_environment
+
 SHORT = ["--data.synthetic_pairs=400", "--evolution.seed_epochs=2", "--evolution.epochs_per_round=1"]
 
 
@@ -34,8 +33,8 @@ def command(run: Path, extra: list[str]) -> list[str]:
 
 def start(run: Path, extra: list[str]) -> subprocess.Popen:
     """The run as a process of its own."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(command(run, extra), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=environment)
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
+    return subprocess.Popen(command(run, extra), env=child_environment(), **quiet)
 
 
 def finish(process: subprocess.Popen) -> None:
@@ -76,9 +75,8 @@ def differences(run: Path, reference: Path) -> list[str]:
     return found
 
 
-def _rounds(run: Path) -> list[dict[str, str]]:
-    with (run / "rounds.csv").open(newline="") as file:
-        return [{k: v for k, v in row.items() if k != "seconds"} for row in csv.DictReader(file)]
+def _rounds(run: Path) -> list[dict[str, float]]:
+    return [{k: v for k, v in row.items() if k != "seconds"} for row in read_figures(run / "rounds.csv")]
 
 
 def _load(path: Path) -> dict:
@@ -96,8 +94,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
-    parser.add_argument("--scratch", type=Path, default=HERE / "runs" / "kills")
-    parser.add_argument("--out", type=Path, default=HERE / "benchmarks" / "kills.json")
+    parser.add_argument("--scratch", type=Path, default=Path("runs/kills"))
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results.jsonl")
     parser.add_argument("--args", nargs=argparse.REMAINDER, default=SHORT, help="arguments of the run")
     args = parser.parse_args()
     shutil.rmtree(args.scratch, ignore_errors=True)
@@ -115,10 +113,18 @@ def main() -> None:
         resumed_from = state_of(run)
         finish(start(run, args.args))
         wrong = differences(run, args.scratch / "unbroken")
-        lines.append({"moment": round(moment, 3), "resumed_from": resumed_from, "differs": wrong})
+        lines.append(
+            {
+                "number": number,
+                "moment": round(moment, 3),
+                "resumed_from": resumed_from,
+                "differs": wrong,
+                "args": args.args,
+            }
+        )
         tqdm.write(f"{moment:6.1%} of the run | resumed from {resumed_from} | {', '.join(wrong) or 'equal'}")
-    spoken = f"python scripts/kill_and_resume.py --kills {args.kills} --seed {args.seed}"
-    args.out.write_text(json.dumps({"command": spoken, "args": args.args, "kills": lines}, indent=1) + "\n")
+    args.out.unlink(missing_ok=True)
+    Results(args.out, "number").add(*lines)
     sys.exit(any(line["differs"] for line in lines))
 
 

@@ -1,13 +1,16 @@
-"""Tables of policies trained against reward models of more and of fewer labels: `policy_study.py`."""
+"""Tables of policies trained against reward models of more and of fewer labels."""
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
-from intervals import interval
 
-Runs = Mapping[str, Mapping[int, dict[str, Any]]]
-"""By reward model and random seed."""
+from benchmarks.shared.intervals import t_interval
+from benchmarks.shared.markdown import table
+from benchmarks.shared.results import Results, Run
+
+PAGE = "rl.md"
+RESULTS = Results(Path(__file__).parent / "results.jsonl", "condition", "seed")
 NAMES = {"seed": "seed (15 % of the labels)", "evolved": "evolved from it", "all_labels": "all labels"}
 
 
@@ -17,12 +20,12 @@ def win_rate(now: list[float], other: list[float]) -> float:
     return float(np.mean((a > b) + 0.5 * (a == b)))
 
 
-def gold_change(run: dict[str, Any]) -> float:
+def gold_change(run: Run) -> float:
     """Mean gold score of the trained policy's answers, less the starting policy's."""
     return float(np.mean(run["gold_after"]) - np.mean(run["gold_before"]))
 
 
-def gold_change_at(run: dict[str, Any], kl: float) -> float:
+def gold_change_at(run: Run, kl: float) -> float:
     """Change of the gold score on held-out prompts where the policy first comes to a KL.
 
     Straight lines between the steps at which the policy answered them; KL in nats a response.
@@ -35,15 +38,18 @@ def gold_change_at(run: dict[str, Any], kl: float) -> float:
     raise ValueError(f"the policy of random seed {run['seed']} never comes to a KL of {kl}")
 
 
-def common_kl(runs: list[dict[str, Any]]) -> float:
+def common_kl(runs: Sequence[Run]) -> float:
     """The largest KL that every one of some policies comes to."""
     return min(max(step["kl"] for step in run["steps"]) for run in runs)
 
 
-def policy_tables(found: Runs) -> dict[str, str]:
+def policy_tables(found: Mapping[str, Mapping[int, Run]]) -> dict[str, str]:
     """`policies`, a line each, and `policy_differences`, against the policy of the seed's reward model.
 
     Only random seeds that every reward model has are compared.
+
+    Args:
+        found: runs by reward model and random seed.
     """
     seeds = sorted(set.intersection(*(set(found.get(name, {})) for name in NAMES)))
     if not seeds:
@@ -54,29 +60,31 @@ def policy_tables(found: Runs) -> dict[str, str]:
     def at_equal_kl(name: str) -> list[float]:
         return [gold_change_at(run, kl) for run, kl in zip(runs[name], level, strict=True)]
 
-    lines = [
-        "| reward model | random seeds | its accuracy, test pairs | change of gold | wins over the start "
-        "| wins over the seed's policy | KL, nats | change of gold at equal KL | change of reward |",
-        "|" + "---|" * 9,
-    ]
-    versus = [
-        "| reward model | random seeds | change of gold, against the seed's | the same at equal KL |",
-        "|" + "---|" * 4,
-    ]
+    rows, versus = [], []
     for name, title in NAMES.items():
         own, first = runs[name], runs["seed"]
-        cells = [title, str(len(seeds)), interval([run["reward_model_test_accuracy"] for run in own])]
-        cells += [interval([gold_change(run) for run in own])]
-        cells += [interval([win_rate(run["gold_after"], run["gold_before"]) for run in own])]
         wins = [win_rate(run["gold_after"], other["gold_after"]) for run, other in zip(own, first, strict=True)]
-        cells += ["-" if name == "seed" else interval(wins), interval([run["steps"][-1]["kl"] for run in own])]
-        lines.append(_line([*cells, interval(at_equal_kl(name)), interval([run["reward_change"] for run in own])]))
+        rows.append(
+            [
+                *(title, str(len(seeds)), t_interval([run["reward_model_test_accuracy"] for run in own])),
+                t_interval([gold_change(run) for run in own]),
+                t_interval([win_rate(run["gold_after"], run["gold_before"]) for run in own]),
+                "-" if name == "seed" else t_interval(wins),
+                t_interval([run["steps"][-1]["kl"] for run in own]),
+                t_interval(at_equal_kl(name)),
+                t_interval([run["reward_change"] for run in own]),
+            ]
+        )
         if name != "seed":
             differences = [gold_change(run) - gold_change(other) for run, other in zip(own, first, strict=True)]
             level_ones = [a - b for a, b in zip(at_equal_kl(name), at_equal_kl("seed"), strict=True)]
-            versus.append(_line([title, str(len(seeds)), interval(differences), interval(level_ones)]))
-    return {"policies": "\n".join(lines), "policy_differences": "\n".join(versus)}
+            versus.append([title, str(len(seeds)), t_interval(differences), t_interval(level_ones)])
+    header = "reward model|random seeds|its accuracy, test pairs|change of gold|wins over the start"
+    header += "|wins over the seed's policy|KL, nats|change of gold at equal KL|change of reward"
+    columns = ["reward model", "random seeds", "change of gold, against the seed's", "the same at equal KL"]
+    return {"policies": table(header.split("|"), rows), "policy_differences": table(columns, versus)}
 
 
-def _line(cells: list[str]) -> str:
-    return "| " + " | ".join(cells) + " |"
+def tables() -> dict[str, str]:
+    """All tables by name."""
+    return policy_tables(RESULTS.by_condition())

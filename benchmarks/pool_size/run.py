@@ -1,28 +1,23 @@
-"""Memory and time of labelling, selecting and accepting as the pool grows: `python benchmarks/pool_scale.py`.
+"""Memory and time of labelling, selecting and accepting as the pool grows: `python -m benchmarks.pool_size.run`.
 
 Each size is a process of its own: a real `fit` with one round on generated pairs, with a random model of two layers and
-two optimiser steps an epoch, so that the pool's share shows. Writes `benchmarks/pool_scale.json`; then
-`python benchmarks/tables.py`.
+two optimiser steps an epoch, so that the pool's share shows. Adds to results.jsonl; then `python -m benchmarks.tables`.
 """
 
 import argparse
 import json
 import os
-import platform
 import shutil
-import subprocess
 import sys
 import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-HERE = Path(__file__).parent
-GIVE_BACK = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "65536"}
-"""Freed memory goes back to the system, so that the peak is what is kept and not what glibc holds in reserve."""
+from benchmarks.shared.results import Results, Run, machine, versions
+from benchmarks.shared.runs import GIVE_BACK, run_child
 
 
 def write_pairs(path: Path, num_pairs: int) -> None:
@@ -84,19 +79,19 @@ class Meter:
         return call
 
 
-def measure(folder: Path, num_pairs: int) -> dict:
+def measure(folder: Path, num_pairs: int) -> Run:
     """One fit, with everything that touches the pool measured."""
     from ser_lightning.__main__ import main as ser_lightning
     from ser_lightning.callbacks import evolution
-    from ser_lightning.datamodules import preference
+    from ser_lightning.datamodules import base, preference
 
     meter = Meter()
     evolve, data = evolution.EvolutionCallback, preference.PreferenceDataModule
     for owner, name, label in (
-        (preference, "build_store", "encode"),
+        (base, "build_store", "encode"),
         (data, "setup", "split"),
-        (evolve, "_score", "score"),
-        (evolve, "_judge", "select"),
+        (evolve, "score", "score"),
+        (evolve, "judge", "select"),
         (data, "accept", "accept"),
         (evolve, "_write_round", "write"),
     ):
@@ -128,6 +123,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", type=int, nargs="+", default=[10_000, 30_000, 100_000])
     parser.add_argument("--scratch", type=Path, default=Path("runs/pool_scale"))
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results.jsonl")
     parser.add_argument("--only", type=int, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.only:
@@ -135,27 +131,29 @@ def main() -> None:
         return
     args.scratch.mkdir(parents=True, exist_ok=True)
     write_model(args.scratch / "model")
-    results = []
+    results = Results(args.out, "pairs")
+    threads = {"threads": os.environ.get("OMP_NUM_THREADS", "all")}
+    made_with = {"machine": machine() | threads, "versions": versions("torch", "lightning", "transformers")}
     for size in args.sizes:
         write_pairs(args.scratch / f"{size}.jsonl", size)
-        command = [sys.executable, __file__, "--scratch", str(args.scratch), "--only", str(size)]
+        command = [
+            sys.executable,
+            "-m",
+            "benchmarks.pool_size.run",
+            "--scratch",
+            str(args.scratch),
+            "--only",
+            str(size),
+        ]
         first, second = (_run(command, args.scratch / f"run-{size}") for _ in range(2))
-        results.append(
-            {**second, "encode_seconds": first["seconds"]["encode"], "encode_peak": first["peak_bytes"]["encode"]}
-        )
-        print(results[-1])
-    versions = {name: version(name) for name in ("torch", "lightning", "transformers")}
-    machine = {"processor": platform.machine(), "threads": os.environ.get("OMP_NUM_THREADS", "all")}
-    result = {"command": "python benchmarks/pool_scale.py", "machine": machine, "versions": versions, "sizes": results}
-    (HERE / "pool_scale.json").write_text(json.dumps(result, indent=1) + "\n")
+        encoding = {"encode_seconds": first["seconds"]["encode"], "encode_peak": first["peak_bytes"]["encode"]}
+        print(found := {**second, **encoding})
+        results.add({**found, **made_with})
 
 
-def _run(command: list[str], run: Path) -> dict:
+def _run(command: list[str], run: Path) -> Run:
     shutil.rmtree(run, ignore_errors=True)
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ | GIVE_BACK)
-    if done.returncode:
-        raise RuntimeError(done.stderr[-3000:])
-    return json.loads(done.stdout.splitlines()[-1])
+    return json.loads(run_child(command, os.environ | GIVE_BACK).splitlines()[-1])
 
 
 if __name__ == "__main__":

@@ -1,38 +1,37 @@
 """Are the pairs that `query` asks labels for worth more than random ones? Short runs of the embedded world.
 
-    python benchmarks/query_study.py                  # resumable: a run whose JSON is there is not repeated
-    python benchmarks/tables.py                       # writes the table into docs/cli.md
+    python -m benchmarks.query.run      # makes the runs that are missing in results.jsonl
+    python -m benchmarks.tables         # writes the table into docs/cli.md
 
 A seed model (`base`, with two folds: its confidence is calibrated) chooses 100 pairs of its pool by each condition.
 They get their hidden label, as an annotator would give it, and a **new** run has them in its seed; `none` is one
 without them. Nothing that an earlier training left behind stands between the conditions. To be affordable the new runs
-go without folds: a seed model, then one round on the surer half of its labels, which is delivered. Both are held
-against 6,000 generated pairs that no run has seen, judged by the gold reward. Random seeds from 1001 on are there to
-choose a default.
+go without folds: a seed model, then one round on the half of its labels with the largest margins, which is delivered.
+Both are held against 6,000 generated pairs that no run has seen, judged by the gold reward. Random seeds from 1001 on
+are there to choose a default.
 """
 
-import argparse
 import json
 import random
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
-from multiprocessing import get_context
+from functools import partial
+from itertools import product
 from pathlib import Path
 
 import torch
-from guard_study import NUM_PAIRS, SEED_FRACTION, TEST_FRACTION, Held
-from rules import CONDITIONS as RULES
 from torch import Tensor
-from tqdm import tqdm
 
-from runs import measure
+from benchmarks.guards.run import NUM_PAIRS, SEED_FRACTION, TEST_FRACTION
+from benchmarks.rules.run import CONDITIONS as RULES
+from benchmarks.shared.held_out import HeldOut
+from benchmarks.shared.results import Results, Run
+from benchmarks.shared.runs import fit, run_missing, study_arguments
 from ser_lightning.cli.query import CoverUncertain, MostUncertain, QueryStrategy, query
 from ser_lightning.data.formats import parse_row
 from ser_lightning.records import PreferencePair
 from ser_lightning.synthetic.world import generate_pairs
 
-HERE = Path(__file__).parent
 NUM_LABELS, NUM_HELD = 100, 6_000
 
 
@@ -94,44 +93,32 @@ def label_pairs(run: Path, strategy: QueryStrategy, seed: int, to: Path) -> dict
     }
 
 
-def measure_seed(seed: int, conditions: Sequence[str], out: Path, scratch: Path) -> None:
-    """All missing conditions of one random seed."""
+def measure(condition: str, seed: int, scratch: Path) -> Run:
+    """The run with the labels that a condition asks for, and what its models are worth."""
     torch.set_num_threads(1)
-    missing = [condition for condition in conditions if not (out / f"{condition}-{seed}.json").is_file()]
-    if not missing:
-        return
     scratch.mkdir(parents=True, exist_ok=True)
-    measure("base", BASE, seed, scratch)  # one that is there already ends at once
-    held, asking = Held(NUM_HELD), strategies(seed)
-    for condition in missing:
-        asked, more = {}, []
-        if condition != "none":
-            to = scratch / f"{condition}-{seed}.jsonl"
-            asked, more = (
-                label_pairs(scratch / f"base-{seed}", asking[condition], seed, to),
-                [f"--data.new_data_path={to}"],
-            )
-        result = measure(condition, [*AFTER, *more], seed, scratch)
-        result |= {"held_pairs": NUM_HELD, "asked": asked}
-        accuracy = torch.cat(list(held.credits(scratch / f"{condition}-{seed}", [0, 1])), 1).mean(1).tolist()
-        result["held"] = dict(zip(("seed_model", "delivered"), accuracy, strict=True))
-        (out / f"{condition}-{seed}.json").write_text(json.dumps(result, indent=1) + "\n")
+    fit("base", BASE, seed, scratch)  # one that is there already ends at once
+    asked, more = {}, []
+    if condition != "none":
+        to = scratch / f"{condition}-{seed}.jsonl"
+        asked = label_pairs(scratch / f"base-{seed}", strategies(seed)[condition], seed, to)
+        more = [f"--data.new_data_path={to}"]
+    result = fit(condition, [*AFTER, *more], seed, scratch)
+    credit = torch.cat(list(HeldOut(NUM_HELD).credits(scratch / f"{condition}-{seed}", [0, 1])), 1)
+    held = dict(zip(("seed_model", "delivered"), credit.mean(1).tolist(), strict=True))
+    return {**result, "held_pairs": NUM_HELD, "asked": asked, "held": held}
 
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3, 4, 5])
-    parser.add_argument("--conditions", nargs="*", default=CONDITIONS)
-    parser.add_argument("--out", type=Path, default=HERE / "query")
-    parser.add_argument("--scratch", type=Path, default=Path("runs/benchmark/query"))
-    parser.add_argument("--jobs", type=int, default=2, help="random seeds at a time; each gets one thread")
+    parser = study_arguments(__doc__, Path(__file__).parent / "results.jsonl", "runs/benchmark/query")
+    parser.add_argument("--conditions", nargs="+", choices=CONDITIONS, default=CONDITIONS)
     args = parser.parse_args()
-    args.out.mkdir(parents=True, exist_ok=True)
-    with ProcessPoolExecutor(args.jobs, get_context("spawn")) as pool:  # a fork of torch may hang
-        waiting = [pool.submit(measure_seed, seed, args.conditions, args.out, args.scratch) for seed in args.seeds]
-        for one in tqdm(waiting, desc="random seeds"):
-            one.result()
+    tasks = product(args.conditions, args.seeds)
+    work = partial(measure, scratch=args.scratch)
+    results = Results(args.out, "condition", "seed")
+    # The conditions of a random seed share the run that asks.
+    run_missing(results, tasks, work, args.jobs, together=lambda task: task[1], in_processes=True)
 
 
 if __name__ == "__main__":

@@ -1,25 +1,28 @@
-"""Which wrong labels does evolution keep on real preferences? Read off the runs that `study.py` has left in --scratch.
+"""Which wrong labels does evolution keep on real preferences? Read off the runs that `run.py` has left in --scratch.
 
-    python benchmarks/study_mistakes.py           # adds to benchmarks/results/study_mistakes.json
-    python benchmarks/tables.py                   # writes the table into docs/results.md
+    python -m benchmarks.real_preferences.mistakes    # adds to mistakes.jsonl
+    python -m benchmarks.tables                       # writes the table into docs/results.md
 
 Of the first round, which everything after it is built on. Length is in characters; two responses are alike or unlike in
 length if the ratio of their lengths is in the lowest or the highest third of the pool.
 """
 
 import argparse
-import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from scipy.optimize import minimize
-from study import CELLS, labelled, tested_fifth
 
-RESULT = Path(__file__).parent / "results" / "study_mistakes.json"
-RUN = re.compile(r"(?P<cell>.+-\d+)-ours-(?P<seed>\d+)")
+from benchmarks.real_preferences.run import SETTINGS, labelled, tested_fifth
+from benchmarks.shared.markdown import table
+from benchmarks.shared.results import Results, Run
+
+MISTAKES = Results(Path(__file__).parent / "mistakes.jsonl", "setting", "seed")
+RUN = re.compile(r"(?P<setting>.+-\d+)-ours-(?P<seed>\d+)")
 NAMES = {
     "longer_by_people": "people prefer the longer, of the kept pairs",
     "longer_by_model": "the model does",
@@ -103,14 +106,14 @@ def first_round(run: Path, train: Path) -> dict[str, float]:
     return {**kept, **right_with_length(people, margin, length)}
 
 
-def mistakes_table(runs: list[dict]) -> str:
-    """One line a cell: means over its runs."""
-    lines = [f"| cell | runs | {' | '.join(NAMES.values())} |", "|" + "---|" * (2 + len(NAMES))]
-    for cell in sorted({run["cell"] for run in runs}, key=[*CELLS].index):
-        own = [run for run in runs if run["cell"] == cell]
+def mistakes_table(runs: Sequence[Run]) -> str:
+    """One line a setting: means over its runs."""
+    rows = []
+    for setting in sorted({run["setting"] for run in runs}, key=[*SETTINGS].index):
+        own = [run for run in runs if run["setting"] == setting]
         figures = [f"{np.nanmean([run[name] for run in own]):.1%}" for name in NAMES]
-        lines.append("| " + " | ".join([cell, str(len(own)), *figures]) + " |")
-    return "\n".join(lines)
+        rows.append([setting, str(len(own)), *figures])
+    return table(["setting", "runs", *NAMES.values()], rows)
 
 
 def main() -> None:
@@ -118,15 +121,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scratch", type=Path, default=Path("runs/benchmark/study"))
     scratch = parser.parse_args().scratch
-    known = json.loads(RESULT.read_text())["runs"] if RESULT.is_file() else []
-    found = {(run["cell"], run["seed"]): run for run in known}
     for run in sorted(scratch.glob("*-ours-*")):
         if (name := RUN.fullmatch(run.name)) and (run / "rounds/0/audit.parquet").is_file():
-            cell, seed = CELLS[name["cell"]], int(name["seed"])
-            train = scratch / "data" / f"{cell.data}-{tested_fifth(cell, seed)}-train.jsonl"
-            found[name["cell"], seed] = {"cell": name["cell"], "seed": seed, **first_round(run, train)}
-    result = {"command": "python benchmarks/study_mistakes.py", "runs": [found[key] for key in sorted(found)]}
-    RESULT.write_text(json.dumps(result, indent=1) + "\n")
+            setting, seed = name["setting"], int(name["seed"])
+            data, fifth = SETTINGS[setting].data, tested_fifth(SETTINGS[setting], seed)
+            train = scratch / "data" / f"{data}-{fifth}-train.jsonl"
+            MISTAKES.add({"setting": setting, "seed": seed, **first_round(run, train)})
 
 
 if __name__ == "__main__":

@@ -1,29 +1,28 @@
 """Does self-evolution with few labels reach what all of them reach, on real human preferences?
 
-    python benchmarks/study.py --data-dir FOLDER --model FOLDER   # resumable: a run whose JSON is there is not repeated
-    python benchmarks/tables.py                                   # writes the tables into docs/results.md
+    python -m benchmarks.real_preferences.run --data-dir FOLDER --model FOLDER   # makes the runs that are missing
+    python -m benchmarks.tables                                                  # writes the tables of docs/results.md
 
-A cell is a data set, a model and the share of labels that the seed keeps. The gap check comes first: `--conditions
-ours all_labels floors`. A fifth of the prompts, by a hash of their text, is the test set of a run; it chooses nothing.
+A setting is a data set and the share of labels that the seed keeps. The gap check comes first: `--conditions ours
+all_labels baselines`. A fifth of the prompts, by a hash of their text, is the test set of a run; it chooses nothing.
 Small data sets take one fifth after the other, five random seeds each, so that every prompt is tested on. A random seed
 changes which labels the seed keeps, the order of the batches and every new weight. The body is frozen and its features
 are computed once for a test set, by the first run on it. Learning rates were chosen by the accuracy of the seed out of
 fold on random seeds from 1001 on, the number of layers by the labels of all training pairs (`docs/results.md`).
 """
 
-import argparse
 import hashlib
 import json
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from itertools import product
 from pathlib import Path
 
 import pyarrow.parquet as pq
-from rules import CONDITIONS as RULES
-from tqdm import tqdm
 
-from runs import measure
+from benchmarks.rules.run import CONDITIONS as RULES
+from benchmarks.shared.results import Results, Run, delivered
+from benchmarks.shared.runs import fit, run_missing, study_arguments
 from ser_lightning.data.formats import parse_row
 from ser_lightning.records import PreferencePair
 
@@ -32,7 +31,7 @@ NUM_FIFTHS, SEEDS_PER_FIFTH = 5, 5
 
 
 @dataclass(frozen=True)
-class Cell:
+class Setting:
     """A data set, its learning rate, how many fifths of it are tested on, and the share of labels that are kept."""
 
     data: str
@@ -47,19 +46,19 @@ DATA = {
     "ultrafeedback": (("ultrafeedback_sample.jsonl",), 3e-4, 5),
     "pandalm": (("pandalm_test.jsonl",), 1e-3, 5),
 }
-CELLS = {
-    f"{data}-{fraction:.0%}".replace("%", ""): Cell(data, *settings, fraction)
+SETTINGS = {
+    f"{data}-{fraction:.0%}".replace("%", ""): Setting(data, *settings, fraction)
     for data, settings in DATA.items()
     for fraction in (0.02, 0.05, 0.15)
     if data == "hh" or fraction > 0.02
 }
-WHOLE = {f"{data}-all": Cell(data, *settings, 1.0) for data, settings in DATA.items()}
-"""Where all labels are trained on: once for all cells of a data set."""
+WHOLE = {f"{data}-all": Setting(data, *settings, 1.0) for data, settings in DATA.items()}
+"""Where all labels are trained on: once for all settings of a data set."""
 EVOLUTION = {"max_rounds": 3, "seed_epochs": 25, "epochs_per_round": 25}
 TRAINING = (
     *("--config", "models/smollm2-135m.yaml", "--config", "hardware/cpu.yaml"),
     *("--model.backbone.train=head", "--model.backbone.num_layers=20"),
-    *(f"--trainer.callbacks.{name}={value}" for name, value in EVOLUTION.items()),
+    *(f"--evolution.{name}={value}" for name, value in EVOLUTION.items()),
     "--trainer.enable_model_summary=false",
 )
 CONDITIONS = {
@@ -73,20 +72,20 @@ CONDITIONS = {
     "quota": ["--evolution.length_quota=seed"],
     "add": ["--evolution.combine=add"],
 }
-FLOORS = "floors"
+BASELINES = "baselines"
 
 
-def tested_fifth(cell: Cell, seed: int) -> int:
+def tested_fifth(setting: Setting, seed: int) -> int:
     """Which fifth of the prompts a random seed is tested on: 1 to 5 on the first, 6 to 10 on the next, and so on."""
-    return (seed - 1) // SEEDS_PER_FIFTH % cell.num_tested
+    return (seed - 1) // SEEDS_PER_FIFTH % setting.num_tested
 
 
-def split_files(cell: Cell, fifth: int, data_dir: Path, folder: Path) -> tuple[Path, Path]:
+def split_files(setting: Setting, fifth: int, data_dir: Path, folder: Path) -> tuple[Path, Path]:
     """Files to train on and to test on, made once from a data set's rows by a hash of their prompts."""
-    parts = folder / f"{cell.data}-{fifth}-train.jsonl", folder / f"{cell.data}-{fifth}-test.jsonl"
+    parts = folder / f"{setting.data}-{fifth}-train.jsonl", folder / f"{setting.data}-{fifth}-test.jsonl"
     if not all(part.is_file() for part in parts):
         lines: tuple[list[str], list[str]] = ([], [])
-        for name in cell.files:
+        for name in setting.files:
             for line in (data_dir / name).read_text(encoding="utf-8").splitlines():
                 place = int(hashlib.sha256(json.loads(line)["prompt"].encode()).hexdigest()[:12], 16) / 16**12
                 lines[int(place * NUM_FIFTHS) == fifth].append(line)
@@ -119,28 +118,26 @@ def test_credit(run: Path, rounds: list[int], pairs: dict[int, PreferencePair]) 
     return found
 
 
-def run_cell(name: str, condition: str, seed: int, args: argparse.Namespace) -> dict:
-    """One run of a cell and what it says of every test pair; or the floors there."""
-    cell, folder = (CELLS | WHOLE)[name], args.scratch / "data"
-    fifth = tested_fifth(cell, seed)
-    train, test = split_files(cell, fifth, args.data_dir, folder)
-    data = {"path": str(train), "test_path": str(test), "seed_fraction": cell.seed_fraction}
-    if condition == FLOORS:
-        figures = floors({**data, "split_seed": seed}, args.model)
-        return {"cell": name, "condition": condition, "seed": seed, "fifth": fifth, "figures": figures}
-    flags = [*TRAINING, f"--model.optimizer.init_args.lr={cell.lr}", f"--model.backbone.path={args.model}"]
+def run_one(name: str, condition: str, seed: int, data_dir: Path, model: Path, scratch: Path) -> Run:
+    """One run in a setting and what it says of every test pair; or the baselines there."""
+    setting, folder = (SETTINGS | WHOLE)[name], scratch / "data"
+    fifth = tested_fifth(setting, seed)
+    train, test = split_files(setting, fifth, data_dir, folder)
+    data = {"path": str(train), "test_path": str(test), "seed_fraction": setting.seed_fraction}
+    if condition == BASELINES:
+        figures = baselines({**data, "split_seed": seed}, model)
+        return {"setting": name, "condition": condition, "seed": seed, "fifth": fifth, "figures": figures}
+    flags = [*TRAINING, f"--model.optimizer.init_args.lr={setting.lr}", f"--model.backbone.path={model}"]
     flags += [f"--data.{k}={v}" for k, v in data.items()]
-    result = measure(f"{name}-{condition}", [*flags, *CONDITIONS[condition]], seed, args.scratch)
-    for private, public in ((str(args.model), "FOLDER_OF_THE_MODEL"), (str(folder), "FOLDER_OF_THE_SPLIT")):
+    result = fit(f"{name}-{condition}", [*flags, *CONDITIONS[condition]], seed, scratch)
+    for private, public in ((str(model), "FOLDER_OF_THE_MODEL"), (str(folder), "FOLDER_OF_THE_SPLIT")):
         result["command"] = result["command"].replace(private, public)
-    delivered = next(int(row["round"]) for row in result["rounds"] if row["delivered"])
-    run = args.scratch / f"{name}-{condition}-{seed}"
-    credit = test_credit(run, sorted({0, delivered}), labelled(test))
-    test_figures = {"fifth": fifth, "delivered": delivered, "test": credit}
-    return {**result, "cell": name, "condition": condition, **test_figures}
+    number = int(delivered(result)["round"])
+    credit = test_credit(scratch / f"{name}-{condition}-{seed}", sorted({0, number}), labelled(test))
+    return {**result, "setting": name, "condition": condition, "fifth": fifth, "delivered": number, "test": credit}
 
 
-def floors(data: dict, model: Path) -> dict[str, float]:
+def baselines(data: dict, model: Path) -> dict[str, float]:
     """Take-the-longer and a bag of words, fitted on the labels that the seed has and on all, on the same test pairs."""
     from ser_lightning.callbacks.baselines import bag_of_words_accuracy, longer_accuracy
     from ser_lightning.datamodules.preference import PreferenceDataModule
@@ -157,51 +154,40 @@ def floors(data: dict, model: Path) -> dict[str, float]:
     return found
 
 
-def _task(cell: str, condition: str, seed: int) -> tuple[str, str, int]:
-    return (f"{CELLS[cell].data}-all" if condition == "all_labels" else cell), condition, seed
+def _task(setting: str, condition: str, seed: int) -> tuple[str, str, int]:
+    return (f"{SETTINGS[setting].data}-all" if condition == "all_labels" else setting), condition, seed
 
 
-def _fifth(task: tuple[str, str, int]) -> int:
-    return tested_fifth((CELLS | WHOLE)[task[0]], task[2])
+def _test_set(task: tuple[str, str, int]) -> tuple[str, int]:
+    """Data set and fifth that a run is tested on."""
+    setting = (SETTINGS | WHOLE)[task[0]]
+    return setting.data, tested_fifth(setting, task[2])
 
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = study_arguments(__doc__, HERE / "results.jsonl", "runs/benchmark/study")
     parser.add_argument("--data-dir", type=Path, required=True, help="folder of the files of preference pairs")
     parser.add_argument(
         "--model", type=Path, required=True, help="folder of SmolLM2-135M-Instruct as transformers has it"
     )
-    parser.add_argument("--cells", nargs="+", choices=[*CELLS], default=[*CELLS])
-    parser.add_argument("--conditions", nargs="+", choices=[*CONDITIONS, FLOORS], default=[*CONDITIONS, FLOORS])
-    # Settings were tried on random seeds from 1001 on.
-    parser.add_argument("--seeds", type=int, nargs="+", help="default: five for each fifth that is tested on")
-    parser.add_argument("--out", type=Path, default=HERE / "study")
-    parser.add_argument("--scratch", type=Path, default=Path("runs/benchmark/study"))
-    parser.add_argument("--jobs", type=int, default=2, help="runs at a time; each gets one thread")
+    parser.add_argument("--settings", nargs="+", choices=[*SETTINGS], default=[*SETTINGS])
+    parser.add_argument("--conditions", nargs="+", choices=[*CONDITIONS, BASELINES], default=[*CONDITIONS, BASELINES])
+    parser.set_defaults(seeds=None)  # five for each fifth that is tested on; settings were tried on 1001 and up
     args = parser.parse_args()
-    args.model = args.model.resolve()
-    args.out.mkdir(parents=True, exist_ok=True)
-    todo = list(
+    tasks = list(
         dict.fromkeys(
-            _task(cell, condition, seed)
-            for cell, condition in product(args.cells, args.conditions)
-            for seed in args.seeds or range(1, SEEDS_PER_FIFTH * CELLS[cell].num_tested + 1)
+            _task(setting, condition, seed)
+            for setting, condition in product(args.settings, args.conditions)
+            for seed in args.seeds or range(1, SEEDS_PER_FIFTH * SETTINGS[setting].num_tested + 1)
         )
     )
-    files = {task: args.out / "{}-{}-{}.json".format(*task) for task in todo}
-    missing = [task for task in todo if not files[task].is_file()]
-
-    def work(task: tuple[str, str, int]) -> None:
-        files[task].write_text(json.dumps(run_cell(*task, args)) + "\n")
-
+    results = Results(args.out, "setting", "condition", "seed")
+    work = partial(run_one, data_dir=args.data_dir, model=args.model.resolve(), scratch=args.scratch)
     # The first run on a test set computes the features of its data set, alone.
-    first = list({(task[0].rpartition("-")[0], _fifth(task)): task for task in reversed(missing)}.values())
-    for task in tqdm(first, desc="first run on a test set"):
-        work(task)
-    with ThreadPoolExecutor(args.jobs) as pool:
-        rest = [task for task in missing if task not in first]
-        list(tqdm(pool.map(work, rest), total=len(rest), desc="runs"))
+    first = {_test_set(task): task for task in reversed(results.missing(tasks))}
+    run_missing(results, first.values(), work, jobs=1)
+    run_missing(results, tasks, work, args.jobs)
 
 
 if __name__ == "__main__":

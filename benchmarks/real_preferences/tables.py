@@ -1,17 +1,27 @@
-"""Tables of the study on real preferences, and its headline: the share of the gap that is closed, with its interval.
+"""Tables of self-evolution on real preferences, and the headline: the share of the gap closed, with its interval.
 
-Shapes: S random seeds, N test pairs that they share. A study tests on one or several such blocks of runs.
+Shapes: S random seeds, N test pairs that they share, P prompts of these, R resamples. A data set is tested on in one or
+several such blocks of runs.
 """
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import cache
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from rules import NAMES as RULE_NAMES
 
+from benchmarks.real_preferences.mistakes import MISTAKES, mistakes_table
+from benchmarks.rules.run import NAMES as RULE_NAMES
+from benchmarks.rules.tables import RESULTS as RULES
+from benchmarks.rules.tables import world_share
+from benchmarks.shared.markdown import table
+from benchmarks.shared.results import Results, Run
+
+PAGE = "results.md"
+RESULTS = Results(Path(__file__).parent / "results.jsonl", "setting", "condition", "seed")
 NUM_RESAMPLES = 2000
 MIN_GAP = 0.06
 """Accuracy that all labels must add to the seed model's before a share of the gap means anything."""
@@ -70,25 +80,35 @@ class Block:
     prompt: NDArray[np.int64]
 
 
+@cache
+def _draws(sizes: tuple[tuple[int, int], ...]) -> list[tuple[Floats, Floats]]:
+    """For each block how often a resample draws each random seed (R, S) and, apart from them, each prompt (R, P)."""
+    generator, found = np.random.default_rng(0), []
+    for size in sizes:
+        times = [
+            [np.bincount(generator.integers(number, size=number), minlength=number) for number in size]
+            for _ in range(NUM_RESAMPLES)
+        ]
+        seeds, prompts = (np.stack(drawn).astype(np.float64) for drawn in zip(*times, strict=True))
+        found.append((seeds, prompts))
+    return found
+
+
 def closed(blocks: Sequence[Block]) -> Closed:
     """Gains, gap and share of the gap, from a paired bootstrap over random seeds and prompts (percentiles).
 
     A resample draws, in every block, random seeds and, apart from them, prompts with all their pairs; all three models
-    are judged on the same draw. Accuracies are means over the pairs of all blocks.
+    are judged on the same draw. Accuracies are means over the pairs of all blocks. `scipy.stats.bootstrap` could draw
+    both ways too, but only from samples of two or more and pair by pair, which takes minutes.
     """
-    generator = np.random.default_rng(0)
+    groups = [np.unique(block.prompt, return_inverse=True)[1] for block in blocks]
+    sizes = tuple((block.models.shape[1], int(group.max()) + 1) for block, group in zip(blocks, groups, strict=True))
     drawn, mean, num_pairs = np.zeros((NUM_RESAMPLES, 3)), np.zeros(3), np.zeros(NUM_RESAMPLES)
-    for block in blocks:
-        groups = np.unique(block.prompt, return_inverse=True)[1]
-        pairs = np.bincount(groups).astype(np.float64)
-        num_seeds = block.models.shape[1]
-        right = np.zeros((3, num_seeds, len(pairs)))
-        np.add.at(right, (slice(None), slice(None), groups), block.models)
-        for i in range(NUM_RESAMPLES):
-            seeds = generator.integers(num_seeds, size=num_seeds)
-            times = np.bincount(generator.integers(len(pairs), size=len(pairs)), minlength=len(pairs))
-            drawn[i] += right[:, seeds].mean(1) @ times
-            num_pairs[i] += pairs @ times
+    for block, group, (seeds, prompts) in zip(blocks, groups, _draws(sizes), strict=True):
+        right = np.zeros((*block.models.shape[:2], prompts.shape[1]))
+        np.add.at(right, (slice(None), slice(None), group), block.models)
+        drawn += np.einsum("rs,msr->rm", seeds / seeds.shape[1], right @ prompts.T)
+        num_pairs += prompts @ np.bincount(group)
         mean += block.models.mean(1).sum(1)
     drawn, mean = drawn / num_pairs[:, None], mean / sum(len(block.prompt) for block in blocks)
     parts = {
@@ -102,7 +122,8 @@ def closed(blocks: Sequence[Block]) -> Closed:
     share = None
     if found["gap"].low > 0:
         gain, gap = drawn[:, 1] - drawn[:, 0], drawn[:, 2] - drawn[:, 0]
-        share = _estimate((mean[1] - mean[0]) / (mean[2] - mean[0]), gain / np.where(gap == 0, np.nan, gap))
+        gap[np.isclose(gap, 0, atol=1e-9)] = np.nan  # up to rounding: no share of nothing
+        share = _estimate((mean[1] - mean[0]) / (mean[2] - mean[0]), gain / gap)
     return Closed(**found, share=share)
 
 
@@ -111,33 +132,33 @@ def _estimate(mean: float, drawn: Floats) -> Estimate:
     return Estimate(mean, float(low), float(high))
 
 
-Runs = Mapping[int, dict[str, Any]]
+Runs = Mapping[int, Run]
 """By random seed."""
-Results = Mapping[str, Mapping[str, Runs]]
-"""By cell and condition."""
+Settings = Mapping[str, Mapping[str, Runs]]
+"""By setting (data set and percentage of labels) and condition."""
 
 
-def by_cell(found: list[dict[str, Any]]) -> Results:
-    """Results in the order of a table; what `DATA-all` has belongs to every cell of the data set."""
-    results: dict[str, dict[str, dict[int, dict[str, Any]]]] = defaultdict(lambda: defaultdict(dict))
+def by_setting(found: Sequence[Run]) -> Settings:
+    """Results in the order of a table; what `DATA-all` has belongs to every setting of the data set."""
+    results: dict[str, dict[str, dict[int, Run]]] = defaultdict(lambda: defaultdict(dict))
     for one in found:
-        results[one["cell"]][one["condition"]][one["seed"]] = one
+        results[one["setting"]][one["condition"]][one["seed"]] = one
     whole = {name: results.pop(name) for name in [*results] if name.endswith("-all")}
     for name, conditions in results.items():
         conditions.update(whole.get(f"{name.rpartition('-')[0]}-all", {}))
-    return dict(sorted(results.items(), key=_place))
+    return dict(sorted(results.items(), key=lambda item: _place(item[0])))
 
 
-def _place(cell: tuple[str, Any]) -> tuple[str, int]:
-    data, _, percent = cell[0].rpartition("-")
+def _place(setting: str) -> tuple[str, int]:
+    data, _, percent = setting.rpartition("-")
     return data, int(percent)
 
 
 def closed_in(conditions: Mapping[str, Runs], condition: str, against: str | None = None) -> tuple[int, Closed] | None:
-    """Random seeds that a condition and all labels both have, and what was closed on them.
+    """How many random seeds a condition and all labels both have, and what was closed on them.
 
     Args:
-        conditions: of a cell.
+        conditions: of a setting.
         condition: what to look at.
         against: another condition, whose delivered models take the place of the seed models.
     """
@@ -166,105 +187,104 @@ def _delivered(runs: Runs, seeds: Sequence[int]) -> Floats:
     return np.stack([credits(runs[seed]["test"]["credit"][str(runs[seed]["delivered"])]) for seed in seeds])
 
 
-def floors_of(conditions: Mapping[str, Runs]) -> dict[str, float] | None:
-    """Mean accuracy of each floor of a cell; None where they were not measured."""
-    floors = [run["figures"] for run in conditions.get("floors", {}).values()]
-    return {name: float(np.mean([f[name] for f in floors])) for name in floors[0]} if floors else None
+def baselines_of(conditions: Mapping[str, Runs]) -> dict[str, float] | None:
+    """Mean accuracy of each baseline in a setting; None where they were not measured."""
+    found = [run["figures"] for run in conditions.get("baselines", {}).values()]
+    return {name: float(np.mean([f[name] for f in found])) for name in found[0]} if found else None
 
 
-def has_gap(figures: Closed, floors: Mapping[str, float] | None) -> bool:
-    """Whether a cell can carry the headline: a sure gap of at least `MIN_GAP` to all labels, which clear the floors."""
-    clears = floors is not None and all(
-        figures.all_labels.mean > floors[name] for name in ("longer", "bag_of_words_all_labels")
+def has_gap(figures: Closed, baselines: Mapping[str, float] | None) -> bool:
+    """Whether a setting can carry the headline.
+
+    Its gap to all labels is at least `MIN_GAP` and has an interval above 0, and all labels beat both baselines.
+    """
+    is_better = baselines is not None and all(
+        figures.all_labels.mean > baselines[name] for name in ("longer", "bag_of_words_all_labels")
     )
-    return clears and figures.gap.low > 0 and figures.gap.mean >= MIN_GAP
+    return is_better and figures.gap.low > 0 and figures.gap.mean >= MIN_GAP
 
 
-def headline(results: Results, world: str) -> str:
-    """A line for each cell of real preferences that has a gap; the embedded world's where none has.
+def headline(results: Settings, world: str) -> str:
+    """A line for each setting of real preferences that has a gap; the embedded world's where none has.
 
     Args:
         results: of the study.
         world: share of the gap closed on the embedded synthetic world.
     """
     lines = []
-    for cell, conditions in results.items():
+    for setting, conditions in results.items():
         found = closed_in(conditions, "ours")
-        if found and found[1].share and has_gap(found[1], floors_of(conditions)):
+        if found and found[1].share and has_gap(found[1], baselines_of(conditions)):
             share = found[1].share
             figures = f"{share.mean:.2f} [{share.low:.2f}, {share.high:.2f}]"
-            lines.append(f"`gap closed: {figures} on {cell}` ({found[0]} random seeds)")
+            lines.append(f"`gap closed: {figures} on {setting}` ({found[0]} random seeds)")
     if not lines:
-        lines = [f"`gap closed: {world} on the embedded synthetic world`; no cell of real preferences has such a gap"]
+        lines = [
+            f"`gap closed: {world} on the embedded synthetic world`; no setting of real preferences has such a gap"
+        ]
     return "\n\n".join(lines)
 
 
-def gap_table(results: Results) -> str:
-    """One line a cell: is there a gap to close, and does the model of all labels clear the floors?"""
-    lines = [
-        "| cell | random seeds | test pairs | prompts | seed model | all labels | gap | longer | bag of words, seed "
-        "| all labels | carries the headline |",
-        "|" + "---|" * 11,
-    ]
-    for cell, conditions in results.items():
+def gap_table(results: Settings) -> str:
+    """One line a setting: is there a gap to close, and is the model of all labels better than the baselines?"""
+    rows = []
+    for setting, conditions in results.items():
         if (found := closed_in(conditions, "ours")) is None:
             continue
         number, figures = found
         tests = {run["fifth"]: run["test"]["prompt"] for run in conditions["ours"].values()}
-        num_pairs, num_prompts = sum(map(len, tests.values())), sum(len(set(test)) for test in tests.values())
-        cells = [
-            cell,
-            str(number),
-            str(num_pairs),
-            str(num_prompts),
-            str(figures.seed_model),
-            str(figures.all_labels),
-            str(figures.gap),
-        ]
-        floors = floors_of(conditions)
-        for name in ("longer", "bag_of_words_seed", "bag_of_words_all_labels"):
-            cells.append(f"{floors[name]:.3f}" if floors else "-")
-        cells.append("yes" if has_gap(figures, floors) else "no")
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        counts = number, sum(map(len, tests.values())), sum(len(set(test)) for test in tests.values())
+        baselines = baselines_of(conditions)
+        rows.append(
+            [
+                *(setting, *map(str, (*counts, figures.seed_model, figures.all_labels, figures.gap))),
+                *(
+                    f"{baselines[name]:.3f}" if baselines else "-"
+                    for name in ("longer", "bag_of_words_seed", "bag_of_words_all_labels")
+                ),
+                "yes" if has_gap(figures, baselines) else "no",
+            ]
+        )
+    header = "setting|random seeds|test pairs|prompts|seed model|all labels|gap|longer|bag of words, seed|all labels"
+    return table([*header.split("|"), "carries the headline"], rows)
 
 
-def study_table(results: Results) -> str:
-    """One line for each cell and way to evolve."""
-    lines = [
-        "| cell | rule | random seeds | delivered | gain | against ours | share of the gap closed | kept, first round "
-        "| kept labels right |",
-        "|" + "---|" * 9,
-    ]
-    for cell, conditions in results.items():
+def study_table(results: Settings) -> str:
+    """One line for each setting and way to evolve."""
+    rows = []
+    for setting, conditions in results.items():
         for condition, name in NAMES.items():
             if (found := closed_in(conditions, condition)) is None:
                 continue
             number, figures = found
             first = [run["rounds"][0] for run in conditions[condition].values()]
             right = [row["kept_accuracy"] for row in first if row["kept"]]
-            cells = [cell, name, str(number), str(figures.delivered), str(figures.gain)]
             versus = None if condition == "ours" else closed_in(conditions, condition, "ours")
-            cells.append(str(versus[1].gain) if versus else "-")
-            cells.append("undefined" if figures.share is None else str(figures.share))
-            cells.append(f"{np.mean([row['kept'] / row['scored'] for row in first]):.0%}")
-            cells.append(f"{np.mean(right):.3f}" if right else "-")
-            lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+            rows.append(
+                [
+                    *(setting, name, str(number), str(figures.delivered), str(figures.gain)),
+                    str(versus[1].gain) if versus else "-",
+                    "undefined" if figures.share is None else str(figures.share),
+                    f"{np.mean([row['kept'] / row['scored'] for row in first]):.0%}",
+                    f"{np.mean(right):.3f}" if right else "-",
+                ]
+            )
+    header = "setting|rule|random seeds|delivered|gain|against ours|share of the gap closed|kept, first round"
+    return table([*header.split("|"), "kept labels right"], rows)
 
 
-def rounds_table(results: Results, condition: str = "ours") -> str:
-    """One line for each cell and round: means over the random seeds that reached the round."""
+def rounds_table(results: Settings, condition: str = "ours") -> str:
+    """One line for each setting and round: means over the random seeds that reached the round."""
     names = ("test_accuracy", "pool_accuracy", "kept_accuracy", "calibration_error", "length_correlation")
-    lines = [f"| cell | round | runs | kept | {' | '.join(names)} |", "|" + "---|" * (4 + len(names))]
-    for cell, conditions in results.items():
+    rows = []
+    for setting, conditions in results.items():
         runs = [run["rounds"] for run in conditions.get(condition, {}).values()]
         for number in range(max(map(len, runs), default=0)):
-            rows = [rounds[number] for rounds in runs if len(rounds) > number]
-            kept = f"{np.mean([row['kept'] / row['scored'] for row in rows]):.0%}"
-            figures = [_mean([row[name] for row in rows]) for name in names]
-            lines.append("| " + " | ".join([cell, str(number), str(len(rows)), kept, *figures]) + " |")
-    return "\n".join(lines)
+            found = [rounds[number] for rounds in runs if len(rounds) > number]
+            kept = f"{np.mean([row['kept'] / row['scored'] for row in found]):.0%}"
+            figures = [_mean([row[name] for row in found]) for name in names]
+            rows.append([setting, str(number), str(len(found)), kept, *figures])
+    return table(["setting", "round", "runs", "kept", *names], rows)
 
 
 def _mean(values: list[float]) -> str:
@@ -273,30 +293,25 @@ def _mean(values: list[float]) -> str:
     return f"{np.mean(known):.3f}" if known else "-"
 
 
-def cost_table(results: Results) -> str:
-    """One line a cell and condition: tokens of the pairs that were trained on and scored, means over random seeds."""
-    lines = ["| cell | rule | tokens read |", "|---|---|---|"]
-    names = {**NAMES, "all_labels": "all labels"}
-    for cell, conditions in results.items():
-        for condition, name in names.items():
+def cost_table(results: Settings) -> str:
+    """One line a setting and condition: tokens of the pairs trained on and scored, means over random seeds."""
+    rows = []
+    for setting, conditions in results.items():
+        for condition, name in {**NAMES, "all_labels": "all labels"}.items():
             if runs := list(conditions.get(condition, {}).values()):
                 tokens = np.mean([sum(row["tokens"] for row in run["rounds"]) for run in runs])
-                lines.append(f"| {cell} | {name} | {tokens:,.0f} |")
-    return "\n".join(lines)
+                rows.append([setting, name, f"{tokens:,.0f}"])
+    return table(["setting", "rule", "tokens read"], rows)
 
 
-def study_tables(found: list[dict[str, Any]], world: str) -> dict[str, str]:
-    """Every table of the study by its name.
-
-    Args:
-        found: results of `study.py`.
-        world: see `headline`.
-    """
-    results = by_cell(found)
+def tables() -> dict[str, str]:
+    """All tables by name."""
+    results = by_setting(RESULTS.read())
     return {
-        "headline": headline(results, world),
+        "headline": headline(results, world_share(RULES.by_condition())),
         "gap_check": gap_table(results),
         "study": study_table(results),
         "study_rounds": rounds_table(results),
         "study_cost": cost_table(results),
+        "study_mistakes": mistakes_table(MISTAKES.read()),
     }

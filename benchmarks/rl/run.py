@@ -1,49 +1,41 @@
 """Does the gold score rise? The RL stage on the embedded synthetic world, over random seeds.
 
-    python benchmarks/rl_study.py                 # resumable: a run whose JSON is there is not repeated
-    python benchmarks/tables.py                   # writes the table into docs/rl.md
+    python -m benchmarks.rl.run         # makes the runs that are missing in results.jsonl
+    python -m benchmarks.tables         # writes the table into docs/rl.md
 
-For each random seed: the reward model of `rm.yaml` (taken from --scratch where `rules.py` has left it), `sft.yaml`, and
-`ppo.yaml` with each estimator. Starting and trained policy then answer the same prompts with the same random numbers:
-new prompts of the world that no run has seen. One JSON a run goes to `benchmarks/rl/`. Settings were chosen on random
-seed 0, which is not among these.
+For each random seed: the reward model of `rm.yaml` (taken from --scratch where `benchmarks/rules` has left it),
+`sft.yaml`, and `ppo.yaml` with each estimator. Starting and trained policy then answer the same prompts with the same
+random numbers: new prompts of the world that no run has seen. Settings were chosen on random seed 0, which is not among
+these.
 """
 
-import argparse
-import json
-import os
 import random
-import subprocess
-import sys
 import time
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
+from functools import partial
+from itertools import product
 from pathlib import Path
 
 import torch
-from record import PACKAGES, read_figures
 
-from runs import command
+from benchmarks.rules.tables import RESULTS as RULES
+from benchmarks.shared.results import Results, Run, read_figures, versions
+from benchmarks.shared.runs import as_typed, fit_words, run_child, run_missing, study_arguments
 
-HERE = Path(__file__).parent
 CONDITIONS = {
     "gae": [],
     "rloo": ["--model.advantage=rloo", "--model.responses_per_prompt=4", "--data.prompts_per_step=32"],
     "grpo": ["--model.advantage=grpo", "--model.responses_per_prompt=4", "--data.prompts_per_step=32"],
 }
 NUM_PROMPTS, RESPONSES_PER_PROMPT = 1000, 2
-Measure = Callable[[str, int, Path], dict]
+Measure = Callable[[str, int, Path], Run]
 
 
 def run_once(config: str, run: Path, seed: int, flags: list[str]) -> str:
     """One fit, gone on with where it was broken off; the command as a user would type it."""
-    words = command(flags, seed, run)
-    words[words.index("rm.yaml")] = config
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run([*words, "--ckpt_path=auto"], capture_output=True, text=True, env=environment, check=False)
-    if done.returncode:
-        raise RuntimeError(f"{' '.join(words)} failed:\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}")
-    return " ".join(["python", *words[1:]]).replace(str(run.parent), "runs")
+    words = fit_words(run, seed, flags, config)
+    run_child([*words, "--ckpt_path=auto"])
+    return as_typed(words, run)
 
 
 def new_prompts(seed: int, seen: set[int]) -> list[list[dict]]:
@@ -93,11 +85,11 @@ def answer(run: Path, prompts: list[list[dict]], reward_model: Path) -> dict[str
     return {name: column.view(len(prompts), RESPONSES_PER_PROMPT) for name, column in columns.items()}
 
 
-def measure(condition: str, seed: int, scratch: Path) -> dict:
+def measure(condition: str, seed: int, scratch: Path) -> Run:
     """One run of the RL stage: where it started, where it ended, and its steps."""
     torch.set_num_threads(1)
     reward_model, sft, run = (scratch / f"{name}-{seed}" for name in ("ours", "rl-sft", f"rl-{condition}"))
-    if not ((HERE / "rules" / f"ours-{seed}.json").is_file() and (reward_model / "rounds.csv").is_file()):
+    if not (("ours", seed) in RULES and (reward_model / "rounds.csv").is_file()):
         run_once("rm.yaml", reward_model, seed, [])
     run_once("sft.yaml", sft, seed, [])
     flags = [f"--model.reward_model={reward_model}", f"--model.backbone.path={sft}", *CONDITIONS[condition]]
@@ -119,48 +111,31 @@ def measure(condition: str, seed: int, scratch: Path) -> dict:
         "change": {name: float(change.mean()) for name, change in changes.items()},
         "standard_error": {name: float(change.std() / NUM_PROMPTS**0.5) for name, change in changes.items()},
         "steps": read_figures(run / "steps.csv"),
-        "versions": {name: __import__(name).__version__ for name in PACKAGES},
+        "versions": versions(),
     }
 
 
 def command_line(
-    script: str, description: str, conditions: list[str], default: list[str], name: str, scratch: Path, measure: Measure
+    description: str | None, results: Path, conditions: Sequence[str], scratch: str, work: Measure
 ) -> None:
-    """The command line of a study of policies: what is missing is run, each run in a process of its own.
+    """The command line of a study of policies: what is missing is run.
 
     Args:
-        script: file of the study.
-        description: its docstring.
-        conditions: all that there are.
-        default: those that are run where none is named.
-        name: folder of the JSON files, beside this script.
+        description: docstring of the study.
+        results: default file of the results.
+        conditions: those that are run where none is named.
         scratch: default folder of the runs.
-        measure: condition, random seed and folder of the runs -> what to keep.
+        work: condition, random seed and `scratch` -> the run; of module level.
     """
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3, 4, 5])
-    parser.add_argument("--conditions", nargs="*", default=default, choices=conditions)
-    parser.add_argument("--out", type=Path, default=HERE / name)
-    parser.add_argument("--scratch", type=Path, default=scratch)
-    parser.add_argument("--jobs", type=int, default=2, help="random seeds at a time; each gets one thread")
-    parser.add_argument("--one", nargs=2, metavar=("CONDITION", "SEED"), help=argparse.SUPPRESS)
+    parser = study_arguments(description, results, scratch)
+    parser.add_argument("--conditions", nargs="+", default=conditions)
     args = parser.parse_args()
-    args.out.mkdir(parents=True, exist_ok=True)
-    if args.one:
-        condition, seed = args.one[0], int(args.one[1])
-        result = measure(condition, seed, args.scratch)
-        (args.out / f"{condition}-{seed}.json").write_text(json.dumps(result, indent=1) + "\n")
-        return
-
-    def work(seed: int) -> None:  # the conditions of a random seed share its SFT run, so they go one after the other
-        for condition in args.conditions:
-            if not (args.out / f"{condition}-{seed}.json").is_file():
-                flags = ["--out", str(args.out), "--scratch", str(args.scratch)]
-                subprocess.run([sys.executable, script, "--one", condition, str(seed), *flags], check=True)
-
-    with ThreadPoolExecutor(args.jobs) as pool:
-        list(pool.map(work, args.seeds))
+    tasks = product(args.conditions, args.seeds)
+    results_file = Results(args.out, "condition", "seed")
+    # The conditions of a random seed share its SFT run.
+    in_turn = {"together": lambda task: task[1], "in_processes": True}
+    run_missing(results_file, tasks, partial(work, scratch=args.scratch), args.jobs, **in_turn)
 
 
 if __name__ == "__main__":
-    command_line(__file__, __doc__, [*CONDITIONS], ["gae", "rloo"], "rl", Path("runs/benchmark"), measure)
+    command_line(__doc__, Path(__file__).parent / "results.jsonl", ["gae", "rloo"], "runs/benchmark", measure)

@@ -1,24 +1,22 @@
-"""Peak memory of the models of an RL step: `python benchmarks/rl_memory.py`.
+"""Peak memory of the models of an RL step: `python -m benchmarks.rl_memory.run`.
 
 `shared` is one frozen base with adapters for policy, critic and reward model, whose bare self is the reference;
 `separate` is four models with the same adapters, each on a base of its own. Both do the same work in a process of their
-own: sample, score, measure, one update of policy and critic. Writes `benchmarks/rl_memory.json`.
+own: sample, score, measure, one update of policy and critic. Adds to results.jsonl; then `python -m benchmarks.tables`.
 """
 
 import argparse
 import json
 import os
-import platform
 import re
 import resource
-import subprocess
 import sys
 from dataclasses import replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from pool_scale import GIVE_BACK
+from benchmarks.shared.results import Results, machine, versions
+from benchmarks.shared.runs import GIVE_BACK, child_environment, run_child
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -26,7 +24,6 @@ if TYPE_CHECKING:
     from ser_lightning.models.backbone import Backbone
     from ser_lightning.models.policy import Policy, Role
 
-HERE = Path(__file__).parent
 SIZES = {
     "hidden_size": 576,
     "intermediate_size": 1536,
@@ -217,7 +214,7 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--scratch", type=Path, default=Path("runs/rl_memory"))
-    parser.add_argument("--out", type=Path, default=HERE / "rl_memory.json")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results.jsonl")
     parser.add_argument("--only", choices=["model", "shared", "separate"], help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.only == "model":
@@ -228,7 +225,7 @@ def main() -> None:
         return
     args.scratch.mkdir(parents=True, exist_ok=True)
     given = [f"--{name}={getattr(args, name)}" for name in (*sizes, "device")]
-    command = [sys.executable, __file__, *given, "--scratch", str(args.scratch), "--only"]
+    command = [sys.executable, "-m", "benchmarks.rl_memory.run", *given, "--scratch", str(args.scratch), "--only"]
     _run([*command, "model"])
     ways = {way: json.loads(_run([*command, way]).splitlines()[-1]) for way in ("shared", "separate")}
     difference = check_same(ways)
@@ -237,25 +234,22 @@ def main() -> None:
     changed = [f"--{name}={getattr(args, name)}" for name in sizes if getattr(args, name) != sizes[name]]
     changed += [f"--device={args.device}"] if args.device != "cpu" else []
     result = {
-        "command": " ".join(["python benchmarks/rl_memory.py", *changed]),
-        "machine": {"processor": platform.machine()},
-        "versions": {name: version(name) for name in ("torch", "transformers", "peft")},
+        "command": " ".join(["python -m benchmarks.rl_memory.run", *changed]),
+        "device": args.device,
+        "machine": machine(),
+        "versions": versions("torch", "transformers", "peft"),
         "work": {name: getattr(args, name) for name in sizes},
         "ways": ways,
         "separate_over_shared": separate / shared,
         "largest_relative_difference": difference,
     }
     print(f"{column}: {shared:.0f} shared, {separate:.0f} separate, {separate / shared:.2f} times as much")
-    args.out.write_text(json.dumps(result, indent=1) + "\n")
+    Results(args.out, "device").add(result)
 
 
 def _run(command: list[str]) -> str:
     """What a child prints; this process stays small, since a child's peak starts with that of who started it."""
-    environment = {**os.environ, **GIVE_BACK, "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
-    if done.returncode:
-        raise RuntimeError(done.stderr[-3000:])
-    return done.stdout
+    return run_child(command, {**child_environment(os.cpu_count() or 1), **GIVE_BACK})
 
 
 if __name__ == "__main__":

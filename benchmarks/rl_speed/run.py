@@ -1,61 +1,30 @@
-"""Seconds of one RL step, ours against TRL: `python benchmarks/rl_speed.py --trl-python-rloo PY --trl-python-ppo PY`.
+"""Seconds of one RL step, ours against TRL.
+
+    python -m benchmarks.rl_speed.run --trl-python-rloo PY --trl-python-ppo PY    # adds to results.jsonl
+    python -m benchmarks.tables                                                   # writes the table into docs/rl.md
 
 Each PY is the Python of a virtual environment with TRL: 1.16.0 for RLOO, 1.12.0 for PPO, which later ones lack. Both
 sides train the bundled model in full and in float32 on the same prompts, with a random reward model of the same body.
-Their blocks take turns, each in a process of its own with one thread. Writes `benchmarks/rl_speed.json`.
+Their blocks take turns, each in a process of its own with one thread.
 """
 
 import argparse
 import json
-import os
-import platform
 import random
 import statistics
-import subprocess
 import sys
-import time
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-HERE = Path(__file__).parent
-PHASES = ("rollout", "scoring", "update", "between")
+from benchmarks.rl_speed.clock import PHASES, StepClock
+from benchmarks.shared.results import Results, machine, versions
+from benchmarks.shared.runs import child_environment, run_child
+
 COMMON = {"max_new_tokens": 64, "kl_weight": 0.05, "learning_rate": 1e-5}
 SETTINGS = {
     "rloo": {**COMMON, "prompts_per_step": 16, "responses_per_prompt": 4, "epochs": 1, "minibatches": 1},
     "gae": {**COMMON, "prompts_per_step": 64, "responses_per_prompt": 1, "epochs": 2, "minibatches": 2},
 }
-
-
-class StepClock:
-    """Seconds of each phase of each step, and counts of the work done in it."""
-
-    def __init__(self) -> None:
-        self.steps: list[dict[str, float]] = []
-        self._open: dict[str, float] = dict.fromkeys(PHASES, 0.0)
-        self._phase, self._since = "between", time.perf_counter()
-
-    def enter(self, phase: str) -> None:
-        """From now on it is this phase, until the next call."""
-        now = time.perf_counter()
-        self._open[self._phase] += now - self._since
-        self._phase, self._since = phase, now
-
-    def count(self, name: str, number: float) -> None:
-        """Add to a count of this step."""
-        self._open[name] = self._open.get(name, 0.0) + number
-
-    def count_optimizer_steps(self) -> None:
-        """Count the steps of every optimiser there is."""
-        from torch.optim.optimizer import register_optimizer_step_post_hook
-
-        register_optimizer_step_post_hook(lambda *_: self.count("optimizer_steps", 1))
-
-    def end_step(self) -> None:
-        """The step is over; what follows belongs to the next one."""
-        self.enter("between")
-        self.steps.append({**self._open, "total": sum(self._open[phase] for phase in PHASES)})
-        self._open = dict.fromkeys(PHASES, 0.0)
 
 
 def timed_module(clock: StepClock) -> Any:
@@ -166,11 +135,8 @@ def run_block(words: list[str], settings: dict[str, Any], scratch: Path) -> dict
     """One side's block in a process of its own: its steps and versions."""
     file = scratch / "settings.json"
     file.write_text(json.dumps({**settings, "scratch": str(scratch)}))
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run([*words, str(file)], capture_output=True, text=True, check=False, env=environment)
-    if done.returncode:
-        raise RuntimeError(done.stderr[-3000:])
-    return json.loads(done.stdout.splitlines()[-1])
+    printed = run_child([*words, str(file)], {**child_environment(), "CUDA_VISIBLE_DEVICES": ""})
+    return json.loads(printed.splitlines()[-1])
 
 
 def summary(blocks: list[dict[str, Any]], num_warm_up: int) -> dict[str, Any]:
@@ -190,8 +156,8 @@ def compare(estimator: str, trl_python: str, inputs: dict[str, str], args: argpa
     """Blocks of ours and of TRL in turns."""
     settings = {**SETTINGS[estimator], "estimator": estimator, "num_steps": args.warm_up + args.steps}
     sides = {
-        "ours": [sys.executable, __file__, "--ours"],
-        "trl": [trl_python, str(HERE / "rl_speed_trl.py")],
+        "ours": [sys.executable, "-m", "benchmarks.rl_speed.run", "--ours"],
+        "trl": [trl_python, "-m", "benchmarks.rl_speed.trl"],
     }
     blocks: dict[str, list[dict[str, Any]]] = {side: [] for side in sides}
     for seed in range(args.blocks):
@@ -204,14 +170,7 @@ def compare(estimator: str, trl_python: str, inputs: dict[str, str], args: argpa
         result["mean_tokens_per_response"] = result["mean_counts"]["tokens"] / num_responses
     ours, trl = (found[side]["median_seconds"] for side in sides)
     ratios = {name: trl[name] / ours[name] for name in (*PHASES[:3], "total")}
-    return {"settings": settings, **found, "trl_seconds_over_ours": ratios}
-
-
-def machine() -> dict[str, Any]:
-    """What the times depend on besides the code."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
-    return {"processor": name or platform.machine(), "cores": os.cpu_count(), "threads": 1, "load": os.getloadavg()[0]}
+    return {"estimator": estimator, "settings": settings, **found, "trl_seconds_over_ours": ratios}
 
 
 def main() -> None:
@@ -223,13 +182,12 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=6, help="measured steps in a block")
     parser.add_argument("--warm-up", type=int, default=2, help="steps before them")
     parser.add_argument("--scratch", type=Path, default=Path("runs/rl_speed"))
-    parser.add_argument("--out", type=Path, default=HERE / "rl_speed.json")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results.jsonl")
     parser.add_argument("--ours", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.ours:
         steps = run_ours(json.loads(args.ours.read_text()))
-        versions = {name: version(name) for name in ("torch", "lightning", "transformers")}
-        print(json.dumps({"steps": steps, "versions": versions}))
+        print(json.dumps({"steps": steps, "versions": versions("torch", "lightning", "transformers")}))
         return
     pythons = {"rloo": args.trl_python_rloo, "gae": args.trl_python_ppo}
     if not any(pythons.values()):
@@ -237,11 +195,11 @@ def main() -> None:
     args.scratch.mkdir(parents=True, exist_ok=True)
     before = machine()
     inputs = write_inputs(args.scratch, num_prompts=512)
-    results = {name: compare(name, python, inputs, args) for name, python in pythons.items() if python}
-    sizes = f"--blocks {args.blocks} --steps {args.steps} --warm-up {args.warm_up}"
-    given = " ".join(f"--trl-python-{'ppo' if name == 'gae' else name} PYTHON" for name in results)
-    command = f"python benchmarks/rl_speed.py {given} {sizes}"
-    args.out.write_text(json.dumps({"command": command, "machine": before, "estimators": results}, indent=1) + "\n")
+    for estimator, python in pythons.items():
+        if python:
+            found = compare(estimator, python, inputs, args)
+            # The processor's load before the first block, not the one that these make.
+            Results(args.out, "estimator").add({**found, "machine": before})
 
 
 if __name__ == "__main__":

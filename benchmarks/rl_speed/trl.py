@@ -1,4 +1,6 @@
-"""TRL's side of `rl_speed.py`, run by the Python of an environment with TRL: `rl_speed_trl.py SETTINGS.json`.
+"""TRL's side of `benchmarks/rl_speed`, run by the Python of an environment with TRL.
+
+    PY -m benchmarks.rl_speed.trl SETTINGS.json
 
 Prints one JSON line: seconds by phase and the counts of each step. `rloo` needs trl 1.16.0, `gae` trl 1.12.0.
 """
@@ -10,13 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rl_speed import StepClock
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
     TrainerCallback,
 )
+
+from benchmarks.rl_speed.clock import StepClock
 
 
 class EndOfStep(TrainerCallback):

@@ -1,19 +1,19 @@
 """Seed, delivered and all-labels accuracy for each selection rule on the embedded synthetic world.
 
-    python benchmarks/rules.py                    # resumable: a run whose JSON is there is not repeated
-    python benchmarks/tables.py                   # writes the table into docs/results.md
+    python -m benchmarks.rules.run      # makes the runs that are missing in results.jsonl
+    python -m benchmarks.tables         # writes the tables into docs/results.md
 
-A random seed changes the world's pairs, the split, the order of the batches and every new weight. One JSON a run goes
-to `benchmarks/rules/`. The test split chooses nothing.
+A random seed changes the world's pairs, the split, the order of the batches and every new weight. The test split
+chooses nothing.
 """
 
+from functools import partial
+from itertools import product
 from pathlib import Path
 
-import torch
+from benchmarks.shared.results import Results, Run
+from benchmarks.shared.runs import fit, run_missing, study_arguments
 
-from runs import run_missing
-
-HERE = Path(__file__).parent
 RULE = "ser_lightning.evolution.selection."
 NO_FOLDS = ["--evolution.folds=0"]
 CONDITIONS = {
@@ -40,8 +40,13 @@ NAMES = {
 """What tables call the rules."""
 
 
-def measure_floors(seed: int) -> dict:
-    """Floors, and the ceiling that the label noise leaves, on the same test pairs."""
+BASELINES = "baselines"
+
+
+def measure_baselines(seed: int) -> Run:
+    """Baselines, and the ceiling that the label noise leaves, on the same test pairs."""
+    import torch
+
     from ser_lightning.callbacks.baselines import bag_of_words_accuracy
     from ser_lightning.datamodules.preference import PreferenceDataModule
     from ser_lightning.evaluation.metrics import half_credit
@@ -65,8 +70,25 @@ def measure_floors(seed: int) -> dict:
         label = half_credit(torch.tensor(margin, dtype=torch.float32), torch.ones(len(ids)))
         known, right = data.held_out_labels("test").count_right(ids, label)
         figures[name] = right / known
-    return {"condition": "floors", "seed": seed, "figures": figures, "test_pairs": len(ids)}
+    return {"condition": BASELINES, "seed": seed, "figures": figures, "test_pairs": len(ids)}
+
+
+def run_one(condition: str, seed: int, scratch: Path) -> Run:
+    """One run of a rule, or the baselines."""
+    if condition == BASELINES:
+        return measure_baselines(seed)
+    return fit(condition, CONDITIONS[condition], seed, scratch)
+
+
+def main() -> None:
+    """Command line."""
+    parser = study_arguments(__doc__, Path(__file__).parent / "results.jsonl", "runs/benchmark")
+    names = [*CONDITIONS, BASELINES]
+    parser.add_argument("--conditions", nargs="+", choices=names, default=names)
+    args = parser.parse_args()
+    tasks = product(args.conditions, args.seeds)
+    run_missing(Results(args.out, "condition", "seed"), tasks, partial(run_one, scratch=args.scratch), args.jobs)
 
 
 if __name__ == "__main__":
-    run_missing(CONDITIONS, HERE / "rules", __doc__, {"floors": measure_floors})
+    main()

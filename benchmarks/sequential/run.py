@@ -1,21 +1,17 @@
-"""Error rate and cost of the sequential comparison, computed exactly: `python benchmarks/sequential.py`.
+"""Error rate and cost of the sequential comparison, computed exactly: `python -m benchmarks.sequential.run`.
 
 For a number of discordant pairs, effects at which McNemar's exact test has a given power; then the distribution of the
 place at which the sequential test decides, with as many pairs at most, all of them discordant. Writes
-`benchmarks/results/sequential.json`; then `python benchmarks/tables.py`.
+results.jsonl; then `python -m benchmarks.tables`.
 """
 
-import json
-from importlib.metadata import version
-from pathlib import Path
-
 import numpy as np
-from rl_speed import machine
 from scipy import optimize, stats
 
+from benchmarks.sequential.tables import RESULTS
+from benchmarks.shared.results import versions
 from ser_lightning.evaluation.paired_tests import boundary
 
-HERE = Path(__file__).parent
 ALPHA = 0.05
 POWERS = (None, 0.5, 0.95, 0.99)
 """None: both models are equally good."""
@@ -53,16 +49,15 @@ def outcome(share: float, number: int) -> dict[str, float]:
 
 def main() -> None:
     """Compute and write."""
-    rows = []
+    rows, made_with = [], {"versions": versions("numpy", "scipy")}
     for number in (50, 200, 1000):
         for power in POWERS:
             share = 0.5
             if power is not None:
                 share = optimize.brentq(lambda s, p=power, n=number: fixed_power(s, n) - p, 0.5, 0.999)
-            rows.append({"discordant": number, "power": power, "share": share, **outcome(share, number)})
-    found = {"command": "python benchmarks/sequential.py", "machine": machine(), "rows": rows}
-    found["versions"] = {name: version(name) for name in ("numpy", "scipy")}
-    (HERE / "results" / "sequential.json").write_text(json.dumps(found, indent=1) + "\n")
+            rows.append({"discordant": number, "power": power, "share": share, **outcome(share, number), **made_with})
+    RESULTS.file.unlink(missing_ok=True)
+    RESULTS.add(*rows)
 
 
 if __name__ == "__main__":

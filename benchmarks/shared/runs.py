@@ -17,6 +17,8 @@ from tqdm import tqdm
 from benchmarks.shared.results import Results, Run, machine, read_figures, versions
 
 ROOT = Path(__file__).resolve().parents[2]
+GIVE_BACK = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "65536"}
+"""Freed memory goes back to the system, so that the peak is what is kept and not what glibc holds in reserve."""
 QUIET = ("--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false")
 
 
@@ -113,7 +115,9 @@ def run_missing(
         waiting = [pool.submit(_run_group, results, work, group) for group in groups.values()]
         done = list(tqdm(as_completed(waiting), total=len(waiting), desc="runs"))
     if failed := [error for one in done if isinstance(error := one.exception(), Exception)]:
-        raise ExceptionGroup(f"{len(failed)} of {len(groups)} failed; the same command again repeats these alone", failed)
+        raise ExceptionGroup(
+            f"{len(failed)} of {len(groups)} failed; the same command again repeats these alone", failed
+        )
 
 
 def _run_group(results: Results, work: Callable[..., Run], group: list[tuple[Any, ...]]) -> None:

@@ -1,26 +1,26 @@
-"""Pairs a second in training and labelling, ours against others: `python benchmarks/speed.py --trl-python PY`.
+"""Pairs a second in training and labelling, ours against others.
+
+    python -m benchmarks.speed.run --trl-python PY    # writes results.jsonl
+    python -m benchmarks.tables                       # writes the table into docs/performance.md
 
 One run, one random model of 30M weights, the same made-up pairs: our trainer with shared prompts and with padded
 rows, TRL's `RewardTrainer` (PY is the Python of an environment with trl 1.16.0), a transformers `text-classification`
-pipeline.
-Every measurement is a process of its own; what is compared takes turns. A grid of batch sizes and orders, each measured
-once, finds the others' best setting. Writes `benchmarks/results/speed.json` after every measurement, and goes on there
-with `--resume`.
+pipeline. Every measurement is a process of its own; what is compared takes turns. A grid of batch sizes and orders,
+each measured once, finds the others' best setting. The file is begun anew, and gone on with under `--resume`.
 """
 
 import argparse
 import json
 import os
-import statistics
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
-from rl_speed import machine
-from speed_lengths import PROFILES, lengths_in, lengths_of, make_pairs, write_model
+from benchmarks.shared.results import Results, Run, machine
+from benchmarks.shared.runs import child_environment, run_child
+from benchmarks.speed.lengths import PROFILES, lengths_in, lengths_of, make_pairs, write_model
+from benchmarks.speed.tables import last_line, matmul_share, speeds
 
-HERE = Path(__file__).parent
 BATCHES = (1, 2, 4, 8, 16)
 PAIRS_PER_STEP = 16
 OURS = {"ours": "auto", "padded": "padded"}
@@ -54,76 +54,74 @@ class Study:
 
     Args:
         args: the command line.
-        command: what to say that made the results.
     """
 
-    def __init__(self, args: argparse.Namespace, command: str) -> None:
+    def __init__(self, args: argparse.Namespace) -> None:
         self.args = args
-        self.found: dict[str, Any] = {"command": command, "machine": machine() | {"threads": args.threads}}
-        self.found["measured"] = {}
-        if args.resume and args.out.is_file():
-            self.found = {**json.loads(args.out.read_text()), "command": command}
+        self.results = Results(args.out, "name")
+        self.machine = machine() | {"threads": args.threads}
 
-    def measure(self, name: str, way: Way, pairs: list[Any], seed: int) -> dict[str, Any]:
-        """One measurement in a process of its own, unless it is there."""
-        measured = self.found["measured"]
-        if name in measured:
-            return measured[name]
+    def measure(self, name: str, way: Way, pairs: list[Any], repetition: int, **fields: Any) -> Run:
+        """One measurement in a process of its own, unless it is there.
+
+        Args:
+            name: of the measurement.
+            way: what `work.py` does.
+            pairs: to train on or label.
+            repetition: from 0 on, the random seed.
+            fields: more that the line of the measurement says.
+        """
+        for run in self.results.read():
+            if run["name"] == name:
+                return run
         file = self.args.scratch / "settings.json"
-        common = {"pairs": pairs, "seed": seed, "threads": self.args.threads, "pairs_per_step": PAIRS_PER_STEP}
+        common = {"pairs": pairs, "seed": repetition, "threads": self.args.threads, "pairs_per_step": PAIRS_PER_STEP}
         paths = {"model": str(self.args.scratch / "model"), "scratch": str(self.args.scratch)}
         file.write_text(json.dumps({**way, **common, **paths}))
         python = self.args.trl_python if way["work"] == "train_trl" else sys.executable
-        environment = {**os.environ, "OMP_NUM_THREADS": str(self.args.threads), "HF_HUB_OFFLINE": "1"}
-        environment |= {"CUDA_VISIBLE_DEVICES": "", "TOKENIZERS_PARALLELISM": "false"}
-        words = [python, str(HERE / "speed_work.py"), str(file)]
-        done = subprocess.run(words, capture_output=True, text=True, check=False, env=environment)
-        if done.returncode:
-            raise RuntimeError(done.stderr[-3000:])
-        result = json.loads(done.stdout.splitlines()[-1])
+        environment = {**child_environment(self.args.threads), "CUDA_VISIBLE_DEVICES": ""}
+        environment["TOKENIZERS_PARALLELISM"] = "false"
+        printed = run_child([python, "-m", "benchmarks.speed.work", str(file)], environment)
+        found = {"name": name, **fields, "repetition": repetition, **json.loads(printed.splitlines()[-1])}
         if pairs:
-            result |= {
-                "pairs_per_second": len(pairs) / result["seconds"],
-                "tokens_per_pair": result["tokens"] / len(pairs),
+            found |= {
+                "pairs": len(pairs),
+                "pairs_per_second": len(pairs) / found["seconds"],
+                "tokens_per_pair": found["tokens"] / len(pairs),
             }
-            print(f"{name}: {result['pairs_per_second']:.2f} pairs/s", flush=True)
-        measured[name] = result
-        self.args.out.parent.mkdir(parents=True, exist_ok=True)
-        self.args.out.write_text(json.dumps(self.found, indent=1) + "\n")
-        return result
+            print(f"{name}: {found['pairs_per_second']:.2f} pairs/s", flush=True)
+        self.results.add(found | {"machine": self.machine})
+        return found
 
-    def compare(self, profile: str, task: str, pairs: list[Any], best: str | None) -> dict[str, Any]:
-        """Ours, padded, their usual setting and their best one, in turns; the best of the grid if none is given."""
-        ways = {name: ours(task, layout) for name, layout in OURS.items()}
-        has_theirs = task == "label" or bool(self.args.trl_python)
-        if has_theirs:
+    def compare(self, profile: str, task: str, pairs: list[Any], best: str | None) -> str | None:
+        """Ours, padded, their usual setting and their best one, in turns.
+
+        Args:
+            profile: whose lengths the pairs have.
+            task: `train` or `label`.
+            pairs: to train on or label.
+            best: setting of theirs; found on a grid where none is given.
+
+        Returns:
+            Their best setting; None where they are not measured.
+        """
+        place = {"profile": profile, "task": task}
+        ways = {name: (ours(task, layout), None) for name, layout in OURS.items()}
+        if task == "label" or self.args.trl_python:
             every = grid(task)
             if best is None:
-                once = {n: self.measure(f"{profile} {task} grid {n}", w, pairs, 0) for n, w in every.items()}
+                once = {
+                    n: self.measure(f"{profile} {task} grid {n}", w, pairs, 0, **place, way="grid", setting=n)
+                    for n, w in every.items()
+                }
                 best = max(once, key=lambda name: once[name]["pairs_per_second"])
-            ways |= {"usual": every["8 random"], "best": every[best]}
-        runs: dict[str, list[dict[str, Any]]] = {name: [] for name in ways}
-        for seed in range(self.args.repetitions):
-            for name, way in ways.items():
-                setting = f" ({best})" if name == "best" else ""
-                runs[name].append(self.measure(f"{profile} {task} {name}{setting} {seed}", way, pairs, seed))
-        found = {name: summary(results) for name, results in runs.items()}
-        return {"best_setting": best, "pairs": len(pairs), "ways": found}
-
-
-def summary(results: list[dict[str, Any]]) -> dict[str, Any]:
-    """Medians over repetitions."""
-    names = ("pairs_per_second", "tokens_per_pair", "peak_bytes")
-    medians = {name: statistics.median(result[name] for result in results) for name in names}
-    return {**medians, "versions": results[0]["versions"], "runs": [r["pairs_per_second"] for r in results]}
-
-
-def layer_parameters() -> int:
-    """Weights of the model without its embeddings: two operations each for a token."""
-    from speed_lengths import MODEL
-
-    hidden, inner = MODEL["hidden_size"], MODEL["intermediate_size"]
-    return MODEL["num_hidden_layers"] * (4 * hidden * hidden + 3 * hidden * inner)
+            ways |= {"usual": (every["8 random"], None), "best": (every[best], best)}
+        for repetition in range(self.args.repetitions):
+            for name, (way, setting) in ways.items():
+                spoken = f" ({setting})" if setting else ""
+                title = f"{profile} {task} {name}{spoken} {repetition}"
+                self.measure(title, way, pairs, repetition, **place, way=name, setting=setting)
+        return best
 
 
 def main() -> None:
@@ -137,20 +135,20 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--resume", action="store_true", help="keep what the results file has already")
     parser.add_argument("--scratch", type=Path, default=Path("runs/speed"))
-    parser.add_argument("--out", type=Path, default=HERE / "results" / "speed.json")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results.jsonl")
     args = parser.parse_args()
     if not args.trl_python:
         print("Training is not compared: give --trl-python, the Python of an environment with trl 1.16.0.")
+    if not args.resume:
+        args.out.unlink(missing_ok=True)
     (args.scratch / "model").mkdir(parents=True, exist_ok=True)
     write_model(args.scratch / "model")
-    sizes = f"--profiles {' '.join(args.profiles)} --pairs {args.pairs} --repetitions {args.repetitions}"
-    study = Study(args, f"python benchmarks/speed.py --trl-python PYTHON {sizes}")
-    rates = [study.measure(f"matmul {i}", {"work": "matmul"}, [], i)["rate"] for i in range(args.repetitions)]
-    results: dict[str, dict[str, Any]] = {}
+    study = Study(args)
+    for i in range(args.repetitions):
+        study.measure(f"matmul {i}", {"work": "matmul"}, [], i)
     best: dict[str, str | None] = {}
     for profile in args.profiles:
         shape = PROFILES[profile]
-        results[profile] = {}
         for task, factor in (("train", 1), ("label", 2)):
             # UltraFeedback's pairs are twice as long, and take the settings that were best for HH.
             num_pairs = factor * args.pairs // (1 if profile == "hh" else 2)
@@ -158,35 +156,9 @@ def main() -> None:
                 lengths = lengths_in(args.data_dir, num_pairs, shape.max_length)
             else:
                 lengths = lengths_of(shape, num_pairs, seed=0)
-            found = study.compare(profile, task, make_pairs(lengths, seed=0), best.get(task))
-            best[task] = found["best_setting"]
-            results[profile][task] = found
-    labelled = results[args.profiles[0]]["label"]["ways"]["ours"]
-    rate = statistics.median(rates)
-    tokens_per_second = labelled["pairs_per_second"] * labelled["tokens_per_pair"]
-    share = 2 * layer_parameters() * tokens_per_second / rate
-    study.found |= {
-        "results": results,
-        "matmul_rate": rate,
-        "matmul_share": share,
-        "layer_parameters": layer_parameters(),
-    }
-    args.out.write_text(json.dumps(study.found, indent=1) + "\n")
-    print(last_line(results[args.profiles[0]], share, args.profiles[0]))
-
-
-def last_line(found: dict[str, Any], share: float, profile: str) -> str:
-    """Pairs a second of ours over theirs."""
-
-    def ratio(task: str, other: str) -> str:
-        ways = found[task]["ways"]
-        return f"{ways['ours']['pairs_per_second'] / ways[other]['pairs_per_second']:.2f}" if other in ways else "-"
-
-    names = {"trl": ("train", "usual"), "best_trl": ("train", "best")}
-    parts = [f"train_vs_{name}_{profile}={ratio(*way)}" for name, way in names.items()]
-    names = {"pipeline": ("label", "usual"), "best_pipeline": ("label", "best")}
-    parts += [f"label_vs_{name}_{profile}={ratio(*way)}" for name, way in names.items()]
-    return " ".join([*parts, f"matmul_share={share:.2f}"])
+            best[task] = study.compare(profile, task, make_pairs(lengths, seed=0), best.get(task))
+    measured = study.results.read()
+    print(last_line(speeds(measured)[args.profiles[0]], matmul_share(measured, args.profiles[0]), args.profiles[0]))
 
 
 if __name__ == "__main__":

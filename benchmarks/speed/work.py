@@ -1,6 +1,6 @@
-"""One measurement of `speed.py` in a process of its own: `speed_work.py SETTINGS.json`, prints one JSON line.
+"""One measurement of `run.py` in a process of its own: `python -m benchmarks.speed.work SETTINGS.json`.
 
-Runs in our environment and, for training with TRL, in one with trl 1.16.0.
+Prints one JSON line. Runs in our environment and, for training with TRL, in one with trl 1.16.0.
 """
 
 import json
@@ -16,7 +16,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from speed_lengths import MODEL, text_of
+
+from benchmarks.speed.lengths import MODEL, text_of
 
 Pairs = list[tuple[list[int], list[int]]]
 QUIET = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)

@@ -1,23 +1,22 @@
-"""What each round of the runs of `rules.py` has learned: plain faults, or manners that few labels teach.
+"""What each round of the runs of `benchmarks/rules` has learned: plain faults, or manners that few labels teach.
 
-    python benchmarks/what_is_learned.py runs/benchmark      # writes benchmarks/what_is_learned.json
-    python benchmarks/tables.py
+    python -m benchmarks.what_is_learned.run runs/benchmark    # the folder of these runs; adds to results.jsonl
+    python -m benchmarks.tables                                # writes the table into docs/results.md
 
-Two responses of a pair differ in one kind of context only. *Plain*: the sentences of a careful and of a careless
+Two responses of a pair differ in one kind of evidence only. *Plain*: the sentences of a careful and of a careless
 writer, with the same courtesies around them. *Manners*: the same response with one opener that suits the prompt, and
 with one that does not. A model that knows nothing is right in half of them. No pair of any data set is used.
 """
 
 import argparse
-import json
 import random
 import re
 from pathlib import Path
 
 import torch
-from rules import HERE
 from transformers import PreTrainedTokenizerBase
 
+from benchmarks.shared.results import Results
 from ser_lightning.models.backbone import Backbone, load_tokenizer
 from ser_lightning.models.reward_model import RewardModel, load_reward_model
 from ser_lightning.records import Padded
@@ -68,19 +67,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", type=Path)
     parser.add_argument("--pairs", type=int, default=500)
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results.jsonl")
     args = parser.parse_args()
     backbone = Backbone("world_lm", train="full")
     tokenizer, reward_model = load_tokenizer(backbone), load_reward_model(backbone)
-    lines = []
+    results = Results(args.out, "condition", "seed", "round")
     files = [f for c in CONDITIONS for f in args.runs.glob(f"{c}-*/rounds/*/model.pt")]
     for file in sorted(files):
         condition, seed = file.parents[2].name.rsplit("-", 1)
         reward_model.load_trainable_state(torch.load(file, weights_only=True)["weights"])
         figures = {k: share_right(reward_model, tokenizer, v) for k, v in contrasts(args.pairs, int(seed)).items()}
-        lines.append({"condition": condition, "seed": int(seed), "round": int(file.parent.name), **figures})
-        print(lines[-1])
-    result = {"command": f"python benchmarks/what_is_learned.py {args.runs}", "pairs": args.pairs, "rounds": lines}
-    (HERE / "what_is_learned.json").write_text(json.dumps(result, indent=1) + "\n")
+        line = {"condition": condition, "seed": int(seed), "round": int(file.parent.name), **figures}
+        results.add({**line, "pairs": args.pairs})
+        print(line)
 
 
 if __name__ == "__main__":
