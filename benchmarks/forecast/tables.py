@@ -11,7 +11,7 @@ from benchmarks.shared.intervals import t_interval
 from benchmarks.shared.markdown import table
 from benchmarks.shared.results import Results, Run
 from ser_lightning.callbacks.rounds import choose_round
-from ser_lightning.evolution.forecast import Outlook, headway, look_ahead
+from ser_lightning.evolution.forecast import Outlook, look_ahead, net_label_change
 
 PAGE = "forecast.md"
 RESULTS = Results(Path(__file__).parent / "results.jsonl", "condition", "seed")
@@ -27,7 +27,7 @@ RECIPES = {
 def label_changes(run: Run) -> list[float]:
     """Of the rounds behind the seed model."""
     labels = [torch.tensor([int(digit) for digit in line]) for line in run["pool_labels"]]
-    return [headway(labels[r], labels[r - 1], labels[r - 2] if r > 1 else None) for r in range(1, len(labels))]
+    return [net_label_change(labels[r], labels[r - 1], labels[r - 2] if r > 1 else None) for r in range(1, len(labels))]
 
 
 def outlook(run: Run, number: int, min_gain: float = MIN_GAIN) -> Outlook:
@@ -105,7 +105,7 @@ def against_paper_table(runs: Mapping[str, Sequence[Run]]) -> str:
 
 
 def errors_table(runs: Mapping[str, Sequence[Run]]) -> str:
-    """How far forecasts were off, round by round: accuracy out of fold, and the headway of the pool's labels."""
+    """How far forecasts were off, round by round: accuracy out of fold, and the net change of the pool's labels."""
     rows = []
     for condition, all_runs in runs.items():
         name = RECIPES[condition]
@@ -116,7 +116,7 @@ def errors_table(runs: Mapping[str, Sequence[Run]]) -> str:
             figures = [*_accuracy_figures(here, number), t_interval(net), t_interval(changed)]
             rows.append([name, str(number), str(len(here)), *figures])
     header = "recipe|round|forecasts|accuracy: mean error|root mean square|of “as the round before”"
-    return table([*header.split("|"), "in the 95 % interval", "headway", "labels changed"], rows)
+    return table([*header.split("|"), "in the 95 % interval", "net label change", "labels changed"], rows)
 
 
 def _accuracy_figures(runs: Sequence[Run], number: int) -> list[str]:

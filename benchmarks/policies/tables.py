@@ -34,7 +34,9 @@ def gold_change_at(run: Run, kl: float) -> float:
     for before, after in zip(steps, steps[1:], strict=False):
         if before["kl"] <= kl <= after["kl"]:
             share = (kl - before["kl"]) / (after["kl"] - before["kl"]) if after["kl"] > before["kl"] else 0.0
-            return before["gold"] + share * (after["gold"] - before["gold"]) - steps[0]["gold"]
+            return (
+                before["judge_score"] + share * (after["judge_score"] - before["judge_score"]) - steps[0]["judge_score"]
+            )
     raise ValueError(f"the policy of random seed {run['seed']} never comes to a KL of {kl}")
 
 

@@ -258,7 +258,7 @@ def study_table(results: Settings) -> str:
                 continue
             number, figures = found
             first = [run["rounds"][0] for run in conditions[condition].values()]
-            right = [row["kept_accuracy"] for row in first if row["kept"]]
+            right = [row["pseudo_label_accuracy"] for row in first if row["kept"]]
             versus = None if condition == "ours" else closed_in(conditions, condition, "ours")
             rows.append(
                 [
@@ -275,7 +275,7 @@ def study_table(results: Settings) -> str:
 
 def rounds_table(results: Settings, condition: str = "ours") -> str:
     """One line for each setting and round: means over the random seeds that reached the round."""
-    names = ("test_accuracy", "pool_accuracy", "kept_accuracy", "calibration_error", "length_correlation")
+    names = ("test_accuracy", "pool_accuracy", "pseudo_label_accuracy", "calibration_error", "length_correlation")
     rows = []
     for setting, conditions in results.items():
         runs = [run["rounds"] for run in conditions.get(condition, {}).values()]

@@ -50,7 +50,7 @@ def rules_table(results: Runs) -> str:
         labels = [full[run["seed"]] for run in runs]
         gain = [e - s for s, e in zip(seed, evolved, strict=True)]
         first = [run["rounds"][0] for run in runs]
-        right = [f["kept_accuracy"] for f in first if not math.isnan(f["kept_accuracy"])]
+        right = [f["pseudo_label_accuracy"] for f in first if not math.isnan(f["pseudo_label_accuracy"])]
         rows.append(
             [
                 *(name, str(len(runs)), *map(t_interval, (seed, evolved, gain, labels))),
@@ -82,7 +82,7 @@ def baselines_table(results: Runs) -> str:
 def rounds_table(results: Runs, condition: str = "ours") -> str:
     """Means over random seeds, round by round, of the runs that reached the round."""
     runs = list(results[condition].values())
-    names = ["test_accuracy", "seed_oof_accuracy", "pool_accuracy", "kept_accuracy", "calibration_error"]
+    names = ["test_accuracy", "seed_oof_accuracy", "pool_accuracy", "pseudo_label_accuracy", "calibration_error"]
     rows = []
     for number in range(max(len(run["rounds"]) for run in runs)):
         found = [run["rounds"][number] for run in runs if len(run["rounds"]) > number]
