@@ -35,7 +35,7 @@ demo-rl: $(STAMP)  ## Train a policy against such a reward model: SFT, then PPO
 	@$(RUN) scripts/show_samples.py $(RL)/ppo
 
 demo-coevolve: $(STAMP)  ## Let policy and reward model teach one another for two turns
-	$(RUN) scripts/coevolve.py --folder runs/coevolve
+	$(RUN) -m benchmarks.coevolution.run --folder runs/coevolve
 
 # What is compared with lives in an environment of its own.
 TRL := .venv-trl

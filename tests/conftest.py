@@ -1,12 +1,9 @@
 """Everything tests share: offline, seeded, in a folder of their own, with models of a few thousand weights."""
 
-import importlib
 import json
 import os
 import random
-from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 
 os.environ["OMP_NUM_THREADS"] = "1"  # two workers share two cores, and the models are tiny
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported
@@ -105,15 +102,3 @@ def tiny_run(tiny_model_dir, pairs_file) -> list[str]:
         *("--evolution.epochs_per_round=1", "--evolution.folds=2"),
         *("--trainer.accelerator=cpu", "--trainer.enable_model_summary=false"),
     ]
-
-
-@pytest.fixture(scope="session")
-def load_benchmark() -> Callable[[str], ModuleType]:
-    """From the name of a script of `benchmarks/` to its module, which finds those beside it as when it is run."""
-
-    def load(name: str) -> ModuleType:
-        with pytest.MonkeyPatch.context() as patch:
-            patch.syspath_prepend(Path(__file__).parent.parent / "benchmarks")
-            return importlib.import_module(name)
-
-    return load

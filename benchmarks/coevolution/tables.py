@@ -1,4 +1,4 @@
-"""Table of the co-evolution of policy and reward model: `python scripts/coevolve.py --out`."""
+"""Table of the co-evolution of policy and reward model: `run.py --out`."""
 
 from pathlib import Path
 

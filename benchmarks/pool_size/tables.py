@@ -28,4 +28,4 @@ def pool_table(sizes: Sequence[Run]) -> str:
 
 def tables() -> dict[str, str]:
     """All tables by name."""
-    return {"pool_scale": pool_table(RESULTS.read())}
+    return {"pool_size": pool_table(RESULTS.read())}

@@ -1,7 +1,4 @@
-import importlib.util
 import json
-import subprocess
-import sys
 from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,10 +6,10 @@ from types import SimpleNamespace
 import pytest
 from rich.console import Console
 
+from benchmarks.coevolution import run as coevolve
 from ser_lightning.__main__ import main
 from ser_lightning.errors import UserError
 
-SCRIPTS = Path(__file__).parent.parent / "scripts"
 TINY = [
     *(f"{kind}=data.synthetic_pairs=160" for kind in ("rm", "sft", "ppo", "pool", "heldout")),
     *(f"rm=evolution.{name}=1" for name in ("seed_epochs", "epochs_per_round", "max_rounds")),
@@ -23,21 +20,8 @@ TINY = [
 ]
 
 
-@pytest.fixture(scope="module")
-def coevolve():
-    return load("coevolve")
-
-
-def load(name):
-    spec = importlib.util.spec_from_file_location(name, SCRIPTS / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # where dataclasses look up their annotations
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture
-def calls(coevolve, monkeypatch):
+def calls(monkeypatch):
     """Run the steps in this process, which has imported everything already, and list them."""
     found = []
 
@@ -52,7 +36,7 @@ def calls(coevolve, monkeypatch):
 # Measuring
 
 
-def test_pairs_are_counted_as_by_hand(coevolve):
+def test_pairs_are_counted_as_by_hand():
     # Pairs by gold: (0,1) a wins, (0,2) a wins, (1,2) equal and left out, (0,3), (1,3), (2,3) b wins.
     gold, rewards = [2.0, 1.0, 1.0, 3.0], [5.0, 4.0, 5.0, 4.5]
     # (0,1) right, (0,2) a tie, (0,3) wrong: 5.0 > 4.5, (1,3) right, (2,3) wrong.
@@ -62,7 +46,7 @@ def test_pairs_are_counted_as_by_hand(coevolve):
     assert coevolve.count_right([1.0, 2.0], [0.5, 0.5]) == (0.0, 0)
 
 
-def test_the_bootstrap_is_over_prompts_and_paired(coevolve):
+def test_the_bootstrap_is_over_prompts_and_paired():
     counts = [coevolve.PromptCount(2, 2, 2), coevolve.PromptCount(1, 0, 1), coevolve.PromptCount(0, 0, 0)]
     found = coevolve.figures(counts)
     assert found["before"]["estimate"] == pytest.approx(2 / 3)
@@ -73,7 +57,7 @@ def test_the_bootstrap_is_over_prompts_and_paired(coevolve):
     assert (found["change"]["low"], found["change"]["high"]) == (0, 1)
 
 
-def test_the_interval_is_that_of_all_resamples(coevolve):
+def test_the_interval_is_that_of_all_resamples():
     rows = [(3, 1, 2), (1, 1, 0), (2, 0, 2), (3, 3, 3), (1, 0, 1)]
     changes = []
     for drawn in product(rows, repeat=len(rows)):
@@ -85,18 +69,18 @@ def test_the_interval_is_that_of_all_resamples(coevolve):
     assert found["high"] == pytest.approx(changes[int(0.975 * len(changes))], abs=0.02)
 
 
-def test_models_that_judge_alike_have_changed_nothing(coevolve):
+def test_models_that_judge_alike_have_changed_nothing():
     found = coevolve.figures([coevolve.PromptCount(4, n % 5, n % 5) for n in range(20)])
     assert found["before"] == found["after"]
     assert found["change"] == {"estimate": 0, "low": 0, "high": 0}
 
 
-def test_answers_without_a_difference_are_an_error(coevolve):
-    with pytest.raises(UserError, match="no pair with different gold scores"):
+def test_answers_without_a_difference_are_an_error():
+    with pytest.raises(UserError, match="got 0 prompts with answers of different gold scores"):
         coevolve.figures([coevolve.PromptCount(0, 0, 0)])
 
 
-def test_the_responses_of_a_prompt_are_found_in_its_pairs(coevolve):
+def test_the_responses_of_a_prompt_are_found_in_its_pairs():
     prompts = [[{"role": "user", "content": text}] for text in ("one?", "two?")]
     lines = [(prompts[0], "a", "b"), (prompts[1], "x", "y"), (prompts[0], "c", "a")]
     rows = [dict(zip(("prompt", "response_a", "response_b"), line, strict=True)) for line in lines]
@@ -105,7 +89,7 @@ def test_the_responses_of_a_prompt_are_found_in_its_pairs(coevolve):
     assert found == [(prompts[0], ["a", "b", "c"]), (prompts[1], ["x", "y"])]
 
 
-def test_both_models_judge_the_same_answers(coevolve, monkeypatch):
+def test_both_models_judge_the_same_answers(monkeypatch):
     judges = {"long": len, "short": lambda text: -len(text)}
 
     def load_reward(source, allow_uncalibrated):
@@ -121,13 +105,13 @@ def test_both_models_judge_the_same_answers(coevolve, monkeypatch):
 # Steps
 
 
-def test_two_turns_run_and_the_same_command_again_trains_nothing(coevolve, calls, capsys):
+def test_two_turns_run_and_the_same_command_again_trains_nothing(calls, capsys):
     flags = [word for setting in TINY for word in ("--set", setting)]
-    command = ["--folder", "study", "--turns", "2", "--seed", "3", *flags, "--out", "benchmarks/coevolve.json"]
+    command = ["--folder", "study", "--turns", "2", "--seed", "3", *flags, "--out", "results.jsonl"]
     assert coevolve.main(command) == 0
     assert "Co-evolution" in capsys.readouterr().out
     result = json.loads(Path("study/coevolve.json").read_text())
-    assert json.loads(Path("benchmarks/coevolve.json").read_text()) == result
+    assert [json.loads(line) for line in Path("results.jsonl").read_text().splitlines()] == [result]
     assert [turn["turn"] for turn in result["turns"]] == [1, 2]
     for turn in result["turns"]:
         share = turn["accuracy"]
@@ -160,7 +144,7 @@ def prompts_of(path):
     return {json.dumps(json.loads(line)["prompt"]) for line in Path(path).read_text().splitlines()}
 
 
-def test_a_reward_model_of_other_splits_is_refused(coevolve, calls, capsys):
+def test_a_reward_model_of_other_splits_is_refused(calls, capsys):
     run = Path("rm")
     (run / "checkpoints").mkdir(parents=True)
     (run / "config.yaml").write_text("data: {init_args: {path: synthetic, split_seed: 0}}")
@@ -172,7 +156,7 @@ def test_a_reward_model_of_other_splits_is_refused(coevolve, calls, capsys):
     assert calls == []
 
 
-def test_flags_reach_their_step_alone(coevolve):
+def test_flags_reach_their_step_alone():
     found = coevolve.read_flags(["ppo=trainer.max_epochs=1", "rm=data.path=a=b", "ppo=model.advantage=rloo"])
     assert found == {"ppo": ["--trainer.max_epochs=1", "--model.advantage=rloo"], "rm": ["--data.path=a=b"]}
     for wrong in ("ppo", "dpo=x=1"):
@@ -180,13 +164,13 @@ def test_flags_reach_their_step_alone(coevolve):
             coevolve.read_flags([wrong])
 
 
-def test_a_step_that_fails_ends_the_study(coevolve, monkeypatch):
+def test_a_step_that_fails_ends_the_study(monkeypatch):
     monkeypatch.setattr(coevolve.subprocess, "run", lambda words, check: SimpleNamespace(returncode=2))
     with pytest.raises(UserError, match="exit code 2"):
         coevolve.call("fit")
 
 
-def test_a_model_that_was_delivered_again_is_marked(coevolve, capsys):
+def test_a_model_that_was_delivered_again_is_marked(capsys):
     interval = {"estimate": 0.5, "low": 0.25, "high": 0.75}
     turn = {"accuracy": dict.fromkeys(("before", "after", "change"), interval), "policy_gold": interval}
     turns = [{"turn": n, **turn, "num_pairs": 9, "num_prompts": 3, "is_old_round": n == 2} for n in (1, 2)]
@@ -195,25 +179,3 @@ def test_a_model_that_was_delivered_again_is_marked(coevolve, capsys):
     assert "2 *" in shown and "1 *" not in shown
     assert shown.count("(0.250 to 0.750)") == 6  # three shares in each of two turns
     assert shown.count("(0.25 to 0.75)") == 3  # the gold score of the start and of each policy
-
-
-# Samples
-
-
-def test_samples_are_those_of_the_last_step():
-    folder = Path("run/samples")
-    folder.mkdir(parents=True)
-    row = {"prompt": "Why?", "before": "No.", "reward_before": -1.0, "reward_after": 2.25, "judge_score_before": None}
-    for step in (5, 10, 20):
-        text = json.dumps({**row, "after": f"Answer {step} [sic].", "judge_score_after": 3.0}) + "\n"
-        (folder / f"{step}.jsonl").write_text(text * 4)
-    shown = show_samples("run", "--samples", "2")
-    assert shown.returncode == 0
-    assert shown.stdout.count("after  | reward  2.25, second judge  3.00 | Answer 20 [sic].") == 2
-    assert shown.stdout.count("before | reward -1.00 | No.") == 2
-    none = show_samples("elsewhere")
-    assert none.returncode == 2 and none.stderr.startswith("error: samples: got none in elsewhere")
-
-
-def show_samples(*words):
-    return subprocess.run([sys.executable, SCRIPTS / "show_samples.py", *words], capture_output=True, text=True)

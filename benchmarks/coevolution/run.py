@@ -1,7 +1,7 @@
 """Policy and reward model teach one another: a policy trained against the reward model answers, its answers come as a
 pool of unlabelled pairs, the reward model evolves on them, and the next policy is trained against that.
 
-    python scripts/coevolve.py --folder runs/coevolve --turns 2
+    python -m benchmarks.coevolution.run --folder runs/coevolve --turns 2
 
 Calls the command line for every step, all of them in one folder; the same command again goes on where it broke off.
 Ends with a table, which is also written to `coevolve.json` in the folder: how often the reward model before a turn and
@@ -9,13 +9,11 @@ the one after it order two answers of the turn's policy to a held-out prompt as 
 """
 
 import argparse
-import csv
 import json
 import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -25,7 +23,10 @@ import yaml
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from scipy import stats
 
+from benchmarks.coevolution.tables import RESULTS
+from benchmarks.shared.results import Results, delivered, read_figures, versions
 from ser_lightning.errors import UserError
 from ser_lightning.records import Turn
 from ser_lightning.rl.reward_sources import load_reward
@@ -43,7 +44,6 @@ STEPS = {
 }
 """Kinds of steps and their own flags: `more` continues a reward model, `heldout` answers the held-out prompts."""
 NUM_RESAMPLES = 10_000
-PACKAGES = ("torch", "lightning", "transformers", "peft")
 
 
 @dataclass(frozen=True)
@@ -197,27 +197,25 @@ def figures(counts: list[PromptCount], seed: int = 0) -> dict[str, dict[str, flo
         seed: of the resamples.
     """
     table = np.array([(c.num_pairs, c.right_before, c.right_after) for c in counts if c.num_pairs], dtype=float)
-    if not len(table):
-        raise UserError("held-out answers: got no pair with different gold scores; ask for more prompts or responses")
-    rng = np.random.default_rng(seed)
-    times_drawn = rng.multinomial(len(table), np.full(len(table), 1 / len(table)), size=NUM_RESAMPLES)
+    if len(table) < 2:
+        raise UserError(
+            f"held-out answers: got {len(table)} prompts with answers of different gold scores; need 2: "
+            "ask for more prompts or responses"
+        )
 
-    def shares(sums: np.ndarray) -> dict[str, np.ndarray]:
-        before, after = sums[..., 1] / sums[..., 0], sums[..., 2] / sums[..., 0]
-        return {"before": before, "after": after, "change": after - before}
+    def shares(num_pairs: np.ndarray, before: np.ndarray, after: np.ndarray, axis: int = -1) -> np.ndarray:
+        pairs, before, after = num_pairs.sum(axis), before.sum(axis), after.sum(axis)
+        return np.stack([before / pairs, after / pairs, (after - before) / pairs])
 
-    estimates, resampled = shares(table.sum(0)), shares(times_drawn @ table)
+    drawn = stats.bootstrap(
+        tuple(table.T), shares, paired=True, vectorized=True, n_resamples=NUM_RESAMPLES, batch=1000,
+        method="percentile", rng=np.random.default_rng(seed),
+    )  # fmt: skip
+    interval, estimates = drawn.confidence_interval, shares(*table.T)
     return {
-        name: dict(zip(("low", "high"), np.quantile(values, (0.025, 0.975)).tolist(), strict=True))
-        | {"estimate": float(estimates[name])}
-        for name, values in resampled.items()
+        name: {"estimate": float(estimates[i]), "low": float(interval.low[i]), "high": float(interval.high[i])}
+        for i, name in enumerate(("before", "after", "change"))
     }
-
-
-def read_table(path: Path) -> list[dict[str, float]]:
-    """The rows of `steps.csv` or `rounds.csv`, without empty cells."""
-    with path.open(newline="") as file:
-        return [{name: float(cell) for name, cell in row.items() if cell} for row in csv.DictReader(file)]
 
 
 def gold_of(step: dict[str, float]) -> dict[str, float]:
@@ -235,17 +233,17 @@ def measure_turn(policy: Path, answers: Path, before: Path, after: Path) -> dict
         after: run folder of the one that has evolved on the policy's answers.
     """
     counts = count_prompts(read_answers(answers), before, after)
-    step = read_table(policy / "steps.csv")[-1]
-    rounds = {"before": read_table(before / "rounds.csv"), "after": read_table(after / "rounds.csv")}
-    delivered = {when: next(row for row in rows if row["delivered"]) for when, rows in rounds.items()}
+    step = read_figures(policy / "steps.csv")[-1]
+    rounds = {"before": read_figures(before / "rounds.csv"), "after": read_figures(after / "rounds.csv")}
+    handed_over = {when: delivered({"rounds": rows}) for when, rows in rounds.items()}
     return {
         "num_prompts": sum(count.num_pairs > 0 for count in counts),
         "num_pairs": sum(count.num_pairs for count in counts),
         "accuracy": figures(counts),
         "policy_gold": gold_of(step),
         "policy_kl": step["kl"],
-        "test_accuracy": {when: row["test_accuracy"] for when, row in delivered.items()},
-        "is_old_round": delivered["after"]["round"] <= rounds["before"][-1]["round"],
+        "test_accuracy": {when: row["test_accuracy"] for when, row in handed_over.items()},
+        "is_old_round": handed_over["after"]["round"] <= rounds["before"][-1]["round"],
     }
 
 
@@ -269,7 +267,7 @@ def take_turns(study: Study, num_turns: int, first_rm: Path | None = None) -> di
         before, reward_model = reward_model, study.go_on(f"rm-{turn}", reward_model, pool)
         answers = study.generate("heldout", f"heldout-{turn}", policy)
         turns.append({"turn": turn, **measure_turn(policy, answers, before, reward_model)})
-    start = read_table(study.run("ppo-1") / "steps.csv")[0]
+    start = read_figures(study.run("ppo-1") / "steps.csv")[0]
     return {"seed": study.seed, "start_gold": gold_of(start), "turns": turns}
 
 
@@ -320,7 +318,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0, help="random seed and split of all steps")
     parser.add_argument("--rm", type=Path, help="a finished run of rm.yaml with that split, instead of a new one")
     parser.add_argument("--set", action="append", default=[], metavar="STEP=KEY=VALUE", help=f"of {', '.join(STEPS)}")
-    parser.add_argument("--out", type=Path, help="write the result there too, such as benchmarks/coevolve-1.json")
+    parser.add_argument(
+        "--out", type=Path, help=f"results of a study to add the result to, such as {RESULTS.file.name}"
+    )
     args = parser.parse_args(argv)
     try:
         if args.turns < 1:
@@ -329,12 +329,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(*(f"error: {problem}" for problem in error.problems), sep="\n", file=sys.stderr)
         return 2
-    words = ["python", "scripts/coevolve.py", *(sys.argv[1:] if argv is None else argv)]
-    record = {"command": " ".join(words), "versions": {name: version(name) for name in PACKAGES}, **result}
-    text = json.dumps(record, indent=1) + "\n"
-    for path in filter(None, (args.folder / "coevolve.json", args.out)):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
+    words = ["python", "-m", "benchmarks.coevolution.run", *(sys.argv[1:] if argv is None else argv)]
+    record = {"command": " ".join(words), "versions": versions(), **result}
+    (args.folder / "coevolve.json").write_text(json.dumps(record, indent=1) + "\n")
+    if args.out is not None:
+        Results(args.out, *RESULTS.key).add(record)
     show(result, Console())
     return 0
 
