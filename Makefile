@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 STAGED := build/typecheck
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-rl demo-coevolve bench study test test-all test-browser lint format wheel clean
+.PHONY: help setup demo demo-rl demo-coevolve bench study tables test test-all test-browser lint format wheel clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
@@ -35,7 +35,7 @@ demo-rl: $(STAMP)  ## Train a policy against such a reward model: SFT, then PPO
 	@$(RUN) scripts/show_samples.py $(RL)/ppo
 
 demo-coevolve: $(STAMP)  ## Let policy and reward model teach one another for two turns
-	$(RUN) scripts/coevolve.py --folder runs/coevolve
+	$(RUN) -m benchmarks.coevolution.run --folder runs/coevolve
 
 # What is compared with lives in an environment of its own.
 TRL := .venv-trl
@@ -43,16 +43,19 @@ bench: $(STAMP)  ## Pairs a second against TRL and a transformers pipeline (half
 	test -x $(TRL)/bin/python || $(PYTHON) -m venv $(TRL)
 	$(TRL)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt torch==$$(sed -n 's/^torch==//p' constraints.txt)
 	$(TRL)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt trl==1.16.0
-	@$(RUN) benchmarks/speed.py --trl-python $(TRL)/bin/python --pairs 16
-	@$(RUN) benchmarks/tables.py > /dev/null
-	@$(RUN) scripts/pictures.py > /dev/null
+	@$(RUN) -m benchmarks.speed.run --trl-python $(TRL)/bin/python --pairs 16
+	@$(RUN) -m benchmarks.tables
+	@$(RUN) -m benchmarks.pictures > /dev/null
 
-# DATA holds the files of preference pairs that benchmarks/study.py names, MODEL is SmolLM2-135M-Instruct.
+# DATA holds the files that benchmarks/real_preferences/run.py names, MODEL is SmolLM2-135M-Instruct.
 study: $(STAMP)  ## Self-evolution on real preferences, goes on where it was: make study DATA=folder MODEL=folder
-	$(RUN) benchmarks/study.py --data-dir $(DATA) --model $(MODEL)
-	@$(RUN) benchmarks/study_mistakes.py
-	$(RUN) benchmarks/tables.py
-	@$(RUN) benchmarks/study_picture.py
+	$(RUN) -m benchmarks.real_preferences.run --data-dir $(DATA) --model $(MODEL)
+	@$(RUN) -m benchmarks.real_preferences.mistakes
+	$(RUN) -m benchmarks.tables
+	@$(RUN) -m benchmarks.pictures
+
+tables: $(STAMP)  ## Write the tables of docs/ from the results in benchmarks/
+	$(RUN) -m benchmarks.tables
 
 test: $(STAMP)  ## Run the tests (a few minutes on 2 cores)
 	$(RUN) -m pytest

@@ -1,5 +1,5 @@
-"""Draw `docs/pictures/loop.svg`, the loop of the method, `speed.svg`, what `make bench` measured, and a run:
-`rounds.svg` of a `rounds.csv`, the rounds of a reward model, `policy.svg` of a `steps.csv`, the steps of a policy.
+"""Draw `docs/pictures/loop.svg`, the loop of the method, and a run: `rounds.svg` of a `rounds.csv`, the rounds of a
+reward model, `policy.svg` of a `steps.csv`, the steps of a policy.
 
     python scripts/pictures.py runs/NAME
 
@@ -8,7 +8,6 @@ Needs matplotlib. Text becomes paths and no date is written, so the same run giv
 
 import argparse
 import csv
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,11 +21,11 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
 from matplotlib.ticker import MaxNLocator
 
+from ser_lightning.report.figures import ACCENT, GOLD, INK, MUTED, PALE
+
 ROOT = Path(__file__).resolve().parent.parent
 PICTURES = ROOT / "docs" / "pictures"
-SPEED = ROOT / "benchmarks" / "results" / "speed.json"
 WIDTH_INCHES = 7.5  # 720 px in a README, where an SVG inch has 96 px
-INK, MUTED, PALE, ACCENT, GOLD = "#1f2933", "#52606d", "#e4e9ef", "#1f6fb2", "#b7791f"
 LINES = (
     ("seed_oof_accuracy", "seed, out of fold", ACCENT, "o", "-"),
     ("test_accuracy", "test", INK, "s", "-"),
@@ -83,7 +82,7 @@ def main() -> None:
         "run",
         type=Path,
         nargs="?",
-        help="run folder with a rounds.csv or steps.csv; without it only loop and speed are drawn",
+        help="run folder with a rounds.csv or steps.csv; without it only the loop is drawn",
     )
     parser.add_argument("--out", type=Path, default=PICTURES, help="folder to write to")
     parser.add_argument("--format", default="svg", choices=["svg", "png"], help="png is for a look at the result")
@@ -97,10 +96,8 @@ def main() -> None:
         )
     plt.rcParams.update({"font.size": 10, "svg.hashsalt": "ser-lightning", "text.color": INK, "axes.labelcolor": INK})
     args.out.mkdir(parents=True, exist_ok=True)
-    speed = json.loads(SPEED.read_text(encoding="utf-8"))["results"]
     figures = {
         "loop": draw_loop(),
-        "speed": draw_speed(speed),
         **{k: draw(read_columns(args.run / file)) for k, (file, draw) in found.items()},
     }
     for name, figure in figures.items():
@@ -177,33 +174,6 @@ def draw_policy(columns: dict[str, list[float]]) -> Figure:
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     for axes in grid[-1]:
         axes.set_xlabel("step (0 is the starting policy)")
-    return figure
-
-
-def draw_speed(results: dict[str, dict]) -> Figure:
-    """Pairs a second of every way as a share of ours, a panel for each task."""
-    titles = {"train": ("training", "TRL"), "label": ("labelling", "pipeline")}
-    profiles = {"hh": ("HH-RLHF", ACCENT), "ultrafeedback": ("UltraFeedback", GOLD)}
-    figure, grid = plt.subplots(1, 2, figsize=(WIDTH_INCHES, 2.9), sharex=True, layout="constrained")
-    height = 0.8 / len(results)
-    for axes, (task, (title, other)) in zip(grid, titles.items(), strict=True):
-        ways = {"ours": "ours", "padded": "ours, padded", "best": f"{other}, best", "usual": f"{other}, 8 random"}
-        for number, (profile, found) in enumerate(results.items()):
-            name, colour = profiles[profile]
-            rates = [found[task]["ways"][way]["pairs_per_second"] for way in ways]
-            places = [i + (number - (len(results) - 1) / 2) * height for i in range(len(ways))]
-            bars = axes.barh(
-                places, [rate / rates[0] for rate in rates], height=height * 0.92, color=colour, label=name
-            )
-            axes.bar_label(bars, [f"{rate / rates[0]:.2f}" for rate in rates], padding=3, fontsize=9, color=MUTED)
-        axes.set_yticks(range(len(ways)), list(ways.values()))
-        axes.invert_yaxis()
-        axes.set_title(title, loc="left", fontsize=10, color=INK)
-        axes.set(xlim=(0, 1.15), xlabel="pairs a second, as a share of ours")
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.tick_params(colors=MUTED)
-    handles, labels = grid[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=len(handles), frameon=False, fontsize=9)
     return figure
 
 

@@ -2,7 +2,6 @@
 
 import contextlib
 import functools
-import importlib
 import io
 import json
 import os
@@ -10,7 +9,6 @@ import random
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 
 os.environ["OMP_NUM_THREADS"] = "1"  # two workers share two cores, and the models are tiny
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported
@@ -149,15 +147,3 @@ def tiny_fit(_run_of) -> Callable[..., Path]:
         return Path(shutil.copytree(run, name))
 
     return copied
-
-
-@pytest.fixture(scope="session")
-def load_benchmark() -> Callable[[str], ModuleType]:
-    """From the name of a script of `benchmarks/` to its module, which finds those beside it as when it is run."""
-
-    def load(name: str) -> ModuleType:
-        with pytest.MonkeyPatch.context() as patch:
-            patch.syspath_prepend(Path(__file__).parent.parent / "benchmarks")
-            return importlib.import_module(name)
-
-    return load

@@ -61,7 +61,11 @@ def _serve() -> None:
         os.environ.update(job["environment"] | own)
         os.chdir(job["folder"])
         sys.path[0] = job["folder"]
-        with open(f"rank-{number}.txt", "w") as said, contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
+        with (
+            open(f"rank-{number}.txt", "w") as said,
+            contextlib.redirect_stderr(said),
+            contextlib.redirect_stdout(said),
+        ):
             code = main(job["words"])
         print(code, file=answers, flush=True)
 

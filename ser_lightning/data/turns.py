@@ -66,8 +66,8 @@ def read_turns(turns: Sequence[Any], where: str, column: str) -> list[Turn]:
     """
     if turns and isinstance(turns[0], str):
         raise UserError(
-            f"{where}: got a list of texts, which are several responses and for the command `bench` alone, in {column}; "
-            f"{_USE}"
+            f"{where}: got a list of texts, which are several responses and for the command `bench` alone, in {column}"
+            f"; {_USE}"
         )
     found: list[Turn] = []
     for i, turn in enumerate(turns, start=1):

@@ -1,20 +1,15 @@
 """The made-up pairs of the speed benchmark, and its last line."""
 
-import importlib
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-
-@pytest.fixture(autouse=True)
-def benchmarks(monkeypatch):
-    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
+from benchmarks.speed import lengths
+from benchmarks.speed.tables import last_line, layer_parameters, matmul_share, speed_table, speeds
 
 
 def test_lengths_have_the_moments_of_the_data_sets():
-    lengths = importlib.import_module("speed_lengths")
     ratios = {}
     for name, profile in lengths.PROFILES.items():
         found = lengths.lengths_of(profile, 20_000, seed=0)
@@ -26,7 +21,6 @@ def test_lengths_have_the_moments_of_the_data_sets():
 
 
 def test_pairs_share_their_prompt_and_nothing_behind_it():
-    lengths = importlib.import_module("speed_lengths")
     for (prompt, n_a, n_b), (a, b) in zip(
         [(5, 3, 4), (0, 2, 2), (9, 1, 6)],
         lengths.make_pairs(np.array([[5, 3, 4], [0, 2, 2], [9, 1, 6]]), seed=0),
@@ -38,7 +32,6 @@ def test_pairs_share_their_prompt_and_nothing_behind_it():
 
 
 def test_lengths_of_a_users_files(tmp_path):
-    lengths = importlib.import_module("speed_lengths")
     rows = [{"prompt": "x" * 40, "chosen": "y" * 8, "rejected": "z" * 400}]
     (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, rows)))
     assert lengths.lengths_in(tmp_path, 5, max_length=512).tolist() == [[11, 3, 101]]
@@ -46,14 +39,31 @@ def test_lengths_of_a_users_files(tmp_path):
 
 
 def test_last_line_gives_ratios_and_a_dash_for_what_was_not_compared():
-    speed = importlib.import_module("speed")
-
     def ways(**rates):
-        return {"ways": {name: {"pairs_per_second": rate} for name, rate in rates.items()}}
+        return {name: {"pairs_per_second": rate} for name, rate in rates.items()}
 
     hh = {"train": ways(ours=3.0), "label": ways(ours=6.0, usual=2.0, best=4.0)}
-    assert speed.last_line(hh, 0.512, "hh") == (
+    assert last_line(hh, 0.512, "hh") == (
         "train_vs_trl_hh=- train_vs_best_trl_hh=- label_vs_pipeline_hh=3.00 label_vs_best_pipeline_hh=1.50 "
         "matmul_share=0.51"
     )
-    assert speed.layer_parameters() == 8 * (4 * 512 * 512 + 3 * 512 * 1408)
+    assert layer_parameters() == 8 * (4 * 512 * 512 + 3 * 512 * 1408)
+
+
+def measurement(way, repetition, rate, **more):
+    fields = {"profile": "hh", "task": "label", "setting": None, "tokens_per_pair": 10.0, "peak_bytes": 2**20}
+    return {"name": f"{way} {repetition}", "way": way, "pairs_per_second": rate, **fields, **more}
+
+
+def test_a_way_is_the_median_of_its_repetitions():
+    measured = [measurement("ours", i, rate) for i, rate in enumerate((1.0, 9.0, 4.0))]
+    measured += [measurement("best", 0, 2.0, setting="4 sorted"), measurement("grid", 0, 100.0)]
+    found = speeds(measured)
+    assert [*found["hh"]["label"]] == ["ours", "best"] and found["hh"]["label"]["ours"]["pairs_per_second"] == 4.0
+    assert speed_table(found).splitlines()[2:] == [
+        "| HH-RLHF | labelling | ours | - | 10 | 1 MiB |",
+        "| HH-RLHF | labelling | pipeline, best setting: 4 sorted | 2.00 | 10 | 1 MiB |",
+    ]
+    # Two operations a weight and token: 4 pairs a second of 10 tokens, beside a machine of twice that rate.
+    rate = 2 * 2 * layer_parameters() * 40
+    assert matmul_share([*measured, {"name": "matmul 0", "rate": rate}], "hh") == pytest.approx(0.5)

@@ -123,11 +123,17 @@ def test_rows_that_are_no_pair_say_why(row, reason):
         ({"prompt": "Hi", "response_a": "4", "response_b": "5", "label": "c"}, "got the label 'c'; use 1 or 'a'"),
         ({"prompt": "Hi", "response_a": "4", "response_b": "5", "label": -1}, "f, line 3: got the label -1; use 1"),
         ({"prompt": 5, "chosen": "4", "rejected": "5"}, r"f, line 3: got a int \('5'\) in prompt; use text"),
-        ({"prompt": [{"text": "Hi"}], "chosen": "4", "rejected": "5"}, "f, line 3: got text in turn 1 of prompt, which nothing reads"),
-        ({"prompt": "Hi", "chosen": "4", "rejected": turns("5")}, "f, line 3: got a text in chosen beside a list of turns"),
+        (
+            {"prompt": [{"text": "Hi"}], "chosen": "4", "rejected": "5"},
+            "f, line 3: got text in turn 1 of prompt, which nothing reads",
+        ),
+        (
+            {"prompt": "Hi", "chosen": "4", "rejected": turns("5")},
+            "f, line 3: got a text in chosen beside a list of turns",
+        ),
         ({"prompt": "Hi", "chosen": "4", "rejected": "5", "response_a": "4", "response_b": "5"}, "all filled"),
     ],
-)  # fmt: skip
+)
 def test_rows_in_no_format_are_errors(row, message):
     with pytest.raises(UserError, match=message):
         parse_row(row, {}, "f, line 3")

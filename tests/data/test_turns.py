@@ -165,10 +165,22 @@ def test_conversations(row, expected):
 
 BOTH = {"chosen": [user("Tea?"), assistant("Yes.")], "rejected": [user("Tea?"), assistant("No.")]}
 REFUSED = [
-    ({"chosen": [user("Tea?"), assistant("Yes.", tool_calls=[{"function": {}}])]}, "got tool_calls in turn 2 of chosen"),
-    ({"rejected": [user("Tea?"), assistant("No.", reasoning_content="Hm")]}, "got reasoning_content in turn 2 of rejected"),
-    ({"prompt": [user("Tea?", name="Ann")]}, "got name in turn 1 of prompt, which nothing reads; write it into the content"),
-    ({"chosen": [{"from": "human", "value": "Tea?"}]}, "got from, value in turn 1 of chosen.*call them role and content"),
+    (
+        {"chosen": [user("Tea?"), assistant("Yes.", tool_calls=[{"function": {}}])]},
+        "got tool_calls in turn 2 of chosen",
+    ),
+    (
+        {"rejected": [user("Tea?"), assistant("No.", reasoning_content="Hm")]},
+        "got reasoning_content in turn 2 of rejected",
+    ),
+    (
+        {"prompt": [user("Tea?", name="Ann")]},
+        "got name in turn 1 of prompt, which nothing reads; write it into the content",
+    ),
+    (
+        {"chosen": [{"from": "human", "value": "Tea?"}]},
+        "got from, value in turn 1 of chosen.*call them role and content",
+    ),
     ({"chosen": '[{"from": "human", "value": "Tea?"}]'}, "got from, value in turn 1 of chosen"),
     ({"chosen": [{"role": "gpt", "content": "Yes."}]}, "got the role 'gpt' in turn 1 of chosen; use system"),
     ({"chosen": [{"role": None, "content": "Yes."}]}, "got the role a NoneType"),
@@ -177,10 +189,13 @@ REFUSED = [
     ({"chosen": [assistant("Yes."), "x"]}, "got a str as turn 2 of chosen"),
     ({"chosen": '[{"role": "assistant", content}]'}, "got turns as text in chosen that are neither JSON nor Python"),
     ({"prompt": "Coffee?"}, "got a chosen that begins with another turn of the user than prompt has"),
-    ({"prompt": [SYSTEM], "chosen": [{**SYSTEM, "content": "Be long."}, *BOTH["chosen"]]}, "got a chosen that begins with another turn of the system"),
+    (
+        {"prompt": [SYSTEM], "chosen": [{**SYSTEM, "content": "Be long."}, *BOTH["chosen"]]},
+        "got a chosen that begins with another turn of the system",
+    ),
     ({"label": 0}, "got label 0 beside chosen and rejected, which say that the first is better"),
     ({"label": "b"}, "got label 'b' beside chosen and rejected"),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("change", "message"), REFUSED, ids=[message for _, message in REFUSED])
