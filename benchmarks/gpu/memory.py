@@ -18,12 +18,12 @@ from gpu.job import Job
 from gpu.shapes import VOCABULARY, random_weights, write_folder
 
 from ser_lightning.__main__ import main as command_line
-from ser_lightning.models.adapter_reward import shared_scorer
+from ser_lightning.models.adapter_reward import adapter_reward_model
 from ser_lightning.models.backbone import Backbone, LoraSettings
 from ser_lightning.models.trainable import trainable_state
 from ser_lightning.modules.ppo import PPOModule
 from ser_lightning.modules.reward import RewardModule
-from ser_lightning.planning.memory import meta_scorer
+from ser_lightning.planning.memory import meta_reward_model
 from ser_lightning.rl.experience import PPOSettings
 from ser_lightning.rl.judges import RewardModelJudge, RewardSum
 from ser_lightning.rl.policy_math import FixedKL
@@ -109,9 +109,9 @@ def flags_of(overlay: str, job: Job) -> list[str]:
     flags += ["--model.backbone.path", str(folder), "--data.path", str(pairs), "--data.seed_fraction", "0.5"]
     flags += ["--data.cache_dir", str(job.scratch / "cache")]
     evolution = {"max_rounds": 1, "seed_epochs": 1, "epochs_per_round": 1, "folds": 0}
-    flags += ["--trainer.callbacks.rule", "ser_lightning.evolution.selection.TopShareRule"]
+    flags += ["--evolution.rule", "ser_lightning.TopShareRule"]
     for name, value in evolution.items():
-        flags += [f"--trainer.callbacks.{name}", str(value)]
+        flags += [f"--evolution.{name}", str(value)]
     if job.is_tiny:
         flags += ["--trainer.accelerator", "cpu", "--model.optimizer", "torch.optim.AdamW"]
     return flags
@@ -166,7 +166,7 @@ def train(job: Job, overlay: str) -> None:
 
 def reward_weights(backbone: Backbone, tokenizer: Any) -> dict[str, torch.Tensor]:
     """What a run would have saved of a reward model on this base, made up."""
-    state = trainable_state(meta_scorer(backbone, tokenizer))
+    state = trainable_state(meta_reward_model(backbone, tokenizer))
     return {name: torch.randn(p.shape) * 0.01 for name, p in state.items()}
 
 
@@ -174,8 +174,8 @@ class SharedPPO(PPOModule):
     """`PPOModule` with a made-up reward model on the policy's base, as it takes one from a run folder."""
 
     def _load_judges(self, policy: Any, device: Any) -> Any:
-        scorer = shared_scorer(policy, self.backbone, reward_weights(self.backbone, self.tokenizer), "reward0").to(device)
-        judge = RewardModelJudge(scorer, self.tokenizer, 2048, 0.0, 1.0, "made up")
+        model = adapter_reward_model(policy, self.backbone, reward_weights(self.backbone, self.tokenizer), "reward0")
+        judge = RewardModelJudge(model, self.tokenizer, 2048, 0.0, 1.0, "made up")
         return RewardSum({"made up": judge}, {"made up": 1.0}), None
 
 

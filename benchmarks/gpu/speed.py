@@ -19,6 +19,7 @@ import torch
 from gpu.job import Job
 from gpu.shapes import layer_weights, random_weights, shape_of, write_folder
 from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import LambdaCallback
 from speed_lengths import PROFILES, lengths_of, make_pairs, text_of
 from speed_work import Counter, Store
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, TrainerCallback, pipeline
@@ -65,23 +66,38 @@ SETTINGS = {
 TINY = Settings((256,), (2,), (512,), (4,), seconds=0.02, repetitions=1)
 
 
-class Clock(Callback, TrainerCallback):
-    """Seconds of training alone, for either trainer."""
+class Clock:
+    """Seconds of training alone, as either trainer tells."""
 
     def __init__(self, counter: Counter) -> None:
         self.counter, self.start, self.seconds = counter, 0.0, 0.0
 
-    def begin(self, *_: Any, **__: Any) -> None:
+    def begin(self) -> None:
+        """Training starts now."""
         synchronize()
         self.counter.tokens, self.start = 0, time.perf_counter()
 
-    def end(self, *_: Any, **__: Any) -> None:
+    def end(self) -> None:
+        """Training is over."""
         synchronize()
         self.seconds = time.perf_counter() - self.start
 
-    on_train_start = on_train_begin = begin
-    # Lightning and transformers call the end alike.
-    on_train_end = end
+    def for_lightning(self) -> Callback:
+        """A callback of Lightning's trainer that tells this clock."""
+        return LambdaCallback(on_train_start=lambda *_: self.begin(), on_train_end=lambda *_: self.end())
+
+    def for_transformers(self) -> TrainerCallback:
+        """The same for transformers' trainer."""
+        clock = self
+
+        class Tell(TrainerCallback):
+            def on_train_begin(self, *_: Any, **__: Any) -> None:
+                clock.begin()
+
+            def on_train_end(self, *_: Any, **__: Any) -> None:
+                clock.end()
+
+        return Tell()
 
 
 def synchronize() -> None:
@@ -135,7 +151,7 @@ def our_module(folder: Path, train: str, layout: str, job: Job) -> RewardModule:
         optimizer=lambda p: torch.optim.AdamW(p, lr=LEARNING_RATE, weight_decay=0.0, fused=True),
         lr_decay="none",
         warmup_share=0.0,
-        centring_weight=0.0,
+        center_rewards_coefficient=0.0,
         layout=layout,  # type: ignore[arg-type]
     )
     module.trainer = _trainer(job)
@@ -165,7 +181,7 @@ def label_ours(module: RewardModule, job: Job) -> Way:
         assert torch.cat(found).isfinite().all()  # also waits for the card
         return time.perf_counter() - start
 
-    return Way(module.scorer.body, work)
+    return Way(module.reward_model.body, work)
 
 
 def train_ours(module: RewardModule, job: Job) -> Way:
@@ -176,10 +192,10 @@ def train_ours(module: RewardModule, job: Job) -> Way:
         chosen = PairSet.labelled(np.arange(len(pairs)), np.ones(len(pairs)))
         order = np.random.default_rng(0).permutation(len(pairs))
         steps = TrainingSteps(Store(pairs), chosen, order, PAIRS_PER_STEP, Shard(0, 1, budget, 0, module.layout))
-        _trainer(job, clock).fit(module, make_loader(steps, 0))
+        _trainer(job, clock.for_lightning()).fit(module, make_loader(steps, 0))
         return clock.seconds
 
-    return Way(module.scorer.body, work)
+    return Way(module.reward_model.body, work)
 
 
 # Others.
@@ -239,9 +255,8 @@ def train_trl(folder: Path, train: str, job: Job, attention: str = "sdpa") -> Wa
             chosen |= {"train_sampling_strategy": "group_by_length", "gradient_checkpointing": False}
         clock = Clock(counter)
         config = RewardConfig(**common, **chosen)
-        trainer = Grouping(
-            model, config, train_dataset=Dataset.from_dict(columns), processing_class=tokenizer, callbacks=[clock]
-        )
+        dataset, tell = Dataset.from_dict(columns), clock.for_transformers()
+        trainer = Grouping(model, config, train_dataset=dataset, processing_class=tokenizer, callbacks=[tell])
         try:
             trainer.train()
         finally:
