@@ -25,15 +25,15 @@ from ser_lightning.modules.ppo import PPOModule
 from ser_lightning.modules.reward import RewardModule
 from ser_lightning.planning.memory import meta_reward_model
 from ser_lightning.rl.experience import PPOSettings
-from ser_lightning.rl.judges import RewardModelJudge, RewardSum
 from ser_lightning.rl.policy_math import FixedKL
+from ser_lightning.rl.reward_functions import ModelReward, RewardSum
 from ser_lightning.rl.rollout import Sampling
 
 GIGABYTE = 10**9
 CARDS = {"qlora_12gb": 12, "qlora_24gb": 24, "lora_80gb": 80}
 """Overlay of `hardware/` -> GB of the card that it is meant for."""
 SHAPE = "8b"
-NUM_PAIRS = 48
+NUM_PAIRS = 24
 CONTEXT_BYTES = 600 * 2**20
 """A CUDA context and the libraries' own memory, which PyTorch does not count: taken off the cap."""
 
@@ -175,8 +175,8 @@ class SharedPPO(PPOModule):
 
     def _load_judges(self, policy: Any, device: Any) -> Any:
         model = adapter_reward_model(policy, self.backbone, reward_weights(self.backbone, self.tokenizer), "reward0")
-        judge = RewardModelJudge(model, self.tokenizer, 2048, 0.0, 1.0, "made up")
-        return RewardSum({"made up": judge}, {"made up": 1.0}), None
+        reward = ModelReward(model, self.tokenizer, 2048, 0.0, 1.0, "made up")
+        return RewardSum({"made up": reward}, {"made up": 1.0}), None
 
 
 def ppo(job: Job) -> None:
