@@ -45,7 +45,9 @@ def chosen_pairs(files: list[Path], seed: int, file: Path) -> Path:
 
 def one_run(job: Job, name: str, folder: Path, pairs: Path, seed: int, run: Path, seconds: float) -> dict[str, Any]:
     """A fit by command line, in a process of its own, and its rounds."""
-    extra = FLAGS if not job.is_tiny else ("--evolution.max_rounds=1", "--evolution.seed_epochs=1", "--data.max_length=64")
+    extra = FLAGS
+    if job.is_tiny:
+        extra = ("--evolution.max_rounds=0", "--evolution.seed_epochs=1", "--data.max_length=64")
     gguf = next(iter(folder.glob("*.gguf")), None)
     words = [sys.executable, "-m", "ser_lightning", "fit", "--config", "rm.yaml", "--config", f"models/{name}.yaml"]
     words += [f"--model.backbone.path={folder}", f"--data.path={pairs}", f"--seed_everything={seed}"]
@@ -61,12 +63,12 @@ def one_run(job: Job, name: str, folder: Path, pairs: Path, seed: int, run: Path
 
 def run(job: Job) -> str | None:
     """Runs until the time is over; why none was done, where that is so."""
-    lines = job.file.parent / "evidence.jsonl"
+    lines = job.out / "evidence.jsonl"
     if job.is_tiny:
         _tiny_inputs(job)
     elif job.data is None or job.models is None:
         return "needs --data and --models"
-    done = [json.loads(line) for line in lines.read_text().splitlines()] if lines.is_file() and not job.is_tiny else []
+    done = [json.loads(line) for line in lines.read_text().splitlines()] if lines.is_file() else []
     finished = {(row["model"], row["data"], row["seed"]) for row in done}
     todo = [plan for plan in plans(job) if (plan[0], plan[2], plan[3]) not in finished]
     if not todo and not done:
@@ -84,6 +86,7 @@ def run(job: Job) -> str | None:
             break
         longest = max(longest, found["seconds"])
         row = {"model": name, "data": data, "seed": seed, **found, "commit": commit(), "machine": machine(job.device)}
+        lines.parent.mkdir(parents=True, exist_ok=True)
         with lines.open("a") as stream:
             stream.write(json.dumps(row) + "\n")
         done.append(row)
@@ -100,6 +103,6 @@ def _tiny_inputs(job: Job) -> None:
 
     job.data, job.models = job.scratch / "data", job.scratch / "models"
     job.data.mkdir(exist_ok=True)
-    write_pairs(job.data / DATA["pandalm"][0], 24)
+    write_pairs(job.data / DATA["pandalm"][0], longest=24, number=80)
     folder = write_folder(job.models / MODELS["smollm2-135m"], "135m", True)
     AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder)).save_pretrained(folder)

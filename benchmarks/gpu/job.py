@@ -22,6 +22,7 @@ class Job:
         file: where its figures go, rewritten whenever there are new ones, so that a part that is killed keeps them.
         is_tiny: small shapes on a CPU, to try the code.
         seconds: the time box; the part is killed when it is over.
+        out: folder of all results.
         scratch: folder for models, pairs and runs.
         data: folder with files of preference pairs, None = none given.
         models: folder with folders of pretrained models, None = none given.
@@ -31,6 +32,7 @@ class Job:
     file: Path
     is_tiny: bool
     seconds: float
+    out: Path
     scratch: Path
     data: Path | None = None
     models: Path | None = None

@@ -8,9 +8,11 @@ import contextlib
 import io
 import json
 from collections.abc import Callable
+from contextlib import ExitStack
 from functools import wraps
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -39,25 +41,40 @@ CONTEXT_BYTES = 600 * 2**20
 
 
 class Peaks:
-    """The largest memory while some functions run, by what they are called here."""
+    """The largest memory while some methods run, by what they are called here; a context in which they are watched."""
 
     def __init__(self) -> None:
         self.allocated: dict[str, int] = {}
         self.reserved: dict[str, int] = {}
+        self._undo = ExitStack()
 
-    def watch(self, owner: Any, method: str, name: str) -> None:
-        """From now on, keep the peak of a method."""
+    def __enter__(self) -> "Peaks":
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self._undo.close()
+
+    def watch(self, owner: Any, method: str, name: str, then: Callable[[Any], None] = lambda owner: None) -> None:
+        """From now on, keep the peak of a method.
+
+        Args:
+            owner: class of the method.
+            method: its name.
+            name: what its peak is called.
+            then: gets the object behind each call.
+        """
         original: Callable[..., Any] = getattr(owner, method)
 
         @wraps(original)
-        def watched(*args: Any, **kwargs: Any) -> Any:
+        def watched(this: Any, *args: Any, **kwargs: Any) -> Any:
             reset_peak()
             try:
-                return original(*args, **kwargs)
+                return original(this, *args, **kwargs)
             finally:
                 self.note(name)
+                then(this)
 
-        setattr(owner, method, watched)
+        self._undo.enter_context(patch.object(owner, method, watched))
 
     def note(self, name: str) -> None:
         """The peak since it was last reset counts for this name."""
@@ -84,7 +101,7 @@ def cap(gigabytes: int) -> int:
     return allowed
 
 
-def write_pairs(file: Path, longest: int) -> Path:
+def write_pairs(file: Path, longest: int, number: int = NUM_PAIRS) -> Path:
     """Pairs of which many are as long as an overlay allows, so that the first batch is as full as any."""
     draw = np.random.default_rng(0)
 
@@ -92,7 +109,7 @@ def write_pairs(file: Path, longest: int) -> Path:
         return " ".join(f"w{i}" for i in draw.integers(2, VOCABULARY, number))
 
     rows = []
-    for i in range(NUM_PAIRS):
+    for i in range(number):
         length = longest if i % 2 else int(draw.integers(longest // 4, longest))
         prompt, response = length // 3, length - length // 3 - 2
         rows.append({"prompt": words(prompt), "chosen": words(response), "rejected": words(response)})
@@ -138,27 +155,25 @@ def train(job: Job, overlay: str) -> None:
     flags = flags_of(overlay, job)
     plan = planned(flags, job.scratch / f"plan-{overlay}.json")
     job.record(overlay=overlay, gigabytes=CARDS[overlay], allowed_bytes=allowed, plan=plan)
-    peaks, paged = Peaks(), [0]
-    peaks.watch(RewardModule, "configure_model", "loading")
-    peaks.watch(RewardModule, "training_step", "training")
-    peaks.watch(RewardModule, "predict_step", "labelling")
-    step = RewardModule.training_step
+    paged = [0]
 
-    def training_step(module: Any, *args: Any) -> None:
-        step(module, *args)
+    def note(module: Any) -> None:
         paged[0] = max(paged[0], paged_bytes(module.optimizers().optimizer))
         job.record(peaks=peaks.allocated, reserved=peaks.reserved, paged_bytes=paged[0])
 
-    RewardModule.training_step = training_step  # type: ignore[method-assign, assignment]
     run = job.scratch / f"run-{overlay}-{job.file.stat().st_mtime_ns}"
-    with random_weights(job.device):
+    with Peaks() as peaks, random_weights(job.device):
+        peaks.watch(RewardModule, "configure_model", "loading")
+        peaks.watch(RewardModule, "training_step", "training", note)
+        peaks.watch(RewardModule, "predict_step", "labelling")
         code = command_line(["fit", *flags, "--run_dir", str(run), "--trainer.enable_progress_bar", "false"])
     if code:
         raise RuntimeError(f"fit ended with {code}")
     found = {"training": peaks.allocated["training"] + paged[0], "labelling": peaks.allocated["labelling"]}
     ratios = {use: plan["all"][use] / n for use, n in found.items() if n}
     job.record(peaks=peaks.allocated, reserved=peaks.reserved, paged_bytes=paged[0], plan_over_peak=ratios)
-    job.record(headline="; ".join(f"{use} {n / 2**30:.2f} GiB, plan {plan['all'][use] / 2**30:.2f}" for use, n in found.items()))
+    parts = [f"{use} {n / 2**30:.2f} GiB, plan {plan['all'][use] / 2**30:.2f}" for use, n in found.items()]
+    job.record(headline="; ".join(parts))
 
 
 # PPO.
@@ -195,14 +210,13 @@ def ppo(job: Job) -> None:
     work = {"prompts_per_step": 32, "prompt_tokens": 256, "new_tokens": 128, "tokens_per_batch": 8192}
     if job.is_tiny:
         work = {"prompts_per_step": 4, "prompt_tokens": 8, "new_tokens": 6, "tokens_per_batch": 64}
-    peaks = Peaks()
-    peaks.watch(SharedPPO, "configure_model", "loading")
-    for method, name in (("_respond", "sampling"), ("_collect", "sampling and scoring"), ("_update", "update")):
-        peaks.watch(SharedPPO, method, name)
     optimizer: Any = torch.optim.AdamW
     if not job.is_tiny:
         from bitsandbytes.optim import PagedAdamW8bit as optimizer
-    with random_weights(job.device):
+    with Peaks() as peaks, random_weights(job.device):
+        peaks.watch(SharedPPO, "configure_model", "loading")
+        for method, name in (("_respond", "sampling"), ("_collect", "sampling and scoring"), ("_update", "update")):
+            peaks.watch(SharedPPO, method, name)
         module = SharedPPO(
             backbone,
             "made up",

@@ -26,7 +26,7 @@ sys.path.insert(1, str(HERE.parent.parent))
 from gpu.job import Job, commit, write_json  # noqa: E402
 
 ERROR_LINES = 15
-TINY_SECONDS = 120
+TINY_SECONDS = 300
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,7 @@ SKIPPED = 75
 def given_flags(args: argparse.Namespace) -> list[str]:
     """What a worker has to know of the command line."""
     flags = ["--tiny"] if args.tiny else []
-    for name in ("scratch", "data", "models"):
+    for name in ("out", "scratch", "data", "models"):
         if getattr(args, name):
             flags += [f"--{name}", str(getattr(args, name))]
     return flags
@@ -141,7 +141,8 @@ def work(part: Part, args: argparse.Namespace) -> None:
     for name in ("lightning.pytorch", "transformers", "peft", "bitsandbytes", "ser_lightning.cli.lightning"):
         importlib.import_module(name)
     seconds = float(sys.stdin.readline() or sys.exit("nobody is waiting"))
-    job = Job(args.scratch / f"{part.name}.json", args.tiny, seconds, args.scratch, args.data, args.models)
+    figures = args.scratch / f"{part.name}.json"
+    job = Job(figures, args.tiny, seconds, args.out, args.scratch, args.data, args.models)
     reason = getattr(function, part.work.partition(":")[2])(job, *part.settings)
     if reason:
         print(reason, flush=True)
