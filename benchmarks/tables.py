@@ -10,6 +10,7 @@ from functools import cache
 from pathlib import Path
 
 from forecast_tables import forecast_tables
+from gpu.tables import gpu_tables
 from guard_tables import confidence_table, guard_tables, length_table
 from guard_tables import settings_table as settings_of_guards
 from intervals import interval
@@ -269,7 +270,7 @@ def read(name: str) -> dict:
 @cache
 def tables() -> dict[str, dict[str, str]]:
     """Every table by its page and name."""
-    results = load(HERE / "rules")
+    results, on_gpu = load(HERE / "rules"), gpu_tables()
     return {
         "results.md": {
             **study_tables(study_results(), world_share(results)),
@@ -286,10 +287,12 @@ def tables() -> dict[str, dict[str, str]]:
             "memory": memory_table(read("rl_memory.json")),
             "coevolution": coevolution_table(read("coevolve.json")),
             "speed": rl_speed_table(read("rl_speed.json")["estimators"]),
+            **on_gpu["rl.md"],
         },
         "performance.md": {
             "speed": speed_table(read("results/speed.json")["results"]),
             "features": bodies_table(read("features.json")["runs"]),
+            **on_gpu["performance.md"],
         },
         "cluster.md": {"cluster_scale": cluster_table(read("results/cluster_scale.json")["sizes"])},
         "evaluation.md": {"sequential": sequential_table(read("results/sequential.json")["rows"])},
@@ -302,7 +305,7 @@ def tables() -> dict[str, dict[str, str]]:
                 read("results/overconfidence.json"), KINDS["overconfidence"].default.threshold
             ),
         },
-        "hardware.md": {"plans": hardware_table(read("results/hardware_plan.json")["plans"])},
+        "hardware.md": {"plans": hardware_table(read("results/hardware_plan.json")["plans"]), **on_gpu["hardware.md"]},
         "defaults.md": {"settings": settings_table(results["ours"], load(HERE / "sweep"))},
         "cli.md": {
             "kills": kills_table(read("kills.json")["kills"]),

@@ -1,4 +1,4 @@
-"""How often `torch.compile` compiles FlexAttention anew over batches of random lengths, in training and in labelling."""
+"""How often `torch.compile` compiles FlexAttention again over batches of random lengths, in training and labelling."""
 
 import time
 from typing import Any
@@ -20,7 +20,7 @@ def num_graphs() -> int:
 
 
 def run(job: Job) -> None:
-    """50 batches of 1 to 48 pairs each, forwards and backwards, then forwards alone; the batches after which it compiled."""
+    """50 batches of 1 to 48 pairs each, forward and backward, then forward alone; which of them had to wait for it."""
     folder = write_folder(job.scratch / f"shape-135m{'-tiny' if job.is_tiny else ''}", "135m", job.is_tiny)
     with random_weights(job.device):
         module = our_module(folder, "lora", "shared_prompt", job)

@@ -1,7 +1,7 @@
 """Evolution of bodies that are trained, on real preferences: as many runs as there is time for, one JSON line each.
 
-`--data` holds the files of `benchmarks/study.py`, `--models` a folder for each pretrained model. Runs go on where earlier
-calls ended: each is one model, data set and random seed.
+`--data` holds the files of `benchmarks/study.py`, `--models` a folder for each pretrained model. A run is one model, data
+set and random seed; those that earlier calls finished are not repeated.
 """
 
 import json
@@ -53,7 +53,10 @@ def one_run(job: Job, name: str, folder: Path, pairs: Path, seed: int, run: Path
     words += [f"--model.backbone.path={folder}", f"--data.path={pairs}", f"--seed_everything={seed}"]
     words += [f"--data.split_seed={seed}", f"--run_dir={run}", "--trainer.enable_progress_bar=false", *extra]
     words += [f"--trainer.accelerator={job.accelerator}", "--trainer.devices=1"]
-    words += [f"--data.cache_dir={job.scratch / 'cache'}", *([f"--model.backbone.gguf_file={gguf.name}"] if gguf else [])]
+    words += [
+        f"--data.cache_dir={job.scratch / 'cache'}",
+        *([f"--model.backbone.gguf_file={gguf.name}"] if gguf else []),
+    ]
     start = time.monotonic()
     done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=seconds, env={**os.environ})
     if done.returncode:

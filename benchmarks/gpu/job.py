@@ -1,4 +1,4 @@
-"""What a part gets and gives back: where it runs, how long it may, and a JSON file that holds its figures at any time."""
+"""What a part gets and gives back: where it runs, for how long, and a JSON file that always holds its figures so far."""
 
 import json
 import os

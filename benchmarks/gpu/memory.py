@@ -17,6 +17,7 @@ from unittest.mock import patch
 import numpy as np
 import torch
 from gpu.job import Job
+from gpu.rl import fit_prompts
 from gpu.shapes import VOCABULARY, random_weights, write_folder
 
 from ser_lightning.__main__ import main as command_line
@@ -196,8 +197,6 @@ class SharedPPO(PPOModule):
 
 def ppo(job: Job) -> None:
     """Three steps of PPO of an 8B shape: policy, reference, critic and reward on one 4-bit base."""
-    from gpu.rl import fit_prompts
-
     allowed = cap(24)
     folder = write_folder(job.scratch / f"shape-{SHAPE}{'-tiny' if job.is_tiny else ''}", SHAPE, job.is_tiny)
     backbone = Backbone(

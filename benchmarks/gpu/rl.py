@@ -61,12 +61,12 @@ def made_up_prompts(number: int, num_tokens: int) -> list[Prompt]:
     """Prompts of random words, whose encoding is the words' ids."""
     draw = np.random.default_rng(0)
     ids = draw.integers(2, VOCABULARY, (number, num_tokens)).tolist()
-    return [
-        Prompt(i, [{"role": "user", "content": " ".join(f"w{n}" for n in row)}], row) for i, row in enumerate(ids)
-    ]
+    return [Prompt(i, [{"role": "user", "content": " ".join(f"w{n}" for n in row)}], row) for i, row in enumerate(ids)]
 
 
-def fit_prompts(module: Any, job: Job, num_steps: int, prompts_per_step: int, prompt_tokens: int) -> list[dict[str, float]]:
+def fit_prompts(
+    module: Any, job: Job, num_steps: int, prompts_per_step: int, prompt_tokens: int
+) -> list[dict[str, float]]:
     """Some steps of an RL module under a bare Trainer: the seconds of each."""
     clock = CudaClock()
     prompts = made_up_prompts(4 * prompts_per_step, prompt_tokens)

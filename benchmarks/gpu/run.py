@@ -1,8 +1,8 @@
 """Everything that needs a GPU, in the order of worth: `python benchmarks/gpu/run.py --minutes 9`.
 
-Each part runs in a process of its own with a time box, and leaves a JSON file in `benchmarks/gpu/results/` the moment it
-is done. The same command again does what is missing, then what failed; `--only NAME ...` does what is asked for. `--tiny`
-runs everything on a CPU with small random models, to try the code.
+Each part runs in its own process with a time limit, and writes a JSON file to `benchmarks/gpu/results/` as soon as it is
+done. The same command again runs what is missing, then what failed; `--only NAME ...` runs the named parts. `--tiny` runs
+everything on a CPU with small random models, to test the code.
 """
 
 import argparse
@@ -81,7 +81,9 @@ class Worker:
         self.log = args.scratch / f"{part.name}.log"
         words = [sys.executable, str(HERE / "run.py"), "--work", part.name, *given_flags(args)]
         environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "WANDB_MODE": "disabled"}
-        environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(HERE.parent.parent), os.environ.get("PYTHONPATH")]))
+        environment["PYTHONPATH"] = os.pathsep.join(
+            filter(None, [str(HERE.parent.parent), os.environ.get("PYTHONPATH")])
+        )
         environment["TORCHINDUCTOR_CACHE_DIR"] = str(args.scratch / "inductor")  # what one part compiled, others reuse
         if args.tiny:
             environment |= {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
@@ -185,8 +187,16 @@ def run_parts(parts: list[Part], args: argparse.Namespace) -> list[tuple[str, st
         following = Worker(later, args) if later and not args.tiny else None
         print(f"{part.name}: {part.finds}", flush=True)
         seconds = TINY_SECONDS if args.tiny else min(part.seconds, left)
-        command = shlex.join(["python", "benchmarks/gpu/run.py", "--only", part.name, *(["--tiny"] if args.tiny else [])])
-        result = {"part": part.name, "command": command, "commit": args.commit, "tiny": args.tiny, **worker.run(seconds)}
+        command = shlex.join(
+            ["python", "benchmarks/gpu/run.py", "--only", part.name, *(["--tiny"] if args.tiny else [])]
+        )
+        result = {
+            "part": part.name,
+            "command": command,
+            "commit": args.commit,
+            "tiny": args.tiny,
+            **worker.run(seconds),
+        }
         keep(args.out / f"{part.name}.json", result)
         note = headline(result.get("figures", {})) if result["status"] == "ok" else last_words(result)
         lines.append((part.name, result["status"], result["seconds"], note))
@@ -220,7 +230,9 @@ def main(argv: list[str] | None = None) -> int:
     """Command line; 0 where nothing failed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=9, help="all parts together")
-    parser.add_argument("--only", nargs="+", choices=[part.name for part in PARTS], help="these, also where they are done")
+    parser.add_argument(
+        "--only", nargs="+", choices=[part.name for part in PARTS], help="these, also where they are done"
+    )
     parser.add_argument("--tiny", action="store_true", help="small random models on a CPU, to try the code")
     parser.add_argument("--out", type=Path, default=HERE / "results", help="folder of the JSON files")
     parser.add_argument("--scratch", type=Path, default=Path(tempfile.gettempdir()) / "ser_lightning_gpu")

@@ -72,8 +72,8 @@ def random_weights(device: str, share: bool = False) -> Iterator[None]:
 
     Args:
         device: where the weights are made.
-        share: models of the same shape get the same tensors, so that several of them take the memory of one. For weights
-            that nobody trains.
+        share: models of the same shape get the same tensors, so that several of them take the memory of one. Only
+            for weights that are not trained.
     """
     shared: dict[tuple[str, torch.Size, torch.dtype], Tensor] | None = {} if share else None
 
@@ -95,7 +95,12 @@ def random_weights(device: str, share: bool = False) -> Iterator[None]:
 
 
 def empty_model(
-    cls: Any, config: Any, dtype: torch.dtype, quantization_config: Any = None, attn_implementation: str | None = None, **_: Any
+    cls: Any,
+    config: Any,
+    dtype: torch.dtype,
+    quantization_config: Any = None,
+    attn_implementation: str | None = None,
+    **_: Any,
 ) -> Any:
     """The model on the meta device, with 4-bit layers where these are asked for."""
     extra = {"attn_implementation": attn_implementation} if attn_implementation else {}

@@ -54,7 +54,11 @@ def packed_and_padded(job: Job, quantize: str) -> dict[str, Any]:
         rewards[name] = found.detach().float()
     packed, padded = rewards.values()
     difference = float((packed - padded).abs().max() / padded.std())
-    return {"largest_difference_over_spread": difference, "seconds": seconds, "is_finite": bool(packed.isfinite().all())}
+    return {
+        "largest_difference_over_spread": difference,
+        "seconds": seconds,
+        "is_finite": bool(packed.isfinite().all()),
+    }
 
 
 def run(job: Job) -> None:
@@ -70,7 +74,5 @@ def run(job: Job) -> None:
         if not found["is_finite"]:
             raise RuntimeError(f"packed rows give NaN with quantize {quantize}")
     worst = max(job.figures[f"packed_{q}"]["largest_difference_over_spread"] for q in ("none", "nf4"))
-    job.record(
-        headline=f"{rates['matmul_rate'] / 1e12:.1f} TFLOP/s, {rates['copy_rate'] / 1e9:.0f} GB/s; packed rows differ by "
-        f"{worst:.3f} of the rewards' spread at most"
-    )
+    speeds = f"{rates['matmul_rate'] / 1e12:.1f} TFLOP/s, {rates['copy_rate'] / 1e9:.0f} GB/s"
+    job.record(headline=f"{speeds}; packed rows differ by at most {worst:.3f} of the rewards' spread")

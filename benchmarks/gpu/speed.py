@@ -2,7 +2,7 @@
 
 One process, one random model whose weights all ways share (but for the smallest, which is trained in full), the same
 pairs, bfloat16, the same attention kernel for all padded rows. Each way first looks for its fastest setting, then all
-take turns; medians. The others get the same token ids (the pipeline the same text) and an optimiser step for as many pairs.
+take turns; medians. The others get the same token ids (the pipeline the same text) and as many pairs an optimiser step.
 """
 
 import gc
@@ -144,7 +144,10 @@ def our_module(folder: Path, train: str, layout: str, job: Job) -> RewardModule:
     """Our module with its weights on the device, as a fit leaves it there."""
     is_full = train == "full"
     backbone = Backbone(
-        str(folder), train=train, lora=LoraSettings(**LORA), dtype="float32" if is_full else "bfloat16"  # type: ignore[arg-type]
+        str(folder),
+        train=train,
+        lora=LoraSettings(**LORA),
+        dtype="float32" if is_full else "bfloat16",  # type: ignore[arg-type]
     )
     module = RewardModule(
         backbone,
@@ -393,7 +396,6 @@ def enough_pairs(way: tuple[Way, tuple[Any, ...]], lengths: Any, seconds: float,
     pairs_per_second = way[0].measure(pairs, way[1][0])["pairs_per_second"]
     number = 8 if job.is_tiny else least * max(2, round(pairs_per_second * seconds / least))
     return make_pairs(lengths_of(lengths, number, seed=0), seed=0)
-
 
 
 def headline(results: dict[str, Any], weights: int, rate: float) -> str:

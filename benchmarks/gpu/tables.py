@@ -37,18 +37,25 @@ def gpu_tables(results: Results | None = None) -> dict[str, dict[str, str]]:
 
 def missing(what: str, parts: Iterable[str]) -> str:
     """One sentence in the place of a table."""
-    return f"{what}: not measured yet; `python benchmarks/gpu/run.py --only {' '.join(parts)}` on a machine with a GPU does."
+    command = f"python benchmarks/gpu/run.py --only {' '.join(parts)}"
+    return f"{what}: not measured yet.\n`{command}` does it on a machine with a GPU."
 
 
 def measured_on(results: Iterable[dict[str, Any]]) -> str:
     """A sentence on cards and versions."""
     rows = {(r["machine"]["card"], r["machine"]["driver"], r["machine"]["versions"]["torch"]) for r in results}
-    return "Measured on " + " and ".join(f"{card} (driver {driver}, PyTorch {torch})" for card, driver, torch in sorted(rows))
+    return "Measured on " + " and ".join(
+        f"{card} (driver {driver}, PyTorch {torch})" for card, driver, torch in sorted(rows)
+    )
 
 
 def _table(header: list[str], rows: list[list[str]]) -> str:
     lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines).replace("| --- ", "|---").replace("|--- |", "|---|")
+    return (
+        "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+        .replace("| --- ", "|---")
+        .replace("|--- |", "|---|")
+    )
 
 
 def _gibibytes(number: float) -> str:
@@ -152,8 +159,10 @@ def rl_table(results: Results) -> str:
         if "tokens_per_second" in found
     ]
     work = figures["work"]
-    text = f"{measured_on([results['rl']])}, shape of {figures['shape']}, {work['prompts_per_step']} prompts of "
-    text += f"{work['prompt_tokens']} tokens, {work['responses_per_prompt']} responses of {work['new_tokens']} tokens to each."
+    text = (
+        f"{measured_on([results['rl']])}, shape of {figures['shape']}, {work['prompts_per_step']} prompts of "
+        f"{work['prompt_tokens']} tokens, {work['responses_per_prompt']} responses of {work['new_tokens']} tokens to each."
+    )
     return f"{table}\n\n{text}" + (f" Sampling alone, tokens a second: {', '.join(rates)}." if rates else "")
 
 
