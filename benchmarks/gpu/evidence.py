@@ -1,7 +1,7 @@
 """Evolution of bodies that are trained, on real preferences: as many runs as there is time for, one JSON line each.
 
-`--data` holds the files of `benchmarks/study.py`, `--models` a folder for each pretrained model. A run is one model, data
-set and random seed; those that earlier calls finished are not repeated.
+`--data` holds the files of `benchmarks/study.py`, `--models` a folder for each pretrained model. A run is one model,
+data set and random seed; those that earlier calls finished are not repeated.
 """
 
 import json

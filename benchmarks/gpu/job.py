@@ -1,4 +1,4 @@
-"""What a part gets and gives back: where it runs, for how long, and a JSON file that always holds its figures so far."""
+"""What a part gets and gives back: where it runs, for how long, and a JSON file with its figures so far."""
 
 import json
 import os

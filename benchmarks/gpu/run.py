@@ -1,8 +1,8 @@
 """Everything that needs a GPU, in the order of worth: `python benchmarks/gpu/run.py --minutes 9`.
 
-Each part runs in its own process with a time limit, and writes a JSON file to `benchmarks/gpu/results/` as soon as it is
-done. The same command again runs what is missing, then what failed; `--only NAME ...` runs the named parts. `--tiny` runs
-everything on a CPU with small random models, to test the code.
+Each part runs in its own process with a time limit, and writes a JSON file to `benchmarks/gpu/results/` as soon as it
+is done. The same command again runs what is missing, then what failed; `--only NAME ...` runs the named parts. `--tiny`
+runs everything on a CPU with small random models, to test the code.
 """
 
 import argparse

@@ -161,7 +161,7 @@ def rl_table(results: Results) -> str:
     work = figures["work"]
     text = (
         f"{measured_on([results['rl']])}, shape of {figures['shape']}, {work['prompts_per_step']} prompts of "
-        f"{work['prompt_tokens']} tokens, {work['responses_per_prompt']} responses of {work['new_tokens']} tokens to each."
+        f"{work['prompt_tokens']} tokens, {work['responses_per_prompt']} responses of {work['new_tokens']} to each."
     )
     return f"{table}\n\n{text}" + (f" Sampling alone, tokens a second: {', '.join(rates)}." if rates else "")
 
