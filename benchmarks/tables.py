@@ -1,6 +1,7 @@
 """Write the tables of `docs/` from the results of all studies: `python -m benchmarks.tables`.
 
-`tables.py` of a study names its page (`PAGE`) and gives its tables by name (`tables()`). Text between `<!-- NAME -->`
+`tables.py` of a study names its page (`PAGE`) and gives its tables by name (`tables()`), or by page and name where there
+is no `PAGE`. Text between `<!-- NAME -->`
 and `<!-- end NAME -->` is replaced; everything else in a page is written by hand.
 """
 
@@ -21,10 +22,11 @@ def tables() -> dict[str, dict[str, str]]:
     found: dict[str, dict[str, str]] = defaultdict(dict)
     for file in sorted(HERE.glob("*/tables.py")):
         study = import_module(f"benchmarks.{file.parent.name}.tables")
-        for name, text in study.tables().items():
-            if name in found[study.PAGE]:
-                raise ValueError(f"{file}: {study.PAGE} has another table {name}")
-            found[study.PAGE][name] = text
+        pages = {study.PAGE: study.tables()} if hasattr(study, "PAGE") else study.tables()
+        for page, name, text in ((page, *table) for page, named in pages.items() for table in named.items()):
+            if name in found[page]:
+                raise ValueError(f"{file}: {page} has another table {name}")
+            found[page][name] = text
     return dict(found)
 
 

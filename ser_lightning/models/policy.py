@@ -298,7 +298,9 @@ def _check_head(lm: nn.Module) -> None:
     """`UserError` for a model that does to its logits what `logits_of` does not."""
     ids = torch.tensor([[1, 2, 3, 4]]).to(next(lm.parameters()).device)
     mask = torch.ones_like(ids)
-    with torch.no_grad():
+    # A body in 4 bits ends in float32, which a head in half precision takes only under autocast, as in training.
+    dtype = lm.get_output_embeddings().weight.dtype
+    with torch.no_grad(), torch.autocast(ids.device.type, dtype, enabled=dtype != torch.float32):
         hidden = body_of(lm)(input_ids=ids, attention_mask=mask).last_hidden_state
         ours, own = logits_of(lm, hidden).float(), lm(input_ids=ids, attention_mask=mask).logits.float()
     if not torch.allclose(ours, own, rtol=1e-2, atol=1e-2 * float(own.abs().max())):

@@ -162,11 +162,13 @@ def test_a_policy_without_eos_is_refused(tiny_model_dir, tiny_tokenizer):
     assert stop_ids(None, tokenizer, ["a"])
 
 
-def test_four_bits_train_all_roles_on_one_base(tmp_path, tiny_tokenizer):
+@pytest.mark.parametrize(("dtype", "is_tied"), [("float32", True), ("bfloat16", True), ("bfloat16", False)])
+def test_four_bits_train_all_roles_on_one_base(tmp_path, tiny_tokenizer, dtype, is_tied):
     sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2}
-    LlamaForCausalLM(LlamaConfig(vocab_size=len(tiny_tokenizer), **sizes)).save_pretrained(tmp_path)
+    config = LlamaConfig(vocab_size=len(tiny_tokenizer), tie_word_embeddings=is_tied, **sizes)
+    LlamaForCausalLM(config).save_pretrained(tmp_path)
     tiny_tokenizer.save_pretrained(tmp_path)
-    policy = load_policy(lora(tmp_path, quantize="nf4"), has_reference=True, has_critic=True)
+    policy = load_policy(lora(tmp_path, quantize="nf4", dtype=dtype), has_reference=True, has_critic=True)
     assert torch.allclose(hidden(policy, "policy"), hidden(policy, "reference"), atol=1e-6)
     policy.train()
     with torch.no_grad():

@@ -1,0 +1,239 @@
+"""The suite for a GPU, every part in small on a CPU, and how it keeps time and results."""
+
+import argparse
+import json
+import subprocess
+import sys
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+from ser_lightning.models.backbone import Backbone
+from ser_lightning.models.policy import load_policy
+from ser_lightning.models.reward_model import load_reward_model
+
+SCRIPT = Path(__file__).parents[2] / "benchmarks" / "gpu" / "run.py"
+
+
+@pytest.fixture
+def job(tmp_path):
+    made = import_module("benchmarks.gpu.job").Job(tmp_path / "part.json", True, 300, tmp_path / "out", tmp_path)
+    made.record()
+    return made
+
+
+def figures(job):
+    return json.loads(job.file.read_text())["figures"]
+
+
+@pytest.mark.parametrize("shape", ["135m", "0.5b"])
+def test_speed(job, shape):
+    import_module("benchmarks.gpu.speed").run(job, shape)
+    found = figures(job)
+    assert found["trained"] == ("full" if shape == "135m" else "lora")
+    tasks = found["profiles"]["hh"]
+    assert tasks["label"]["ways"].keys() == {
+        *("packed", "packed, adapters", "padded, adapters", "pipeline", "pipeline, defaults")
+    }
+    assert tasks["train"]["ways"].keys() == {"packed", "padded", "trl", "trl, defaults"}
+    for task in tasks.values():
+        ways = task["ways"]
+        assert all(way["pairs_per_second"] > 0 for way in ways.values())
+        padded = next(way for name, way in ways.items() if name.startswith("padded"))
+        assert ways["packed"]["tokens_per_pair"] < padded["tokens_per_pair"]
+
+
+@pytest.mark.parametrize("overlay", ["qlora_12gb", "lora_80gb"])
+def test_memory(job, overlay):
+    import_module("benchmarks.gpu.memory").train(job, overlay)
+    found = figures(job)
+    assert found["peaks"].keys() == {"loading", "training", "labelling"}
+    assert found["plan"]["all"]["training"] > found["plan"]["all"]["labelling"] > 0
+
+
+def test_memory_of_ppo(job):
+    import_module("benchmarks.gpu.memory").ppo(job)
+    assert figures(job)["peaks"].keys() == {"loading", "sampling", "sampling and scoring", "update"}
+    assert len(figures(job)["step_seconds"]) == 3
+
+
+def test_rl(job):
+    import_module("benchmarks.gpu.rl").run(job)
+    found = figures(job)
+    expected = 2 * 2 * 4  # prompts, responses to each, tokens
+    assert {side["tokens"] for side in found["sides"].values()} == {expected}
+    assert {sampler["tokens"] for sampler in found["samplers"].values()} == {expected}
+    assert found["samplers"].keys() == {"ours", "generate", "generate_batch"}
+
+
+def test_compilation_and_smoke(job):
+    import_module("benchmarks.gpu.compilation").run(job)
+    assert figures(job)["train"]["graphs"] == 0  # a CPU takes dense masks, which nobody compiles
+    import_module("benchmarks.gpu.smoke").run(job)
+    assert all(figures(job)[f"packed_{q}"]["largest_difference_over_spread"] < 0.2 for q in ("none", "nf4"))
+
+
+def test_evidence_goes_on_where_it_was(job):
+    evidence = import_module("benchmarks.gpu.evidence")
+    assert evidence.run(job) is None
+    [row] = figures(job)["runs"]
+    assert row["rounds"][0]["round"] == 0 and (row["model"], row["data"], row["seed"]) == ("smollm2-135m", "pandalm", 1)
+    assert [run[3] for run in evidence.plans(job)] == [1, 2, 3, 4, 5]
+    lines = (job.out / "evidence.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in lines] == [row]
+
+
+@pytest.mark.parametrize("quantize", ["none", "nf4"])
+@pytest.mark.parametrize("load", [load_reward_model, load_policy])
+def test_made_up_weights_are_laid_out_as_loaded_ones(tmp_path, quantize, load):
+    shapes = import_module("benchmarks.gpu.shapes")
+    folder = shapes.write_folder(tmp_path / "model", "8b", True)
+    backbone = Backbone(str(folder), quantize=quantize, dtype="bfloat16")
+    with shapes.random_weights("cpu"):
+        made = load(backbone)
+        classes = (AutoModelForCausalLM, AutoModelForSequenceClassification)
+        AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).save_pretrained(folder)
+    assert all("from_pretrained" not in vars(cls) for cls in classes)
+    loaded = load(backbone)
+    for one, other in ((made.named_parameters, loaded.named_parameters), (made.named_buffers, loaded.named_buffers)):
+        described = [{n: (type(p), p.dtype, p.shape, p.requires_grad) for n, p in group()} for group in (one, other)]
+        assert described[0] == described[1]
+    for name, buffer in loaded.named_buffers():
+        assert torch.equal(dict(made.named_buffers())[name], buffer), name
+
+
+def test_shared_weights_are_the_same_memory(tmp_path):
+    shapes = import_module("benchmarks.gpu.shapes")
+    folder = shapes.write_folder(tmp_path / "model", "0.5b", True)
+    with shapes.random_weights("cpu", share=True):
+        one, other = (AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16) for _ in range(2))
+    assert one.lm_head.weight is one.model.embed_tokens.weight  # tied, as the shape says
+    assert [p.data_ptr() for p in one.parameters()] == [p.data_ptr() for p in other.parameters()]
+
+
+# The one command.
+
+
+def run(*flags):
+    done = subprocess.run([sys.executable, str(SCRIPT), "--tiny", *flags], capture_output=True, text=True, check=False)
+    return done.returncode, done.stdout, done.stderr
+
+
+def test_parts_in_processes_of_their_own_leave_a_file_each(tmp_path):
+    out = tmp_path / "out"
+    places = ["--out", str(out), "--scratch", str(tmp_path / "scratch")]
+    code, text, errors = run(*places, "--only", "correctness", "distributed")
+    assert code == 0, text + errors
+    results = {file.stem: json.loads(file.read_text()) for file in out.glob("*.json")}
+    assert {name: result["status"] for name, result in results.items()} == {"correctness": "ok", "distributed": "ok"}
+    assert results["distributed"]["figures"]["runs"]["ddp, lora"] == {"rounds": 2, "backend": "gloo"}
+    assert results["correctness"]["figures"]["counts"]["passed"] > 0
+    for result in results.values():
+        assert result["tiny"] and result["machine"]["versions"]["torch"] == torch.__version__
+
+
+@pytest.fixture
+def suite():
+    return import_module("benchmarks.gpu.run")
+
+
+@pytest.fixture
+def settings(tmp_path):
+    return argparse.Namespace(
+        **{"out": tmp_path / "out", "scratch": tmp_path, "tiny": True, "only": None, "minutes": 9.0, "commit": None},
+        **{"data": None, "models": None},
+    )
+
+
+def write_result(settings, name, status, **more):
+    settings.out.mkdir(exist_ok=True)
+    (settings.out / f"{name}.json").write_text(json.dumps({"status": status, **more}))
+
+
+def test_what_is_missing_comes_first_then_what_failed(suite, settings):
+    for name, status in (("smoke", "ok"), ("correctness", "failed"), ("memory_12gb", "timed out")):
+        write_result(settings, name, status)
+    names = [part.name for part in suite.chosen_parts(settings)]
+    assert names[-2:] == ["correctness", "memory_12gb"] and "smoke" not in names and len(names) == len(suite.PARTS) - 1
+    settings.only = ["smoke"]
+    assert [part.name for part in suite.chosen_parts(settings)] == ["smoke"]
+
+
+def test_a_part_whose_time_is_over_is_killed_with_its_children_and_keeps_its_figures(suite, settings, monkeypatch):
+    part = suite.PARTS[0]
+    code = (
+        "import subprocess, sys, json, pathlib\n"
+        "child = subprocess.Popen(['sleep', '600'])\n"
+        f"file = pathlib.Path({str(settings.scratch / 'smoke.json')!r})\n"
+        "file.write_text(json.dumps({'figures': {'child': child.pid}}))\n"
+        "print('at work', flush=True)\n"
+        "child.wait()\n"
+    )
+    started = subprocess.Popen
+
+    def start(words, **kwargs):
+        return started([sys.executable, "-c", code], **kwargs)
+
+    monkeypatch.setattr(suite.subprocess, "Popen", start)
+    found = suite.Worker(part, settings).run(3)
+    assert found["status"] == "timed out" and found["error"] == ["at work"]
+    state = Path(f"/proc/{found['figures']['child']}/stat")
+    assert not state.exists() or state.read_text().split()[2] == "Z"
+
+
+def test_a_part_that_no_longer_fits_is_said_and_not_started(suite, settings):
+    settings.tiny, settings.minutes = False, 0.5
+    [line] = suite.run_parts([suite.PARTS[0]], settings)
+    assert line[:2] == ("smoke", "no time") and "needs 40 s" in line[3]
+    assert not settings.out.exists()
+
+
+def test_figures_are_not_lost_to_a_later_failure(suite, settings):
+    write_result(settings, "smoke", "timed out", figures={"rate": 1.0})
+    file = settings.out / "smoke.json"
+    suite.keep(file, {"status": "failed"})
+    assert json.loads(file.read_text())["figures"] == {"rate": 1.0}
+    suite.keep(file, {"status": "ok", "figures": {"rate": 2.0}})
+    assert json.loads(file.read_text())["status"] == "ok"
+
+
+# The tables.
+
+MACHINE = {"card": "Card X", "driver": "1.2", "versions": {"torch": "2.11.0"}}
+
+
+def test_without_results_every_table_says_so(tmp_path):
+    tables = import_module("benchmarks.gpu.tables")
+    (tmp_path / "smoke.json").write_text(json.dumps({"tiny": True, "figures": {"headline": "x"}}))
+    assert tables.load(tmp_path) == {}
+    texts = [text for page in tables.tables({}).values() for text in page.values()]
+    assert all("not measured yet" in text for text in texts) and tables.memory_measured({}) == {}
+
+
+def test_tables_by_hand():
+    tables = import_module("benchmarks.gpu.tables")
+    plan = {"all": {"training": 9 * 2**30, "labelling": 6 * 2**30}}
+    peaks = {"loading": 0, "training": 7 * 2**30, "labelling": 6 * 2**30}
+    memory = {"gigabytes": 12, "plan": plan, "peaks": peaks, "paged_bytes": 2**30}
+    ways = {
+        "packed": {"pairs_per_second": 100.0, "tokens_per_pair": 300, "peak_bytes": 2**31, "setting": 8192},
+        "packed, adapters": {"pairs_per_second": 80.0, "setting": 8192},
+        "padded, adapters": {"pairs_per_second": 40.0, "setting": 8192},
+        "pipeline": {"pairs_per_second": 50.0, "setting": 64},
+        "pipeline, defaults": {"pairs_per_second": 10.0, "setting": 1},
+    }
+    speed = {"shape": "8b", "layer_weights": 1000, "matmul_rate": 1.2e8, "profiles": {"hh": {"label": {"ways": ways}}}}
+    results = {
+        "memory_12gb": {"status": "ok", "machine": MACHINE, "figures": memory},
+        "speed_8b": {"status": "timed out", "machine": MACHINE, "figures": speed},
+    }
+    assert tables.memory_measured(results) == {"hardware/qlora_12gb.yaml": "8B: 8.0 GiB"}
+    found = tables.tables(results)
+    assert "| `qlora_12gb` | training | 12 GB | 8.0 | 9.0 | 1.12 |" in found["hardware.md"]["gpu_memory"]
+    assert "| `qlora_12gb` | labelling | 12 GB | 6.0 | 6.0 | 1.00 |" in found["hardware.md"]["gpu_memory"]
+    row = "| 8b | HH-RLHF | labelling | 100.0 | 50.0, pipeline in batches of 64 | 2.00 | 10.00 | 2.00 | 0.50 | 2.0 |"
+    assert row in found["performance.md"]["gpu_speed"].splitlines()
+    assert "Measured on Card X (driver 1.2, PyTorch 2.11.0), bfloat16." in found["performance.md"]["gpu_speed"]
