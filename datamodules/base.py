@@ -82,7 +82,7 @@ class PairFiles(pl.LightningDataModule):
         if "synthetic" in self.more_paths:
             found.append("new_data_path: got synthetic, which would make the same pairs again; give files")
         for name in counts:
-            if (value := getattr(self, name)) < 1:
+            if (value := getattr(self, name)) != "auto" and value < 1:
                 found.append(f"{name}: got {value}; use at least 1")
         if self.num_workers < 0:
             found.append(f"num_workers: got {self.num_workers}; use 0 or more")

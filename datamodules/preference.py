@@ -1,10 +1,11 @@
 """The data module: files in, batches out, and the only owner of splits and accepted labels."""
 
 from dataclasses import asdict, replace
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -26,6 +27,7 @@ from ser_lightning.datamodules.splits import SplitName, seed_problems
 from ser_lightning.datamodules.splitting import SplitPolicy
 from ser_lightning.errors import UserError, raise_problems
 from ser_lightning.evolution.selection import PseudoLabelMode, training_targets
+from ser_lightning.planning.memory import CPU_TOKENS, Tokens, auto_budgets, device_bytes
 from ser_lightning.records import PairBatch, PreferencePair, Selection
 from ser_lightning.training.features import FeatureTable, cache_features, dtype_of
 
@@ -54,7 +56,8 @@ class PreferenceDataModule(PairFiles):
         max_length: most tokens in a conversation; longer prompts lose their oldest turns.
         pairs_per_step: pairs in an optimiser step, over all devices.
         tokens_per_batch: most padded tokens in a training micro-batch; changes memory and speed, never the result.
-        tokens_per_scoring_batch: most padded tokens in a batch without gradients.
+            `auto` fills the GPU's memory, as far as `plan` can tell, and is 1,536 on a CPU.
+        tokens_per_scoring_batch: most padded tokens in a batch without gradients; `auto` as above, 4,096 on a CPU.
         num_workers: processes that load batches, 0 = the main one.
         split_seed: chooses the splits, the order of the batches and the synthetic pairs.
         cache_dir: folder for encoded pairs, default ser-lightning in the user's cache folder.
@@ -77,8 +80,8 @@ class PreferenceDataModule(PairFiles):
         val_fraction: float = 0.0,
         max_length: int = 512,
         pairs_per_step: int = 32,
-        tokens_per_batch: int = 4096,
-        tokens_per_scoring_batch: int = 16384,
+        tokens_per_batch: Tokens = 4096,
+        tokens_per_scoring_batch: Tokens = 16384,
         num_workers: int = 0,
         split_seed: int = 0,
         cache_dir: str | None = None,
@@ -102,6 +105,7 @@ class PreferenceDataModule(PairFiles):
         self.accepted = Selection.empty()
         self.fold_accepted: dict[int, Selection] = {}
         self._feature_key: str | None = None
+        self._auto_budgets: tuple[int, int] | None = None
         counts = ("max_length", "pairs_per_step", "tokens_per_batch", "tokens_per_scoring_batch", "synthetic_pairs")
         problems = self._problems(*counts)
         if eval_category is not None and not eval_sets:
@@ -200,12 +204,29 @@ class PreferenceDataModule(PairFiles):
 
     # Loaders.
 
+    def _budgets(self) -> tuple[int, int]:
+        """Tokens in a batch of training and of scoring."""
+        training, scoring = self.tokens_per_batch, self.tokens_per_scoring_batch
+        if "auto" not in (training, scoring):
+            return cast(tuple[int, int], (training, scoring))
+        if self._auto_budgets is None:
+            self._auto_budgets = CPU_TOKENS
+            if self.trainer is not None and self.trainer.strategy.root_device.type == "cuda":
+                module, memory = self.consumer, device_bytes("cuda")[1]
+                self._auto_budgets = auto_budgets(
+                    module.reward_model, module.backbone, str(self.trainer.precision), "cuda", memory
+                )
+            of_training, of_scoring = self._auto_budgets
+            rank_zero_info(f"Batches: auto is {of_training:,} tokens in training, {of_scoring:,} in scoring.")
+        found = zip((training, scoring), self._auto_budgets, strict=True)
+        return cast(tuple[int, int], tuple(auto if given == "auto" else given for given, auto in found))
+
     def train_dataloader(self) -> DataLoader[list[PairBatch]]:
         """Items: the micro-batches of one optimiser step, for this rank."""
         pairs = self._training_pairs()
         epoch = self.trainer.current_epoch if self.trainer is not None else self.phase.first_epoch
         order = epoch_order(len(pairs.rows), self.policy.split_seed, self.phase, epoch - self.phase.first_epoch)
-        shard = self._shard(self.tokens_per_batch, self._features())
+        shard = self._shard(self._budgets()[0], self._features())
         return make_loader(TrainingSteps(self.data.store, pairs, order, self.pairs_per_step, shard), self.num_workers)
 
     def scoring_dataloader(
@@ -235,7 +256,7 @@ class PreferenceDataModule(PairFiles):
     def _measuring(self, split: Literal["val", "test"], nothing: str) -> Any:
         """A loader for the split, if it has pairs, and one for each evaluation set."""
         loaders = [self._scoring_loader(self.data.measured(split))] if len(self.data.rows(split)) else []
-        shard = self._shard(self.tokens_per_scoring_batch)
+        shard = self._shard(self._budgets()[1])
         for one in self.eval_sets:
             loaders.append(make_loader(ScoringBatches(one.store, one.pairs(), shard, one.name), self.num_workers))
         if not loaders:
@@ -249,10 +270,10 @@ class PreferenceDataModule(PairFiles):
     def part_dataloader(self, part: int) -> DataLoader[PairBatch]:
         """Every pair of one part of the store as tokens, without labels and this rank's share of them."""
         pairs = PairSet.unlabelled(np.arange(*self.data.store.parts[part : part + 2]))
-        return self._loader(pairs, self._shard(self.tokens_per_scoring_batch))
+        return self._loader(pairs, self._shard(self._budgets()[1]))
 
     def _scoring_loader(self, pairs: PairSet) -> DataLoader[PairBatch]:
-        return self._loader(pairs, self._shard(self.tokens_per_scoring_batch, self._features()))
+        return self._loader(pairs, self._shard(self._budgets()[1], self._features()))
 
     def _loader(self, pairs: PairSet, shard: Shard) -> DataLoader[PairBatch]:
         return make_loader(ScoringBatches(self.data.store, pairs, shard), self.num_workers)

@@ -6,12 +6,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
 from jsonargparse import Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.fabric.utilities.rank_zero import _get_rank
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint, ProgressBar
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+from lightning.pytorch.utilities import rank_zero_info
 
 from ser_lightning import __version__
 from ser_lightning.callbacks.evaluation import EvaluationCallback
@@ -199,7 +201,9 @@ class SerCLI(LightningCLI):
             name = "metrics.csv" if self.subcommand == "fit" else f"metrics-{self.subcommand}.csv"
             config.logger = [MetricsFile(self.run_folder.path / name), *_as_list(config.logger)]
         try:
-            return super().instantiate_trainer(**kwargs)
+            trainer = super().instantiate_trainer(**kwargs)
+            use_tensor_cores(trainer.strategy.root_device)
+            return trainer
         except (MisconfigurationException, ValueError) as error:
             raise UserError(f"trainer: {' '.join(str(error).split())}") from error
 
@@ -255,6 +259,8 @@ def run(args: list[str], epilog: str = "") -> None:
         raise UserError(" ".join(str(error).split())) from error
     except MisconfigurationException as error:
         raise UserError(" ".join(str(error).split())) from error
+    except torch.OutOfMemoryError as error:
+        raise UserError(out_of_memory(error)) from error
     except RuntimeError as error:
         lost = lost_rank(error)
         if lost is None:
@@ -264,6 +270,27 @@ def run(args: list[str], epilog: str = "") -> None:
     finally:
         if not _get_rank():
             os.environ.pop(RUN_DIR_VARIABLE, None)
+
+
+def out_of_memory(error: BaseException) -> str:
+    """One line for PyTorch's many."""
+    text = " ".join(str(error).split()).split(". ")
+    tried = next((part for part in text if part.startswith("Tried to allocate")), "a batch does not fit")
+    return (
+        f"out of memory on the GPU ({tried[0].lower()}{tried[1:]}); halve tokens_per_batch where it trained, "
+        "tokens_per_scoring_batch where it scored or tokens_per_sampling_batch where it sampled (the result stays the "
+        "same), or set model.backbone.gradient_checkpointing"
+    )
+
+
+def use_tensor_cores(device: torch.device) -> None:
+    """Products of float32 in TF32 on CUDA, as most trainings have them, unless something else was set before.
+
+    PyTorch leaves it to be asked for, and Lightning's config has no place to.
+    """
+    if device.type == "cuda" and torch.get_float32_matmul_precision() == "highest":
+        torch.set_float32_matmul_precision("high")
+        rank_zero_info("Precision: products of float32 are in TF32 on this GPU.")
 
 
 def _user_problems(error: BaseException | None) -> list[str]:

@@ -28,6 +28,7 @@ from ser_lightning.models.reward_model import RewardModel
 from ser_lightning.modules.reward import RewardModule
 from ser_lightning.planning.memory import (
     Weights,
+    auto_budgets,
     count_weights,
     device_bytes,
     device_of,
@@ -155,6 +156,7 @@ def _memory(
     """Bytes by kind on one device, of training and of labelling; leaves the reward model with the shard of one rank."""
     backbone, precision = module.backbone, str(trainer.precision or "32-true")
     copies, gathered = workspace_bytes(reward_model, precision), (0, 0)
+    owner, there = device_bytes(device)
     is_sharded = strategy_kind(trainer.strategy) == "fsdp"
     if is_sharded:
         gathered = gathered_bytes(reward_model)
@@ -162,8 +164,13 @@ def _memory(
     weights, trained = count_weights(reward_model), trained_weights(reward_model)
     shape = shape_of(reward_model, backbone, precision, device)
     pairs = data.data.store, data.data.rows("all")
-    train_tokens = largest_batch(*pairs, layout, data.tokens_per_batch, data.pairs_per_step)
-    label_tokens = largest_batch(*pairs, layout, data.tokens_per_scoring_batch)
+    auto = auto_budgets(reward_model, backbone, precision, device, there)
+    budgets = [
+        own if given == "auto" else given
+        for given, own in zip((data.tokens_per_batch, data.tokens_per_scoring_batch), auto, strict=True)
+    ]
+    train_tokens = largest_batch(*pairs, layout, budgets[0], data.pairs_per_step)
+    label_tokens = largest_batch(*pairs, layout, budgets[1])
     optimizer = make_optimizer(module.optimizer, trained, "model.optimizer")
     check_optimizer(optimizer, is_sharded and backbone.train == "full", "model.optimizer")
     state, gradients = optimizer_bytes(optimizer), gradient_bytes(trained)
@@ -181,7 +188,6 @@ def _memory(
         "workspace, estimate": (copies + gathered[0], copies + gathered[1]),
     }
     kinds = {name: dict(zip(("training", "labelling"), pair, strict=True)) for name, pair in rows.items() if any(pair)}
-    owner, there = device_bytes(device)
     return {
         "device": device,
         "memory_of": owner,

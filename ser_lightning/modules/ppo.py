@@ -75,7 +75,8 @@ class PPOModule(PolicyModule):
         tokens_per_batch: most tokens in a micro-batch of whole responses; changes memory and speed, never the result.
         tokens_per_sampling_batch: most tokens in a batch of responses that are being sampled.
         layout: `shared_prompt` computes a prompt once for all responses to it, with the same result; `padded` gives
-            each response a row; `auto` shares prompts on a CPU where that is exact, and logs why where it does not.
+            each response a row; `auto` shares prompts where that is exact and, on a GPU,
+            FlexAttention works, and logs why where it does not.
     """
 
     def __init__(

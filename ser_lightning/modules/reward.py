@@ -39,7 +39,8 @@ class RewardModule(LightningModule):
         label_noise: share of human labels assumed wrong, in [0, 0.5).
         max_grad_norm: gradients are clipped to this norm.
         layout: `shared_prompt` computes the prompt of both responses once, with the same result; `padded` gives each
-            response a row; `auto` shares prompts on a CPU where that is exact, and logs why where it does not.
+            response a row; `auto` shares prompts where that is exact and, on a GPU,
+            FlexAttention works, and logs why where it does not.
     """
 
     def __init__(

@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from math import ceil
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,7 @@ from ser_lightning.models.backbone import Backbone, not_found
 from ser_lightning.models.loading import check_vocabulary, loading_arguments, prepare_body, read_config
 from ser_lightning.models.reward_model import RewardModel
 from ser_lightning.training.strategies import kept_whole, layers_of
+from ser_lightning.utils.collectives import own_part
 
 KINDS = ("embeddings", "body", "adapters", "head")
 _NF4_BLOCK, _ABSMAX_BLOCK = 64, 256
@@ -239,6 +240,57 @@ def workspace_bytes(reward_model: RewardModel, precision: str) -> int:
     is_cast = precision.endswith("-mixed")
     copied = sum(p.numel() for p in multiplied if p.dtype == torch.float32) if is_cast else 0
     return 2 * (copied + max((p.numel() for p in reward_model.parameters() if _is_4bit(p)), default=0))
+
+
+# Budgets
+
+Tokens = int | Literal["auto"]
+"""A budget of tokens in a batch; `auto` asks `auto_budgets`."""
+CPU_TOKENS = 1536, 4096
+"""Small batches of like length beat large ones on a CPU; training and labelling."""
+_USED_SHARE = 0.8
+"""Of the memory that is left: activations are an estimate, and the allocator leaves gaps."""
+_CONTEXT_BYTES = 2**30
+"""CUDA's own memory, and the kernels'."""
+_LEAST_TOKENS, _MOST_TOKENS = 1024, 65536
+
+
+def auto_budgets(
+    reward_model: RewardModel, backbone: Backbone, precision: str, device: str, num_bytes: int
+) -> tuple[int, int]:
+    """Tokens in a batch of training and of labelling that fill a GPU: multiples of 1,024 between 1,024 and 65,536.
+
+    They follow from the model and from all memory of the device, not from what happens to be free, so that a resumed
+    run has them again. The optimiser is taken for one with two states in float32.
+
+    Args:
+        reward_model: on any device, also meta.
+        backbone: how it is trained.
+        precision: as the trainer calls it.
+        device: `cpu` or `cuda`.
+        num_bytes: memory of the device.
+    """
+    if device != "cuda":
+        return CPU_TOKENS
+    trained = [own_part(p) for p in trained_weights(reward_model)]
+    weights = sum(
+        nf4_bytes(p.numel()) if _is_4bit(p) and p.is_meta else own_part(p).numel() * p.element_size()
+        for p in reward_model.parameters()
+    )
+    fixed = _CONTEXT_BYTES + weights + workspace_bytes(reward_model, precision)
+    training = fixed + gradient_bytes(trained) + 8 * sum(p.numel() for p in trained)
+    shape = shape_of(reward_model, backbone, precision, device)
+    checkpointing = backbone.gradient_checkpointing
+    # With a frozen body the largest batch is the one that computes its features.
+    labelling_token = labelling_activations(shape, 1)
+    training_token = training_activations(shape, backbone.train, checkpointing, 1)
+    per_token = labelling_token if backbone.train == "head" else max(training_token, labelling_token)
+
+    def budget(taken: int, a_token: int) -> int:
+        tokens = int(_USED_SHARE * (num_bytes - taken)) // a_token // 1024 * 1024
+        return max(_LEAST_TOKENS, min(_MOST_TOKENS, tokens))
+
+    return budget(training, per_token), budget(training, labelling_token)
 
 
 # Shards

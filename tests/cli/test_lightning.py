@@ -5,6 +5,7 @@ import torch
 import yaml
 
 from ser_lightning.__main__ import main
+from ser_lightning.cli.lightning import use_tensor_cores
 
 BORING = """
 model:
@@ -165,3 +166,37 @@ def test_the_command_line_wins_over_the_checkpoint(tmp_path, tiny_run, tiny_fit)
 
 def test_export_of_nothing_is_one_line(capsys):
     assert len(problems_of(capsys, "export", "no_run")) == 1
+
+
+def test_out_of_memory_names_what_to_lower(capsys, monkeypatch, tiny_run):
+    def fail(*args, **kwargs):
+        raise torch.OutOfMemoryError(
+            "CUDA out of memory. Tried to allocate 2.5 GiB. GPU 0 has a total capacity of 11.6 GiB. More.\nAnd more."
+        )
+
+    monkeypatch.setattr("ser_lightning.modules.reward.RewardModule.training_step", fail)
+    [problem] = problems_of(capsys, "fit", *tiny_run)
+    assert "out of memory on the GPU (tried to allocate 2.5 GiB); halve tokens_per_batch" in problem
+
+
+def test_float32_is_tf32_on_cuda_alone_and_a_users_choice_stays(monkeypatch):
+    chosen = []
+    monkeypatch.setattr(torch, "set_float32_matmul_precision", chosen.append)
+    use_tensor_cores(torch.device("cpu"))
+    assert not chosen
+    use_tensor_cores(torch.device("cuda"))
+    assert chosen == ["high"]
+    monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda: "medium")
+    use_tensor_cores(torch.device("cuda"))
+    assert chosen == ["high"]
+
+
+def test_auto_budgets_of_a_cpu_are_those_of_the_base(caplog, tmp_path, tiny_run):
+    """`auto` is a word of the config, and only the memory of a GPU makes it more than rm.yaml's numbers."""
+    with caplog.at_level("INFO"):
+        main(
+            ["fit", *tiny_run, "--data.tokens_per_batch=auto", "--data.tokens_per_scoring_batch=auto", "--run_dir=run"]
+        )
+    assert "Batches: auto is 1,536 tokens in training, 4,096 in scoring." in caplog.messages
+    recorded = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["data"]["init_args"]
+    assert (recorded["tokens_per_batch"], recorded["tokens_per_scoring_batch"]) == ("auto", "auto")

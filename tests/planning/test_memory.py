@@ -12,6 +12,8 @@ from ser_lightning.errors import UserError
 from ser_lightning.models.backbone import Backbone, LoraSettings, load_tokenizer
 from ser_lightning.models.reward_model import load_reward_model
 from ser_lightning.planning.memory import (
+    CPU_TOKENS,
+    auto_budgets,
     count_weights,
     device_of,
     gathered_bytes,
@@ -30,6 +32,13 @@ from ser_lightning.records import Padded
 from ser_lightning.training.strategies import spread
 from ser_lightning.utils.collectives import own_part
 
+WIDE = {
+    "hidden_size": 256,
+    "intermediate_size": 1024,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 4,
+    "max_position_embeddings": 512,
+}
 SETTINGS = [
     {"train": train, "dtype": dtype, "quantize": quantize}
     for train in ("full", "lora", "head")
@@ -184,6 +193,30 @@ def test_autocast_halves_the_body_and_copies_what_is_trained(odd_dir):
     assert workspace_bytes(meta, "32-true") == 0
     linear = (m.weight.numel() for m in meta.modules() if isinstance(m, torch.nn.Linear))
     assert workspace_bytes(meta, "bf16-mixed") == 2 * sum(linear)
+
+
+@pytest.mark.parametrize("settings", SETTINGS)
+def test_auto_budgets_are_those_of_a_plan_and_fit_its_memory(tmp_path, tiny_tokenizer, settings):
+    LlamaForCausalLM(LlamaConfig(**{**WIDE, "num_hidden_layers": 2}, vocab_size=len(tiny_tokenizer))).save_pretrained(
+        tmp_path
+    )
+    tiny_tokenizer.save_pretrained(tmp_path)
+    backbone = Backbone(str(tmp_path), **settings)
+    loaded, meta = load_reward_model(backbone), meta_reward_model(backbone, load_tokenizer(backbone))
+    budgets = []
+    for gib in (1.0, 1.25, 1.5, 2.0, 3.0, 8.0):
+        found = auto_budgets(meta, backbone, "32-true", "cuda", int(gib * 2**30))
+        assert all(1024 <= n <= 65536 and n % 1024 == 0 for n in found)
+        real = auto_budgets(loaded, backbone, "32-true", "cuda", int(gib * 2**30))
+        assert all(abs(one - other) <= 2048 for one, other in zip(found, real, strict=True))
+        budgets.append(found)
+        shape = shape_of(meta, backbone, "32-true", "cuda")
+        used = training_activations(shape, backbone.train, backbone.gradient_checkpointing, found[0])
+        assert found[0] == 1024 or used < gib * 2**30 - sum(kind.num_bytes for kind in count_weights(meta).values())
+    for one, next_one in zip(budgets, budgets[1:], strict=False):
+        assert all(a <= b for a, b in zip(one, next_one, strict=True))
+    assert budgets[0] == (1024, 1024) and budgets[-1][1] == 65536
+    assert auto_budgets(meta, backbone, "32-true", "cpu", 2**40) == CPU_TOKENS
 
 
 def test_problems_are_those_of_loading(odd_dir, tmp_path, tiny_tokenizer):
