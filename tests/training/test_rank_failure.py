@@ -207,9 +207,7 @@ def _go_on_in_the_last_phase(of, name, *extra):
     return ["fit", f"--run_dir={name}", "--ckpt_path=last", *extra]
 
 
-def test_a_trained_body_in_shards_learns_what_a_whole_one_does_and_goes_on_from_its_checkpoints(
-    tiny_run, on_two_ranks
-):
+def test_a_trained_body_in_shards_learns_what_a_whole_one_does_and_goes_on_from_its_checkpoints(tiny_run, on_two_ranks):
     """SGD, in which gradients that were added up or clipped wrongly would show; few tokens, so many micro-batches."""
     sgd = ("--model.optimizer=torch.optim.SGD", '--model.optimizer.init_args={"lr": 0.1, "momentum": 0.9}')
     flags = [*tiny_run, *GOES_ON, *sgd, "--model.max_grad_norm=0.02", "--data.tokens_per_batch=100"]
