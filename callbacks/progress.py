@@ -150,7 +150,7 @@ def round_work(
         selected: pool pairs that are trained on.
     """
     epochs, folds = evolution.phase_epochs(number), evolution.folds
-    labels_folds = evolution.committee or number < evolution.last_round
+    labels_folds = number < evolution.last_round  # no fold needs labels behind the last round
     phases = []
     for _ in range(folds):
         scored = pairs["seed"] / folds + (pairs["pool"] if labels_folds else 0)

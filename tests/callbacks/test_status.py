@@ -31,8 +31,6 @@ def test_work_of_a_round():
     assert round_work(callback, 0, PAIRS, 0) == first
     # The last round labels the pool once: no fold needs labels any more.
     assert round_work(callback, 1, PAIRS, 60)[0] == (third(2 * (20 + 60)), third(10 / 3))
-    callback.committee = True
-    assert round_work(callback, 1, PAIRS, 60)[0] == (third(2 * (20 + 60)), third((10 + 90) / 3))
 
 
 def test_time_left_is_of_the_work_left(clock):
