@@ -9,6 +9,7 @@ from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm, convert_inf
 
 from ser_lightning.callbacks.evolution import EvolutionCallback
+from ser_lightning.utils.durations import duration
 
 
 class PhaseProgressBar(TQDMProgressBar):
@@ -157,10 +158,3 @@ def round_work(
         phases.append((epochs * (pairs["seed"] * (1 - 1 / folds) + selected), SCORING * scored))
     phases.append((float(epochs * (pairs["seed"] + selected)), SCORING * (pairs["pool"] + pairs["test"])))
     return phases
-
-
-def duration(seconds: float) -> str:
-    """`40 s`, `12 min`, `3.5 h`."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

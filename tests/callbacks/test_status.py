@@ -54,8 +54,3 @@ def test_accuracy_so_far_is_that_of_the_last_round(clock):
 def test_other_trainings_have_nothing_to_say():
     trainer = SimpleNamespace(callbacks=[], datamodule=None)
     assert StatusLine(trainer).text(trainer) == ""
-
-
-@pytest.mark.parametrize(("seconds", "text"), [(40, "40 s"), (89, "89 s"), (720, "12 min"), (12600, "3.5 h")])
-def test_durations(seconds, text):
-    assert duration(seconds) == text
