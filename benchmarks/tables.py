@@ -1,7 +1,7 @@
 """Write the tables of `docs/` from the results of all studies: `python -m benchmarks.tables`.
 
 `tables.py` of a study names its page (`PAGE`) and gives its tables by name (`tables()`), or by page and name if it has
-no `PAGE`. Text between `<!-- NAME -->` and `<!-- end NAME -->` is replaced; everything else in a page is written by hand.
+no `PAGE`. Text between `<!-- NAME -->` and `<!-- end NAME -->` is replaced; the rest of a page is written by hand.
 """
 
 from collections import defaultdict

@@ -45,14 +45,14 @@ def go_on_with_arrivals(evolution: Any, trainer: Trainer, pl_module: LightningMo
     new_seed = new_seed[~torch.isin(new_seed.pair_id, torch.cat([s.pair_id for s in state.history]))]
     pool = complete_and_unique(concatenate([old, new]), data.pair_ids("pool"))
     context = evolution.context(trainer, [state.seed_scores[delivered], new_seed])
-    result, _, selection = evolution.judge(trainer, pool, context)
+    result, selection = evolution.judge(trainer, pool, context)
     unseen = evolution.score(trainer, "test", f"round {delivered} | scoring the test pairs")
     figures = drift_figures(old, pool, result, context, new_seed, unseen)
     publish_drift(trainer, round_files(trainer.default_root_dir, state.rows[-1].round + 1).drift, figures)
     rank_zero_info(f"Round {delivered}, with what arrived: {result.message}.")
     state.history.append(selection)
     state.earlier_label, state.pool_label = None, result.label
-    data.accept(selection, add=evolution.combine == "add")
+    data.accept(selection)
     state.finished, state.phase_index = False, 0
     state.round = state.first_round = state.rows[-1].round + 1
     evolution.begin_phase(trainer, pl_module)

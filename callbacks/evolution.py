@@ -29,8 +29,7 @@ from ser_lightning.callbacks.state import EvolutionState, seed_credits
 from ser_lightning.errors import NothingToDo, UserError, raise_problems
 from ser_lightning.evolution.forecast import net_label_change
 from ser_lightning.evolution.guards import Level
-from ser_lightning.evolution.length_quota import keep_length_share
-from ser_lightning.evolution.selection import PseudoLabelMode, SelectionContext, SelectionResult, SelectionRule
+from ser_lightning.evolution.selection import SelectionContext, SelectionResult, SelectionRule
 from ser_lightning.evolution.settings import settings_problems
 from ser_lightning.records import PairScores, Selection
 from ser_lightning.runs.files import (
@@ -42,7 +41,7 @@ from ser_lightning.runs.files import (
     write_rounds,
     write_test_scores,
 )
-from ser_lightning.training.scoring import concatenate, mean_scores, score_pairs
+from ser_lightning.training.scoring import concatenate, score_pairs
 from ser_lightning.utils.atomic import write_atomically
 from ser_lightning.utils.seeds import hash_seed
 
@@ -57,13 +56,7 @@ class EvolutionCallback(Callback):
         epochs_per_round: epochs over seed and selected pairs in every later round.
         folds: parts of the seed that are left out in turn, to score the seed by models that have not seen it; each
             costs one more training a round. 0 goes without: no calibration, and the last round is delivered.
-        committee: label the pool with the mean reward of the fold models and the main one, not the main one alone.
-        restart: what starts anew in a round: the `weights` (and the optimiser), the `optimizer`, or `nothing`.
-        combine: new labels `replace` the earlier ones, or `add` to them.
-        seed_share: share of the seed in the training weight; null weighs every pair the same.
-        pseudo_label_mode: how an accepted label is trained on: `hard` as if a person had given it, `soft` as the
-            probability that the rule gives it, `weighted` as hard with the weight (2q - 1)^2 of its probability q.
-        length_quota: `seed` drops the least sure pairs until the longer response wins as often as in the seed.
+        restart: what starts anew in a round: the `weights` (and the optimiser), or `nothing`.
         min_gain: accuracy (a share, above 0) that makes a round worth its compute; evolution is forecast to converge
             where no further round gains as much.
         stop_by: what ends evolution before `max_rounds`: the `rule` alone, or the `forecast` of convergence as well.
@@ -76,19 +69,13 @@ class EvolutionCallback(Callback):
         seed_epochs: int = 3,
         epochs_per_round: int = 2,
         folds: int = 3,
-        committee: bool = False,
-        restart: Literal["nothing", "optimizer", "weights"] = "weights",
-        combine: Literal["replace", "add"] = "replace",
-        seed_share: float | None = None,
-        pseudo_label_mode: PseudoLabelMode = "hard",
-        length_quota: Literal["none", "seed"] = "none",
+        restart: Literal["nothing", "weights"] = "weights",
         min_gain: float = 0.005,
         stop_by: Literal["rule", "forecast"] = "rule",
     ) -> None:
         self.rule, self.max_rounds = rule, max_rounds
         self.seed_epochs, self.epochs_per_round = seed_epochs, epochs_per_round
-        self.folds, self.committee, self.restart, self.combine = folds, committee, restart, combine
-        self.seed_share, self.pseudo_label_mode, self.length_quota = seed_share, pseudo_label_mode, length_quota
+        self.folds, self.restart = folds, restart
         self.min_gain, self.stop_by = min_gain, stop_by
         raise_problems(settings_problems(self))
         self.state = EvolutionState()
@@ -200,28 +187,21 @@ class EvolutionCallback(Callback):
         return max(0, self.state.first_round - 1) + self.max_rounds
 
     def _begin_data_phase(self, trainer: Trainer) -> None:
-        seed_share = None if self.state.round == 0 else self.seed_share
-        folds, first_epoch = max(1, self.folds), self.state.phase_first_epoch
-        trainer.datamodule.begin_phase(
-            self.state.round, self.fold, folds, seed_share, first_epoch, self.pseudo_label_mode
-        )
+        state = self.state
+        trainer.datamodule.begin_phase(state.round, self.fold, max(1, self.folds), state.phase_first_epoch)
 
     def begin_phase(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Data, weights, optimiser and learning rates of the phase that the state names."""
         self.state.phase_first_epoch = self.state.epochs_done
         self._begin_data_phase(trainer)
         pl_module.begin_phase(self.state.phase_first_epoch, self._phase_epochs)
-        optimizer = trainer.optimizers[0]
         if self.state.round == 0 or self.restart == "weights":
             pl_module.restart()
-            optimizer.state.clear()
+            trainer.optimizers[0].state.clear()
             return
         state = torch.load(self._phase_file(trainer, self.state.round - 1, self.fold), weights_only=True)
         pl_module.reward_model.load_trainable_state(state["weights"])
-        if self.restart == "nothing":
-            trainer.strategy.load_optimizer_state_dict({"optimizer_states": [state["optimizer"]]})
-        else:
-            optimizer.state.clear()
+        trainer.strategy.load_optimizer_state_dict({"optimizer_states": [state["optimizer"]]})
 
     def _phase_state(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
         optimizer = trainer.strategy.optimizer_state(trainer.optimizers[0])
@@ -236,7 +216,7 @@ class EvolutionCallback(Callback):
     def _end_fold(self, trainer: Trainer) -> None:
         name = f"round {self.state.round} | scoring fold {self.state.phase_index + 1}/{self.folds}"
         self.state.fold_scores.append(self.score(trainer, "seed", name, self.fold))
-        if self.committee or self.state.round < self.last_round:
+        if self.state.round < self.last_round:
             name = f"round {self.state.round} | labelling for fold {self.state.phase_index + 1}/{self.folds}"
             self.state.fold_pool_scores.append(self.score(trainer, "pool", name))
 
@@ -261,22 +241,20 @@ class EvolutionCallback(Callback):
     def _end_round(self, trainer: Trainer, pl_module: LightningModule) -> None:
         data = trainer.datamodule
         pool = self.score(trainer, "pool", f"round {self.state.round} | labelling the pool")
-        if self.committee:
-            pool = mean_scores([pool, *self.state.fold_pool_scores])
         context = self.context(trainer, self.state.fold_scores)
-        result, keep, selection = self.judge(trainer, pool, context)
+        result, selection = self.judge(trainer, pool, context)
         pl_module.set_scale(*context.scale())
         self.state.rows.append(self._row(trainer, pool, context, result, selection))
         self._forecast(trainer)
-        level = self._ask_guards(trainer, pool, context, result, keep)
-        self._write_round(trainer, pl_module, pool, result, keep)
+        level = self._ask_guards(trainer, pool, context, result)
+        self._write_round(trainer, pl_module, pool, result)
         rank_zero_info(f"Round {self.state.round}: {result.message}; {forecast_text(self.state.rows[-1])}.")
         self.state.history.append(selection)
         is_last = result.converged or len(selection) == 0 or self.state.round >= self.last_round
         if is_last or self._is_forecast_to_converge() or level in ("stop", "rollback"):
             self._finish(trainer, pl_module)
         else:
-            data.accept(selection, add=self.combine == "add")
+            data.accept(selection)
             self._accept_for_folds(trainer, context)
         self.state.fold_scores, self.state.fold_pool_scores = [], []
         self.state.cost = {}
@@ -288,23 +266,21 @@ class EvolutionCallback(Callback):
         seed = concatenate(parts)
         return SelectionContext(seed, trainer.datamodule.seed_labels(seed.pair_id), self.state.history)
 
-    def judge(
-        self, trainer: Trainer, pool: PairScores, context: SelectionContext
-    ) -> tuple[SelectionResult, Tensor, Selection]:
-        """The rule's result for the pool, what the length quota keeps of it, and the selection, equal on all ranks."""
+    def judge(self, trainer: Trainer, pool: PairScores, context: SelectionContext) -> tuple[SelectionResult, Selection]:
+        """What the rule says of the pool, and the selection that all ranks take."""
         result = self.rule.select(pool, context)
-        keep = result.keep if self.length_quota == "none" else keep_length_share(result, pool, context)
+        keep = result.keep
         selection = Selection(
             pool.pair_id[keep], result.label[keep], result.confidence[keep], result.status, self.state.round
         )
-        return result, keep, trainer.strategy.broadcast(selection)
+        return result, trainer.strategy.broadcast(selection)
 
     def _ask_guards(
-        self, trainer: Trainer, pool: PairScores, context: SelectionContext, result: SelectionResult, keep: Tensor
+        self, trainer: Trainer, pool: PairScores, context: SelectionContext, result: SelectionResult
     ) -> Level:
         """What the guards say of the round; bars it from delivery where they take it back."""
         state = self.state
-        level = ask_guards(trainer, state, self._seed_credits(trainer), pool, context, result, keep)
+        level = ask_guards(trainer, state, self._seed_credits(trainer), pool, context, result)
         if level == "rollback" and any(row.round not in state.barred for row in state.rows[:-1]):
             state.barred.append(state.round)
         return level
@@ -321,9 +297,9 @@ class EvolutionCallback(Callback):
         """
         for fold, pool in enumerate(self.state.fold_pool_scores):
             past = self.state.fold_history.setdefault(fold, [])
-            _, _, selection = self.judge(trainer, pool, SelectionContext(context.scores, context.target, past))
+            _, selection = self.judge(trainer, pool, SelectionContext(context.scores, context.target, past))
             past.append(selection)
-            trainer.datamodule.accept(selection, add=self.combine == "add", fold=fold)
+            trainer.datamodule.accept(selection, fold)
 
     def _row(
         self,
@@ -360,7 +336,7 @@ class EvolutionCallback(Callback):
         return self.stop_by == "forecast" and self.state.rows[-1].predicted_last_round <= self.state.round
 
     def _write_round(
-        self, trainer: Trainer, pl_module: LightningModule, pool: PairScores, result: SelectionResult, keep: Tensor
+        self, trainer: Trainer, pl_module: LightningModule, pool: PairScores, result: SelectionResult
     ) -> None:
         delivered = choose_round(self._seed_credits(trainer), self.state.barred)
         for row in self.state.rows:
@@ -375,7 +351,7 @@ class EvolutionCallback(Callback):
         self._spend("other")
         if trainer.is_global_zero:
             write_cost(self._files(trainer).cost, self.state.cost)
-            write_audit(self._files(trainer).audit, pool, result, keep)
+            write_audit(self._files(trainer).audit, pool, result)
             write_rounds(trainer.default_root_dir, self.state.rows)
         for logger in trainer.loggers:
             logger.log_metrics(self.state.rows[-1].figures(), step=trainer.global_step)

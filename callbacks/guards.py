@@ -95,7 +95,6 @@ def ask_guards(
     pool: PairScores,
     context: SelectionContext,
     result: SelectionResult,
-    keep: Tensor,
 ) -> Level:
     """What the run's guards say of a round; "ignore" without any.
 
@@ -106,14 +105,12 @@ def ask_guards(
         pool: (N,) scores that the labels were made of.
         context: out-of-fold scores and labels of the seed.
         result: (N,) the rule's result.
-        keep: (N,) what is to be trained on.
     """
     view = RoundView(
         state.round,
         pool,
         state.fold_pool_scores,
         result,
-        keep,
         state.pool_label,
         context,
         state.seed_scores,

@@ -9,6 +9,7 @@ from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm, convert_inf
 
 from ser_lightning.callbacks.evolution import EvolutionCallback
+from ser_lightning.utils.durations import duration
 
 
 class PhaseProgressBar(TQDMProgressBar):
@@ -150,17 +151,10 @@ def round_work(
         selected: pool pairs that are trained on.
     """
     epochs, folds = evolution.phase_epochs(number), evolution.folds
-    labels_folds = evolution.committee or number < evolution.last_round
+    labels_folds = number < evolution.last_round  # no fold needs labels behind the last round
     phases = []
     for _ in range(folds):
         scored = pairs["seed"] / folds + (pairs["pool"] if labels_folds else 0)
         phases.append((epochs * (pairs["seed"] * (1 - 1 / folds) + selected), SCORING * scored))
     phases.append((float(epochs * (pairs["seed"] + selected)), SCORING * (pairs["pool"] + pairs["test"])))
     return phases
-
-
-def duration(seconds: float) -> str:
-    """`40 s`, `12 min`, `3.5 h`."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

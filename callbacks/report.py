@@ -10,15 +10,13 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_warn
-from torch import Tensor
 
 from ser_lightning.callbacks.alerts import log_round_tables, log_run_artifact
 from ser_lightning.callbacks.baselines import bag_of_words_accuracy, longer_accuracy
 from ser_lightning.callbacks.evolution import EvolutionCallback
 from ser_lightning.callbacks.state import EvolutionState
 from ser_lightning.datamodules.preference import PreferenceDataModule
-from ser_lightning.evaluation.calibration import prob_a_wins
-from ser_lightning.evaluation.metrics import NUM_CALIBRATION_BINS
+from ser_lightning.evaluation.metrics import confidence_and_right, reliability
 from ser_lightning.records import PairScores, PreferencePair
 from ser_lightning.runs.files import PAGE, ROUNDS, read_audit, round_files, write_json
 
@@ -129,35 +127,13 @@ def round_notes(data: PreferenceDataModule, folder: Path, number: int, seed: Pai
             "seed_oof_accuracy": len(seed),
             "test_accuracy": data.held_out_labels("test").count_right(test, torch.ones(len(test)))[0],
         },
-        "reliability": reliability(seed, data.seed_labels(seed.pair_id), model["temperature"]),
+        "reliability": reliability(
+            *confidence_and_right(seed.margin, data.seed_labels(seed.pair_id), model["temperature"])
+        ),
         "length": _length_points(data, audit),
         "cards": choose_cards(data, audit, before),
         "fingerprints": {"data": data.state_dict()["fingerprint"], **(model.get("identity") or {})},
     }
-
-
-def reliability(seed: PairScores, target: Tensor, temperature: float) -> list[dict[str, float]]:
-    """Stated and true accuracy by bins of confidence, those of the calibration error; empty bins are left out.
-
-    Args:
-        seed: (M,) out-of-fold scores.
-        target: (M,) 1 where a is the better response.
-        temperature: divides the margins before the sigmoid.
-    """
-    prob_a = prob_a_wins(seed.margin, temperature)
-    confidence, right = torch.maximum(prob_a, 1 - prob_a), (seed.margin > 0) == (target > 0.5)
-    place = (confidence * NUM_CALIBRATION_BINS).ceil().long().clamp(1, NUM_CALIBRATION_BINS) - 1
-    found = []
-    for number in place.unique().tolist():
-        here = place == number
-        found.append(
-            {
-                "pairs": int(here.sum()),
-                "confidence": float(confidence[here].double().mean()),
-                "right": int(right[here].sum()),
-            }
-        )
-    return found
 
 
 def choose_cards(

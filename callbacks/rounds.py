@@ -11,12 +11,12 @@ from rich.table import Table
 from torch import Tensor
 
 from ser_lightning.datamodules.preference import PreferenceDataModule
-from ser_lightning.evaluation.calibration import prob_a_wins
-from ser_lightning.evaluation.metrics import calibration_error, half_credit, length_correlation
+from ser_lightning.evaluation.metrics import calibration_error, confidence_and_right, half_credit, length_correlation
 from ser_lightning.evolution.forecast import look_ahead
 from ser_lightning.evolution.selection import SelectionContext, SelectionResult
 from ser_lightning.records import PairScores, Selection
 from ser_lightning.runs.files import RoundRow
+from ser_lightning.utils.durations import duration
 
 
 def round_figures(
@@ -38,8 +38,7 @@ def round_figures(
         selection: what was kept of it.
     """
     seed, truth = context.scores, data.held_out_labels("pool")
-    prob_a = prob_a_wins(seed.margin, context.scale()[0])
-    right = (seed.margin > 0) == (context.target > 0.5)
+    confidence, right = confidence_and_right(seed.margin, context.target, context.scale()[0])
     test_label = half_credit(test.margin, torch.ones(len(test)))
     return {
         "scored": len(pool),
@@ -49,7 +48,7 @@ def round_figures(
         "pool_accuracy": _share(truth.count_right(pool.pair_id, result.label)),
         "seed_oof_accuracy": float(half_credit(seed.margin, context.target).mean()) if len(seed) else math.nan,
         "test_accuracy": _share(data.held_out_labels("test").count_right(test.pair_id, test_label)),
-        "calibration_error": calibration_error(torch.maximum(prob_a, 1 - prob_a), right),
+        "calibration_error": calibration_error(confidence, right),
         "length_correlation": length_correlation(pool.margin, pool.length_difference),
     }
 
@@ -124,7 +123,11 @@ def rounds_table(rows: list[RoundRow]) -> Table:
     for row in rows:
         accuracies = (row.pseudo_label_accuracy, row.pool_accuracy, row.seed_oof_accuracy, row.test_accuracy)
         cells = [str(row.kept), str(row.scored), str(row.flipped), str(row.status), *(f"{a:.3f}" for a in accuracies)]
-        cells += [f"{row.calibration_error:.2f}", f"{row.length_correlation:+.2f}", _duration(row.seconds)]
+        cells += [
+            f"{row.calibration_error:.2f}",
+            f"{row.length_correlation:+.2f}",
+            duration(row.seconds).replace(" ", ""),
+        ]
         table.add_row(f"{'* ' if row.delivered else ''}{row.round}", *cells, style="bold" if row.delivered else None)
     return table
 
@@ -141,10 +144,3 @@ def print_rounds(rows: list[RoundRow]) -> None:
 def _share(counts: tuple[int, float]) -> float:
     known, right = counts
     return right / known if known else math.nan
-
-
-def _duration(seconds: float) -> str:
-    for unit, size in (("h", 3600), ("m", 60)):
-        if seconds >= 2 * size:
-            return f"{seconds / size:.0f}{unit}"
-    return f"{seconds:.0f}s"

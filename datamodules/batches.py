@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,6 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler
 from ser_lightning.data.layouts import PADDED, Layout
 from ser_lightning.data.packing import share_by_tokens
 from ser_lightning.data.reader import PairStore
-from ser_lightning.evolution.selection import PseudoLabelMode
 from ser_lightning.records import Features, Inputs, PairBatch, Selection
 from ser_lightning.training.features import FeatureTable
 from ser_lightning.utils.seeds import hash_seed
@@ -29,17 +28,13 @@ class Phase:
         round: 0 = the seed alone has spoken.
         fold: the fold of the seed that is left out, None = none.
         num_folds: folds of the seed.
-        seed_share: share of the total weight that the seed pairs carry, None = every pair weighs 1.
         first_epoch: the run's epoch in which it begins.
-        pseudo_label_mode: how accepted labels are trained on.
     """
 
     round: int = 0
     fold: int | None = None
     num_folds: int = 3
-    seed_share: float | None = None
     first_epoch: int = 0
-    pseudo_label_mode: PseudoLabelMode = "hard"
 
 
 @dataclass(frozen=True)
@@ -88,50 +83,37 @@ class PairSet:
     Attributes:
         rows: (N,) int64 rows of the store.
         target: (N,) float32 probability that a wins, NaN = must not be known.
-        weight: (N,) float32.
     """
 
     rows: np.ndarray
     target: np.ndarray
-    weight: np.ndarray
 
     @classmethod
     def unlabelled(cls, rows: np.ndarray) -> "PairSet":
         """Pairs to score."""
-        return cls(rows, np.full(len(rows), np.nan, np.float32), np.ones(len(rows), np.float32))
+        return cls(rows, np.full(len(rows), np.nan, np.float32))
 
     @classmethod
     def labelled(cls, rows: np.ndarray, labels: np.ndarray) -> "PairSet":
-        """Pairs to measure on, all of weight 1."""
-        return cls(rows, labels.astype(np.float32), np.ones(len(rows), np.float32))
+        """Pairs to train or measure on."""
+        return cls(rows, labels.astype(np.float32))
 
 
-def seed_and_pseudo_weights(num_seed: int, num_pseudo: int, seed_share: float | None) -> tuple[float, float]:
-    """Weight of a seed pair and of a pseudo-labelled pair; over all pairs they are 1 on average."""
-    if seed_share is None or not num_seed or not num_pseudo:
-        return 1.0, 1.0
-    num_pairs = num_seed + num_pseudo
-    return seed_share * num_pairs / num_seed, (1 - seed_share) * num_pairs / num_pseudo
-
-
-def merge_selections(old: Selection, new: Selection) -> Selection:
-    """Both selections in the order of their pair id; the newer label wins where they share a pair.
+def checked_selection(selection: Selection) -> Selection:
+    """A selection in the order of its pair ids.
 
     Raises:
-        ValueError: `new` has a pair twice, or a label that is neither 0 nor 1.
+        ValueError: it has a pair twice, or a label that is neither 0 nor 1.
     """
-    if len(new.pair_id.unique()) < len(new) or not bool(((new.label == 0) | (new.label == 1)).all()):
+    is_label = (selection.label == 0) | (selection.label == 1)
+    if len(selection.pair_id.unique()) < len(selection) or not bool(is_label.all()):
         raise ValueError("selection: needs each pair once, with the label 0 or 1")
-    new_id = new.pair_id.cpu()
-    is_kept = ~torch.isin(old.pair_id, new_id)
-    pair_id = torch.cat([old.pair_id[is_kept], new_id])
-    order = pair_id.argsort()
-    return Selection(
-        pair_id[order],
-        torch.cat([old.label[is_kept], new.label.to("cpu", torch.int8)])[order],
-        torch.cat([old.probability[is_kept], new.probability.to("cpu", torch.float32)])[order],
-        new.status,
-        new.round,
+    order = selection.pair_id.cpu().argsort()
+    return replace(
+        selection,
+        pair_id=selection.pair_id.cpu()[order],
+        label=selection.label.to("cpu", torch.int8)[order],
+        probability=selection.probability.to("cpu", torch.float32)[order],
     )
 
 
@@ -155,12 +137,11 @@ def make_batch(
 ) -> PairBatch:
     """One batch of the pairs at `positions`; a filler weighs nothing."""
     rows = pairs.rows[positions]
-    weight = torch.from_numpy(pairs.weight[positions])
     return PairBatch(
         inputs=shard.lay_out(store, rows),
         pair_id=torch.from_numpy(store.pair_id[rows]),
         target=torch.from_numpy(pairs.target[positions]),
-        weight=torch.zeros_like(weight) if is_filler else weight,
+        weight=torch.full((len(rows),), 0.0 if is_filler else 1.0),
         num_step_pairs=num_step_pairs,
         eval_set=eval_set,
     )

@@ -16,17 +16,15 @@ from ser_lightning.datamodules.batches import (
     ScoringBatches,
     Shard,
     TrainingSteps,
+    checked_selection,
     epoch_order,
     make_loader,
-    merge_selections,
-    seed_and_pseudo_weights,
 )
 from ser_lightning.datamodules.evaluation_sets import EvaluationSet
 from ser_lightning.datamodules.held_out_labels import HeldOutLabels
 from ser_lightning.datamodules.splits import SplitName, seed_problems
 from ser_lightning.datamodules.splitting import SplitPolicy
 from ser_lightning.errors import UserError, raise_problems
-from ser_lightning.evolution.selection import PseudoLabelMode, training_targets
 from ser_lightning.planning.memory import CPU_TOKENS, Tokens, auto_budgets, device_bytes
 from ser_lightning.records import PairBatch, PreferencePair, Selection
 from ser_lightning.training.features import FeatureTable, cache_features, dtype_of
@@ -138,9 +136,7 @@ class PreferenceDataModule(PairFiles):
         round: int = 0,
         fold: int | None = None,
         num_folds: int = 3,
-        seed_share: float | None = None,
         first_epoch: int = 0,
-        pseudo_label_mode: PseudoLabelMode = "hard",
     ) -> None:
         """Choose the pairs of the next epochs: the seed without one fold, and the accepted selection.
 
@@ -148,33 +144,28 @@ class PreferenceDataModule(PairFiles):
             round: number of the round, enters the order of the batches.
             fold: fold of the seed to leave out, None = none.
             num_folds: folds of the seed, by dialogue.
-            seed_share: share of the total weight that the seed pairs carry, None = every pair weighs 1.
             first_epoch: the run's epoch in which the phase begins.
-            pseudo_label_mode: how accepted labels are trained on, see `selection.training_targets`.
         """
         if fold is not None and not 0 <= fold < num_folds:
             raise ValueError(f"fold: got {fold} of {num_folds}")
-        if seed_share is not None and not 0 <= seed_share <= 1:
-            raise UserError(f"seed_share: got {seed_share}; use a share from 0 to 1, or null")
-        self.phase = Phase(round, fold, num_folds, seed_share, first_epoch, pseudo_label_mode)
+        self.phase = Phase(round, fold, num_folds, first_epoch)
 
-    def accept(self, selection: Selection, add: bool = False, fold: int | None = None) -> None:
+    def accept(self, selection: Selection, fold: int | None = None) -> None:
         """Take labels that the model gave to pool pairs; the next phase trains on them.
 
         Args:
             selection: labels for pairs of the pool.
-            add: keep what was accepted before, except for the same pairs, whose newer label wins.
             fold: the labels are for the phases that leave out this fold, and come from a model that left it out too:
                 labels of one that had seen the fold would carry it back in.
         """
         pool = self.pair_ids("pool")
         if num_strangers := int((~torch.isin(selection.pair_id.cpu(), pool)).sum()):
             raise ValueError(f"selection: {num_strangers} of {len(selection)} pairs are not in the pool")
-        merged = merge_selections(self.accepted_in(fold) if add else Selection.empty(), selection)
+        accepted = checked_selection(selection)
         if fold is None:
-            self.accepted = merged
+            self.accepted = accepted
         else:
-            self.fold_accepted[fold] = merged
+            self.fold_accepted[fold] = accepted
 
     def accepted_in(self, fold: int | None) -> Selection:
         """The accepted labels that a phase without this fold trains on; None is the phase that leaves nothing out."""
@@ -193,14 +184,8 @@ class PreferenceDataModule(PairFiles):
             seed = seed[~np.isin(seed, self.data.rows("seed", phase.fold, phase.num_folds))]
         selection = self.accepted_in(phase.fold)
         accepted = self.data.rows_of(selection.pair_id.tolist())
-        weights = seed_and_pseudo_weights(len(seed), len(accepted), phase.seed_share)
-        target, weight = training_targets(selection.label, selection.probability, phase.pseudo_label_mode)
-        pseudo_weight = weights[1] * weight.numpy()
-        return PairSet(
-            rows=np.concatenate([seed, accepted]),
-            target=np.concatenate([self.data.seed_labels(seed), target.numpy()]).astype(np.float32),
-            weight=np.concatenate([np.full(len(seed), weights[0]), pseudo_weight]).astype(np.float32),
-        )
+        labels = [self.data.seed_labels(seed), selection.label.numpy()]
+        return PairSet.labelled(np.concatenate([seed, accepted]), np.concatenate(labels))
 
     # Loaders.
 

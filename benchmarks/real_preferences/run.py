@@ -61,16 +61,11 @@ TRAINING = (
     *(f"--evolution.{name}={value}" for name, value in EVOLUTION.items()),
     "--trainer.enable_model_summary=false",
 )
+# results.jsonl holds more: options that no longer exist (docs/results.md).
 CONDITIONS = {
     "ours": RULES["ours"],
     "all_labels": [flag for flag in RULES["all_labels"] if "seed_epochs" not in flag],
     **{name: RULES[name] for name in ("paper", "released", "keep_all", "top_half")},
-    "soft": ["--evolution.pseudo_label_mode=soft"],
-    "weighted": ["--evolution.pseudo_label_mode=weighted"],
-    "committee": ["--evolution.committee=true"],
-    "seed_share": ["--evolution.seed_share=0.5"],
-    "quota": ["--evolution.length_quota=seed"],
-    "add": ["--evolution.combine=add"],
 }
 BASELINES = "baselines"
 

@@ -36,8 +36,8 @@ CHUNK = 1024
 _SUFFIXES = (".parquet", ".csv", ".jsonl")
 _SIDES: dict[Kind, tuple[str, ...]] = {"chosen": ("_chosen", "_rejected"), "sides": ("_a", "_b"), "single": ("",)}
 """What the columns of each response are called behind `reward` and `tokens`."""
-_REASONS = {
-    **DROPS,
+_REASONS: dict[str, str] = {
+    **{str(reason): text for reason, text in DROPS.items()},
     "too_long": "a response does not fit",
 }
 

@@ -54,6 +54,37 @@ def calibration_error(probability: Tensor, right: Tensor) -> float:
     return float(binary_calibration_error(probability.float(), right.long(), n_bins=NUM_CALIBRATION_BINS))
 
 
+def reliability(probability: Tensor, right: Tensor) -> list[dict[str, float]]:
+    """The bins of `calibration_error` that hold pairs: how many, their mean `confidence`, and how many are `right`.
+
+    Args:
+        probability: (N,) stated probability that the label is right.
+        right: (N,) bool, whether it was.
+    """
+    edges = torch.linspace(0, 1, NUM_CALIBRATION_BINS + 1)
+    place = torch.bucketize(probability.float(), edges, right=True)
+    return [
+        {
+            "pairs": int((place == i).sum()),
+            "confidence": float(probability[place == i].double().mean()),
+            "right": int(right[place == i].sum()),
+        }
+        for i in place.unique().tolist()
+    ]
+
+
+def confidence_and_right(margin: Tensor, target: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """(N,) stated probability that the better response by the margin is the better one, and (N,) bool whether it is.
+
+    Args:
+        margin: (N,) reward_a - reward_b.
+        target: (N,) 1 where a is the better response.
+        temperature: divides the margins before the sigmoid.
+    """
+    prob_a = prob_a_wins(margin, temperature)
+    return torch.maximum(prob_a, 1 - prob_a), (margin > 0) == (target > 0.5)
+
+
 def ks_distance(one: Tensor, other: Tensor, p_value: float) -> tuple[float, float]:
     """Kolmogorov-Smirnov distance of two samples, and the distance that chance exceeds with probability `p_value`.
 
@@ -120,15 +151,13 @@ def pair_figures(
     """
     num_right = float(half_credit(margin, target).sum())
     low, high = wilson_interval(num_right, len(margin))
-    prob_a = prob_a_wins(margin, temperature)
-    confidence, right = torch.maximum(prob_a, 1 - prob_a), (margin > 0) == (target > 0.5)
     return {
         "accuracy": num_right / len(margin),
         "accuracy_low": low,
         "accuracy_high": high,
         "tie_share": float((margin == 0).float().mean()),
         "margin": float((margin * (2 * target - 1)).mean()),
-        "calibration_error": calibration_error(confidence, right),
+        "calibration_error": calibration_error(*confidence_and_right(margin, target, temperature)),
         "length_correlation": length_correlation(margin, length_difference),
         "longer_accuracy": float(half_credit(length_difference.float(), target).mean()),
         "pairs": len(margin),

@@ -11,8 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from ser_lightning.evaluation.calibration import prob_a_wins
-from ser_lightning.evaluation.metrics import NUM_CALIBRATION_BINS, half_credit, pair_figures
+from ser_lightning.evaluation.metrics import confidence_and_right, half_credit, pair_figures, reliability
 from ser_lightning.records import PairScores
 
 NUM_RESAMPLES = 2000
@@ -76,8 +75,8 @@ def set_figures(found: Scored, temperature: float) -> dict[str, Any]:
 
     Returns:
         The figures of `metrics.pair_figures` with `accuracy_low` and `accuracy_high` over prompts, and below them
-        `prompts`, `by_length` and `by_category` (accuracy, interval and pairs of each group) and `reliability` (stated
-        confidence, share right and pairs of each bin).
+        `prompts`, `by_length` and `by_category` (accuracy, interval and pairs of each group) and `reliability` (pairs,
+        stated confidence and right pairs of each bin).
     """
     scores, target = found.scores, found.target
     credit = half_credit(scores.margin, target)
@@ -87,24 +86,8 @@ def set_figures(found: Scored, temperature: float) -> dict[str, Any]:
     longer_by = scores.length_difference * (2 * target - 1)
     figures["by_length"] = _groups(credit, found.prompt, _quarters(longer_by))
     figures["by_category"] = _groups(credit, found.prompt, list(found.category)) if len(found.category) else {}
-    figures["reliability"] = reliability(scores.margin, target, temperature)
+    figures["reliability"] = reliability(*confidence_and_right(scores.margin, target, temperature))
     return figures
-
-
-def reliability(margin: Tensor, target: Tensor, temperature: float) -> list[dict[str, float]]:
-    """Stated confidence, share of right labels and pairs of each of ten bins from 0.5 to 1 that holds pairs."""
-    prob_a = prob_a_wins(margin, temperature)
-    confidence, credit = torch.maximum(prob_a, 1 - prob_a), half_credit(margin, target)
-    place = ((confidence - 0.5) * 2 * NUM_CALIBRATION_BINS).long().clamp(0, NUM_CALIBRATION_BINS - 1)
-    return [
-        {
-            "confidence": float(confidence[place == i].mean()),
-            "right": float(credit[place == i].mean()),
-            "pairs": int((place == i).sum()),
-        }
-        for i in range(NUM_CALIBRATION_BINS)
-        if (place == i).any()
-    ]
 
 
 def _quarters(longer_by: Tensor) -> list[str]:

@@ -44,8 +44,6 @@ class RoundView:
     fold_pool: list[PairScores]
     """For each fold (N,) scores of the pool by the model that has not seen the fold; empty in the last round."""
     result: SelectionResult
-    keep: Tensor
-    """(N,) bool, what is to be trained on."""
     label_before: Tensor | None
     """(N,) int8 labels that the round before gave; None in round 0."""
     context: SelectionContext
@@ -98,9 +96,9 @@ def decline(view: RoundView, threshold: float) -> tuple[float, float]:
 
 def disagreement(view: RoundView, threshold: float) -> tuple[float, float]:
     """Share of kept labels that contradict the rewards they were made of."""
-    if not view.keep.any():
+    if not view.result.keep.any():
         return math.nan, threshold
-    return float(1 - half_credit(view.pool.margin, view.result.label.float())[view.keep].mean()), threshold
+    return float(1 - half_credit(view.pool.margin, view.result.label.float())[view.result.keep].mean()), threshold
 
 
 def flips(view: RoundView, threshold: float) -> tuple[float, float]:
@@ -119,20 +117,20 @@ def length(view: RoundView, threshold: float) -> tuple[float, float]:
     longer is a good sign in some data, and more so among clear pairs.
     """
     scores = view.context.scores
-    if len(scores) == 0 or not view.keep.any():
+    if len(scores) == 0 or not view.result.keep.any():
         return math.nan, threshold
     temperature, _ = view.context.scale()
-    expected = _longer_wins((view.pool.margin / temperature).sigmoid(), view.pool.length_difference, view.keep)
+    expected = _longer_wins((view.pool.margin / temperature).sigmoid(), view.pool.length_difference, view.result.keep)
     size = scores.margin.abs()
-    sure = size >= size.quantile(1 - view.keep.double().mean().to(size.dtype))
+    sure = size >= size.quantile(1 - view.result.keep.double().mean().to(size.dtype))
     return _difference(expected, _longer_wins(view.context.target, scores.length_difference, sure), threshold)
 
 
 def position(view: RoundView, threshold: float) -> tuple[float, float]:
     """How far the share of kept labels that say a is from the share among human labels."""
-    if len(view.context.target) == 0 or not view.keep.any():
+    if len(view.context.target) == 0 or not view.result.keep.any():
         return math.nan, threshold
-    return _difference(view.result.label[view.keep].double(), view.context.target.double(), threshold)
+    return _difference(view.result.label[view.result.keep].double(), view.context.target.double(), threshold)
 
 
 def ties(view: RoundView, threshold: float) -> tuple[float, float]:
@@ -225,7 +223,7 @@ KINDS = {
         length,
         Guard("rollback", 0.15),
         "where it is sure, length decides otherwise than in people's labels",
-        "set length_quota: seed, or give human labels of pairs whose shorter response is better",
+        "give human labels of pairs whose shorter response is better",
     ),
     "position": _Kind(
         position,

@@ -5,7 +5,7 @@ one line of YAML. Shapes: N pool pairs, M seed pairs. `p` is the probability tha
 """
 
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -15,8 +15,6 @@ from ser_lightning.evaluation.calibration import MAX_TEMPERATURE, fit_temperatur
 from ser_lightning.records import PairScores, Selection
 
 TELLS_GOOD_FROM_BAD, AMPLIFIES_DIFFERENCE, NO_STATUS = 1, 2, 0
-PseudoLabelMode = Literal["hard", "soft", "weighted"]
-"""How an accepted label is trained on, see `training_targets`."""
 
 
 @dataclass(frozen=True)
@@ -258,30 +256,6 @@ def most_informative_target(confidence: Tensor) -> float:
     count = torch.arange(1, len(ordered) + 1, dtype=torch.float64)
     information = count * (2 * ordered.cumsum(0) / count - 1).square()
     return float(confidence.sort(descending=True).values[int(information.argmax())])
-
-
-def training_targets(label: Tensor, confidence: Tensor, use: PseudoLabelMode) -> tuple[Tensor, Tensor]:
-    """What K accepted labels become in the loss.
-
-    `hard` takes a label as if a person had given it. `soft` trains on the probability that a wins: the mean of the loss
-    over both answers, weighted by how likely each is. `weighted` takes the label and weighs its pair by the information
-    in it, (2q - 1)^2 as in `most_informative_target`, scaled so that all pairs together weigh as much as under `hard`.
-
-    Args:
-        label: (K,) int8, 1 = a is the better one.
-        confidence: (K,) q, the probability that the label is right, at least 0.5.
-        use: one of the three.
-
-    Returns:
-        (K,) float32 targets and (K,) float32 weights.
-    """
-    target = label.float()
-    if use == "soft":
-        return torch.where(label == 1, confidence, 1 - confidence).float(), torch.ones_like(target)
-    if use == "hard" or len(label) == 0:
-        return target, torch.ones_like(target)
-    information = (2 * confidence.double() - 1).square()
-    return target, (information / information.mean().clamp_min(torch.finfo(torch.float32).tiny)).float()
 
 
 def status_of(scores: PairScores, zero: float, temperature: float, keep: Tensor) -> int:

@@ -17,12 +17,8 @@ def settings_problems(evolution: Any) -> list[str]:
         found.append(
             f"evolution.folds: got 0 with {type(evolution.rule).__name__}, which calibrates on them; set 2 or more"
         )
-    if evolution.folds == 0 and (evolution.committee or evolution.length_quota == "seed"):
-        found.append("evolution.folds: got 0 with committee or length_quota, which use them; set 2 or more")
     if not 0 < evolution.min_gain < 1:
         found.append(f"evolution.min_gain: got {evolution.min_gain}; need a share in (0, 1)")
     if evolution.stop_by not in ("rule", "forecast"):
         found.append(f"evolution.stop_by: got {evolution.stop_by!r}; use rule or forecast")
-    if evolution.seed_share is not None and not 0 < evolution.seed_share < 1:
-        found.append(f"evolution.seed_share: got {evolution.seed_share}; need a share in (0, 1) or null")
     return found

@@ -4,8 +4,9 @@ from collections.abc import Iterable, Sequence
 from textwrap import wrap
 from typing import Any
 
+from ser_lightning.utils.durations import duration
+
 _UNITS = ((2**40, "TiB"), (2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB"))
-_TIMES = ((86400, "d"), (3600, "h"), (60, "min"))
 
 
 def as_text(plan: dict[str, Any]) -> str:
@@ -123,11 +124,3 @@ def short(number: float) -> str:
         if number >= unit:
             return f"{number / unit:.1f}{name}"
     return f"{number:,.0f}"
-
-
-def duration(seconds: float) -> str:
-    """A time in the largest unit that leaves at least 2."""
-    for unit, name in _TIMES:
-        if seconds >= 2 * unit:
-            return f"{seconds / unit:.1f} {name}"
-    return f"{seconds:.0f} s"

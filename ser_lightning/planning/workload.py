@@ -107,7 +107,7 @@ def _round_work(number: int, evolution: Any, seed: Tokens, pool: Tokens, test: T
     # Each of `folds` phases leaves out its fold, together the whole seed once; then comes the main phase.
     seed_passes = epochs * max(1, folds)
     pool_passes = 0 if number == 0 else epochs * (folds + 1)
-    labels_for_folds = evolution.committee or number < evolution.max_rounds
+    labels_for_folds = number < evolution.max_rounds
     labellings = 1 + (folds if labels_for_folds else 0)
     seed_scorings = 1 if folds else 0
 

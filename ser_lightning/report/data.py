@@ -79,19 +79,17 @@ class Flow:
     """(N,) bool: has another label than in the round before; False without one."""
     kept_before: np.ndarray
     """(N,) bool."""
-    by_quota: np.ndarray
-    """(N,) bool: the rule kept it and the length quota dropped it."""
 
 
 def flow_of(now: Audit, before: Audit | None) -> Flow:
     """Compare a round's audit with the one before; pairs that arrived in between have no past."""
-    kept, by_quota = now["kept"], now["reason"] == "length quota"
+    kept = now["kept"]
     flipped, kept_before = np.zeros(len(kept), bool), np.zeros(len(kept), bool)
     if before is not None:
         _, here, there = np.intersect1d(now["pair_id"], before["pair_id"], assume_unique=True, return_indices=True)
         flipped[here] = now["label"][here] != before["label"][there]
         kept_before[here] = before["kept"][there]
-    return Flow(kept, flipped, kept_before, by_quota)
+    return Flow(kept, flipped, kept_before)
 
 
 def confidence_of(audit: Audit) -> np.ndarray:

@@ -22,10 +22,7 @@ _ASKED_TOGETHER = {
     "training": ["model.backbone.train", "model.backbone.quantize", "model.backbone.dtype", "model.optimizer.lr"],
     "random seeds": ["seed_everything", "data.split_seed"],
 }
-_ROUND_SETTINGS = (
-    *("max_rounds", "seed_epochs", "epochs_per_round", "folds", "committee", "restart", "combine", "seed_share"),
-    *("pseudo_label_mode", "length_quota", "min_gain", "stop_by"),
-)
+_ROUND_SETTINGS = (*("max_rounds", "seed_epochs", "epochs_per_round", "folds", "restart", "min_gain", "stop_by"),)
 
 
 @dataclass(frozen=True)
@@ -132,7 +129,7 @@ def forecast_table(run: Run) -> Table | None:
 
 def flow_table(run: Run) -> Table | None:
     """What became of the pool's pairs from round to round."""
-    headers = ["round", "kept", "kept again", "newly kept", "no longer kept", "flipped", "left out", "by length quota"]
+    headers = ["round", "kept", "kept again", "newly kept", "no longer kept", "flipped", "left out"]
     rows = []
     for one in run.rounds:
         if one.audit is None:
@@ -146,7 +143,6 @@ def flow_table(run: Run) -> Table | None:
             ~flow.kept & flow.kept_before,
             flow.flipped,
             ~flow.kept,
-            flow.by_quota,
         )
         rows.append([str(one.number), *(str(int(mask.sum())) for mask in counts)])
     return Table(headers, rows) if rows else None

@@ -20,9 +20,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import torch
 import yaml
-from torch import Tensor
 
 from ser_lightning.errors import UserError
 from ser_lightning.evolution.selection import SelectionResult
@@ -47,7 +45,7 @@ COST_PARTS = {
 """What a round spends tokens and seconds on; names in its `cost.json` and in a report."""
 Audit = dict[str, np.ndarray]
 """Columns of an audit file, (N,) each, in the order of `pair_id`."""
-_REASONS = ("kept", "length quota", "not sure enough")
+_REASONS = ("kept", "not sure enough")
 
 
 @dataclass(frozen=True)
@@ -206,25 +204,22 @@ def delivered_round(run: Path) -> int:
     return found[0]
 
 
-def write_audit(path: Path, pool: PairScores, result: SelectionResult, keep: Tensor) -> None:
+def write_audit(path: Path, pool: PairScores, result: SelectionResult) -> None:
     """One line for every pool pair: its rewards, its label and whether it was kept.
 
     Args:
         path: Parquet file to write.
         pool: (N,) scores.
         result: (N,) the rule's result.
-        keep: (N,) what was kept after the length quota.
     """
-    code = torch.where(keep, 0, torch.where(result.keep, 1, 2)).to(torch.int8)
-    reason = pa.DictionaryArray.from_arrays(code.numpy(), _REASONS).cast(pa.string())
     columns = {
         "pair_id": pool.pair_id.numpy(),
         "reward_a": pool.reward_a.numpy(),
         "reward_b": pool.reward_b.numpy(),
         "probability": result.prob_a.numpy(),
         "label": result.label.numpy(),
-        "kept": keep.numpy(),
-        "reason": reason,
+        "kept": result.keep.numpy(),
+        "reason": np.where(result.keep.numpy(), *_REASONS),
     }
     write_atomically(path, lambda file: pq.write_table(pa.table(columns), file))
 

@@ -124,14 +124,6 @@ def concatenate(parts: list[PairScores]) -> PairScores:
     return PairScores(*(torch.cat([getattr(p, f.name) for p in parts]) for f in fields(PairScores)))
 
 
-def mean_scores(members: list[PairScores]) -> PairScores:
-    """Mean rewards of several models on the same pairs in the same order."""
-    first = members[0]
-    reward_a = torch.stack([m.reward_a for m in members]).mean(0)
-    reward_b = torch.stack([m.reward_b for m in members]).mean(0)
-    return PairScores(first.pair_id, reward_a, reward_b, first.tokens_a, first.tokens_b)
-
-
 def complete_and_unique(scores: PairScores, expected_ids: Tensor) -> PairScores:
     """Remove what ranks repeated to have equal batch counts, and put the scores in the order of `expected_ids`.
 

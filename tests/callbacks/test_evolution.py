@@ -208,43 +208,26 @@ USUAL = {"max_rounds": 2, "rule": TopShareRule(0.4, min_change_share=0.0)}
 
 @pytest.fixture(scope="module")
 def usual_run(tiny_model_dir, pairs_file, tmp_path_factory):
-    """Folder and last epoch of a run with `USUAL`."""
-    log, run = Recorder(), tmp_path_factory.mktemp("usual")
+    """Folder of a run with `USUAL`."""
+    run = tmp_path_factory.mktemp("usual")
     with contextlib.chdir(run):
-        fit(tiny_model_dir, pairs_file, str(run), log, **USUAL)
-    return run, log.epochs[-1]["weight"]
+        fit(tiny_model_dir, pairs_file, str(run), **USUAL)
+    return run
 
 
 @pytest.mark.parametrize(
     "change",
     [
-        {"restart": "optimizer"},
         {"restart": "nothing"},
         {"seed_epochs": 2},
         {"epochs_per_round": 2},
-        {"seed_share": 0.9},
-        {"pseudo_label_mode": "soft"},
-        {"pseudo_label_mode": "weighted"},
-        {"committee": True},
         {"max_rounds": 1},
-        {"combine": "add"},
-        {"length_quota": "seed"},
         {"folds": 3},
     ],
 )
 def test_every_option_changes_the_result(tiny_model_dir, pairs_file, usual_run, change):
-    run, usual = usual_run
-    log = Recorder()
-    fit(tiny_model_dir, pairs_file, "changed", log, **{**USUAL, **change})
-    assert Path(run, "rounds.csv").read_text() != Path("changed/rounds.csv").read_text()
-    changed = log.epochs[-1]["weight"]
-    if "seed_share" in change:
-        seed = pairs_of(pairs_file, "seed")
-        total = sum(changed.values())
-        assert sum(w for i, w in changed.items() if i in seed) / total == pytest.approx(0.9)
-        assert total / len(changed) == pytest.approx(1.0, abs=1e-5)
-    if "combine" in change:
-        assert set(usual) <= set(changed)
+    fit(tiny_model_dir, pairs_file, "changed", **{**USUAL, **change})
+    assert Path(usual_run, "rounds.csv").read_text() != Path("changed/rounds.csv").read_text()
 
 
 def test_restarted_optimizer_and_weights(tiny_model_dir, pairs_file):
@@ -259,7 +242,7 @@ def test_restarted_optimizer_and_weights(tiny_model_dir, pairs_file):
                 self.starts[key] = weights(pl_module), len(trainer.optimizers[0].state)
 
     starts = {}
-    for restart in ("weights", "optimizer", "nothing"):
+    for restart in ("weights", "nothing"):
         log = Start()
         fit(tiny_model_dir, pairs_file, restart, log, restart=restart)
         starts[restart] = log.starts
@@ -325,8 +308,8 @@ def test_settings_that_would_fail_silently_are_refused(tiny_model_dir, pairs_fil
     with pytest.raises(UserError, match="pool of no pairs"):
         trainer("run", evolution()).fit(module(tiny_model_dir), data(pairs_file, seed_fraction=1.0))
     with pytest.raises(UserError) as error:
-        evolution(CalibratedRule(), folds=0, seed_epochs=0, seed_share=1.5, committee=True)
-    assert len(error.value.problems) == 4
+        evolution(CalibratedRule(), folds=0, seed_epochs=0)
+    assert len(error.value.problems) == 2
 
 
 def test_without_folds_the_last_round_is_delivered(tiny_model_dir, pairs_file):

@@ -13,8 +13,8 @@ from lightning.pytorch import seed_everything
 from lightning.pytorch.callbacks import Callback
 
 import ser_lightning.report.page
-from ser_lightning.callbacks.report import MAX_CHARACTERS, ReportCallback, choose_cards, reliability, shorten
-from ser_lightning.records import PairScores, PreferencePair
+from ser_lightning.callbacks.report import MAX_CHARACTERS, ReportCallback, choose_cards, shorten
+from ser_lightning.records import PreferencePair
 from tests.helpers import data, equal, evolution, fit, module, trainer, weights
 
 
@@ -201,16 +201,6 @@ def test_cards_are_the_surest_the_least_sure_and_those_that_flipped():
     assert (surest["prompt"], surest["response_b"], surest["label"]) == ("user: <p101>", "b101", 1)
     assert surest["before"] == pytest.approx(0.9)
     assert cards["least"][0]["before"] is None
-
-
-def test_reliability_by_hand():
-    margin = torch.tensor([0.0, 2.0, -2.0, 2.0])
-    zeros, tokens = torch.zeros(4), torch.ones(4, dtype=torch.long)
-    seed = PairScores(torch.arange(4), margin, zeros, tokens, tokens)
-    low, high = reliability(seed, torch.tensor([1.0, 1.0, 1.0, 1.0]), temperature=2.0)
-    assert (low["pairs"], low["confidence"], low["right"]) == (1, 0.5, 0)
-    assert (high["pairs"], high["right"]) == (3, 2)
-    assert high["confidence"] == pytest.approx(0.731059, abs=1e-6)
 
 
 def test_long_and_broken_texts_are_cut_and_mended():

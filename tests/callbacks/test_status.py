@@ -31,8 +31,6 @@ def test_work_of_a_round():
     assert round_work(callback, 0, PAIRS, 0) == first
     # The last round labels the pool once: no fold needs labels any more.
     assert round_work(callback, 1, PAIRS, 60)[0] == (third(2 * (20 + 60)), third(10 / 3))
-    callback.committee = True
-    assert round_work(callback, 1, PAIRS, 60)[0] == (third(2 * (20 + 60)), third((10 + 90) / 3))
 
 
 def test_time_left_is_of_the_work_left(clock):
@@ -56,8 +54,3 @@ def test_accuracy_so_far_is_that_of_the_last_round(clock):
 def test_other_trainings_have_nothing_to_say():
     trainer = SimpleNamespace(callbacks=[], datamodule=None)
     assert StatusLine(trainer).text(trainer) == ""
-
-
-@pytest.mark.parametrize(("seconds", "text"), [(40, "40 s"), (89, "89 s"), (720, "12 min"), (12600, "3.5 h")])
-def test_durations(seconds, text):
-    assert duration(seconds) == text

@@ -37,7 +37,7 @@ MORE = {
         "--evolution.folds=0",
         "--evolution.rule=ser_lightning.TopShareRule",
     ],
-    "committee, padded": ["--evolution.committee=true", "--model.layout=padded"],
+    "padded": ["--model.layout=padded"],
 }
 
 

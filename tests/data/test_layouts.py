@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 import torch
 
-from ser_lightning.data.layouts import Layout, PairRow, collate_pairs, pack_sequences
+from ser_lightning.data.layouts import Layout, pack_sequences
+from tests.pair_batches import PairRow, collate_pairs
 
 
 def test_batch_by_hand():

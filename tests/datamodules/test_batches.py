@@ -8,8 +8,6 @@ from torch.utils.data import Dataset
 
 from ser_lightning.datamodules.batches import make_loader
 from ser_lightning.errors import UserError
-from ser_lightning.evolution.selection import training_targets
-from ser_lightning.records import Selection
 
 
 def test_an_epoch_is_the_seed_and_the_accepted_pairs_once_with_their_labels(datamodule, step_contents):
@@ -37,7 +35,7 @@ def test_neither_ranks_nor_token_budget_change_a_step(load, path, step_contents,
         loaded = [load(path, rank, world_size, epoch=2, tokens_per_batch=budget) for rank in range(world_size)]
         for datamodule in loaded:
             datamodule.accept(select(datamodule.pair_ids("pool")[:9]))
-            datamodule.begin_phase(1, fold=0, seed_share=0.3)
+            datamodule.begin_phase(1, fold=0)
         return loaded
 
     assert step_contents(*ranks(world_size, budget)) == step_contents(*ranks(1, 4096))
@@ -138,43 +136,19 @@ def test_each_fold_has_accepted_labels_of_its_own(datamodule, step_contents, sel
         assert trained - seed == set(ids.tolist())
 
 
-def test_seed_share_is_the_share_of_the_weight(datamodule, step_contents):
-    datamodule.begin_phase(1, seed_share=0.2)
+def test_accepted_labels_are_trained_on_beside_those_of_the_seed(datamodule, step_contents, select):
+    pool, seed = datamodule.pair_ids("pool")[:3], datamodule.pair_ids("seed")
+    datamodule.accept(select(pool, [1, 0, 1]))
+    datamodule.begin_phase(1)
     contents = {k: v for step in step_contents(datamodule) for k, v in step.items()}
-    seed = set(datamodule.pair_ids("seed").tolist())
-    weights = {is_seed: [v[3] for k, v in contents.items() if (k in seed) == is_seed] for is_seed in (True, False)}
-    total = sum(weights[True]) + sum(weights[False])
-    assert total == pytest.approx(len(contents))
-    assert sum(weights[True]) / total == pytest.approx(0.2)
-    assert len({*weights[True]}) == len({*weights[False]}) == 1
-
-
-@pytest.mark.parametrize("use", ["soft", "weighted"])
-def test_accepted_labels_are_trained_on_as_the_phase_says(datamodule, step_contents, use):
-    pool = datamodule.pair_ids("pool")[:3]
-    labels = [torch.tensor([1, 0, 1], dtype=torch.int8), torch.tensor([0.9, 0.7, 0.6])]
-    datamodule.accept(Selection(pool, *labels, 1, 0))
-    datamodule.begin_phase(1, seed_share=0.5, pseudo_label_mode=use)
-    contents = {k: v for step in step_contents(datamodule) for k, v in step.items()}
-    target, weight = training_targets(*labels, use)
-    assert [contents[i][2] for i in pool.tolist()] == pytest.approx(target.tolist())
-    per_pair = 0.5 * len(contents) / 3
-    assert [contents[i][3] for i in pool.tolist()] == pytest.approx((per_pair * weight).tolist())
-    seed = datamodule.pair_ids("seed")
+    assert [contents[i][2] for i in pool.tolist()] == [1, 0, 1]
     assert [contents[i][2] for i in seed.tolist()] == datamodule.seed_labels(seed).tolist()
-
-
-def test_seed_share_without_accepted_pairs_weighs_1(load, path, step_contents):
-    datamodule = load(path)
-    datamodule.begin_phase(0, seed_share=0.2)
-    assert {content[3] for step in step_contents(datamodule) for content in step.values()} == {1.0}
+    assert {content[3] for content in contents.values()} == {1.0}
 
 
 def test_impossible_phases_are_refused(datamodule):
     with pytest.raises(ValueError, match="fold: got 3 of 3"):
         datamodule.begin_phase(0, fold=3)
-    with pytest.raises(UserError, match="seed_share: got 1.5; use a share"):
-        datamodule.begin_phase(0, seed_share=1.5)
     with pytest.raises(UserError, match=r"folds: got 1000 of a seed with \d+ dialogues; use fewer folds"):
         datamodule.scoring_dataloader("seed", 0, 1000)
     with pytest.raises(ValueError, match="only the seed has folds"):
@@ -190,18 +164,6 @@ def test_a_new_selection_replaces_the_old_one(datamodule, select):
     assert datamodule.accepted.pair_id.tolist() == ids.tolist()
     assert datamodule.accepted.label.tolist() == [0, 0, 1]
     assert (datamodule.accepted.round, datamodule.accepted.status) == (4, 1)
-
-
-def test_selections_add_up_and_the_newer_label_wins(datamodule, select):
-    ids = datamodule.pair_ids("pool")
-    datamodule.accept(select(ids[:2], [0, 0]))
-    datamodule.accept(select(ids[1:3], [1, 1], round=1), add=True)
-    assert datamodule.accepted.pair_id.tolist() == ids[:3].tolist()
-    assert datamodule.accepted.label.tolist() == [0, 1, 1]
-    datamodule.accept(Selection.empty(round=2), add=True)
-    assert (len(datamodule.accepted), datamodule.accepted.round) == (3, 2)
-    datamodule.accept(Selection.empty(round=3))
-    assert len(datamodule.accepted) == 0
 
 
 @pytest.mark.parametrize("split", ["seed", "test"])

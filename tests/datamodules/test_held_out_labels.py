@@ -24,7 +24,7 @@ def everything_but_hidden_labels(datamodule) -> list:
     for fold, epoch in itertools.product((None, 0, 1), (0, 1)):
         datamodule.trainer.current_epoch = epoch
         datamodule.accept(Selection(pool[::2], labels[::2], torch.full((len(labels[::2]),), 0.8), 1, 0))
-        datamodule.begin_phase(1, fold, 2, seed_share=0.5, pseudo_label_mode="weighted")
+        datamodule.begin_phase(1, fold, 2)
         seen.append([as_numbers(batch) for step in datamodule.train_dataloader() for batch in step])
     for split, fold in (("seed", None), ("seed", 0), ("pool", None), ("test", None), ("all", None)):
         seen.append([as_numbers(batch) for batch in datamodule.scoring_dataloader(split, fold, 2)])

@@ -102,7 +102,7 @@ def test_only_seed_labels_are_told(datamodule):
 
 
 def test_state_is_taken_up_by_another_process(load, path, datamodule, step_contents, tmp_path):
-    datamodule.begin_phase(2, fold=1, num_folds=4, seed_share=0.4, pseudo_label_mode="soft")
+    datamodule.begin_phase(2, fold=1, num_folds=4)
     torch.save(datamodule.state_dict(), tmp_path / "state.pt")
     other = load(path, seed_fraction=0.5, pairs_per_step=16)
     assert step_contents(other) != step_contents(datamodule)

@@ -7,9 +7,11 @@ from scipy import stats
 from ser_lightning.evaluation.metrics import (
     PairMetrics,
     calibration_error,
+    confidence_and_right,
     half_credit,
     ks_distance,
     length_correlation,
+    reliability,
     wilson_interval,
 )
 from ser_lightning.records import PairScores
@@ -51,6 +53,22 @@ def test_calibration_error_by_hand():
     right = torch.tensor([True, True, True, False, True, False])
     expected = 4 / 6 * abs(0.95 - 0.75) + 2 / 6 * abs(0.65 - 0.5)
     assert calibration_error(probability, right) == pytest.approx(expected, abs=1e-6)
+
+
+def test_reliability_by_hand():
+    margin, target = torch.tensor([0.0, 2.0, -2.0, 2.0]), torch.ones(4)
+    low, high = reliability(*confidence_and_right(margin, target, 2.0))
+    assert low == {"pairs": 1, "confidence": 0.5, "right": 0}
+    assert high == {"pairs": 3, "confidence": pytest.approx(0.731059, abs=1e-6), "right": 2}
+
+
+def test_reliability_has_the_bins_of_the_calibration_error_also_at_their_edges():
+    probability = torch.cat([torch.linspace(0.5, 1, 41), torch.rand(200) / 2 + 0.5, torch.ones(3)])
+    right = torch.rand(len(probability)) < 0.6
+    bins = reliability(probability, right)
+    error = sum(abs(b["right"] - b["pairs"] * b["confidence"]) for b in bins) / len(probability)
+    assert sum(b["pairs"] for b in bins) == len(probability)
+    assert error == pytest.approx(calibration_error(probability, right), abs=1e-6)
 
 
 def _scores(margin, difference):

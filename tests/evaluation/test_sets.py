@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from ser_lightning.__main__ import main
-from ser_lightning.evaluation.sets import LENGTH_GROUPS, Scored, prompt_interval, reliability, set_figures
+from ser_lightning.evaluation.sets import LENGTH_GROUPS, Scored, prompt_interval, set_figures
 from ser_lightning.records import PairScores
 
 
@@ -43,6 +43,9 @@ def test_turning_a_and_b_changes_nothing():
     assert flat[0] == flat[1]
     for one_bin, turned in zip(one["reliability"], other["reliability"], strict=True):
         assert one_bin == pytest.approx(turned)
+    bins = one["reliability"]  # give the calibration error beside them
+    error = sum(abs(b["right"] - b["pairs"] * b["confidence"]) for b in bins) / 60
+    assert sum(b["pairs"] for b in bins) == 60 and error == pytest.approx(one["calibration_error"], abs=1e-6)
     assert one["accuracy_low"] == other["accuracy_low"] and one["pairs"] == 60
 
 
@@ -70,13 +73,6 @@ def test_pairs_of_one_prompt_count_as_little_as_one():
 
 def test_no_pair_has_no_interval():
     assert np.isnan(prompt_interval(torch.empty(0), np.empty(0))).all()
-
-
-def test_reliability_bins_hold_every_pair_once():
-    margin = torch.tensor([0.01, 0.5, 2.0, 8.0, -8.0])
-    bins = reliability(margin, torch.tensor([1.0, 1, 1, 1, 1]), 1.0)
-    assert sum(one["pairs"] for one in bins) == 5
-    assert bins[-1] == {"confidence": pytest.approx(0.99966, abs=1e-4), "right": 0.5, "pairs": 2}
 
 
 @pytest.fixture

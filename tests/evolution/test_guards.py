@@ -43,7 +43,7 @@ def view(round=1, seed=None, pool=None, label=None, keep=None, before=None, earl
     credits = [half_credit(s.margin, target) for s in [*past, seed_scores]]
     fold_pool = [pool] if fold_pool is None else fold_pool
     context = SelectionContext(seed_scores, target)
-    return RoundView(round, pool, fold_pool, result, keep, before, context, [*past, seed_scores], credits)
+    return RoundView(round, pool, fold_pool, result, before, context, [*past, seed_scores], credits)
 
 
 def fired(one):
@@ -166,7 +166,7 @@ def test_a_pool_that_models_are_less_sure_of_sets_off_shift_in_round_0_alone():
 
 def stated(one, prob_a):
     """The round, with other probabilities of the same labels."""
-    result = SelectionResult(prob_a, one.keep, 1, False, "")
+    result = SelectionResult(prob_a, one.result.keep, 1, False, "")
     assert torch.equal(result.label, one.result.label)
     return RoundView(**{**vars(one), "result": result})
 
@@ -212,7 +212,7 @@ def test_swapping_a_and_b_changes_nothing():
             **vars(one),
             "pool": swapped(one.pool),
             "fold_pool": [swapped(p) for p in one.fold_pool],
-            "result": SelectionResult(1 - one.result.prob_a, one.keep, 1, False, ""),
+            "result": SelectionResult(1 - one.result.prob_a, one.result.keep, 1, False, ""),
             "label_before": 1 - one.label_before,
             "context": SelectionContext(swapped(one.context.scores), 1 - one.context.target),
             "seed_rounds": [swapped(s) for s in one.seed_rounds],

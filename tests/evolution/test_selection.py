@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from ser_lightning.errors import UserError
-from ser_lightning.evolution.length_quota import balance_by_length
 from ser_lightning.evolution.selection import (
     CalibratedRule,
     PaperRule,
@@ -14,7 +13,6 @@ from ser_lightning.evolution.selection import (
     TopShareRule,
     changed_share,
     most_informative_target,
-    training_targets,
 )
 from ser_lightning.records import PairScores, Selection
 
@@ -176,43 +174,6 @@ def test_changed_share_counts_new_and_flipped():
     result = SelectionResult(torch.tensor([0.9, 0.1, 0.8, 0.7]), torch.tensor([True, True, True, False]), 1, False, "")
     assert changed_share(torch.arange(4), result, []) == 1.0
     assert changed_share(torch.arange(4), result, [selection([0, 1], [1, 1])]) == pytest.approx(2 / 3)
-
-
-@pytest.mark.parametrize(
-    ("use", "targets", "weights"),
-    [
-        ("hard", [1.0, 0.0, 1.0], [1.0, 1.0, 1.0]),
-        ("soft", [0.9, 0.3, 0.5], [1.0, 1.0, 1.0]),
-        ("weighted", [1.0, 0.0, 1.0], [2.4, 0.6, 0.0]),  # (0.64, 0.16, 0) over their mean, 0.8 / 3
-    ],
-)
-def test_what_a_label_becomes_in_the_loss(use, targets, weights):
-    label, confidence = torch.tensor([1, 0, 1], dtype=torch.int8), torch.tensor([0.9, 0.7, 0.5])
-    target, weight = training_targets(label, confidence, use)
-    assert target.dtype == weight.dtype == torch.float32
-    assert target.tolist() == pytest.approx(targets) and weight.tolist() == pytest.approx(weights)
-    swapped, same = training_targets(1 - label, confidence, use)
-    assert swapped.tolist() == pytest.approx([1 - t for t in targets]) and torch.equal(same, weight)
-
-
-@pytest.mark.parametrize("use", ["hard", "soft", "weighted"])
-def test_labels_that_say_nothing_weigh_nothing_and_no_label_is_no_weight(use):
-    none = torch.zeros(0)
-    assert [len(x) for x in training_targets(none.to(torch.int8), none, use)] == [0, 0]
-    target, weight = training_targets(torch.ones(2, dtype=torch.int8), torch.full((2,), 0.5), use)
-    assert weight.tolist() == ([0.0, 0.0] if use == "weighted" else [1.0, 1.0])
-    assert target.tolist() == ([0.5, 0.5] if use == "soft" else [1.0, 1.0])
-
-
-def test_length_quota_drops_the_least_sure_of_the_frequent_direction():
-    prob_a = torch.tensor([0.9, 0.8, 0.7, 0.6, 0.4, 0.95])
-    difference = torch.tensor(
-        [5, 5, 5, 5, 5, 0]
-    )  # a is longer; the fifth label says b, the shorter; the sixth is equal
-    result = SelectionResult(prob_a, torch.ones(6, dtype=torch.bool), 1, False, "")
-    assert balance_by_length(result, difference, 0.5).tolist() == [True, False, False, False, True, True]
-    assert balance_by_length(result, difference, 0.75).tolist() == [True, True, True, False, True, True]
-    assert balance_by_length(result, -difference, 0.5).tolist() == [True, False, False, False, True, True]
 
 
 def test_rewards_that_are_no_better_than_chance_select_nothing_and_say_so():

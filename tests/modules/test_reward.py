@@ -5,10 +5,10 @@ import torch
 from lightning.pytorch import seed_everything
 from lightning.pytorch.callbacks import Callback
 
-from ser_lightning.data.layouts import PairRow, collate_pairs
 from ser_lightning.errors import UserError
 from ser_lightning.training.scoring import evaluating
 from tests.helpers import data, equal, module, trainer, weights
+from tests.pair_batches import PairRow, collate_pairs
 
 
 class LogLearningRate(Callback):

@@ -19,7 +19,7 @@ from transformers import (
 
 from ser_lightning.__main__ import main
 from ser_lightning.data.encode import encode_pairs, encode_responses
-from ser_lightning.data.layouts import PADDED, PairRow, collate_pairs
+from ser_lightning.data.layouts import PADDED
 from ser_lightning.errors import UserError
 from ser_lightning.export.reward import export
 from ser_lightning.modules.reward import RewardModule
@@ -28,6 +28,7 @@ from ser_lightning.rl.reward_functions import FunctionReward, ModelReward, check
 from ser_lightning.rl.reward_sources import load_reward, load_rewards
 from ser_lightning.runs.reward_run import read_reward_run
 from ser_lightning.training.scoring import evaluating
+from tests.pair_batches import PairRow, collate_pairs
 
 QUESTIONS = ["What is 2 plus 2?", "Hm?", "What is 13 plus 13, and do not hurry, " * 3, "Why?", "What is 7 plus 8?"]
 PROMPTS = [[{"role": "user", "content": question}] for question in QUESTIONS]

@@ -71,15 +71,15 @@ def test_a_damaged_table_of_rounds_is_named(tmp_path, text, said):
 def test_an_audit_has_a_reason_for_every_pair(tmp_path):
     ids, reward = torch.arange(3), torch.tensor([2.0, 0.5, -0.1])
     pool = PairScores(ids, reward, torch.zeros(3), ids, ids)
-    result = SelectionResult(reward.sigmoid(), torch.tensor([True, True, False]), 1, False, "")
+    result = SelectionResult(reward.sigmoid(), torch.tensor([True, False, False]), 1, False, "")
     path = round_files(tmp_path, 0).audit
     assert read_audit(path) is None
     path.parent.mkdir(parents=True)
-    write_audit(path, pool, result, torch.tensor([True, False, False]))
+    write_audit(path, pool, result)
     audit = read_audit(path)
     assert audit["label"].tolist() == [1, 1, 0]
     assert audit["kept"].tolist() == [True, False, False]
-    assert audit["reason"].tolist() == ["kept", "length quota", "not sure enough"]
+    assert audit["reason"].tolist() == ["kept", "not sure enough", "not sure enough"]
 
 
 def test_a_config_that_is_no_mapping_is_named(tmp_path):
