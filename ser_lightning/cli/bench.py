@@ -74,7 +74,9 @@ def bench_file(args: Namespace) -> dict[str, Any]:
     rows = read_candidates(open_source(args.data), columns, args.category)
     units = scoring_units(rows)
     raise_problems(weight_problems(weights, {row.subset for row in rows}))
-    scorer = Scorer.load(args.model, args.device, args.dtype, args.max_length, args.tokens_per_batch)
+    scorer = Scorer.load(
+        args.model, args.device, args.dtype, args.max_length, args.tokens_per_batch, args.trust_remote_code
+    )
     return figures_of(rows, units, score_rows(scorer, rows), weights)
 
 

@@ -134,6 +134,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument(
         "--make_gate", type=str | None, default=None, help="YAML to write, from the models as baselines"
     )
+    parser.add_argument("--trust_remote_code", action="store_true", help="run the Python files of the models")
     parser.add_argument("--sequential", action="store_true", help="stop scoring as soon as the decision is sure")
     try:
         args = parser.parse_args(argv)
@@ -141,7 +142,7 @@ def main(argv: list[str]) -> int:
         raise UserError(f"compare: {' '.join(str(error).split())}; {_USAGE}") from error
     raise_problems(_problems(args))
     rows, categories, num_rows = labelled_rows(args.data, args.columns or {}, args.category, args.labels)
-    sides = [open_side(name, num_rows) for name in args.models]
+    sides = [open_side(name, num_rows, args.trust_remote_code) for name in args.models]
     if args.make_gate:
         return _write_gate(args, rows, sides)
     if args.sequential:
@@ -194,11 +195,11 @@ def labelled_rows(
     return rows, [str(values[row.number]) for row in rows], counts.rows
 
 
-def open_side(name: str, num_rows: int) -> Side:
+def open_side(name: str, num_rows: int, trust_remote_code: bool = False) -> Side:
     """A model, or a file of its rewards of data with so many rows."""
     if Path(name).is_file():
         return FileSide(Path(name), num_rows)
-    return ModelSide(Scorer.load(name))
+    return ModelSide(Scorer.load(name, trust_remote_code=trust_remote_code))
 
 
 def score_all(side: Side, rows: Sequence[FileRow], name: str) -> Tensor:

@@ -124,6 +124,7 @@ class SerCLI(LightningCLI):
         config = self.config[self.subcommand]
         strategy = config.trainer.strategy
         raise_problems(strategy_problems(strategy if isinstance(strategy, str) else strategy.class_path))
+        raise_problems(trust_problems(config, self.arguments))
         if "weights_only" in config and config.weights_only is None:
             config.weights_only = True  # a checkpoint is read as data: one from elsewhere can run no code
         parts = Namespace({key: config.get(key) for key in ("model", "data", "evolution")})
@@ -242,6 +243,30 @@ def recorded_config(arguments: Arguments) -> Iterator[Path]:
         folder = run_of(Path(ckpt_path))
     if ckpt_path and folder and is_run(folder):
         yield folder / CONFIG
+
+
+def trust_problems(config: Namespace, arguments: Arguments) -> Iterator[str]:
+    """A line for each setting that lets a model or a checkpoint run code, but stands in a file alone.
+
+    Args:
+        config: the parsed config of the command.
+        arguments: what its user has typed.
+    """
+    for key, granted, risk in (
+        ("trust_remote_code", "true", "runs the Python files of a model"),
+        ("weights_only", "false", "unpickles a checkpoint, which can run code"),
+    ):
+        found = [name for name, value in config.items() if name.split(".")[-1] == key and value is (granted == "true")]
+        typed = [value for flag in arguments.flags for name, value in [_named_value(flag)] if name == key]
+        if found and typed[-1:] != [granted]:
+            name = found[0].replace(".init_args", "")
+            yield f"{name}: got {granted} in a config, which {risk}; say it on the command line: --{name} {granted}"
+
+
+def _named_value(flag: list[str]) -> tuple[str, str]:
+    """The last part of a flag's name and its value."""
+    name, equals, value = flag[0].partition("=")
+    return name.removeprefix("--").split(".")[-1], (value if equals else " ".join(flag[1:])).lower()
 
 
 def run(args: list[str], epilog: str = "") -> None:

@@ -106,6 +106,7 @@ def add_scoring_flags(parser: ArgumentParser) -> None:
         "--tokens_per_batch", type=int, default=16384, help="most tokens in a batch; halve to save room"
     )
     parser.add_argument("--device", type=Device, default="auto", help="auto is CUDA where there is one")
+    parser.add_argument("--trust_remote_code", action="store_true", help="run the Python files of the model")
     parser.add_argument("--dtype", type=Dtype, default="auto", help="of the body's weights; auto is as they were saved")
 
 
@@ -126,7 +127,9 @@ def score_file(args: Namespace) -> tuple[Tally, Scorer]:
         raise UserError(_nothing(args.data, found))
     kind: Kind = next(iter(found.kinds)) if len(found.kinds) == 1 else "sides"
     tally, schema = Tally(), _schema(kind, found.has_ids)
-    scorer = Scorer.load(args.model, args.device, args.dtype, args.max_length, args.tokens_per_batch)
+    scorer = Scorer.load(
+        args.model, args.device, args.dtype, args.max_length, args.tokens_per_batch, args.trust_remote_code
+    )
 
     def write(file: BinaryIO) -> None:
         rows, total = read_rows(source, columns, tally.read, labels=args.labels), found.usable * len(_SIDES[kind])

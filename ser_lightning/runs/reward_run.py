@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from ser_lightning.errors import UserError
-from ser_lightning.models.backbone import Backbone, LoraSettings, load_tokenizer
+from ser_lightning.models.backbone import Backbone, backbone_from, load_tokenizer
 from ser_lightning.models.fingerprint import check_identity, check_trained, identity_of
 from ser_lightning.models.reward_model import RewardModel, load_reward_model
 from ser_lightning.runs.files import CONFIG, delivered_round, read_config, round_files, run_above
@@ -51,13 +51,17 @@ class RewardRun:
         return reward_model, tokenizer
 
 
-def read_reward_run(run: Path) -> RewardRun:
+def read_reward_run(run: Path, trust_remote_code: bool = False) -> RewardRun:
     """The delivered round's model, read but not built.
+
+    Args:
+        run: run folder of a fit.
+        trust_remote_code: run the Python files of its model; the run's own config cannot ask for that.
 
     Raises:
         UserError: if the folder is not that of a fit that has finished at least round 0.
     """
-    backbone, max_length = _read_config(run)
+    backbone, max_length = _read_config(run, trust_remote_code)
     file = round_files(run, delivered_round(run)).model
     if not file.is_file():
         raise UserError(f"run: {run} has no {file.relative_to(run)}, its delivered model; give a whole run folder")
@@ -67,9 +71,13 @@ def read_reward_run(run: Path) -> RewardRun:
     return RewardRun(backbone, max_length, saved["weights"], *scale, saved.get("identity"))
 
 
-def read_reward_checkpoint(file: Path) -> tuple[Path, RewardRun]:
+def read_reward_checkpoint(file: Path, trust_remote_code: bool = False) -> tuple[Path, RewardRun]:
     """The run folder of a checkpoint (`RUN/checkpoints/last.ckpt`) or of a round's model (`RUN/rounds/0/model.pt`), and
     the model in the file.
+
+    Args:
+        file: the checkpoint.
+        trust_remote_code: as in `read_reward_run`.
 
     Raises:
         UserError: if there is no such file, it lies in no run, or is that of no reward model.
@@ -79,7 +87,7 @@ def read_reward_checkpoint(file: Path) -> tuple[Path, RewardRun]:
     run = run_above(file)
     if run is None:
         raise UserError(f"--ckpt_path: got {file}, which lies in no run folder; its config.yaml is needed beside it")
-    backbone, max_length = _read_config(run)
+    backbone, max_length = _read_config(run, trust_remote_code)
     saved = torch.load(file, map_location="cpu", weights_only=True)
     if "state_dict" in saved:
         weights = {name.removeprefix(MODULE_PREFIX): value for name, value in saved["state_dict"].items()}
@@ -91,12 +99,11 @@ def read_reward_checkpoint(file: Path) -> tuple[Path, RewardRun]:
     return run, found
 
 
-def _read_config(run: Path) -> tuple[Backbone, int]:
+def _read_config(run: Path, trust_remote_code: bool) -> tuple[Backbone, int]:
     config = read_config(run)
     try:
-        settings = dict(config["model"]["init_args"]["backbone"])
-        lora = LoraSettings(**settings.pop("lora"))
-        return Backbone(lora=lora, **settings), config["data"]["init_args"]["max_length"]
+        settings = config["model"]["init_args"]["backbone"]
+        return backbone_from(settings, trust_remote_code), config["data"]["init_args"]["max_length"]
     except (KeyError, TypeError) as error:
         raise UserError(
             f"run: {run / CONFIG} is not that of a reward model ({error}); give the folder of its fit"
