@@ -30,7 +30,7 @@ from ser_lightning.evaluation.reward_bench import (
     weight_problems,
 )
 from ser_lightning.inference.scorer import Scorer
-from ser_lightning.utils.atomic import write_text_atomically
+from ser_lightning.utils.atomic import output_problems, write_text_atomically
 
 CHUNK = 256
 """Rows that are encoded and scored at a time."""
@@ -49,11 +49,14 @@ def main(argv: list[str]) -> None:
         "--weights", type=dict[str, float] | None, default=None, help="of subsets in their section: {math-prm: 447}"
     )
     parser.add_argument("--json", type=str | None, default=None, help="file to write the figures to")
+    parser.add_argument("--overwrite", action="store_true", help="write over a file that is there")
     add_scoring_flags(parser)
     try:
         args = parser.parse_args(argv)
     except ArgumentError as error:
         raise UserError(f"bench: {' '.join(str(error).split())}; {_USAGE}") from error
+    if args.json:
+        raise_problems(output_problems("--json", args.json, [args.data, args.model], args.overwrite))
     figures = bench_file(args)
     print_bench(figures, args.model)
     if args.json:

@@ -110,6 +110,7 @@ class SerCLI(LightningCLI):
             parser.__dict__.pop("print_config", None)
             problems = Diagnosis(parser.parse_args, self.arguments).run()
             raise UserError(problems or " ".join(str(error).split())) from None
+        raise_problems(trust_problems(self.config[self.arguments.command], self.arguments))
 
     @property
     def command(self) -> str:
@@ -124,7 +125,6 @@ class SerCLI(LightningCLI):
         config = self.config[self.subcommand]
         strategy = config.trainer.strategy
         raise_problems(strategy_problems(strategy if isinstance(strategy, str) else strategy.class_path))
-        raise_problems(trust_problems(config, self.arguments))
         if "weights_only" in config and config.weights_only is None:
             config.weights_only = True  # a checkpoint is read as data: one from elsewhere can run no code
         parts = Namespace({key: config.get(key) for key in ("model", "data", "evolution")})

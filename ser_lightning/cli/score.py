@@ -29,7 +29,7 @@ from ser_lightning.errors import UserError, raise_problems
 from ser_lightning.evaluation.calibration import prob_a_wins
 from ser_lightning.evaluation.metrics import half_credit, wilson_interval
 from ser_lightning.inference.scorer import Device, Dtype, Scorer
-from ser_lightning.utils.atomic import write_atomically
+from ser_lightning.utils.atomic import output_problems, write_atomically
 
 CHUNK = 1024
 """Rows in memory at a time."""
@@ -120,7 +120,8 @@ def score_file(args: Namespace) -> tuple[Tally, Scorer]:
         UserError: a line for each thing that is wrong; the data are read through before the model is loaded.
     """
     out, columns = Path(args.out).expanduser(), args.columns or {}
-    raise_problems([*_out_problems(out, args.overwrite), *column_problems(columns), *check_labels(args.labels or {})])
+    problems = [*_out_problems(out, [args.data, args.model], args.overwrite), *column_problems(columns)]
+    raise_problems([*problems, *check_labels(args.labels or {})])
     source = open_source(args.data)
     found = survey(source, columns, args.labels)
     if not found.usable:
@@ -198,6 +199,7 @@ def _score_chunk(
         prob_a_wins(margin, scorer.temperature).numpy(),
         *(count.numpy() for count in tokens),
         [pair.is_cut for pair in encoded],
+        [row.content for row in rows],
     ]
     return pa.table([pa.array(column, name.type) for column, name in zip(columns, schema, strict=True)], schema=schema)
 
@@ -223,17 +225,15 @@ def _schema(kind: Kind, has_ids: bool) -> pa.Schema:
             ("probability", pa.float32()),
             *((f"tokens{side}", pa.int64()) for side in sides),
             ("is_cut", pa.bool_()),
+            ("content", pa.string()),
         ]
     )
 
 
-def _out_problems(out: Path, overwrite: bool) -> Iterator[str]:
+def _out_problems(out: Path, inputs: list[str], overwrite: bool) -> Iterator[str]:
     if out.suffix not in _SUFFIXES:
         yield f"--out: got {out}; use a name that ends in {', '.join(_SUFFIXES)}"
-    if out.is_dir():
-        yield f"--out: got {out}, which is a folder; give a file"
-    elif out.exists() and not overwrite:
-        yield f"--out: got {out}, which exists; give another file, or --overwrite"
+    yield from output_problems("--out", out, inputs, overwrite)
 
 
 def _nothing(path: str, counts: RowCounts) -> str:
