@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import torch
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
-from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 from tqdm.auto import tqdm
@@ -31,6 +30,7 @@ from ser_lightning.evaluation.reward_bench import (
 )
 from ser_lightning.inference.scorer import Scorer
 from ser_lightning.utils.atomic import output_problems, write_text_atomically
+from ser_lightning.utils.terminal import PlainConsole
 
 CHUNK = 256
 """Rows that are encoded and scored at a time."""
@@ -190,7 +190,7 @@ def print_bench(figures: Mapping[str, Any], model: str) -> None:
                 table.add_row(f"  {name[:28]}", *_cells(one, f"{one['weight']:g}"))
             for term, value in one.get("terms", {}).items():
                 table.add_row(f"  {term}", f"{value:.3f}", "", "", "", f"{TIE_WEIGHTS[term]:g}", "")
-    console = Console(highlight=False, markup=False)
+    console = PlainConsole()
     console.print(f"Model: {model}", soft_wrap=True)
     console.print(table)
     legend = "low, high: 95 % interval over prompts; longer: the score of taking the longest response, the baseline."

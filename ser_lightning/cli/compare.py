@@ -15,7 +15,6 @@ import pyarrow.csv
 import pyarrow.parquet
 import torch
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
-from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 from tqdm.auto import tqdm
@@ -30,6 +29,7 @@ from ser_lightning.evaluation.thresholds import failures, make_gate, read_gate
 from ser_lightning.inference.scorer import Scorer
 from ser_lightning.records import PairScores
 from ser_lightning.utils.atomic import output_problems, write_text_atomically
+from ser_lightning.utils.terminal import PlainConsole
 
 ALPHA = 0.05
 CHUNK = 256
@@ -310,7 +310,7 @@ def _print(models: Sequence[str], figures: dict[str, float], detail: dict[str, A
         for group, found in detail[f"{key}_a"].items():
             other = detail[f"{key}_b"][group]
             table.add_row(f"  {group[:24]} ({found['pairs']})", f"{found['accuracy']:.3f}", f"{other['accuracy']:.3f}")
-    console = Console(highlight=False)
+    console = PlainConsole()
     for side, model in zip("AB", models, strict=True):
         console.print(f"{side}: {model}", soft_wrap=True, markup=False)
     console.print(table)

@@ -17,7 +17,6 @@ import pyarrow.parquet
 import torch
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 from rich import box
-from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 from tqdm.auto import tqdm
@@ -30,6 +29,7 @@ from ser_lightning.evaluation.calibration import prob_a_wins
 from ser_lightning.evaluation.metrics import half_credit, wilson_interval
 from ser_lightning.inference.scorer import Device, Dtype, Scorer
 from ser_lightning.utils.atomic import output_problems, write_atomically
+from ser_lightning.utils.terminal import PlainConsole
 
 CHUNK = 1024
 """Rows in memory at a time."""
@@ -165,7 +165,7 @@ def print_tally(tally: Tally, scorer: Scorer, out: str) -> None:
         labelled = f"on {tally.labelled:,} labelled pairs"
         table.add_row("accuracy", f"{tally.right / tally.labelled:.3f}", f"95 % {low:.3f} to {high:.3f}, {labelled}")
         table.add_row("take the longer", f"{tally.longer_right / tally.labelled:.3f}", "the baseline")
-    console = Console()
+    console = PlainConsole()
     console.print(table)
     if not scorer.is_calibrated:
         console.print("The model has no fitted scale: probability is sigmoid of the bare rewards.")

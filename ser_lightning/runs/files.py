@@ -134,6 +134,28 @@ def read_config(run: Path) -> dict[str, Any]:
     return config
 
 
+SECRET_KEYS = ("url", "token", "key", "secret", "password", "authorization")
+HIDDEN = "(hidden)"
+
+
+def without_secrets(config: Any) -> Any:
+    """A config for others to read: what lies under keys such as `url` or `api_key` is hidden."""
+    if isinstance(config, dict):
+        return {k: HIDDEN if _is_secret(k, value) else without_secrets(value) for k, value in config.items()}
+    return [without_secrets(item) for item in config] if isinstance(config, list) else config
+
+
+def has_secrets(config: Any) -> bool:
+    """Whether `without_secrets` would hide anything."""
+    return bool(without_secrets(config) != config)
+
+
+def _is_secret(key: Any, value: Any) -> bool:
+    """The last word of the key tells; the name of an environment variable is no secret."""
+    is_named = str(key).lower().replace("-", "_").rpartition("_")[2] in SECRET_KEYS
+    return is_named and isinstance(value, str) and bool(value) and not value.startswith("$")
+
+
 # Rounds.
 
 

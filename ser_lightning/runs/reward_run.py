@@ -31,7 +31,7 @@ class RewardRun:
     """The reward of a response that is as often the better as the worse one of its pair."""
     temperature: float
     """P(a wins) = sigmoid((r_a - r_b) / temperature)."""
-    identity: dict[str, str] | None = None
+    identity: dict[str, Any] | None = None
     """The base and the template that the weights belong to; None in runs of earlier versions."""
 
     def load(self, device: torch.device | str = "cpu", **changes: Any) -> tuple[RewardModel, PreTrainedTokenizerBase]:

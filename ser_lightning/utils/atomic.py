@@ -36,6 +36,15 @@ def write_atomically(
         temporary.unlink(missing_ok=True)
 
 
+def flush_to_disk(path: Path) -> None:
+    """Wait until a file, or the names in a folder, would survive a power cut."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
 def write_text_atomically(path: Path, text: str, overwrite: bool = True, mode: int | None = None) -> None:
     """`write_atomically` of a text, as UTF-8 with the line ends it has."""
     write_atomically(path, lambda file: file.write(text.encode()), overwrite, mode)
