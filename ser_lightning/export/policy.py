@@ -66,7 +66,9 @@ def export_policy(run: Path, to: Path, trust_remote_code: bool = False) -> float
 
 
 def _self_test(folder: Path, tokenizer: PreTrainedTokenizerBase, expected: Tensor, backbone: Backbone) -> float:
-    found = _self_test_logits(AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=backbone.trust_remote_code), tokenizer)
+    found = _self_test_logits(
+        AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=backbone.trust_remote_code), tokenizer
+    )
     largest = float((found - expected).abs().max())
     if not math.isfinite(largest):
         raise UserError("export: the logits are not finite, so the weights are not; take a run that did not diverge")

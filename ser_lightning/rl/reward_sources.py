@@ -126,9 +126,7 @@ def _reward_of_folder(
         config = AutoConfig.from_pretrained(folder, **code)
         raise_problems(_config_problems(config, takes_any_scale))
         tokenizer = AutoTokenizer.from_pretrained(folder, **code)
-        model, report = AutoModelForSequenceClassification.from_pretrained(
-            folder, output_loading_info=True, **code
-        )
+        model, report = AutoModelForSequenceClassification.from_pretrained(folder, output_loading_info=True, **code)
     except UserError:
         raise
     except (OSError, ValueError, RuntimeError) as error:

@@ -128,7 +128,10 @@ def read_config(run: Path) -> dict[str, Any]:
     file = run / CONFIG
     if not file.is_file():
         raise UserError(f"run: {run} has no {CONFIG}; give the folder of a fit")
-    config = yaml.safe_load(file.read_text(encoding="utf-8"))
+    try:
+        config = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        raise UserError(f"run: {file} is no YAML file ({' '.join(str(error).split())[:200]}); is it damaged?") from error
     if not isinstance(config, dict):
         raise UserError(f"run: {file} holds no config; give the folder of a fit")
     return config
@@ -211,6 +214,8 @@ def read_rounds(run: Path) -> list[dict[str, float]]:
             rows = [{name: float(cell) for name, cell in row.items()} for row in csv.DictReader(lines)]
     except (ValueError, TypeError) as error:
         raise UserError(f"run: cannot read {file} ({error}); is it damaged?") from error
+    if rows and ([row.get("round") for row in rows] != [*range(len(rows))] or "delivered" not in rows[0]):
+        raise UserError(f"run: {file} does not count its rounds from 0, or lacks the column delivered; is it damaged?")
     if not rows:
         raise UserError(f"run: {file} has no line; give the folder of a fit that has finished round 0")
     return rows
@@ -223,9 +228,33 @@ def delivered_round(run: Path) -> int:
         UserError: the run has finished no round, or none is marked.
     """
     found = [int(row["round"]) for row in read_rounds(run) if row.get("delivered")]
-    if not found:
-        raise UserError(f"run: {run / ROUNDS} marks no round as delivered; is it damaged?")
+    if len(found) != 1:
+        marked = f"{len(found)} rounds" if found else "no round"
+        raise UserError(f"run: {run / ROUNDS} marks {marked} as delivered; is it damaged?")
     return found[0]
+
+
+def read_weights(file: Path) -> dict[str, Any]:
+    """What a round's `model.pt` or a checkpoint holds, as data: nothing in it is run.
+
+    Raises:
+        UserError: it is damaged, or holds more than tensors and plain values.
+    """
+    try:
+        saved = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # the reader of tensors fails on damage in every way there is
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:150]
+        raise UserError(f"run: cannot read {file} as tensors and plain values ({reason}); is it damaged?") from error
+    if not isinstance(saved, dict):
+        raise UserError(f"run: {file} holds a {type(saved).__name__}, no weights by name; is it damaged?")
+    return saved
+
+
+def check_scale(file: Path, zero: Any, temperature: Any) -> None:
+    """`UserError` where the scale of rewards is none."""
+    numbers = [isinstance(v, (int, float)) and math.isfinite(v) for v in (zero, temperature)]
+    if not all(numbers) or temperature <= 0:
+        raise UserError(f"run: {file} has the zero {zero!r} and the temperature {temperature!r}; is it damaged?")
 
 
 def write_audit(path: Path, pool: PairScores, result: SelectionResult, keep: Tensor) -> None:

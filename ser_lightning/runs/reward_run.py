@@ -12,7 +12,15 @@ from ser_lightning.errors import UserError
 from ser_lightning.models.backbone import Backbone, backbone_from, load_tokenizer
 from ser_lightning.models.fingerprint import check_identity, check_trained, identity_of
 from ser_lightning.models.reward_model import RewardModel, load_reward_model
-from ser_lightning.runs.files import CONFIG, delivered_round, read_config, round_files, run_above
+from ser_lightning.runs.files import (
+    CONFIG,
+    check_scale,
+    delivered_round,
+    read_config,
+    read_weights,
+    round_files,
+    run_above,
+)
 
 MODULE_PREFIX = "_reward_model."
 """Where `RewardModule` keeps its reward model."""
@@ -65,7 +73,10 @@ def read_reward_run(run: Path, trust_remote_code: bool = False) -> RewardRun:
     file = round_files(run, delivered_round(run)).model
     if not file.is_file():
         raise UserError(f"run: {run} has no {file.relative_to(run)}, its delivered model; give a whole run folder")
-    saved = torch.load(file, map_location="cpu", weights_only=True)
+    saved = read_weights(file)
+    if missing := {"weights", "zero", "temperature"} - saved.keys():
+        raise UserError(f"run: {file} holds no {min(missing)}; is it damaged?")
+    check_scale(file, saved["zero"], saved["temperature"])
     check_trained(str(file), saved["weights"])
     scale = saved["zero"], saved["temperature"]
     return RewardRun(backbone, max_length, saved["weights"], *scale, saved.get("identity"))
@@ -88,12 +99,13 @@ def read_reward_checkpoint(file: Path, trust_remote_code: bool = False) -> tuple
     if run is None:
         raise UserError(f"--ckpt_path: got {file}, which lies in no run folder; its config.yaml is needed beside it")
     backbone, max_length = _read_config(run, trust_remote_code)
-    saved = torch.load(file, map_location="cpu", weights_only=True)
+    saved = read_weights(file)
     if "state_dict" in saved:
         weights = {name.removeprefix(MODULE_PREFIX): value for name, value in saved["state_dict"].items()}
         saved = {"weights": weights, **saved.get("reward_scale", {}), "identity": saved.get("identity")}
     if missing := {"weights", "zero", "temperature"} - saved.keys():
         raise UserError(f"--ckpt_path: got {file}, which holds no {min(missing)}; give a checkpoint of a reward model")
+    check_scale(file, saved["zero"], saved["temperature"])
     check_trained(str(file), saved["weights"])
     found = RewardRun(backbone, max_length, saved["weights"], saved["zero"], saved["temperature"], saved["identity"])
     return run, found

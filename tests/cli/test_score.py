@@ -76,7 +76,16 @@ def as_sides(rows, turn=False):
 def test_a_file_gets_the_rewards_of_plain_transformers_in_its_order(model):
     found = score(model, write(PAIRS))
     assert list(found) == [
-        *("row", "reward_chosen", "reward_rejected", "probability", "tokens_chosen", "tokens_rejected", "is_cut", "content")
+        *(
+            "row",
+            "reward_chosen",
+            "reward_rejected",
+            "probability",
+            "tokens_chosen",
+            "tokens_rejected",
+            "is_cut",
+            "content",
+        )
     ]
     assert found["row"] == list(range(9)) and not any(found["is_cut"])
     for side in ("chosen", "rejected"):

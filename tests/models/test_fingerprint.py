@@ -137,10 +137,15 @@ def test_projections_outlast_adapters_and_rounding_but_no_change_of_a_matrix():
 
 def test_projections_of_4_bits_are_those_of_32_within_their_rounding(tiny_model_dir):
     both = [
-        identity_of(load_reward_model(Backbone(str(tiny_model_dir), train="lora", quantize=q)).model, SimpleNamespace(chat_template=""))
+        identity_of(
+            load_reward_model(Backbone(str(tiny_model_dir), train="lora", quantize=q)).model,
+            SimpleNamespace(chat_template=""),
+        )
         for q in ("none", "nf4")
     ]
-    assert [one["is_4bit"] for one in both] == [False, True] and both[0]["matrices"].keys() == both[1]["matrices"].keys()
+    assert [one["is_4bit"] for one in both] == [False, True] and both[0]["matrices"].keys() == both[1][
+        "matrices"
+    ].keys()
     check_identity("x", *both)
     check_identity("x", *both[::-1])
     negated = {name: [-v for v in values] for name, values in both[1]["matrices"].items()}

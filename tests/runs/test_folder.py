@@ -385,7 +385,12 @@ def test_one_process_trains_in_a_folder(tiny_run, capsys):
 
 
 def test_a_failed_start_leaves_no_folder(tiny_run):
-    assert main(["fit", *tiny_run, "--run_dir=run", "--data.seed_fraction=0.01", "--model.center_rewards_coefficient=null"]) == 2
+    assert (
+        main(
+            ["fit", *tiny_run, "--run_dir=run", "--data.seed_fraction=0.01", "--model.center_rewards_coefficient=null"]
+        )
+        == 2
+    )
     assert not Path("run").exists()
 
 
