@@ -135,6 +135,9 @@ def lock(folder: Path) -> IO[str]:
         ) from None
     except OSError:  # a file system without locks
         return file
+    if not (folder / LOCK).exists() or not os.path.samestat(os.fstat(file.fileno()), (folder / LOCK).stat()):
+        file.close()  # its last owner has just taken it away
+        return lock(folder)
     file.truncate(0)
     file.write(f"process {os.getpid()} on {socket.gethostname()}")
     file.flush()
@@ -147,8 +150,8 @@ def lock(folder: Path) -> IO[str]:
 def unlock(file: IO[str]) -> None:
     """Let others train in the folder; one in which nothing came to be goes away."""
     folder = Path(file.name).parent
-    if not _holds_files(folder):
-        Path(file.name).unlink(missing_ok=True)
+    Path(file.name).unlink(missing_ok=True)
+    if folder.is_dir() and not any(folder.iterdir()):
         folder.rmdir()
     file.close()
 
