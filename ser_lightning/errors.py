@@ -26,8 +26,8 @@ class NothingToDo(UserError):
     """What was asked for is done already; no error where the same command may come twice (`--ckpt_path auto`)."""
 
 
-_OUTSIDE = ("pyarrow", "safetensors", "safetensors_rust", "yaml", "zipfile", "pickle", "_pickle", "json", "_csv", "zlib",
-            "lzma", "gzip", "jinja2", "huggingface_hub", "tokenizers", "datasets")  # fmt: skip
+_OUTSIDE = ("pyarrow", "safetensors", "safetensors_rust", "yaml", "zipfile", "pickle", "_pickle", "json",
+            "_csv", "zlib", "lzma", "gzip", "jinja2", "huggingface_hub", "tokenizers", "datasets")  # fmt: skip
 """Packages whose own exceptions are about a file that they were given."""
 _DAMAGED = (RecursionError, EOFError, UnicodeError)
 
@@ -42,7 +42,8 @@ def outside_problem(error: BaseException | None) -> str | None:
     while error is not None:
         kinds = type(error).__mro__
         if isinstance(error, OSError) and error.errno is not None:
-            return f"{error.filename or 'disk'}: {error.strerror or type(error).__name__}; check the path and its permissions"
+            reason = error.strerror or type(error).__name__
+            return f"{error.filename or 'disk'}: {reason}; check the path and its permissions"
         if isinstance(error, _DAMAGED) or any(kind.__module__.split(".")[0] in _OUTSIDE for kind in kinds):
             reason = " ".join(str(error).split())[:200] or "no reason given"
             return f"a file: cannot be read ({type(error).__name__}: {reason}); is it damaged? --debug shows where"

@@ -59,8 +59,8 @@ class Backbone:
         num_layers: use only the first so many layers of the body, None = all of them. What the middle of a language
             model knows often judges better than its end, which is about the next token; it is cheaper, too.
         gguf_file: name of a GGUF file in `path`, for models that ship as one.
-        trust_remote_code: run the Python files that come with a model; its author's code then does as it likes. Only the
-            command line can set it.
+        trust_remote_code: run the Python files that come with a model; its author's code then does as it likes. Only
+            the command line can set it.
     """
 
     path: str
