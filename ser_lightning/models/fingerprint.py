@@ -116,8 +116,8 @@ def _projections(weight: Tensor) -> list[float]:
 
 def _other_matrix(saved: Mapping[str, Any], own: Identity) -> str | None:
     """The first matrix that is another one than was trained on; None if there is none, or none was noted."""
-    expected, found = saved.get("matrices") or {}, own["matrices"]
-    limit = _SAME_IN_4_BITS if saved.get("is_4bit") or own["is_4bit"] else _SAME
+    expected, found = saved.get("matrices"), own.get("matrices")  # runs of earlier versions have none
+    limit = _SAME_IN_4_BITS if saved.get("is_4bit") or own.get("is_4bit") else _SAME
     if not expected or not found:
         return None
     for name in sorted(expected.keys() | found.keys()):

@@ -131,9 +131,8 @@ def read_config(run: Path) -> dict[str, Any]:
     try:
         config = yaml.safe_load(file.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        raise UserError(
-            f"run: {file} is no YAML file ({' '.join(str(error).split())[:200]}); is it damaged?"
-        ) from error
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"run: {file} is no YAML file ({reason}); is it damaged?") from error
     if not isinstance(config, dict):
         raise UserError(f"run: {file} holds no config; give the folder of a fit")
     return config

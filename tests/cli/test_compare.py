@@ -67,8 +67,8 @@ def test_a_sequential_comparison_says_who_is_better_or_that_it_cannot(runs, caps
     assert "No decision after all 60 pairs: 0 only A right, 0 only B" in capsys.readouterr().out
     perfect = [{"row": n, "reward_chosen": 1.0, "reward_rejected": 0.0, "probability": 0.7} for n in range(60)]
     for name, sign in (("right", 1), ("wrong", -1)):
-        rows = [{**r, "reward_chosen": sign * 1.0, "tokens_chosen": 5, "tokens_rejected": 6, "content": content(200 + r["row"])}
-                for r in perfect]  # fmt: skip
+        more = {"reward_chosen": sign * 1.0, "tokens_chosen": 5, "tokens_rejected": 6}
+        rows = [{**r, **more, "content": content(200 + r["row"])} for r in perfect]
         Path(f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert main(["compare", "right.jsonl", "wrong.jsonl", "--data=pairs.jsonl", "--sequential"]) == 0
     assert "A is better, sure after 9 of 60 pairs" in capsys.readouterr().out
@@ -77,8 +77,9 @@ def test_a_sequential_comparison_says_who_is_better_or_that_it_cannot(runs, caps
 def test_wrong_input_is_one_line(runs, capsys, tmp_path):
     (tmp_path / "none.jsonl").write_text(json.dumps({"prompt": "a", "response_a": "b", "response_b": "c"}) + "\n")
     Path("gate.yaml").write_text("acuracy_b: {min: 0.5}\n")
-    Path("other.jsonl").write_text(json.dumps({"row": 999, "reward_chosen": 1, "reward_rejected": 0, "probability": 0.7,
-                                               "tokens_chosen": 1, "tokens_rejected": 1, "content": content(205)}) + "\n")  # fmt: skip
+    rewards = {"row": 999, "reward_chosen": 1, "reward_rejected": 0, "probability": 0.7}
+    tokens = {"tokens_chosen": 1, "tokens_rejected": 1, "content": content(205)}
+    Path("other.jsonl").write_text(json.dumps({**rewards, **tokens}) + "\n")
     Path("none_of_it.jsonl").write_text(
         Path("other.jsonl").read_text().replace("999", "5").replace(": 1,", ": NaN,", 1)
     )
@@ -125,7 +126,8 @@ DAMAGED = {
     "binary.jsonl": b"\xff\xfe\x00",
     "other_keys.jsonl": b'{"row": 0, "reward_a": 1}\n{"row": 1}\n',
     "deep.jsonl": b"[" * 100_000,
-    "text.jsonl": b'{"row": 0, "reward_a": "x", "tokens_a": 1, "reward_b": 1, "tokens_b": 1, "probability": 0.5, "content": "c"}\n',
+    "text.jsonl": b'{"row": 0, "reward_a": "x", "tokens_a": 1, "reward_b": 1, "tokens_b": 1, '
+    b'"probability": 0.5, "content": "c"}\n',
     "half.parquet": b"PAR1\x00\x00",
     "empty.parquet": b"",
     "ragged.csv": b"row,reward_a\n1\n1,2,3\n",

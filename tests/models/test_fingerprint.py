@@ -123,16 +123,21 @@ def test_projections_outlast_adapters_and_rounding_but_no_change_of_a_matrix():
     wrapped = tiny()
     wrapped.model = get_peft_model(wrapped.model, LoraConfig(r=2, target_modules="all-linear"))
     check_identity("x", saved, identity(wrapped))
-    changes = {"negated": lambda w: -w, "turned": lambda w: w.flip(0), "shuffled": lambda w: w[:, torch.randperm(w.shape[1])],
-               "one row": lambda w: torch.cat([w[:1] * 3, w[1:]]), "zeros": torch.zeros_like, "NaN": lambda w: w * torch.nan}  # fmt: skip
-    for name, change in changes.items():
+    changes = [
+        lambda w: -w,
+        lambda w: w.flip(0),
+        lambda w: w[:, torch.randperm(w.shape[1])],
+        lambda w: torch.cat([w[:1] * 3, w[1:]]),
+        torch.zeros_like,
+        lambda w: w * torch.nan,
+    ]
+    for change in changes:
         for place in ("mlp.down_proj", "self_attn.q_proj"):
             other = tiny()
             weight = other.get_submodule(f"model.layers.0.{place}").weight
             weight.data = change(weight.data)
             with pytest.raises(UserError, match=f"{place}.weight is not what it was"):
                 check_identity("x", saved, identity(other))
-                pytest.fail(name)
 
 
 def test_projections_of_4_bits_are_those_of_32_within_their_rounding(tiny_model_dir):
