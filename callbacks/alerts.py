@@ -1,6 +1,7 @@
 """Alerts and tables for people who are not at the terminal: Weights & Biases and webhooks, where they are on."""
 
 import json
+import os
 import queue
 import threading
 from collections.abc import Callable, Sequence
@@ -16,7 +17,7 @@ from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities import rank_zero_warn
 
 from ser_lightning.errors import raise_problems
-from ser_lightning.runs.files import CONFIG, PAGE, ROUNDS
+from ser_lightning.runs.files import CONFIG, PAGE, ROUNDS, has_secrets, read_config
 
 CARD_COLUMNS = ("pair_id", "prompt", "response_a", "response_b", "probability", "before", "label", "reason")
 
@@ -50,6 +51,8 @@ def log_round_tables(
 def log_run_artifact(trainer: Trainer, folder: Path) -> None:
     """Tables, audits, guards and page of a run as one `wandb` artifact; no weights."""
     files = [folder / name for name in (ROUNDS, PAGE, CONFIG)]
+    if (folder / CONFIG).is_file() and has_secrets(read_config(folder)):
+        files.remove(folder / CONFIG)
     files += sorted(folder.glob("rounds/*/audit.parquet")) + sorted(folder.glob("rounds/*/guards.json"))
     for run in _wandb_runs(trainer):
         _try("artifact", partial(_send_files, run, folder, [file for file in files if file.is_file()]))
@@ -96,15 +99,19 @@ class WebhookCallback(Callback):
     """Post every alert as JSON, `{"title": ..., "text": ..., "run": ...}`, from a thread of its own.
 
     Args:
-        url: http or https address that takes a POST.
+        url: http or https address that takes a POST, or `$NAME` for one that an environment variable holds: such an
+            address is a secret, and a config is copied around.
         timeout_s: seconds for an attempt to connect and be answered.
         attempts: at most, for an alert; after that it is dropped with a warning.
     """
 
     def __init__(self, url: str, timeout_s: float = 5.0, attempts: int = 3) -> None:
         problems = []
-        if urlsplit(url).scheme not in ("http", "https") or not urlsplit(url).netloc:
-            problems.append(f"webhook.url: got {url!r}; use an http or https address")
+        if url.startswith("$"):
+            name, url = url[1:], os.environ.get(url[1:], "")
+            problems += [] if url else [f"webhook.url: got ${name}, which is not set; export {name}=https://..."]
+        if not problems and urlsplit(url).scheme not in ("http", "https"):
+            problems.append(f"webhook.url: got {urlsplit(url).scheme or 'no scheme'}; use an http or https address")
         if timeout_s <= 0:
             problems.append(f"webhook.timeout_s: got {timeout_s}; need more than 0")
         if attempts < 1:

@@ -8,7 +8,6 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 from rich import box
-from rich.console import Console
 from rich.table import Table
 
 from ser_lightning.datamodules.preference import PreferenceDataModule
@@ -18,6 +17,7 @@ from ser_lightning.evolution.selection import SelectionContext, SelectionResult
 from ser_lightning.records import PairScores
 from ser_lightning.runs.files import ROUNDS, read_audit, round_files, rounds_folder, run_above, write_json
 from ser_lightning.training.scoring import complete_and_unique, concatenate
+from ser_lightning.utils.terminal import PlainConsole
 
 SIDES = ("old", "new", "unseen")
 
@@ -156,7 +156,7 @@ def publish_drift(trainer: Trainer, path: Path, figures: dict[str, float]) -> No
     }
     for title, (key, form) in rows.items():
         table.add_row(title, *(form.format(figures[k]) if (k := f"{side}_{key}") in figures else "-" for side in SIDES))
-    console = Console()
+    console = PlainConsole()
     console.print(table)
     console.print("Unseen: test pairs, which it never trained on. Of pool pairs it has learnt its own labels.")
     for line in warnings_of(figures):

@@ -11,7 +11,6 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from rich import box
-from rich.console import Console
 from rich.table import Table
 from torch import Tensor, equal
 
@@ -27,6 +26,7 @@ from ser_lightning.evaluation.response_stats import (
 from ser_lightning.records import Answers
 from ser_lightning.runs.files import SAMPLES, STEPS
 from ser_lightning.utils.atomic import write_text_atomically
+from ser_lightning.utils.terminal import PlainConsole
 
 
 class WatchedModule(Protocol):
@@ -301,7 +301,7 @@ def steps_table(rows: list[StepRow], best_step: int | None) -> Table:
 
 def print_steps(rows: list[StepRow], best_step: int | None) -> None:
     """The table and what it means."""
-    console = Console()
+    console = PlainConsole()
     console.print(steps_table(rows, best_step))
     console.print("Step 0 is the starting policy, which later ones win against. Intervals: 95 %.")
     if best_step is not None:

@@ -132,8 +132,12 @@ def round_notes(data: PreferenceDataModule, folder: Path, number: int, seed: Pai
         ),
         "length": _length_points(data, audit),
         "cards": choose_cards(data, audit, before),
-        "fingerprints": {"data": data.state_dict()["fingerprint"], **(model.get("identity") or {})},
+        "fingerprints": {"data": data.state_dict()["fingerprint"], **_hashes(model.get("identity") or {})},
     }
+
+
+def _hashes(identity: dict[str, Any]) -> dict[str, str]:
+    return {name: identity[name] for name in ("base", "template") if name in identity}
 
 
 def choose_cards(

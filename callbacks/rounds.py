@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from rich import box
-from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
@@ -17,6 +16,7 @@ from ser_lightning.evolution.selection import SelectionContext, SelectionResult
 from ser_lightning.records import PairScores, Selection
 from ser_lightning.runs.files import RoundRow
 from ser_lightning.utils.durations import duration
+from ser_lightning.utils.terminal import PlainConsole
 
 
 def round_figures(
@@ -134,7 +134,7 @@ def rounds_table(rows: list[RoundRow]) -> Table:
 
 def print_rounds(rows: list[RoundRow]) -> None:
     """The table and what the star means."""
-    console = Console()
+    console = PlainConsole()
     console.print(rounds_table(rows))
     console.print(
         "Round 0 is the seed model. * is delivered: chosen out of fold on the seed, without test or pool labels."

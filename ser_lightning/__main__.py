@@ -4,7 +4,12 @@ import sys
 from importlib import import_module
 
 from ser_lightning.cli.quiet import quieten
-from ser_lightning.errors import UserError, no_room
+from ser_lightning.errors import UserError, no_room, outside_problem
+from ser_lightning.utils.terminal import visible
+
+DEBUG = "--debug"
+"""Anywhere in a command line: a traceback for every error but those that name the user's fix."""
+MAX_LINE = 2000
 
 COMMANDS = {
     "export": ("ser_lightning.export.reward:main", "write a run's reward model as an ordinary transformers folder"),
@@ -27,19 +32,22 @@ def main(argv: list[str] | None = None) -> int:
     Args:
         argv: the command line without the program's name; the process's own by default.
     """
-    argv = sys.argv[1:] if argv is None else argv
+    argv = list(sys.argv[1:] if argv is None else argv)
+    is_debug = DEBUG in argv
+    argv = [word for word in argv if word != DEBUG]
     quieten()
     try:
         return _dispatch(argv)
     except UserError as error:
         problems = error.problems
     except Exception as error:
-        full = no_room(error)
-        if full is None:
+        fix = "free some, then run the command again"
+        problem = (no_room(error) if argv[:1] == ["fit"] else no_room(error, fix)) or outside_problem(error)
+        if is_debug or problem is None:
             raise
-        problems = [full]
+        problems = [problem]
     for problem in problems:
-        print(f"error: {problem}", file=sys.stderr)
+        print(f"error: {visible(problem)[:MAX_LINE]}", file=sys.stderr)
     return 2
 
 

@@ -26,14 +26,41 @@ class NothingToDo(UserError):
     """What was asked for is done already; no error where the same command may come twice (`--ckpt_path auto`)."""
 
 
+_OUTSIDE = ("pyarrow", "safetensors", "safetensors_rust", "yaml", "zipfile", "pickle", "_pickle", "json",
+            "_csv", "zlib", "lzma", "gzip", "jinja2", "huggingface_hub", "tokenizers", "datasets")  # fmt: skip
+"""Packages whose own exceptions are about a file that they were given."""
+_DAMAGED = (RecursionError, EOFError, UnicodeError)
+
+
+def outside_problem(error: BaseException | None) -> str | None:
+    """One line for an error that comes from a file or the disk, not from a mistake in this project; else None.
+
+    Args:
+        error: what ended a command.
+    """
+    first = error
+    while error is not None:
+        kinds = type(error).__mro__
+        if isinstance(error, OSError) and error.errno is not None:
+            reason = error.strerror or type(error).__name__
+            return f"{error.filename or 'disk'}: {reason}; check the path and its permissions"
+        if isinstance(error, _DAMAGED) or any(kind.__module__.split(".")[0] in _OUTSIDE for kind in kinds):
+            reason = " ".join(str(error).split())[:200] or "no reason given"
+            return f"a file: cannot be read ({type(error).__name__}: {reason}); is it damaged? --debug shows where"
+        error = error.__cause__ or error.__context__
+    if isinstance(first, RuntimeError) and "PytorchStreamReader" in str(first):
+        return "a file of weights: cannot be read, it is cut off or no such file; --debug shows where"
+    return None
+
+
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
-def no_room(error: BaseException | None) -> str | None:
+def no_room(error: BaseException | None, fix: str = "free some, then resume with --ckpt_path last") -> str | None:
     """What to say where an error comes from a disk that is full, else None."""
     while error is not None:
         if isinstance(error, OSError) and error.errno in _NO_ROOM:
             what = f" for {error.filename}" if error.filename else ""
-            return f"disk: got no room{what} ({error.strerror}); free some, then resume with --ckpt_path last"
+            return f"disk: got no room{what} ({error.strerror}); {fix}"
         error = error.__cause__ or error.__context__
     return None

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import torch
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
-from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 from tqdm.auto import tqdm
@@ -30,7 +29,8 @@ from ser_lightning.evaluation.reward_bench import (
     weight_problems,
 )
 from ser_lightning.inference.scorer import Scorer
-from ser_lightning.utils.atomic import write_text_atomically
+from ser_lightning.utils.atomic import output_problems, write_text_atomically
+from ser_lightning.utils.terminal import PlainConsole
 
 CHUNK = 256
 """Rows that are encoded and scored at a time."""
@@ -49,11 +49,14 @@ def main(argv: list[str]) -> None:
         "--weights", type=dict[str, float] | None, default=None, help="of subsets in their section: {math-prm: 447}"
     )
     parser.add_argument("--json", type=str | None, default=None, help="file to write the figures to")
+    parser.add_argument("--overwrite", action="store_true", help="write over a file that is there")
     add_scoring_flags(parser)
     try:
         args = parser.parse_args(argv)
     except ArgumentError as error:
         raise UserError(f"bench: {' '.join(str(error).split())}; {_USAGE}") from error
+    if args.json:
+        raise_problems(output_problems("--json", args.json, [args.data, args.model], args.overwrite))
     figures = bench_file(args)
     print_bench(figures, args.model)
     if args.json:
@@ -74,7 +77,9 @@ def bench_file(args: Namespace) -> dict[str, Any]:
     rows = read_candidates(open_source(args.data), columns, args.category)
     units = scoring_units(rows)
     raise_problems(weight_problems(weights, {row.subset for row in rows}))
-    scorer = Scorer.load(args.model, args.device, args.dtype, args.max_length, args.tokens_per_batch)
+    scorer = Scorer.load(
+        args.model, args.device, args.dtype, args.max_length, args.tokens_per_batch, args.trust_remote_code
+    )
     return figures_of(rows, units, score_rows(scorer, rows), weights)
 
 
@@ -185,7 +190,7 @@ def print_bench(figures: Mapping[str, Any], model: str) -> None:
                 table.add_row(f"  {name[:28]}", *_cells(one, f"{one['weight']:g}"))
             for term, value in one.get("terms", {}).items():
                 table.add_row(f"  {term}", f"{value:.3f}", "", "", "", f"{TIE_WEIGHTS[term]:g}", "")
-    console = Console(highlight=False, markup=False)
+    console = PlainConsole()
     console.print(f"Model: {model}", soft_wrap=True)
     console.print(table)
     legend = "low, high: 95 % interval over prompts; longer: the score of taking the longest response, the baseline."

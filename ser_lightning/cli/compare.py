@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet
 import torch
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
-from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 from tqdm.auto import tqdm
@@ -28,7 +28,8 @@ from ser_lightning.evaluation.sets import Scored, set_figures
 from ser_lightning.evaluation.thresholds import failures, make_gate, read_gate
 from ser_lightning.inference.scorer import Scorer
 from ser_lightning.records import PairScores
-from ser_lightning.utils.atomic import write_text_atomically
+from ser_lightning.utils.atomic import output_problems, write_text_atomically
+from ser_lightning.utils.terminal import PlainConsole
 
 ALPHA = 0.05
 CHUNK = 256
@@ -79,31 +80,36 @@ class FileSide:
 
     Args:
         file: .parquet, .csv or .jsonl.
+        rows: labelled pairs of the data.
         num_rows: that the data has, labelled or not.
 
     Raises:
-        UserError: it holds no rewards of pairs, or rows that the data has not.
+        UserError: it holds no rewards of pairs, or rewards of other pairs.
     """
 
     temperature = 1.0
 
-    def __init__(self, file: Path, num_rows: int) -> None:
-        if file.suffix == ".jsonl":
-            columns = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
-            table: dict[str, list[Any]] = {name: [row[name] for row in columns] for name in (columns or [{}])[0]}
-        else:
-            read = pyarrow.parquet.read_table if file.suffix == ".parquet" else pyarrow.csv.read_csv
-            table = read(file).to_pydict()
+    def __init__(self, file: Path, rows: Sequence[FileRow], num_rows: int) -> None:
+        table = _read_table(file)
         names = next((pair for pair in (("_chosen", "_rejected"), ("_a", "_b")) if f"reward{pair[0]}" in table), None)
         if names is None or "row" not in table:
             raise UserError(f"{file}: got no rewards of pairs in it; give a file that `score` wrote")
         wanted = [f"{kind}{side}" for side in names for kind in ("reward", "tokens")]
-        if unknown := [row for row in table["row"] if row >= num_rows]:
-            raise UserError(f"{file}: got rows that --data has not, such as {unknown[0]}; give the same data")
+        if missing := [name for name in (*wanted, "probability", "content") if name not in table]:
+            raise UserError(f"{file}: got no column {missing[0]}; run `score` again")
         self._place = {row: i for i, row in enumerate(table["row"])}
-        self._values = torch.tensor([table[name] for name in wanted], dtype=torch.float32)
+        strangers = [row for row in self._place if not isinstance(row, int) or not 0 <= row < num_rows]
+        known = [row for row in rows if row.number in self._place]
+        strangers += [row.number for row in known if row.content != table["content"][self._place[row.number]]]
+        if strangers or not self._place:
+            example = f", such as row {strangers[0]}" if strangers else ""
+            raise UserError(f"{file}: got rewards of other texts than those of --data{example}; give the same data")
+        try:
+            self._values = torch.tensor([table[name] for name in wanted], dtype=torch.float32)
+            odds = torch.tensor(table["probability"], dtype=torch.float64).clamp(1e-6, 1 - 1e-6).logit()
+        except (TypeError, ValueError) as error:
+            raise UserError(f"{file}: got rewards that are no numbers ({error}); run `score` again") from error
         margin = self._values[0] - self._values[2]
-        odds = torch.tensor(table["probability"], dtype=torch.float64).clamp(1e-6, 1 - 1e-6).logit()
         usable = (margin != 0) & (odds.abs() > 1e-3)
         self.temperature = float((margin[usable].double() / odds[usable]).median()) if usable.any() else 1.0
 
@@ -114,6 +120,19 @@ class FileSide:
             if (place := self._place.get(row.number)) is not None:
                 found[:, i] = self._values[:, place]
         return found
+
+
+def _read_table(file: Path) -> dict[str, list[Any]]:
+    """The columns of a file that `score` wrote."""
+    try:
+        if file.suffix == ".jsonl":
+            rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+            return {name: [row[name] for row in rows] for name in (rows or [{}])[0]}
+        read = pyarrow.parquet.read_table if file.suffix == ".parquet" else pyarrow.csv.read_csv
+        return dict(read(file).to_pydict())
+    except (pa.ArrowException, ValueError, LookupError, TypeError, AttributeError, RecursionError, OSError) as error:
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise UserError(f"{file}: got no table of rewards ({reason}); give a file that `score` wrote") from error
 
 
 def main(argv: list[str]) -> int:
@@ -134,6 +153,8 @@ def main(argv: list[str]) -> int:
     parser.add_argument(
         "--make_gate", type=str | None, default=None, help="YAML to write, from the models as baselines"
     )
+    parser.add_argument("--trust_remote_code", action="store_true", help="run the Python files of the models")
+    parser.add_argument("--overwrite", action="store_true", help="write over a file that is there")
     parser.add_argument("--sequential", action="store_true", help="stop scoring as soon as the decision is sure")
     try:
         args = parser.parse_args(argv)
@@ -141,7 +162,7 @@ def main(argv: list[str]) -> int:
         raise UserError(f"compare: {' '.join(str(error).split())}; {_USAGE}") from error
     raise_problems(_problems(args))
     rows, categories, num_rows = labelled_rows(args.data, args.columns or {}, args.category, args.labels)
-    sides = [open_side(name, num_rows) for name in args.models]
+    sides = [open_side(name, rows, num_rows, args.trust_remote_code) for name in args.models]
     if args.make_gate:
         return _write_gate(args, rows, sides)
     if args.sequential:
@@ -165,6 +186,10 @@ def _problems(args: Namespace) -> list[str]:
         found.append("--make_gate: got it with --gate or --sequential, which need two models; give one of them")
     if args.sequential and (args.gate or args.json):
         found.append("--sequential: got it with --gate or --json, which need all pairs scored; leave one out")
+    inputs = [*args.models, args.data, *([args.gate] if args.gate else [])]
+    for flag in ("json", "make_gate"):
+        if args[flag]:
+            found += output_problems(f"--{flag}", args[flag], inputs, args.overwrite)
     if args.gate:
         read_gate(Path(args.gate), FIGURES)  # before anything is scored
     return found
@@ -194,11 +219,11 @@ def labelled_rows(
     return rows, [str(values[row.number]) for row in rows], counts.rows
 
 
-def open_side(name: str, num_rows: int) -> Side:
-    """A model, or a file of its rewards of data with so many rows."""
+def open_side(name: str, rows: Sequence[FileRow], num_rows: int, trust_remote_code: bool = False) -> Side:
+    """A model, or a file of its rewards of these rows, of `num_rows` in their file."""
     if Path(name).is_file():
-        return FileSide(Path(name), num_rows)
-    return ModelSide(Scorer.load(name))
+        return FileSide(Path(name), rows, num_rows)
+    return ModelSide(Scorer.load(name, trust_remote_code=trust_remote_code))
 
 
 def score_all(side: Side, rows: Sequence[FileRow], name: str) -> Tensor:
@@ -285,7 +310,7 @@ def _print(models: Sequence[str], figures: dict[str, float], detail: dict[str, A
         for group, found in detail[f"{key}_a"].items():
             other = detail[f"{key}_b"][group]
             table.add_row(f"  {group[:24]} ({found['pairs']})", f"{found['accuracy']:.3f}", f"{other['accuracy']:.3f}")
-    console = Console(highlight=False)
+    console = PlainConsole()
     for side, model in zip("AB", models, strict=True):
         console.print(f"{side}: {model}", soft_wrap=True, markup=False)
     console.print(table)

@@ -4,10 +4,11 @@ import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from jsonargparse import Namespace
+from lightning.fabric.plugins import CheckpointIO
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.fabric.utilities.rank_zero import _get_rank
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
@@ -30,10 +31,12 @@ from ser_lightning.runs.folder import (
     MetricsFile,
     RunFolder,
     choose_folder,
+    lock,
     run_of,
+    unlock,
 )
-from ser_lightning.training.checkpoints import LAST, LastCheckpoint
-from ser_lightning.training.rank_failure import FOLLOW_UP_SECONDS, end_with_parent, lost_rank
+from ser_lightning.training.checkpoints import LAST, CheckpointsInPlace, LastCheckpoint
+from ser_lightning.training.rank_failure import FOLLOW_UP_SECONDS, EndAfterSigterm, end_with_parent, lost_rank
 from ser_lightning.training.strategies import strategy_problems
 
 
@@ -54,6 +57,14 @@ class SerCLI(LightningCLI):
     """
 
     def __init__(self, args: list[str], epilog: str = "") -> None:
+        self._lock: IO[str] | None = None
+        try:
+            self._run(args, epilog)
+        finally:
+            if self._lock is not None:
+                unlock(self._lock)
+
+    def _run(self, args: list[str], epilog: str) -> None:
         super().__init__(
             LightningModule,
             LightningDataModule,
@@ -110,6 +121,7 @@ class SerCLI(LightningCLI):
             parser.__dict__.pop("print_config", None)
             problems = Diagnosis(parser.parse_args, self.arguments).run()
             raise UserError(problems or " ".join(str(error).split())) from None
+        raise_problems(trust_problems(self.config[self.arguments.command], self.arguments))
 
     @property
     def command(self) -> str:
@@ -157,6 +169,9 @@ class SerCLI(LightningCLI):
         first = Path(self.arguments.configs[0]) if self.arguments.configs else Path("run")
         stem = first.parent.name if is_run(first.parent) else first.stem  # a run that goes on from another
         folder = choose_folder(self.command, config.run_dir, config.ckpt_path, stem)
+        if self.command == "fit":
+            self._lock = lock(folder.path)  # and look again: who had it may have made a run of the folder
+            folder = choose_folder(self.command, config.run_dir or str(folder.path), config.ckpt_path, stem)
         folder.check_same_config(self.recipe)
         os.environ[RUN_DIR_VARIABLE] = str(folder.path)
         return folder
@@ -197,6 +212,8 @@ class SerCLI(LightningCLI):
         evolution = self._get(self.config_init, "evolution")
         given = [*_as_list(config.callbacks), *_as_list(evolution)]  # last: it labels when all others have looked
         config.callbacks = [*given, *self._own_callbacks(given, config)]
+        if self.subcommand == "fit" and not _holds(_as_list(config.plugins), CheckpointIO):
+            config.plugins = [*_as_list(config.plugins), CheckpointsInPlace()]
         if config.logger is not False:
             name = "metrics.csv" if self.subcommand == "fit" else f"metrics-{self.subcommand}.csv"
             config.logger = [MetricsFile(self.run_folder.path / name), *_as_list(config.logger)]
@@ -221,6 +238,8 @@ class SerCLI(LightningCLI):
             callback.dirpath = callback.dirpath or str(folder / LAST.parent)
         if self.subcommand == "fit" and config.enable_checkpointing is not False:
             yield LastCheckpoint(folder / LAST)
+        if self.subcommand == "fit":
+            yield EndAfterSigterm()
 
     def _run_subcommand(self, subcommand: str) -> None:
         if not _get_rank():
@@ -242,6 +261,30 @@ def recorded_config(arguments: Arguments) -> Iterator[Path]:
         folder = run_of(Path(ckpt_path))
     if ckpt_path and folder and is_run(folder):
         yield folder / CONFIG
+
+
+def trust_problems(config: Namespace, arguments: Arguments) -> Iterator[str]:
+    """A line for each setting that lets a model or a checkpoint run code, but stands in a file alone.
+
+    Args:
+        config: the parsed config of the command.
+        arguments: what its user has typed.
+    """
+    for key, granted, risk in (
+        ("trust_remote_code", "true", "runs the Python files of a model"),
+        ("weights_only", "false", "unpickles a checkpoint, which can run code"),
+    ):
+        found = [name for name, value in config.items() if name.split(".")[-1] == key and value is (granted == "true")]
+        typed = [value for flag in arguments.flags for name, value in [_named_value(flag)] if name == key]
+        if found and typed[-1:] != [granted]:
+            name = found[0].replace(".init_args", "")
+            yield f"{name}: got {granted} in a config, which {risk}; say it on the command line: --{name} {granted}"
+
+
+def _named_value(flag: list[str]) -> tuple[str, str]:
+    """The last part of a flag's name and its value."""
+    name, equals, value = flag[0].partition("=")
+    return name.removeprefix("--").split(".")[-1], (value if equals else " ".join(flag[1:])).lower()
 
 
 def run(args: list[str], epilog: str = "") -> None:

@@ -47,7 +47,7 @@ from ser_lightning.planning.text import as_text
 from ser_lightning.planning.workload import RoundWork, Tokens, count_tokens, largest_batch, read_rate, rounds_of
 from ser_lightning.training.schedule import make_optimizer
 from ser_lightning.training.strategies import check_optimizer, strategy_kind, strategy_notes, strategy_problems
-from ser_lightning.utils.atomic import write_text_atomically
+from ser_lightning.utils.atomic import output_problems, write_text_atomically
 
 SPLITS: tuple[SplitName, ...] = ("seed", "val", "pool", "test", "all")
 
@@ -59,6 +59,7 @@ class PlanCLI(SerCLI):
         """Add what only `plan` takes."""
         super().add_arguments_to_parser(parser)
         parser.add_argument("--json", type=str | None, help="File to write the plan to, as JSON.")
+        parser.add_argument("--overwrite", action="store_true", help="Write over a file that is there.")
         parser.add_argument("--like", type=str | None, help="Run folder whose rounds say how fast this machine is.")
         parser.add_argument("--pairs_per_second", type=float | None, help="How fast pairs are trained on and scored.")
 
@@ -86,6 +87,12 @@ def main(argv: list[str]) -> None:
         cli = PlanCLI(["fit", *argv])
     except (ParseError, MisconfigurationException) as error:
         raise UserError(" ".join(str(error).split())) from error
+    if cli.settings.json:
+        data = cli.settings.data.init_args
+        read = [data.get(key) for key in ("path", "pool_path", "test_path", "new_data_path")]
+        inputs = [path for one in read if one for path in ([one] if isinstance(one, str) else one)]
+        inputs += [*cli.arguments.configs, cli.model.backbone.path, *filter(None, [cli.settings.like])]
+        raise_problems(output_problems("--json", cli.settings.json, inputs, cli.settings.overwrite))
     plan, problems = make_plan(cli)
     print(as_text(plan), flush=True)
     if cli.settings.json:

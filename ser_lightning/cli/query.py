@@ -123,7 +123,7 @@ def main(argv: list[str]) -> None:
         args = parser.instantiate_classes(parser.parse_args(argv))
     except ArgumentError as error:
         raise UserError(f"query: {' '.join(str(error).split())}") from error
-    if Path(args.to).exists():
+    if Path(args.to).exists():  # not even with a flag
         raise UserError(f"--to: {args.to} is there already, perhaps with labels in it; name another file")
     chosen = query(Path(args.run), args.n, args.strategy)
     write_text_atomically(Path(args.to), "".join(json.dumps(_row(pair), ensure_ascii=False) + "\n" for pair in chosen))

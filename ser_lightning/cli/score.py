@@ -17,7 +17,6 @@ import pyarrow.parquet
 import torch
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 from rich import box
-from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 from tqdm.auto import tqdm
@@ -29,7 +28,8 @@ from ser_lightning.errors import UserError, raise_problems
 from ser_lightning.evaluation.calibration import prob_a_wins
 from ser_lightning.evaluation.metrics import half_credit, wilson_interval
 from ser_lightning.inference.scorer import Device, Dtype, Scorer
-from ser_lightning.utils.atomic import write_atomically
+from ser_lightning.utils.atomic import output_problems, write_atomically
+from ser_lightning.utils.terminal import PlainConsole
 
 CHUNK = 1024
 """Rows in memory at a time."""
@@ -106,6 +106,7 @@ def add_scoring_flags(parser: ArgumentParser) -> None:
         "--tokens_per_batch", type=int, default=16384, help="most tokens in a batch; halve to save room"
     )
     parser.add_argument("--device", type=Device, default="auto", help="auto is CUDA where there is one")
+    parser.add_argument("--trust_remote_code", action="store_true", help="run the Python files of the model")
     parser.add_argument("--dtype", type=Dtype, default="auto", help="of the body's weights; auto is as they were saved")
 
 
@@ -119,14 +120,17 @@ def score_file(args: Namespace) -> tuple[Tally, Scorer]:
         UserError: a line for each thing that is wrong; the data are read through before the model is loaded.
     """
     out, columns = Path(args.out).expanduser(), args.columns or {}
-    raise_problems([*_out_problems(out, args.overwrite), *column_problems(columns), *check_labels(args.labels or {})])
+    problems = [*_out_problems(out, [args.data, args.model], args.overwrite), *column_problems(columns)]
+    raise_problems([*problems, *check_labels(args.labels or {})])
     source = open_source(args.data)
     found = survey(source, columns, args.labels)
     if not found.usable:
         raise UserError(_nothing(args.data, found))
     kind: Kind = next(iter(found.kinds)) if len(found.kinds) == 1 else "sides"
     tally, schema = Tally(), _schema(kind, found.has_ids)
-    scorer = Scorer.load(args.model, args.device, args.dtype, args.max_length, args.tokens_per_batch)
+    scorer = Scorer.load(
+        args.model, args.device, args.dtype, args.max_length, args.tokens_per_batch, args.trust_remote_code
+    )
 
     def write(file: BinaryIO) -> None:
         rows, total = read_rows(source, columns, tally.read, labels=args.labels), found.usable * len(_SIDES[kind])
@@ -161,7 +165,7 @@ def print_tally(tally: Tally, scorer: Scorer, out: str) -> None:
         labelled = f"on {tally.labelled:,} labelled pairs"
         table.add_row("accuracy", f"{tally.right / tally.labelled:.3f}", f"95 % {low:.3f} to {high:.3f}, {labelled}")
         table.add_row("take the longer", f"{tally.longer_right / tally.labelled:.3f}", "the baseline")
-    console = Console()
+    console = PlainConsole()
     console.print(table)
     if not scorer.is_calibrated:
         console.print("The model has no fitted scale: probability is sigmoid of the bare rewards.")
@@ -195,6 +199,7 @@ def _score_chunk(
         prob_a_wins(margin, scorer.temperature).numpy(),
         *(count.numpy() for count in tokens),
         [pair.is_cut for pair in encoded],
+        [row.content for row in rows],
     ]
     return pa.table([pa.array(column, name.type) for column, name in zip(columns, schema, strict=True)], schema=schema)
 
@@ -220,17 +225,15 @@ def _schema(kind: Kind, has_ids: bool) -> pa.Schema:
             ("probability", pa.float32()),
             *((f"tokens{side}", pa.int64()) for side in sides),
             ("is_cut", pa.bool_()),
+            ("content", pa.string()),
         ]
     )
 
 
-def _out_problems(out: Path, overwrite: bool) -> Iterator[str]:
+def _out_problems(out: Path, inputs: list[str], overwrite: bool) -> Iterator[str]:
     if out.suffix not in _SUFFIXES:
         yield f"--out: got {out}; use a name that ends in {', '.join(_SUFFIXES)}"
-    if out.is_dir():
-        yield f"--out: got {out}, which is a folder; give a file"
-    elif out.exists() and not overwrite:
-        yield f"--out: got {out}, which exists; give another file, or --overwrite"
+    yield from output_problems("--out", out, inputs, overwrite)
 
 
 def _nothing(path: str, counts: RowCounts) -> str:

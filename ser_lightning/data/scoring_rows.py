@@ -3,6 +3,8 @@
 Training wants the opposite, see `ser_lightning/data/formats.py`: there a and b follow from the content alone.
 """
 
+import hashlib
+import json
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -39,6 +41,12 @@ class FileRow:
     kind: Kind
     pair: PreferencePair
     """In the file's order: a is the first response, label 1 = it is the better one. A single response is both."""
+
+    @property
+    def content(self) -> str:
+        """16 hex digits that change with the prompt or a response: what rewards are of."""
+        texts = [self.pair.prompt, self.pair.response_a, self.pair.response_b]
+        return hashlib.sha256(json.dumps(texts).encode()).hexdigest()[:16]
 
 
 @dataclass

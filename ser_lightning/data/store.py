@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow
+from lightning.pytorch.utilities import rank_zero_warn
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
@@ -26,6 +27,8 @@ from ser_lightning.data.packing import num_shared_tokens
 from ser_lightning.data.sources import Source
 from ser_lightning.errors import UserError
 from ser_lightning.records import PreferencePair
+from ser_lightning.utils.atomic import flush_to_disk
+from ser_lightning.utils.checksums import checksums_fit, record_checksums
 
 ROLES = ("path", "pool_path", "test_path")
 """Where a row came from; a role is stored as its position here."""
@@ -33,6 +36,7 @@ UNLABELLED, CONTRADICTION = -1, -2
 """Codes for an unlabelled pair, and for one whose rows disagree."""
 _STORE_VERSION = 5
 _MAX_PROBLEMS = 10
+CHECKSUMS = "checksums.json"
 INDEX = ("pair_id", "dialogue_id", "prompt_id", "continuations", "offsets", "num_shared", "role")
 """Arrays of `index.npz`."""
 TEXTS = pyarrow.schema([(name, pyarrow.string()) for name in ("prompt", "response_a", "response_b", "source_id")])
@@ -69,8 +73,8 @@ def default_cache() -> Path:
 
 
 def is_complete(folder: Path) -> bool:
-    """Whether the store is there; a store appears whole or not at all."""
-    return (folder / "counts.json").is_file()
+    """Whether the store is there, and every file of it is what was written; reads them all."""
+    return checksums_fit(folder / CHECKSUMS)
 
 
 def build_store(
@@ -84,7 +88,7 @@ def build_store(
     """Read, canonicalise and encode every row, and write the store to `folder`.
 
     Args:
-        folder: appears whole or not at all.
+        folder: appears whole or not at all; a damaged one is replaced.
         sources: the sources of each of `ROLES`.
         columns: how the files call the columns.
         tokenizer: has a `chat_template`.
@@ -100,11 +104,16 @@ def build_store(
             if sources[role]:
                 writer.add_role(role, _parsed(sources[role], columns, labels, writer.counts[role]))
         writer.close()
+        if folder.is_dir() and not is_complete(folder):
+            rank_zero_warn(f"cache: {folder} is damaged; its pairs are encoded again")
+            os.rename(folder, draft / "damaged")
         try:
             os.rename(draft, folder)
         except OSError:  # another process was faster, with the same content
-            if not folder.is_dir():
+            if not is_complete(folder):
                 raise
+        shutil.rmtree(folder / "damaged", ignore_errors=True)
+        flush_to_disk(folder.parent)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
 
@@ -208,6 +217,7 @@ class _StoreWriter:
         np.savez(self.folder / "index.npz", **dict(zip(INDEX, map(np.asarray, values), strict=True)))  # type: ignore
         np.save(self.folder / "labels.npy", np.asarray(self.labels, dtype=np.int8))
         (self.folder / "counts.json").write_text(json.dumps(self.counts))
+        record_checksums(self.folder / CHECKSUMS, sorted(self.folder.iterdir()))
 
 
 def join_dialogues(prompt_id: Sequence[int], continuations: Iterable[tuple[int, int]]) -> list[int]:

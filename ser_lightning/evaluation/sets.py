@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
 from ser_lightning.evaluation.metrics import confidence_and_right, half_credit, pair_figures, reliability
 from ser_lightning.records import PairScores
+from ser_lightning.utils.terminal import PlainConsole
 
 NUM_RESAMPLES = 2000
 LENGTH_GROUPS = ("much shorter", "shorter", "longer", "much longer")
@@ -123,7 +123,7 @@ def print_sets(figures: dict[str, dict[str, Any]]) -> None:
         for key in ("by_length", "by_category", "by_section"):
             for group, figure in found.get(key, {}).items():
                 table.add_row(f"  {group[:24]}", *_accuracy_cells(figure, ""))
-    console = Console(highlight=False)
+    console = PlainConsole()
     console.print(table)
     console.print(
         "right: accuracy with its 95 % interval over prompts; cal.: calibration error; baselines: take the longer, "

@@ -1,5 +1,6 @@
 """Trained policy -> an ordinary `AutoModelForCausalLM` folder, with the same logits in plain transformers."""
 
+import math
 import os
 import shutil
 from dataclasses import replace
@@ -24,12 +25,13 @@ SELF_TEST_TOLERANCE = 1e-3
 _SELF_TEST = [("Is tea a fruit?", "No, it is made of leaves."), ("How are you?", "Well.")]
 
 
-def export_policy(run: Path, to: Path) -> float:
+def export_policy(run: Path, to: Path, trust_remote_code: bool = False) -> float:
     """Write the policy of a run of sft.yaml or ppo.yaml as a transformers folder with its tokenizer and template.
 
     Args:
         run: run folder of a fit.
         to: folder to write; must not exist. It appears when the self-test has passed.
+        trust_remote_code: run the Python files of the base model; the run's own config cannot ask for that.
 
     Returns:
         The largest difference between a logit of the trained model and of the exported one, read back from disk.
@@ -39,7 +41,7 @@ def export_policy(run: Path, to: Path) -> float:
     """
     if to.exists():
         raise UserError(f"--to: {to} exists already; name another folder or remove it")
-    start = resolve_start(replace(read_policy_backbone(run), path=str(run)))
+    start = resolve_start(replace(read_policy_backbone(run), path=str(run), trust_remote_code=trust_remote_code))
     tokenizer = load_tokenizer(start.backbone)
     trained = load_policy(start.backbone, start=start.weights)
     expected = _self_test_logits(trained.lm, tokenizer)
@@ -64,8 +66,12 @@ def export_policy(run: Path, to: Path) -> float:
 
 
 def _self_test(folder: Path, tokenizer: PreTrainedTokenizerBase, expected: Tensor, backbone: Backbone) -> float:
-    found = _self_test_logits(AutoModelForCausalLM.from_pretrained(folder), tokenizer)
+    found = _self_test_logits(
+        AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=backbone.trust_remote_code), tokenizer
+    )
     largest = float((found - expected).abs().max())
+    if not math.isfinite(largest):
+        raise UserError("export: the logits are not finite, so the weights are not; take a run that did not diverge")
     is_exact = backbone.quantize == "none" and backbone.dtype == "float32"
     if is_exact and largest > SELF_TEST_TOLERANCE:
         raise UserError(f"export: logits of the folder differ by {largest:.2e} from the trained model's")

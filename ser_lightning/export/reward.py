@@ -3,6 +3,7 @@
 The command exports policies as well, see `policy_export.py`.
 """
 
+import math
 import os
 import shutil
 from collections.abc import Callable
@@ -22,6 +23,7 @@ from ser_lightning.data.layouts import pad_right
 from ser_lightning.errors import UserError, raise_problems
 from ser_lightning.export.model_card import model_card
 from ser_lightning.export.policy import export_policy
+from ser_lightning.models.backbone import Backbone
 from ser_lightning.models.fingerprint import template_fingerprint
 from ser_lightning.models.loading import (
     copy_rounded_weights,
@@ -80,6 +82,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--dtype", type=Dtype | None, default=None, help="number format (default: as trained)")
     parser.add_argument("--push", type=str | None, default=None, help="owner/name on the Hub to upload the folder to")
     parser.add_argument("--private", action="store_true", help="make a new repository on the Hub a private one")
+    parser.add_argument("--trust_remote_code", action="store_true", help="run the Python files of the run's base model")
     try:
         args = parser.parse_args(argv)
     except ArgumentError as error:
@@ -89,23 +92,28 @@ def main(argv: list[str]) -> None:
     if args.private and not args.push:
         raise UserError("--private: got it without --push, which names the repository; leave it out")
     if args.ckpt_path is not None:
-        run, source = read_reward_checkpoint(Path(args.ckpt_path))
+        run, source = read_reward_checkpoint(Path(args.ckpt_path), args.trust_remote_code)
     else:
         run, source = Path(args.run), None
     to = Path(args.to) if args.to else run / EXPORT
     if model_kind(run) in POLICY_MODULES:
         changed = [f"--{name}" for name, usual in (("form", "merged"), ("dtype", None)) if args[name] != usual]
         raise_problems(f"{flag}: got a policy, which is merged at its own precision; leave it out" for flag in changed)
-        largest = export_policy(run, to)
+        largest = export_policy(run, to, args.trust_remote_code)
         print(f"Exported to {to}; its logits differ from the trained model's by at most {largest:.1e}.")
     else:
-        print(f"Exported to {to}. {export(run, to, args.form, args.dtype, source)}")
+        print(f"Exported to {to}. {export(run, to, args.form, args.dtype, source, args.trust_remote_code)}")
     if args.push:
         print(f"Uploaded to {push(to, args.push, args.private)}")
 
 
 def export(
-    run: Path, to: Path, form: Form = "merged", dtype: Dtype | None = None, source: RewardRun | None = None
+    run: Path,
+    to: Path,
+    form: Form = "merged",
+    dtype: Dtype | None = None,
+    source: RewardRun | None = None,
+    trust_remote_code: bool = False,
 ) -> SelfTest:
     """Write a reward model with its tokenizer, scale and card, as a folder that needs nothing of this package.
 
@@ -120,6 +128,7 @@ def export(
         form: `merged` is a whole model, `adapter` a peft folder that names its base.
         dtype: number format of the body, None = as it was trained.
         source: another model of the run than the delivered one.
+        trust_remote_code: run the Python files of the base model.
 
     Returns:
         The self-test of the folder.
@@ -131,7 +140,7 @@ def export(
         raise UserError(f"--to: {to} exists already; name another folder or remove it")
     weights = "a checkpoint"
     if source is None:
-        source = read_reward_run(run)
+        source = read_reward_run(run, trust_remote_code)
         weights = f"round {delivered_round(run)}, chosen out of fold"
     raise_problems(_form_problems(source, form))
     trained, tokenizer = source.load()
@@ -139,6 +148,8 @@ def export(
     tokenizer.model_max_length = source.max_length
     number_format = dtype or source.backbone.dtype
     is_exact = source.backbone.quantize == "none" and source.backbone.dtype == number_format == "float32"
+    if not math.isfinite(float(expected.abs().max())):
+        raise UserError(f"export: {run} gives rewards that are not finite; take a round that did not diverge")
     draft = to.with_name(f".{to.name}.{os.getpid()}.draft")
     try:
         if form == "merged":
@@ -146,9 +157,11 @@ def export(
         else:
             _write_adapter(source, trained, draft, number_format)
         tokenizer.save_pretrained(draft)
-        found = _strangers_rewards(draft, form, source.backbone.quantize)
+        found = _strangers_rewards(draft, form, source.backbone)
         largest = float((found - expected).abs().max())
         result = SelfTest(largest, float(expected.std()), _num_reordered(expected, found), is_exact)
+        if not math.isfinite(result.largest):
+            raise UserError("export: the rewards are not finite, so the weights are not; deliver another round")
         if is_exact and result.largest > SELF_TEST_TOLERANCE:
             raise UserError(f"export: the folder's rewards differ by {result.largest:.2e} from the trained model's")
         kept = f"{weights}; the body in {number_format}"
@@ -240,16 +253,17 @@ def _write_adapter(source: RewardRun, trained: RewardModel, folder: Path, dtype:
     model.save_pretrained(folder)
 
 
-def _strangers_rewards(folder: Path, form: Form, quantize: str) -> Tensor:
+def _strangers_rewards(folder: Path, form: Form, backbone: Backbone) -> Tensor:
     """Rewards computed as the model card shows it."""
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    code = {"trust_remote_code": backbone.trust_remote_code}
+    tokenizer = AutoTokenizer.from_pretrained(folder, **code)
     if form == "adapter":
-        bits = {} if quantize == "none" else {"quantization_config": quantization_config()}
-        model = AutoPeftModelForSequenceClassification.from_pretrained(folder, num_labels=1, **bits)
+        bits = {} if backbone.quantize == "none" else {"quantization_config": quantization_config()}
+        model = AutoPeftModelForSequenceClassification.from_pretrained(folder, num_labels=1, **bits, **code)
         model.config.pad_token_id = tokenizer.pad_token_id
         keep_differentiable(model)  # the CPU kernel that this avoids takes wide layers only
     else:
-        model = AutoModelForSequenceClassification.from_pretrained(folder)
+        model = AutoModelForSequenceClassification.from_pretrained(folder, **code)
     inputs = tokenizer.apply_chat_template(
         _conversations(), tokenize=True, return_dict=True, return_tensors="pt", padding=True, padding_side="right"
     )

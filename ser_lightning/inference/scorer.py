@@ -52,6 +52,7 @@ class Scorer:
         dtype: Dtype = "auto",
         max_length: int | None = None,
         tokens_per_batch: int = 16384,
+        trust_remote_code: bool = False,
     ) -> Self:
         """A reward model from disk.
 
@@ -63,6 +64,7 @@ class Scorer:
             max_length: most tokens in a conversation, None = what the folder says; longer prompts lose their oldest
                 turns.
             tokens_per_batch: most tokens in a batch; changes memory and speed, not the result.
+            trust_remote_code: run the Python files of the folder's model; nothing in the folder can ask for that.
 
         Raises:
             UserError: a line for each thing that is wrong.
@@ -76,7 +78,7 @@ class Scorer:
             problems.append("device: got cuda, but PyTorch finds no CUDA device; use cpu or auto")
         raise_problems(problems)
         place = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-        reward = load_reward(name, place, allow_uncalibrated=True)
+        reward = load_reward(name, place, allow_uncalibrated=True, trust_remote_code=trust_remote_code)
         assert isinstance(reward, ModelReward)  # of a folder, never a function
         with named(name):
             _set_dtype(reward, dtype)

@@ -1,9 +1,10 @@
 """Which pretrained model and how it is trained, and its tokenizer, ready to use."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
@@ -58,7 +59,8 @@ class Backbone:
         num_layers: use only the first so many layers of the body, None = all of them. What the middle of a language
             model knows often judges better than its end, which is about the next token; it is cheaper, too.
         gguf_file: name of a GGUF file in `path`, for models that ship as one.
-        trust_remote_code: run the Python files that come with a model; its author's code then does as it likes.
+        trust_remote_code: run the Python files that come with a model; its author's code then does as it likes. Only
+            the command line can set it.
     """
 
     path: str
@@ -93,6 +95,17 @@ class Backbone:
         if self.path == BUNDLED_MODEL and not Path(self.path).is_dir():
             return str(resources.files("ser_lightning.synthetic") / BUNDLED_MODEL)
         return self.path
+
+
+def backbone_from(settings: Mapping[str, Any], trust_remote_code: bool = False) -> Backbone:
+    """The settings that a file holds, except that no file can grant trust.
+
+    Args:
+        settings: by name, as a run's config has them.
+        trust_remote_code: what the caller's own user says.
+    """
+    lora = LoraSettings(**settings["lora"])
+    return Backbone(**{**settings, "lora": lora, "trust_remote_code": trust_remote_code})
 
 
 def load_tokenizer(backbone: Backbone) -> PreTrainedTokenizerBase:
@@ -146,5 +159,10 @@ def _paper_template(tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def not_found(what: str, path: str, error: Exception) -> str:
+    if "trust_remote_code" in str(error):
+        return (
+            f"backbone.path: {path} comes with Python files, which run only if the command line itself says so; look "
+            "through them, then add --trust_remote_code (fit: --model.backbone.trust_remote_code true)"
+        )
     reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     return f"backbone.path: no {what} could be loaded from {path} ({reason}); give a transformers folder or a Hub name"

@@ -134,7 +134,13 @@ def _load_model(backbone: Backbone, device: torch.device | str) -> nn.Module:
     except (OSError, ValueError) as error:
         raise UserError(not_found("model", path, error)) from error
     new = [*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])]
-    if random := [key for key in new if key.startswith(model.base_model_prefix + ".")]:
+    random = sorted(key for key in new if key.startswith(model.base_model_prefix + "."))
+    if lost := [key for key in random if ".pooler." not in key]:
+        raise UserError(
+            f"backbone.path: {path} lacks {len(lost)} tensors of the body, such as {lost[0]}, or has them in another "
+            "shape; give the folder of a whole pretrained model"
+        )
+    if random:  # a language model of BERT's kind is saved without what its classifier pools with
         rank_zero_warn(
             f"backbone.path: {path} lacks {len(random)} tensors of the body, such as {random[0]}; they start random"
         )

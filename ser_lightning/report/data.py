@@ -14,7 +14,18 @@ import yaml
 
 from ser_lightning.errors import UserError
 from ser_lightning.evaluation.metrics import wilson_interval
-from ser_lightning.runs.files import CONFIG, ROUNDS, Audit, RoundFiles, read_audit, read_json, read_rounds, round_files
+from ser_lightning.runs.files import (
+    CONFIG,
+    ROUNDS,
+    Audit,
+    RoundFiles,
+    has_secrets,
+    read_audit,
+    read_json,
+    read_rounds,
+    round_files,
+    without_secrets,
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,6 +119,9 @@ def read_run(path: Path) -> Run:
         rounds = [_read_round(round_files(path, int(row["round"])), row) for row in rows]
         text = (path / CONFIG).read_text(encoding="utf-8") if (path / CONFIG).is_file() else ""
         config = yaml.safe_load(text) or {}
+        if has_secrets(config):
+            config = without_secrets(config)
+            text = yaml.safe_dump(config, sort_keys=False)
     except (ValueError, TypeError, KeyError, OSError, yaml.YAMLError) as error:
         raise UserError(
             f"report: cannot read {path} ({' '.join(str(error).split())}); is the folder damaged?"

@@ -9,7 +9,7 @@ import numpy as np
 from jinja2 import Environment, StrictUndefined
 from jsonargparse import ArgumentError, ArgumentParser
 
-from ser_lightning.errors import UserError
+from ser_lightning.errors import UserError, raise_problems
 from ser_lightning.report.data import Round, Run, confidence_of, file_hashes, flat, read_run
 from ser_lightning.report.figures import (
     Picture,
@@ -41,7 +41,7 @@ from ser_lightning.report.tables import (
     summary_of,
 )
 from ser_lightning.runs.files import COST_PARTS, PAGE
-from ser_lightning.utils.atomic import write_text_atomically
+from ser_lightning.utils.atomic import output_problems, write_text_atomically
 
 CARD_KINDS = {
     "most": ("Most confident", "If some of these are wrong, the model is wrong where it is surest."),
@@ -59,12 +59,15 @@ def main(argv: list[str]) -> None:
     parser.add_argument(
         "--to", type=str | None, default=None, help="file to write (default: RUN/report.html; report.html for several)"
     )
+    parser.add_argument("--overwrite", action="store_true", help="write over the file of --to that is there")
     try:
         args = parser.parse_args(argv)
     except ArgumentError as error:
         raise UserError(f"report: {' '.join(str(error).split())}; use `report RUN [RUN ...] [--to FILE]`") from error
     runs = [Path(run) for run in args.runs]
     to = Path(args.to) if args.to else (runs[0] if len(runs) == 1 else Path()) / PAGE
+    if args.to and to.resolve() not in [(run / PAGE).resolve() for run in runs]:
+        raise_problems(output_problems("--to", to, runs, args.overwrite))
     print(f"Report: {write_report(runs, to)}")
 
 

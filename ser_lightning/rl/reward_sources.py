@@ -16,7 +16,7 @@ from transformers import (
 )
 
 from ser_lightning.errors import UserError, raise_problems
-from ser_lightning.models.backbone import load_tokenizer
+from ser_lightning.models.backbone import load_tokenizer, not_found
 from ser_lightning.models.masks import choose_layout
 from ser_lightning.models.reward_model import RewardModel
 from ser_lightning.rl.reward_functions import FunctionReward, ModelReward, RewardFunction, RewardSum, describe, named
@@ -68,7 +68,11 @@ def load_rewards(
 
 
 def load_reward(
-    source: str, device: torch.device | str = "cpu", allow_uncalibrated: bool = False, build: Build | None = None
+    source: str,
+    device: torch.device | str = "cpu",
+    allow_uncalibrated: bool = False,
+    build: Build | None = None,
+    trust_remote_code: bool = False,
 ) -> RewardFunction:
     """The reward function behind a name.
 
@@ -78,6 +82,7 @@ def load_reward(
         device: where a model goes.
         allow_uncalibrated: take a reward model whose scale was never fitted.
         build: makes the reward model of a run where it can, such as one on a base that is loaded already, else None.
+        trust_remote_code: run the Python files of the source's model.
 
     Raises:
         UserError: if the source is none of these, or a reward model without calibration.
@@ -85,9 +90,9 @@ def load_reward(
     folder = Path(source).expanduser()
     with named(source):
         if is_run(folder) and (folder / ROUNDS).is_file():
-            found = _reward_of_run(source, folder, device, build)
+            found = _reward_of_run(source, folder, device, build, trust_remote_code)
         elif (folder / "config.json").is_file():
-            found = _reward_of_folder(source, folder, device, allow_uncalibrated)
+            found = _reward_of_folder(source, folder, device, allow_uncalibrated, trust_remote_code)
         elif folder.is_dir():
             raise UserError(f"got a folder without config.yaml and rounds.csv, and without config.json; {_SOURCES}")
         else:
@@ -100,8 +105,10 @@ def load_reward(
     return found
 
 
-def _reward_of_run(source: str, run: Path, device: torch.device | str, build: Build | None) -> ModelReward:
-    delivered = read_reward_run(run)
+def _reward_of_run(
+    source: str, run: Path, device: torch.device | str, build: Build | None, trust_remote_code: bool
+) -> ModelReward:
+    delivered = read_reward_run(run, trust_remote_code)
     reward_model = build(delivered) if build else None
     if reward_model is None:
         reward_model, tokenizer = delivered.load(device)
@@ -111,15 +118,20 @@ def _reward_of_run(source: str, run: Path, device: torch.device | str, build: Bu
     return ModelReward(reward_model, tokenizer, delivered.max_length, delivered.zero, delivered.temperature, source)
 
 
-def _reward_of_folder(source: str, folder: Path, device: torch.device | str, takes_any_scale: bool) -> ModelReward:
+def _reward_of_folder(
+    source: str, folder: Path, device: torch.device | str, takes_any_scale: bool, trust_remote_code: bool
+) -> ModelReward:
+    code = {"trust_remote_code": trust_remote_code}  # None, the default, would ask at the terminal
     try:
-        config = AutoConfig.from_pretrained(folder)
+        config = AutoConfig.from_pretrained(folder, **code)
         raise_problems(_config_problems(config, takes_any_scale))
-        tokenizer = AutoTokenizer.from_pretrained(folder)
-        model, report = AutoModelForSequenceClassification.from_pretrained(folder, output_loading_info=True)
+        tokenizer = AutoTokenizer.from_pretrained(folder, **code)
+        model, report = AutoModelForSequenceClassification.from_pretrained(folder, output_loading_info=True, **code)
     except UserError:
         raise
     except (OSError, ValueError, RuntimeError) as error:
+        if "trust_remote_code" in str(error):
+            raise UserError(not_found("model", source, error)) from error
         raise UserError(f"got no classifier from the folder ({describe(error)}); {_SOURCES}") from error
     if missing := sorted(report["missing_keys"]):
         raise UserError(f"got no weights for {', '.join(missing[:2])}; give a reward model that was trained")

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 import yaml
 
 from ser_lightning.errors import UserError
@@ -126,10 +127,36 @@ def read_config(run: Path) -> dict[str, Any]:
     file = run / CONFIG
     if not file.is_file():
         raise UserError(f"run: {run} has no {CONFIG}; give the folder of a fit")
-    config = yaml.safe_load(file.read_text(encoding="utf-8"))
+    try:
+        config = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"run: {file} is no YAML file ({reason}); is it damaged?") from error
     if not isinstance(config, dict):
         raise UserError(f"run: {file} holds no config; give the folder of a fit")
     return config
+
+
+SECRET_KEYS = ("url", "token", "key", "secret", "password", "authorization")
+HIDDEN = "(hidden)"
+
+
+def without_secrets(config: Any) -> Any:
+    """A config for others to read: what lies under keys such as `url` or `api_key` is hidden."""
+    if isinstance(config, dict):
+        return {k: HIDDEN if _is_secret(k, value) else without_secrets(value) for k, value in config.items()}
+    return [without_secrets(item) for item in config] if isinstance(config, list) else config
+
+
+def has_secrets(config: Any) -> bool:
+    """Whether `without_secrets` would hide anything."""
+    return bool(without_secrets(config) != config)
+
+
+def _is_secret(key: Any, value: Any) -> bool:
+    """The last word of the key tells; the name of an environment variable is no secret."""
+    is_named = str(key).lower().replace("-", "_").rpartition("_")[2] in SECRET_KEYS
+    return is_named and isinstance(value, str) and bool(value) and not value.startswith("$")
 
 
 # Rounds.
@@ -187,6 +214,8 @@ def read_rounds(run: Path) -> list[dict[str, float]]:
             rows = [{name: float(cell) for name, cell in row.items()} for row in csv.DictReader(lines)]
     except (ValueError, TypeError) as error:
         raise UserError(f"run: cannot read {file} ({error}); is it damaged?") from error
+    if rows and ([row.get("round") for row in rows] != [*range(len(rows))] or "delivered" not in rows[0]):
+        raise UserError(f"run: {file} does not count its rounds from 0, or lacks the column delivered; is it damaged?")
     if not rows:
         raise UserError(f"run: {file} has no line; give the folder of a fit that has finished round 0")
     return rows
@@ -199,9 +228,33 @@ def delivered_round(run: Path) -> int:
         UserError: the run has finished no round, or none is marked.
     """
     found = [int(row["round"]) for row in read_rounds(run) if row.get("delivered")]
-    if not found:
-        raise UserError(f"run: {run / ROUNDS} marks no round as delivered; is it damaged?")
+    if len(found) != 1:
+        marked = f"{len(found)} rounds" if found else "no round"
+        raise UserError(f"run: {run / ROUNDS} marks {marked} as delivered; is it damaged?")
     return found[0]
+
+
+def read_weights(file: Path) -> dict[str, Any]:
+    """What a round's `model.pt` or a checkpoint holds, as data: nothing in it is run.
+
+    Raises:
+        UserError: it is damaged, or holds more than tensors and plain values.
+    """
+    try:
+        saved = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # the reader of tensors fails on damage in every way there is
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:150]
+        raise UserError(f"run: cannot read {file} as tensors and plain values ({reason}); is it damaged?") from error
+    if not isinstance(saved, dict):
+        raise UserError(f"run: {file} holds a {type(saved).__name__}, no weights by name; is it damaged?")
+    return saved
+
+
+def check_scale(file: Path, zero: Any, temperature: Any) -> None:
+    """`UserError` where the scale of rewards is none."""
+    numbers = [isinstance(v, (int, float)) and math.isfinite(v) for v in (zero, temperature)]
+    if not all(numbers) or temperature <= 0:
+        raise UserError(f"run: {file} has the zero {zero!r} and the temperature {temperature!r}; is it damaged?")
 
 
 def write_audit(path: Path, pool: PairScores, result: SelectionResult) -> None:

@@ -10,12 +10,16 @@ of two rows with the same step the later one counts.
 """
 
 import csv
+import fcntl
 import io
+import os
+import re
+import socket
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import yaml
 from lightning.fabric.loggers.logger import rank_zero_experiment
@@ -23,10 +27,11 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
 from ser_lightning.errors import UserError
-from ser_lightning.runs.files import CONFIG, is_run, run_above
+from ser_lightning.runs.files import CONFIG, has_secrets, is_run, run_above
 from ser_lightning.training.checkpoints import LAST, find_checkpoint
 from ser_lightning.utils.atomic import write_text_atomically
 
+LOCK = ".lock"
 RUN_DIR_VARIABLE = "SER_LIGHTNING_RUN_DIR"
 """Rank 0 leaves the folder's name here for the ranks that Lightning's launcher starts with the same command."""
 
@@ -55,7 +60,7 @@ class RunFolder:
         recorded = [self.path / CONFIG, *(self.path / f"config-{n}.yaml" for n in range(2, 10_000))]
         for path in recorded:
             if not path.exists():
-                write_text_atomically(path, config)
+                write_text_atomically(path, config, mode=0o600 if has_secrets(yaml.safe_load(config)) else None)
                 return
             if path.read_text() == config:
                 return
@@ -86,7 +91,7 @@ def choose_folder(command: str, run_dir: str | None, ckpt_path: str | None, stem
         stem: name of the config, the first half of a new folder's name.
     """
     folder = Path(run_dir) if run_dir else None
-    if folder and folder.exists() and not is_run(folder) and (not folder.is_dir() or any(folder.iterdir())):
+    if folder and folder.exists() and not is_run(folder) and (not folder.is_dir() or _holds_files(folder)):
         raise UserError(f"--run_dir: got {folder}, which is not the folder of a run; give a new or an empty folder")
     if ckpt_path is None:
         if folder and is_run(folder):
@@ -111,10 +116,69 @@ def choose_folder(command: str, run_dir: str | None, ckpt_path: str | None, stem
     return RunFolder(folder, str(checkpoint), continues=command == "fit" and is_own)
 
 
+def lock(folder: Path) -> IO[str]:
+    """Make this process the only one that trains in a folder, until the file is closed or the process ends.
+
+    Raises:
+        UserError: another process trains in it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    file = (folder / LOCK).open("a+", encoding="utf-8")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.seek(0)
+        owner = file.read().strip() or "another process"
+        file.close()
+        raise UserError(
+            f"--run_dir: got {folder}, in which {owner} trains; wait until it ends, or name another folder"
+        ) from None
+    except OSError:  # a file system without locks
+        return file
+    if not (folder / LOCK).exists() or not os.path.samestat(os.fstat(file.fileno()), (folder / LOCK).stat()):
+        file.close()  # its last owner has just taken it away
+        return lock(folder)
+    file.truncate(0)
+    file.write(f"process {os.getpid()} on {socket.gethostname()}")
+    file.flush()
+    for path in folder.rglob(".*"):  # what a killed process has left; nobody else writes here
+        if _is_draft(path) and not _is_running(int(path.suffix[1:])):
+            path.unlink(missing_ok=True)
+    return file
+
+
+def unlock(file: IO[str]) -> None:
+    """Let others train in the folder; one in which nothing came to be goes away."""
+    folder = Path(file.name).parent
+    Path(file.name).unlink(missing_ok=True)
+    if folder.is_dir() and not any(folder.iterdir()):
+        folder.rmdir()
+    file.close()
+
+
+def _is_draft(path: Path) -> bool:
+    """Whether `utils.atomic` was writing it."""
+    return re.fullmatch(r"\..+\.\d+", path.name) is not None and path.is_file()
+
+
+def _is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        return True
+    return True
+
+
 def run_of(checkpoint: Path) -> Path | None:
     """The folder of the run that a checkpoint lies in, directly or in `checkpoints/`."""
     run, here = run_above(checkpoint, levels=2), Path.cwd()
     return run.relative_to(here) if run and run.is_relative_to(here) else run
+
+
+def _holds_files(folder: Path) -> bool:
+    return any(path.name != LOCK and not _is_draft(path) for path in folder.iterdir())
 
 
 def _new_folder(stem: str) -> Path:

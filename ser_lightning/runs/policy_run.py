@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ser_lightning.errors import UserError
-from ser_lightning.models.backbone import Backbone, LoraSettings
+from ser_lightning.models.backbone import Backbone, backbone_from
 from ser_lightning.models.policy import policy_state
 from ser_lightning.runs.files import is_run, read_config
 from ser_lightning.training.checkpoints import LAST, is_whole, newest_whole
@@ -60,8 +60,7 @@ def read_policy_backbone(run: Path) -> Backbone:
         raise UserError(
             f"backbone.path: got {run}, a run of {kind or 'no model'}; give a run of sft.yaml or ppo.yaml, or a model"
         )
-    settings = dict(_model_config(run)["init_args"]["backbone"])
-    return Backbone(lora=LoraSettings(**settings.pop("lora")), **settings)
+    return backbone_from(_model_config(run)["init_args"]["backbone"])
 
 
 def model_kind(run: Path) -> str:

@@ -9,10 +9,18 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from ser_lightning.errors import UserError
-from ser_lightning.models.backbone import Backbone, LoraSettings, load_tokenizer
+from ser_lightning.models.backbone import Backbone, backbone_from, load_tokenizer
 from ser_lightning.models.fingerprint import check_identity, check_trained, identity_of
 from ser_lightning.models.reward_model import RewardModel, load_reward_model
-from ser_lightning.runs.files import CONFIG, delivered_round, read_config, round_files, run_above
+from ser_lightning.runs.files import (
+    CONFIG,
+    check_scale,
+    delivered_round,
+    read_config,
+    read_weights,
+    round_files,
+    run_above,
+)
 
 MODULE_PREFIX = "_reward_model."
 """Where `RewardModule` keeps its reward model."""
@@ -31,7 +39,7 @@ class RewardRun:
     """The reward of a response that is as often the better as the worse one of its pair."""
     temperature: float
     """P(a wins) = sigmoid((r_a - r_b) / temperature)."""
-    identity: dict[str, str] | None = None
+    identity: dict[str, Any] | None = None
     """The base and the template that the weights belong to; None in runs of earlier versions."""
 
     def load(self, device: torch.device | str = "cpu", **changes: Any) -> tuple[RewardModel, PreTrainedTokenizerBase]:
@@ -51,25 +59,36 @@ class RewardRun:
         return reward_model, tokenizer
 
 
-def read_reward_run(run: Path) -> RewardRun:
+def read_reward_run(run: Path, trust_remote_code: bool = False) -> RewardRun:
     """The delivered round's model, read but not built.
+
+    Args:
+        run: run folder of a fit.
+        trust_remote_code: run the Python files of its model; the run's own config cannot ask for that.
 
     Raises:
         UserError: if the folder is not that of a fit that has finished at least round 0.
     """
-    backbone, max_length = _read_config(run)
+    backbone, max_length = _read_config(run, trust_remote_code)
     file = round_files(run, delivered_round(run)).model
     if not file.is_file():
         raise UserError(f"run: {run} has no {file.relative_to(run)}, its delivered model; give a whole run folder")
-    saved = torch.load(file, map_location="cpu", weights_only=True)
+    saved = read_weights(file)
+    if missing := {"weights", "zero", "temperature"} - saved.keys():
+        raise UserError(f"run: {file} holds no {min(missing)}; is it damaged?")
+    check_scale(file, saved["zero"], saved["temperature"])
     check_trained(str(file), saved["weights"])
     scale = saved["zero"], saved["temperature"]
     return RewardRun(backbone, max_length, saved["weights"], *scale, saved.get("identity"))
 
 
-def read_reward_checkpoint(file: Path) -> tuple[Path, RewardRun]:
+def read_reward_checkpoint(file: Path, trust_remote_code: bool = False) -> tuple[Path, RewardRun]:
     """The run folder of a checkpoint (`RUN/checkpoints/last.ckpt`) or of a round's model (`RUN/rounds/0/model.pt`), and
     the model in the file.
+
+    Args:
+        file: the checkpoint.
+        trust_remote_code: as in `read_reward_run`.
 
     Raises:
         UserError: if there is no such file, it lies in no run, or is that of no reward model.
@@ -79,24 +98,24 @@ def read_reward_checkpoint(file: Path) -> tuple[Path, RewardRun]:
     run = run_above(file)
     if run is None:
         raise UserError(f"--ckpt_path: got {file}, which lies in no run folder; its config.yaml is needed beside it")
-    backbone, max_length = _read_config(run)
-    saved = torch.load(file, map_location="cpu", weights_only=True)
+    backbone, max_length = _read_config(run, trust_remote_code)
+    saved = read_weights(file)
     if "state_dict" in saved:
         weights = {name.removeprefix(MODULE_PREFIX): value for name, value in saved["state_dict"].items()}
         saved = {"weights": weights, **saved.get("reward_scale", {}), "identity": saved.get("identity")}
     if missing := {"weights", "zero", "temperature"} - saved.keys():
         raise UserError(f"--ckpt_path: got {file}, which holds no {min(missing)}; give a checkpoint of a reward model")
+    check_scale(file, saved["zero"], saved["temperature"])
     check_trained(str(file), saved["weights"])
     found = RewardRun(backbone, max_length, saved["weights"], saved["zero"], saved["temperature"], saved["identity"])
     return run, found
 
 
-def _read_config(run: Path) -> tuple[Backbone, int]:
+def _read_config(run: Path, trust_remote_code: bool) -> tuple[Backbone, int]:
     config = read_config(run)
     try:
-        settings = dict(config["model"]["init_args"]["backbone"])
-        lora = LoraSettings(**settings.pop("lora"))
-        return Backbone(lora=lora, **settings), config["data"]["init_args"]["max_length"]
+        settings = config["model"]["init_args"]["backbone"]
+        return backbone_from(settings, trust_remote_code), config["data"]["init_args"]["max_length"]
     except (KeyError, TypeError) as error:
         raise UserError(
             f"run: {run / CONFIG} is not that of a reward model ({error}); give the folder of its fit"

@@ -4,11 +4,15 @@ import os
 import shutil
 import zipfile
 from pathlib import Path
+from typing import Any
 
+import torch
+from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
 from ser_lightning.errors import UserError
+from ser_lightning.utils.atomic import write_atomically
 
 LAST = Path("checkpoints") / "last.ckpt"
 PREVIOUS = "previous.ckpt"
@@ -54,6 +58,17 @@ def newest_whole(folder: Path) -> Path | None:
     """The newest checkpoint in a folder that is not damaged."""
     found = [path for path in folder.glob("*.ckpt") if is_whole(path)]
     return max(found, key=lambda path: path.stat().st_mtime_ns, default=None)
+
+
+class CheckpointsInPlace(TorchCheckpointIO):
+    """Writes a checkpoint beside its place and renames it; Lightning's own passes through the temporary folder."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
+        """Save to a local path, whole or not at all."""
+        if "://" in str(path):
+            super().save_checkpoint(checkpoint, path, storage_options)
+        else:
+            write_atomically(Path(path), lambda file: torch.save(checkpoint, file))
 
 
 class LastCheckpoint(Checkpoint):

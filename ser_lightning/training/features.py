@@ -23,6 +23,7 @@ from ser_lightning.records import Features
 from ser_lightning.training.scoring import evaluating
 from ser_lightning.training.strategies import strategy_kind
 from ser_lightning.utils.atomic import write_atomically
+from ser_lightning.utils.checksums import checksums_fit, record_checksums
 from ser_lightning.utils.collectives import gather_over_ranks
 
 _VERSION = 1
@@ -95,8 +96,13 @@ def _dtype_name(body: nn.Module) -> str:
 
 
 def is_whole(file: Path, num_pairs: int, hidden_size: int, dtype: torch.dtype) -> bool:
-    """Whether a cache file is there and has the size that it must have."""
-    return file.is_file() and file.stat().st_size == num_pairs * 2 * hidden_size * dtype.itemsize
+    """Whether a cache file is there, has the size that it must have, and is what was written; reads it."""
+    size = num_pairs * 2 * hidden_size * dtype.itemsize
+    return file.is_file() and file.stat().st_size == size and checksums_fit(_record(file))
+
+
+def _record(file: Path) -> Path:
+    return file.with_name(f"{file.name}.sha256")
 
 
 def cache_features(trainer: Trainer, reward_model: RewardModel, data: Any, computes: bool = True) -> str:
@@ -188,3 +194,4 @@ def write_features(
             raise RuntimeError(f"features: {num_missing} of {len(order)} pairs were not computed")
 
     write_atomically(file, fill)
+    record_checksums(_record(file), [file])

@@ -1,10 +1,13 @@
 """One rank dies: the others end soon, and leave the first word to the error that began it."""
 
 import os
+import signal
 import threading
 import time
 
 import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback
 
 FOLLOW_UP_SECONDS = 3.0
 """How long a rank that has only lost another one waits, so that the other's error stands above its own."""
@@ -18,6 +21,32 @@ def lost_rank(error: BaseException) -> str | None:
     if not is_network or reason is None:
         return None
     return f"ranks: got {reason!r}: another rank has ended; its own error, if it had time for one, stands above"
+
+
+class EndAfterSigterm(Callback):
+    """Bounds how long one of several ranks takes to end after SIGTERM, which need not reach the others.
+
+    Lightning ends the rank at its next batch; if it waits for the others in a collective operation, it never comes
+    there, and they wait for it.
+
+    Args:
+        grace_seconds: time to end by itself.
+        poll_seconds: how often to look.
+    """
+
+    def __init__(self, grace_seconds: float = 10.0, poll_seconds: float = 1.0) -> None:
+        self.grace_seconds, self.poll_seconds = grace_seconds, poll_seconds
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Begin to look, where there are several ranks."""
+        if trainer.world_size > 1:
+            threading.Thread(target=self._watch, args=(trainer,), name="end-after-sigterm", daemon=True).start()
+
+    def _watch(self, trainer: Trainer) -> None:
+        while not trainer.received_sigterm:
+            time.sleep(self.poll_seconds)
+        time.sleep(self.grace_seconds)
+        os._exit(128 + signal.SIGTERM)
 
 
 def end_with_parent(grace_seconds: float = 20.0, poll_seconds: float = 1.0) -> None:

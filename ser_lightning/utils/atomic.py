@@ -1,18 +1,22 @@
 """Files that are whole or not there, whenever the process is killed: written beside their place, flushed, renamed."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
 
-def write_atomically(path: Path, write: Callable[[BinaryIO], object], overwrite: bool = True) -> None:
+def write_atomically(
+    path: Path, write: Callable[[BinaryIO], object], overwrite: bool = True, mode: int | None = None
+) -> None:
     """Write a file: a reader finds the old one or the new one, never half of it.
 
     Args:
         path: the file; its folder is made.
         write: writes the content into an open binary file.
         overwrite: put the file in the place of one that is there.
+        mode: permissions, such as 0o600 for a file with secrets; None = those of any new file.
 
     Raises:
         FileExistsError: the file is there, also if another process has only just written it, and `overwrite` is off.
@@ -20,7 +24,7 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object], overwrite:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with temporary.open("wb") as file:
+        with open(temporary, "wb", opener=partial(os.open, mode=0o666 if mode is None else mode)) as file:
             write(file)
             file.flush()
             os.fsync(file.fileno())
@@ -32,6 +36,35 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object], overwrite:
         temporary.unlink(missing_ok=True)
 
 
-def write_text_atomically(path: Path, text: str) -> None:
+def flush_to_disk(path: Path) -> None:
+    """Wait until a file, or the names in a folder, would survive a power cut."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_text_atomically(path: Path, text: str, overwrite: bool = True, mode: int | None = None) -> None:
     """`write_atomically` of a text, as UTF-8 with the line ends it has."""
-    write_atomically(path, lambda file: file.write(text.encode()))
+    write_atomically(path, lambda file: file.write(text.encode()), overwrite, mode)
+
+
+def output_problems(flag: str, path: str | Path, inputs: Sequence[str | Path], overwrite: bool) -> Iterator[str]:
+    """Why a command must not write its output there: it would destroy what it reads, or a file that nobody gave up.
+
+    Args:
+        flag: what the message begins with, such as `--out`.
+        path: the file to write.
+        inputs: files and folders that the command reads; a file in such a folder is one of them.
+        overwrite: whether the user gives up the file that is there.
+    """
+    out = Path(path).expanduser()
+    if out.is_dir():
+        yield f"{flag}: got {out}, which is a folder; give a file"
+    elif out.exists():
+        given = [Path(one).expanduser() for one in inputs]
+        if any(one.exists() and (one.samefile(out) or one.resolve() in out.resolve().parents) for one in given):
+            yield f"{flag}: got {out}, which this command reads; give another file"
+        elif not overwrite:
+            yield f"{flag}: got {out}, which exists; give another file, or --overwrite"

@@ -74,7 +74,8 @@ def write(rows, name="rows.jsonl"):
 
 def bench(model, data, *flags):
     """Run the command; what it writes."""
-    assert main(["bench", f"--model={model}", f"--data={data}", "--json=out.json", "--device=cpu", *flags]) == 0
+    out = ["--json=out.json", "--overwrite", "--device=cpu"]
+    assert main(["bench", f"--model={model}", f"--data={data}", *out, *flags]) == 0
     return json.loads(Path("out.json").read_text())
 
 

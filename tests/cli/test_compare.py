@@ -1,3 +1,4 @@
+import hashlib
 import json
 from pathlib import Path
 
@@ -18,6 +19,13 @@ def runs(tiny_fit):
         for n in range(200, 260)
     ]  # fmt: skip
     Path("pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def content(n):
+    """What the documentation calls the fingerprint of row n - 200 of the pairs kept aside."""
+    turns = [{"role": "user", "content": f"What is {n} plus {n}?"}]
+    texts = json.dumps([turns, f"It is {2 * n}.", f"It is {2 * n + 3}, I think."])
+    return hashlib.sha256(texts.encode()).hexdigest()[:16]
 
 
 def test_two_runs_and_what_score_wrote_of_them_compare_alike(runs, capsys):
@@ -59,7 +67,8 @@ def test_a_sequential_comparison_says_who_is_better_or_that_it_cannot(runs, caps
     assert "No decision after all 60 pairs: 0 only A right, 0 only B" in capsys.readouterr().out
     perfect = [{"row": n, "reward_chosen": 1.0, "reward_rejected": 0.0, "probability": 0.7} for n in range(60)]
     for name, sign in (("right", 1), ("wrong", -1)):
-        rows = [{**r, "reward_chosen": sign * 1.0, "tokens_chosen": 5, "tokens_rejected": 6} for r in perfect]
+        more = {"reward_chosen": sign * 1.0, "tokens_chosen": 5, "tokens_rejected": 6}
+        rows = [{**r, **more, "content": content(200 + r["row"])} for r in perfect]
         Path(f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert main(["compare", "right.jsonl", "wrong.jsonl", "--data=pairs.jsonl", "--sequential"]) == 0
     assert "A is better, sure after 9 of 60 pairs" in capsys.readouterr().out
@@ -68,8 +77,9 @@ def test_a_sequential_comparison_says_who_is_better_or_that_it_cannot(runs, caps
 def test_wrong_input_is_one_line(runs, capsys, tmp_path):
     (tmp_path / "none.jsonl").write_text(json.dumps({"prompt": "a", "response_a": "b", "response_b": "c"}) + "\n")
     Path("gate.yaml").write_text("acuracy_b: {min: 0.5}\n")
-    Path("other.jsonl").write_text(json.dumps({"row": 999, "reward_chosen": 1, "reward_rejected": 0, "probability": 0.7,
-                                               "tokens_chosen": 1, "tokens_rejected": 1}) + "\n")  # fmt: skip
+    rewards = {"row": 999, "reward_chosen": 1, "reward_rejected": 0, "probability": 0.7}
+    tokens = {"tokens_chosen": 1, "tokens_rejected": 1, "content": content(205)}
+    Path("other.jsonl").write_text(json.dumps({**rewards, **tokens}) + "\n")
     Path("none_of_it.jsonl").write_text(
         Path("other.jsonl").read_text().replace("999", "5").replace(": 1,", ": NaN,", 1)
     )
@@ -80,7 +90,7 @@ def test_wrong_input_is_one_line(runs, capsys, tmp_path):
         ("good", "bad", "--gate=gate.yaml"): "did you mean accuracy_b",
         ("good", "nowhere"): "which is no folder",
         ("good", "bad", "--category=colour"): "which no row",
-        ("good", "other.jsonl"): "got rows that --data has not, such as 999; give the same data",
+        ("good", "other.jsonl"): "got rewards of other texts than those of --data, such as row 999; give the same data",
         ("good", "none_of_it.jsonl"): "no pair that both have a reward for",
         ("good", "pairs.jsonl"): "got no rewards of pairs in it",
         ("good", "bad", "--sequential", "--json=x.json"): "--sequential",
@@ -89,3 +99,82 @@ def test_wrong_input_is_one_line(runs, capsys, tmp_path):
         capsys.readouterr()
         assert main(["compare", *([] if "--data=none.jsonl" in words else [data]), *words]) == 2, words
         assert message in capsys.readouterr().err, words
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "csv", "parquet"])
+def test_rewards_of_other_texts_are_refused(runs, capsys, suffix):
+    main(["score", "--model=good", "--data=pairs.jsonl", f"--out=good.{suffix}"])
+    lines = Path("pairs.jsonl").read_text().splitlines(keepends=True)
+    others = {
+        "turned": "".join(lines[::-1]),
+        "swapped": "".join([lines[1], lines[0], *lines[2:]]),
+        "unrelated": "".join(lines).replace("plus", "and"),
+        "longer_answer": "".join(lines).replace("I think", "I know", 1),
+    }
+    for name, text in others.items():
+        Path(f"{name}.jsonl").write_text(text)
+        assert main(["compare", f"good.{suffix}", f"good.{suffix}", f"--data={name}.jsonl"]) == 2, name
+        assert "got rewards of other texts than those of --data" in capsys.readouterr().err
+    Path("shorter.jsonl").write_text("".join(lines[:20]))
+    assert main(["compare", f"good.{suffix}", f"good.{suffix}", "--data=shorter.jsonl"]) == 2
+    assert main(["compare", f"good.{suffix}", f"good.{suffix}", "--data=pairs.jsonl"]) == 0
+
+
+DAMAGED = {
+    "half.jsonl": b'{"row": 0, "reward_chosen": 1.0, "rewa',
+    "list.jsonl": b"[1, 2]\n",
+    "binary.jsonl": b"\xff\xfe\x00",
+    "other_keys.jsonl": b'{"row": 0, "reward_a": 1}\n{"row": 1}\n',
+    "deep.jsonl": b"[" * 100_000,
+    "text.jsonl": b'{"row": 0, "reward_a": "x", "tokens_a": 1, "reward_b": 1, "tokens_b": 1, '
+    b'"probability": 0.5, "content": "c"}\n',
+    "half.parquet": b"PAR1\x00\x00",
+    "empty.parquet": b"",
+    "ragged.csv": b"row,reward_a\n1\n1,2,3\n",
+    "empty.csv": b"",
+}
+
+
+@pytest.mark.parametrize("name", DAMAGED)
+def test_a_damaged_file_of_rewards_is_one_line(pairs_file, capsys, name):
+    Path(name).write_bytes(DAMAGED[name])
+    assert main(["compare", name, name, f"--data={pairs_file}"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: {name}: got ")
+
+
+def test_no_command_destroys_what_it_reads(runs, tiny_run, capsys):
+    """Neither by name nor by a link, with or without `--overwrite`; other files need it."""
+    text = Path("pairs.jsonl").read_text()
+    Path("link.jsonl").hardlink_to("pairs.jsonl")
+    Path("soft.jsonl").symlink_to("pairs.jsonl")
+    data, model = "--data=pairs.jsonl", "--model=good"
+    inputs = ["pairs.jsonl", "./pairs.jsonl", "link.jsonl", "soft.jsonl"]
+    reads = [
+        *(["score", model, data, f"--out={name}"] for name in [*inputs, "good/rounds.csv"]),
+        *(["compare", "good", "good", data, f"--json={name}"] for name in [*inputs, "good/config.yaml"]),
+        *(["compare", "good", "good", data, f"--make_gate={name}"] for name in inputs),
+        *(["bench", model, data, f"--json={name}"] for name in inputs),
+        *(["report", "good", f"--to={name}"] for name in ("good/config.yaml", "good/rounds.csv")),
+        ["plan", *tiny_run, "--data.path=pairs.jsonl", "--json=pairs.jsonl"],
+    ]
+    config = Path("good/config.yaml").read_text()
+    for command in reads:
+        for more in ([], ["--overwrite"]):
+            assert main([*command, *more]) == 2, command
+            assert "which this command reads; give another file" in capsys.readouterr().err, command
+    assert Path("pairs.jsonl").read_text() == text and Path("good/config.yaml").read_text() == config
+
+    Path("notes.csv").write_text("mine")
+    for command in (
+        ["score", model, data, "--out=notes.csv"],
+        ["compare", "good", "good", data, "--json=notes.csv"],
+        ["bench", model, data, "--json=notes.csv"],
+        ["report", "good", "--to=notes.csv"],
+        ["plan", *tiny_run, "--json=notes.csv"],
+    ):
+        assert main(command) == 2 and Path("notes.csv").read_text() == "mine", command
+        assert "or --overwrite" in capsys.readouterr().err
+        assert main([*command, "--overwrite"]) == 0 and Path("notes.csv").read_text() != "mine", command
+        Path("notes.csv").write_text("mine")
+    assert main(["report", "good"]) == main(["report", "good"]) == 0  # its own page is its own to renew

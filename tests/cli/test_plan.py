@@ -17,7 +17,7 @@ from tests.helpers import data
 
 def plan(capsys, *args):
     """What `plan` prints and writes."""
-    assert main(["plan", *args, "--json=plan.json"]) == 0
+    assert main(["plan", *args, "--json=plan.json", "--overwrite"]) == 0
     return capsys.readouterr().out, json.loads(Path("plan.json").read_text())
 
 

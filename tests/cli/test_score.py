@@ -76,7 +76,16 @@ def as_sides(rows, turn=False):
 def test_a_file_gets_the_rewards_of_plain_transformers_in_its_order(model):
     found = score(model, write(PAIRS))
     assert list(found) == [
-        *("row", "reward_chosen", "reward_rejected", "probability", "tokens_chosen", "tokens_rejected", "is_cut")
+        *(
+            "row",
+            "reward_chosen",
+            "reward_rejected",
+            "probability",
+            "tokens_chosen",
+            "tokens_rejected",
+            "is_cut",
+            "content",
+        )
     ]
     assert found["row"] == list(range(9)) and not any(found["is_cut"])
     for side in ("chosen", "rejected"):
@@ -195,7 +204,7 @@ def test_single_responses_under_other_names(model, capsys):
     rows = [{"question": row["prompt"], "answer": row["chosen"], "nr": i} for i, row in enumerate(PAIRS)]
     rows.insert(2, {"question": "Why?", "answer": " ", "nr": 99})
     found = score(model, write(rows), "--columns", "{prompt: question, response: answer, id: nr}")
-    assert list(found) == ["row", "source_id", "reward", "probability", "tokens", "is_cut"]
+    assert list(found) == ["row", "source_id", "reward", "probability", "tokens", "is_cut", "content"]
     assert found["row"] == [0, 1, *range(3, 10)] and found["source_id"] == list("012345678")
     expected = [plain_reward(model, row["prompt"], row["chosen"]) for row in PAIRS]
     assert found["reward"] == pytest.approx([reward for reward, _ in expected], abs=1e-5)

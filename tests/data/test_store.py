@@ -21,6 +21,7 @@ from ser_lightning.data.store import (
     tokenizer_hash,
 )
 from ser_lightning.errors import UserError
+from tests.helpers import data
 
 
 @pytest.fixture
@@ -184,3 +185,29 @@ def test_a_pair_whose_answer_stands_in_a_later_prompt_is_in_its_dialogue(build):
     rows = [{"prompt": prompt, "chosen": "yes", "rejected": "no"} for prompt in (later, other, first)]
     dialogues = build(rows[:2], test_path=rows[2:]).dialogue_id
     assert dialogues[0] == dialogues[2] != dialogues[1]
+
+
+def damage(file, how):
+    content = file.read_bytes()
+    if how == "gone":
+        file.unlink()
+    else:
+        file.write_bytes({"cut": content[: len(content) // 2], "empty": b"", "zeros": bytes(len(content))}[how])
+
+
+@pytest.mark.parametrize("how", ["gone", "cut", "empty", "zeros"])
+@pytest.mark.parametrize("name", ["ids.bin", "index.npz", "labels.npy", "texts.arrow", "counts.json", "checksums.json"])
+def test_a_damaged_store_is_built_again(pairs_file, tiny_tokenizer, tmp_path, name, how):
+    def labels_and_ids():
+        pairs = data(pairs_file, cache_dir=str(tmp_path / "cache"))
+        pairs.tokenizer = tiny_tokenizer
+        pairs.prepare_data()
+        pairs.setup("fit")
+        store = pairs.data.store
+        return store.read_labels().tolist(), [tuple(i.tolist() for i in store.ids(row)) for row in range(len(store))]
+
+    expected = labels_and_ids()
+    (file,) = (tmp_path / "cache").rglob(name)
+    damage(file, how)
+    assert labels_and_ids() == expected
+    assert labels_and_ids() == expected and not list((tmp_path / "cache").rglob("damaged"))

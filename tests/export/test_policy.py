@@ -75,3 +75,12 @@ def test_an_export_that_computes_something_else_is_refused(run, monkeypatch):
     monkeypatch.setattr(LlamaForCausalLM, "save_pretrained", bend)
     with pytest.raises(UserError, match=r"^export: logits of the folder differ by \S+ from the trained model's$"):
         export_policy(Path("run"), Path("out"))
+
+
+def test_a_policy_that_is_not_finite_is_not_exported(tiny_model_dir, pairs_file, capsys):
+    assert main(["fit", *sft_flags(tiny_model_dir, pairs_file), "--run_dir=sft"]) == 0
+    saved = torch.load("sft/checkpoints/last.ckpt", weights_only=True)
+    next(value for name, value in saved["state_dict"].items() if name.endswith("q_proj.weight")).fill_(torch.nan)
+    torch.save(saved, "sft/checkpoints/last.ckpt")
+    assert main(["export", "sft", "--to=out"]) == 2
+    assert "not finite" in capsys.readouterr().err and not Path("out").exists()

@@ -260,3 +260,13 @@ def test_trl_trains_a_policy_against_the_folder(tiny_fit, tiny_model_dir):
     plain = AutoModelForSequenceClassification.from_pretrained("out").eval()
     ids = torch.tensor([AutoTokenizer.from_pretrained("out").apply_chat_template(TURNS[0], return_dict=False)])
     assert torch.allclose(reward_model(ids).logits.float(), plain(ids).logits, atol=0.05)
+
+
+@pytest.mark.parametrize("dtype", [None, "bfloat16"])
+def test_weights_that_are_not_finite_are_not_exported(tiny_run, capsys, dtype):
+    main(["fit", *tiny_run, "--run_dir=run", "--evolution.max_rounds=0"])
+    saved = torch.load("run/rounds/0/model.pt", weights_only=True)
+    next(iter(saved["weights"].values())).fill_(torch.nan)
+    torch.save(saved, "run/rounds/0/model.pt")
+    assert main(["export", "run", "--to=out", *([f"--dtype={dtype}"] if dtype else [])]) == 2
+    assert "not finite" in capsys.readouterr().err and not Path("out").exists()

@@ -179,12 +179,15 @@ def test_gradient_checkpointing_changes_no_gradient(tiny_model_dir):
     assert all(torch.allclose(gradients[0][n], gradients[1][n], atol=1e-6) for n in gradients[0])
 
 
-def test_a_body_that_is_not_all_there_is_said(tmp_path, tiny_model_dir, tiny_tokenizer):
+def test_a_body_that_is_not_all_there_is_refused(tmp_path, tiny_model_dir, tiny_tokenizer):
     model = LlamaForCausalLM.from_pretrained(tiny_model_dir)
     kept = {k: v for k, v in model.state_dict().items() if "layers.1.mlp.up_proj" not in k}
     model.save_pretrained(tmp_path, state_dict=kept)
     tiny_tokenizer.save_pretrained(tmp_path)
-    with pytest.warns(UserWarning, match="lacks 1 tensors of the body, such as model.layers.1.mlp.up_proj.weight"):
+    with pytest.raises(UserError, match=r"lacks 1 tensors of the body, such as model\.layers\.1\.mlp\.up_proj\.weight"):
+        load_reward_model(Backbone(str(tmp_path)))
+    model.save_pretrained(tmp_path, state_dict={f"strange.{k}": v for k, v in model.state_dict().items()})
+    with pytest.raises(UserError, match=r"lacks \d\d tensors of the body"):
         load_reward_model(Backbone(str(tmp_path)))
 
 

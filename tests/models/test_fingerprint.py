@@ -1,15 +1,24 @@
 import io
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import LlamaConfig, LlamaForSequenceClassification
+from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
 
 from ser_lightning.__main__ import main
 from ser_lightning.errors import UserError
 from ser_lightning.models.backbone import Backbone, LoraSettings
-from ser_lightning.models.fingerprint import base_fingerprint, check_identity, check_trained
+from ser_lightning.models.fingerprint import (
+    Identity,
+    base_fingerprint,
+    check_identity,
+    check_trained,
+    identity_of,
+    matrix_projections,
+)
 from ser_lightning.models.reward_model import load_reward_model
 from tests.helpers import fit
 
@@ -101,3 +110,63 @@ def test_adapter_and_head_of_a_135m_model_take_less_than_a_twentieth_of_it():
     file = io.BytesIO()
     torch.save(trained, file)
     assert 0.01 < file.tell() / size_16_bit < 0.05
+
+
+def identity(model, is_4bit=False):
+    return Identity(base=base_fingerprint(model), template="t", matrices=matrix_projections(model), is_4bit=is_4bit)
+
+
+def test_projections_outlast_adapters_and_rounding_but_no_change_of_a_matrix():
+    saved = identity(tiny())
+    assert len(saved["matrices"]) == 8  # an embedding, four of attention, three of the MLP
+    check_identity("x", saved, identity(tiny(dtype=torch.bfloat16)))
+    wrapped = tiny()
+    wrapped.model = get_peft_model(wrapped.model, LoraConfig(r=2, target_modules="all-linear"))
+    check_identity("x", saved, identity(wrapped))
+    changes = [
+        lambda w: -w,
+        lambda w: w.flip(0),
+        lambda w: w[:, torch.randperm(w.shape[1])],
+        lambda w: torch.cat([w[:1] * 3, w[1:]]),
+        torch.zeros_like,
+        lambda w: w * torch.nan,
+    ]
+    for change in changes:
+        for place in ("mlp.down_proj", "self_attn.q_proj"):
+            other = tiny()
+            weight = other.get_submodule(f"model.layers.0.{place}").weight
+            weight.data = change(weight.data)
+            with pytest.raises(UserError, match=f"{place}.weight is not what it was"):
+                check_identity("x", saved, identity(other))
+
+
+def test_projections_of_4_bits_are_those_of_32_within_their_rounding(tiny_model_dir):
+    both = [
+        identity_of(
+            load_reward_model(Backbone(str(tiny_model_dir), train="lora", quantize=q)).model,
+            SimpleNamespace(chat_template=""),
+        )
+        for q in ("none", "nf4")
+    ]
+    assert [one["is_4bit"] for one in both] == [False, True] and both[0]["matrices"].keys() == both[1][
+        "matrices"
+    ].keys()
+    check_identity("x", *both)
+    check_identity("x", *both[::-1])
+    negated = {name: [-v for v in values] for name, values in both[1]["matrices"].items()}
+    with pytest.raises(UserError, match="another base model"):
+        check_identity("x", both[0], {**both[1], "matrices": negated})
+
+
+def test_a_run_on_a_base_with_one_changed_matrix_is_not_scored(tiny_run, tiny_model_dir, pairs_file, capsys):
+    shutil.copytree(tiny_model_dir, "base")
+    flags = ["--model.backbone.path=base", "--model.backbone.train=lora"]
+    assert main(["fit", *tiny_run, *flags, "--run_dir=run", "--evolution.max_rounds=0"]) == 0
+    score = ["score", "--model=run", f"--data={pairs_file}", "--out=out.jsonl", "--overwrite"]
+    assert main(score) == 0
+    model = LlamaForCausalLM.from_pretrained("base")
+    model.model.layers[1].mlp.down_proj.weight.data.neg_()
+    model.save_pretrained("base")
+    capsys.readouterr()
+    assert main(score) == 2
+    assert "down_proj.weight is not what it was" in capsys.readouterr().err

@@ -12,10 +12,12 @@ from ser_lightning.records import PairScores
 from ser_lightning.runs.files import (
     ROUNDS,
     RoundRow,
+    check_scale,
     delivered_round,
     read_audit,
     read_config,
     read_rounds,
+    read_weights,
     round_files,
     run_above,
     write_audit,
@@ -97,3 +99,42 @@ def test_a_file_knows_the_run_above_it(tmp_path):
     (tmp_path / "run" / "config.yaml").write_text("{}")
     assert run_above(file) == tmp_path / "run"
     assert run_above(file, levels=2) is None
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "round,delivered\n1,1\n",
+        "round,delivered\n0,1\n0,0\n",
+        "round,delivered\nnan,1\n",
+        "round,delivered\n0,1\n1,1\n",
+        "round\n0\n",
+        "round,delivered\n../../x,1\n",
+        "\0\0",
+    ],
+)
+def test_rounds_that_cannot_be_are_damage(tmp_path, text):
+    (tmp_path / ROUNDS).write_text(text)
+    with pytest.raises(UserError, match="damaged|no line"):
+        delivered_round(tmp_path)
+
+
+DAMAGED = [b"", b"\xff\xfe", b"PK\x03\x04half", b"- a\n- b", b"a: !!python/object/apply:os.getcwd []", b"{" * 5000]
+SCALES = [(0.0, 0.0), (0.0, -1.0), (0.0, math.nan), (math.inf, 1.0), ("0", 1.0), (0.0, None)]
+
+
+@pytest.mark.parametrize("content", DAMAGED)
+def test_damaged_files_are_named(tmp_path, content):
+    for name in ("config.yaml", "model.pt"):
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=r"config\.yaml"):
+        read_config(tmp_path)
+    with pytest.raises(UserError, match=r"model\.pt"):
+        read_weights(tmp_path / "model.pt")
+
+
+@pytest.mark.parametrize(("zero", "temperature"), SCALES)
+def test_a_scale_that_is_none_is_damage(tmp_path, zero, temperature):
+    with pytest.raises(UserError, match="is it damaged"):
+        check_scale(tmp_path / "model.pt", zero, temperature)
+    check_scale(tmp_path / "model.pt", -0.5, 0.1)

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -363,3 +364,61 @@ def test_one_line_for_each_phase(capsys, monkeypatch):
     assert main([*FIT, "--trainer.max_epochs=4", "--trainer.enable_progress_bar=true", "--run_dir", "run"]) == 0
     shown = [line.split(",")[0] for line in capsys.readouterr().out.splitlines() if line.startswith("round")]
     assert shown == ["round 0 | fold 1/2 | epoch 1", "round 0 | fold 2/2 | epoch 2", "round 0 | epoch 3"]
+
+
+def test_one_process_trains_in_a_folder(tiny_run, capsys):
+    """Another process holds the lock; it is told of, and gone with its owner however that ends."""
+    code = "import sys, time; from pathlib import Path; from ser_lightning.runs.folder import lock; "
+    code += "file = lock(Path('run')); print('held', flush=True); time.sleep(600)"
+    owner = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    try:
+        assert owner.stdout.readline() == "held\n"
+        for more in ([], ["--ckpt_path=auto"]):
+            assert main(["fit", *tiny_run, "--run_dir=run", *more]) == 2
+            assert f"--run_dir: got run, in which process {owner.pid} on " in capsys.readouterr().err
+    finally:
+        owner.kill()
+        owner.wait()
+    Path("run/.rounds.csv.999999999").write_text("half")
+    assert main(["fit", *tiny_run, "--run_dir=run", "--evolution.max_rounds=0"]) == 0
+    assert not Path("run/.rounds.csv.999999999").exists()
+
+
+def test_a_failed_start_leaves_no_folder(tiny_run):
+    assert (
+        main(
+            ["fit", *tiny_run, "--run_dir=run", "--data.seed_fraction=0.01", "--model.center_rewards_coefficient=null"]
+        )
+        == 2
+    )
+    assert not Path("run").exists()
+
+
+def test_checkpoints_do_not_pass_through_the_temporary_folder(tiny_run, monkeypatch):
+    """A temporary folder that takes nothing kills no run whose own disk has room."""
+    monkeypatch.setattr(tempfile, "tempdir", "/proc/nowhere")
+    monkeypatch.setenv("TMPDIR", "/proc/nowhere")
+    assert main(["fit", *tiny_run, "--run_dir=run", "--evolution.max_rounds=0"]) == 0
+    assert is_whole(Path("run/checkpoints/last.ckpt"))
+
+
+def test_a_config_with_a_secret_is_for_its_owner_and_no_report_shows_it(tiny_run, monkeypatch, capsys):
+    address = "http://127.0.0.1:9/T000/SECRET"
+    callback = {"class_path": "ser_lightning.WebhookCallback", "init_args": {"url": address}}
+    overlay = {"trainer": {"callbacks+": [callback]}}
+    Path("hook.yaml").write_text(yaml.safe_dump(overlay))
+    short = ["--config=hook.yaml", "--evolution.max_rounds=0"]
+    assert main(["fit", *tiny_run, *short, "--run_dir=run"]) == 0
+    assert Path("run/config.yaml").stat().st_mode & 0o077 == 0 and address in Path("run/config.yaml").read_text()
+    assert main(["report", "run"]) == main(["export", "run"]) == 0
+    for file in (*Path("run/export").glob("*.md"), Path("run/report.html")):
+        assert "SECRET" not in file.read_text()
+    assert "(hidden)" in Path("run/report.html").read_text()
+
+    overlay["trainer"]["callbacks+"][0]["init_args"]["url"] = "$HOOK"
+    Path("hook.yaml").write_text(yaml.safe_dump(overlay))
+    assert main(["fit", *tiny_run, *short, "--run_dir=other"]) == 2
+    assert "got $HOOK, which is not set" in capsys.readouterr().err
+    monkeypatch.setenv("HOOK", address)
+    assert main(["fit", *tiny_run, *short, "--run_dir=other"]) == 0
+    assert not any(b"SECRET" in file.read_bytes() for file in Path("other").rglob("*") if file.is_file())

@@ -233,3 +233,16 @@ def test_a_data_module_alone_knows_no_features(pairs_file, tiny_tokenizer):
     batches.prepare_data()
     batches.setup()
     assert not isinstance(next(iter(batches.train_dataloader()))[0].inputs, Features)
+
+
+@pytest.mark.parametrize("change", [lambda c: bytes(len(c)), lambda c: c[::-1], lambda c: c[:-4], lambda c: b""])
+def test_damaged_features_are_computed_again(tiny_model_dir, pairs_file, body_calls, change):
+    evolve(tiny_model_dir, pairs_file, "first")
+    whole, calls = [file.read_bytes() for file in cached()], sum(body_calls)
+    assert whole and calls
+    for file in cached():
+        file.write_bytes(change(file.read_bytes()))
+    evolve(tiny_model_dir, pairs_file, "second")
+    assert [file.read_bytes() for file in cached()] == whole and sum(body_calls) == 2 * calls
+    evolve(tiny_model_dir, pairs_file, "third")
+    assert sum(body_calls) == 2 * calls

@@ -1,0 +1,104 @@
+"""Where commands end: one line for what comes from a file or the disk, a traceback for our own mistakes."""
+
+import errno
+import json
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow
+import pytest
+import yaml
+
+from ser_lightning import __main__ as program
+from ser_lightning.__main__ import main
+
+
+def raising(error):
+    def command(argv):
+        raise error
+
+    return command
+
+
+@pytest.fixture
+def command_that_raises(monkeypatch):
+    def use(error):
+        monkeypatch.setattr(program, "_dispatch", raising(error))
+
+    return use
+
+
+OUTSIDE = [
+    PermissionError(errno.EACCES, "Permission denied", "rows.jsonl"),
+    OSError(errno.EROFS, "Read-only file system", "out.json"),
+    OSError(errno.ENAMETOOLONG, "File name too long", "x"),
+    pyarrow.ArrowInvalid("damaged page"),
+    pickle.UnpicklingError("bad"),
+    yaml.YAMLError("tag"),
+    RecursionError("deep"),
+    EOFError("cut"),
+    UnicodeDecodeError("utf-8", b"\xff", 0, 1, "bad"),
+    json.JSONDecodeError("bad", "x", 0),
+]
+
+
+@pytest.mark.parametrize("error", OUTSIDE, ids=lambda error: type(error).__name__)
+def test_what_comes_from_outside_is_one_line(command_that_raises, capsys, error):
+    command_that_raises(error)
+    assert main(["score"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ") and (getattr(error, "filename", None) or "") in line
+    with pytest.raises(type(error)):
+        main(["score", "--debug"])
+
+
+@pytest.mark.parametrize("error", [ValueError("ours"), KeyError("ours"), AssertionError(), TypeError("ours")])
+def test_our_own_mistakes_keep_their_traceback(command_that_raises, error):
+    command_that_raises(error)
+    with pytest.raises(type(error)):
+        main(["score"])
+
+
+def test_a_wrapped_error_is_seen(command_that_raises, capsys):
+    outer = RuntimeError("worker failed")
+    outer.__cause__ = PermissionError(errno.EACCES, "Permission denied", "here")
+    command_that_raises(outer)
+    assert main(["fit"]) == 2 and "here: Permission denied" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("command", "fix"), [("fit", "--ckpt_path last"), ("score", "then run the command again")])
+def test_a_full_disk_gives_advice_that_can_be_followed(command_that_raises, capsys, command, fix):
+    command_that_raises(OSError(errno.ENOSPC, "No space left on device"))
+    assert main([command]) == 2
+    said = capsys.readouterr().err
+    assert fix in said and (command == "fit" or "--ckpt_path" not in said)
+
+
+def test_no_message_carries_control_characters(capsys):
+    assert main(["score", "--model=m", "--data=\x1b[2Jrows.jsonl", "--out=o.jsonl"]) == 2
+    assert "\x1b" not in capsys.readouterr().err
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_a_file_that_may_not_be_read_is_named(pairs_file, tmp_path):
+    file = tmp_path / "rows.jsonl"
+    file.write_bytes(pairs_file.read_bytes())
+    file.chmod(0)
+    command = [sys.executable, "-m", "ser_lightning", "score", "--model=m", f"--data={file}", "--out=o.jsonl"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2 and str(file) in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_category_with_markup_and_commands_is_shown_as_it_is(tiny_run, pairs_file, capsys):
+    assert main(["fit", *tiny_run, "--run_dir=run", "--evolution.max_rounds=0"]) == 0
+    rows = [json.loads(line) for line in pairs_file.read_text().splitlines()]
+    kinds = ["[/x]", "\x1b[31mred", "[bold]"]
+    Path("rows.jsonl").write_text("".join(json.dumps({**r, "kind": kinds[i % 3]}) + "\n" for i, r in enumerate(rows)))
+    capsys.readouterr()
+    assert main(["compare", "run", "run", "--data=rows.jsonl", "--category=kind"]) == 0
+    assert main(["bench", "--model=run", "--data=rows.jsonl", "--category=kind"]) == 0
+    said = capsys.readouterr().out
+    assert "[/x]" in said and "[bold]" in said and "\x1b[31m" not in said and "\\x1b[31mred" in said
