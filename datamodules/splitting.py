@@ -15,7 +15,7 @@ from ser_lightning.data.formats import DROPS
 from ser_lightning.data.store import CONTRADICTION, ROLES, UNLABELLED, Counts
 
 READ_COLUMNS = (*ROLES, "new_data_path")
-_READ_LINES = {
+_READ_LINES: dict[str, str] = {
     "rows": "rows read",
     **{why: f"dropped: {text}" for why, text in DROPS.items()},
     "too_long": "dropped: a response longer than max_length",

@@ -36,7 +36,7 @@ CHUNK = 1024
 _SUFFIXES = (".parquet", ".csv", ".jsonl")
 _SIDES: dict[Kind, tuple[str, ...]] = {"chosen": ("_chosen", "_rejected"), "sides": ("_a", "_b"), "single": ("",)}
 """What the columns of each response are called behind `reward` and `tokens`."""
-_REASONS = {
+_REASONS: dict[str, str] = {
     **DROPS,
     "too_long": "a response does not fit",
 }

@@ -26,7 +26,7 @@ COLUMNS = ("prompt", "chosen", "rejected", "response_a", "response_b", "label", 
 Drop = Literal["empty", "identical", "dialogues_part", "no_response", "answered", "tie"]
 """Why a row is no pair, see `DROPS`."""
 
-DROPS: dict[Drop, str] = {
+DROPS: dict[str, str] = {
     "empty": "empty prompt or response",
     "identical": "identical responses",
     "dialogues_part": "dialogues part before the last turn",

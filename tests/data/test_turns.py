@@ -169,7 +169,6 @@ REFUSED = [
         {"chosen": [user("Tea?"), assistant("Yes.", tool_calls=[{"function": {}}])]},
         "got tool_calls in turn 2 of chosen",
     ),
-<<<<<<< HEAD
     (
         {"rejected": [user("Tea?"), assistant("No.", reasoning_content="Hm")]},
         "got reasoning_content in turn 2 of rejected",
@@ -182,11 +181,6 @@ REFUSED = [
         {"chosen": [{"from": "human", "value": "Tea?"}]},
         "got from, value in turn 1 of chosen.*call them role and content",
     ),
-=======
-    ({"rejected": [user("Tea?"), assistant("No.", reasoning_content="Hm")]}, "got reasoning_content in turn 2"),
-    ({"prompt": [user("Tea?", name="Ann")]}, "got name in turn 1 of prompt, which nothing reads"),
-    ({"chosen": [{"from": "human", "value": "Tea?"}]}, "got from, value in turn 1.*call them role and content"),
->>>>>>> 67b5514 (Interrupted runs end with 143 or 130 and say how to go on; no gate that cannot fail, no forecast from the prior, a card that counts its own labels)
     ({"chosen": '[{"from": "human", "value": "Tea?"}]'}, "got from, value in turn 1 of chosen"),
     ({"chosen": [{"role": "gpt", "content": "Yes."}]}, "got the role 'gpt' in turn 1 of chosen; use system"),
     ({"chosen": [{"role": None, "content": "Yes."}]}, "got the role a NoneType"),
