@@ -59,9 +59,10 @@ class ReportCallback(Callback):
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """The rounds that were finished before a crash."""
-        self._write(trainer)
+        why = "interrupted" if isinstance(exception, KeyboardInterrupt | SystemExit) else "ended by an error"
+        self._write(trainer, f"The run was {why} and has not finished.")
 
-    def _write(self, trainer: Trainer) -> Path | None:
+    def _write(self, trainer: Trainer, note: str = "") -> Path | None:
         """The page, if there is a finished round and nothing went wrong."""
         state = _state_of(trainer)
         if state is None or not state.rows or trainer.state.fn != "fit" or not trainer.is_global_zero:
@@ -74,7 +75,7 @@ class ReportCallback(Callback):
                 log_round_tables(trainer, [vars(row) for row in state.rows], notes["cards"], notes["round"])
             from ser_lightning.report.page import write_report  # matplotlib is needed from here on, not before
 
-            return write_report([folder], folder / PAGE)
+            return write_report([folder], folder / PAGE, note)
         except Exception as error:
             rank_zero_warn(f"report: not written ({type(error).__name__}: {' '.join(str(error).split())[:200]})")
             return None

@@ -63,7 +63,7 @@ def forecast_figures(rows: list[RoundRow], seed_credit: list[Tensor], min_gain: 
     """
     net_label_changes = [row.net_label_change for row in rows[1:]]
     figures = {}
-    if len(rows) > 1:
+    if len(rows) > 2:  # behind the first round there is nothing but the prior, equal for every run
         past = look_ahead(seed_credit[:-1], net_label_changes[:-1], min_gain)
         came = float(seed_credit[-1].mean()) if len(seed_credit[-1]) else math.nan
         figures = {
@@ -72,6 +72,8 @@ def forecast_figures(rows: list[RoundRow], seed_credit: list[Tensor], min_gain: 
             "forecast_high": past.high,
             "forecast_error": came - past.accuracy,
         }
+    if len(rows) < 2:
+        return {}
     ahead = look_ahead(seed_credit, net_label_changes, min_gain)
     return {**figures, "predicted_gain": ahead.gain, "predicted_last_round": float(rows[-1].round + ahead.rounds_left)}
 
@@ -82,6 +84,8 @@ def forecast_text(row: RoundRow) -> str:
     if row.forecast_accuracy == row.forecast_accuracy:
         past = f"out of fold {row.seed_oof_accuracy:.3f}, forecast {row.forecast_accuracy:.3f} "
         past += f"({row.forecast_low:.3f} to {row.forecast_high:.3f}); "
+    if row.predicted_gain != row.predicted_gain:
+        return "no forecast yet: a second round is needed for one"
     ahead = f"the next round is forecast to gain {row.predicted_gain:+.4f}"
     return f"{past}{ahead}, and evolution to converge at round {row.predicted_last_round:.0f}"
 

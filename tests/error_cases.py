@@ -180,7 +180,8 @@ CASES = [
     ),
     Case(
         "a label outside of the classes",
-        "pairs.jsonl, line 2: got the label 7; use 1 or 'a' (response_a is better), 0 or 'b', or nothing (unlabelled)",
+        "pairs.jsonl, line 2: got the label 7; use 1 or 'a' (response_a is better), 0 or 'b', or nothing (unlabelled), "
+        "or say what it means: data.labels: {7: a}",
         lambda s: s.write([_turned(s.rows)[0], {**_turned(s.rows)[1], "label": 7}]),
     ),
     Case(

@@ -1,6 +1,8 @@
 """`fit`, `validate`, `test` and `predict`: LightningCLI with composable YAMLs, one folder a run, one line a problem."""
 
 import os
+import signal
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +16,9 @@ from lightning.fabric.utilities.rank_zero import _get_rank
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint, ProgressBar
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+from lightning.pytorch.trainer.states import TrainerStatus
 from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from ser_lightning import __version__
 from ser_lightning.callbacks.evaluation import EvaluationCallback
@@ -241,12 +245,26 @@ class SerCLI(LightningCLI):
         if self.subcommand == "fit":
             yield EndAfterSigterm()
 
+    def _how_to_go_on(self) -> str:
+        """One line for a run that was interrupted."""
+        folder = self.run_folder.path
+        if self.command == "fit" and (folder / LAST).is_file():
+            return f"interrupted; go on with python -m ser_lightning fit --run_dir {folder} --ckpt_path last"
+        return f"interrupted before anything was saved in {folder}; give the same command again"
+
     def _run_subcommand(self, subcommand: str) -> None:
         if not _get_rank():
             self.run_folder.open(self.recipe)
             print(f"run folder: {self.run_folder.path}", flush=True)
         try:
             super()._run_subcommand(subcommand)
+        except (SIGTERMException, SystemExit) as stop:
+            if self.trainer.state.status != TrainerStatus.INTERRUPTED:
+                raise
+            code = 128 + (signal.SIGTERM if isinstance(stop, SIGTERMException) else signal.SIGINT)
+            if not _get_rank():
+                print(self._how_to_go_on(), file=sys.stderr, flush=True)
+            raise SystemExit(code) from None
         except NothingToDo as error:
             if self.arguments.value("--ckpt_path") != "auto":
                 raise

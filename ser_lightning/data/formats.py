@@ -26,7 +26,7 @@ COLUMNS = ("prompt", "chosen", "rejected", "response_a", "response_b", "label", 
 Drop = Literal["empty", "identical", "dialogues_part", "no_response", "answered", "tie"]
 """Why a row is no pair, see `DROPS`."""
 
-DROPS: dict[Drop, str] = {
+DROPS: dict[str, str] = {
     "empty": "empty prompt or response",
     "identical": "identical responses",
     "dialogues_part": "dialogues part before the last turn",
@@ -126,7 +126,7 @@ def parse_row(
     given = {name: columns[name] if columns.get(name) in row else name for name in COLUMNS}
     values = {name: row[column] for name, column in given.items() if column in row}
     names = _response_columns(values, row, where)
-    label = _label(values.get("label"), where, labels)
+    label = _label(values.get("label"), where, labels, is_extra=names[0] == "chosen")
     if names[0] == "chosen":
         if label in (0, "tie"):
             raise UserError(
@@ -248,12 +248,12 @@ def _response_columns(values: Mapping[str, Any], row: Mapping[str, Any], where: 
     return (filled or found)[0]
 
 
-def _label(value: Any, where: str, labels: Labels | None) -> int | Literal["tie"] | None:
-    """1: the first is better, 0: the second is, None: nobody has said."""
+def _label(value: Any, where: str, labels: Labels | None, is_extra: bool) -> int | Literal["tie"] | None:
+    """1: the first is better, 0: the second is, None: nobody has said; an extra column may be about something else."""
     text = clean(str(int(value) if isinstance(value, float) and value.is_integer() else value)).strip()
     known = {str(key).strip().lower(): meaning for key, meaning in (LABELS if labels is None else labels).items()}
     meaning = known.get(text.lower(), "")
-    if meaning == "" and text.lower() in _NO_LABEL:
+    if meaning == "" and (is_extra or text.lower() in _NO_LABEL):
         return None
     if meaning == "" and labels is None:
         raise UserError(

@@ -2,7 +2,7 @@
 
 import difflib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,10 @@ from ser_lightning.errors import UserError, raise_problems
 from ser_lightning.utils.atomic import write_text_atomically
 
 _BOUNDS = ("min", "max")
+_SIGNED = ("difference", "low", "high", "length_correlation")
+"""Figures from -1 to 1; all others begin at 0."""
+_COUNTS = ("pairs", "only_")
+"""Figures without an upper end; all others end at 1."""
 
 
 def read_gate(file: Path, known: Sequence[str]) -> dict[str, dict[str, float]]:
@@ -41,6 +45,7 @@ def read_gate(file: Path, known: Sequence[str]) -> dict[str, dict[str, float]]:
             bad = [v for v in bounds.values() if isinstance(v, bool) or not isinstance(v, int | float) or math.isnan(v)]
             problems += [f"--gate: {file} gives {name} the threshold {value!r}; use a number" for value in bad]
     raise_problems(problems)
+    raise_problems(_idle(gate, file))
     return gate
 
 
@@ -65,6 +70,9 @@ def make_gate(file: Path, runs: Sequence[Mapping[str, Any]]) -> dict[str, dict[s
     Args:
         file: YAML to write.
         runs: of each run `accuracy`, `low`, `high` and `calibration_error`.
+
+    Raises:
+        UserError: the runs or the pairs are so few that a threshold could not fail.
     """
     allowed = 2 * math.sqrt(
         _variance([run["accuracy"] for run in runs]) * (1 + 1 / len(runs))
@@ -78,8 +86,19 @@ def make_gate(file: Path, runs: Sequence[Mapping[str, Any]]) -> dict[str, dict[s
         "calibration_error_b": {"max": round(max(sum(errors) / len(errors) + spread, max(errors) * 1.25), 4)},
         "difference": {"min": round(-allowed, 4)},
     }
+    raise_problems(f"{problem}; give more pairs, or baselines that agree" for problem in _idle(gate, file))
     write_text_atomically(file, yaml.safe_dump(gate, sort_keys=False))
     return gate
+
+
+def _idle(gate: Mapping[str, Mapping[str, float]], file: Path) -> Iterator[str]:
+    """A line for every threshold that no figure can fail."""
+    for name, bounds in gate.items():
+        low = -1.0 if name.startswith(_SIGNED) else 0.0
+        if bounds.get("min", math.inf) <= low:
+            yield f"--gate: {file} gives {name} the min {bounds['min']:g}, which nothing can fail"
+        if bounds.get("max", -math.inf) >= 1 and not name.startswith(_COUNTS):
+            yield f"--gate: {file} gives {name} the max {bounds['max']:g}, which nothing can fail"
 
 
 def _variance(values: Sequence[float]) -> float:

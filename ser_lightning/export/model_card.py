@@ -75,14 +75,21 @@ Baselines, intervals and the labels that were taken are in the run's own files. 
 ## Limits
 {{ limits }}
 """
-_REWARD_LIMITS = """- Most of its labels were its own: where its first guesses were wrong, it may have learned them.
-- Its rewards compare responses to one prompt; across prompts they mean little.
+_OWN_LABELS = """- {} of its labels were its own: where its first guesses were wrong, it may have learned them.
+"""
+_REWARD_LIMITS = """- Its rewards compare responses to one prompt; across prompts they mean little.
 - It inherits the biases of its data: language, length, subject, and the preferences of its annotators."""
 _POLICY_LIMITS = """- It was trained to please a reward model; where that is wrong, it learned what is wrong."""
 
 
 def model_card(
-    run: Path, folder: Path, what: str, weights: str, checked: str, scale: tuple[float, float] | None = None
+    run: Path,
+    folder: Path,
+    what: str,
+    weights: str,
+    checked: str,
+    scale: tuple[float, float] | None = None,
+    own_labels: int = 0,
 ) -> None:
     """Write `README.md` into an export.
 
@@ -93,6 +100,7 @@ def model_card(
         weights: what the weights are, such as the round and their number format.
         checked: what the self-test found.
         scale: zero and temperature of a reward model.
+        own_labels: how many labels of its own a reward model was trained on.
     """
     config = read_config(run)
     backbone, data = config["model"]["init_args"]["backbone"], config["data"]["init_args"]
@@ -104,8 +112,13 @@ def model_card(
         tags=["ser-lightning", "policy"] if what == "policy" else ["ser-lightning", "reward-model"],
         base_model=backbone["path"] if is_hub_name and "/" in backbone["path"] else None,
     )
+    title, limits = "A policy", _POLICY_LIMITS
+    if what != "policy":
+        title, limits = "A reward model", _REWARD_LIMITS
+        if own_labels:
+            title, limits = f"{title} that labelled data of its own", _OWN_LABELS.format(own_labels) + limits
     values: dict[str, Any] = {
-        "title": "A policy" if what == "policy" else "A reward model that labelled most of its own data",
+        "title": title,
         "auto_class": "AutoModelForSequenceClassification",
         "arguments": "",
         "max_length": data.get("max_length"),
@@ -134,7 +147,7 @@ def model_card(
         "versions": ", ".join(f"{name} {version(name)}" for name in _PACKAGES),
         "table": run_table(run),
         "checked": checked,
-        "limits": _POLICY_LIMITS if what == "policy" else _REWARD_LIMITS,
+        "limits": limits,
     }
     ModelCard.from_template(card_data, template_str=_TEMPLATE, **values).save(folder / "README.md")
 

@@ -34,7 +34,7 @@ from ser_lightning.models.loading import (
 from ser_lightning.models.reward_model import RewardModel, merged_model
 from ser_lightning.models.trainable import load_exactly
 from ser_lightning.records import Padded, Turn
-from ser_lightning.runs.files import EXPORT, delivered_round
+from ser_lightning.runs.files import EXPORT, delivered_round, labels_before
 from ser_lightning.runs.policy_run import POLICY_MODULES, model_kind
 from ser_lightning.runs.reward_run import RewardRun, read_reward_checkpoint, read_reward_run
 from ser_lightning.training.scoring import evaluating
@@ -138,10 +138,12 @@ def export(
     """
     if to.exists():
         raise UserError(f"--to: {to} exists already; name another folder or remove it")
-    weights = "a checkpoint"
-    if source is None:
+    if source is not None:
+        weights, own_labels = "a checkpoint", labels_before(run)
+    else:
         source = read_reward_run(run, trust_remote_code)
-        weights = f"round {delivered_round(run)}, chosen out of fold"
+        number = delivered_round(run)
+        weights, own_labels = f"round {number}, chosen out of fold", labels_before(run, number)
     raise_problems(_form_problems(source, form))
     trained, tokenizer = source.load()
     expected = _rewards(lambda ids, mask: trained(Padded(ids, mask)), trained, *_test_inputs(tokenizer))
@@ -165,7 +167,7 @@ def export(
         if is_exact and result.largest > SELF_TEST_TOLERANCE:
             raise UserError(f"export: the folder's rewards differ by {result.largest:.2e} from the trained model's")
         kept = f"{weights}; the body in {number_format}"
-        model_card(run, draft, form, kept, str(result), (source.zero, source.temperature))
+        model_card(run, draft, form, kept, str(result), (source.zero, source.temperature), own_labels)
         os.rename(draft, to)
     finally:
         shutil.rmtree(draft, ignore_errors=True)

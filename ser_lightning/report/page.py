@@ -71,12 +71,13 @@ def main(argv: list[str]) -> None:
     print(f"Report: {write_report(runs, to)}")
 
 
-def write_report(runs: Sequence[Path], to: Path) -> Path:
+def write_report(runs: Sequence[Path], to: Path, note: str = "") -> Path:
     """Write the page of one run, or of several side by side.
 
     Args:
         runs: run folders.
         to: file to write; it appears as a whole.
+        note: what the summary of one run begins with.
 
     Returns:
         `to`.
@@ -85,19 +86,19 @@ def write_report(runs: Sequence[Path], to: Path) -> Path:
         UserError: a folder holds no finished round.
     """
     found = [read_run(run) for run in runs]
-    write_text_atomically(to, page_of(found[0]) if len(found) == 1 else page_of_several(found))
+    write_text_atomically(to, page_of(found[0], note) if len(found) == 1 else page_of_several(found))
     return to
 
 
-def page_of(run: Run) -> str:
-    """One run as HTML."""
+def page_of(run: Run, note: str = "") -> str:
+    """One run as HTML, its summary behind a note."""
     shown, config, forecasts = run.delivered, flat(run.config), forecast_table(run)
     tables = [("Rounds", round_table(run), ROUND_NOTE)]
     if forecasts:
         tables.append(("Forecasts", forecasts, FORECAST_NOTE))
     return _render(
         title=f"Run {run.name}",
-        summary=summary_of(run),
+        summary=f"{note} {summary_of(run)}".strip(),
         asked=asked_for(config) + _splits(shown),
         tables=tables,
         pictures=pictures_of(run),

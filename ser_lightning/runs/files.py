@@ -257,6 +257,17 @@ def check_scale(file: Path, zero: Any, temperature: Any) -> None:
         raise UserError(f"run: {file} has the zero {zero!r} and the temperature {temperature!r}; is it damaged?")
 
 
+def labels_before(run: Path, round: int | None = None) -> int:
+    """How many labels of its own the model of a round was trained on: what the round before it kept.
+
+    Args:
+        run: run folder.
+        round: None = the last one that the run has begun.
+    """
+    kept = [int(row["kept"]) for row in read_rounds(run) if round is None or int(row["round"]) == round - 1]
+    return kept[-1] if kept else 0
+
+
 def write_audit(path: Path, pool: PairScores, result: SelectionResult) -> None:
     """One line for every pool pair: its rewards, its label and whether it was kept.
 

@@ -147,8 +147,8 @@ def test_the_table_counts_by_hand(model, capsys):
     assert said[:7] == [
         "scored 10 of 13 rows",
         f"prompt cut 1 to fit into {MAX_LENGTH} tokens",
-        "dropped 1 a prompt or response is empty",
-        "dropped 1 the responses are equal",
+        "dropped 1 empty prompt or response",
+        "dropped 1 identical responses",
         "dropped 1 a response does not fit",
         f"accuracy {right / n:.3f} 95 % {centre - half:.3f} to {centre + half:.3f}, on 10 labelled pairs",
         f"take the longer {longer / n:.3f} the baseline",

@@ -33,12 +33,24 @@ def test_thresholds_that_are_kept_and_not():
         ("accuracy_b: {min: high}", "the threshold 'high'; use a number"),
         ("accuracy_b: {min: .nan}", "use a number"),
         ("", "holds no thresholds"),
+        ("accuracy_b: {min: -0.5}", "accuracy_b the min -0.5, which nothing can fail"),
+        ("accuracy_b: {min: 0}", "which nothing can fail"),
+        ("difference: {min: -1}", "difference the min -1, which nothing can fail"),
+        ("calibration_error_b: {max: 1.02}", "the max 1.02, which nothing can fail"),
     ],
 )
 def test_a_wrong_gate_is_one_line(text, message):
     with pytest.raises(UserError, match="--gate") as error:
         read_gate(write(text), KNOWN)
     assert len(error.value.problems) == 1 and message in error.value.problems[0]
+
+
+def test_no_gate_is_made_that_cannot_fail():
+    runs = [{"accuracy": a, "low": 0.0, "high": 1.0, "calibration_error": 0.9} for a in (0.2, 0.9)]
+    with pytest.raises(UserError) as error:
+        make_gate(Path("made.yaml"), runs)
+    assert len(error.value.problems) == 3 and all("give more pairs" in line for line in error.value.problems)
+    assert not Path("made.yaml").exists()
 
 
 def test_a_gate_from_baselines_lets_them_pass_and_stops_what_is_clearly_worse():
