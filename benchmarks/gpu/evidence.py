@@ -1,7 +1,7 @@
 """Evolution of bodies that are trained, on real preferences: as many runs as there is time for, one JSON line each.
 
-`--data` holds the files of `benchmarks/study.py`, `--models` a folder for each pretrained model. A run is one model,
-data set and random seed; those that earlier calls finished are not repeated.
+`--data` holds the files of `benchmarks/real_preferences/`, `--models` a folder for each pretrained model. A run is one
+model, data set and random seed; those that earlier calls finished are not repeated.
 """
 
 import json
@@ -14,11 +14,10 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from record import read_figures
-
 from benchmarks.gpu.job import Job, commit, machine
 from benchmarks.gpu.memory import write_pairs
 from benchmarks.gpu.shapes import write_folder
+from benchmarks.shared.results import read_figures
 
 MODELS = {"smollm2-135m": "SmolLM2-135M-Instruct", "qwen2.5-0.5b": "Qwen2.5-Coder-0.5B-Instruct"}
 """Overlay of `models/` -> folder of the weights; others are asked for by the same names."""

@@ -14,12 +14,13 @@ from typing import Any
 import numpy as np
 import torch
 from lightning.pytorch import Callback, Trainer
-from rl_speed import StepClock, timed_module
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, TrainerCallback
 from transformers.generation.configuration_utils import ContinuousBatchingConfig
 
 from benchmarks.gpu.job import Job
 from benchmarks.gpu.shapes import VOCABULARY, random_weights, write_folder
+from benchmarks.rl_speed.clock import StepClock
+from benchmarks.rl_speed.run import timed_module
 from ser_lightning.datamodules.batches import make_loader
 from ser_lightning.datamodules.prompts import PromptSteps
 from ser_lightning.models.backbone import Backbone, LoraSettings

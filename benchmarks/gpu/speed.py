@@ -18,12 +18,12 @@ import numpy as np
 import torch
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import LambdaCallback
-from speed_work import Counter, Store
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, TrainerCallback, pipeline
 
 from benchmarks.gpu.job import Job
 from benchmarks.gpu.shapes import layer_weights, random_weights, shape_of, write_folder
 from benchmarks.speed.lengths import PROFILES, lengths_of, make_pairs, text_of
+from benchmarks.speed.work import Counter, Store
 from ser_lightning.datamodules.batches import PairSet, ScoringBatches, Shard, TrainingSteps, make_loader
 from ser_lightning.models.backbone import Backbone, LoraSettings
 from ser_lightning.modules.reward import RewardModule

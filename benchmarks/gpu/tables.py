@@ -1,4 +1,4 @@
-"""Tables of the docs from `benchmarks/gpu/results/`; `benchmarks/tables.py` writes them into the pages.
+"""Tables of the docs from `benchmarks/gpu/results/`; `python -m benchmarks.tables` writes them into the pages.
 
 Where nothing was measured, a table is one sentence that says so and what to run.
 """
