@@ -31,6 +31,8 @@ from ser_lightning.runs.files import CONFIG, has_secrets, is_run, run_above
 from ser_lightning.training.checkpoints import LAST, find_checkpoint
 from ser_lightning.utils.atomic import write_text_atomically
 
+RUNS = Path("runs")
+"""Where a run goes that is given no folder."""
 LOCK = ".lock"
 RUN_DIR_VARIABLE = "SER_LIGHTNING_RUN_DIR"
 """Rank 0 leaves the folder's name here for the ranks that Lightning's launcher starts with the same command."""
@@ -153,6 +155,8 @@ def unlock(file: IO[str]) -> None:
     Path(file.name).unlink(missing_ok=True)
     if folder.is_dir() and not any(folder.iterdir()):
         folder.rmdir()
+        if folder.parent == RUNS and not any(RUNS.iterdir()):
+            RUNS.rmdir()
     file.close()
 
 
@@ -182,7 +186,7 @@ def _holds_files(folder: Path) -> bool:
 
 
 def _new_folder(stem: str) -> Path:
-    name = Path("runs") / f"{stem}-{time.strftime('%Y%m%d-%H%M%S')}"
+    name = RUNS / f"{stem}-{time.strftime('%Y%m%d-%H%M%S')}"
     taken = (name, *(name.with_name(f"{name.name}-{n}") for n in range(2, 10_000)))
     return next(folder for folder in taken if not folder.exists())
 

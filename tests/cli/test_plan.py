@@ -84,7 +84,7 @@ def test_a_rate_gives_a_time(capsys, tiny_run):
     work = found["rounds"]["rounds"][0]
     assert work["seconds"][0] == (work["trained_pairs"][0] + work["scored_pairs"]) / 2
     Path("old").mkdir()
-    Path("old/rounds.csv").write_text("round,tokens,seconds\n0,100,3.0\n1,500,2.0\n")
+    Path("old/rounds.csv").write_text("round,tokens,seconds,delivered\n0,100,3.0,0\n1,500,2.0,1\n")
     text, found = plan(capsys, *tiny_run, "--like=old")
     work = found["rounds"]["rounds"][1]
     assert work["seconds"] == [n / 120 for n in work["tokens"]]

@@ -1,5 +1,6 @@
 """The cache of encoded pairs: found when nothing changed, and only then; whole or not there; free of labels."""
 
+import json
 import pickle
 import shutil
 from collections import Counter
@@ -105,7 +106,11 @@ def test_the_store_holds_no_label_outside_of_its_labels_file(build, make_rows, f
     before = folder_bytes(build(rows).folders[0])
     after = folder_bytes(build([{**row, "label": 1 - row["label"]} for row in rows]).folders[0])
     assert before.keys() == after.keys()
-    assert {name for name in before if before[name] != after[name]} == {"labels.npy"}
+    changed = {name for name in before if before[name] != after[name]}
+    assert changed == {"labels.npy", "checksums.json"}
+    sums = [json.loads(found["checksums.json"]) for found in (before, after)]
+    assert sums[0].keys() == sums[1].keys()
+    assert {name for name in sums[0] if sums[0][name] != sums[1][name]} == {"labels.npy"}
 
 
 def test_key_follows_data_columns_tokenizer_template_and_length(tiny_tokenizer, make_rows, write_jsonl, monkeypatch):
