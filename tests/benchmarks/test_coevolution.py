@@ -105,6 +105,7 @@ def test_both_models_judge_the_same_answers(monkeypatch):
 # Steps
 
 
+@pytest.mark.slow  # six fits and four rounds of responses: the longest of all tests
 def test_two_turns_run_and_the_same_command_again_trains_nothing(calls, capsys):
     flags = [word for setting in TINY for word in ("--set", setting)]
     command = ["--folder", "study", "--turns", "2", "--seed", "3", *flags, "--out", "results.jsonl"]
