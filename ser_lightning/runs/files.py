@@ -214,8 +214,8 @@ def read_rounds(run: Path) -> list[dict[str, float]]:
             rows = [{name: float(cell) for name, cell in row.items()} for row in csv.DictReader(lines)]
     except (ValueError, TypeError) as error:
         raise UserError(f"run: cannot read {file} ({error}); is it damaged?") from error
-    if rows and ([row.get("round") for row in rows] != [*range(len(rows))] or "delivered" not in rows[0]):
-        raise UserError(f"run: {file} does not count its rounds from 0, or lacks the column delivered; is it damaged?")
+    if rows and [row.get("round") for row in rows] != [*range(len(rows))]:
+        raise UserError(f"run: {file} does not count its rounds from 0; is it damaged?")
     if not rows:
         raise UserError(f"run: {file} has no line; give the folder of a fit that has finished round 0")
     return rows
