@@ -1,7 +1,6 @@
 """`report.html` after every round, and what only the training process knows for it: `rounds/<r>/report.json`."""
 
 import platform
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from ser_lightning.datamodules.preference import PreferenceDataModule
 from ser_lightning.evaluation.metrics import confidence_and_right, reliability
 from ser_lightning.records import PairScores, PreferencePair
 from ser_lightning.runs.files import PAGE, ROUNDS, read_audit, round_files, write_json
+from ser_lightning.utils.versions import package_versions
 
 NUM_CARDS = 5
 """Pairs of each kind to read."""
@@ -28,7 +28,6 @@ MAX_CHARACTERS = 700
 """Of a text on the page."""
 MAX_BASELINE_PAIRS = 20_000
 """A bag of words is fitted between rounds only up to this seed: it must not hold up a run for long."""
-_PACKAGES = ("ser-lightning", "torch", "lightning", "transformers", "peft")
 
 
 class ReportCallback(Callback):
@@ -210,8 +209,7 @@ def _length_points(data: PreferenceDataModule, audit: dict[str, np.ndarray]) -> 
 def _versions(trainer: Trainer) -> dict[str, str]:
     device = trainer.strategy.root_device
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-    packages = {package: version(package) for package in _PACKAGES}
-    return packages | {"Python": platform.python_version(), "device": f"{name} x {trainer.world_size}"}
+    return package_versions() | {"Python": platform.python_version(), "device": f"{name} x {trainer.world_size}"}
 
 
 def _state_of(trainer: Trainer) -> EvolutionState | None:

@@ -8,6 +8,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ser_lightning.utils.versions import __version__ as __version__
+
 if TYPE_CHECKING:
     from ser_lightning.callbacks.alerts import WebhookCallback as WebhookCallback
     from ser_lightning.callbacks.baselines import BaselineCallback as BaselineCallback
@@ -46,8 +48,6 @@ if TYPE_CHECKING:
     from ser_lightning.rl.policy_math import FixedKL as FixedKL
     from ser_lightning.rl.rollout import Sampling as Sampling
     from ser_lightning.synthetic.world import gold_scores as gold_scores
-
-__version__ = "0.1.0"
 
 _MODULES = {
     "AdaptiveKL": "rl.policy_math",

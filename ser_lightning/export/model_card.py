@@ -1,15 +1,14 @@
 """The README of an exported model: what it is, how to use it, what it was made from, what it cannot do."""
 
 import csv
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
 
 from ser_lightning.runs.files import ROUNDS, STEPS, read_config
+from ser_lightning.utils.versions import package_versions
 
-_PACKAGES = ("ser-lightning", "torch", "lightning", "transformers", "peft")
 _COLUMNS = {
     ROUNDS: {
         "round": "round",
@@ -144,7 +143,7 @@ def model_card(
         "seed": config["seed_everything"],
         "split_seed": data.get("split_seed"),
         "weights": weights,
-        "versions": ", ".join(f"{name} {version(name)}" for name in _PACKAGES),
+        "versions": ", ".join(f"{name} {version}" for name, version in package_versions().items()),
         "table": run_table(run),
         "checked": checked,
         "limits": limits,
