@@ -9,7 +9,6 @@ pairs, which no run has seen, judged by the gold reward. `docs/forecast.md` says
 one of these runs is `--conditions choice --seeds 1001`.
 """
 
-import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -30,8 +29,8 @@ from ser_lightning.records import PairScores
 
 TEST_FRACTION, NUM_HELD = 0.02, 600
 COLUMNS = ("round", "scored", "kept", "flipped", "seed_oof_accuracy", "pool_accuracy", "tokens", "seconds", "delivered")
-RULE = "ser_lightning.evolution.selection."
-OURS = {"folds": 2, "rule": {"class_path": f"{RULE}CalibratedRule"}}
+RULE = "ser_lightning."
+OURS = {"folds": 2, "rule": f"{RULE}CalibratedRule"}
 SHORT = {"seed_epochs": 8, "epochs_per_round": 3}
 HEAD = ["--model.backbone.train=head", "--model.optimizer.init_args.lr=0.01"]
 
@@ -47,22 +46,20 @@ class Condition:
 
 
 CONDITIONS = {
-    "paper": Condition({**SHORT, "max_rounds": 5, "folds": 0, "rule": {"class_path": f"{RULE}PaperRule"}}),
+    "paper": Condition({**SHORT, "max_rounds": 5, "folds": 0, "rule": f"{RULE}PaperRule"}),
     "ours": Condition({**SHORT, "max_rounds": 3, **OURS}),
-    "choice": Condition(
-        {**SHORT, "max_rounds": 6, "folds": 0, "rule": {"class_path": f"{RULE}PaperRule"}}, 600, seed_fraction=0.25
-    ),
+    "choice": Condition({**SHORT, "max_rounds": 6, "folds": 0, "rule": f"{RULE}PaperRule"}, 600, seed_fraction=0.25),
     "frozen": Condition({"seed_epochs": 30, "epochs_per_round": 10, "max_rounds": 5, **OURS}, 2_000, flags=HEAD),
 }
 
 
 def command(condition: str, seed: int, run: Path) -> list[str]:
     """One run, as a user would type it."""
-    recipe, name = CONDITIONS[condition], "ser_lightning.EvolutionCallback"
-    callbacks = [{"class_path": name, "init_args": recipe.evolution}]
+    recipe = CONDITIONS[condition]
     flags = [f"--data.synthetic_pairs={recipe.num_pairs}", f"--data.seed_fraction={recipe.seed_fraction}"]
-    flags += [f"--data.test_fraction={TEST_FRACTION}", *recipe.flags, f"--trainer.callbacks={json.dumps(callbacks)}"]
-    return fit_words(run, seed, [*flags, *QUIET])
+    flags += [f"--evolution.{name}={value}" for name, value in recipe.evolution.items()]
+    flags += [f"--data.test_fraction={TEST_FRACTION}", "--trainer.callbacks=[]", *recipe.flags, *QUIET]
+    return fit_words(run, seed, flags)
 
 
 def credits_of(run: Path, seed: int, recipe: Condition) -> list[list[float]]:

@@ -41,13 +41,12 @@ def command(seed: int, fault: str | None, guards: bool, run: Path, max_rounds: i
     injected = {"length_teacher": "LengthTeacher", "rewards_collapse": "DecayedWeights"}.get(fault or "")
     callbacks += [{"class_path": f"benchmarks.guards.faults.{injected}"}] if injected else []
     rule = "benchmarks.guards.faults.FlippingRule" if fault == "labels_flipped" else "ser_lightning.CalibratedRule"
-    evolution: dict = {"max_rounds": max_rounds, "seed_epochs": 8, "epochs_per_round": 4, "folds": 2}
-    evolution["rule"] = {"class_path": rule}
-    callbacks.append({"class_path": "ser_lightning.EvolutionCallback", "init_args": evolution})
+    evolution = {"max_rounds": max_rounds, "seed_epochs": 8, "epochs_per_round": 4, "folds": 2, "rule": rule}
     flags = [f"--data.synthetic_pairs={NUM_PAIRS}", f"--data.seed_fraction={SEED_FRACTION}"]
     if fault == "foreign_pool":
         flags = [f"--data.path={run.parent}/seed-{seed}.jsonl", f"--data.pool_path={run.parent}/foreign-{seed}.jsonl"]
         flags.append("--data.seed_fraction=1.0")
+    flags += [f"--evolution.{name}={value}" for name, value in evolution.items()]
     flags += [f"--data.test_fraction={TEST_FRACTION}", f"--trainer.callbacks={json.dumps(callbacks)}", *QUIET]
     return fit_words(run, seed, flags)
 

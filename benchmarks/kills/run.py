@@ -75,8 +75,9 @@ def differences(run: Path, reference: Path) -> list[str]:
     return found
 
 
-def _rounds(run: Path) -> list[dict[str, float]]:
-    return [{k: v for k, v in row.items() if k != "seconds"} for row in read_figures(run / "rounds.csv")]
+def _rounds(run: Path) -> list[dict[str, str]]:
+    """As text: two figures that are not defined are the same, but NaN equals nothing."""
+    return [{k: repr(v) for k, v in row.items() if k != "seconds"} for row in read_figures(run / "rounds.csv")]
 
 
 def _load(path: Path) -> dict:

@@ -43,13 +43,13 @@ class HeldOut:
         """
         scorer = Scorer.load(run)
         models = [torch.load(run / f"rounds/{n}/model.pt", weights_only=True)["weights"] for n in rounds]
-        for name, weight in scorer.judge.reward_model.named_parameters():
+        for name, weight in scorer.reward.reward_model.named_parameters():
             weight.requires_grad_(name in models[0])  # what was trained is what `model.pt` holds
         for start in range(0, len(self.pairs), CHUNK):
             encoded = [pair for pair in scorer.encode(self.pairs[start : start + CHUNK]) if pair is not None]
             gold, found = self.gold[start : start + CHUNK], []
             for weights in models:
-                scorer.judge.reward_model.load_trainable_state(weights)
+                scorer.reward.reward_model.load_trainable_state(weights)
                 first, second = scorer.score_encoded(encoded)
                 found.append(half_credit(first - second, gold))
             yield torch.stack(found)

@@ -61,12 +61,12 @@ class Study:
         self.results = Results(args.out, "name")
         self.machine = machine() | {"threads": args.threads}
 
-    def measure(self, name: str, way: Way, pairs: list[Any], repetition: int, **fields: Any) -> Run:
+    def measure(self, name: str, work: Way, pairs: list[Any], repetition: int, **fields: Any) -> Run:
         """One measurement in a process of its own, unless it is there.
 
         Args:
             name: of the measurement.
-            way: what `work.py` does.
+            work: what `work.py` does.
             pairs: to train on or label.
             repetition: from 0 on, the random seed.
             fields: more that the line of the measurement says.
@@ -77,8 +77,8 @@ class Study:
         file = self.args.scratch / "settings.json"
         common = {"pairs": pairs, "seed": repetition, "threads": self.args.threads, "pairs_per_step": PAIRS_PER_STEP}
         paths = {"model": str(self.args.scratch / "model"), "scratch": str(self.args.scratch)}
-        file.write_text(json.dumps({**way, **common, **paths}))
-        python = self.args.trl_python if way["work"] == "train_trl" else sys.executable
+        file.write_text(json.dumps({**work, **common, **paths}))
+        python = self.args.trl_python if work["work"] == "train_trl" else sys.executable
         environment = {**child_environment(self.args.threads), "CUDA_VISIBLE_DEVICES": ""}
         environment["TOKENIZERS_PARALLELISM"] = "false"
         printed = run_child([python, "-m", "benchmarks.speed.work", str(file)], environment)
