@@ -55,7 +55,7 @@ def measure(data: str, train: str, sources: list[str], more: list[str], scratch:
     """
     run, flags = scratch / f"{data}-{train}", [*RUNS[data, train], *more]
     words = ["-m", "ser_lightning", "fit", "--config", "rm.yaml"]
-    paths = [f"--run_dir={run}", QUIET[0], *(sources if data == "hh_helpful_base" else [])]
+    paths = [f"--run_dir={run}", *QUIET, *(sources if data == "hh_helpful_base" else [])]
     run_child([sys.executable, *words, *flags, *paths])
     return {
         "data": data,

@@ -21,7 +21,7 @@ import torch
 
 from benchmarks.shared.held_out import HeldOut
 from benchmarks.shared.results import Results, Run, read_figures, versions
-from benchmarks.shared.runs import QUIET, as_typed, fit_words, run_child, run_missing, study_arguments
+from benchmarks.shared.runs import as_typed, fit_words, run_child, run_missing, study_arguments
 from ser_lightning.callbacks.state import seed_credits
 from ser_lightning.datamodules.preference import PreferenceDataModule
 from ser_lightning.models.backbone import Backbone, load_tokenizer
@@ -58,7 +58,7 @@ def command(condition: str, seed: int, run: Path) -> list[str]:
     recipe = CONDITIONS[condition]
     flags = [f"--data.synthetic_pairs={recipe.num_pairs}", f"--data.seed_fraction={recipe.seed_fraction}"]
     flags += [f"--evolution.{name}={value}" for name, value in recipe.evolution.items()]
-    flags += [f"--data.test_fraction={TEST_FRACTION}", "--trainer.callbacks=[]", *recipe.flags, *QUIET]
+    flags += [f"--data.test_fraction={TEST_FRACTION}", "--trainer.callbacks=[]", *recipe.flags]
     return fit_words(run, seed, flags)
 
 

@@ -19,7 +19,7 @@ import torch
 from benchmarks.guards.faults import write_foreign_pairs
 from benchmarks.shared.held_out import HeldOut
 from benchmarks.shared.results import Results, Run, read_figures, versions
-from benchmarks.shared.runs import QUIET, fit_words, run_child, run_missing, study_arguments
+from benchmarks.shared.runs import fit_words, run_child, run_missing, study_arguments
 from ser_lightning.callbacks.guards import GuardCallback
 from ser_lightning.evolution.guards import KINDS
 from ser_lightning.synthetic.world import generate_pairs
@@ -47,7 +47,7 @@ def command(seed: int, fault: str | None, guards: bool, run: Path, max_rounds: i
         flags = [f"--data.path={run.parent}/seed-{seed}.jsonl", f"--data.pool_path={run.parent}/foreign-{seed}.jsonl"]
         flags.append("--data.seed_fraction=1.0")
     flags += [f"--evolution.{name}={value}" for name, value in evolution.items()]
-    flags += [f"--data.test_fraction={TEST_FRACTION}", f"--trainer.callbacks={json.dumps(callbacks)}", *QUIET]
+    flags += [f"--data.test_fraction={TEST_FRACTION}", f"--trainer.callbacks={json.dumps(callbacks)}"]
     return fit_words(run, seed, flags)
 
 

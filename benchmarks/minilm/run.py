@@ -27,7 +27,7 @@ def measure(condition: str, seed: int, data: Path, model: Path, scratch: Path) -
     words += [f"--evolution.{name}={value}" for name, value in EVOLUTION.items()]
     run = scratch / condition
     run_child(
-        [sys.executable, *words, f"--run_dir={run}", f"--data.path={data}", f"--model.backbone.path={model}", QUIET[0]]
+        [sys.executable, *words, f"--run_dir={run}", f"--data.path={data}", f"--model.backbone.path={model}", *QUIET]
     )
     return {
         "condition": condition,

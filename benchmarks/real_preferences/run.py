@@ -59,7 +59,6 @@ TRAINING = (
     *("--config", "models/smollm2-135m.yaml", "--config", "hardware/cpu.yaml"),
     *("--model.backbone.train=head", "--model.backbone.num_layers=20"),
     *(f"--evolution.{name}={value}" for name, value in EVOLUTION.items()),
-    "--trainer.enable_model_summary=false",
 )
 # results.jsonl holds more: options that no longer exist (docs/results.md).
 CONDITIONS = {

@@ -43,7 +43,7 @@ def fit_words(run: Path, seed: int, flags: Iterable[str], config: str = "rm.yaml
         *(sys.executable, "-m", "ser_lightning", "fit", "--config", config),
         *(f"--run_dir={run}", f"--seed_everything={seed}", f"--data.split_seed={seed}"),
         *flags,
-        QUIET[0],
+        *QUIET,
     ]
 
 
