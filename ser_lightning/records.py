@@ -65,11 +65,24 @@ class Padded(TensorRecord):
     """(R, T) int64."""
     attention_mask: Tensor
     """(R, T) int64, 1 = a real token. The padding side is free: nothing may assume one."""
+    response: Tensor | None = None
+    """(R, M) int64, places of each response's tokens, -1 behind them; None where nobody asks where responses begin."""
 
     @property
     def num_tokens(self) -> Tensor:
         """(R,) int64, length of each sequence."""
         return self.attention_mask.sum(-1)
+
+    def places(self, positions: Tensor) -> Tensor:
+        """(R, n) places of the tokens at `positions` (R, n) of each sequence; a place counts all rows' columns."""
+        rows = torch.arange(len(self.attention_mask), device=positions.device)[:, None]
+        return rows * self.attention_mask.shape[1] + self.attention_mask.argmax(-1, keepdim=True) + positions
+
+    @property
+    def last_places(self) -> Tensor:
+        """(R,) int64, place of each sequence's last token."""
+        rows, columns = (torch.arange(n, device=self.attention_mask.device) for n in self.attention_mask.shape)
+        return rows * len(columns) + (columns * self.attention_mask).argmax(-1)
 
 
 @dataclass(frozen=True)
@@ -102,6 +115,13 @@ class Packed(TensorRecord):
     """(R,) int64, place where the rest of the sequence begins."""
     num_tokens: Tensor
     """(R,) int64, length of each sequence, shared tokens included."""
+    response: Tensor | None = None
+    """(R, M) int64, places of each response's tokens, -1 behind them; None where nobody asks where responses begin."""
+
+    @property
+    def last_places(self) -> Tensor:
+        """(R,) int64, place of each sequence's last token."""
+        return self.places(self.num_tokens[:, None] - 1).squeeze(-1)
 
     def places(self, positions: Tensor) -> Tensor:
         """(R, n) places of the tokens at `positions` (R, n) of each sequence."""
@@ -115,7 +135,7 @@ class Features(TensorRecord):
     """What a frozen body makes of R sequences, ready for a head."""
 
     hidden: Tensor
-    """(R, H) states at the last token of each sequence."""
+    """(R, K, H) states of each sequence at the K readings of the head."""
     num_tokens: Tensor
     """(R,) int64, length of each sequence."""
 

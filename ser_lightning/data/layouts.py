@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -25,24 +25,29 @@ class Layout:
         is_one_row: a packed batch is one row, for kernels that skip what is masked; else rows are as long as the
             largest pair, since a dense mask costs the square of their length.
         row_multiple: packed rows are filled up to a multiple of this many tokens, for kernels that want few lengths.
+        header: ids behind which, the last time they come in a sequence, its response begins; () = nobody asks.
+        question: ids that are put behind every sequence.
     """
 
     shares_prompts: bool = False
     max_batch_tokens: int | None = None
     is_one_row: bool = False
     row_multiple: int = 1
+    header: tuple[int, ...] = ()
+    question: tuple[int, ...] = ()
 
     def cut_pairs(self, num_tokens: np.ndarray, num_shared: np.ndarray, budget: int) -> list[list[int]]:
         """Cut pairs into batches.
 
         Args:
-            num_tokens: (N, 2) lengths of both sequences of a pair.
+            num_tokens: (N, 2) lengths of both sequences of a pair, without the question.
             num_shared: (N,) tokens that both begin with.
             budget: most tokens in a batch, padding included. A single pair may exceed it.
 
         Returns:
             Positions of pairs, one list a batch, the largest pair first.
         """
+        num_tokens = num_tokens + len(self.question)
         if not self.shares_prompts:
             return cut_by_tokens(num_tokens.max(axis=1, initial=0), budget)
         return [sum(rows, []) for rows in self._pack(num_tokens.sum(axis=1) - num_shared, budget)]
@@ -58,6 +63,7 @@ class Layout:
         Returns:
             Positions of sequences, one list a batch.
         """
+        sequences = self._asked(sequences)
         if not self.shares_prompts:
             return cut_by_tokens([len(ids) for ids in sequences], budget, rows_per_item=1)
         groups, lengths = _groups(sequences, keys)
@@ -72,6 +78,19 @@ class Layout:
             keys: R, equal for sequences that are to share what they begin with.
             pad_token_id: what fills unused places.
         """
+        inputs = self._rows(self._asked(sequences), keys, pad_token_id)
+        if not self.header:
+            return inputs
+        starts = torch.tensor([[response_start(ids, self.header)] for ids in sequences])
+        ends = torch.tensor([[len(ids)] for ids in sequences])
+        positions = starts + torch.arange(int((ends - starts).max()))
+        places = inputs.places(positions.minimum(ends - 1))
+        return replace(inputs, response=torch.where(positions < ends, places, -1))
+
+    def _asked(self, sequences: Sequence[Ids]) -> Sequence[Ids]:
+        return [np.concatenate([ids, self.question]).astype(np.int64) for ids in sequences] if self.question else sequences
+
+    def _rows(self, sequences: Sequence[Ids], keys: Sequence[Hashable], pad_token_id: int) -> Inputs:
         if not self.shares_prompts:
             return pad_right(sequences, pad_token_id)
         groups, lengths = _groups(sequences, keys)
@@ -85,6 +104,20 @@ class Layout:
 
 
 PADDED = Layout()
+
+
+def response_start(ids: Ids, header: Sequence[int]) -> int:
+    """Position behind the last time that `header` comes in a sequence; 0, the whole of it, where it never does.
+
+    Example:
+        >>> response_start([5, 1, 2, 9, 1, 2, 7, 8], header=(1, 2))
+        6
+    """
+    if len(ids) < len(header):
+        return 0
+    windows = np.lib.stride_tricks.sliding_window_view(np.asarray(ids), len(header))
+    found = np.flatnonzero((windows == np.asarray(header)).all(axis=1))
+    return int(found[-1]) + len(header) if len(found) else 0
 
 
 def collate_responses(

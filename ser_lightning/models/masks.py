@@ -142,7 +142,7 @@ def packing_failure(model: PreTrainedModel, device: torch.device | str) -> str |
             for attention, layout in (("sdpa", PADDED), (PACKED_ATTENTION, Layout(True, None, True, BLOCK))):
                 body.set_attn_implementation(attention)
                 inputs = layout.lay_out(rows, [0, 0, 1], 0).to(device)
-                states = last_states(last_hidden(body, inputs), inputs).float()
+                states = last_hidden(body, inputs).flatten(0, 1)[inputs.last_places].float()
                 [slope] = torch.autograd.grad(states.square().sum(), [body.get_input_embeddings().weight])
                 found.append(torch.cat([states.detach().flatten(), slope.float().flatten()]))
         except Exception as error:  # whatever a compiler may raise; the reason is said, and padding works anyway
@@ -170,20 +170,6 @@ def last_hidden(body: nn.Module, inputs: Inputs) -> Tensor:
     extra = position_arguments(body, torch.ones_like(inputs.input_ids)) | {"position_ids": inputs.position_ids}
     masks = attention_masks(cast(PretrainedConfig, unwrapped(body).config), inputs)
     return body(input_ids=inputs.input_ids, attention_mask=masks, **extra).last_hidden_state
-
-
-def last_states(hidden: Tensor, inputs: Inputs) -> Tensor:
-    """(R, H) states at the last token of each sequence.
-
-    Args:
-        hidden: (R, T, H) or (N, L, H), as `last_hidden` gives them.
-        inputs: R sequences.
-    """
-    if isinstance(inputs, Padded):
-        positions = torch.arange(hidden.shape[1], device=hidden.device)
-        last_index = (positions * inputs.attention_mask).argmax(-1)
-        return hidden[torch.arange(len(hidden), device=hidden.device), last_index]
-    return hidden.flatten(0, 1)[inputs.places(inputs.num_tokens[:, None] - 1).squeeze(-1)]
 
 
 def attention_masks(config: PretrainedConfig, packed: Packed) -> Tensor | BlockMask | dict[str, Tensor | BlockMask]:

@@ -1,9 +1,11 @@
 """The reward model: a transformers body, adapters on it, and a float32 head outside of both.
 
-A decoder's reward is read at the last position whose attention mask is 1; an encoder keeps its own pooling.
+A decoder's reward is read where its `readings` say, an encoder keeps its own pooling.
 """
 
-from typing import Self
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, Self
 
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
@@ -23,7 +25,8 @@ from ser_lightning.models.loading import (
     quiet_load_report,
     read_config,
 )
-from ser_lightning.models.masks import LayoutName, choose_layout, last_hidden, last_states
+from ser_lightning.models.masks import LayoutName, choose_layout
+from ser_lightning.models.readings import Reading, TurnTokens, drop_layers, read_states, standard_reading
 from ser_lightning.models.trainable import load_exactly, trainable_state
 from ser_lightning.records import Features, Inputs, Padded
 from ser_lightning.utils.collectives import gathered
@@ -43,6 +46,8 @@ class RewardModel(nn.Module):
         prefix = str(model.base_model_prefix)
         self.head_names = [name for name, _ in model.named_children() if name != prefix]
         self.is_decoder = self.head_names == ["score"]
+        config: Any = model.config.get_text_config()
+        self.readings = [standard_reading(config.num_hidden_layers)] if self.is_decoder else []
         self.is_body_frozen = not any(p.requires_grad for p in self.body.parameters())
         for name in self.head_names:
             keep_in_float32(model.get_submodule(name))
@@ -56,6 +61,35 @@ class RewardModel(nn.Module):
     def hidden_size(self) -> int:
         """H, the size of a state."""
         return int(self.model.config.get_text_config().hidden_size)
+
+    def read_at(self, readings: Sequence[Reading], tokens: TurnTokens) -> None:
+        """Read elsewhere from now on; a head of another size is made anew.
+
+        Args:
+            readings: K of them.
+            tokens: what they need of the chat template; batches are laid out with it.
+        """
+        self.readings = list(readings)
+        self.layout = replace(self.layout, header=tokens.header, question=tokens.question)
+        size = len(readings) * self.hidden_size
+        if size != self.model.score.in_features:
+            device = self.model.score.weight.device
+            config: Any = self.model.config.get_text_config()
+            self.model.score = nn.Linear(size, 1, bias=False, device=device)
+            nn.init.normal_(self.model.score.weight, std=config.initializer_range)
+            keep_in_float32(self.model.score)
+
+    def drop_unread_layers(self) -> None:
+        """Take off the layers above the highest reading: they would be computed for nothing."""
+        highest = max(reading.layer for reading in self.readings)
+        if highest < self.num_layers:
+            drop_layers(self.body, highest)
+
+    @property
+    def num_layers(self) -> int:
+        """How many layers the body has."""
+        config: Any = self.model.config.get_text_config()
+        return int(config.num_hidden_layers)
 
     def train(self, mode: bool = True) -> Self:
         """A frozen body stays in evaluation mode: dropout in what is not trained would be noise for nothing."""
@@ -71,12 +105,12 @@ class RewardModel(nn.Module):
             logits = self.model(input_ids=inputs.input_ids, attention_mask=inputs.attention_mask).logits
             return logits.float().squeeze(-1)
         hidden = inputs.hidden if isinstance(inputs, Features) else self.states(inputs)
-        return self.model.score(hidden).squeeze(-1)
+        return self.model.score(hidden.flatten(1)).squeeze(-1)
 
-    def states(self, inputs: Inputs) -> Tensor:
-        """(R, H) states of a decoder at the last token of each sequence: what the head reads."""
+    def states(self, inputs: Inputs, readings: Sequence[Reading] | None = None) -> Tensor:
+        """(R, K, H) states of a decoder at some readings, None = those of the head."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.is_body_frozen):
-            return last_states(last_hidden(self.body, inputs), inputs)
+            return read_states(self.body, inputs, self.readings if readings is None else readings)
 
     def trainable_state(self) -> dict[str, Tensor]:
         """Every tensor that training changes, by name; views, not copies, except of what is `gathered` from shards."""

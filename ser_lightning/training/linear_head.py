@@ -1,0 +1,172 @@
+"""A linear head on fixed states, solved exactly: logistic regression on the differences of pairs, without an intercept.
+
+    minimise over w:  sum_i  -t_i log s(x_i w) - (1 - t_i) log s(-x_i w)  +  penalty / 2 |w|^2,   s the sigmoid
+
+A difference x_i is the states of response a minus those of response b, scaled by `difference_scale`, and swapping both
+turns x_i and t_i: so there is nothing for an intercept to learn. The penalty takes the place of learning rate and epochs
+and is chosen out of fold. It weighs against the sum of the losses: more labels need less of it, not another one.
+Shapes: n pairs, D numbers of a difference (K readings of H), g groups, m other pairs.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+PENALTIES = tuple(10.0 ** (exponent / 2) for exponent in range(-4, 5))
+"""What `choose_penalty` tries: 0.01 to 100, on differences whose every reading has a mean square of 1."""
+_RANK_TOLERANCE = 1e-10
+
+
+def difference_scale(differences: Iterable[Tensor], num_readings: int = 1) -> Tensor:
+    """(D,) what differences are divided by: then all numbers vary alike, and every reading has a mean square of 1.
+
+    No label is read, so the whole pool can tell.
+
+    Args:
+        differences: chunks (n, D) of the pairs to learn from, labelled or not.
+        num_readings: K; each has D / K numbers.
+    """
+    total, count = torch.zeros(()), 0
+    for chunk in differences:
+        total = total + chunk.double().square().sum(0)
+        count += len(chunk)
+    deviation = (total / max(1, count)).sqrt()
+    # A number that never varies says nothing: its weight stays 0 whatever it is divided by.
+    deviation = deviation.where(deviation > 1e-6 * deviation.max(), torch.ones_like(deviation))
+    return (deviation * (len(deviation) / num_readings) ** 0.5).float()
+
+
+def fit_linear_head(differences: Tensor, target: Tensor, penalty: float) -> Tensor:
+    """(D,) float64, the weights that minimise the penalised loss above.
+
+    Args:
+        differences: (n, D), scaled.
+        target: (n,) probability that a wins: 1, 0 or anything between.
+        penalty: above 0.
+    """
+    return _Span.of(differences).fit(target, penalty)
+
+
+@dataclass(frozen=True)
+class PenaltyChoice:
+    """A penalty and how well it does out of fold."""
+
+    penalty: float
+    margin: Tensor
+    """(n,) float64, each pair by the head that was fitted without its group."""
+    loss: Tensor
+    """(n,) float64, what each margin costs: -log of the probability of the label."""
+
+
+def choose_penalty(
+    differences: Tensor,
+    target: Tensor,
+    group: Sequence[int],
+    num_folds: int = 5,
+    penalties: Sequence[float] = PENALTIES,
+) -> PenaltyChoice:
+    """The penalty with the lowest log loss out of fold; the largest of `penalties` where there are too few groups.
+
+    Args:
+        differences: (n, D), scaled.
+        target: (n,) labels.
+        group: n numbers, equal for pairs that may know one another; a group is never split.
+        num_folds: parts that are left out in turn.
+        penalties: to choose from.
+    """
+    from sklearn.model_selection import GroupKFold
+
+    num_folds = min(num_folds, len(set(group)))
+    if num_folds < 2:
+        nothing = torch.zeros(len(target), dtype=torch.float64)
+        return PenaltyChoice(max(penalties), nothing, log_loss(nothing, target))
+    margins = torch.zeros(len(penalties), len(target), dtype=torch.float64)
+    for kept, left_out in GroupKFold(num_folds).split(differences, groups=np.asarray(group)):
+        span, start = _Span.of(differences[kept]), None
+        others = span.reduce(differences[left_out])
+        for i in sorted(range(len(penalties)), key=lambda i: -penalties[i]):  # each starts where a stronger one ended
+            start = span.solve(target[kept], penalties[i], start)
+            margins[i, left_out] = others @ start
+    losses = torch.stack([log_loss(margin, target) for margin in margins])
+    best = int(losses.mean(1).argmin())
+    return PenaltyChoice(penalties[best], margins[best], losses[best])
+
+
+def log_loss(margin: Tensor, target: Tensor) -> Tensor:
+    """(n,) float64, -log of the probability that a logit gives its label."""
+    return torch.nn.functional.binary_cross_entropy_with_logits(margin.double(), target.double(), reduction="none")
+
+
+def margin_variance(differences: Tensor, weight: Tensor, penalty: float, others: Tensor) -> Tensor:
+    """(m,) float64, variance of the margins of other pairs under the Laplace posterior of the weights.
+
+    The posterior is a normal distribution around the fitted weights with the precision X' R X + penalty I, R the
+    diagonal of s(x w) s(-x w) (MacKay 1992, "The evidence framework applied to classification networks").
+
+    Args:
+        differences: (n, D), scaled, that the weights were fitted on.
+        weight: (D,), fitted.
+        penalty: it was fitted with.
+        others: (m, D), scaled.
+    """
+    span = _Span.of(differences)
+    inside = span.reduce(others)
+    chance = torch.sigmoid(differences.double() @ weight.double())
+    precision = (span.states.T * (chance * (1 - chance))) @ span.states
+    root = torch.linalg.cholesky(precision + penalty * torch.eye(len(precision), dtype=torch.float64))
+    known = torch.linalg.solve_triangular(root, inside.T, upper=False).square().sum(0)
+    outside = others.double().square().sum(1) - inside.square().sum(1)
+    return known + outside.clamp_min(0) / penalty
+
+
+@dataclass(frozen=True)
+class _Span:
+    """Differences on the axes of their own span, where the loss is smallest along no other: r <= min(n, D) numbers."""
+
+    states: Tensor
+    """(n, r) float64, the differences on these axes."""
+    axes: Tensor
+    """(D, r) float64, orthonormal, by falling variance."""
+    variance: Tensor
+    """(r,) sum of squares along each."""
+
+    @classmethod
+    def of(cls, differences: Tensor) -> "_Span":
+        x = differences.double().cpu()
+        is_wide = x.shape[0] < x.shape[1]
+        values, vectors = torch.linalg.eigh(x @ x.T if is_wide else x.T @ x)
+        is_used = values > _RANK_TOLERANCE * max(float(values.max()), 1e-300)
+        values, vectors = values[is_used].flip(0), vectors[:, is_used].flip(1)
+        axes = x.T @ (vectors / values.sqrt()) if is_wide else vectors
+        return cls(x @ axes, axes, values)
+
+    def reduce(self, differences: Tensor) -> Tensor:
+        """(m, r) float64, other differences on these axes."""
+        return differences.double().cpu() @ self.axes
+
+    def fit(self, target: Tensor, penalty: float) -> Tensor:
+        """(D,) float64, the weights."""
+        return self.axes @ self.solve(target, penalty)
+
+    def solve(self, target: Tensor, penalty: float, start: Tensor | None = None) -> Tensor:
+        """(r,) float64, the weights on these axes."""
+        from scipy.optimize import minimize
+
+        # Steps in units of the curvature that the loss has at most: all directions then converge alike.
+        unit = (penalty + self.variance / 4).sqrt()
+        states, wanted = (self.states / unit).numpy(), target.double().cpu().numpy()
+        shrink = (penalty / unit.square()).numpy()
+
+        def loss(weight: np.ndarray) -> tuple[float, np.ndarray]:
+            margin = states @ weight
+            chance = 1 / (1 + np.exp(-margin))
+            value = np.logaddexp(0, margin).sum() - wanted @ margin + (shrink * weight) @ weight / 2
+            return value, states.T @ (chance - wanted) + shrink * weight
+
+        first = np.zeros(len(unit)) if start is None else (start * unit).numpy()
+        options = {"maxiter": 500, "maxcor": 20, "ftol": 1e-14, "gtol": 1e-7}
+        found = minimize(loss, first, jac=True, method="L-BFGS-B", options=options)
+        return torch.from_numpy(found.x) / unit
