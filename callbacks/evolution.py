@@ -79,6 +79,7 @@ class EvolutionCallback(Callback):
         self.min_gain, self.stop_by = min_gain, stop_by
         raise_problems(settings_problems(self))
         self.state = EvolutionState()
+        self._module: LightningModule | None = None
         self._round_start = self._spent_until = time.monotonic()
         self._rank_tokens = 0
 
@@ -88,6 +89,7 @@ class EvolutionCallback(Callback):
         """Refuse what would fail silently, and put the DataModule into the first phase."""
         if stage != "fit":
             return
+        self._module = pl_module
         problems = []
         if trainer.reload_dataloaders_every_n_epochs != 1:
             problems.append(
@@ -174,7 +176,9 @@ class EvolutionCallback(Callback):
         return self.state.phase_index if self.state.phase_index < self.folds else None
 
     def phase_epochs(self, round: int) -> int:
-        """Epochs of each phase of a round."""
+        """Epochs of each phase of a round; a head that is solved needs one."""
+        if getattr(self._module, "solves_exactly", False):
+            return 1
         return self.seed_epochs if round == 0 else self.epochs_per_round
 
     @property
@@ -345,6 +349,7 @@ class EvolutionCallback(Callback):
             "weights": {k: v.cpu() for k, v in pl_module.reward_model.trainable_state().items()},
             "temperature": pl_module.temperature,
             "zero": pl_module.zero,
+            "reading": pl_module.reading_state(),
             "identity": getattr(pl_module, "identity", None),
         }
         self._save(trainer, self._files(trainer).model, model)

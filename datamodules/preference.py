@@ -103,6 +103,7 @@ class PreferenceDataModule(PairFiles):
         self.accepted = Selection.empty()
         self.fold_accepted: dict[int, Selection] = {}
         self._feature_key: str | None = None
+        self._table: FeatureTable | None = None
         self._auto_budgets: tuple[int, int] | None = None
         counts = ("max_length", "pairs_per_step", "tokens_per_batch", "tokens_per_scoring_batch", "synthetic_pairs")
         problems = self._problems(*counts)
@@ -119,7 +120,7 @@ class PreferenceDataModule(PairFiles):
     def setup(self, stage: str | None = None) -> None:
         """Open the cache and split; done once, whatever the stages."""
         super().setup(stage)
-        self._feature_key = None  # the next module may have another body
+        self._feature_key = self._table = None  # the next module may have another body
         if stage in ("validate", "test"):
             store = self.data.store
             seen = np.concatenate([store.dialogue_id[self.data.rows(name)] for name in ("seed", "pool", "val")])
@@ -174,7 +175,11 @@ class PreferenceDataModule(PairFiles):
     @property
     def num_train_steps(self) -> int:
         """Optimiser steps in an epoch of the current phase."""
-        return -(-len(self._training_pairs().rows) // self.pairs_per_step)
+        return -(-len(self._training_pairs().rows) // self._step_size(len(self._training_pairs().rows)))
+
+    def _step_size(self, num_pairs: int) -> int:
+        """Pairs in an optimiser step: all, where a step solves the head."""
+        return max(1, num_pairs) if getattr(self.consumer, "solves_exactly", False) else self.pairs_per_step
 
     def _training_pairs(self) -> PairSet:
         """Seed labels and accepted labels: the only labels there are on this side of the firewall."""
@@ -212,7 +217,8 @@ class PreferenceDataModule(PairFiles):
         epoch = self.trainer.current_epoch if self.trainer is not None else self.phase.first_epoch
         order = epoch_order(len(pairs.rows), self.policy.split_seed, self.phase, epoch - self.phase.first_epoch)
         shard = self._shard(self._budgets()[0], self._features())
-        return make_loader(TrainingSteps(self.data.store, pairs, order, self.pairs_per_step, shard), self.num_workers)
+        step_size = self._step_size(len(order))
+        return make_loader(TrainingSteps(self.data.store, pairs, order, step_size, shard), self.num_workers)
 
     def scoring_dataloader(
         self, split: SplitName, fold: int | None = None, num_folds: int = 3
@@ -275,7 +281,13 @@ class PreferenceDataModule(PairFiles):
             self._feature_key = cache_features(self.trainer, self.consumer.reward_model, self, computes=is_fit)
         if not self._feature_key:
             return None
-        return FeatureTable(self.feature_files(self._feature_key), self.data.store.parts, dtype_of(self._feature_key))
+        model = self.consumer.reward_model
+        columns = [model.candidates.index(reading) for reading in model.readings]
+        if self._table is None or self._table.columns != columns:
+            files, dtype = self.feature_files(self._feature_key), dtype_of(self._feature_key)
+            table = FeatureTable(files, self.data.store.parts, dtype, len(model.candidates), columns)
+            self._table = table.scaled_by(np.concatenate([self.data.rows("seed"), self.data.rows("pool")]))
+        return self._table
 
     # Questions that others may ask.
 
@@ -286,6 +298,10 @@ class PreferenceDataModule(PairFiles):
     def seed_labels(self, pair_id: Tensor) -> Tensor:
         """(N,) float32 labels of the N seed pairs, 1: a is the better one; KeyError for a pair of no seed."""
         return torch.from_numpy(self.data.seed_labels(self.data.rows_of(pair_id.tolist())))
+
+    def dialogues(self, pair_id: Tensor) -> Tensor:
+        """(N,) int64, equal for pairs of one prompt, or of prompts that continue one another."""
+        return torch.from_numpy(self.data.store.joint_dialogue_id[self.data.rows_of(pair_id.tolist())])
 
     def num_tokens(self, pair_id: Tensor) -> Tensor:
         """(N, 2) int64 tokens of both conversations of pairs, prompt included."""

@@ -138,6 +138,8 @@ class Features(TensorRecord):
     """(R, K, H) states of each sequence at the K readings of the head."""
     num_tokens: Tensor
     """(R,) int64, length of each sequence."""
+    scale: Tensor | None = None
+    """(K * H,) what differences of states are divided by, see `difference_scale`."""
 
 
 Inputs = Padded | Packed

@@ -88,7 +88,9 @@ class Layout:
         return replace(inputs, response=torch.where(positions < ends, places, -1))
 
     def _asked(self, sequences: Sequence[Ids]) -> Sequence[Ids]:
-        return [np.concatenate([ids, self.question]).astype(np.int64) for ids in sequences] if self.question else sequences
+        return (
+            [np.concatenate([ids, self.question]).astype(np.int64) for ids in sequences] if self.question else sequences
+        )
 
     def _rows(self, sequences: Sequence[Ids], keys: Sequence[Hashable], pad_token_id: int) -> Inputs:
         if not self.shares_prompts:

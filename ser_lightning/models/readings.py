@@ -75,7 +75,9 @@ def parse_readings(texts: Iterable[str], num_layers: int, where: str = "model.re
         is_layer = not layer or (layer.isdecimal() and 1 <= int(layer) <= num_layers)
         if kind not in get_args(Kind) or not is_layer or str(text).endswith("@"):
             kinds = ", ".join(get_args(Kind))
-            problems.append(f"{where}: got {text}; use {kinds}, each alone or with a layer of 1 to {num_layers}: mean@6")
+            problems.append(
+                f"{where}: got {text}; use {kinds}, each alone or with a layer of 1 to {num_layers}: mean@6"
+            )
             continue
         kind = cast(Kind, kind)
         reading = Reading(kind, int(layer) if layer else max(1, round(num_layers * _DEPTHS[kind])))
@@ -171,7 +173,9 @@ def _question(tokenizer: PreTrainedTokenizerBase, question: str) -> tuple[int, .
 
 def _num_equal(first: Sequence[int], second: Sequence[int]) -> int:
     """How many ids both begin with."""
-    return next((i for i, (a, b) in enumerate(zip(first, second, strict=False)) if a != b), min(len(first), len(second)))
+    return next(
+        (i for i, (a, b) in enumerate(zip(first, second, strict=False)) if a != b), min(len(first), len(second))
+    )
 
 
 def read_states(body: nn.Module, inputs: Inputs, readings: Sequence[Reading]) -> Tensor:

@@ -48,6 +48,7 @@ class RewardModel(nn.Module):
         self.is_decoder = self.head_names == ["score"]
         config: Any = model.config.get_text_config()
         self.readings = [standard_reading(config.num_hidden_layers)] if self.is_decoder else []
+        self.candidates = self.readings
         self.is_body_frozen = not any(p.requires_grad for p in self.body.parameters())
         for name in self.head_names:
             keep_in_float32(model.get_submodule(name))
@@ -62,21 +63,27 @@ class RewardModel(nn.Module):
         """H, the size of a state."""
         return int(self.model.config.get_text_config().hidden_size)
 
-    def read_at(self, readings: Sequence[Reading], tokens: TurnTokens) -> None:
+    def read_at(
+        self, readings: Sequence[Reading], tokens: TurnTokens, candidates: Sequence[Reading] | None = None
+    ) -> None:
         """Read elsewhere from now on; a head of another size is made anew.
 
         Args:
             readings: K of them.
             tokens: what they need of the chat template; batches are laid out with it.
+            candidates: the readings whose states are cached, these among them; None = just these.
         """
-        self.readings = list(readings)
+        self.readings, self.candidates = list(readings), list(candidates or readings)
         self.layout = replace(self.layout, header=tokens.header, question=tokens.question)
         size = len(readings) * self.hidden_size
         if size != self.model.score.in_features:
             device = self.model.score.weight.device
             config: Any = self.model.config.get_text_config()
-            self.model.score = nn.Linear(size, 1, bias=False, device=device)
-            nn.init.normal_(self.model.score.weight, std=config.initializer_range)
+            self.model.score = nn.Linear(size, 1, bias=False)
+            with torch.random.fork_rng(devices=[]):  # as `load_reward_model` draws the rest
+                torch.manual_seed(torch.initial_seed())
+                nn.init.normal_(self.model.score.weight, std=getattr(config, "initializer_range", 0.02))
+            self.model.score.to(device)
             keep_in_float32(self.model.score)
 
     def drop_unread_layers(self) -> None:

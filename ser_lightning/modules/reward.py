@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import OptimizerCallable
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedTokenizerBase
@@ -15,15 +16,18 @@ from ser_lightning.evaluation.metrics import PairMetrics, half_credit
 from ser_lightning.models.backbone import Backbone, load_tokenizer
 from ser_lightning.models.fingerprint import Identity, check_identity, check_trained, identity_of
 from ser_lightning.models.masks import LayoutName
+from ser_lightning.models.readings import QUESTION
 from ser_lightning.models.reward_model import RewardModel, load_reward_model
 from ser_lightning.models.trainable import trainable_state, trained_part
 from ser_lightning.records import PairBatch, PairScores
 from ser_lightning.runs.reward_run import MODULE_PREFIX
+from ser_lightning.training.linear_head import fit_linear_head, log_loss
 from ser_lightning.training.losses import bradley_terry, centring, pointwise
 from ser_lightning.training.optim_step import log_on_host, synchronised, training_problems, update
+from ser_lightning.training.reading_choice import apply_readings, joined_differences, own_differences, plan_readings
 from ser_lightning.training.schedule import Decay, lr_factor, make_optimizer
-from ser_lightning.training.strategies import ShardStrategy, check_optimizer, check_strategy
-from ser_lightning.utils.collectives import own_part
+from ser_lightning.training.strategies import ShardStrategy, check_optimizer, check_strategy, strategy_kind
+from ser_lightning.utils.collectives import gather_over_ranks, own_part
 
 
 class RewardModule(LightningModule):
@@ -38,6 +42,9 @@ class RewardModule(LightningModule):
         pointwise_weight: weight of the loss that makes each response good or bad by itself.
         label_noise: share of human labels assumed wrong, in [0, 0.5).
         max_grad_norm: gradients are clipped to this norm.
+        reading: where the head reads, a list of `last`, `mean` and `judge`, each alone or with a layer such as
+            `mean@12`; `auto` chooses out of fold on the seed; see docs/method.md.
+        question: what `judge` asks about a response.
         layout: `shared_prompt` computes the prompt of both responses once, with the same result; `padded` gives each
             response a row; `auto` shares prompts where that is exact and, on a GPU,
             FlexAttention works, and logs why where it does not.
@@ -54,9 +61,16 @@ class RewardModule(LightningModule):
         label_noise: float = 0.0,
         max_grad_norm: float = 1.0,
         layout: LayoutName = "auto",
+        reading: str | list[str] = "last",
+        question: str = QUESTION,
     ) -> None:
         super().__init__()
         problems = backbone.problems()
+        if backbone.train == "head" and pointwise_weight:
+            problems.append(
+                f"model.pointwise_weight: got {pointwise_weight} with backbone.train head, which learns from "
+                "differences alone; use 0, or train lora"
+            )
         if not 0 <= label_noise < 0.5:
             problems.append(f"model.label_noise: got {label_noise}; need a share in [0, 0.5)")
         problems += training_problems(warmup_share, max_grad_norm)
@@ -70,6 +84,8 @@ class RewardModule(LightningModule):
         self.center_rewards_coefficient, self.pointwise_weight = center_rewards_coefficient, pointwise_weight
         self.label_noise, self.max_grad_norm = label_noise, max_grad_norm
         self._wanted_layout: LayoutName = layout
+        self.reading, self.question = reading, question
+        self.penalty: float | None = None
         self.temperature, self.zero = 1.0, 0.0
         self._reward_model: RewardModel | None = None
         self._identity: Identity | None = None
@@ -107,15 +123,41 @@ class RewardModule(LightningModule):
             device = self.trainer.strategy.root_device if self._trainer is not None else self.device
             self._reward_model = load_reward_model(self.backbone, device, self._wanted_layout, "model.layout")
             self._identity = identity_of(self._reward_model.model, self.tokenizer)
+            self._choose_readings(self._reward_model)
             if self._trainer is not None and isinstance(self.trainer.strategy, ShardStrategy):
                 self.trainer.strategy.shard(self, self._reward_model.body)
             trained = trainable_state(self._reward_model)
             self._initial_state = {name: own_part(p).cpu().clone() for name, p in trained.items()}
 
+    def _choose_readings(self, reward_model: RewardModel) -> None:
+        """Where to read: what the setting says, or what `auto` finds; a checkpoint knows without asking again."""
+        plan = plan_readings(reward_model, self.tokenizer, self.reading, self.question)
+        if not reward_model.is_decoder:
+            return
+        reward_model.read_at(plan.usual, plan.tokens, plan.candidates)
+        is_start = self._trainer is not None and self.trainer.state.fn == "fit" and self.trainer.ckpt_path is None
+        if is_start and (self.solves_exactly or plan.is_open):
+            reward_model.to(self.trainer.strategy.root_device)
+            choice = plan.choose(self.trainer, reward_model)
+            self.penalty = choice.chosen.penalty
+            reward_model.read_at(choice.chosen.readings, plan.tokens, plan.candidates)
+            rank_zero_info(f"Reading: the head {choice.sentence()}.")
+        if not (plan.is_open and self.caches_features):  # what is cached is found by the whole body
+            reward_model.candidates = reward_model.readings
+            if is_start or not plan.is_open:
+                reward_model.drop_unread_layers()
+
     @property
     def caches_features(self) -> bool:
         """Whether the states that the head reads never change, so that the data module may compute each pair once."""
         return self.backbone.train == "head"
+
+    @property
+    def solves_exactly(self) -> bool:
+        """Whether a phase is one step that solves a linear head, in place of epochs of an optimiser."""
+        if self.backbone.train != "head" or not self.reward_model.is_decoder:
+            return False
+        return self._trainer is None or strategy_kind(self.trainer.strategy) in ("auto", "ddp")
 
     def restart(self) -> None:
         """Put the weights back to where training started: pretrained body, new adapters and head."""
@@ -150,6 +192,9 @@ class RewardModule(LightningModule):
 
     def training_step(self, step: list[PairBatch], batch_idx: int) -> None:
         """One optimiser step over its micro-batches: sum of the pairs' losses over the number of pairs of all ranks."""
+        if self.solves_exactly:
+            self._solve(step)
+            return
         optimizer = self.optimizers()
         factor = self._current_lr_factor(batch_idx)
         for group in optimizer.param_groups:
@@ -169,6 +214,22 @@ class RewardModule(LightningModule):
         total, total_right, num_real = update(self, trained, self.max_grad_norm, list(sums), batch_idx)
         log_on_host(self, "train/loss", total, int(num_real))
         log_on_host(self, "train/accuracy", total_right / max(1, num_real), int(num_real))
+
+    @torch.no_grad()
+    def _solve(self, step: list[PairBatch]) -> None:
+        """All pairs of the phase in one step: the head that minimises their loss, see `linear_head`."""
+        found = gather_over_ranks(own_differences(self.reward_model, step))
+        pair_id, differences, target, scale = joined_differences(found)
+        target = target * (1 - self.label_noise) + (1 - target) * self.label_noise
+        assert self.penalty is not None, "the penalty is chosen in configure_model, or comes with a checkpoint"
+        weight = fit_linear_head(differences / scale, target, self.penalty)
+        # Every rank has solved the same; one answer for all, as their libraries may round differently.
+        weight = self.trainer.strategy.broadcast(weight)
+        self.reward_model.model.score.weight.copy_((weight / scale)[None])
+        margin = differences.double() @ (weight / scale)
+        self.optimizers().step()  # its learning rate is 0: it counts the step, by which checkpoints go
+        log_on_host(self, "train/loss", float(log_loss(margin, target).mean()), len(pair_id))
+        log_on_host(self, "train/accuracy", float(half_credit(margin, target).mean()), len(pair_id))
 
     def predict_step(self, batch: PairBatch, batch_idx: int = 0) -> PairScores:
         """Self-labelling: rewards in float32 logits."""
@@ -196,6 +257,11 @@ class RewardModule(LightningModule):
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """The injected optimiser over everything that is trained."""
         trained = [p for p in self.parameters() if p.requires_grad]
+        if self.solves_exactly:
+            rank_zero_info(
+                "Head: solved exactly in each phase; optimizer, epochs and pairs_per_step have no part in it."
+            )
+            return torch.optim.SGD(trained, lr=0.0)
         optimizer = make_optimizer(self.optimizer, trained, "model.optimizer")
         check_optimizer(optimizer, any(isinstance(p, DTensor) for p in trained), "model.optimizer")
         return optimizer
@@ -218,7 +284,16 @@ class RewardModule(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """The scale belongs to the weights, and they to a base and a template."""
         checkpoint["reward_scale"] = {"temperature": self.temperature, "zero": self.zero}
+        checkpoint["reading"] = self.reading_state()
         checkpoint["identity"] = dict(self.identity)
+
+    def reading_state(self) -> dict[str, Any]:
+        """Where the head reads, to be saved beside its weights."""
+        return {
+            "readings": [str(reading) for reading in self.reward_model.readings],
+            "question": self.question,
+            "penalty": self.penalty,
+        }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take the scale back; `UserError` if the weights belong elsewhere or were never trained."""
@@ -229,6 +304,11 @@ class RewardModule(LightningModule):
             check_trained("checkpoint", checkpoint.get("state_dict", {}))
         scale = checkpoint["reward_scale"]
         self.temperature, self.zero = scale["temperature"], scale["zero"]
+        if (reading := checkpoint.get("reading")) and self.reward_model.is_decoder:
+            model, self.penalty = self.reward_model, reading["penalty"]
+            kept = model.candidates if self.reading == "auto" and self.caches_features else None
+            apply_readings(model, self.tokenizer, reading["readings"], reading["question"], kept)
+            self._initial_state = {name: own_part(p).cpu().clone() for name, p in trainable_state(model).items()}
 
     def _current_lr_factor(self, batch_idx: int) -> float:
         first, num_epochs = self._phase_epochs or (0, max(1, self.trainer.max_epochs or 1))

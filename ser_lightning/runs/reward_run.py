@@ -21,6 +21,7 @@ from ser_lightning.runs.files import (
     round_files,
     run_above,
 )
+from ser_lightning.training.reading_choice import apply_readings
 
 MODULE_PREFIX = "_reward_model."
 """Where `RewardModule` keeps its reward model."""
@@ -41,6 +42,8 @@ class RewardRun:
     """P(a wins) = sigmoid((r_a - r_b) / temperature)."""
     identity: dict[str, Any] | None = None
     """The base and the template that the weights belong to; None in runs of earlier versions."""
+    reading: dict[str, Any] | None = None
+    """Where the head reads, as `RewardModule.reading_state` gives it; None = the last token behind the last layer."""
 
     def load(self, device: torch.device | str = "cpu", **changes: Any) -> tuple[RewardModel, PreTrainedTokenizerBase]:
         """The reward model and its tokenizer.
@@ -55,6 +58,8 @@ class RewardRun:
         reward_model = load_reward_model(replace(self.backbone, **changes), device)
         tokenizer = load_tokenizer(self.backbone)
         check_identity("run", self.identity, identity_of(reward_model.model, tokenizer))
+        if self.reading and reward_model.is_decoder:
+            apply_readings(reward_model, tokenizer, self.reading["readings"], self.reading["question"])
         reward_model.load_trainable_state(self.weights)
         return reward_model, tokenizer
 
@@ -79,7 +84,7 @@ def read_reward_run(run: Path, trust_remote_code: bool = False) -> RewardRun:
     check_scale(file, saved["zero"], saved["temperature"])
     check_trained(str(file), saved["weights"])
     scale = saved["zero"], saved["temperature"]
-    return RewardRun(backbone, max_length, saved["weights"], *scale, saved.get("identity"))
+    return RewardRun(backbone, max_length, saved["weights"], *scale, saved.get("identity"), saved.get("reading"))
 
 
 def read_reward_checkpoint(file: Path, trust_remote_code: bool = False) -> tuple[Path, RewardRun]:
@@ -102,13 +107,14 @@ def read_reward_checkpoint(file: Path, trust_remote_code: bool = False) -> tuple
     saved = read_weights(file)
     if "state_dict" in saved:
         weights = {name.removeprefix(MODULE_PREFIX): value for name, value in saved["state_dict"].items()}
-        saved = {"weights": weights, **saved.get("reward_scale", {}), "identity": saved.get("identity")}
+        kept = {name: saved.get(name) for name in ("identity", "reading")}
+        saved = {"weights": weights, **saved.get("reward_scale", {}), **kept}
     if missing := {"weights", "zero", "temperature"} - saved.keys():
         raise UserError(f"--ckpt_path: got {file}, which holds no {min(missing)}; give a checkpoint of a reward model")
     check_scale(file, saved["zero"], saved["temperature"])
     check_trained(str(file), saved["weights"])
-    found = RewardRun(backbone, max_length, saved["weights"], saved["zero"], saved["temperature"], saved["identity"])
-    return run, found
+    scale = saved["zero"], saved["temperature"]
+    return run, RewardRun(backbone, max_length, saved["weights"], *scale, saved["identity"], saved.get("reading"))
 
 
 def _read_config(run: Path, trust_remote_code: bool) -> tuple[Backbone, int]:

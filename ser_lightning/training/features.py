@@ -1,11 +1,13 @@
 """Frozen body, cached features: the states that a head reads, computed once for every pair and memory-mapped.
 
-Where only the head is trained, the state at a sequence's last token never changes. A cache file holds the states of one
+Where only the head is trained, what it reads never changes. A cache file holds the states of one
 store of pairs under one body, lies beside the store's other files, and appears whole or not at all.
 """
 
 import hashlib
+import shutil
 from collections.abc import Iterable, Iterator, Sequence
+from math import prod
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -18,15 +20,18 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
+from ser_lightning.errors import UserError
 from ser_lightning.models.reward_model import RewardModel
 from ser_lightning.records import Features
+from ser_lightning.training.linear_head import difference_scale
 from ser_lightning.training.scoring import evaluating
 from ser_lightning.training.strategies import strategy_kind
 from ser_lightning.utils.atomic import write_atomically
 from ser_lightning.utils.checksums import checksums_fit, record_checksums
 from ser_lightning.utils.collectives import gather_over_ranks
 
-_VERSION = 1
+_VERSION = 2
+_CHUNK = 1024
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -37,14 +42,27 @@ class FeatureTable:
         files: one for each part of the store, as `write_features` left them.
         parts: (len(files) + 1,) first row of each part, and the number of rows behind the last.
         dtype: of the states.
+        num_readings: how many readings are cached of each response.
+        columns: which of them are read, None = all.
+        scale: of the differences of the states that are read, see `difference_scale`.
     """
 
-    def __init__(self, files: Sequence[Path], parts: np.ndarray, dtype: torch.dtype) -> None:
-        self.files, self.parts, self.dtype = files, parts, dtype
-        self._maps = [_open(file, int(n), dtype) for file, n in zip(files, np.diff(parts), strict=True)]
+    def __init__(
+        self,
+        files: Sequence[Path],
+        parts: np.ndarray,
+        dtype: torch.dtype,
+        num_readings: int = 1,
+        columns: Sequence[int] | None = None,
+        scale: Tensor | None = None,
+    ) -> None:
+        self.files, self.parts, self.dtype, self.num_readings = files, parts, dtype, num_readings
+        self.columns, self.scale = list(range(num_readings) if columns is None else columns), scale
+        self._maps = [_open(file, int(n), dtype, num_readings) for file, n in zip(files, np.diff(parts), strict=True)]
 
     def __reduce__(self) -> tuple[type["FeatureTable"], tuple[Any, ...]]:
-        return FeatureTable, (self.files, self.parts, self.dtype)  # a worker process maps the files itself
+        # A worker process maps the files itself.
+        return FeatureTable, (self.files, self.parts, self.dtype, self.num_readings, self.columns, self.scale)
 
     def read(self, rows: np.ndarray, num_tokens: np.ndarray) -> Features:
         """The states of n pairs.
@@ -54,28 +72,44 @@ class FeatureTable:
             num_tokens: (n, 2) tokens of both conversations.
 
         Returns:
-            2n states, those of the responses a first.
+            2n states of each reading, those of the responses a first.
         """
+        hidden = self.states(rows).transpose(0, 1).flatten(0, 1)
+        return Features(hidden, torch.from_numpy(num_tokens.T.reshape(-1).copy()), self.scale)
+
+    def states(self, rows: np.ndarray) -> Tensor:
+        """(n, 2, K, H) states of both responses of n pairs at the readings in `columns`."""
         part = np.searchsorted(self.parts, rows, side="right") - 1
-        hidden = torch.stack([self._maps[p][row] for p, row in zip(part, rows - self.parts[part], strict=True)])
-        return Features(hidden.transpose(0, 1).flatten(0, 1), torch.from_numpy(num_tokens.T.reshape(-1).copy()))
+        places = zip(part, rows - self.parts[part], strict=True)
+        return torch.stack([self._maps[p][row][:, self.columns] for p, row in places])
+
+    def scaled_by(self, rows: np.ndarray) -> "FeatureTable":
+        """The same table with the scale of these pairs' differences; no label is read."""
+        chunks = (self.states(rows[i : i + _CHUNK]) for i in range(0, len(rows), _CHUNK))
+        scale = difference_scale(
+            ((a - b).flatten(1) for a, b in (c.float().unbind(1) for c in chunks)), len(self.columns)
+        )
+        return FeatureTable(self.files, self.parts, self.dtype, self.num_readings, self.columns, scale)
 
 
-def _open(file: Path, num_pairs: int, dtype: torch.dtype) -> Tensor:
-    """(N, 2, H) states, a private (copy-on-write) map of the file: writes never reach the cache."""
+def _open(file: Path, num_pairs: int, dtype: torch.dtype, num_readings: int) -> Tensor:
+    """(N, 2, K, H) states, a private (copy-on-write) map of the file: writes never reach the cache."""
     num_values = file.stat().st_size // dtype.itemsize if num_pairs else 0
     if not num_values:
-        return torch.empty(0, 2, 0, dtype=dtype)
-    return torch.from_file(str(file), shared=False, size=num_values, dtype=dtype).view(num_pairs, 2, -1)
+        return torch.empty(0, 2, num_readings, 0, dtype=dtype)
+    whole = torch.from_file(str(file), shared=False, size=num_values, dtype=dtype)
+    return whole.view(num_pairs, 2, num_readings, -1)
 
 
 def body_key(reward_model: RewardModel, precision: str) -> str:
-    """Changes when the body would give other states: with its weights, its settings or the precision.
+    """Changes when the body would give other states: with its weights, its settings, the readings or the precision.
 
     Reads every weight once (a second for each gigabyte or so).
     """
     config: Any = reward_model.model.config
     settings = {k: v for k, v in config.to_dict().items() if k not in ("_name_or_path", "pad_token_id")}
+    layout = reward_model.layout
+    settings["readings"] = [*map(str, reward_model.candidates), layout.header, layout.question]
     content = hashlib.sha256(repr((_VERSION, transformers.__version__, precision, sorted(settings.items()))).encode())
     for name, tensor in sorted(reward_model.body.state_dict().items()):
         if isinstance(tensor, Tensor):
@@ -95,9 +129,9 @@ def _dtype_name(body: nn.Module) -> str:
     return "bfloat16" if floats == {torch.bfloat16} else "float32"
 
 
-def is_whole(file: Path, num_pairs: int, hidden_size: int, dtype: torch.dtype) -> bool:
-    """Whether a cache file is there, has the size that it must have, and is what was written; reads it."""
-    size = num_pairs * 2 * hidden_size * dtype.itemsize
+def is_whole(file: Path, num_pairs: int, shape: tuple[int, ...], dtype: torch.dtype) -> bool:
+    """Whether a cache file of states (num_pairs, *shape) is there and what was written; reads it."""
+    size = num_pairs * prod(shape) * dtype.itemsize
     return file.is_file() and file.stat().st_size == size and checksums_fit(_record(file))
 
 
@@ -122,20 +156,31 @@ def cache_features(trainer: Trainer, reward_model: RewardModel, data: Any, compu
         rank_zero_info(f"Features: not cached, {reason}; the body computes every pair in every round")
         return ""
     key = body_key(reward_model, str(trainer.precision))
-    dtype, hidden_size = dtype_of(key), reward_model.hidden_size
+    dtype, shape = dtype_of(key), (2, len(reward_model.candidates), reward_model.hidden_size)
     for part, file in enumerate(data.feature_files(key)):
         ids = data.part_ids(part)
         # One answer for all ranks, each of which may look at the disk of another node.
-        if all(gather_over_ranks(is_whole(file, len(ids), hidden_size, dtype))):
+        if all(gather_over_ranks(is_whole(file, len(ids), shape, dtype))):
             rank_zero_info(f"Features: found in the cache, {file}")
             continue
         if not computes:
             return ""
+        check_space(file, len(ids) * prod(shape) * dtype.itemsize)
         states = computed_states(trainer, reward_model, data.part_dataloader(part))
-        write_features(file if trainer.local_rank == 0 else None, states, ids, (2, hidden_size), dtype)
+        write_features(file if trainer.local_rank == 0 else None, states, ids, shape, dtype)
         trainer.strategy.barrier("features")
         rank_zero_info(f"Features: written to {file}")
     return key
+
+
+def check_space(file: Path, num_bytes: int) -> None:
+    """`UserError` where features would not fit on the disk, before anything is computed."""
+    free = shutil.disk_usage(next(folder for folder in file.parents if folder.is_dir())).free
+    if num_bytes > free:
+        raise UserError(
+            f"data.cache_dir: got {file.parent}, where the features take {num_bytes / 1e9:.1f} GB and "
+            f"{free / 1e9:.1f} GB are free; name another folder, or fewer readings in model.reading"
+        )
 
 
 def _obstacle(trainer: Trainer, reward_model: RewardModel, data: Any) -> str:
@@ -147,18 +192,18 @@ def _obstacle(trainer: Trainer, reward_model: RewardModel, data: Any) -> str:
 
 
 def computed_states(trainer: Trainer, reward_model: RewardModel, loader: DataLoader) -> Iterator[tuple[Tensor, Tensor]]:
-    """(B,) pair ids and their (B, 2, H) states, on the CPU, of the batches of all ranks."""
+    """(B,) pair ids and their (B, 2, C, H) states at the candidates, on the CPU, of the batches of all ranks."""
     shows = trainer.is_global_zero and getattr(trainer.progress_bar_callback, "is_enabled", False)
     bar = tqdm(loader, desc="Computing features", leave=False, dynamic_ncols=True, disable=not shows)
     with evaluating(reward_model), trainer.precision_plugin.predict_step_context():
         for batch in bar:
             batch = trainer.strategy.batch_to_device(batch)
-            states = reward_model.states(batch.inputs).unflatten(0, (2, -1)).transpose(0, 1)
+            states = reward_model.states(batch.inputs, reward_model.candidates).unflatten(0, (2, -1)).transpose(0, 1)
             yield from gather_over_ranks((batch.pair_id.cpu(), states.cpu()))
 
 
 def write_features(
-    file: Path | None, states: Iterable[tuple[Tensor, Tensor]], ids: Tensor, shape: tuple[int, int], dtype: torch.dtype
+    file: Path | None, states: Iterable[tuple[Tensor, Tensor]], ids: Tensor, shape: tuple[int, ...], dtype: torch.dtype
 ) -> None:
     """Write states as they come to the rows of their pairs.
 
@@ -178,7 +223,7 @@ def write_features(
         return
     order = np.argsort(ids.numpy(), kind="stable")
     sorted_ids = ids.numpy()[order]
-    size = shape[0] * shape[1] * dtype.itemsize
+    size = prod(shape) * dtype.itemsize
 
     def fill(target: BinaryIO) -> None:
         is_missing = np.ones(len(order), dtype=bool)

@@ -3,8 +3,8 @@
     minimise over w:  sum_i  -t_i log s(x_i w) - (1 - t_i) log s(-x_i w)  +  penalty / 2 |w|^2,   s the sigmoid
 
 A difference x_i is the states of response a minus those of response b, scaled by `difference_scale`, and swapping both
-turns x_i and t_i: so there is nothing for an intercept to learn. The penalty takes the place of learning rate and epochs
-and is chosen out of fold. It weighs against the sum of the losses: more labels need less of it, not another one.
+turns x_i and t_i: so there is nothing for an intercept to learn. The penalty takes the place of learning rate and
+epochs, and is chosen out of fold. It weighs against the sum of the losses: more labels need less of it, not another one.
 Shapes: n pairs, D numbers of a difference (K readings of H), g groups, m other pairs.
 """
 

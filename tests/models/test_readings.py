@@ -7,8 +7,8 @@ from torch import nn
 from ser_lightning.data.encode import encode_conversations
 from ser_lightning.data.layouts import Layout, response_start
 from ser_lightning.errors import UserError
-from ser_lightning.models.loading import prepare_body
 from ser_lightning.models.backbone import Backbone, LoraSettings
+from ser_lightning.models.loading import prepare_body
 from ser_lightning.models.readings import (
     Reading,
     TurnTokens,
@@ -27,14 +27,21 @@ READINGS = [Reading("last", 3), Reading("last", 2), Reading("mean", 2), Reading(
 def sequences():
     """Two pairs, prompts of 5 and 3 tokens, the first pair's responses begin alike and hold the header's first id."""
     first, second = [11, 12, 13, *HEADER], [20, *HEADER]
-    return [first + [30, 7, 31, 32], second + [40], first + [30, 7, 33], second + [41, 42, 43, 44, 45, 46]], [0, 1, 0, 1]
+    return [first + [30, 7, 31, 32], second + [40], first + [30, 7, 33], second + [41, 42, 43, 44, 45, 46]], [
+        0,
+        1,
+        0,
+        1,
+    ]
 
 
 def naive_states(model, readings):
     """(R, K, H) by one forward pass for each sequence, with all hidden states of a body cut behind each layer."""
     found = []
     body = getattr(model, model.base_model_prefix)
-    norm = next(getattr(body, name) for name in ("norm", "ln_f", "final_layer_norm", "final_layernorm") if hasattr(body, name))
+    norm = next(
+        getattr(body, name) for name in ("norm", "ln_f", "final_layer_norm", "final_layernorm") if hasattr(body, name)
+    )
     for ids in sequences()[0]:
         start = next(i + 2 for i in reversed(range(len(ids))) if tuple(ids[i : i + 2]) == HEADER)
         row = torch.tensor([ids + list(QUESTION)])
@@ -46,7 +53,9 @@ def naive_states(model, readings):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("layout", [Layout(), Layout(True), Layout(True, None, True, 8)], ids=["padded", "packed", "row"])
+@pytest.mark.parametrize(
+    "layout", [Layout(), Layout(True), Layout(True, None, True, 8)], ids=["padded", "packed", "row"]
+)
 def test_readings_are_those_of_each_sequence_alone(kind, layout):
     model = model_of(kind).eval()
     rows, keys = sequences()
@@ -89,7 +98,9 @@ def test_gradients_reach_the_adapters_through_every_reading_with_checkpointing_t
         reward_model(reward_model.layout.lay_out(rows, keys, 0)).square().sum().backward()
         gradients.append({n: p.grad for n, p in reward_model.named_parameters() if p.requires_grad})
     plain, checkpointed = gradients
-    assert plain.keys() == checkpointed.keys() and all(g is not None and g.abs().sum() > 0 for n, g in plain.items() if "lora_B" in n)
+    assert plain.keys() == checkpointed.keys() and all(
+        g is not None and g.abs().sum() > 0 for n, g in plain.items() if "lora_B" in n
+    )
     for name, gradient in plain.items():
         torch.testing.assert_close(checkpointed[name], gradient)
 
@@ -117,7 +128,12 @@ def test_responses_begin_behind_the_last_header():
 
 
 def test_a_reading_without_a_layer_takes_the_usual_depth_and_problems_come_together():
-    assert [str(r) for r in parse_readings(["last", "mean", "judge", "mean@1"], 24)] == ["last@24", "mean@12", "judge@16", "mean@1"]
+    assert [str(r) for r in parse_readings(["last", "mean", "judge", "mean@1"], 24)] == [
+        "last@24",
+        "mean@12",
+        "judge@16",
+        "mean@1",
+    ]
     assert [str(r) for r in parse_readings(["mean"], 1)] == ["mean@1"]
     with pytest.raises(UserError) as error:
         parse_readings(["first", "mean@25", "judge@0", "mean@", "last", "last@24", "mean@-1"], 24)
@@ -161,7 +177,9 @@ def test_the_tokens_around_a_response_are_those_of_the_template(tiny_tokenizer):
     ],
 )
 def test_a_template_that_cannot_ask_is_refused(tiny_tokenizer, template, message):
-    tokenizer = type(tiny_tokenizer)(tokenizer_object=tiny_tokenizer.backend_tokenizer, bos_token="<bos>", eos_token="<eos>", pad_token="<pad>")
+    tokenizer = type(tiny_tokenizer)(
+        tokenizer_object=tiny_tokenizer.backend_tokenizer, bos_token="<bos>", eos_token="<eos>", pad_token="<pad>"
+    )
     tokenizer.chat_template = template
     with pytest.raises(UserError, match=message):
         turn_tokens(tokenizer, [Reading("judge", 1)])

@@ -1,0 +1,264 @@
+"""Which readings a head gets, chosen out of fold on the seed alone.
+
+Few labels choose badly among many candidates, so there are few, the first is the one to beat, and another is taken only
+where it is better beyond doubt (docs/results.md has what that is worth against the lowest loss of all).
+Shapes: n seed pairs, C candidate readings, H the size of a state.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor
+from tqdm.auto import tqdm
+from transformers import PreTrainedTokenizerBase
+
+from ser_lightning.errors import UserError
+from ser_lightning.models.readings import (
+    Reading,
+    TurnTokens,
+    layers_and_norm,
+    parse_readings,
+    standard_reading,
+    turn_tokens,
+)
+from ser_lightning.models.reward_model import RewardModel
+from ser_lightning.records import Features, PairBatch
+from ser_lightning.training.linear_head import choose_penalty, difference_scale
+from ser_lightning.training.scoring import evaluating
+from ser_lightning.utils.collectives import gather_over_ranks
+
+MIN_STANDARD_ERRORS = 3.0
+"""By how many standard errors of its paired log loss another set has to be better than the first."""
+
+
+def candidate_sets(num_layers: int, can_ask: bool = True) -> list[list[Reading]]:
+    """The sets of readings that `auto` chooses from, the usual one first, the standard one last.
+
+    Args:
+        num_layers: of the body.
+        can_ask: whether the chat template takes a question after a response, which `judge` needs.
+    """
+    usual = [["mean", "judge"], ["mean"], ["judge"]] if can_ask else [["mean"]]
+    sets = [parse_readings(texts, num_layers) for texts in usual]
+    inner = Reading("last", parse_readings(["judge"], num_layers)[0].layer)
+    return [*sets, *([[inner]] if inner.layer < num_layers else []), [standard_reading(num_layers)]]
+
+
+@dataclass(frozen=True)
+class SetEvidence:
+    """How one set of readings did out of fold on the seed."""
+
+    readings: list[Reading]
+    penalty: float
+    accuracy: float
+    """Share of seed pairs that are right, a tie counts half."""
+    log_loss: float
+    advantage: float
+    """Mean log loss of the first set minus this one's, on the same pairs."""
+    standard_error: float
+    """Of the advantage."""
+
+    @property
+    def name(self) -> str:
+        """As YAML has it."""
+        return ", ".join(map(str, self.readings))
+
+
+@dataclass(frozen=True)
+class ReadingChoice:
+    """What was chosen, and the evidence for every set."""
+
+    chosen: SetEvidence
+    table: list[SetEvidence]
+
+    def sentence(self) -> str:
+        """One line for the log and the report."""
+        first, chosen = self.table[0], self.chosen
+        what = f"reads {chosen.name}, penalty {chosen.penalty:.3g}, {chosen.accuracy:.3f} out of fold on the seed"
+        if len(self.table) == 1:
+            return what
+        if chosen is not first:
+            gap = f"{chosen.advantage:.3f} ± {chosen.standard_error:.3f}"
+            return f"{what}; its log loss is lower than that of {first.name} by {gap}"
+        return f"{what}; no other set is better by {MIN_STANDARD_ERRORS:g} standard errors"
+
+
+def choose_readings(
+    differences: Tensor,
+    candidates: Sequence[Reading],
+    sets: Sequence[Sequence[Reading]],
+    target: Tensor,
+    group: Sequence[int],
+    scale: Tensor | None = None,
+) -> ReadingChoice:
+    """Fit a head for each set out of fold, and take the first unless another is better beyond doubt.
+
+    Args:
+        differences: (n, C, H) states of response a minus those of b.
+        candidates: C readings.
+        sets: of candidates.
+        target: (n,) labels.
+        group: (n,) equal for pairs that may know one another.
+        scale: (C, H) of the differences of all pairs, None = of these.
+    """
+    if scale is None:
+        scale = difference_scale([differences.flatten(1)], len(candidates)).view(differences.shape[1:])
+    table: list[SetEvidence] = []
+    first_loss = torch.empty(0)
+    for readings in sets:
+        columns = [candidates.index(reading) for reading in readings]
+        found = choose_penalty((differences[:, columns].float() / scale[columns]).flatten(1), target, group)
+        first_loss = found.loss if not table else first_loss
+        gain = first_loss - found.loss
+        right = (torch.sign(found.margin) * (2 * target.double() - 1) + 1) / 2
+        error = float(gain.std()) / len(gain) ** 0.5 if len(gain) > 1 else 0.0
+        figures = float(right.mean()), float(found.loss.mean()), float(gain.mean()), error
+        table.append(SetEvidence(list(readings), found.penalty, *figures))
+    better = [one for one in table[1:] if one.advantage > MIN_STANDARD_ERRORS * one.standard_error]
+    return ReadingChoice(max(better, key=lambda one: one.advantage, default=table[0]), table)
+
+
+@dataclass(frozen=True)
+class ReadingPlan:
+    """What a reward model may read, before the seed has been asked.
+
+    Attributes:
+        sets: of readings to choose from, the usual one first.
+        candidates: C readings, all that are in a set.
+        tokens: what they need of the chat template.
+    """
+
+    sets: list[list[Reading]]
+    candidates: list[Reading]
+    tokens: TurnTokens
+
+    @property
+    def usual(self) -> list[Reading]:
+        """The set that is taken where nothing speaks for another."""
+        return self.sets[0]
+
+    @property
+    def is_open(self) -> bool:
+        """Whether there is something to choose."""
+        return len(self.sets) > 1
+
+    def choose(self, trainer: Trainer, reward_model: RewardModel) -> ReadingChoice:
+        """Ask the labels of the seed, once, before anything is trained; the same answer on every rank.
+
+        Args:
+            trainer: with a data module.
+            reward_model: its body is as pretraining left it.
+        """
+        data: Any = trainer.datamodule
+        if data is None or not hasattr(data, "seed_labels"):
+            raise UserError(
+                "data: got no PreferenceDataModule, whose seed chooses the penalty and the reading; use one, or "
+                "backbone.train lora with a reading such as [mean]"
+            )
+        reward_model.readings = self.candidates
+        shows = trainer.is_global_zero and getattr(trainer.progress_bar_callback, "is_enabled", False)
+        batches = tqdm(data.scoring_dataloader("seed"), desc="Reading the seed", leave=False, disable=not shows)
+        with evaluating(reward_model), trainer.precision_plugin.predict_step_context():
+            own = own_differences(reward_model, map(trainer.strategy.batch_to_device, batches))
+        pair_id, differences, _, scale = joined_differences(gather_over_ranks(own))
+        shape = len(self.candidates), -1
+        target, group = data.seed_labels(pair_id), data.dialogues(pair_id).tolist()
+        choice = choose_readings(
+            differences.unflatten(1, shape), self.candidates, self.sets, target, group, scale.view(shape)
+        )
+        return trainer.strategy.broadcast(choice)
+
+
+def plan_readings(
+    reward_model: RewardModel, tokenizer: PreTrainedTokenizerBase, wanted: str | Sequence[str], question: str
+) -> ReadingPlan:
+    """What the setting `model.reading` means for a model and its template.
+
+    Args:
+        reward_model: with its whole body.
+        tokenizer: with a chat template.
+        wanted: `auto`, one reading or several.
+        question: what `judge` asks.
+
+    Raises:
+        UserError: if the model or its template cannot be read so; `auto` leaves out what they cannot do.
+    """
+    texts = [wanted] if isinstance(wanted, str) else list(wanted)
+    if not reward_model.is_decoder:
+        if texts not in (["auto"], ["last"]):
+            raise UserError(f"model.reading: got {', '.join(texts)} for an encoder, which pools by itself; use last")
+        return ReadingPlan([[]], [], TurnTokens())
+    num_layers = reward_model.num_layers
+    if texts != ["auto"]:
+        readings = parse_readings(texts, num_layers)
+        if any(reading.layer < num_layers for reading in readings):
+            layers_and_norm(reward_model.body)
+        return ReadingPlan([readings], readings, turn_tokens(tokenizer, readings, question))
+    for can_ask in (True, False):
+        sets = candidate_sets(num_layers, can_ask)
+        candidates = list(dict.fromkeys(reading for readings in sets for reading in readings))
+        try:
+            layers_and_norm(reward_model.body)
+            return ReadingPlan(sets, candidates, turn_tokens(tokenizer, candidates, question))
+        except UserError as error:
+            rank_zero_info(f"Reading: auto tries fewer places, as {error.problems[0]}.")
+    standard = [standard_reading(num_layers)]
+    return ReadingPlan([standard], standard, TurnTokens())
+
+
+def apply_readings(
+    reward_model: RewardModel,
+    tokenizer: PreTrainedTokenizerBase,
+    readings: Sequence[str],
+    question: str,
+    candidates: Sequence[Reading] | None = None,
+) -> None:
+    """Make a reward model read what saved weights were trained to read.
+
+    Args:
+        reward_model: with at least the layers that are read.
+        tokenizer: with the chat template of the training.
+        readings: as `str` gives them.
+        question: what `judge` asks.
+        candidates: whose states are cached; the layers that none of them reads stay. None drops what is not read.
+    """
+    found = parse_readings(readings, reward_model.num_layers)
+    reward_model.read_at(found, turn_tokens(tokenizer, candidates or found, question), candidates)
+    if candidates is None:
+        reward_model.drop_unread_layers()
+
+
+Differences = tuple[Tensor, Tensor, Tensor, Tensor | None]
+"""(n,) pair ids, (n, D) float32 differences of states, (n,) targets, and what differences are divided by, if known."""
+
+
+def own_differences(reward_model: RewardModel, batches: Iterable[PairBatch]) -> Differences:
+    """What this rank has of some batches of pairs, on the CPU; rows that only fill up a rank are left out."""
+    parts, scale = [], None
+    for batch in batches:
+        inputs = batch.inputs
+        if isinstance(inputs, Features):
+            hidden, scale = inputs.hidden, inputs.scale
+        else:
+            hidden = reward_model.states(inputs)
+        first, second = hidden.flatten(1).float().cpu().split(batch.num_pairs)
+        real = (batch.weight > 0).cpu()
+        parts.append((batch.pair_id.cpu()[real], (first - second)[real], batch.target.cpu()[real]))
+    size = len(reward_model.readings) * reward_model.hidden_size
+    nothing = torch.empty(0, dtype=torch.int64), torch.empty(0, size), torch.empty(0)
+    pair_id, differences, target = map(torch.cat, zip(*(parts or [nothing]), strict=True))
+    return pair_id, differences, target, None if scale is None else scale.cpu()
+
+
+def joined_differences(parts: Sequence[Differences]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Those of all ranks in the order of their ids, so that neither ranks nor batches change a sum, and their scale."""
+    pair_id, differences, target = (torch.cat(column) for column in list(zip(*parts, strict=True))[:3])
+    order = pair_id.argsort(stable=True)
+    scale = next((part[3] for part in parts if part[3] is not None), None)
+    if scale is None:
+        scale = difference_scale([differences])
+    return pair_id[order], differences[order], target[order], scale
