@@ -31,8 +31,8 @@ def evolve(model_dir, pairs, run, data_settings=None, **settings):
 
 @pytest.fixture
 def without_cache(monkeypatch):
-    """Runs as they were before there was a cache."""
-    return lambda: monkeypatch.setattr(RewardModule, "on_fit_start", lambda self: None)
+    """Runs in which the body computes every pair whenever it is asked for."""
+    return lambda: monkeypatch.setattr(RewardModule, "caches_features", False)
 
 
 @pytest.fixture
@@ -41,9 +41,9 @@ def body_calls(monkeypatch):
     calls = []
     states = RewardModel.states
 
-    def counted(self, inputs):
+    def counted(self, inputs, readings=None):
         calls.append(len(inputs.num_tokens))
-        return states(self, inputs)
+        return states(self, inputs, readings)
 
     monkeypatch.setattr(RewardModel, "states", counted)
     return calls
