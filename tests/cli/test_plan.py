@@ -161,7 +161,7 @@ WRONG = {
     "no model": ["--model.backbone.path=nowhere"],
     "no file": ["--data.path=pears.jsonl"],
     "full and nf4": ["--model.backbone.quantize=nf4"],
-    "arguments of two parts": ["--model.label_noise=0.9", "--data.pairs_per_step=0"],
+    "arguments of two parts": ["--model.warmup_share=1.9", "--data.pairs_per_step=0"],
     "an optimiser that refuses": ["--model.optimizer.init_args.weight_decay=-1"],
     "too many folds": ["--evolution.folds=30"],
     "no pool": ["--data.seed_fraction=1.0"],

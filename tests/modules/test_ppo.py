@@ -281,8 +281,6 @@ KNOBS = {
     "gamma": 0.7,
     "gae_lambda": 0.5,
     "whiten_advantages": False,
-    "whiten_rewards": True,
-    "entropy_weight": 0.5,
     "missing_eos_penalty": 0.0,
 }
 
@@ -305,7 +303,7 @@ def test_every_setting_changes_what_is_learnt(tiny_model_dir, pairs_file, cache)
 def test_token_budgets_change_nothing(tiny_model_dir, pairs_file, cache, train, advantage):
     found = []
     for budget in (1, 10_000):
-        model = module(tiny_model_dir, train, advantage, minibatches=2, entropy_weight=0.1, tokens_per_batch=budget,
+        model = module(tiny_model_dir, train, advantage, minibatches=2, tokens_per_batch=budget,
                        tokens_per_sampling_batch=budget)  # fmt: skip
         fit(model, pairs_file, cache, Shaken())
         found.append(weights(model))
