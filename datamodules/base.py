@@ -16,7 +16,7 @@ from ser_lightning.data.reader import PairStore
 from ser_lightning.data.sources import Source, open_sources
 from ser_lightning.data.store import ROLES, build_store, default_cache, is_complete, store_key
 from ser_lightning.datamodules.batches import Shard
-from ser_lightning.datamodules.splits import SplitPairs
+from ser_lightning.datamodules.label_firewall import SplitPairs
 from ser_lightning.datamodules.splitting import DataReport, SplitPolicy
 from ser_lightning.errors import UserError
 from ser_lightning.training.features import FeatureTable

@@ -21,8 +21,7 @@ from ser_lightning.datamodules.batches import (
     make_loader,
 )
 from ser_lightning.datamodules.evaluation_sets import EvaluationSet
-from ser_lightning.datamodules.held_out_labels import HeldOutLabels
-from ser_lightning.datamodules.splits import SplitName, seed_problems
+from ser_lightning.datamodules.label_firewall import HeldOutLabels, SplitName, seed_problems
 from ser_lightning.errors import UserError, raise_problems
 from ser_lightning.planning.memory import CPU_TOKENS, Tokens, auto_budgets, device_bytes
 from ser_lightning.records import PairBatch, PreferencePair, Selection

@@ -4,6 +4,7 @@ import json
 import math
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
 from typing import Any, Literal
@@ -17,7 +18,7 @@ from ser_lightning.data.formats import earlier_prompts, parse_prompt, prompt_has
 from ser_lightning.data.sources import Source, open_sources
 from ser_lightning.datamodules.base import PairFiles, Paths
 from ser_lightning.datamodules.batches import Phase, epoch_order, make_loader
-from ser_lightning.datamodules.splits import SplitName
+from ser_lightning.datamodules.label_firewall import SplitName
 from ser_lightning.errors import UserError, raise_problems
 from ser_lightning.records import Prompt, PromptBatch, Turn
 
@@ -29,6 +30,7 @@ PromptSplit = Literal["train", "val"]
 """What `predict` can answer."""
 
 
+@dataclass(eq=False)
 class PromptSteps(Dataset[PromptBatch]):
     """The steps of one epoch, consecutive pieces of an endless row of permutations of all prompts.
 
@@ -42,18 +44,13 @@ class PromptSteps(Dataset[PromptBatch]):
         world_size: number of processes.
     """
 
-    def __init__(
-        self,
-        prompts: Sequence[Prompt],
-        epoch: int,
-        steps_per_epoch: int,
-        prompts_per_step: int,
-        seed: int,
-        rank: int,
-        world_size: int,
-    ) -> None:
-        self.prompts, self.epoch, self.steps_per_epoch = prompts, epoch, steps_per_epoch
-        self.prompts_per_step, self.seed, self.rank, self.world_size = prompts_per_step, seed, rank, world_size
+    prompts: Sequence[Prompt]
+    epoch: int
+    steps_per_epoch: int
+    prompts_per_step: int
+    seed: int
+    rank: int
+    world_size: int
 
     def __len__(self) -> int:
         return self.steps_per_epoch

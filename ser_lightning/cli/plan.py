@@ -20,8 +20,8 @@ from ser_lightning.cli.diagnosis import ParseError, null_problems
 from ser_lightning.cli.lightning import SerCLI
 from ser_lightning.data.encode import encode_conversations
 from ser_lightning.data.layouts import Layout
+from ser_lightning.datamodules.label_firewall import SplitName
 from ser_lightning.datamodules.preference import PreferenceDataModule
-from ser_lightning.datamodules.splits import SplitName
 from ser_lightning.errors import UserError, raise_problems
 from ser_lightning.models.masks import choose_layout
 from ser_lightning.models.reward_model import RewardModel
