@@ -1,6 +1,5 @@
 """Forecasts in a run: what `rounds.csv` says of them, and evolution that ends by them."""
 
-import csv
 import json
 import math
 import random
@@ -15,7 +14,7 @@ from lightning.pytorch.callbacks import Callback
 from ser_lightning.callbacks.rounds import forecast_figures, forecast_text
 from ser_lightning.errors import UserError
 from ser_lightning.evolution.selection import TopShareRule
-from tests.helpers import data, equal, evolution, fit, module, trainer, weights
+from tests.helpers import data, equal, evolution, fit, module, read_csv, trainer, weights
 from tests.report_runs import row
 
 STEADY = {"rule": TopShareRule(0.4, min_change_share=0.0), "max_rounds": 3}
@@ -39,8 +38,7 @@ FORECASTS = ("forecast_accuracy", "forecast_low", "forecast_high", "forecast_err
 
 
 def rows(run):
-    with Path(run, "rounds.csv").open() as file:
-        return [{name: float(cell) for name, cell in line.items()} for line in csv.DictReader(file)]
+    return [{name: float(cell) for name, cell in line.items()} for line in read_csv(f"{run}/rounds.csv")]
 
 
 def audit_labels(run, number):

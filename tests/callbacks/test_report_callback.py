@@ -1,7 +1,6 @@
 """`report.html` in the course of a training: after every round, after a crash, and never in its way."""
 
 import contextlib
-import csv
 import json
 import shutil
 from pathlib import Path
@@ -15,7 +14,7 @@ from lightning.pytorch.callbacks import Callback
 import ser_lightning.report.page
 from ser_lightning.callbacks.report import MAX_CHARACTERS, ReportCallback, choose_cards, shorten
 from ser_lightning.records import PreferencePair
-from tests.helpers import data, equal, evolution, fit, module, trainer, weights
+from tests.helpers import data, equal, evolution, fit, module, read_csv, trainer, weights
 
 
 class Watch(Callback):
@@ -33,10 +32,6 @@ class Watch(Callback):
 
 def notes_of(run, number):
     return json.loads(Path(run, "rounds", str(number), "report.json").read_text())
-
-
-def rows_of(run):
-    return list(csv.DictReader(Path(run, "rounds.csv").read_text().splitlines()))
 
 
 def rounds_in(page):
@@ -69,7 +64,7 @@ def test_the_page_is_there_after_every_round_and_names_the_last_one(tiny_model_d
 def test_it_changes_nothing_in_the_training(fitted, tiny_model_dir, pairs_file):
     without, _ = fit(tiny_model_dir, pairs_file, "plain")
     assert equal(weights(fitted[0]), weights(without))
-    one, other = ([{**row, "seconds": 0} for row in rows_of(run)] for run in ("run", "plain"))
+    one, other = ([{**row, "seconds": 0} for row in read_csv(f"{run}/rounds.csv")] for run in ("run", "plain"))
     assert one == other
 
 
@@ -100,7 +95,7 @@ def test_more_data_for_a_finished_run_leaves_the_notes_of_its_rounds_alone(fitte
     run = trainer("on", evolution(), ReportCallback())
     pairs = data(pairs_file, new_data_path="more.jsonl")
     run.fit(module(tiny_model_dir), pairs, ckpt_path="run/checkpoints/last.ckpt")
-    assert rounds_in(Path("on/report.html").read_text()) == len(rows_of("on")) == 3
+    assert rounds_in(Path("on/report.html").read_text()) == len(read_csv("on/rounds.csv")) == 3
     assert notes_of("on", 1) == notes_of("run", 1)
     assert notes_of("on", 2)["pairs"]["pool"] == notes_of("run", 1)["pairs"]["pool"] + 12
 
@@ -133,7 +128,7 @@ def test_labels_are_counted_and_floors_are_those_of_the_test_pairs(fitted, tiny_
     pairs.setup("fit")
     sizes = {split: len(pairs.pair_ids(split)) for split in ("seed", "pool", "val", "test")}
     assert noted["pairs"] == sizes
-    row = rows_of("run")[1]
+    row = read_csv("run/rounds.csv")[1]
     counted = {"pseudo_label_accuracy": int(row["kept"]), "pool_accuracy": sizes["pool"]}
     assert noted["labels"] == {**counted, "seed_oof_accuracy": sizes["seed"], "test_accuracy": sizes["test"]}
     ids = pairs.pair_ids("test")
@@ -145,7 +140,7 @@ def test_labels_are_counted_and_floors_are_those_of_the_test_pairs(fitted, tiny_
 
 
 def test_the_bins_give_the_calibration_error_of_the_round(fitted):
-    for number, row in enumerate(rows_of("run")):
+    for number, row in enumerate(read_csv("run/rounds.csv")):
         bins = notes_of("run", number)["reliability"]
         total = sum(b["pairs"] for b in bins)
         error = sum(abs(b["right"] - b["pairs"] * b["confidence"]) for b in bins) / total

@@ -6,6 +6,7 @@ import yaml
 
 from ser_lightning.__main__ import main
 from ser_lightning.cli.lightning import use_tensor_cores
+from tests.helpers import problems_of
 
 BORING = """
 model:
@@ -28,13 +29,6 @@ def printed_config(capsys, *args):
         main(["fit", *args, "--print_config"])
     assert stopped.value.code == 0
     return yaml.safe_load(capsys.readouterr().out)
-
-
-def problems_of(capsys, *args):
-    assert main(list(args)) == 2
-    lines = capsys.readouterr().err.splitlines()
-    assert "Traceback" not in "\n".join(lines)
-    return [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
 
 
 def test_print_config_round_trips(capsys, tmp_path):

@@ -30,7 +30,7 @@ from ser_lightning.rl.experience import PPOSettings
 from ser_lightning.rl.policy_math import AdaptiveKL, FixedKL
 from ser_lightning.rl.reward_sources import load_reward
 from ser_lightning.rl.rollout import Sampling, uniform_numbers
-from tests.helpers import trainer
+from tests.helpers import problems_of, trainer
 
 STOP = list("abcdefghijklmnopqrstuvwxyzABCDEFGHIJ")
 """One in seven of the tiny model's tokens: some responses end and some do not."""
@@ -507,13 +507,6 @@ def test_a_checkpoint_holds_policy_and_critic_alone(tiny_model_dir, pairs_file, 
         assert all(".policy." in name or ".critic." in name or "value_head" in name for name in state)
     else:
         assert all(name.startswith(("_policy.lm.", "_policy.others.critic.", "_policy.value_head.")) for name in state)
-
-
-def problems_of(capsys, *args):
-    assert main(list(args)) == 2
-    said = capsys.readouterr().err
-    assert "Traceback" not in said
-    return [line.removeprefix("error: ") for line in said.splitlines() if line.startswith("error: ")]
 
 
 def _without_eos(model_dir):
