@@ -1,4 +1,4 @@
-"""Alerts and tables for people who are not at the terminal: Weights & Biases and webhooks, where they are on."""
+"""Alerts and tables beyond the terminal: Weights & Biases and webhooks, where they are configured."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -117,7 +117,7 @@ class WebhookCallback(Callback):
             self._report()
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Give what waits one time-out to get away, after training is over."""
+        """Wait one time-out for alerts that are not yet sent, once training is over."""
         if self._thread is not None:
             wait(self._sent, TIMEOUT_S)
             self._thread.shutdown(wait=False, cancel_futures=True)

@@ -1,4 +1,4 @@
-"""The conductor of self-evolution: between epochs it scores the pool, selects, and hands the labels to the DataModule.
+"""The rounds of self-evolution: between epochs the callback scores the pool, selects, and hands over the labels.
 
 A round is a sequence of phases of Lightning's own training loop: one for each fold of the seed (train without it, then
 score it), and a main phase that trains on everything and labels the pool. See `docs/design.md`.

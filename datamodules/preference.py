@@ -123,8 +123,8 @@ class PreferenceDataModule(PairFiles):
                 labels of one that had seen the fold would carry it back in.
         """
         pool = self.pair_ids("pool")
-        if num_strangers := int((~torch.isin(selection.pair_id.cpu(), pool)).sum()):
-            raise ValueError(f"selection: {num_strangers} of {len(selection)} pairs are not in the pool")
+        if num_unknown := int((~torch.isin(selection.pair_id.cpu(), pool)).sum()):
+            raise ValueError(f"selection: {num_unknown} of {len(selection)} pairs are not in the pool")
         accepted = checked_selection(selection)
         if fold is None:
             self.accepted = accepted
@@ -134,11 +134,6 @@ class PreferenceDataModule(PairFiles):
     def accepted_in(self, fold: int | None) -> Selection:
         """The accepted labels that a phase without this fold trains on; None is the phase that leaves nothing out."""
         return self.accepted if fold is None else self.fold_accepted.get(fold, Selection.empty())
-
-    @property
-    def num_train_steps(self) -> int:
-        """Optimiser steps in an epoch of the current phase."""
-        return -(-len(self._training_pairs().rows) // self.pairs_per_step)
 
     def _training_pairs(self) -> PairSet:
         """Seed labels and accepted labels: the only labels there are on this side of the firewall."""
@@ -241,7 +236,7 @@ class PreferenceDataModule(PairFiles):
             return None
         return FeatureTable(self.feature_files(self._feature_key), self.data.store.parts, dtype_of(self._feature_key))
 
-    # Questions that others may ask.
+    # Lookups for modules and callbacks.
 
     def pair_ids(self, split: SplitName, fold: int | None = None, num_folds: int = 3) -> Tensor:
         """(N,) int64 ids that `scoring_dataloader` yields over all ranks, sorted."""

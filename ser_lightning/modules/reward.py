@@ -132,10 +132,6 @@ class RewardModule(LightningModule):
         """The learning-rate schedule runs over these epochs; without this call, over the whole fit."""
         self._phase_epochs = first_epoch, num_epochs
 
-    def lr_factor(self, phase_step: int, num_phase_steps: int) -> float:
-        """Share of the peak learning rate at a step of a phase (warm-up, then `lr_decay`)."""
-        return lr_factor(phase_step, num_phase_steps, self.warmup_share, self.lr_decay)
-
     def training_step(self, step: list[PairBatch], batch_idx: int) -> None:
         """One optimiser step over its micro-batches: sum of the pairs' losses over the number of pairs of all ranks."""
         optimizer = self.optimizers()
@@ -221,7 +217,8 @@ class RewardModule(LightningModule):
     def _current_lr_factor(self, batch_idx: int) -> float:
         first, num_epochs = self._phase_epochs or (0, max(1, self.trainer.max_epochs or 1))
         num_steps = int(self.trainer.num_training_batches)
-        return self.lr_factor((self.current_epoch - first) * num_steps + batch_idx, num_epochs * num_steps)
+        step = (self.current_epoch - first) * num_steps + batch_idx
+        return lr_factor(step, num_epochs * num_steps, self.warmup_share, self.lr_decay)
 
     def _log_metrics(self, prefix: str) -> None:
         if not self.metrics.update_called:  # named sets only

@@ -166,7 +166,7 @@ def make_experience(
         settings: the rest.
     """
     mask = rollout.response_mask
-    kl = policy_math.kept(policy_math.kl_k1(logp, ref_logp), mask)
+    kl = policy_math.kept(logp - ref_logp, mask)  # unbiased for the KL divergence, of either sign (Schulman, 2020, k1)
     returns = None
     if estimator == "gae":
         assert value is not None

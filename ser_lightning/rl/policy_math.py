@@ -88,16 +88,6 @@ def token_logps(
     return torch.cat(logps), torch.cat(entropies)
 
 
-def kl_k1(logp: Tensor, ref_logp: Tensor) -> Tensor:
-    """`log p - log q` of tokens drawn from p: unbiased for KL(p || q), of either sign (Schulman, 2020, k1).
-
-    Args:
-        logp: log p of the policy, any shape.
-        ref_logp: log q of the reference, same shape as the result.
-    """
-    return logp - ref_logp
-
-
 def kl_k3(logp: Tensor, ref_logp: Tensor) -> Tensor:
     """`q/p - 1 - log(q/p)` of tokens drawn from p: unbiased for KL(p || q) and never negative (Schulman, 2020, k3).
 
