@@ -112,6 +112,7 @@ class EvolutionCallback(Callback):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """At the end of a phase: score; at the end of a round: label, select, accept."""
+        # Labels are accepted here and not at the next epoch's start: by then Lightning has reloaded the training data.
         # Over all ranks before any of them saves: what one rank has counted is not what the others have.
         counted = torch.tensor(self._rank_tokens, device=trainer.strategy.root_device)
         tokens = int(trainer.strategy.reduce(counted, reduce_op="sum"))
@@ -335,7 +336,7 @@ class EvolutionCallback(Callback):
         pl_module.reward_model.load_trainable_state(model["weights"])
         pl_module.set_scale(model["temperature"], model["zero"])
         self.state.finished = True
-        trainer.should_stop = True
+        trainer.should_stop = True  # `max_epochs: -1` has no other end
         if trainer.is_global_zero:
             print_rounds(self.state.rows)
 

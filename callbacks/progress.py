@@ -54,15 +54,13 @@ class PhaseProgressBar(TQDMProgressBar):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Remember how the epoch went; it may be the last of its phase."""
         super().on_train_epoch_end(trainer, pl_module)
-        metrics = [f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in self._metrics(trainer, pl_module)]
+        found = self.get_metrics(trainer, pl_module).items()
+        metrics = [f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in found]
         self._finished_epoch = ", ".join([f"{self._shown_phase}epoch {trainer.current_epoch}", *metrics])
 
     def on_train_end(self, trainer: Trainer, *args: Any) -> None:
         """Leave the line of the last phase."""
         self._leave_line(trainer)
-
-    def _metrics(self, trainer: Trainer, pl_module: LightningModule) -> list[tuple[str, Any]]:
-        return list(self.get_metrics(trainer, pl_module).items())
 
     def _leave_line(self, trainer: Trainer) -> None:
         self.train_progress_bar.close()

@@ -111,7 +111,7 @@ class PairFiles(pl.LightningDataModule):
 
     def setup(self, stage: str | None = None) -> None:
         """Open the cache and split; done once, whatever the stages."""
-        if self._data is None:
+        if self._data is None:  # Lightning calls this once for every stage
             self._data = SplitPairs(PairStore(*self._folders()), self.policy)
             rank_zero_info(self.report.table())
 
