@@ -1,6 +1,7 @@
 """`report.html` in the course of a training: after every round, after a crash, and never in its way."""
 
 import contextlib
+import io
 import json
 import shutil
 from pathlib import Path
@@ -39,26 +40,26 @@ def rounds_in(page):
 
 
 @pytest.fixture(scope="module")
-def _fitted(tiny_model_dir, pairs_file, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("fitted")
-    with contextlib.chdir(folder):
-        return folder, *fit(tiny_model_dir, pairs_file, "run", ReportCallback())
+def fitted_once(tiny_model_dir, pairs_file, tmp_path_factory):
+    folder, watch, out = tmp_path_factory.mktemp("fitted"), Watch(), io.StringIO()
+    with contextlib.chdir(folder), contextlib.redirect_stdout(out):
+        model, callback = fit(tiny_model_dir, pairs_file, "run", ReportCallback(), watch)
+    return folder, model, callback, watch.rounds, out.getvalue()
 
 
 @pytest.fixture
-def fitted(_fitted):
+def fitted(fitted_once):
     """Module and callback of a finished run, and a copy of it in the folder `run`."""
-    folder, model, callback = _fitted
+    folder, model, callback, _, _ = fitted_once
     shutil.copytree(folder, ".", dirs_exist_ok=True)
     return model, callback
 
 
-def test_the_page_is_there_after_every_round_and_names_the_last_one(tiny_model_dir, pairs_file, capsys):
-    watch = Watch()
-    fit(tiny_model_dir, pairs_file, "run", ReportCallback(), watch)
-    assert watch.rounds[0] == 0 and watch.rounds[-1] > 0
+def test_the_page_is_there_after_every_round_and_names_the_last_one(fitted_once, fitted):
+    *_, rounds, said = fitted_once
+    assert rounds[0] == 0 and rounds[-1] > 0
     assert rounds_in(Path("run/report.html").read_text()) == 2
-    assert capsys.readouterr().out.splitlines()[-1] == "Report: run/report.html"
+    assert said.splitlines()[-1] == "Report: run/report.html"
 
 
 def test_it_changes_nothing_in_the_training(fitted, tiny_model_dir, pairs_file):
@@ -121,7 +122,7 @@ def test_a_page_that_cannot_be_written_is_a_warning(tiny_model_dir, pairs_file, 
     assert "Report:" not in capsys.readouterr().out
 
 
-def test_labels_are_counted_and_floors_are_those_of_the_test_pairs(fitted, tiny_model_dir, pairs_file):
+def test_labels_are_counted_and_baselines_are_those_of_the_test_pairs(fitted, tiny_model_dir, pairs_file):
     noted, pairs = notes_of("run", 1), data(pairs_file)
     pairs.tokenizer = module(tiny_model_dir).tokenizer
     pairs.prepare_data()
