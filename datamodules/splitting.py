@@ -294,14 +294,13 @@ def add_arrival(
     between["arrived_pool"] += len(to_pool)
     return replace(
         splits,
-        **{
-            name: rows[np.argsort(pair_id[rows])]
-            for name, rows in (
-                ("seed", np.concatenate([splits.seed, to_seed])),
-                ("pool", np.concatenate([splits.pool[~moved], to_pool])),
-            )
-        },
+        seed=_by_id(np.concatenate([splits.seed, to_seed]), pair_id),
+        pool=_by_id(np.concatenate([splits.pool[~moved], to_pool]), pair_id),
     )
+
+
+def _by_id(rows: np.ndarray, pair_id: np.ndarray) -> np.ndarray:
+    return rows[np.argsort(pair_id[rows])]
 
 
 def count_splits(splits: Splits, dialogue_id: np.ndarray, labels: np.ndarray) -> dict[str, tuple[int, int, int]]:
