@@ -5,7 +5,7 @@ Takes the command line of `fit`. Only the tokenizer and the pairs are read, whic
 
 import json
 from collections.abc import Iterable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -20,8 +20,8 @@ from ser_lightning.cli.diagnosis import ParseError, null_problems
 from ser_lightning.cli.lightning import SerCLI
 from ser_lightning.data.encode import encode_conversations
 from ser_lightning.data.layouts import Layout
+from ser_lightning.datamodules.label_firewall import SplitName
 from ser_lightning.datamodules.preference import PreferenceDataModule
-from ser_lightning.datamodules.splits import SplitName
 from ser_lightning.errors import UserError, raise_problems
 from ser_lightning.models.masks import choose_layout
 from ser_lightning.models.reward_model import RewardModel
@@ -45,6 +45,7 @@ from ser_lightning.planning.memory import (
 )
 from ser_lightning.planning.text import as_text
 from ser_lightning.planning.workload import RoundWork, Tokens, count_tokens, largest_batch, read_rate, rounds_of
+from ser_lightning.training.reading_choice import plan_readings
 from ser_lightning.training.schedule import make_optimizer
 from ser_lightning.training.strategies import check_optimizer, strategy_kind, strategy_notes, strategy_problems
 from ser_lightning.utils.atomic import output_problems, write_text_atomically
@@ -119,6 +120,11 @@ def make_plan(cli: PlanCLI) -> tuple[dict[str, Any], list[str]]:
     tokenizer = module.tokenizer
     reward_model = meta_reward_model(module.backbone, tokenizer)
     layout = choose_layout(settings.model.init_args.layout, reward_model.model, device, "model.layout")
+    reading = plan_readings(reward_model, tokenizer, module.reading, module.question)
+    if reading.usual:
+        layout = replace(layout, header=reading.tokens.header, question=reading.tokens.question)
+        reward_model.read_at(reading.usual, reading.tokens)
+        reward_model.drop_unread_layers()
     data.tokenizer = tokenizer
     data.prepare_data()
     data.setup("fit")
@@ -126,16 +132,20 @@ def make_plan(cli: PlanCLI) -> tuple[dict[str, Any], list[str]]:
     if evolution is not None:
         every = settings.trainer.reload_dataloaders_every_n_epochs
         evolution.setup(SimpleNamespace(reload_dataloaders_every_n_epochs=every, datamodule=data), None, "fit")
-        if evolution.folds:
-            data.data.rows("seed", 0, evolution.folds)  # `UserError` where the seed has too few dialogues for them
+        if evolution.settings.folds:
+            data.data.rows(
+                "seed", 0, evolution.settings.folds
+            )  # `UserError` where the seed has too few dialogues for them
     store = data.data.store
     rows = {name: data.data.rows(name) for name in SPLITS}
     tokens: dict[str, Tokens] = {
         name: count_tokens(store.num_tokens[r], store.num_shared[r]) for name, r in rows.items()
     }
-    rounds = [] if evolution is None else rounds_of(evolution, tokens)
     is_whole = strategy_kind(settings.trainer.strategy) != "fsdp"
     is_cached = module.backbone.train == "head" and reward_model.is_decoder and is_whole
+    rounds = []
+    if evolution is not None:
+        rounds = rounds_of(evolution.settings.solved() if is_cached else evolution.settings, tokens)
     plan = {
         "model": {"path": module.backbone.path, **_weights(reward_model)},
         "memory": _memory(module, reward_model, data, layout, settings.trainer, device),

@@ -22,7 +22,7 @@ from ser_lightning.models.trainable import trainable_state, trained_part
 from ser_lightning.records import PairBatch, PairScores
 from ser_lightning.runs.reward_run import MODULE_PREFIX
 from ser_lightning.training.linear_head import fit_linear_head, log_loss
-from ser_lightning.training.losses import bradley_terry, centring, pointwise
+from ser_lightning.training.losses import bradley_terry, centring
 from ser_lightning.training.optim_step import log_on_host, synchronised, training_problems, update
 from ser_lightning.training.reading_choice import apply_readings, joined_differences, own_differences, plan_readings
 from ser_lightning.training.schedule import Decay, lr_factor, make_optimizer
@@ -39,8 +39,6 @@ class RewardModule(LightningModule):
         lr_decay: `linear` falls to 0 over a phase (the paper's), `none` stays.
         warmup_share: share of a phase's steps over which the learning rate rises from 0.
         center_rewards_coefficient: weight of the loss that pulls the mean reward of a pair to 0.
-        pointwise_weight: weight of the loss that makes each response good or bad by itself.
-        label_noise: share of human labels assumed wrong, in [0, 0.5).
         max_grad_norm: gradients are clipped to this norm.
         reading: where the head reads, a list of `last`, `mean` and `judge`, each alone or with a layer such as
             `mean@12`; `auto` chooses out of fold on the seed; see docs/method.md.
@@ -57,32 +55,20 @@ class RewardModule(LightningModule):
         lr_decay: Decay = "linear",
         warmup_share: float = 0.1,
         center_rewards_coefficient: float = 0.01,
-        pointwise_weight: float = 0.0,
-        label_noise: float = 0.0,
         max_grad_norm: float = 1.0,
         layout: LayoutName = "auto",
         reading: str | list[str] = "last",
         question: str = QUESTION,
     ) -> None:
         super().__init__()
-        problems = backbone.problems()
-        if backbone.train == "head" and pointwise_weight:
-            problems.append(
-                f"model.pointwise_weight: got {pointwise_weight} with backbone.train head, which learns from "
-                "differences alone; use 0, or train lora"
-            )
-        if not 0 <= label_noise < 0.5:
-            problems.append(f"model.label_noise: got {label_noise}; need a share in [0, 0.5)")
-        problems += training_problems(warmup_share, max_grad_norm)
-        raise_problems(problems)
+        raise_problems([*backbone.problems(), *training_problems(warmup_share, max_grad_norm)])
         # A step is cut into as many micro-batches as its tokens need, which automatic optimisation cannot do.
         self.automatic_optimization = False
         # A checkpoint holds what was trained; load_state_dict checks that all of it is there.
         self.strict_loading = False
         self.backbone, self.optimizer = backbone, optimizer
         self.lr_decay, self.warmup_share = lr_decay, warmup_share
-        self.center_rewards_coefficient, self.pointwise_weight = center_rewards_coefficient, pointwise_weight
-        self.label_noise, self.max_grad_norm = label_noise, max_grad_norm
+        self.center_rewards_coefficient, self.max_grad_norm = center_rewards_coefficient, max_grad_norm
         self._wanted_layout: LayoutName = layout
         self.reading, self.question = reading, question
         self.penalty: float | None = None
@@ -175,20 +161,13 @@ class RewardModule(LightningModule):
         self.temperature, self.zero = temperature, zero
 
     def pair_loss(self, scores: PairScores, target: Tensor) -> Tensor:
-        """(B,) Bradley-Terry plus the anchors of the zero."""
+        """(B,) Bradley-Terry plus the anchor of the zero."""
         a, b = scores.reward_a, scores.reward_b
-        loss = bradley_terry(a, b, target, self.label_noise) + self.center_rewards_coefficient * centring(a, b)
-        if self.pointwise_weight:
-            loss = loss + self.pointwise_weight * pointwise(a, b, target)
-        return loss
+        return bradley_terry(a, b, target) + self.center_rewards_coefficient * centring(a, b)
 
     def begin_phase(self, first_epoch: int, num_epochs: int) -> None:
         """The learning-rate schedule runs over these epochs; without this call, over the whole fit."""
         self._phase_epochs = first_epoch, num_epochs
-
-    def lr_factor(self, phase_step: int, num_phase_steps: int) -> float:
-        """Share of the peak learning rate at a step of a phase (warm-up, then `lr_decay`)."""
-        return lr_factor(phase_step, num_phase_steps, self.warmup_share, self.lr_decay)
 
     def training_step(self, step: list[PairBatch], batch_idx: int) -> None:
         """One optimiser step over its micro-batches: sum of the pairs' losses over the number of pairs of all ranks."""
@@ -220,7 +199,6 @@ class RewardModule(LightningModule):
         """All pairs of the phase in one step: the head that minimises their loss, see `linear_head`."""
         found = gather_over_ranks(own_differences(self.reward_model, step))
         pair_id, differences, target, scale = joined_differences(found)
-        target = target * (1 - self.label_noise) + (1 - target) * self.label_noise
         assert self.penalty is not None, "the penalty is chosen in configure_model, or comes with a checkpoint"
         weight = fit_linear_head(differences / scale, target, self.penalty)
         # Every rank has solved the same; one answer for all, as their libraries may round differently.
@@ -313,7 +291,8 @@ class RewardModule(LightningModule):
     def _current_lr_factor(self, batch_idx: int) -> float:
         first, num_epochs = self._phase_epochs or (0, max(1, self.trainer.max_epochs or 1))
         num_steps = int(self.trainer.num_training_batches)
-        return self.lr_factor((self.current_epoch - first) * num_steps + batch_idx, num_epochs * num_steps)
+        step = (self.current_epoch - first) * num_steps + batch_idx
+        return lr_factor(step, num_epochs * num_steps, self.warmup_share, self.lr_decay)
 
     def _log_metrics(self, prefix: str) -> None:
         if not self.metrics.update_called:  # named sets only
