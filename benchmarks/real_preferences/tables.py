@@ -1,28 +1,25 @@
 """Tables of self-evolution on real preferences, and the headline: the share of the gap closed, with its interval.
 
-Shapes: S random seeds, N test pairs that they share, P prompts of these, R resamples. A data set is tested on in one or
-several such blocks of runs.
+Shapes: S random seeds, N test pairs that they share.
 """
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from benchmarks.real_preferences.mistakes import MISTAKES, mistakes_table
 from benchmarks.rules.run import NAMES as RULE_NAMES
 from benchmarks.rules.tables import RESULTS as RULES
 from benchmarks.rules.tables import world_share
+from benchmarks.shared.bootstrap import Block, Estimate, Floats, accuracies, credits, share_of
 from benchmarks.shared.markdown import table
 from benchmarks.shared.results import Results, Run
 
 PAGE = "results.md"
 RESULTS = Results(Path(__file__).parent / "results.jsonl", "setting", "condition", "seed")
-NUM_RESAMPLES = 2000
 MIN_GAP = 0.06
 """Accuracy that all labels must add to the seed model's before a share of the gap means anything."""
 NAMES = {
@@ -34,19 +31,6 @@ NAMES = {
     "quota": "ours, `length_quota: seed`",
     "add": "ours, `combine: add`",
 }
-Floats = NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A mean with its 95 % interval."""
-
-    mean: float
-    low: float
-    high: float
-
-    def __str__(self) -> str:
-        return f"{self.mean:.3f} [{self.low:.3f}, {self.high:.3f}]"
 
 
 @dataclass(frozen=True)
@@ -62,55 +46,9 @@ class Closed:
     """Mean gain over mean gap; None where the gap's own interval holds 0."""
 
 
-def credits(text: str) -> Floats:
-    """(N,) 1, 0 and 0.5 of `1`, `0` and `h`."""
-    return np.array([{"1": 1.0, "0": 0.0, "h": 0.5}[c] for c in text])
-
-
-@dataclass(frozen=True)
-class Block:
-    """Runs that are tested on the same pairs.
-
-    Args:
-        models: (3, S, N) credit of each random seed's seed model, delivered model and model of all labels.
-        prompt: (N,) which prompt each pair has.
-    """
-
-    models: Floats
-    prompt: NDArray[np.int64]
-
-
-@cache
-def _draws(sizes: tuple[tuple[int, int], ...]) -> list[tuple[Floats, Floats]]:
-    """For each block how often a resample draws each random seed (R, S) and, apart from them, each prompt (R, P)."""
-    generator, found = np.random.default_rng(0), []
-    for size in sizes:
-        times = [
-            [np.bincount(generator.integers(number, size=number), minlength=number) for number in size]
-            for _ in range(NUM_RESAMPLES)
-        ]
-        seeds, prompts = (np.stack(drawn).astype(np.float64) for drawn in zip(*times, strict=True))
-        found.append((seeds, prompts))
-    return found
-
-
 def closed(blocks: Sequence[Block]) -> Closed:
-    """Gains, gap and share of the gap, from a paired bootstrap over random seeds and prompts (percentiles).
-
-    A resample draws, in every block, random seeds and, apart from them, prompts with all their pairs; all three models
-    are judged on the same draw. Accuracies are means over the pairs of all blocks. `scipy.stats.bootstrap` could draw
-    both ways too, but only from samples of two or more and pair by pair, which takes minutes.
-    """
-    groups = [np.unique(block.prompt, return_inverse=True)[1] for block in blocks]
-    sizes = tuple((block.models.shape[1], int(group.max()) + 1) for block, group in zip(blocks, groups, strict=True))
-    drawn, mean, num_pairs = np.zeros((NUM_RESAMPLES, 3)), np.zeros(3), np.zeros(NUM_RESAMPLES)
-    for block, group, (seeds, prompts) in zip(blocks, groups, _draws(sizes), strict=True):
-        right = np.zeros((*block.models.shape[:2], prompts.shape[1]))
-        np.add.at(right, (slice(None), slice(None), group), block.models)
-        drawn += np.einsum("rs,msr->rm", seeds / seeds.shape[1], right @ prompts.T)
-        num_pairs += prompts @ np.bincount(group)
-        mean += block.models.mean(1).sum(1)
-    drawn, mean = drawn / num_pairs[:, None], mean / sum(len(block.prompt) for block in blocks)
+    """Gains, gap and share of the gap, of blocks of three models: seed model, delivered model and all labels."""
+    mean, drawn = accuracies(blocks)
     parts = {
         "seed_model": (1, 0, 0),
         "delivered": (0, 1, 0),
@@ -118,18 +56,8 @@ def closed(blocks: Sequence[Block]) -> Closed:
         "gain": (-1, 1, 0),
         "gap": (-1, 0, 1),
     }
-    found = {name: _estimate(float(mean @ weights), drawn @ weights) for name, weights in parts.items()}
-    share = None
-    if found["gap"].low > 0:
-        gain, gap = drawn[:, 1] - drawn[:, 0], drawn[:, 2] - drawn[:, 0]
-        gap[np.isclose(gap, 0, atol=1e-9)] = np.nan  # up to rounding: no share of nothing
-        share = _estimate((mean[1] - mean[0]) / (mean[2] - mean[0]), gain / gap)
-    return Closed(**found, share=share)
-
-
-def _estimate(mean: float, drawn: Floats) -> Estimate:
-    low, high = np.nanquantile(drawn, (0.025, 0.975))
-    return Estimate(mean, float(low), float(high))
+    found = {name: Estimate.of(float(mean @ weights), drawn @ weights) for name, weights in parts.items()}
+    return Closed(**found, share=share_of(mean, drawn))
 
 
 Runs = Mapping[int, Run]
