@@ -1,0 +1,212 @@
+"""Where should a reward model read, and what do evolution, ensembles, views and queries add to it, on real preferences?
+
+    python -m benchmarks.readings.run --data-dir FOLDER --models NAME=FOLDER ...   # makes the runs that are missing
+    python -m benchmarks.tables                                                    # writes the tables of docs/results.md
+
+A setting is a data set, a body and a part of the study. The body is frozen: its states at every candidate reading are
+computed once (into `--scratch`) and all heads are solved on them, so a run takes seconds. A fifth of the prompts, by a hash,
+is the test set of a run and chooses nothing. Random seeds take one fifth after the other and change which labels
+the seed keeps.
+"""
+
+from collections.abc import Sequence
+from functools import cache, partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from benchmarks.readings.heads import Round, Task, View, choose_view, evolve, make_task, make_view, out_of_fold_margins
+from benchmarks.readings.queries import FIRST_LABELS, STRATEGIES, ask
+from benchmarks.readings.states import NUM_FIFTHS, StudyPairs, compute_states
+from benchmarks.shared.results import Results, Run
+from benchmarks.shared.runs import run_missing, study_arguments
+from ser_lightning.callbacks.rounds import choose_round
+from ser_lightning.evaluation.calibration import fit_temperature
+from ser_lightning.evaluation.metrics import confidence_and_right, half_credit, reliability
+from ser_lightning.evolution.selection import CalibratedRule, PaperRule, ReleasedRule, SelectionRule, TopShareRule
+from ser_lightning.models.readings import standard_reading
+from ser_lightning.training.linear_head import fit_linear_head, log_loss
+from ser_lightning.training.reading_choice import candidate_sets
+
+HERE = Path(__file__).parent
+DATA = {
+    "hh": ("hh_helpful_base.jsonl", "hh_helpful_rs.jsonl"),
+    "pandalm": ("pandalm_test.jsonl",),
+    "ultrafeedback": ("ultrafeedback_sample.jsonl",),
+}
+SEEDS_PER_FIFTH = {"hh": 2, "pandalm": 5, "ultrafeedback": 5}
+"""Random seeds 1, 2, ... are tested on the first fifth, the next ones on the second, and so on."""
+SHARES = {"5": 0.05, "15": 0.15}
+SIZES = (25, 50, 100, 200, 400, 1000)
+PARTS = (*SHARES, "curve", "all", "queries")
+NUM_FOLDS = 5
+CALIBRATED_FOLDS = (2, 3, 5)
+NUM_QUERY_SEEDS = 10
+RULES: dict[str, SelectionRule] = {
+    "calibrated": CalibratedRule(),
+    "paper": PaperRule(),
+    "released": ReleasedRule(),
+    "keep_all": TopShareRule(1.0),
+}
+DELIVERIES = ("today", *(f"{what}_{z}" for what in ("accuracy", "loss") for z in (0, 1, 2)))
+
+
+def credit_text(margin: Tensor, target: Tensor) -> str:
+    """`1`, `0` and `h` for a tie, a letter a pair."""
+    return "".join({1.0: "1", 0.0: "0", 0.5: "h"}[c] for c in half_credit(margin, target).tolist())
+
+
+def delivered_rounds(rounds: Sequence[Round], target: Tensor) -> dict[str, int]:
+    """Which round each way of delivering hands over, by the seed out of fold.
+
+    `today` is `choose_round`; `accuracy_Z` and `loss_Z` take the best round, the earliest of several, where its paired
+    gain over the seed model is more than Z standard errors, and else the seed model.
+
+    Args:
+        rounds: of a run.
+        target: labels of the seed.
+    """
+    credit = [half_credit(one.out_of_fold, target) for one in rounds]
+    loss = [log_loss(m / fit_temperature(m, target), target) for m in (one.out_of_fold for one in rounds)]
+    found = {"today": choose_round(credit)}
+    for what, worth in (("accuracy", credit), ("loss", [-one for one in loss])):
+        best = max(range(len(rounds)), key=lambda r: float(worth[r].mean()))
+        gain = worth[best] - worth[0]
+        error = float(gain.std()) / len(gain) ** 0.5
+        found |= {f"{what}_{z}": best if float(gain.mean()) > z * error else 0 for z in (0, 1, 2)}
+    return found
+
+
+def evolved(task: Task, views: Sequence[View], rule: str, seed: int, is_ensemble: bool = False) -> Run:
+    """One way to evolve: for every round what the test says, and which round would be delivered."""
+    rounds = evolve(task, views, RULES[rule], task.folds(NUM_FOLDS, seed), is_ensemble)
+    target = task.target[task.test]
+    return {
+        "credit": [credit_text(one.test, target) for one in rounds],
+        "kept": [round(one.kept, 4) for one in rounds],
+        "kept_right": [round(one.kept_right, 4) for one in rounds],
+        "delivered": delivered_rounds(rounds, task.target[task.seed]),
+    }
+
+
+def share_run(task: Task, seed: int) -> Run:
+    """Every condition with a share of the labels."""
+    num_layers = task.pairs.num_layers
+    choice, ours = choose_view(task)
+    standard = make_view(task, [standard_reading(num_layers)])
+    conditions = {f"ours_{rule}": evolved(task, [ours], rule, seed) for rule in RULES}
+    conditions |= {f"standard_{rule}": evolved(task, [standard], rule, seed) for rule in RULES}
+    conditions["ours_ensemble"] = evolved(task, [ours], "calibrated", seed, is_ensemble=True)
+    views = [make_view(task, [reading]) for reading in candidate_sets(num_layers)[0]]
+    conditions |= {f"views_{rule}": evolved(task, views, rule, seed) for rule in ("calibrated", "keep_all")}
+    conditions["views_ensemble"] = evolved(task, views, "keep_all", seed, is_ensemble=True)
+    return {
+        "reading": choice.chosen.name,
+        "conditions": conditions,
+        "calibration": {str(k): calibration(task, ours, k, seed) for k in CALIBRATED_FOLDS},
+    }
+
+
+def calibration(task: Task, view: View, num_folds: int, seed: int) -> list[dict[str, float]]:
+    """Bins of what the seed model says of the test pairs, with the temperature of so many folds."""
+    out_of_fold = out_of_fold_margins(task, view, task.folds(num_folds, seed))
+    temperature = fit_temperature(out_of_fold, task.target[task.seed])
+    return reliability(*confidence_and_right(seed_margins(task, view), task.target[task.test], temperature))
+
+
+def seed_margins(task: Task, view: View) -> Tensor:
+    """(test,) margins by the head on all labels of a task."""
+    x = view.differences
+    return x[task.test] @ fit_linear_head(x[task.seed], task.target[task.seed], view.penalty)
+
+
+def both_readings(task: Task) -> Run:
+    """The models of a task's labels without evolution: the standard reading, and the one that is chosen."""
+    target = task.target[task.test]
+    choice, ours = choose_view(task)
+    standard = make_view(task, [standard_reading(task.pairs.num_layers)])
+    credit = {name: credit_text(seed_margins(task, v), target) for name, v in (("ours", ours), ("standard", standard))}
+    return {"labels": len(task.seed), "reading": choice.chosen.name, "credit": credit}
+
+
+def curve_run(pairs: StudyPairs, fifth: int, seed: int) -> Run:
+    """Both readings with ever more labels; a smaller seed is part of every larger one."""
+    num_train = int((pairs.fifth != fifth).sum())
+    return {str(n): both_readings(make_task(pairs, fifth, n, seed)) for n in SIZES if n < num_train}
+
+
+def query_run(pairs: StudyPairs, fifth: int, seed: int) -> Run:
+    """Accuracy with ever more labels, by who chooses them."""
+    start, readings = make_task(pairs, fifth, FIRST_LABELS, seed), candidate_sets(pairs.num_layers)[0]
+    found = {}
+    for name, strategy in STRATEGIES.items():
+        credit = ask(start, readings, strategy, SIZES[1:], seed)
+        found[name] = {str(size): round(float(one.mean()), 6) for size, one in list(credit.items())[1:]}
+    return found
+
+
+@cache
+def load(file: Path) -> StudyPairs:
+    """The states of a data set and a body."""
+    return StudyPairs.load(file)
+
+
+def run_one(setting: str, seed: int, states: Path) -> Run:
+    """A part of the study on a data set and a body."""
+    torch.set_num_threads(1)
+    data, body, part = setting.split("/")
+    pairs = load(states / f"{data}-{body}.pt")
+    fifth = fifth_of(data, part, seed)
+    found: Run = {"setting": setting, "seed": seed, "fifth": fifth}
+    if part == "queries":
+        return {**found, "accuracy": query_run(pairs, fifth, seed)}
+    task = make_task(pairs, fifth, SHARES.get(part, 1.0), seed)
+    numbers: dict[str, int] = {}
+    found["prompt"] = [numbers.setdefault(pairs.prompt[i], len(numbers)) for i in task.test.tolist()]
+    if part == "curve":
+        return {**found, "sizes": curve_run(pairs, fifth, seed)}
+    if part == "all":
+        longer = pairs.num_tokens[task.test, 0] - pairs.num_tokens[task.test, 1]
+        accuracy = float(half_credit(longer.double(), task.target[task.test]).mean())
+        return {**found, **both_readings(task), "longer": round(accuracy, 6)}
+    return {**found, "labels": len(task.seed), **share_run(task, seed)}
+
+
+def fifth_of(data: str, part: str, seed: int) -> int:
+    """Which fifth of the prompts a random seed is tested on: all labels need one run for each."""
+    per_fifth = {"all": 1, "queries": NUM_QUERY_SEEDS // NUM_FIFTHS}.get(part, SEEDS_PER_FIFTH[data])
+    return (seed - 1) // per_fifth % NUM_FIFTHS
+
+
+def seeds_of(data: str, part: str) -> range:
+    """Random seeds of a part, each fifth in turn."""
+    number = {"all": NUM_FIFTHS, "queries": NUM_QUERY_SEEDS}.get(part, NUM_FIFTHS * SEEDS_PER_FIFTH[data])
+    return range(1, number + 1)
+
+
+def main() -> None:
+    """Command line."""
+    parser = study_arguments(__doc__, HERE / "results.jsonl", "runs/benchmark/readings")
+    parser.add_argument("--data-dir", type=Path, required=True, help="folder of the files of preference pairs")
+    parser.add_argument("--models", nargs="+", required=True, metavar="NAME=FOLDER", help="bodies as transformers has")
+    parser.add_argument("--data", nargs="+", choices=[*DATA], default=["pandalm", "hh"])
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=[*PARTS])
+    parser.set_defaults(seeds=None)
+    args = parser.parse_args()
+    bodies = dict(one.split("=", 1) for one in args.models)
+    for data, (body, folder) in ((data, body) for data in args.data for body in bodies.items()):
+        if not (file := args.scratch / f"{data}-{body}.pt").is_file():
+            compute_states([args.data_dir / name for name in DATA[data]], Path(folder)).save(file)
+    tasks = [
+        (f"{data}/{body}/{part}", seed)
+        for part in args.parts
+        for data in args.data
+        for body in bodies
+        for seed in args.seeds or seeds_of(data, part)
+    ]
+    run_missing(Results(args.out, "setting", "seed"), tasks, partial(run_one, states=args.scratch), args.jobs)
+
+
+if __name__ == "__main__":
+    main()
