@@ -78,6 +78,10 @@ class View:
         """(n, D) float64."""
         return self.first - self.second
 
+    def seed_weight(self, task: Task) -> Tensor:
+        """(D,) the head on a task's labels."""
+        return fit_linear_head(self.differences[task.seed], task.target[task.seed], self.penalty)
+
     def rewards(self, weight: Tensor, rows: Tensor) -> Tensor:
         """(rows, 2) by a head."""
         return torch.stack([self.first[rows] @ weight, self.second[rows] @ weight], 1)
@@ -196,9 +200,7 @@ def evolve(
             out_of_fold[fold == k] = chain.rewards(views, task.seed[fold == k]).mean(0)
         seed_scores = _scores(task.seed, out_of_fold)
         results = [
-            _select(
-                task.pool, scores_of(chain, task.pool), rule, SelectionContext(seed_scores, target, chain.history)
-            )
+            _select(task.pool, scores_of(chain, task.pool), rule, SelectionContext(seed_scores, target, chain.history))
             for chain in (*folds, main)
         ]
         result, test = results[-1], scores_of(main, task.test).mean(0)

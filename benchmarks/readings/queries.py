@@ -12,7 +12,7 @@ from torch import Tensor
 from benchmarks.readings.heads import Task, View, make_view
 from ser_lightning.evaluation.metrics import half_credit
 from ser_lightning.models.readings import Reading
-from ser_lightning.training.linear_head import fit_linear_head, margin_variance
+from ser_lightning.training.linear_head import margin_variance
 
 FIRST_LABELS = 25
 
@@ -33,13 +33,9 @@ class Question:
     single: list[View]
     generator: torch.Generator
 
-    def weight(self, view: View) -> Tensor:
-        """(D,) the head on the labels so far."""
-        return fit_linear_head(view.differences[self.task.seed], self.task.target[self.task.seed], view.penalty)
-
     def probability(self, view: View) -> Tensor:
         """(m,) calibrated, that a wins."""
-        return torch.sigmoid(view.differences[self.task.pool] @ self.weight(view) / view.temperature)
+        return torch.sigmoid(view.differences[self.task.pool] @ view.seed_weight(self.task) / view.temperature)
 
 
 Strategy = Callable[[Question, int], Tensor]
@@ -59,7 +55,7 @@ def least_sure(question: Question, number: int) -> Tensor:
 def most_informative(question: Question, number: int) -> Tensor:
     """Most expected information, each pair by itself: p (1 - p) times the margin's variance (Laplace)."""
     task, view = question.task, question.both
-    x, weight = view.differences, question.weight(view)
+    x, weight = view.differences, view.seed_weight(task)
     chance = torch.sigmoid(x[task.pool] @ weight)
     variance = margin_variance(x[task.seed], weight, view.penalty, x[task.pool])
     return (chance * (1 - chance) * variance).argsort(descending=True, stable=True)[:number]
@@ -68,7 +64,7 @@ def most_informative(question: Question, number: int) -> Tensor:
 def informative_batch(question: Question, number: int) -> Tensor:
     """Most expected information together: greedy, the posterior takes in every pair that is chosen."""
     task, view = question.task, question.both
-    x, weight = view.differences, question.weight(view)
+    x, weight = view.differences, view.seed_weight(task)
     chance = torch.sigmoid(x @ weight)
     curvature = chance * (1 - chance)
     labelled = x[task.seed]
@@ -128,13 +124,13 @@ def ask(
         sizes: numbers of labels, ascending; the penalty is chosen anew at each.
         seed: of what is random.
     """
-    task, generator, found = start, torch.Generator().manual_seed(seed), {}
-    for size in (len(start.seed), *(size for size in sizes if len(start.seed) < size <= len(start.train))):
-        if size > len(task.seed):
-            question = Question(task, view, [make_view(task, [one]) for one in readings], generator)
-            places = strategy(question, size - len(task.seed))
-            task = replace(task, seed=torch.cat([task.seed, task.pool[places]]))
+    task, view, found = start, make_view(start, readings), {}
+    generator = torch.Generator().manual_seed(seed)
+    for size in (size for size in sizes if len(start.seed) < size <= len(start.train)):
+        question = Question(task, view, [make_view(task, [one]) for one in readings], generator)
+        places = strategy(question, size - len(task.seed))
+        task = replace(task, seed=torch.cat([task.seed, task.pool[places]]))
         view = make_view(task, readings)
-        weight = fit_linear_head(view.differences[task.seed], task.target[task.seed], view.penalty)
-        found[size] = half_credit(view.differences[task.test] @ weight, task.target[task.test])
+        margin = view.differences[task.test] @ view.seed_weight(task)
+        found[size] = half_credit(margin, task.target[task.test])
     return found

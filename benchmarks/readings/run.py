@@ -1,17 +1,18 @@
 """Where should a reward model read, and what do evolution, ensembles, views and queries add to it, on real preferences?
 
     python -m benchmarks.readings.run --data-dir FOLDER --models NAME=FOLDER ...   # makes the runs that are missing
-    python -m benchmarks.tables                                                    # writes the tables of docs/results.md
+    python -m benchmarks.tables                                                    # writes the tables
 
 A setting is a data set, a body and a part of the study. The body is frozen: its states at every candidate reading are
-computed once (into `--scratch`) and all heads are solved on them, so a run takes seconds. A fifth of the prompts, by a hash,
-is the test set of a run and chooses nothing. Random seeds take one fifth after the other and change which labels
+computed once (into `--scratch`) and all heads are solved on them, so a run takes seconds. A fifth of the prompts, by a
+hash, is the test set of a run and chooses nothing. Random seeds take one fifth after the other and change which labels
 the seed keeps.
 """
 
 from collections.abc import Sequence
 from functools import cache, partial
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -26,7 +27,7 @@ from ser_lightning.evaluation.calibration import fit_temperature
 from ser_lightning.evaluation.metrics import confidence_and_right, half_credit, reliability
 from ser_lightning.evolution.selection import CalibratedRule, PaperRule, ReleasedRule, SelectionRule, TopShareRule
 from ser_lightning.models.readings import standard_reading
-from ser_lightning.training.linear_head import fit_linear_head, log_loss
+from ser_lightning.training.linear_head import log_loss
 from ser_lightning.training.reading_choice import candidate_sets
 
 HERE = Path(__file__).parent
@@ -43,13 +44,32 @@ PARTS = (*SHARES, "curve", "all", "queries")
 NUM_FOLDS = 5
 CALIBRATED_FOLDS = (2, 3, 5)
 NUM_QUERY_SEEDS = 10
+MAX_TRAIN = 1000
+"""Training pairs up to which every condition is run."""
 RULES: dict[str, SelectionRule] = {
     "calibrated": CalibratedRule(),
     "paper": PaperRule(),
     "released": ReleasedRule(),
     "keep_all": TopShareRule(1.0),
 }
-DELIVERIES = ("today", *(f"{what}_{z}" for what in ("accuracy", "loss") for z in (0, 1, 2)))
+
+
+class Way(NamedTuple):
+    """A condition: what is read (`ours` is what `auto` chooses), the rule, and whether the models of the folds vote."""
+
+    reads: str
+    rule: str
+    is_ensemble: bool = False
+
+
+CONDITIONS = {
+    **{f"{reads}_{rule}": Way(reads, rule) for reads in ("ours", "standard") for rule in RULES},
+    "ours_ensemble": Way("ours", "calibrated", is_ensemble=True),
+    **{f"views_{rule}": Way("views", rule) for rule in ("calibrated", "keep_all")},
+    "views_ensemble": Way("views", "keep_all", is_ensemble=True),
+}
+FEW = ("ours_calibrated", "ours_keep_all", "standard_calibrated", "views_keep_all")
+"""Those of larger data sets, where a condition takes minutes."""
 
 
 def credit_text(margin: Tensor, target: Tensor) -> str:
@@ -78,9 +98,9 @@ def delivered_rounds(rounds: Sequence[Round], target: Tensor) -> dict[str, int]:
     return found
 
 
-def evolved(task: Task, views: Sequence[View], rule: str, seed: int, is_ensemble: bool = False) -> Run:
+def evolved(task: Task, views: Sequence[View], way: Way, seed: int) -> Run:
     """One way to evolve: for every round what the test says, and which round would be delivered."""
-    rounds = evolve(task, views, RULES[rule], task.folds(NUM_FOLDS, seed), is_ensemble)
+    rounds = evolve(task, views, RULES[way.rule], task.folds(NUM_FOLDS, seed), way.is_ensemble)
     target = task.target[task.test]
     return {
         "credit": [credit_text(one.test, target) for one in rounds],
@@ -90,20 +110,19 @@ def evolved(task: Task, views: Sequence[View], rule: str, seed: int, is_ensemble
     }
 
 
-def share_run(task: Task, seed: int) -> Run:
+def share_run(task: Task, seed: int, conditions: Sequence[str]) -> Run:
     """Every condition with a share of the labels."""
     num_layers = task.pairs.num_layers
     choice, ours = choose_view(task)
-    standard = make_view(task, [standard_reading(num_layers)])
-    conditions = {f"ours_{rule}": evolved(task, [ours], rule, seed) for rule in RULES}
-    conditions |= {f"standard_{rule}": evolved(task, [standard], rule, seed) for rule in RULES}
-    conditions["ours_ensemble"] = evolved(task, [ours], "calibrated", seed, is_ensemble=True)
-    views = [make_view(task, [reading]) for reading in candidate_sets(num_layers)[0]]
-    conditions |= {f"views_{rule}": evolved(task, views, rule, seed) for rule in ("calibrated", "keep_all")}
-    conditions["views_ensemble"] = evolved(task, views, "keep_all", seed, is_ensemble=True)
+    read = {
+        "ours": [ours],
+        "standard": [make_view(task, [standard_reading(num_layers)])],
+        "views": [make_view(task, [reading]) for reading in candidate_sets(num_layers)[0]],
+    }
+    ways = {name: CONDITIONS[name] for name in conditions}
     return {
         "reading": choice.chosen.name,
-        "conditions": conditions,
+        "conditions": {name: evolved(task, read[way.reads], way, seed) for name, way in ways.items()},
         "calibration": {str(k): calibration(task, ours, k, seed) for k in CALIBRATED_FOLDS},
     }
 
@@ -117,8 +136,7 @@ def calibration(task: Task, view: View, num_folds: int, seed: int) -> list[dict[
 
 def seed_margins(task: Task, view: View) -> Tensor:
     """(test,) margins by the head on all labels of a task."""
-    x = view.differences
-    return x[task.test] @ fit_linear_head(x[task.seed], task.target[task.seed], view.penalty)
+    return view.differences[task.test] @ view.seed_weight(task)
 
 
 def both_readings(task: Task) -> Run:
@@ -142,7 +160,7 @@ def query_run(pairs: StudyPairs, fifth: int, seed: int) -> Run:
     found = {}
     for name, strategy in STRATEGIES.items():
         credit = ask(start, readings, strategy, SIZES[1:], seed)
-        found[name] = {str(size): round(float(one.mean()), 6) for size, one in list(credit.items())[1:]}
+        found[name] = {str(size): round(float(one.mean()), 6) for size, one in credit.items()}
     return found
 
 
@@ -170,7 +188,8 @@ def run_one(setting: str, seed: int, states: Path) -> Run:
         longer = pairs.num_tokens[task.test, 0] - pairs.num_tokens[task.test, 1]
         accuracy = float(half_credit(longer.double(), task.target[task.test]).mean())
         return {**found, **both_readings(task), "longer": round(accuracy, 6)}
-    return {**found, "labels": len(task.seed), **share_run(task, seed)}
+    conditions = FEW if len(task.train) > MAX_TRAIN else [*CONDITIONS]
+    return {**found, "labels": len(task.seed), **share_run(task, seed, conditions)}
 
 
 def fifth_of(data: str, part: str, seed: int) -> int:
