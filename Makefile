@@ -6,10 +6,10 @@ STAMP := $(VENV)/.installed
 STAGED := build/typecheck
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-rl demo-coevolve bench study tables test test-all test-browser lint format wheel clean
+.PHONY: help setup demo demo-rl demo-coevolve bench study study-readings tables test test-all test-browser lint format wheel clean
 
 help:  ## Show this list
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-15s %s\n", $$1, $$2}'
 
 setup: $(STAMP)  ## Create .venv with the pinned, known-good versions
 
@@ -53,6 +53,11 @@ study: $(STAMP)  ## Self-evolution on real preferences, goes on where it was: ma
 	@$(RUN) -m benchmarks.real_preferences.mistakes
 	$(RUN) -m benchmarks.tables
 	@$(RUN) -m benchmarks.pictures
+
+# MODELS names bodies and their folders: MODELS="smollm2-135m=folder qwen2.5-coder-0.5b=folder".
+study-readings: $(STAMP)  ## Where the reward is read, on real preferences: make study-readings DATA=folder MODELS="NAME=folder"
+	$(RUN) -m benchmarks.readings.run --data-dir $(DATA) --models $(MODELS)
+	$(RUN) -m benchmarks.tables
 
 tables: $(STAMP)  ## Write the tables of docs/ from the results in benchmarks/
 	$(RUN) -m benchmarks.tables

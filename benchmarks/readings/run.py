@@ -20,7 +20,7 @@ from torch import Tensor
 from benchmarks.readings.heads import Round, Task, View, choose_view, evolve, make_task, make_view, out_of_fold_margins
 from benchmarks.readings.queries import FIRST_LABELS, STRATEGIES, ask
 from benchmarks.readings.states import NUM_FIFTHS, StudyPairs, compute_states
-from benchmarks.shared.results import Results, Run
+from benchmarks.shared.results import Results, Run, versions
 from benchmarks.shared.runs import run_missing, study_arguments
 from ser_lightning.callbacks.rounds import choose_round
 from ser_lightning.evaluation.calibration import fit_temperature
@@ -68,7 +68,7 @@ CONDITIONS = {
     **{f"views_{rule}": Way("views", rule) for rule in ("calibrated", "keep_all")},
     "views_ensemble": Way("views", "keep_all", is_ensemble=True),
 }
-FEW = ("ours_calibrated", "ours_keep_all", "standard_calibrated", "views_keep_all")
+FEW = ("ours_calibrated", "standard_calibrated")
 """Those of larger data sets, where a condition takes minutes."""
 
 
@@ -176,7 +176,7 @@ def run_one(setting: str, seed: int, states: Path) -> Run:
     data, body, part = setting.split("/")
     pairs = load(states / f"{data}-{body}.pt")
     fifth = fifth_of(data, part, seed)
-    found: Run = {"setting": setting, "seed": seed, "fifth": fifth}
+    found: Run = {"setting": setting, "seed": seed, "fifth": fifth, "versions": versions()}
     if part == "queries":
         return {**found, "accuracy": query_run(pairs, fifth, seed)}
     task = make_task(pairs, fifth, SHARES.get(part, 1.0), seed)

@@ -155,6 +155,8 @@ class Point:
     standard: Estimate
     ours: Estimate
     difference: Estimate
+    over_standard_all: Estimate
+    """Ours minus the standard reading with all labels."""
     multiplier: Estimate
     """How many times as many labels the standard reading needs for the accuracy of ours."""
     is_capped: tuple[bool, bool]
@@ -190,8 +192,9 @@ def label_curve(parts: Mapping[str, Runs]) -> list[Point]:
                 Estimate.of(float(other), drawn[:, 2 * k]),
                 Estimate.of(float(own), drawn[:, 2 * k + 1]),
                 Estimate.of(float(own - other), drawn[:, 2 * k + 1] - drawn[:, 2 * k]),
+                Estimate.of(float(own - mean[-2]), drawn[:, 2 * k + 1] - drawn[:, -2]),
                 multiplier,
-                (need >= labels[-1], multiplier.high * number >= labels[-1]),
+                (bool(need > 0.999 * labels[-1]), multiplier.high * number > 0.999 * labels[-1]),
             )
         )
     return points
@@ -258,10 +261,11 @@ def labels_table(results: Settings) -> str:
         for i, point in enumerate(points):
             is_last = i == len(points) - 1
             multiplier = "-" if is_last else _multiplier(point).partition(" at ")[0]
-            figures = point.standard, point.ours, point.difference
+            figures = point.standard, point.ours, point.difference, point.over_standard_all
             number = f"{point.labels}, all" if is_last else str(point.labels)
             rows.append([*_names(where), number, *map(str, figures), multiplier])
-    return table("data|body|labels|standard reading|`auto`|difference|label multiplier".split("|"), rows)
+    header = "data|body|labels|standard reading|`auto`|difference|`auto` minus standard with all labels"
+    return table([*header.split("|"), "label multiplier"], rows)
 
 
 def conditions_table(results: Settings) -> str:
