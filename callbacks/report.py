@@ -131,6 +131,7 @@ def round_notes(data: PreferenceDataModule, folder: Path, number: int, seed: Pai
             *confidence_and_right(seed.margin, data.seed_labels(seed.pair_id), model["temperature"])
         ),
         "length": _length_points(data, audit),
+        "readings": (model.get("reading") or {}).get("evidence", []),
         "cards": choose_cards(data, audit, before),
         "fingerprints": {"data": data.state_dict()["fingerprint"], **_hashes(model.get("identity") or {})},
     }

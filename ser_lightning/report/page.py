@@ -24,6 +24,7 @@ from ser_lightning.report.figures import (
 from ser_lightning.report.tables import (
     FORECAST_NOTE,
     GUARD_NOTE,
+    READING_NOTE,
     ROUND_COLUMNS,
     ROUND_NOTE,
     asked_for,
@@ -36,6 +37,7 @@ from ser_lightning.report.tables import (
     forecast_table,
     guard_table,
     number_text,
+    reading_table,
     round_table,
     run_names,
     summary_of,
@@ -96,6 +98,8 @@ def page_of(run: Run, note: str = "") -> str:
     tables = [("Rounds", round_table(run), ROUND_NOTE)]
     if forecasts:
         tables.append(("Forecasts", forecasts, FORECAST_NOTE))
+    if readings := reading_table(run):
+        tables.append(("Where the head reads", readings, READING_NOTE))
     return _render(
         title=f"Run {run.name}",
         summary=f"{note} {summary_of(run)}".strip(),

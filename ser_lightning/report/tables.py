@@ -127,6 +127,27 @@ def forecast_table(run: Run) -> Table | None:
     return Table(headers, rows)
 
 
+READING_NOTE = (
+    "Where the head could have read, each set with the penalty that did best for it, out of fold on the human labels "
+    "of the seed. The first set is the usual one; another is chosen only where its log loss is lower by three standard "
+    "errors. The bold one was chosen."
+)
+
+
+def reading_table(run: Run) -> Table | None:
+    """What the choice of readings saw; None where there was none."""
+    rows = run.delivered.notes.get("readings", [])
+    if not rows:
+        return None
+    headers = ["reads", "penalty", "right, out of fold", "log loss", "log loss below the first"]
+    found = []
+    for row in rows:
+        gap = "–" if row is rows[0] else f"{row['advantage']:+.4f} ± {row['standard_error']:.4f}"
+        figures = [f"{row['penalty']:.3g}", f"{row['accuracy']:.3f}", f"{row['log_loss']:.4f}", gap]
+        found.append([row["readings"], *figures])
+    return Table(headers, found, frozenset(i for i, row in enumerate(rows) if row["is_chosen"]))
+
+
 def flow_table(run: Run) -> Table | None:
     """What became of the pool's pairs from round to round."""
     headers = ["round", "kept", "kept again", "newly kept", "no longer kept", "flipped", "left out"]

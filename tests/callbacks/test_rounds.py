@@ -11,15 +11,16 @@ def row(number, delivered=False):
     return RoundRow(number, 100, 40, 3, 1, 0.8, float("nan"), 0.7, 0.75, 0.05, -0.1, 12345, 2.5, delivered)
 
 
-def test_the_latest_round_within_one_standard_error_of_the_best_is_delivered():
+def test_the_best_round_out_of_fold_is_delivered_and_the_earlier_of_equal_ones():
     seed = torch.tensor([1.0] * 60 + [0.0] * 40)
     better = torch.tensor([1.0] * 70 + [0.0] * 30)
-    about_as_good = torch.cat([torch.ones(68), torch.zeros(2), torch.ones(1), torch.zeros(29)])
+    a_little_worse = torch.tensor([1.0] * 69 + [0.0] * 31)
     collapsed = torch.tensor([1.0] * 50 + [0.0] * 50)
     assert choose_round([seed]) == 0
     assert choose_round([seed, better]) == 1
-    assert choose_round([seed, better, about_as_good]) == 2
-    assert choose_round([seed, better, collapsed]) == 1
+    assert choose_round([seed, better, a_little_worse]) == 1
+    assert choose_round([seed, better, better.flip(0)]) == 1
+    assert choose_round([seed, collapsed, seed.flip(0)]) == 0
     assert choose_round([better, collapsed, seed]) == 0
     assert choose_round([torch.empty(0), torch.empty(0)]) == 1
 

@@ -47,7 +47,7 @@ def body_calls(monkeypatch):
 
 @pytest.mark.parametrize("reading", ["last", ["mean@1", "judge", "last@1"]])
 def test_the_head_is_the_one_that_scikit_learn_finds_on_plain_states(tiny_model_dir, pairs_file, reading):
-    """Oracle: states of the untouched model, one conversation at a time, and logistic regression on their differences."""
+    """Oracle: states of the untouched model, a conversation at a time, and logistic regression on differences."""
     model, _, batches, _ = evolve(tiny_model_dir, pairs_file, "run", {"max_length": 400}, reading=reading, max_rounds=0)
     plain = LlamaForSequenceClassification.from_pretrained(tiny_model_dir, num_labels=1)
     plain_states = partial(states_by_hand, plain.model, model.tokenizer)
