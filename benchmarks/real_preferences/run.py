@@ -57,7 +57,7 @@ WHOLE = {f"{data}-all": Setting(data, *settings, 1.0) for data, settings in DATA
 EVOLUTION = {"max_rounds": 3, "seed_epochs": 25, "epochs_per_round": 25}
 TRAINING = (
     *("--config", "models/smollm2-135m.yaml", "--config", "hardware/cpu.yaml"),
-    *("--model.backbone.train=head", "--model.backbone.num_layers=20"),
+    *("--model.backbone.train=head", "--model.reading=[last@20]"),
     *(f"--evolution.{name}={value}" for name, value in EVOLUTION.items()),
 )
 # results.jsonl holds more: options that no longer exist (docs/results.md).

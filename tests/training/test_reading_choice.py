@@ -46,7 +46,13 @@ def test_auto_reads_the_seed_once_and_the_choice_comes_with_the_weights(tiny_mod
     batches = data(pairs_file, max_length=64)
     trainer("run", callback).fit(model, batches)
     state = model.reading_state()
-    assert [row["readings"] for row in state["evidence"]] == ["mean@1, judge@1", "mean@1", "judge@1", "last@1", "last@2"]
+    assert [row["readings"] for row in state["evidence"]] == [
+        "mean@1, judge@1",
+        "mean@1",
+        "judge@1",
+        "last@1",
+        "last@2",
+    ]
     assert [row["is_chosen"] for row in state["evidence"]].count(True) == 1
     saved = torch.load("run/rounds/0/model.pt", weights_only=True)
     assert saved["reading"] == state
