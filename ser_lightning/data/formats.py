@@ -47,18 +47,32 @@ _ASSISTANT = "assistant"
 
 def content_hash(*parts: str) -> int:
     """63-bit hash of texts, equal on every machine."""
-    digest = hashlib.blake2b(json.dumps(parts).encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big") >> 1
+    return _as_int(hashlib.blake2b(json.dumps(parts).encode(), digest_size=8))
+
+
+def _as_int(digest: Any) -> int:
+    return int.from_bytes(digest.digest(), "big") >> 1
 
 
 def prompt_hash(prompt: list[Turn]) -> int:
     """63-bit hash of a prompt, deaf to case and white space, so that the splits do not share a retyped prompt."""
-    return content_hash(*(f"{turn['role']}:{' '.join(turn['content'].split()).casefold()}" for turn in prompt))
+    return content_hash(*map(_plain, prompt))
+
+
+def _plain(turn: Turn) -> str:
+    return f"{turn['role']}:{' '.join(turn['content'].split()).casefold()}"
 
 
 def earlier_prompts(prompt: list[Turn]) -> list[int]:
-    """Hashes of the prompts that this one continues, where the user had spoken before."""
-    return [prompt_hash(prompt[:end]) for end in range(1, len(prompt)) if prompt[end - 1]["role"] == "user"]
+    """`prompt_hash` of the prompts that this one continues, where the user had spoken before; reads each turn once."""
+    found, running = [], hashlib.blake2b(b"[", digest_size=8)
+    for i, turn in enumerate(prompt[:-1]):
+        running.update(f"{', ' if i else ''}{json.dumps(_plain(turn))}".encode())
+        if turn["role"] == "user":
+            ended = running.copy()
+            ended.update(b"]")
+            found.append(_as_int(ended))
+    return found
 
 
 def canonical_pair(

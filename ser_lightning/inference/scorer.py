@@ -7,7 +7,7 @@ import json
 import sys
 from collections.abc import Callable, Hashable, Sequence
 from pathlib import Path
-from typing import Literal, Self, cast
+from typing import Literal, Self, TypeVar, cast
 
 import numpy as np
 import torch
@@ -25,6 +25,7 @@ from ser_lightning.rl.reward_sources import load_reward
 
 Device = Literal["auto", "cpu", "cuda"]
 Dtype = Literal["auto", "float32", "bfloat16"]
+Encoding = TypeVar("Encoding")
 Prompts = Sequence[str] | Sequence[list[Turn]]
 """Texts, each the turn of a user or a transcript that begins with `Human:`, or conversations as lists of turns."""
 
@@ -115,7 +116,7 @@ class Scorer:
         if not turns:
             return torch.empty(0)
         with named(self.reward.name):
-            rows = encode_responses(self.reward.tokenizer, turns, responses, self.reward.max_length)
+            rows = self._fitting(encode_responses(self.reward.tokenizer, turns, responses, self.reward.max_length))
         raw = self.reward.score_rows(rows, self._keys(turns, rows))
         return checked_scores(self.reward.name, raw, responses)
 
@@ -136,13 +137,8 @@ class Scorer:
         texts = enumerate(zip(turns, responses, others, strict=True))
         with named(self.reward.name):
             encoded = self.encode([PreferencePair(i, prompt, one, other, None) for i, (prompt, one, other) in texts])
-            raise_problems(
-                f"pair {i}: got a response of more than max_length {self.reward.max_length} tokens even without its "
-                "prompt; allow shorter responses or a longer max_length"
-                for i, pair in enumerate(encoded)
-                if pair is None
-            )
-        raw = self.score_encoded([pair for pair in encoded if pair is not None])
+            fitting = self._fitting(encoded)
+        raw = self.score_encoded(fitting)
         first, second = (checked_scores(self.reward.name, *side) for side in zip(raw, (responses, others), strict=True))
         return prob_a_wins(first - second, self.temperature)
 
@@ -200,6 +196,16 @@ class Scorer:
             return torch.empty(num_sides, 0)
         rows = [ids for side in ("ids_a", "ids_b")[:num_sides] for ids in (getattr(pair, side) for pair in pairs)]
         return self.reward.score_rows(rows, [*range(len(pairs))] * num_sides, show).view(num_sides, -1)
+
+    def _fitting(self, encoded: Sequence[Encoding | None]) -> list[Encoding]:
+        """All of them; `UserError` for those that do not fit."""
+        raise_problems(
+            f"row {i}: got a response of more than max_length {self.reward.max_length} tokens even behind the shortest "
+            "cut of its prompt; allow shorter responses or a longer max_length"
+            for i, one in enumerate(encoded)
+            if one is None
+        )
+        return [one for one in encoded if one is not None]
 
     def _keys(self, prompts: Sequence[list[Turn]], rows: Sequence[list[int]]) -> list[Hashable]:
         """Equal for responses to one prompt, but not for more of them than fit into a batch."""
