@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from itertools import chain
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from lightning.pytorch.utilities import rank_zero_info
@@ -19,7 +19,7 @@ from ser_lightning.datamodules.base import PairFiles
 from ser_lightning.datamodules.batches import Phase, epoch_order, make_loader
 from ser_lightning.datamodules.splits import SplitName
 from ser_lightning.datamodules.splitting import SplitPolicy
-from ser_lightning.errors import UserError, raise_problems
+from ser_lightning.errors import UserError, problems_of, raise_problems
 from ser_lightning.records import Prompt, PromptBatch, Turn
 
 _CHUNK = 1024
@@ -166,10 +166,9 @@ class PromptDataModule(PairFiles):
         counts = ("max_length", "max_prompt_length", "prompts_per_step", "steps_per_epoch")
         raise_problems(self._problems(*counts, "num_val_prompts", "val_prompts_per_batch", "synthetic_pairs"))
 
-    def prepare_data(self) -> None:
-        """Encode the pairs into the cache, unless they are there."""
-        _ = self._prompt_sources  # a file that is not there shows before the pairs are encoded
-        super().prepare_data()
+    def start_problems(self, module: Any) -> list[str]:
+        """Those of the files of prompts as well."""
+        return problems_of(lambda: self._prompt_sources) + super().start_problems(module)
 
     def setup(self, stage: str | None = None) -> None:
         """Open the cache, split, and encode the prompts; done once, whatever the stages."""

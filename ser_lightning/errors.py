@@ -1,7 +1,7 @@
 """Errors that are the user's to mend: one line each, with what was wrong, what was got and how to fix it."""
 
 import errno
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 
 class UserError(ValueError):
@@ -20,6 +20,15 @@ def raise_problems(problems: Iterable[str]) -> None:
     """Raise one `UserError` that holds every problem, or return when there is none."""
     if found := list(problems):
         raise UserError(found)
+
+
+def problems_of(check: Callable[[], object]) -> list[str]:
+    """The problems of the `UserError` that a call raises, if any: those of several calls are reported at once."""
+    try:
+        check()
+    except UserError as error:
+        return error.problems
+    return []
 
 
 class NothingToDo(UserError):

@@ -27,6 +27,7 @@ from ser_lightning.callbacks.prediction_writers import PoolWriter, PredictionWri
 from ser_lightning.callbacks.progress import PhaseProgressBar
 from ser_lightning.cli.arguments import Arguments, split_arguments
 from ser_lightning.cli.diagnosis import Diagnosis, ParseError, null_problems
+from ser_lightning.datamodules.base import PairFiles, model_problems
 from ser_lightning.errors import NothingToDo, UserError, raise_problems
 from ser_lightning.modules.generate import GenerateModule
 from ser_lightning.runs.files import CONFIG, is_run
@@ -192,19 +193,28 @@ class SerCLI(LightningCLI):
             super().instantiate_classes()
         except Exception as error:
             problems = dict.fromkeys(_user_problems(error))
+            parts: dict[str, Any] = {}
             for key in ("model", "data", "evolution", "trainer") if problems else ():
-                problems |= dict.fromkeys(self._problems_of(key))
+                problems |= dict.fromkeys(self._problems_of(key, parts))
             if problems:
+                problems |= dict.fromkeys(self._start_problems(parts.get("model"), parts.get("data")))
                 raise UserError(problems) from error
             raise
+        raise_problems(self._start_problems(self.model, self.datamodule))
 
-    def _problems_of(self, key: str) -> list[str]:
+    def _problems_of(self, key: str, parts: dict[str, Any]) -> list[str]:
+        """Those of making one part; what could be made comes into `parts`."""
         part = Namespace({key: self.config[self.subcommand].get(key)})
         try:
-            self._parser(self.subcommand).instantiate_classes(part)
+            parts[key] = self._parser(self.subcommand).instantiate_classes(part)[key]
         except Exception as error:
             return _user_problems(error)
         return []
+
+    def _start_problems(self, model: Any, data: Any) -> list[str]:
+        if isinstance(data, PairFiles):
+            return data.start_problems(model)
+        return model_problems(model, self.config[self.subcommand].get("data.init_args.max_length"))
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """The trainer with this project's callbacks and metrics file; its own objections become a `UserError`.

@@ -14,11 +14,9 @@ from jsonargparse import Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser
-from transformers import PreTrainedTokenizerBase
 
 from ser_lightning.cli.diagnosis import ParseError, null_problems
 from ser_lightning.cli.lightning import SerCLI
-from ser_lightning.data.encode import encode_conversations
 from ser_lightning.data.layouts import Layout
 from ser_lightning.datamodules.preference import PreferenceDataModule
 from ser_lightning.datamodules.splits import SplitName
@@ -141,7 +139,7 @@ def make_plan(cli: PlanCLI) -> tuple[dict[str, Any], list[str]]:
         "memory": _memory(module, reward_model, data, layout, settings.trainer, device),
         "data": _data(data, tokens, layout),
         "rounds": _rounds(rounds, settings, tokens["all"].total if is_cached else None),
-        "checks": [*_tokenizer_checks(tokenizer, reward_model, data), *_device_checks(settings.trainer, device)],
+        "checks": [*map(asdict, module.start_findings(data.max_length)), *_device_checks(settings.trainer, device)],
     }
     return plan, strategy_problems(settings.trainer.strategy, module.backbone.train, module.backbone.quantize)
 
@@ -251,29 +249,6 @@ def _rounds(rounds: list[RoundWork], settings: Namespace, cached_tokens: int | N
 
 def _check(name: str, note: str | None, fine: str = "") -> dict[str, str]:
     return {"check": name, "says": "ok" if note is None else "note", "text": fine if note is None else note}
-
-
-def _tokenizer_checks(
-    tokenizer: PreTrainedTokenizerBase, reward_model: RewardModel, data: PreferenceDataModule
-) -> Iterable[dict[str, str]]:
-    """Pad, BOS, EOS and length, a line each."""
-    eos, bos, pad = tokenizer.eos_token_id, tokenizer.bos_token_id, tokenizer.pad_token_id
-    turns = [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "So."}]
-    [ids] = encode_conversations(tokenizer, [turns])  # type: ignore[list-item]
-    note = f"{tokenizer.pad_token!r} is EOS as well: there is no spare token" if pad == eos else None
-    yield _check("pad", note, f"{tokenizer.pad_token!r}, not EOS")
-    note = None
-    if eos is None:
-        note = "the tokenizer has none"
-    elif eos not in ids[-2:]:  # some templates put a line break behind it
-        note = f"the template ends without {tokenizer.eos_token!r}, at {tokenizer.decode(ids[-1:])!r}"
-    yield _check("EOS", note, f"{tokenizer.eos_token!r} ends a conversation")
-    number = ids.count(bos) if bos is not None and bos != eos else 0
-    yield _check("BOS", None, f"{tokenizer.bos_token!r} once" if number == 1 else "the template puts none")
-    limit = getattr(reward_model.model.config.get_text_config(), "max_position_embeddings", None)  # type: ignore[operator, union-attr]
-    is_long = limit is not None and data.max_length > limit
-    note = f"data.max_length {data.max_length} is beyond the {limit} positions of the model" if is_long else None
-    yield _check("length", note, f"data.max_length {data.max_length} of {limit or 'any number of'} positions")
 
 
 def _device_checks(trainer: Namespace, device: str) -> Iterable[dict[str, str]]:

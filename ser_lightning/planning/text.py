@@ -90,7 +90,7 @@ _SPAN = "A later round trains on as many pool pairs as its rule takes: none to a
 def _checks(checks: Sequence[dict[str, str]]) -> list[str]:
     lines = ["Checks"]
     for check in checks:
-        start = f"  {check['says']:5}{check['check']:10}"
+        start = f"  {check['says']:5}{check['check']:12}"
         lines += wrap(check["text"], 80, initial_indent=start, subsequent_indent=" " * len(start))
     return lines
 
