@@ -20,6 +20,7 @@ from ser_lightning.datamodules.splits import SplitPairs
 from ser_lightning.datamodules.splitting import DataReport, SplitPolicy
 from ser_lightning.errors import UserError, problems_of, raise_problems
 from ser_lightning.models.probe import Finding, errors
+from ser_lightning.models.tokens import MAX_TEXTS, warn_of_unknown
 from ser_lightning.training.features import FeatureTable
 from ser_lightning.training.strategies import strategy_kind
 
@@ -132,6 +133,9 @@ class PairFiles(pl.LightningDataModule):
         if self._data is None:
             self._data = SplitPairs(PairStore(*self._folders()), self.policy)
             rank_zero_info(self.report.table())
+            pairs = self._data.store.read_texts(range(min(MAX_TEXTS, len(self._data.store))))
+            texts = [text for pair in pairs for text in (*(t["content"] for t in pair.prompt[-1:]), pair.response_a)]
+            warn_of_unknown(self.tokenizer, texts, "data")
 
     @property
     def data(self) -> SplitPairs:

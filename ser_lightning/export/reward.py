@@ -23,6 +23,7 @@ from ser_lightning.data.layouts import pad_right
 from ser_lightning.errors import UserError, raise_problems
 from ser_lightning.export.model_card import model_card
 from ser_lightning.export.policy import export_policy
+from ser_lightning.models.adapter_folder import write_scale
 from ser_lightning.models.backbone import Backbone
 from ser_lightning.models.fingerprint import template_fingerprint
 from ser_lightning.models.loading import (
@@ -118,9 +119,9 @@ def export(
     """Write a reward model with its tokenizer, scale and card, as a folder that needs nothing of this package.
 
     The scale stands in `config.json`: `reward_zero`, `reward_temperature` (P(a wins) = sigmoid((r_a - r_b) /
-    temperature)), `reward_template_hash`; an adapter has it in its card. Adapters are merged in 16 or 32 bits, never
-    into 4 bits; where the body was trained on in 4 bits, into the values that these stand for, which the adapter was
-    trained to correct.
+    temperature)), `reward_template_hash`; of an adapter in `reward_scale.json`. Adapters are merged in 16 or 32 bits,
+    never into 4 bits; where the body was trained on in 4 bits, into the values that these stand for, which the adapter
+    was trained to correct.
 
     Args:
         run: run folder of a fit that has finished at least round 0.
@@ -157,7 +158,7 @@ def export(
         if form == "merged":
             _write_merged(source, trained, tokenizer, draft, number_format)
         else:
-            _write_adapter(source, trained, draft, number_format)
+            _write_adapter(source, trained, tokenizer, draft, number_format)
         tokenizer.save_pretrained(draft)
         found = _strangers_rewards(draft, form, source.backbone)
         largest = float((found - expected).abs().max())
@@ -224,8 +225,10 @@ def _write_merged(
     model.save_pretrained(folder)
 
 
-def _write_adapter(source: RewardRun, trained: RewardModel, folder: Path, dtype: Dtype) -> None:
-    """A peft folder: the adapter's factors, and the head among its `modules_to_save`."""
+def _write_adapter(
+    source: RewardRun, trained: RewardModel, tokenizer: PreTrainedTokenizerBase, folder: Path, dtype: Dtype
+) -> None:
+    """A peft folder: the adapter's factors, the head among its `modules_to_save`, and the scale."""
     lora, body = source.backbone.lora, trained.body
     assert isinstance(body, PeftModel)
     arguments = {**loading_arguments(source.backbone, "cpu"), "dtype": getattr(torch, dtype)}
@@ -252,7 +255,10 @@ def _write_adapter(source: RewardRun, trained: RewardModel, folder: Path, dtype:
             name = f"{head}.modules_to_save.default.{rest}"
         saved[f"base_model.model.{name}"] = tensor
     load_exactly(own, saved)
+    # peft notes the base as it was named, but the folder is read from anywhere.
+    model.peft_config["default"].base_model_name_or_path = str(Path(path).resolve()) if Path(path).is_dir() else path
     model.save_pretrained(folder)
+    write_scale(folder, source.zero, source.temperature, template_fingerprint(tokenizer), source.backbone.quantize)
 
 
 def _strangers_rewards(folder: Path, form: Form, backbone: Backbone) -> Tensor:

@@ -19,6 +19,7 @@ from ser_lightning.data.formats import parse_prompt
 from ser_lightning.data.packing import num_shared_tokens
 from ser_lightning.errors import UserError, raise_problems
 from ser_lightning.evaluation.calibration import prob_a_wins
+from ser_lightning.models.probe import errors, length_finding, num_positions
 from ser_lightning.records import PreferencePair, Turn
 from ser_lightning.rl.reward_functions import ModelReward, checked_scores, named
 from ser_lightning.rl.reward_sources import load_reward
@@ -116,6 +117,7 @@ class Scorer:
         if not turns:
             return torch.empty(0)
         with named(self.reward.name):
+            self.reward.look_at(responses)
             rows = self._fitting(encode_responses(self.reward.tokenizer, turns, responses, self.reward.max_length))
         raw = self.reward.score_rows(rows, self._keys(turns, rows))
         return checked_scores(self.reward.name, raw, responses)
@@ -163,6 +165,7 @@ class Scorer:
         """
         distinct = [list(dict.fromkeys(texts)) for texts in candidates]
         with named(self.reward.name):
+            self.reward.look_at([text for texts in distinct for text in texts])
             both = zip(prompts, distinct, strict=True)
             encoded = [encode_candidates(self.reward.tokenizer, p, texts, self.reward.max_length) for p, texts in both]
         places = [i for i, rows in enumerate(encoded) if rows is not None for _ in rows]
@@ -180,6 +183,7 @@ class Scorer:
 
     def encode(self, pairs: Sequence[PreferencePair]) -> list[EncodedPair | None]:
         """N pairs as ids, their prompts cut alike; None where a response does not fit."""
+        self.reward.look_at([text for pair in pairs for text in (pair.response_a, pair.response_b)])
         return encode_pairs(self.reward.tokenizer, pairs, self.reward.max_length)
 
     def score_encoded(
@@ -268,8 +272,6 @@ def _set_max_length(reward: ModelReward, max_length: int | None) -> None:
     reward.tokenizer.model_max_length = sys.maxsize  # it would warn of prompts that are cut only after it has seen them
     if max_length is None:
         return
-    config = cast(PreTrainedModel, reward.reward_model.model).config.get_text_config()
-    positions = getattr(config, "max_position_embeddings", None)
-    if positions is not None and max_length > positions:
-        raise UserError(f"max_length: got {max_length} for a model of {positions} positions; use at most that")
+    positions = num_positions(cast(PreTrainedModel, reward.reward_model.model).config)
+    raise_problems(errors([length_finding(max_length, positions, "max_length")]))
     reward.max_length = max_length

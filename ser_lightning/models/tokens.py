@@ -1,10 +1,18 @@
 """The tokens around a turn: which one ends it, which are special, and which may stand for padding."""
 
+from collections.abc import Sequence
+
+from lightning.pytorch.utilities import rank_zero_warn
 from transformers import PreTrainedTokenizerBase
 
 from ser_lightning.data.encode import encode_conversations
 from ser_lightning.errors import UserError
 from ser_lightning.records import Turn
+
+MAX_UNKNOWN = 0.03
+"""Share of characters beyond which a model reads too little of its data."""
+MAX_TEXTS, MAX_LOOKED_AT = 200, 2000
+"""Texts that are looked at, and characters of each."""
 
 
 def question() -> list[Turn]:
@@ -44,8 +52,45 @@ def check_is_whole(tokenizer: PreTrainedTokenizerBase) -> None:
     ordinary = tokenizer.get_vocab().keys() - tokenizer.convert_ids_to_tokens(sorted(special_ids(tokenizer)))
     if not any(character.isalnum() for token in ordinary for character in token):
         raise UserError(
-            f"backbone.path: got a folder without its tokenizer ({tokenizer.name_or_path}): {len(tokenizer)} tokens, "
-            "none of which is text; put tokenizer.json and tokenizer_config.json of the model into it"
+            f"tokenizer: got {len(tokenizer)} tokens, none of which is text, from {tokenizer.name_or_path}; put the "
+            "tokenizer.json and the tokenizer_config.json of the model into its folder"
+        )
+
+
+def unknown_share(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> tuple[float, str]:
+    """Share of the characters of texts that no token stands for, and one of them; white space does not count.
+
+    Slow tokenizers do not say what a token stands for: there it is the share of unknown tokens, without an example.
+    """
+    unk = tokenizer.unk_token_id
+    if not tokenizer.is_fast:
+        ids = [token for text in texts for token in tokenizer(text, add_special_tokens=False).input_ids]
+        return ids.count(unk) / max(1, len(ids)), ""
+    total, unknown = 0, ""
+    for text in texts:
+        encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        left = list(text)
+        for token, (start, end) in zip(encoded.input_ids, encoded.offset_mapping, strict=True):
+            if token != unk:
+                left[start:end] = " " * (end - start)
+        total += len("".join(text.split()))
+        unknown += "".join("".join(left).split())
+    return len(unknown) / max(1, total), unknown[:1]
+
+
+def warn_of_unknown(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], where: str) -> None:
+    """Warn where more than a few percent of texts are unknown to the tokenizer.
+
+    Args:
+        tokenizer: any.
+        texts: the first of the data.
+        where: begins the warning.
+    """
+    share, example = unknown_share(tokenizer, [text[:MAX_LOOKED_AT] for text in texts[:MAX_TEXTS]])
+    if share > MAX_UNKNOWN:
+        rank_zero_warn(
+            f"{where}: {share:.0%} of the characters of the first {min(len(texts), MAX_TEXTS)} texts, such as "
+            f"{example!r}, are unknown to the tokenizer; is it the model's own, and made for this language?"
         )
 
 

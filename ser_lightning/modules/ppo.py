@@ -36,7 +36,7 @@ from ser_lightning.rl.policy_math import (
     sequence_kl,
 )
 from ser_lightning.rl.reward_functions import RewardFunction, RewardSum
-from ser_lightning.rl.reward_sources import load_reward, load_rewards
+from ser_lightning.rl.reward_sources import load_rewards
 from ser_lightning.rl.rollout import (
     Generator,
     Sampling,
@@ -148,7 +148,7 @@ class PPOModule(PolicyModule):
         except UserError as error:
             problems += error.problems
         try:
-            judge = load_reward(self.judge, device, allow_uncalibrated=True, build=build) if self.judge else None
+            judge = load_rewards(self.judge, device, allow_uncalibrated=True, build=build) if self.judge else None
         except UserError as error:
             problems += error.problems
         raise_problems(problems)

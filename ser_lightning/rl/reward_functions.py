@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerBase
 from ser_lightning.data.encode import encode_front, encode_responses
 from ser_lightning.data.layouts import Layout
 from ser_lightning.errors import UserError
+from ser_lightning.models.tokens import warn_of_unknown
 from ser_lightning.records import Turn
 from ser_lightning.training.scoring import evaluating
 
@@ -62,7 +63,13 @@ class ModelReward:
         temperature: rewards are divided by this.
         name: what errors call it.
         tokens_per_batch: most padded tokens in a batch; changes memory and speed, never the result.
+
+    Attributes:
+        unread_token: a decoder of other people is not read at this token where conversations end with it, because
+            plain transformers, with which it was trained, takes it for padding; None where there is no such token.
     """
+
+    unread_token: int | None = None
 
     def __init__(
         self,
@@ -77,13 +84,14 @@ class ModelReward:
         self.reward_model, self.tokenizer, self.max_length = reward_model, tokenizer, max_length
         self.zero, self.temperature = zero, temperature
         self.name, self.tokens_per_batch = name, tokens_per_batch
-        self.num_cut, self._has_cut = 0, False
+        self.num_cut, self._has_cut, self._has_looked = 0, False, False
 
     def __call__(self, prompts: Sequence[list[Turn]], responses: Sequence[str]) -> Tensor:
         """(N,) rewards on the calibrated scale."""
         if not responses:
             return torch.empty(0)
         with named(self.name):
+            self.look_at(responses)
             rows = self._encode(prompts, responses)
         raw = self.score_rows(rows, [json.dumps(prompt) for prompt in prompts])
         return checked_scores(self.name, (raw - self.zero) / self.temperature, responses)
@@ -123,6 +131,7 @@ class ModelReward:
         Returns:
             (N,) float32 on the CPU, in logits; not checked for NaN or infinity.
         """
+        rows = [self._read_part(ids) for ids in rows]
         batches = self.layout.cut_sequences(rows, keys, self.tokens_per_batch)
         parts = []
         with evaluating(self.reward_model):
@@ -133,6 +142,19 @@ class ModelReward:
         rewards = torch.empty(len(rows))
         rewards[torch.tensor([i for batch in batches for i in batch])] = torch.cat(parts).float().cpu()
         return rewards
+
+    def look_at(self, texts: Sequence[str]) -> None:
+        """Warn of texts that the tokenizer hardly knows; looks at the first that it is given alone."""
+        if not self._has_looked and texts:
+            self._has_looked = True
+            warn_of_unknown(self.tokenizer, texts, f"reward {self.name}")
+
+    def _read_part(self, ids: list[int]) -> list[int]:
+        """A conversation up to where the reward is read: what stands behind it changes nothing in a decoder."""
+        end = len(ids)
+        while end > 1 and ids[end - 1] == self.unread_token:
+            end -= 1
+        return ids[:end]
 
     def to(self, device: torch.device | str) -> Self:
         """Move the model in place."""

@@ -361,7 +361,10 @@ def test_problems_of_all_sources_come_at_once(function):
         ("no_such_module.f", r"got neither a folder nor anything to import \(ModuleNotFoundError: .*PYTHONPATH"),
         ("json.no_such_function", r"got neither a folder nor anything to import \(AttributeError"),
         ("math.pi", "got a float, which cannot be called; give"),
-        ("empty", "got a folder without config.yaml and rounds.csv, and without config.json; give"),
+        (
+            "empty",
+            "got a folder without config.yaml and rounds.csv, and without config.json or adapter_config.json; give",
+        ),
     ],
 )
 def test_what_is_no_source_is_one_line(source, problem):
