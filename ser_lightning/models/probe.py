@@ -23,6 +23,8 @@ from ser_lightning.models.loading import read_config, vocabulary_problem
 from ser_lightning.models.tokens import closing_token, conversation_ids, question
 from ser_lightning.records import Turn
 
+_ADAPTABLE = (nn.Linear, nn.Embedding, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.MultiheadAttention, Conv1D)
+"""What peft can put a low-rank adapter on."""
 Use = Literal["reward", "sft", "policy"]
 """What the model is for; `policy` samples, and `sft` trains on whole conversations as well."""
 
@@ -260,7 +262,7 @@ def target_finding(body: nn.Module, targets: str | Sequence[str]) -> Finding:
     """
     if targets == "all-linear":
         return Finding("adapters", "ok", "on every linear layer")
-    layers = [name for name, module in body.named_modules() if isinstance(module, (nn.Linear, nn.Embedding, Conv1D))]
+    layers = [name for name, module in body.named_modules() if isinstance(module, _ADAPTABLE)]
     if isinstance(targets, str):
         missing = [] if any(re.fullmatch(targets, name) for name in layers) else [targets]
     else:
@@ -271,6 +273,6 @@ def target_finding(body: nn.Module, targets: str | Sequence[str]) -> Finding:
     return Finding(
         "adapters",
         "error",
-        f"backbone.lora.target_modules: got {', '.join(missing)}, which no layer of the model is called; it has "
-        f"{', '.join(known)}; use some of them, or all-linear",
+        f"backbone.lora.target_modules: got {', '.join(missing)}, which no layer that can have an adapter is "
+        f"called; there are {', '.join(known)}; use some of them, or all-linear",
     )
