@@ -25,7 +25,8 @@ All problems of a command line and its configs are reported at once. This page i
 |---|---|
 """
 TAIL = """
-A tokenizer without a pad token is not an error: it uses an unused special token, or its EOS, as one.
+A tokenizer without a pad token is not an error: it uses an unused special token, or its EOS where that ends no
+conversation.
 
 A rule that keeps nothing is not an error: the run ends with the model of that round, and the log says
 `Round 0: target 0.990 keeps nothing: the highest that any pair reaches is 0.518.`
@@ -117,6 +118,20 @@ def _no_pad_no_eos(scene: Scene) -> list[str]:
             config.pop(name, None)
 
     return scene.edit_model("tokenizer_config.json", strip)
+
+
+def _no_tokenizer(scene: Scene) -> list[str]:
+    shutil.rmtree("model")
+    AutoConfig.for_model("bert").save_pretrained("model")
+    return []
+
+
+def _template(text: str) -> Callable[[Scene], list[str]]:
+    def make(scene: Scene) -> list[str]:
+        Path("own.jinja").write_text(text)
+        return ["--model.backbone.template=own.jinja"]
+
+    return make
 
 
 def _small_model(scene: Scene) -> list[str]:
@@ -226,6 +241,39 @@ CASES = [
         "a vocabulary larger than the model's",
         "backbone.path: got a tokenizer of 259 tokens for 100 embeddings; use its own",
         _small_model,
+    ),
+    Case(
+        "a model folder without its tokenizer",
+        "tokenizer: got 5 tokens, none of which is text, from model; put the tokenizer.json and the "
+        "tokenizer_config.json of the model into its folder",
+        _no_tokenizer,
+    ),
+    Case(
+        "more tokens than the model has positions",
+        "data.max_length: got 513 for a model of 512 positions; use at most that",
+        lambda _: ["--data.max_length=513"],
+    ),
+    Case(
+        "adapters on layers that the model lacks",
+        "backbone.lora.target_modules: got query_key_value, which no layer that can have an adapter is called; "
+        "there are down_proj, embed_tokens, gate_proj, k_proj, o_proj, q_proj, up_proj, v_proj; use some of them, or all-linear",
+        lambda _: ["--model.backbone.train=lora", "--model.backbone.lora.target_modules=[query_key_value]"],
+    ),
+    Case(
+        "a chat template that raises",
+        "chat template refuses a conversation: got division by zero; use turns that the template takes, or another "
+        "template",
+        _template("{{ 1 / 0 }}"),
+    ),
+    Case(
+        "a generation prompt that no trained turn begins with",
+        r"backbone.template: got a generation prompt that ends in '<think>\n', with which no turn of a conversation "
+        "begins, so that SFT would train another place than sampling begins at; use a template without it (a copy in a file)",
+        _template(
+            "{% for m in messages %}{{ m.content }}{{ eos_token }}{% endfor %}"
+            "{% if add_generation_prompt %}<think>\n{% endif %}"
+        ),
+        "sft.yaml",
     ),
     Case(
         "a loss that is not finite",

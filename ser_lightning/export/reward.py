@@ -198,7 +198,7 @@ def _form_problems(source: RewardRun, form: Form) -> list[str]:
 def _write_merged(
     source: RewardRun, trained: RewardModel, tokenizer: PreTrainedTokenizerBase, folder: Path, dtype: Dtype
 ) -> None:
-    changes = {"quantize": "none", "dtype": dtype}
+    changes: dict[str, Any] = {"quantize": "none", "dtype": dtype}
     if any(getattr(source.backbone, name) != value for name, value in changes.items()):
         # Not `source.load`, which asks for the base that was trained on: rounded to other 16 bits it is another one.
         plain = load_reward_model(replace(source.backbone, **changes))

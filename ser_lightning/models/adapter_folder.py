@@ -9,8 +9,7 @@ from typing import Any
 
 from peft import PeftConfig, PeftModel, get_peft_model_state_dict
 from peft.utils import load_peft_weights
-from torch import nn
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from ser_lightning.errors import UserError
 from ser_lightning.models.loading import keep_differentiable, quantization_config, quiet_load_report
@@ -26,7 +25,7 @@ def write_scale(folder: Path, zero: float, temperature: float, template_hash: st
     (folder / SCALE).write_text(json.dumps({**values, "base_quantize": quantize}, indent=2) + "\n")
 
 
-def load_adapter_folder(folder: Path, trust_remote_code: bool = False) -> nn.Module:
+def load_adapter_folder(folder: Path, trust_remote_code: bool = False) -> PreTrainedModel:
     """The base with the adapter on it; its config holds the scale as that of a merged export does.
 
     Args:
@@ -64,7 +63,7 @@ def load_adapter_folder(folder: Path, trust_remote_code: bool = False) -> nn.Mod
         raise UserError(f"got an adapter without the right weights, such as {odd[0]}; give a whole reward model")
     if bits:
         keep_differentiable(model)
-    plain: nn.Module = model.get_base_model()
+    plain: PreTrainedModel = model.get_base_model()
     for name in _NAMES:
         if name in found:
             setattr(plain.config, name, found[name])

@@ -23,13 +23,11 @@ from ser_lightning.training.scoring import evaluating
 
 
 class RewardFunction(Protocol):
-    """Gives each response a number; higher is better.
+    """Gives each response a number; higher is better."""
 
-    Attributes:
-        num_cut: responses of the last call of which it read the front alone, because they were too long.
-    """
-
-    num_cut: int
+    @property
+    def num_cut(self) -> int:
+        """Responses of the last call of which it read the front alone, because they were too long."""
 
     def __call__(self, prompts: Sequence[list[Turn]], responses: Sequence[str]) -> Tensor:
         """Rewards of responses.
