@@ -256,7 +256,8 @@ CASES = [
     Case(
         "adapters on layers that the model lacks",
         "backbone.lora.target_modules: got query_key_value, which no layer that can have an adapter is called; "
-        "there are down_proj, embed_tokens, gate_proj, k_proj, o_proj, q_proj, up_proj, v_proj; use some of them, or all-linear",
+        "there are down_proj, embed_tokens, gate_proj, k_proj, o_proj, q_proj, up_proj, v_proj; use some of them, or "
+        "all-linear",
         lambda _: ["--model.backbone.train=lora", "--model.backbone.lora.target_modules=[query_key_value]"],
     ),
     Case(
@@ -268,7 +269,8 @@ CASES = [
     Case(
         "a generation prompt that no trained turn begins with",
         r"backbone.template: got a generation prompt that ends in '<think>\n', with which no turn of a conversation "
-        "begins, so that SFT would train another place than sampling begins at; use a template without it (a copy in a file)",
+        "begins, so that SFT would train another place than sampling begins at; use a template without it (a copy in a "
+        "file)",
         _template(
             "{% for m in messages %}{{ m.content }}{{ eos_token }}{% endfor %}"
             "{% if add_generation_prompt %}<think>\n{% endif %}"

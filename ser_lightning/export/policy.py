@@ -18,6 +18,7 @@ from ser_lightning.export.self_test import SelfTest, compared
 from ser_lightning.models.backbone import Backbone, load_tokenizer
 from ser_lightning.models.loading import copy_rounded_weights, forget_gguf
 from ser_lightning.models.policy import load_policy
+from ser_lightning.models.probe import errors, start_findings
 from ser_lightning.models.tokens import closing_token, question
 from ser_lightning.rl.rollout import stop_ids
 from ser_lightning.runs.files import read_config
@@ -45,6 +46,7 @@ def export_policy(run: Path, to: Path, trust_remote_code: bool = False) -> float
         raise UserError(f"--to: {to} exists already; name another folder or remove it")
     start = resolve_start(replace(read_policy_backbone(run), path=str(run), trust_remote_code=trust_remote_code))
     tokenizer = load_tokenizer(start.backbone)
+    raise_problems(errors(start_findings(start.backbone, tokenizer, "policy")))
     trained = load_policy(start.backbone, start=start.weights)
     expected = _self_test_logits(trained.lm, tokenizer)
     # Adapters go into the weights at their own precision, never into 4 bits, but into what the 4 bits stand for.

@@ -113,7 +113,8 @@ def load_tokenizer(backbone: Backbone) -> PreTrainedTokenizerBase:
     """The tokenizer with a pad token and a chat template, so that everything is encoded in one way.
 
     Raises:
-        UserError: if it cannot be found, has no text or no EOS, or the template file does not exist.
+        UserError: if it cannot be found, has no text or no EOS, the template file does not
+            exist, or the template refuses a question and its answer.
     """
     path = backbone.resolved_path()
     extra = {"gguf_file": backbone.gguf_file} if backbone.gguf_file else {}
@@ -130,8 +131,7 @@ def load_tokenizer(backbone: Backbone) -> PreTrainedTokenizerBase:
         if not file.is_file():
             raise UserError(f"backbone.template: got {backbone.template}; need auto, paper or a Jinja file that exists")
         tokenizer.chat_template = file.read_text(encoding="utf-8")
-    if tokenizer.pad_token == tokenizer.eos_token:
-        move_pad(tokenizer)
+    move_pad(tokenizer)
     return tokenizer
 
 

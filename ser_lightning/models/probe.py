@@ -260,7 +260,7 @@ def target_finding(body: nn.Module, targets: str | Sequence[str]) -> Finding:
         body: the body, without adapters.
         targets: `all-linear`, a regular expression for whole names, or the last parts of names.
     """
-    if targets == "all-linear":
+    if isinstance(targets, str) and targets.lower() == "all-linear":
         return Finding("adapters", "ok", "on every linear layer")
     layers = [name for name, module in body.named_modules() if isinstance(module, _ADAPTABLE)]
     if isinstance(targets, str):
@@ -270,9 +270,10 @@ def target_finding(body: nn.Module, targets: str | Sequence[str]) -> Finding:
     if not missing:
         return Finding("adapters", "ok", f"on {targets if isinstance(targets, str) else ', '.join(targets)}")
     known = sorted({name.rsplit(".", 1)[-1] for name in layers})
+    fix = f"use the list [{targets}]" if targets in known else "use some of them, or all-linear"
     return Finding(
         "adapters",
         "error",
         f"backbone.lora.target_modules: got {', '.join(missing)}, which no layer that can have an adapter is "
-        f"called; there are {', '.join(known)}; use some of them, or all-linear",
+        f"called; there are {', '.join(known)}; {fix}",
     )

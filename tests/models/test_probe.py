@@ -144,6 +144,12 @@ def test_a_pad_that_ends_conversations_gives_way_and_the_export_scores_as_the_ru
         assert not torch.allclose(model.score(model.model(ids).last_hidden_state[0, -2]), at_eos, atol=1e-3)
 
 
+def test_a_pad_that_is_not_eos_gives_way_as_well(tmp_path):
+    folder = make_model(tmp_path, special=("<end>", "<eos>", "<gap>"))
+    assert AutoTokenizer.from_pretrained(folder).pad_token == "<end>"
+    assert load_tokenizer(Backbone(folder)).pad_token in ("<eos>", "<gap>")
+
+
 def test_without_any_spare_token_the_start_is_refused(tmp_path, pairs_file, capsys):
     folder = make_model(tmp_path / "model", end="<eos>", special=("<eos>",))
     for command in ("fit", "plan"):
@@ -316,6 +322,7 @@ def test_layers_that_the_model_lacks_are_named_before_anything_is_read(
         [line] = problems(capsys, command, *flags)
         assert f"target_modules: got {missing}, which no layer that can have an adapter is called; there are " in line
         assert "k_proj" in line and "norm" not in line
+    assert findings(tiny_model_dir, lora=LoraSettings(target_modules="q_proj"))["adapters"].text.endswith("[q_proj]")
     [line] = problems(capsys, "fit", *sft_flags(tiny_model_dir, pairs_file, "lora"), flags[-1])
     assert f"target_modules: got {missing}," in line
 
