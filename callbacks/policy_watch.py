@@ -86,7 +86,7 @@ class BestStep:
 
 
 class PolicyWatch(Callback):
-    """Keep book of what the policy answers to held-out prompts, and tell when it begins to game its reward.
+    """Record the answers of the policy to held-out prompts, and warn when it begins to over-optimise its reward.
 
     Args:
         on_overoptimised: what to do when the reward has risen since the step that the second judge likes best while
@@ -278,7 +278,7 @@ def write_samples(path: Path, now: Answers, start: Answers, num_samples: int) ->
 
 
 def steps_table(rows: list[StepRow], best_step: int | None) -> Table:
-    """First, best and last step, for people; fits into 80 columns."""
+    """First, best and last step, at most 80 columns wide."""
     table = Table(
         title="Steps of the policy", title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False
     )

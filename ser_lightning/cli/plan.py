@@ -18,8 +18,8 @@ from lightning.pytorch.cli import LightningArgumentParser
 from ser_lightning.cli.diagnosis import ParseError, null_problems
 from ser_lightning.cli.lightning import SerCLI
 from ser_lightning.data.layouts import Layout
+from ser_lightning.datamodules.label_firewall import SplitName
 from ser_lightning.datamodules.preference import PreferenceDataModule
-from ser_lightning.datamodules.splits import SplitName
 from ser_lightning.errors import UserError, raise_problems
 from ser_lightning.models.masks import choose_layout
 from ser_lightning.models.reward_model import RewardModel
@@ -124,14 +124,16 @@ def make_plan(cli: PlanCLI) -> tuple[dict[str, Any], list[str]]:
     if evolution is not None:
         every = settings.trainer.reload_dataloaders_every_n_epochs
         evolution.setup(SimpleNamespace(reload_dataloaders_every_n_epochs=every, datamodule=data), None, "fit")
-        if evolution.folds:
-            data.data.rows("seed", 0, evolution.folds)  # `UserError` where the seed has too few dialogues for them
+        if evolution.settings.folds:
+            data.data.rows(
+                "seed", 0, evolution.settings.folds
+            )  # `UserError` where the seed has too few dialogues for them
     store = data.data.store
     rows = {name: data.data.rows(name) for name in SPLITS}
     tokens: dict[str, Tokens] = {
         name: count_tokens(store.num_tokens[r], store.num_shared[r]) for name, r in rows.items()
     }
-    rounds = [] if evolution is None else rounds_of(evolution, tokens)
+    rounds = [] if evolution is None else rounds_of(evolution.settings, tokens)
     is_whole = strategy_kind(settings.trainer.strategy) != "fsdp"
     is_cached = module.backbone.train == "head" and reward_model.is_decoder and is_whole
     plan = {

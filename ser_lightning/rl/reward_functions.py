@@ -7,7 +7,7 @@ Shapes: N responses.
 import json
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Protocol, Self, cast
+from typing import Any, Protocol, cast
 
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
@@ -42,9 +42,6 @@ class RewardFunction(Protocol):
         Raises:
             UserError: if it fails; the error names the reward function.
         """
-
-    def to(self, device: torch.device | str) -> Self:
-        """Move what it computes with, in place; returns itself."""
 
 
 class ModelReward:
@@ -154,11 +151,6 @@ class ModelReward:
             end -= 1
         return ids[:end]
 
-    def to(self, device: torch.device | str) -> Self:
-        """Move the model in place."""
-        self.reward_model.to(device)
-        return self
-
     @property
     def layout(self) -> Layout:
         """How the reward model reads sequences best."""
@@ -196,10 +188,6 @@ class FunctionReward:
             raise UserError(f"reward {self.name}: {what}; mend the function") from error
         return checked_scores(self.name, scores, responses)
 
-    def to(self, device: torch.device | str) -> Self:
-        """Nothing to move: a function chooses its own device."""
-        return self
-
 
 class RewardSum:
     """Several reward functions as one: the weighted sum of their scores.
@@ -213,32 +201,14 @@ class RewardSum:
         self._functions, self._weights = functions, weights
 
     @property
-    def parts(self) -> list[str]:
-        """The sources, in the order given."""
-        return list(self._functions)
-
-    @property
     def num_cut(self) -> int:
         """Responses of the last call that any of the functions cut, as the one that cut most has counted them."""
         return max(function.num_cut for function in self._functions.values())
 
     def __call__(self, prompts: Sequence[list[Turn]], responses: Sequence[str]) -> Tensor:
         """(N,) weighted sum."""
-        return self.total(self.by_part(prompts, responses))
-
-    def by_part(self, prompts: Sequence[list[Turn]], responses: Sequence[str]) -> dict[str, Tensor]:
-        """(N,) scores of each source, without its weight."""
-        return {source: function(prompts, responses) for source, function in self._functions.items()}
-
-    def total(self, scores: dict[str, Tensor]) -> Tensor:
-        """(N,) weighted sum of what `by_part` gave."""
-        return torch.stack([self._weights[source] * score for source, score in scores.items()]).sum(0)
-
-    def to(self, device: torch.device | str) -> Self:
-        """Move every reward function in place."""
-        for function in self._functions.values():
-            function.to(device)
-        return self
+        scores = [self._weights[source] * score(prompts, responses) for source, score in self._functions.items()]
+        return torch.stack(scores).sum(0)
 
 
 def checked_scores(name: str, scores: Any, responses: Sequence[str]) -> Tensor:

@@ -1,5 +1,4 @@
 import contextlib
-import csv
 import json
 import math
 import shutil
@@ -13,7 +12,7 @@ from lightning.pytorch.callbacks import Callback
 
 from ser_lightning.errors import UserError
 from ser_lightning.evolution.selection import CalibratedRule, PaperRule, TopShareRule
-from tests.helpers import data, equal, evolution, fit, module, trainer, weights
+from tests.helpers import data, equal, evolution, fit, module, read_csv, trainer, weights
 
 
 class Recorder(Callback):
@@ -34,7 +33,7 @@ class Recorder(Callback):
 
 
 def rows(run):
-    return list(csv.DictReader(Path(run, "rounds.csv").open()))
+    return read_csv(f"{run}/rounds.csv")
 
 
 def audit(run, number):

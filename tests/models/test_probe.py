@@ -25,7 +25,7 @@ from ser_lightning.models.loading import prepare_body
 from ser_lightning.models.probe import errors, num_positions, start_findings
 from ser_lightning.models.tokens import closing_token, unknown_share
 from ser_lightning.rl.rollout import stop_ids
-from tests.helpers import plain_reward, save_reward_model
+from tests.helpers import plain_reward, problems_of, save_reward_model
 from tests.policy_runs import QUIET, generate_flags, sft_flags
 
 TURNS = "{% for m in messages %}{{ m.role[0] }}:{{ m.content }}END{% endfor %}"
@@ -51,13 +51,6 @@ def make_model(folder, end="<end>", start="a:", special=("<pad>", "<eos>", "<end
 def findings(folder, use="reward", max_length=None, **settings):
     backbone = Backbone(str(folder), **settings)
     return {finding.check: finding for finding in start_findings(backbone, load_tokenizer(backbone), use, max_length)}
-
-
-def problems(capsys, *argv):
-    """What a command that stops at its start says."""
-    capsys.readouterr()
-    assert main([*map(str, argv)]) == 2
-    return [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
 
 
 def reward_flags(folder, pairs, *flags):
@@ -153,7 +146,7 @@ def test_a_pad_that_is_not_eos_gives_way_as_well(tmp_path):
 def test_without_any_spare_token_the_start_is_refused(tmp_path, pairs_file, capsys):
     folder = make_model(tmp_path / "model", end="<eos>", special=("<eos>",))
     for command in ("fit", "plan"):
-        [line] = problems(capsys, command, *reward_flags(folder, pairs_file))
+        [line] = problems_of(capsys, command, *reward_flags(folder, pairs_file))
         assert "got '<eos>' as the pad token and as the end of every conversation" in line
     assert findings(folder, "policy")["pad"].says == "ok"  # nothing is read there
     assert not errors(findings(folder, template="paper").values())
@@ -176,7 +169,7 @@ def test_a_foreign_model_is_read_where_plain_transformers_reads_it(tmp_path):
 
 def test_a_generation_prompt_that_no_turn_begins_with_is_refused_by_sft_alone(tmp_path, pairs_file, capsys):
     folder = make_model(tmp_path / "model", end="<eos>", start="a:<think>\n")
-    [line] = problems(capsys, "fit", *sft_flags(folder, pairs_file))
+    [line] = problems_of(capsys, "fit", *sft_flags(folder, pairs_file))
     assert r"got a generation prompt that ends in '<think>\n', with which no turn of a conversation begins" in line
     assert findings(folder, "policy")["generation prompt"].says == "note"
     assert "generation prompt" not in findings(folder, "reward")
@@ -199,7 +192,7 @@ def test_a_template_that_refuses_empty_turns_cuts_all_the_same(tmp_path, capsys)
     flags = generate_flags(folder, "long.jsonl")[2:]
     judge = f"--model.reward_model={tmp_path / 'rm'}"
     ppo = ["--config", "ppo.yaml", *flags, judge, "--model.judge=null", "--model.allow_uncalibrated=true"]
-    [line] = problems(capsys, "fit", *ppo)
+    [line] = problems_of(capsys, "fit", *ppo)
     assert "its chat template refuses an empty response, which a policy may give" in line
 
 
@@ -211,13 +204,13 @@ def test_a_model_without_its_tokenizer_is_refused(kind, tmp_path, capsys, pairs_
     config = AutoConfig.for_model(kind)
     config.save_pretrained(tmp_path / "model")
     for command in ("fit", "plan"):
-        [line] = problems(capsys, command, *reward_flags(tmp_path / "model", pairs_file))
+        [line] = problems_of(capsys, command, *reward_flags(tmp_path / "model", pairs_file))
         assert "tokenizer: got" in line or "no tokenizer could be loaded" in line
     shutil.copytree(tmp_path / "model", "rm")
     config.num_labels = 1
     config.save_pretrained("rm")
     data = ["--data", pairs_file, "--out", "out.csv"]
-    assert "tokenizer" in problems(capsys, "score", "--model", "rm", *data)[0]
+    assert "tokenizer" in problems_of(capsys, "score", "--model", "rm", *data)[0]
 
 
 def word_tokenizer(words, unk):
@@ -286,9 +279,9 @@ def test_rotary_positions_end_where_the_model_was_trained_to_and_others_never():
 @pytest.mark.parametrize(("kind", "usable"), [("gpt2", 40), ("llama", 40), ("roberta", 39)])
 def test_fit_and_plan_say_the_same_line(kind, usable, tmp_path, pairs_file, capsys):
     folder = make_model(tmp_path / "model", kind=kind, max_position_embeddings=40)
-    line = f"error: data.max_length: got {usable + 1} for a model of {usable} positions; use at most that"
+    line = f"data.max_length: got {usable + 1} for a model of {usable} positions; use at most that"
     flags = reward_flags(folder, pairs_file, f"--data.max_length={usable + 1}")
-    assert problems(capsys, "fit", *flags) == problems(capsys, "plan", *flags) == [line]
+    assert problems_of(capsys, "fit", *flags) == problems_of(capsys, "plan", *flags) == [line]
     assert not Path("runs").exists()
     assert not errors(findings(folder, max_length=usable).values())
 
@@ -302,7 +295,7 @@ def test_scoring_a_roberta_leaves_its_offset_free(tmp_path, tiny_tokenizer, caps
     Path("rows.jsonl").write_text(json.dumps({"prompt": "Why? " * 20, "response": "So."}) + "\n")
     flags = ["score", f"--model={folder}", "--data=rows.jsonl", "--out=out.jsonl", "--device=cpu"]
     assert main(flags) == 0 and json.loads(Path("out.jsonl").read_text())["tokens"] == 33
-    [line] = problems(capsys, *flags, "--overwrite", "--max_length=34")
+    [line] = problems_of(capsys, *flags, "--overwrite", "--max_length=34")
     assert "max_length: got 34 for a model of 33 positions; use at most that" in line
 
 
@@ -319,11 +312,11 @@ def test_layers_that_the_model_lacks_are_named_before_anything_is_read(
     flags = reward_flags(tiny_model_dir, pairs_file, "--model.backbone.train=lora")
     flags += [f"--model.backbone.lora.target_modules={targets}"]
     for command in ("fit", "plan"):
-        [line] = problems(capsys, command, *flags)
+        [line] = problems_of(capsys, command, *flags)
         assert f"target_modules: got {missing}, which no layer that can have an adapter is called; there are " in line
         assert "k_proj" in line and "norm" not in line
     assert findings(tiny_model_dir, lora=LoraSettings(target_modules="q_proj"))["adapters"].text.endswith("[q_proj]")
-    [line] = problems(capsys, "fit", *sft_flags(tiny_model_dir, pairs_file, "lora"), flags[-1])
+    [line] = problems_of(capsys, "fit", *sft_flags(tiny_model_dir, pairs_file, "lora"), flags[-1])
     assert f"target_modules: got {missing}," in line
 
 
@@ -346,8 +339,8 @@ def test_all_problems_of_a_config_are_reported_at_once(tmp_path, capsys):
     wrong = ["--model.backbone.train=lora", "--model.backbone.lora.target_modules=[foo]", "--data.path=nowhere.jsonl"]
     flags = reward_flags(folder, "nowhere.jsonl", *wrong)
     for command in ("fit", "plan"):
-        lines = problems(capsys, command, *flags)
+        lines = problems_of(capsys, command, *flags)
         assert len(lines) == 3
         assert all(any(part in line for line in lines) for part in ("nowhere.jsonl", "64 for a model of 40", "got foo"))
-    lines = problems(capsys, "fit", *flags, "--data.seed_fraction=3", "--evolution.folds=-1")
+    lines = problems_of(capsys, "fit", *flags, "--data.seed_fraction=3", "--evolution.folds=-1")
     assert len(lines) == 4 and sum("64 for a model of 40" in line or "got foo" in line for line in lines) == 2
