@@ -5,7 +5,6 @@ from collections.abc import Collection
 from typing import Any
 
 import torch
-from rich import box
 from rich.table import Table
 from torch import Tensor
 
@@ -16,7 +15,7 @@ from ser_lightning.evolution.selection import SelectionContext, SelectionResult
 from ser_lightning.records import PairScores, Selection
 from ser_lightning.runs.files import RoundRow
 from ser_lightning.utils.durations import duration
-from ser_lightning.utils.terminal import PlainConsole
+from ser_lightning.utils.terminal import new_table, say
 
 
 def round_figures(
@@ -114,16 +113,8 @@ def choose_round(seed_credit: list[Tensor], barred: Collection[int] = ()) -> int
 
 def rounds_table(rows: list[RoundRow]) -> Table:
     """The table of rounds, for people; fits into 80 columns."""
-    table = Table(
-        title="Rounds of self-evolution",
-        title_justify="left",
-        box=box.SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
-        show_edge=False,
-    )
     headers = "round|kept|of|flips|st.|kept\nright|pool\nright|seed\noof|test|cal.\nerr.|len.\ncorr.|time"
-    for name in headers.split("|"):
-        table.add_column(name, justify="right", no_wrap=True)
+    table = new_table(*headers.split("|"), title="Rounds of self-evolution")
     for row in rows:
         accuracies = (row.pseudo_label_accuracy, row.pool_accuracy, row.seed_oof_accuracy, row.test_accuracy)
         cells = [str(row.kept), str(row.scored), str(row.flipped), str(row.status), *(f"{a:.3f}" for a in accuracies)]
@@ -138,11 +129,10 @@ def rounds_table(rows: list[RoundRow]) -> Table:
 
 def print_rounds(rows: list[RoundRow]) -> None:
     """The table and what the star means."""
-    console = PlainConsole()
-    console.print(rounds_table(rows))
-    console.print(
-        "Round 0 is the seed model. * is delivered: chosen out of fold on the seed, without test or pool labels."
-    )
+    chosen = "chosen out of fold on the seed, without test or pool labels"
+    if all(math.isnan(row.seed_oof_accuracy) for row in rows):
+        chosen = "the last round, unjudged: there are no folds"
+    say(rounds_table(rows), f"Round 0 is the seed model. * is delivered: {chosen}.")
 
 
 def _share(counts: tuple[int, float]) -> float:

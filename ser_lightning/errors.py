@@ -1,6 +1,8 @@
 """Errors that are the user's to mend: one line each, with what was wrong, what was got and how to fix it."""
 
+import difflib
 import errno
+import re
 from collections.abc import Iterable
 
 
@@ -20,6 +22,24 @@ def raise_problems(problems: Iterable[str]) -> None:
     """Raise one `UserError` that holds every problem, or return when there is none."""
     if found := list(problems):
         raise UserError(found)
+
+
+class Terminated(BaseException):
+    """SIGTERM has arrived."""
+
+
+def grouped(problems: Iterable[str]) -> list[str]:
+    """One line for a cause: of problems that differ in their numbers alone, the first with a count of the others."""
+    causes: dict[str, list[str]] = {}
+    for problem in problems:
+        causes.setdefault(re.sub(r"\d+", "0", problem), []).append(problem)
+    return [first + (f" ({len(more)} more like this)" if more else "") for first, *more in causes.values()]
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """`; did you mean ...?` where a known name is like this one, else nothing."""
+    found = difflib.get_close_matches(name, [*known], n=1)
+    return f"; did you mean {found[0]}?" if found else ""
 
 
 class NothingToDo(UserError):

@@ -1,12 +1,11 @@
 """The command line of a run: its command, its configs, found by path or among the bundled ones, and its flags."""
 
-import difflib
 import re
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 
-from ser_lightning.errors import UserError, raise_problems
+from ser_lightning.errors import nearest, raise_problems
 
 
 @dataclass
@@ -30,10 +29,8 @@ class Arguments:
         return None
 
 
-def split_arguments(argv: list[str], commands: list[str]) -> Arguments:
+def split_arguments(argv: list[str]) -> Arguments:
     """Sort `argv` into its parts and find its configs; `UserError` with a line for each config that is not there."""
-    if argv[0] not in commands:
-        raise UserError(f"command: got {argv[0]!r}; give one of {', '.join(commands)}{_nearest(argv[0], commands)}")
     names: list[str] = []
     flags: list[list[str]] = []
     rest = iter(argv[1:])
@@ -66,13 +63,8 @@ def bundled_configs() -> list[str]:
 
 def _missing_config(name: str) -> str:
     known = bundled_configs()
-    hint = _nearest(name, known) or f"; bundled: {', '.join(known)}"
+    hint = nearest(name, known) or f"; bundled: {', '.join(known)}"
     return f"--config: got {name!r}, neither a file in {Path.cwd()} nor a bundled config{hint}"
-
-
-def _nearest(name: str, known: list[str]) -> str:
-    nearest = difflib.get_close_matches(name, known, n=1)
-    return f"; did you mean {nearest[0]}?" if nearest else ""
 
 
 def _is_number(token: str) -> bool:

@@ -5,7 +5,6 @@ are parsed again piece by piece, each piece on top of the ones that were good: a
 key and value are known, whatever the message looks like.
 """
 
-import difflib
 import inspect
 import json
 import re
@@ -19,6 +18,7 @@ import yaml
 from jsonargparse import Namespace
 
 from ser_lightning.cli.arguments import Arguments
+from ser_lightning.errors import nearest
 
 CLASS_PATH = "class_path"
 ARGS = ("init_args", "dict_kwargs")
@@ -168,7 +168,7 @@ class Diagnosis:
             hint = self._suggest([part.removesuffix("+") for part in path], context)
             self.problems.append(f"{key} ({source}): unknown key, got {_show(value)}{hint}")
         else:
-            self.problems.append(f"{key} ({source}): got {_show(value)}; {_reason(error)}")
+            self.problems.append(f"{key} ({source}): got {_show(value)}; {reason(error)}")
 
     def _suggest(self, path: list[str], context: list[str]) -> str:
         """`; did you mean ...?` for the first part of `path` that the parser does not know."""
@@ -179,8 +179,8 @@ class Diagnosis:
         for depth, part in enumerate(path):
             known = _children(node)
             if part not in known:
-                nearest = difflib.get_close_matches(part, known, n=1)
-                return f"; did you mean {'.'.join([*path[:depth], *nearest])}?" if nearest else ""
+                hint, _, name = nearest(part, known).rpartition(" ")
+                return f"{hint} {'.'.join([*path[:depth], name])}" if hint else ""
             node = known[part]
         return ""
 
@@ -259,7 +259,7 @@ def _drop(config: dict[str, Any], keys: Collection[str], prefix: str = "") -> di
     return kept
 
 
-def _reason(error: str) -> str:
+def reason(error: str) -> str:
     """The part of a jsonargparse message that says what would have been right, on one line."""
     if found := re.search(r"Problem with given class_path '([^']*)':\s*(.*)", error):
         return f"cannot use class {found[1]}: {_one_line(found[2])}"

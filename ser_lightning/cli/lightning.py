@@ -20,12 +20,12 @@ from lightning.pytorch.trainer.states import TrainerStatus
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from ser_lightning import __version__
 from ser_lightning.callbacks.evaluation import EvaluationCallback
 from ser_lightning.callbacks.evolution import EvolutionCallback
 from ser_lightning.callbacks.prediction_writers import PoolWriter, PredictionWriter
 from ser_lightning.callbacks.progress import PhaseProgressBar
-from ser_lightning.cli.arguments import Arguments, split_arguments
+from ser_lightning.cli.arguments import Arguments
+from ser_lightning.cli.commands import PROGRAM
 from ser_lightning.cli.diagnosis import Diagnosis, ParseError, null_problems
 from ser_lightning.errors import NothingToDo, UserError, raise_problems
 from ser_lightning.modules.generate import GenerateModule
@@ -56,19 +56,19 @@ class SerCLI(LightningCLI):
     """The command line of a run.
 
     Args:
-        args: the command line without the program's name.
-        epilog: what `--help` says below the commands.
+        arguments: the command line.
     """
 
-    def __init__(self, args: list[str], epilog: str = "") -> None:
+    def __init__(self, arguments: Arguments) -> None:
+        self.arguments = arguments
         self._lock: IO[str] | None = None
         try:
-            self._run(args, epilog)
+            self._run()
         finally:
             if self._lock is not None:
                 unlock(self._lock)
 
-    def _run(self, args: list[str], epilog: str) -> None:
+    def _run(self) -> None:
         super().__init__(
             LightningModule,
             LightningDataModule,
@@ -76,16 +76,13 @@ class SerCLI(LightningCLI):
             seed_everything_default=0,
             parser_class=Parser,
             parser_kwargs={
-                "prog": "python -m ser_lightning",
-                "description": "Self-Evolved Reward learning: train a reward model from few human labels.",
-                "epilog": epilog,
-                "version": __version__,
+                "prog": PROGRAM,
                 "allow_abbrev": False,
             },
             subclass_mode_model=True,
             subclass_mode_data=True,
             auto_configure_optimizers=False,
-            args=args,
+            args=self.arguments.tokens(),
         )
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -113,10 +110,6 @@ class SerCLI(LightningCLI):
             parser: the parser of all commands.
             args: the command line.
         """
-        assert isinstance(args, list)
-        if not args or args[0] in ("-h", "--help", "--version"):
-            parser.parse_args(args or ["--help"])
-        self.arguments = split_arguments(args, list(self.subcommands()))
         if not self.arguments.configs:
             self.arguments.configs += [str(path) for path in recorded_config(self.arguments)]
         try:
@@ -305,17 +298,12 @@ def _named_value(flag: list[str]) -> tuple[str, str]:
     return name.removeprefix("--").split(".")[-1], (value if equals else " ".join(flag[1:])).lower()
 
 
-def run(args: list[str], epilog: str = "") -> None:
-    """Run one command line; `UserError` for what its user can mend.
-
-    Args:
-        args: the command line without the program's name.
-        epilog: what `--help` says below the commands.
-    """
+def run(arguments: Arguments) -> None:
+    """Run one command line; `UserError` for what its user can mend."""
     if _get_rank() and RUN_DIR_VARIABLE in os.environ:  # started by rank 0, not one by one
         end_with_parent()
     try:
-        SerCLI(args, epilog)
+        SerCLI(arguments)
     except ParseError as error:
         raise UserError(" ".join(str(error).split())) from error
     except MisconfigurationException as error:

@@ -16,6 +16,8 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser
 from transformers import PreTrainedTokenizerBase
 
+from ser_lightning.cli.arguments import split_arguments
+from ser_lightning.cli.commands import COMMANDS, add_flags
 from ser_lightning.cli.diagnosis import ParseError, null_problems
 from ser_lightning.cli.lightning import SerCLI
 from ser_lightning.data.encode import encode_conversations
@@ -48,6 +50,7 @@ from ser_lightning.planning.workload import RoundWork, Tokens, count_tokens, lar
 from ser_lightning.training.schedule import make_optimizer
 from ser_lightning.training.strategies import check_optimizer, strategy_kind, strategy_notes, strategy_problems
 from ser_lightning.utils.atomic import output_problems, write_text_atomically
+from ser_lightning.utils.terminal import say
 
 SPLITS: tuple[SplitName, ...] = ("seed", "val", "pool", "test", "all")
 
@@ -58,10 +61,7 @@ class PlanCLI(SerCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add what only `plan` takes."""
         super().add_arguments_to_parser(parser)
-        parser.add_argument("--json", type=str | None, help="File to write the plan to, as JSON.")
-        parser.add_argument("--overwrite", action="store_true", help="Write over a file that is there.")
-        parser.add_argument("--like", type=str | None, help="Run folder whose rounds say how fast this machine is.")
-        parser.add_argument("--pairs_per_second", type=float | None, help="How fast pairs are trained on and scored.")
+        add_flags(parser, COMMANDS["plan"].flags)
 
     def before_instantiate_classes(self) -> None:
         """Check for nulls as `fit` does; no run folder is chosen and no logger made."""
@@ -84,7 +84,7 @@ class PlanCLI(SerCLI):
 def main(argv: list[str]) -> None:
     """Command line of `python -m ser_lightning plan`."""
     try:
-        cli = PlanCLI(["fit", *argv])
+        cli = PlanCLI(split_arguments(["fit", *argv]))
     except (ParseError, MisconfigurationException) as error:
         raise UserError(" ".join(str(error).split())) from error
     if cli.settings.json:
@@ -94,7 +94,7 @@ def main(argv: list[str]) -> None:
         inputs += [*cli.arguments.configs, cli.model.backbone.path, *filter(None, [cli.settings.like])]
         raise_problems(output_problems("--json", cli.settings.json, inputs, cli.settings.overwrite))
     plan, problems = make_plan(cli)
-    print(as_text(plan), flush=True)
+    say(as_text(plan))
     if cli.settings.json:
         write_text_atomically(Path(cli.settings.json), json.dumps(plan, indent=2) + "\n")
     raise_problems(problems)

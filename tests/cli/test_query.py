@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from ser_lightning.__main__ import main
-from ser_lightning.cli.query import CoverUncertain, MostUncertain, cover, query, word_similarity
+from ser_lightning.cli.query import query
 from ser_lightning.data.formats import parse_row
 from ser_lightning.errors import UserError
+from ser_lightning.evolution.query import CoverUncertain, MostUncertain, cover, word_similarity
 from ser_lightning.records import PreferencePair
 
 

@@ -290,8 +290,8 @@ def test_rewards_that_are_no_numbers_stop_and_leave_the_old_file(model, capsys, 
         (["--tokens_per_batch=0"], "tokens_per_batch: got 0; use at least 1"),
         (["--max_length=129"], r"max_length: got 129 for a model of 128 positions; use at most that"),
         (["--max_length=5"], "pairs.jsonl: got 9 rows and none to score (a response does not fit in 9)"),
-        (["--dtype=int8"], "score: "),
-        (["--max_len=5"], "score: "),
+        (["--dtype=int8"], "--dtype: got 'int8'; give one of 'auto', 'float32', 'bfloat16'"),
+        (["--max_len=5"], "score: got the unknown flag --max_len; did you mean --max_length?"),
     ],
 )
 def test_what_cannot_work_is_one_line(model, capsys, flags, expected):
