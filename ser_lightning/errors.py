@@ -64,6 +64,8 @@ def outside_problem(error: BaseException | None) -> str | None:
         if isinstance(error, OSError) and error.errno is not None:
             reason = error.strerror or type(error).__name__
             return f"{error.filename or 'disk'}: {reason}; check the path and its permissions"
+        if type(error).__module__.startswith("wandb."):
+            return f"wandb: {' '.join(str(error).split())} Or set WANDB_MODE=offline, and send the run later"
         if isinstance(error, _DAMAGED) or any(kind.__module__.split(".")[0] in _OUTSIDE for kind in kinds):
             reason = " ".join(str(error).split())[:200] or "no reason given"
             return f"a file: cannot be read ({type(error).__name__}: {reason}); is it damaged? --debug shows where"

@@ -27,7 +27,7 @@ from ser_lightning.callbacks.progress import PhaseProgressBar
 from ser_lightning.cli.arguments import Arguments
 from ser_lightning.cli.commands import PROGRAM
 from ser_lightning.cli.diagnosis import Diagnosis, ParseError, null_problems
-from ser_lightning.errors import NothingToDo, UserError, raise_problems
+from ser_lightning.errors import NothingToDo, Terminated, UserError, raise_problems
 from ser_lightning.modules.generate import GenerateModule
 from ser_lightning.runs.files import CONFIG, is_run
 from ser_lightning.runs.folder import (
@@ -37,11 +37,17 @@ from ser_lightning.runs.folder import (
     choose_folder,
     lock,
     run_of,
+    tidy,
     unlock,
 )
 from ser_lightning.training.checkpoints import LAST, CheckpointsInPlace, LastCheckpoint
 from ser_lightning.training.rank_failure import FOLLOW_UP_SECONDS, EndAfterSigterm, end_with_parent, lost_rank
 from ser_lightning.training.strategies import strategy_problems
+from ser_lightning.utils.terminal import say, visible
+
+MODULES = ("RewardModule", "SFTModule", "PPOModule", "GenerateModule")
+"""This project's own: they optimise by hand, and hold their numbers in the format that `backbone.dtype` says."""
+PRECISIONS = ("32-true", "16-mixed", "bf16-mixed", "None", "32", "16", "bf16")
 
 
 class Parser(LightningArgumentParser):
@@ -62,11 +68,14 @@ class SerCLI(LightningCLI):
     def __init__(self, arguments: Arguments) -> None:
         self.arguments = arguments
         self._lock: IO[str] | None = None
+        self._chosen: Path | None = None
         try:
             self._run()
         finally:
             if self._lock is not None:
                 unlock(self._lock)
+            elif self._chosen is not None and not _get_rank():
+                tidy(self._chosen)
 
     def _run(self) -> None:
         super().__init__(
@@ -118,7 +127,8 @@ class SerCLI(LightningCLI):
             parser.__dict__.pop("print_config", None)
             problems = Diagnosis(parser.parse_args, self.arguments).run()
             raise UserError(problems or " ".join(str(error).split())) from None
-        raise_problems(trust_problems(self.config[self.arguments.command], self.arguments))
+        config = self.config[self.arguments.command]
+        raise_problems([*trust_problems(config, self.arguments), *_misleading(self.arguments.command, config)])
 
     @property
     def command(self) -> str:
@@ -145,6 +155,7 @@ class SerCLI(LightningCLI):
             )
         self.recipe = self._dump_recipe(config)
         self.run_folder = self._choose_folder(config)
+        self._chosen = self.run_folder.path
         if config.get("ckpt_path"):
             config.ckpt_path = self.run_folder.ckpt_path
         config.trainer.default_root_dir = str(self.run_folder.path)
@@ -218,7 +229,7 @@ class SerCLI(LightningCLI):
             trainer = super().instantiate_trainer(**kwargs)
             use_tensor_cores(trainer.strategy.root_device)
             return trainer
-        except (MisconfigurationException, ValueError) as error:
+        except (MisconfigurationException, ValueError, TypeError) as error:
             raise UserError(f"trainer: {' '.join(str(error).split())}") from error
 
     def _own_callbacks(self, given: list[Callback], config: Namespace) -> Iterator[Callback]:
@@ -243,35 +254,56 @@ class SerCLI(LightningCLI):
         folder = self.run_folder.path
         if self.command == "fit" and (folder / LAST).is_file():
             return f"interrupted; go on with python -m ser_lightning fit --run_dir {folder} --ckpt_path last"
-        return f"interrupted before anything was saved in {folder}; give the same command again"
+        if self.command == "fit":
+            return f"interrupted before anything was saved in {folder}; give the same command again"
+        return "interrupted; give the same command again"
 
     def _run_subcommand(self, subcommand: str) -> None:
         if not _get_rank():
             self.run_folder.open(self.recipe)
-            print(f"run folder: {self.run_folder.path}", flush=True)
+            say(f"run folder: {self.run_folder.path}")
         try:
             super()._run_subcommand(subcommand)
-        except (SIGTERMException, SystemExit) as stop:
+        except (SIGTERMException, Terminated, SystemExit) as stop:
             if self.trainer.state.status != TrainerStatus.INTERRUPTED:
                 raise
-            code = 128 + (signal.SIGTERM if isinstance(stop, SIGTERMException) else signal.SIGINT)
+            number = signal.SIGTERM if isinstance(stop, SIGTERMException | Terminated) else signal.SIGINT
             if not _get_rank():
-                print(self._how_to_go_on(), file=sys.stderr, flush=True)
-            raise SystemExit(code) from None
+                print(visible(self._how_to_go_on()), file=sys.stderr, flush=True)
+            raise SystemExit(128 + number) from None
         except NothingToDo as error:
             if self.arguments.value("--ckpt_path") != "auto":
                 raise
-            print(f"nothing to do: {error}", flush=True)
+            say(f"nothing to do: {error}")
 
 
 def recorded_config(arguments: Arguments) -> Iterator[Path]:
-    """The config of the run that a command without `--config` goes on with or reads a checkpoint of."""
+    """The config of the run that a command without `--config` goes on with or reads a checkpoint of.
+
+    Raises:
+        UserError: it names a run that is not there, or no checkpoint of one that is.
+    """
     run_dir, ckpt_path = arguments.value("--run_dir"), arguments.value("--ckpt_path")
     folder = Path(run_dir) if run_dir else None
     if ckpt_path and ckpt_path not in ("last", "auto"):
-        folder = run_of(Path(ckpt_path))
+        folder = run_of(Path(ckpt_path)) if Path(ckpt_path).exists() else None
     if ckpt_path and folder and is_run(folder):
         yield folder / CONFIG
+    elif not arguments.model_class():
+        raise_problems(_no_run(run_dir, ckpt_path))
+
+
+def _no_run(run_dir: str | None, ckpt_path: str | None) -> Iterator[str]:
+    if ckpt_path and ckpt_path not in ("last", "auto"):
+        is_there = Path(ckpt_path).exists()
+        what = "lies in no folder of a run; give its config with --config" if is_there else "does not exist; check it"
+        yield f"--ckpt_path: got {ckpt_path}, which {what}"
+    elif ckpt_path and not run_dir:
+        yield f"--ckpt_path: got {ckpt_path} without a run; name its folder with --run_dir"
+    elif run_dir and is_run(Path(run_dir)):
+        yield f"--run_dir: got {run_dir}, which holds a run; add --ckpt_path last"
+    elif run_dir and ckpt_path:
+        yield f"--run_dir: got {run_dir}, which holds no run; check its name, or start one with --config rm.yaml"
 
 
 def trust_problems(config: Namespace, arguments: Arguments) -> Iterator[str]:
@@ -296,6 +328,29 @@ def _named_value(flag: list[str]) -> tuple[str, str]:
     """The last part of a flag's name and its value."""
     name, equals, value = flag[0].partition("=")
     return name.removeprefix("--").split(".")[-1], (value if equals else " ".join(flag[1:])).lower()
+
+
+def _misleading(command: str, config: Namespace) -> Iterator[str]:
+    """A line for each setting of Lightning that this project's modules cannot follow, and for an untrained model."""
+    if config.seed_everything is not None and not 0 <= int(config.seed_everything) < 2**32:
+        yield f"seed_everything: got {config.seed_everything}; give a number from 0 to {2**32 - 1}"
+    name = config.model.class_path.rpartition(".")[2] if config.get("model") else ""
+    if name not in MODULES:
+        return
+    trainer, data = config.trainer, config.data.get("init_args") or Namespace()
+    if str(trainer.precision) not in PRECISIONS:
+        yield f"trainer.precision: got {trainer.precision}; give {', '.join(PRECISIONS[:3])}, or model.backbone.dtype"
+    if trainer.accumulate_grad_batches != 1:
+        place = "data" if "tokens_per_batch" in data else "model"
+        yield (
+            f"trainer.accumulate_grad_batches: got {trainer.accumulate_grad_batches}; leave it out and lower "
+            f"{place}.tokens_per_batch, which splits a step without changing it"
+        )
+    for key in ("gradient_clip_val", "gradient_clip_algorithm"):
+        if trainer[key] is not None:
+            yield f"trainer.{key}: got {trainer[key]}; leave it out and set model.max_grad_norm"
+    if command != "fit" and name == "RewardModule" and not config.get("ckpt_path"):
+        yield f"{command}: got no checkpoint, so its model would be untrained; add --run_dir RUN --ckpt_path last"
 
 
 def run(arguments: Arguments) -> None:

@@ -19,7 +19,7 @@ from transformers import PreTrainedTokenizerBase
 from ser_lightning.cli.arguments import split_arguments
 from ser_lightning.cli.commands import COMMANDS, add_flags
 from ser_lightning.cli.diagnosis import ParseError, null_problems
-from ser_lightning.cli.lightning import SerCLI
+from ser_lightning.cli.lightning import MODULES, SerCLI
 from ser_lightning.data.encode import encode_conversations
 from ser_lightning.data.layouts import Layout
 from ser_lightning.datamodules.preference import PreferenceDataModule
@@ -83,8 +83,11 @@ class PlanCLI(SerCLI):
 
 def main(argv: list[str]) -> None:
     """Command line of `python -m ser_lightning plan`."""
+    arguments = split_arguments(["fit", *argv])
+    if (kind := arguments.model_class()) in MODULES and kind != RewardModule.__name__:
+        raise UserError(f"plan: got {kind}; plan is for reward models, give rm.yaml")
     try:
-        cli = PlanCLI(split_arguments(["fit", *argv]))
+        cli = PlanCLI(arguments)
     except (ParseError, MisconfigurationException) as error:
         raise UserError(" ".join(str(error).split())) from error
     if cli.settings.json:

@@ -8,6 +8,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
+from tqdm import tqdm
 
 _COMMANDS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 
@@ -31,8 +32,10 @@ class PlainConsole(Console):
 def say(*parts: Any) -> None:
     """Lines and tables to standard output; a long line is not broken, so that a path can be copied."""
     console = PlainConsole()
-    for part in parts:
-        console.print(part, soft_wrap=isinstance(part, str))
+    with tqdm.external_write_mode():  # no bar stands where they go
+        for part in parts:
+            console.print(part, soft_wrap=isinstance(part, str))
+        console.file.flush()
 
 
 def new_table(*heads: str, title: str = "") -> Table:

@@ -191,7 +191,9 @@ def test_what_is_known_to_be_wrong_is_said_after_the_tables(capsys, tiny_run):
 
 def test_other_runs_and_rates_without_a_source_are_refused(capsys, tiny_run):
     [line] = [x for x in problems_of(capsys, "plan", "--config", "sft.yaml") if x.startswith("error")]
-    assert line.startswith("error: plan: got SFTModule with ResponseDataModule; it knows runs of rm.yaml alone")
+    assert line == "error: plan: got SFTModule; plan is for reward models, give rm.yaml"
+    [line] = [x for x in problems_of(capsys, "plan", "--config", "ppo.yaml") if x.startswith("error")]
+    assert line == "error: plan: got PPOModule; plan is for reward models, give rm.yaml"
     assert "error: run: nowhere has no rounds.csv" in problems_of(capsys, "plan", *tiny_run, "--like=nowhere")[-1]
     assert "error: --pairs_per_second: got 0.0" in problems_of(capsys, "plan", *tiny_run, "--pairs_per_second=0")[-1]
 
