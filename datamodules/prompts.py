@@ -157,6 +157,7 @@ class PromptDataModule(PairFiles):
         files = (path, pool_path, test_path, None, columns)
         super().__init__(*files, policy, max_length, num_workers, cache_dir, synthetic_pairs, labels)
         self.prompt_path = prompt_path or []
+        self.is_mapped_elsewhere = bool(prompt_path)
         self.max_prompt_length = max_prompt_length
         self.prompts_per_step, self.steps_per_epoch = prompts_per_step, steps_per_epoch
         self.num_val_prompts, self.val_prompts_per_batch = num_val_prompts, val_prompts_per_batch

@@ -11,7 +11,7 @@ from ser_lightning import __version__
 from ser_lightning.cli.arguments import split_arguments
 from ser_lightning.cli.commands import COMMANDS, PROGRAM, check_command, overview, run_command
 from ser_lightning.cli.quiet import quieten
-from ser_lightning.errors import Terminated, UserError, grouped, no_room, outside_problem
+from ser_lightning.errors import Causes, Terminated, UserError, no_room, outside_problem
 from ser_lightning.utils.terminal import visible
 
 DEBUG = "--debug"
@@ -46,7 +46,7 @@ def main(argv: list[str] | None = None) -> int:
         if is_debug or problem is None:
             raise
         problems = [problem]
-    for problem in grouped(problems):
+    for problem in Causes(problems).lines():
         print(f"error: {visible(problem)[:MAX_LINE]}", file=sys.stderr)
     return 2
 

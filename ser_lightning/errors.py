@@ -3,6 +3,7 @@
 import difflib
 import errno
 import re
+from collections import Counter
 from collections.abc import Iterable
 
 
@@ -28,12 +29,36 @@ class Terminated(BaseException):
     """SIGTERM has arrived."""
 
 
-def grouped(problems: Iterable[str]) -> list[str]:
-    """One line for a cause: of problems that differ in their numbers alone, the first with a count of the others."""
-    causes: dict[str, list[str]] = {}
-    for problem in problems:
-        causes.setdefault(re.sub(r"\d+", "0", problem), []).append(problem)
-    return [first + (f" ({len(more)} more like this)" if more else "") for first, *more in causes.values()]
+class Causes:
+    """Problems of many rows, one line for each cause: the first, and how many others differ in their numbers alone.
+
+    Args:
+        problems: to begin with.
+    """
+
+    MAX_CAUSES = 10
+
+    def __init__(self, problems: Iterable[str] = ()) -> None:
+        self._first: dict[str, str] = {}
+        self._counts: Counter[str] = Counter()
+        self.add(problems)
+
+    def add(self, problems: Iterable[str]) -> None:
+        """Take more problems in."""
+        for problem in problems:
+            cause = re.sub(r"\d+", "0", problem)
+            self._first.setdefault(cause, problem)
+            self._counts[cause] += 1
+
+    @property
+    def is_full(self) -> bool:
+        """Whether there are so many causes that no more would be read."""
+        return len(self._first) >= self.MAX_CAUSES
+
+    def lines(self) -> list[str]:
+        """In the order in which they were met."""
+        counted = ((first, self._counts[cause] - 1) for cause, first in self._first.items())
+        return [first + (f" ({more:,} more like this)" if more else "") for first, more in counted]
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -71,11 +71,16 @@ class SerCLI(LightningCLI):
         self._chosen: Path | None = None
         try:
             self._run()
-        finally:
-            if self._lock is not None:
-                unlock(self._lock)
-            elif self._chosen is not None and not _get_rank():
+        except BaseException:
+            self._unlock()
+            if self._chosen is not None and not _get_rank():
                 tidy(self._chosen)
+            raise
+        self._unlock()
+
+    def _unlock(self) -> None:
+        if self._lock is not None:
+            unlock(self._lock)
 
     def _run(self) -> None:
         super().__init__(

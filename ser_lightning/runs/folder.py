@@ -171,27 +171,25 @@ def lock(folder: Path) -> IO[str]:
 
 def unlock(file: IO[str]) -> None:
     """Let others train in the folder; one in which nothing came to be goes away."""
-    folder = Path(file.name).parent
-    _clear_failed(folder)
     Path(file.name).unlink(missing_ok=True)
-    tidy(folder)
+    _remove_empty(Path(file.name).parent)
     file.close()
 
 
 def tidy(folder: Path) -> None:
-    """Take away the folder of a start that failed, unless another process is about to train in it."""
-    if not folder.is_dir() or (folder / LOCK).exists():
+    """Take away what a start that failed has left, unless another process is about to train there."""
+    if not folder.is_dir() or holds_run(folder) or (folder / LOCK).exists():
         return
-    _clear_failed(folder)
-    if not any(folder.iterdir()):
+    if not (folder / "metrics.csv").exists():  # a few losses may say what went wrong
+        clear(folder)
+    _remove_empty(folder)
+
+
+def _remove_empty(folder: Path) -> None:
+    if folder.is_dir() and not any(folder.iterdir()):
         folder.rmdir()
         if folder.parent == RUNS and not any(RUNS.iterdir()):
             RUNS.rmdir()
-
-
-def _clear_failed(folder: Path) -> None:
-    if not holds_run(folder) and not (folder / "metrics.csv").exists():  # a few losses may say what went wrong
-        clear(folder)
 
 
 def _is_draft(path: Path) -> bool:

@@ -9,7 +9,6 @@ from lightning.pytorch.callbacks import Callback
 
 from ser_lightning.__main__ import main
 
-
 SIGNALS = pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 AGAIN = "interrupted; give the same command again"
 
