@@ -19,12 +19,11 @@ from ser_lightning.datamodules.base import PairFiles
 from ser_lightning.datamodules.batches import Phase, epoch_order, make_loader
 from ser_lightning.datamodules.splits import SplitName
 from ser_lightning.datamodules.splitting import SplitPolicy
-from ser_lightning.errors import UserError, raise_problems
+from ser_lightning.errors import Causes, UserError, raise_problems
 from ser_lightning.records import Prompt, PromptBatch, Turn
 
 _CHUNK = 1024
 """Prompts that are read or encoded at once."""
-_MAX_PROBLEMS = 10
 
 PromptSplit = Literal["train", "val"]
 """What `predict` can answer."""
@@ -212,18 +211,18 @@ class PromptDataModule(PairFiles):
 
     def _file_prompts(self) -> Iterator[list[Turn]]:
         """The prompts of `prompt_path`; problems of several rows come as one error."""
-        problems: list[str] = []
+        causes = Causes()
         for where, row in (found for source in self._prompt_sources for found in source.rows()):
             try:
                 prompt = parse_prompt(row, self.columns, where)
             except UserError as error:
-                problems += error.problems
-                if len(problems) >= _MAX_PROBLEMS:
+                causes.add(error.problems)
+                if causes.is_full:
                     break
                 continue
             if prompt is not None:
                 yield prompt
-        raise_problems(problems)
+        raise_problems(causes.lines())
 
     def _encoded(self, prompts: dict[int, list[Turn]]) -> tuple[list[Prompt], int]:
         """The prompts with their ids, and how many of them had to be cut."""

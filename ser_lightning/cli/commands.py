@@ -10,6 +10,7 @@ from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
 from ser_lightning.cli.arguments import split_arguments
 from ser_lightning.cli.diagnosis import reason
+from ser_lightning.cli.quiet import plain_warnings
 from ser_lightning.errors import UserError, nearest, raise_problems
 
 PROGRAM = "python -m ser_lightning"
@@ -182,7 +183,9 @@ def run_command(name: str, argv: list[str]) -> int:
     """
     args = None if name == "plan" and not {"--help", "-h"} & {*argv} else parse(name, argv)
     module, _, function = COMMANDS[name].function.partition(":")
-    return getattr(import_module(f"ser_lightning.{module}"), function)(argv if args is None else args) or 0
+    run = getattr(import_module(f"ser_lightning.{module}"), function)
+    plain_warnings()
+    return run(argv if args is None else args) or 0
 
 
 def parse(name: str, argv: list[str]) -> Namespace:

@@ -1,5 +1,6 @@
 """`fit`, `validate`, `test` and `predict`: LightningCLI with composable YAMLs, one folder a run, one line a problem."""
 
+import logging
 import os
 import signal
 import sys
@@ -14,19 +15,21 @@ from lightning.fabric.plugins import CheckpointIO
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.fabric.utilities.rank_zero import _get_rank
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint, ProgressBar
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint, ModelSummary, ProgressBar
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.trainer.states import TrainerStatus
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.exceptions import SIGTERMException
+from tqdm.contrib.logging import logging_redirect_tqdm
 
 from ser_lightning.callbacks.evaluation import EvaluationCallback
 from ser_lightning.callbacks.evolution import EvolutionCallback
 from ser_lightning.callbacks.prediction_writers import PoolWriter, PredictionWriter
-from ser_lightning.callbacks.progress import PhaseProgressBar
+from ser_lightning.callbacks.progress import ParameterLine, PhaseProgressBar
 from ser_lightning.cli.arguments import Arguments
 from ser_lightning.cli.commands import PROGRAM
 from ser_lightning.cli.diagnosis import Diagnosis, ParseError, null_problems
+from ser_lightning.cli.quiet import LOGGERS, plain_warnings
 from ser_lightning.errors import NothingToDo, Terminated, UserError, raise_problems
 from ser_lightning.modules.generate import GenerateModule
 from ser_lightning.runs.files import CONFIG, is_run
@@ -151,8 +154,8 @@ class SerCLI(LightningCLI):
         if "weights_only" in config and config.weights_only is None:
             config.weights_only = True  # a checkpoint is read as data: one from elsewhere can run no code
         parts = Namespace({key: config.get(key) for key in ("model", "data", "evolution")})
-        if "verbose" in config and config.get("data.init_args.eval_sets"):
-            config.verbose = False  # Lightning's table would show every figure once for each set
+        if "verbose" in config and _name_of_model(config) in MODULES:
+            config.verbose = False  # the table of `EvaluationCallback` has digits that mean something
         raise_problems([*null_problems(parts), *null_problems(config.trainer, "trainer", Trainer)])
         if config.trainer.default_root_dir is not None:
             raise UserError(
@@ -224,7 +227,7 @@ class SerCLI(LightningCLI):
         config = self._get(self.config_init, "trainer")
         evolution = self._get(self.config_init, "evolution")
         given = [*_as_list(config.callbacks), *_as_list(evolution)]  # last: it labels when all others have looked
-        config.callbacks = [*given, *self._own_callbacks(given, config)]
+        config.callbacks = [*_shown(given, config), *given, *self._own_callbacks(given, config)]
         if self.subcommand == "fit" and not _holds(_as_list(config.plugins), CheckpointIO):
             config.plugins = [*_as_list(config.plugins), CheckpointsInPlace()]
         if config.logger is not False:
@@ -239,8 +242,6 @@ class SerCLI(LightningCLI):
 
     def _own_callbacks(self, given: list[Callback], config: Namespace) -> Iterator[Callback]:
         folder = self.run_folder.path
-        if config.enable_progress_bar is not False and not _holds(given, ProgressBar):
-            yield PhaseProgressBar()
         writer = PoolWriter if isinstance(self.model, GenerateModule) else PredictionWriter
         if self.subcommand == "predict" and not _holds(given, writer):
             yield writer()
@@ -335,12 +336,15 @@ def _named_value(flag: list[str]) -> tuple[str, str]:
     return name.removeprefix("--").split(".")[-1], (value if equals else " ".join(flag[1:])).lower()
 
 
+def _name_of_model(config: Namespace) -> str:
+    return config.model.class_path.rpartition(".")[2] if config.get("model") else ""
+
+
 def _misleading(command: str, config: Namespace) -> Iterator[str]:
     """A line for each setting of Lightning that this project's modules cannot follow, and for an untrained model."""
     if config.seed_everything is not None and not 0 <= int(config.seed_everything) < 2**32:
         yield f"seed_everything: got {config.seed_everything}; give a number from 0 to {2**32 - 1}"
-    name = config.model.class_path.rpartition(".")[2] if config.get("model") else ""
-    if name not in MODULES:
+    if (name := _name_of_model(config)) not in MODULES:
         return
     trainer, data = config.trainer, config.data.get("init_args") or Namespace()
     if str(trainer.precision) not in PRECISIONS:
@@ -362,8 +366,10 @@ def run(arguments: Arguments) -> None:
     """Run one command line; `UserError` for what its user can mend."""
     if _get_rank() and RUN_DIR_VARIABLE in os.environ:  # started by rank 0, not one by one
         end_with_parent()
+    plain_warnings()
     try:
-        SerCLI(arguments)
+        with logging_redirect_tqdm([logging.getLogger(name) for name in LOGGERS]):
+            SerCLI(arguments)
     except ParseError as error:
         raise UserError(" ".join(str(error).split())) from error
     except MisconfigurationException as error:
@@ -407,6 +413,14 @@ def _user_problems(error: BaseException | None) -> list[str]:
     while error is not None and not isinstance(error, UserError):
         error = error.__cause__ or error.__context__
     return [] if error is None else error.problems
+
+
+def _shown(given: list[Callback], config: Namespace) -> Iterator[Callback]:
+    """What shows the run, first: its line is over before the others print something."""
+    if config.enable_progress_bar is not False and not _holds(given, ProgressBar):
+        yield PhaseProgressBar()
+    if config.enable_model_summary is not False and not _holds(given, ModelSummary):
+        yield ParameterLine()
 
 
 def _holds(callbacks: list[Any], kind: type) -> bool:
