@@ -104,6 +104,7 @@ class EvolutionCallback(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """After a checkpoint's state is back: the running phase's learning rates, or a first phase for new pairs."""
         self._round_start = self._spent_until = time.monotonic()
+        self._count_features(trainer)
         has_arrivals = any(len(trainer.datamodule.pair_ids(split)) > 0 for split in ("arrived_seed", "arrived_pool"))
         if not self.state.finished and has_arrivals:
             raise UserError(
@@ -131,7 +132,7 @@ class EvolutionCallback(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Count the tokens that were trained on."""
-        for micro in batch:  # a row that only fills up a rank weighs nothing
+        for micro in () if trainer.datamodule.has_features else batch:  # a row that only fills up a rank weighs nothing
             self._rank_tokens += int((micro.inputs.num_tokens.unflatten(0, (2, -1)) * (micro.weight > 0)).sum())
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -227,8 +228,16 @@ class EvolutionCallback(Callback):
         scores = score_pairs(
             trainer, data.scoring_dataloader(split, fold, folds), data.pair_ids(split, fold, folds), name
         )
-        self._spend(f"score_{split.removeprefix('arrived_')}", int((scores.tokens_a + scores.tokens_b).sum()))
+        tokens = 0 if data.has_features else int((scores.tokens_a + scores.tokens_b).sum())
+        self._spend(f"score_{split.removeprefix('arrived_')}", tokens)
         return scores
+
+    def _count_features(self, trainer: Trainer) -> None:
+        """What the data module has computed before training began belongs to the round that needed it first."""
+        spent = trainer.datamodule.feature_cost
+        if spent["tokens"]:
+            self.state.spend("features", spent["tokens"], spent["seconds"])
+            self._round_start -= spent["seconds"]
 
     def _spend(self, part: str, tokens: int = 0) -> None:
         """All time since the last call went for this; so every moment between two checkpoints counts once."""

@@ -248,7 +248,8 @@ def _rounds(rounds: list[RoundWork], settings: Namespace, cached_tokens: int | N
         pairs = [trained + work.scored_pairs for trained in work.trained_pairs]
         amounts = work.tokens if pairs_per_second is None else pairs
         seconds = [n / rate for n in amounts] if rate and cached_tokens is None else None
-        found.append({**asdict(work), "seconds": seconds})
+        own = {} if cached_tokens is None else {"tokens": (0, cached_tokens if work.round == 0 else 0)}
+        found.append({**asdict(work), **own, "seconds": seconds})
     return {"rounds": found, "rate": rate, "source": source, "cached_tokens": cached_tokens}
 
 

@@ -187,7 +187,7 @@ def cost_table(run: Run) -> Table:
     for name, tokens, seconds in lines:
         in_all, time = sum(tokens.values()), sum(seconds.values())
         cells = [f"{_thousands(tokens[part])}\n{seconds[part]:.1f} s" if part in tokens else "–" for part in parts]
-        rate = _thousands(in_all / time) if time else "–"
+        rate = _thousands(in_all / time) if time and in_all else "–"
         rows.append([name, *cells, _thousands(in_all), f"{time:.1f}", rate])
     headers = ["round", *(COST_PARTS[part] for part in parts), "tokens", "seconds", "tokens a second"]
     return Table(headers, rows, frozenset({len(rows) - 1}))

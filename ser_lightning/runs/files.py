@@ -36,6 +36,7 @@ SAMPLES = "samples"
 EXPORT = "export"
 
 COST_PARTS = {
+    "features": "features",
     "train_folds": "folds, training",
     "train_main": "main, training",
     "score_seed": "out of fold",

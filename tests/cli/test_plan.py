@@ -95,6 +95,7 @@ def test_a_cached_body_costs_every_pair_once(capsys, tiny_run):
     text, found = plan(capsys, *tiny_run, "--model.backbone.train=head", "--pairs_per_second=2")
     assert found["rounds"]["cached_tokens"] == found["data"]["splits"]["all"]["total"]
     assert found["rounds"]["rounds"][0]["seconds"] is None
+    assert [work["tokens"] for work in found["rounds"]["rounds"]] == [[0, found["rounds"]["cached_tokens"]], [0, 0]]
     assert "computes every pair once" in text and found["model"]["all"]["trained"] == 16
 
 
