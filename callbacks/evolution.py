@@ -45,6 +45,9 @@ from ser_lightning.training.scoring import concatenate, score_pairs
 from ser_lightning.utils.atomic import write_atomically
 from ser_lightning.utils.seeds import hash_seed
 
+CACHED_STEPS = 500
+"""A head that starts anew is still at chance after the dozen steps that a few epochs over a small seed have."""
+
 
 class EvolutionCallback(Callback):
     """Evolve the reward model on its own labels until they teach it nothing new (SER, section 3).
@@ -54,6 +57,8 @@ class EvolutionCallback(Callback):
         max_rounds: rounds after the seed model, at most; in a run that continues another, after the rounds of that.
         seed_epochs: epochs over the seed in round 0.
         epochs_per_round: epochs over seed and selected pairs in every later round.
+        min_steps: optimiser steps of a training (a phase) at least: few pairs get more epochs. By default 500 where
+            features are cached and a step costs next to nothing, else 0.
         folds: parts of the seed that are left out in turn, to score the seed by models that have not seen it; each
             costs one more training a round. 0 goes without: no calibration, and the last round is delivered.
         restart: what starts anew in a round: the `weights` (and the optimiser), or `nothing`.
@@ -72,11 +77,13 @@ class EvolutionCallback(Callback):
         restart: Literal["nothing", "weights"] = "weights",
         min_gain: float = 0.005,
         stop_by: Literal["rule", "forecast"] = "rule",
+        min_steps: int | None = None,
     ) -> None:
         self.rule, self.max_rounds = rule, max_rounds
         self.seed_epochs, self.epochs_per_round = seed_epochs, epochs_per_round
         self.folds, self.restart = folds, restart
-        self.min_gain, self.stop_by = min_gain, stop_by
+        self.min_gain, self.stop_by, self.min_steps = min_gain, stop_by, min_steps
+        self._least_steps, self._pairs_per_step = min_steps or 0, 0
         raise_problems(settings_problems(self))
         self.state = EvolutionState()
         self._round_start = self._spent_until = time.monotonic()
@@ -99,12 +106,14 @@ class EvolutionCallback(Callback):
         elif len(trainer.datamodule.pair_ids("pool")) == 0 and self.max_rounds > 0:
             problems.append("data: got a pool of no pairs; lower seed_fraction, give pool_path, or set max_rounds to 0")
         raise_problems(problems)
+        self._pairs_per_step = trainer.datamodule.pairs_per_step
         self._begin_data_phase(trainer)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """After a checkpoint's state is back: the running phase's learning rates, or a first phase for new pairs."""
         self._round_start = self._spent_until = time.monotonic()
         self._count_features(trainer)
+        self.set_cached(trainer.datamodule.has_features)
         has_arrivals = any(len(trainer.datamodule.pair_ids(split)) > 0 for split in ("arrived_seed", "arrived_pool"))
         if not self.state.finished and has_arrivals:
             raise UserError(
@@ -112,7 +121,7 @@ class EvolutionCallback(Callback):
                 "its end, then go on with them"
             )
         if not self.state.finished:
-            pl_module.begin_phase(self.state.phase_first_epoch, self._phase_epochs)
+            pl_module.begin_phase(self.state.phase_first_epoch, self._phase_epochs(trainer))
         elif has_arrivals:
             go_on_with_arrivals(self, trainer, pl_module)
         else:
@@ -143,7 +152,7 @@ class EvolutionCallback(Callback):
         self._spend("train_main" if self.fold is None else "train_folds", tokens)
         self._rank_tokens = 0
         self.state.epochs_done += 1
-        if self.state.epochs_done - self.state.phase_first_epoch < self._phase_epochs:
+        if self.state.epochs_done - self.state.phase_first_epoch < self._phase_epochs(trainer):
             return
         if self.restart != "weights":
             self._save(
@@ -174,13 +183,19 @@ class EvolutionCallback(Callback):
         """Fold that the running phase leaves out; None in the main phase, which comes last."""
         return self.state.phase_index if self.state.phase_index < self.folds else None
 
-    def phase_epochs(self, round: int) -> int:
-        """Epochs of each phase of a round."""
-        return self.seed_epochs if round == 0 else self.epochs_per_round
+    def set_cached(self, has_features: bool) -> None:
+        """Settle the default of `min_steps`: whether a step costs next to nothing."""
+        if self.min_steps is None:
+            self._least_steps = CACHED_STEPS if has_features else 0
 
-    @property
-    def _phase_epochs(self) -> int:
-        return self.phase_epochs(self.state.round)
+    def phase_epochs(self, round: int, num_pairs: float) -> int:
+        """Epochs of a phase of a round that trains on so many pairs."""
+        epochs = self.seed_epochs if round == 0 else self.epochs_per_round
+        steps = math.ceil(num_pairs / self._pairs_per_step) if self._pairs_per_step else 0
+        return max(epochs, math.ceil(self._least_steps / steps)) if steps else epochs
+
+    def _phase_epochs(self, trainer: Trainer) -> int:
+        return self.phase_epochs(self.state.round, trainer.datamodule.num_train_pairs)
 
     @property
     def last_round(self) -> int:
@@ -195,7 +210,7 @@ class EvolutionCallback(Callback):
         """Data, weights, optimiser and learning rates of the phase that the state names."""
         self.state.phase_first_epoch = self.state.epochs_done
         self._begin_data_phase(trainer)
-        pl_module.begin_phase(self.state.phase_first_epoch, self._phase_epochs)
+        pl_module.begin_phase(self.state.phase_first_epoch, self._phase_epochs(trainer))
         if self.state.round == 0 or self.restart == "weights":
             pl_module.restart()
             trainer.optimizers[0].state.clear()

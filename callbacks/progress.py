@@ -57,7 +57,7 @@ class PhaseProgressBar(TQDMProgressBar):
         super().on_train_epoch_end(trainer, pl_module)
         metrics = [f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in self._metrics(trainer, pl_module)]
         self._finished_epoch = ", ".join([f"{self._shown_phase}epoch {trainer.current_epoch}", *metrics])
-        if self._status.ends_phase():  # what is scored and printed now stands below the line
+        if self._status.ends_phase(trainer):  # what is scored and printed now stands below the line
             self._leave_line(trainer)
 
     def on_train_end(self, trainer: Trainer, *args: Any) -> None:
@@ -120,12 +120,13 @@ class StatusLine:
         self._evolution = found[0] if found else None
         self._start, self._work_at_start = time.monotonic(), self._work(trainer)[0]
 
-    def ends_phase(self) -> bool:
+    def ends_phase(self, trainer: Trainer) -> bool:
         """Whether the epoch that ends is the last of its phase; the evolution, which ends it, is asked later."""
         if self._evolution is None:
             return False
         state = self._evolution.state
-        return state.epochs_done + 1 - state.phase_first_epoch >= self._evolution.phase_epochs(state.round)
+        epochs = self._evolution.phase_epochs(state.round, trainer.datamodule.num_train_pairs)
+        return state.epochs_done + 1 - state.phase_first_epoch >= epochs
 
     def text(self, trainer: Trainer) -> str:
         """`oof 0.654 | at most 3 min left | `, as far as known; nothing without an evolution."""
@@ -156,7 +157,8 @@ class StatusLine:
             elif number == state.round:
                 done += sum(training + scoring for training, scoring in phases[: state.phase_index])
                 epochs = state.epochs_done - state.phase_first_epoch
-                done += phases[state.phase_index][0] * min(1.0, epochs / evolution.phase_epochs(number))
+                of_phase = evolution.phase_epochs(number, data.num_train_pairs)
+                done += phases[state.phase_index][0] * min(1.0, epochs / of_phase)
         return done, total
 
 
@@ -171,11 +173,15 @@ def round_work(
         pairs: in `seed`, `pool` and `test`.
         selected: pool pairs that are trained on.
     """
-    epochs, folds = evolution.phase_epochs(number), evolution.folds
+    folds = evolution.folds
     labels_folds = number < evolution.last_round  # no fold needs labels behind the last round
+
+    def training(num_pairs: float) -> float:
+        return evolution.phase_epochs(number, num_pairs) * num_pairs
+
     phases = []
     for _ in range(folds):
         scored = pairs["seed"] / folds + (pairs["pool"] if labels_folds else 0)
-        phases.append((epochs * (pairs["seed"] * (1 - 1 / folds) + selected), SCORING * scored))
-    phases.append((float(epochs * (pairs["seed"] + selected)), SCORING * (pairs["pool"] + pairs["test"])))
+        phases.append((training(pairs["seed"] * (1 - 1 / folds) + selected), SCORING * scored))
+    phases.append((training(pairs["seed"] + selected), SCORING * (pairs["pool"] + pairs["test"])))
     return phases

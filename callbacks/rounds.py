@@ -13,7 +13,7 @@ from ser_lightning.evaluation.metrics import calibration_error, confidence_and_r
 from ser_lightning.evolution.forecast import look_ahead
 from ser_lightning.evolution.selection import SelectionContext, SelectionResult
 from ser_lightning.records import PairScores, Selection
-from ser_lightning.runs.files import RoundRow
+from ser_lightning.runs.files import RoundRow, how_delivered
 from ser_lightning.utils.durations import duration
 from ser_lightning.utils.terminal import new_table, say
 
@@ -129,10 +129,14 @@ def rounds_table(rows: list[RoundRow]) -> Table:
 
 def print_rounds(rows: list[RoundRow]) -> None:
     """The table and what the star means."""
-    chosen = "chosen out of fold on the seed, without test or pool labels"
-    if all(math.isnan(row.seed_oof_accuracy) for row in rows):
-        chosen = "the last round, unjudged: there are no folds"
-    say(rounds_table(rows), f"Round 0 is the seed model. * is delivered: {chosen}.")
+    how = how_delivered(row.seed_oof_accuracy for row in rows)
+    worse = [
+        f"The model of round {row.round} is worse than a coin: {row.test_accuracy:.3f} of the test pairs are right."
+        for row in rows
+        if row.delivered and row.test_accuracy < 0.5
+    ]
+    note = f"Round 0 is the seed model. * is delivered: {how}, without test or pool labels."
+    say(rounds_table(rows), note, *worse)
 
 
 def _share(counts: tuple[int, float]) -> float:

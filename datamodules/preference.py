@@ -175,9 +175,9 @@ class PreferenceDataModule(PairFiles):
         return self.accepted if fold is None else self.fold_accepted.get(fold, Selection.empty())
 
     @property
-    def num_train_steps(self) -> int:
-        """Optimiser steps in an epoch of the current phase."""
-        return -(-len(self._training_pairs().rows) // self.pairs_per_step)
+    def num_train_pairs(self) -> int:
+        """Pairs in an epoch of the current phase."""
+        return len(self._training_pairs().rows)
 
     def _training_pairs(self) -> PairSet:
         """Seed labels and accepted labels: the only labels there are on this side of the firewall."""

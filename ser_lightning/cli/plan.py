@@ -136,9 +136,11 @@ def make_plan(cli: PlanCLI) -> tuple[dict[str, Any], list[str]]:
     tokens: dict[str, Tokens] = {
         name: count_tokens(store.num_tokens[r], store.num_shared[r]) for name, r in rows.items()
     }
-    rounds = [] if evolution is None else rounds_of(evolution, tokens)
     is_whole = strategy_kind(settings.trainer.strategy) != "fsdp"
     is_cached = module.backbone.train == "head" and reward_model.is_decoder and is_whole
+    if evolution is not None:
+        evolution.set_cached(is_cached)
+    rounds = [] if evolution is None else rounds_of(evolution, tokens)
     plan = {
         "model": {"path": module.backbone.path, **_weights(reward_model)},
         "memory": _memory(module, reward_model, data, layout, settings.trainer, device),

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 import pyarrow as pa
+import pyarrow.compute
 import pyarrow.csv
 import pyarrow.parquet
 import torch
@@ -210,6 +211,15 @@ def _nothing(path: str, counts: RowCounts) -> str:
     return f"{path}: got {counts.rows} rows and none to score ({reasons}); mend the file, or raise --max_length"
 
 
+def _without_formulas(table: pa.Table) -> pa.Table:
+    """Texts that a spreadsheet would compute stand behind a quote, as one shows them then."""
+    for i, name in enumerate(table.schema.names):
+        if pa.types.is_string(table.schema.types[i]):
+            texts = pyarrow.compute.replace_substring_regex(table[name], r"^([=+\-@\t\r])", r"'\1")
+            table = table.set_column(i, table.schema.field(i), texts)
+    return table
+
+
 @contextmanager
 def _table_writer(file: BinaryIO, suffix: str, schema: pa.Schema) -> Iterator[Callable[[pa.Table], object]]:
     """What appends tables to an open file."""
@@ -218,7 +228,7 @@ def _table_writer(file: BinaryIO, suffix: str, schema: pa.Schema) -> Iterator[Ca
             yield writer.write_table
     elif suffix == ".csv":
         with pyarrow.csv.CSVWriter(file, schema) as writer:
-            yield writer.write
+            yield lambda table: writer.write(_without_formulas(table))
     else:
         lines = lambda table: (json.dumps(row, ensure_ascii=False) + "\n" for row in table.to_pylist())  # noqa: E731
         yield lambda table: file.writelines(line.encode() for line in lines(table))

@@ -9,6 +9,8 @@ def settings_problems(evolution: Any) -> list[str]:
     for name in ("seed_epochs", "epochs_per_round"):
         if getattr(evolution, name) < 1:
             found.append(f"evolution.{name}: got {getattr(evolution, name)}; need at least 1")
+    if evolution.min_steps is not None and evolution.min_steps < 0:
+        found.append(f"evolution.min_steps: got {evolution.min_steps}; need 0 or more")
     if evolution.max_rounds < 0:
         found.append(f"evolution.max_rounds: got {evolution.max_rounds}; need 0 or more")
     if evolution.folds < 0 or evolution.folds == 1:

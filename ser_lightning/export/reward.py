@@ -32,7 +32,7 @@ from ser_lightning.models.loading import (
 from ser_lightning.models.reward_model import RewardModel, merged_model
 from ser_lightning.models.trainable import load_exactly
 from ser_lightning.records import Padded, Turn
-from ser_lightning.runs.files import delivered_round, labels_before
+from ser_lightning.runs.files import delivered_round, how_delivered, labels_before, read_rounds
 from ser_lightning.runs.reward_run import RewardRun, read_reward_run
 from ser_lightning.training.scoring import evaluating
 
@@ -102,7 +102,8 @@ def export(
     else:
         source = read_reward_run(run, trust_remote_code)
         number = delivered_round(run)
-        weights, own_labels = f"round {number}, chosen out of fold", labels_before(run, number)
+        how = how_delivered(row.get("seed_oof_accuracy", math.nan) for row in read_rounds(run))
+        weights, own_labels = f"round {number}, {how}", labels_before(run, number)
     raise_problems(_form_problems(source, form))
     trained, tokenizer = source.load()
     expected = _rewards(lambda ids, mask: trained(Padded(ids, mask)), trained, *_test_inputs(tokenizer))

@@ -103,22 +103,26 @@ def rounds_of(evolution: Any, tokens: dict[str, Tokens]) -> list[RoundWork]:
 
 def _round_work(number: int, evolution: Any, seed: Tokens, pool: Tokens, test: Tokens) -> RoundWork:
     folds = evolution.folds
-    epochs = evolution.seed_epochs if number == 0 else evolution.epochs_per_round
-    # Each of `folds` phases leaves out its fold, together the whole seed once; then comes the main phase.
-    seed_passes = epochs * max(1, folds)
-    pool_passes = 0 if number == 0 else epochs * (folds + 1)
-    labels_for_folds = number < evolution.max_rounds
-    labellings = 1 + (folds if labels_for_folds else 0)
-    seed_scorings = 1 if folds else 0
+    labellings = 1 + (folds if number < evolution.max_rounds else 0)
 
-    def work(field: str) -> tuple[int, int, int]:
+    def passes(num_pool: int) -> tuple[int, int]:
+        """How often the seed and so many pool pairs are trained on: in `folds` phases without a fold, and in one."""
+        main = evolution.phase_epochs(number, seed.pairs + num_pool)
+        fold = evolution.phase_epochs(number, seed.pairs * (1 - 1 / folds) + num_pool) if folds else 0
+        return main + fold * max(0, folds - 1), main + fold * folds
+
+    def work(field: str) -> tuple[list[int], int]:
         s, p, t = (int(getattr(part, field)) for part in (seed, pool, test))
-        return seed_passes * s, pool_passes * p, seed_scorings * s + labellings * p + t
+        ends = [passes(0)[0] * s]
+        if number:
+            of_seed, of_pool = passes(pool.pairs)
+            ends.append(of_seed * s + of_pool * p)
+        return [min(ends), max(ends)], (s if folds else 0) + labellings * p + t
 
-    trained, more, scored = work("pairs")
-    trained_tokens, more_tokens, scored_tokens = work("total")
-    least = trained_tokens + scored_tokens
-    return RoundWork(number, (trained, trained + more), scored, (least, least + more_tokens))
+    trained, scored = work("pairs")
+    trained_tokens, scored_tokens = work("total")
+    low, high = (tokens + scored_tokens for tokens in trained_tokens)
+    return RoundWork(number, (trained[0], trained[1]), scored, (low, high))
 
 
 def read_rate(run: Path) -> float:

@@ -23,7 +23,6 @@ from ser_lightning.report.tables import (
     FORECAST_NOTE,
     GUARD_NOTE,
     ROUND_COLUMNS,
-    ROUND_NOTE,
     asked_for,
     comparison_table,
     cost_table,
@@ -34,6 +33,7 @@ from ser_lightning.report.tables import (
     forecast_table,
     guard_table,
     number_text,
+    round_note,
     round_table,
     run_names,
     summary_of,
@@ -70,7 +70,7 @@ def write_report(runs: Sequence[Path], to: Path, note: str = "") -> Path:
 def page_of(run: Run, note: str = "") -> str:
     """One run as HTML, its summary behind a note."""
     shown, config, forecasts = run.delivered, flat(run.config), forecast_table(run)
-    tables = [("Rounds", round_table(run), ROUND_NOTE)]
+    tables = [("Rounds", round_table(run), round_note(run))]
     if forecasts:
         tables.append(("Forecasts", forecasts, FORECAST_NOTE))
     return _render(

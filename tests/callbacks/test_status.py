@@ -20,7 +20,7 @@ def clock(monkeypatch):
 
 
 def trainer_of(callback):
-    data = SimpleNamespace(pair_ids=lambda split: range(PAIRS[split]))
+    data = SimpleNamespace(pair_ids=lambda split: range(PAIRS[split]), num_train_pairs=PAIRS["seed"])
     return SimpleNamespace(callbacks=[callback], datamodule=data)
 
 
