@@ -58,7 +58,7 @@ class Command:
     """A command that is not a run."""
 
     function: str
-    """module:function below `ser_lightning` that takes the parsed flags."""
+    """module:function below `ser_lightning` that takes the parsed flags, `plan` those of a run."""
     help: str
     usage: str
     flags: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -181,11 +181,12 @@ def run_command(name: str, argv: list[str]) -> int:
     Raises:
         UserError: a line for each problem of the command line, before anything heavy is imported.
     """
-    args = None if name == "plan" and not {"--help", "-h"} & {*argv} else parse(name, argv)
+    is_run = name == "plan" and not {"--help", "-h"} & {*argv}
+    args = split_arguments(["fit", *argv]) if is_run else parse(name, argv)
     module, _, function = COMMANDS[name].function.partition(":")
     run = getattr(import_module(f"ser_lightning.{module}"), function)
     plain_warnings()
-    return run(argv if args is None else args) or 0
+    return run(args) or 0
 
 
 def parse(name: str, argv: list[str]) -> Namespace:

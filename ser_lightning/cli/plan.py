@@ -16,7 +16,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser
 from transformers import PreTrainedTokenizerBase
 
-from ser_lightning.cli.arguments import split_arguments
+from ser_lightning.cli.arguments import Arguments
 from ser_lightning.cli.commands import COMMANDS, add_flags
 from ser_lightning.cli.diagnosis import ParseError, null_problems
 from ser_lightning.cli.lightning import MODULES, SerCLI
@@ -81,9 +81,8 @@ class PlanCLI(SerCLI):
         """Nothing runs."""
 
 
-def main(argv: list[str]) -> None:
-    """Command line of `python -m ser_lightning plan`."""
-    arguments = split_arguments(["fit", *argv])
+def main(arguments: Arguments) -> None:
+    """Run the command with the command line of a `fit`."""
     if (kind := arguments.model_class()) in MODULES and kind != RewardModule.__name__:
         raise UserError(f"plan: got {kind}; plan is for reward models, give rm.yaml")
     try:
