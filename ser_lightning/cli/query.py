@@ -45,7 +45,7 @@ def load_strategy(name: str) -> QueryStrategy:
     """
     module, _, attribute = name.rpartition(".")
     try:
-        kind = STRATEGIES.get(name) or getattr(import_module(module), attribute)
+        kind = STRATEGIES.get(name.removeprefix("ser_lightning.")) or getattr(import_module(module), attribute)
         strategy: QueryStrategy = kind()
         if callable(strategy.choose):
             return strategy

@@ -27,13 +27,7 @@ print(json.dumps([codes, loaded]))
 """
 HELP = [["--help"], ["-h"], [], ["--version"], *([name, "--help"] for name in COMMANDS)]
 TYPOS = [
-    *(
-        ["fti"],
-        ["fti", "--help"],
-        ["score", "--modle=m"],
-        ["score", "--max_length=x", "--model=m", "--data=d", "--out=o"],
-    ),
-    *(["compare"]),
+    *(["fti"], ["fti", "--help"], ["score", "--modle=m"], ["query", "--run=r", "--n=x"], ["compare"]),
     *(["fit", "--config", "rm.yml"], ["plan", "--config", "rm.yml"]),
 ]
 

@@ -113,6 +113,28 @@ def test_problems_inside_a_list_of_callbacks(capsys, tmp_path):
     ("args", "expected"),
     [
         (["fit", "--config", "rm.yml"], ["--config: got 'rm.yml', neither a file in "]),
+        (
+            ["fit", "--run_dir=runs/typo", "--ckpt_path=last"],
+            ["--run_dir: got runs/typo, which holds no run; check its name, or start one with --config rm.yaml"],
+        ),
+        (["test", "--ckpt_path=no.ckpt"], ["--ckpt_path: got no.ckpt, which does not exist; check it"]),
+        (
+            ["fit", "--config", "models/minilm-l6.yaml", "--config", "rm.yaml"],
+            ["--config: got models/minilm-l6.yaml before rm.yaml, which it changes; put rm.yaml first"],
+        ),
+        (
+            ["fit", "--config", "models/minilm-l6.yaml"],
+            [
+                "--config: got models/minilm-l6.yaml first, which names no model class; put rm.yaml or the like before it"
+            ],
+        ),
+        *(
+            (
+                [command, "--config", "rm.yaml"],
+                [f"{command}: got no checkpoint, so its model would be untrained; add --run_dir RUN --ckpt_path last"],
+            )
+            for command in ("test", "validate", "predict")
+        ),
         (["fit", "--config", "a.yaml", "-c=b.yaml"], ["--config: got 'a.yaml'", "--config: got 'b.yaml'"]),
         (["fit"], ["data: required", "model: required"]),
         (["fit", "--config", "rm.yaml", "stray"], ["command line: got 'stray'"]),
@@ -161,6 +183,12 @@ def test_the_command_line_wins_over_the_checkpoint(tmp_path, tiny_run, tiny_fit)
     torch.save(saved, "other.ckpt")
     assert main(["test", *tiny_run, "--ckpt_path", "other.ckpt", "--run_dir", "test_run"]) == 0
     assert yaml.safe_load((tmp_path / "test_run/config.yaml").read_text())["model"]["init_args"]["label_noise"] == 0.0
+
+
+def test_a_run_is_read_with_its_checkpoint(capsys, tiny_fit):
+    tiny_fit()
+    (line,) = problems_of(capsys, "test", "--run_dir=run")
+    assert line == "--run_dir: got run, which holds a run; add --ckpt_path last"
 
 
 def test_export_of_nothing_is_one_line(capsys):
