@@ -2,13 +2,12 @@
 
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 
-from ser_lightning.datamodules.preference import PreferenceDataModule
 from ser_lightning.errors import UserError
 from ser_lightning.evaluation.metrics import half_credit, ks_distance, wilson_interval
 from ser_lightning.evolution.selection import SelectionContext, SelectionResult
@@ -16,6 +15,9 @@ from ser_lightning.records import PairScores
 from ser_lightning.runs.files import ROUNDS, read_audit, round_files, rounds_folder, run_above, write_json
 from ser_lightning.training.scoring import complete_and_unique, concatenate
 from ser_lightning.utils.terminal import new_table, say
+
+if TYPE_CHECKING:  # it loads every kind of model
+    from ser_lightning.datamodules.preference import PreferenceDataModule
 
 SIDES = ("old", "new", "unseen")
 
@@ -79,7 +81,7 @@ def copy_rounds(old: Path, new: Path) -> None:
         shutil.copytree(old, new, dirs_exist_ok=True)
 
 
-def audited_scores(path: Path, data: PreferenceDataModule) -> PairScores:
+def audited_scores(path: Path, data: "PreferenceDataModule") -> PairScores:
     """The scores of an audit file, of the pairs that are still in the pool."""
     audit = read_audit(path)
     assert audit is not None

@@ -2,13 +2,12 @@
 
 import math
 from collections.abc import Collection
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from rich.table import Table
 from torch import Tensor
 
-from ser_lightning.datamodules.preference import PreferenceDataModule
 from ser_lightning.evaluation.metrics import calibration_error, confidence_and_right, half_credit, length_correlation
 from ser_lightning.evolution.forecast import look_ahead
 from ser_lightning.evolution.selection import SelectionContext, SelectionResult
@@ -17,9 +16,12 @@ from ser_lightning.runs.files import RoundRow, how_delivered
 from ser_lightning.utils.durations import duration
 from ser_lightning.utils.terminal import new_table, say
 
+if TYPE_CHECKING:  # it loads every kind of model
+    from ser_lightning.datamodules.preference import PreferenceDataModule
+
 
 def round_figures(
-    data: PreferenceDataModule,
+    data: "PreferenceDataModule",
     pool: PairScores,
     test: PairScores,
     context: SelectionContext,

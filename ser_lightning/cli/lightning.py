@@ -22,16 +22,13 @@ from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from ser_lightning.callbacks.evaluation import EvaluationCallback
 from ser_lightning.callbacks.evolution import EvolutionCallback
-from ser_lightning.callbacks.prediction_writers import PoolWriter, PredictionWriter
 from ser_lightning.callbacks.progress import ParameterLine, PhaseProgressBar
 from ser_lightning.cli.arguments import Arguments
 from ser_lightning.cli.commands import PROGRAM
 from ser_lightning.cli.diagnosis import Diagnosis, ParseError, null_problems
 from ser_lightning.cli.quiet import LOGGERS, plain_warnings
 from ser_lightning.errors import NothingToDo, Terminated, UserError, raise_problems
-from ser_lightning.modules.generate import GenerateModule
 from ser_lightning.runs.files import CONFIG, is_run
 from ser_lightning.runs.folder import (
     RUN_DIR_VARIABLE,
@@ -242,11 +239,7 @@ class SerCLI(LightningCLI):
 
     def _own_callbacks(self, given: list[Callback], config: Namespace) -> Iterator[Callback]:
         folder = self.run_folder.path
-        writer = PoolWriter if isinstance(self.model, GenerateModule) else PredictionWriter
-        if self.subcommand == "predict" and not _holds(given, writer):
-            yield writer()
-        if self.subcommand in ("validate", "test") and not _holds(given, EvaluationCallback):
-            yield EvaluationCallback()
+        yield from _reading_callbacks(self.command, self.model, given)
         checkpoints = [callback for callback in given if isinstance(callback, ModelCheckpoint)]
         for callback in checkpoints:
             callback.dirpath = callback.dirpath or str(folder / LAST.parent)
@@ -413,6 +406,22 @@ def _user_problems(error: BaseException | None) -> list[str]:
     while error is not None and not isinstance(error, UserError):
         error = error.__cause__ or error.__context__
     return [] if error is None else error.problems
+
+
+def _reading_callbacks(command: str, model: LightningModule, given: list[Callback]) -> Iterator[Callback]:
+    """What writes down what `predict`, `validate` and `test` find; imported for these alone, with all that it needs."""
+    if command == "predict":
+        from ser_lightning.callbacks.prediction_writers import PoolWriter, PredictionWriter
+        from ser_lightning.modules.generate import GenerateModule
+
+        writer = PoolWriter if isinstance(model, GenerateModule) else PredictionWriter
+        if not _holds(given, writer):
+            yield writer()
+    elif command in ("validate", "test"):
+        from ser_lightning.callbacks.evaluation import EvaluationCallback
+
+        if not _holds(given, EvaluationCallback):
+            yield EvaluationCallback()
 
 
 def _shown(given: list[Callback], config: Namespace) -> Iterator[Callback]:

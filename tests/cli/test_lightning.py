@@ -124,9 +124,7 @@ def test_problems_inside_a_list_of_callbacks(capsys, tmp_path):
         ),
         (
             ["fit", "--config", "models/minilm-l6.yaml"],
-            [
-                "--config: got models/minilm-l6.yaml first, which names no model class; put rm.yaml or the like before it"
-            ],
+            ["--config: got models/minilm-l6.yaml first, which names no model class; put rm.yaml or the like "],
         ),
         *(
             (
