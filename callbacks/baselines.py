@@ -5,6 +5,7 @@ from typing import Literal
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
+from torch import Tensor
 
 from ser_lightning.datamodules.preference import PreferenceDataModule
 from ser_lightning.evaluation.baselines import BagOfWords
@@ -50,20 +51,21 @@ def bag_of_words_accuracy(data: PreferenceDataModule, split: Literal["val", "tes
         data: a DataModule that is set up.
         split: whose pairs to judge.
     """
-    ids = data.pair_ids(split)
-    label = half_credit(seed_bag_of_words(data).margin(_responses(data, ids)), torch.ones(len(ids)))
-    known, right = data.held_out_labels(split).count_right(ids, label)
-    return right / known
+    return _accuracy(data, split, seed_bag_of_words(data).margin(_responses(data, data.pair_ids(split))))
 
 
 def longer_accuracy(data: PreferenceDataModule, split: Literal["val", "test"]) -> float:
     """Accuracy on a split of "the longer response wins", in tokens."""
-    ids = data.pair_ids(split)
-    difference = data.data.store.length_difference[data.data.rows_of(ids.tolist())]
-    label = half_credit(torch.from_numpy(difference).float(), torch.ones(len(ids)))
-    known, right = data.held_out_labels(split).count_right(ids, label)
+    tokens_a, tokens_b = data.num_tokens(data.pair_ids(split)).unbind(-1)
+    return _accuracy(data, split, (tokens_a - tokens_b).float())
+
+
+def _accuracy(data: PreferenceDataModule, split: Literal["val", "test"], margin: Tensor) -> float:
+    known, right = data.held_out_labels(split).count_right(
+        data.pair_ids(split), half_credit(margin, torch.ones(len(margin)))
+    )
     return right / known
 
 
-def _responses(data: PreferenceDataModule, ids: torch.Tensor) -> list[tuple[str, str]]:
+def _responses(data: PreferenceDataModule, ids: Tensor) -> list[tuple[str, str]]:
     return [(pair.response_a, pair.response_b) for pair in data.lookup(ids)]

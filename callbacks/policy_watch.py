@@ -85,7 +85,7 @@ class BestStep:
 
 
 class PolicyWatch(Callback):
-    """Keep book of what the policy answers to held-out prompts, and tell when it begins to game its reward.
+    """Record the answers of the policy to held-out prompts, and warn when it begins to over-optimise its reward.
 
     Args:
         on_overoptimised: what to do when the reward has risen since the step that the second judge likes best while
@@ -277,7 +277,7 @@ def write_samples(path: Path, now: Answers, start: Answers, num_samples: int) ->
 
 
 def steps_table(rows: list[StepRow], best_step: int | None) -> Table:
-    """First, best and last step, for people; fits into 80 columns."""
+    """First, best and last step, at most 80 columns wide."""
     table = new_table("step", "reward", "second judge", "win rate", "KL", "tokens", title="Steps of the policy")
     for row in rows:
         is_best = row.step == best_step

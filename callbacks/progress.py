@@ -55,7 +55,8 @@ class PhaseProgressBar(TQDMProgressBar):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Remember how the epoch went; it may be the last of its phase."""
         super().on_train_epoch_end(trainer, pl_module)
-        metrics = [f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in self._metrics(trainer, pl_module)]
+        found = self.get_metrics(trainer, pl_module).items()
+        metrics = [f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in found]
         self._finished_epoch = ", ".join([f"{self._shown_phase}epoch {trainer.current_epoch}", *metrics])
         if self._status.ends_phase(trainer):  # what is scored and printed now stands below the line
             self._leave_line(trainer)
@@ -63,9 +64,6 @@ class PhaseProgressBar(TQDMProgressBar):
     def on_train_end(self, trainer: Trainer, *args: Any) -> None:
         """Leave the line of the last phase."""
         self._leave_line(trainer)
-
-    def _metrics(self, trainer: Trainer, pl_module: LightningModule) -> list[tuple[str, Any]]:
-        return list(self.get_metrics(trainer, pl_module).items())
 
     def _leave_line(self, trainer: Trainer) -> None:
         self.train_progress_bar.close()
@@ -125,8 +123,7 @@ class StatusLine:
         if self._evolution is None:
             return False
         state = self._evolution.state
-        epochs = self._evolution.phase_epochs(state.round, trainer.datamodule.num_train_pairs)
-        return state.epochs_done + 1 - state.phase_first_epoch >= epochs
+        return state.epochs_done + 1 - state.phase_first_epoch >= self._evolution.phase_epochs(trainer)
 
     def text(self, trainer: Trainer) -> str:
         """`oof 0.654 | at most 3 min left | `, as far as known; nothing without an evolution."""
@@ -144,44 +141,25 @@ class StatusLine:
         """Work done so far, and all of it if no round converges before the last."""
         if self._evolution is None:
             return 0.0, 0.0
-        evolution, state, data = self._evolution, self._evolution.state, trainer.datamodule
+        evolution, settings, state, data = (
+            self._evolution,
+            self._evolution.settings,
+            self._evolution.state,
+            trainer.datamodule,
+        )
         pairs = {split: len(data.pair_ids(split)) for split in ("seed", "pool", "test")}
         kept = {row.round + 1: row.kept for row in state.rows}
         done = total = 0.0
         for number in range(state.first_round, evolution.last_round + 1):
             selected = 0 if number == 0 else kept.get(number, round(KEPT_SHARE * pairs["pool"]))
-            phases = round_work(evolution, number, pairs, selected)
-            total += sum(training + scoring for training, scoring in phases)
+            of_phases = settings.epochs_of_phases(number, pairs["seed"], selected, data.pairs_per_step)
+            phases = settings.phases(number == evolution.last_round, of_phases, pairs, selected)
+            work = [trained + SCORING * scored for trained, scored in phases]
+            total += sum(work)
             if number < state.round:
-                done += sum(training + scoring for training, scoring in phases)
+                done += sum(work)
             elif number == state.round:
-                done += sum(training + scoring for training, scoring in phases[: state.phase_index])
                 epochs = state.epochs_done - state.phase_first_epoch
-                of_phase = evolution.phase_epochs(number, data.num_train_pairs)
-                done += phases[state.phase_index][0] * min(1.0, epochs / of_phase)
+                in_phase = phases[state.phase_index][0] * min(1.0, epochs / of_phases[state.phase_index])
+                done += sum(work[: state.phase_index]) + in_phase
         return done, total
-
-
-def round_work(
-    evolution: EvolutionCallback, number: int, pairs: dict[str, int], selected: int
-) -> list[tuple[float, float]]:
-    """Training and scoring of each phase of a round.
-
-    Args:
-        evolution: its settings.
-        number: of the round.
-        pairs: in `seed`, `pool` and `test`.
-        selected: pool pairs that are trained on.
-    """
-    folds = evolution.folds
-    labels_folds = number < evolution.last_round  # no fold needs labels behind the last round
-
-    def training(num_pairs: float) -> float:
-        return evolution.phase_epochs(number, num_pairs) * num_pairs
-
-    phases = []
-    for _ in range(folds):
-        scored = pairs["seed"] / folds + (pairs["pool"] if labels_folds else 0)
-        phases.append((training(pairs["seed"] * (1 - 1 / folds) + selected), SCORING * scored))
-    phases.append((training(pairs["seed"] + selected), SCORING * (pairs["pool"] + pairs["test"])))
-    return phases

@@ -80,7 +80,7 @@ def forecast_figures(rows: list[RoundRow], seed_credit: list[Tensor], min_gain: 
 
 
 def forecast_text(row: RoundRow) -> str:
-    """One line for the log: what had been forecast of a round, what came, and what is forecast behind it."""
+    """One line for the log: the forecast of a round, its result, and the forecast of the next."""
     past = ""
     if row.forecast_accuracy == row.forecast_accuracy:
         past = f"out of fold {row.seed_oof_accuracy:.3f}, forecast {row.forecast_accuracy:.3f} "
@@ -114,7 +114,7 @@ def choose_round(seed_credit: list[Tensor], barred: Collection[int] = ()) -> int
 
 
 def rounds_table(rows: list[RoundRow]) -> Table:
-    """The table of rounds, for people; fits into 80 columns."""
+    """The table of rounds, at most 80 columns wide."""
     headers = "round|kept|of|flips|st.|kept\nright|pool\nright|seed\noof|test|cal.\nerr.|len.\ncorr.|time"
     table = new_table(*headers.split("|"), title="Rounds of self-evolution")
     for row in rows:

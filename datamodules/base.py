@@ -16,7 +16,7 @@ from ser_lightning.data.reader import PairStore
 from ser_lightning.data.sources import Source, open_sources
 from ser_lightning.data.store import ROLES, build_store, default_cache, is_complete, store_key
 from ser_lightning.datamodules.batches import Shard
-from ser_lightning.datamodules.splits import SplitPairs
+from ser_lightning.datamodules.label_firewall import SplitPairs
 from ser_lightning.datamodules.splitting import DataReport, SplitPolicy
 from ser_lightning.errors import UserError
 from ser_lightning.training.features import FeatureTable
@@ -29,17 +29,26 @@ class PairFiles(pl.LightningDataModule):
     """Files of pairs, encoded into the cache and split.
 
     Args:
-        path: files of pairs; rows without a label go to the pool.
+        path: files (.jsonl, .json, .csv, .parquet), Hub names (owner/name:config@split) or `synthetic`. Rows without a
+            label go to the pool.
         pool_path: more pairs for the pool.
-        test_path: labelled pairs for the final test.
-        new_data_path: files that arrived later, in the order of their arrival.
-        columns: how the files call the columns.
-        policy: how much goes where.
-        max_length: most tokens in a conversation.
-        num_workers: processes that load batches.
-        cache_dir: folder for encoded pairs, None = the user's cache folder.
+        test_path: labelled pairs for the final test, instead of a share of `path`.
+        new_data_path: files that arrived later, in the order of their arrival; labelled pairs join the seed, the others
+            the pool, and what was split before stays where it is.
+        columns: how the files call prompt, chosen, rejected, response_a, response_b, label or id,
+            such as {prompt: question, chosen: response_j}.
+        labels: what the labels of the files mean, such as {model_a: a, model_b: b, tie: tie}; null is no label.
+            Without it 1, a and true say that response_a is better, 0, b and false that response_b is.
+        seed_fraction: share of the labelled pairs outside the test set that keep their label, if no pair comes
+            unlabelled.
+        test_fraction: share of the labelled pairs for the test set, if there is no `test_path`.
+        val_fraction: share of the seed for validation; training never sees it.
+        max_length: most tokens in a conversation; longer prompts lose their oldest turns, and a pair with a longer
+            response is dropped.
+        num_workers: processes that load batches, 0 = the main one.
+        split_seed: chooses the splits, the order of the batches and the synthetic pairs.
+        cache_dir: folder for encoded pairs, default ser-lightning in the user's cache folder.
         synthetic_pairs: pairs that `path: synthetic` makes.
-        labels: what the labels of the files mean.
 
     Attributes:
         tokenizer: the module's, unless one is set by hand.
@@ -50,24 +59,27 @@ class PairFiles(pl.LightningDataModule):
 
     def __init__(
         self,
-        path: Paths,
-        pool_path: Paths | None,
-        test_path: Paths | None,
-        new_data_path: Paths | None,
-        columns: dict[str, str] | None,
-        policy: SplitPolicy,
-        max_length: int,
-        num_workers: int,
-        cache_dir: str | None,
-        synthetic_pairs: int,
+        path: Paths = "synthetic",
+        pool_path: Paths | None = None,
+        test_path: Paths | None = None,
+        new_data_path: Paths | None = None,
+        columns: dict[str, str] | None = None,
         labels: dict[str, str | None] | None = None,
+        seed_fraction: float = 0.15,
+        test_fraction: float = 0.2,
+        val_fraction: float = 0.0,
+        max_length: int = 512,
+        num_workers: int = 0,
+        split_seed: int = 0,
+        cache_dir: str | None = None,
+        synthetic_pairs: int = 2000,
     ) -> None:
         super().__init__()
         self.paths = dict(zip(ROLES, (path, pool_path or [], test_path or []), strict=True))
         self.more_paths = [new_data_path] if isinstance(new_data_path, str) else new_data_path or []
         self.columns = columns or {}
         self.labels = labels and {str(key): meaning for key, meaning in labels.items()}  # YAML makes numbers
-        self.policy = policy
+        self.policy = SplitPolicy(seed_fraction, test_fraction, val_fraction, split_seed)
         self.max_length = max_length
         self.num_workers = num_workers
         self.cache_dir = Path(cache_dir).expanduser() if cache_dir else default_cache()
@@ -79,11 +91,11 @@ class PairFiles(pl.LightningDataModule):
         self._sources: list[dict[str, list[Source]]] | None = None
 
     def _problems(self, *counts: str) -> list[str]:
-        """What is wrong with the arguments, a line each; `counts` names those that must be at least 1."""
+        """What is wrong with the arguments, a line each; `counts` names further ones that must be at least 1."""
         found = check_mapping(self.columns) + check_labels(self.labels or {}) + self.policy.problems()
         if "synthetic" in self.more_paths:
             found.append("new_data_path: got synthetic, which would make the same pairs again; give files")
-        for name in counts:
+        for name in ("max_length", "synthetic_pairs", *counts):
             if (value := getattr(self, name)) != "auto" and value < 1:
                 found.append(f"{name}: got {value}; use at least 1")
         if self.num_workers < 0:
@@ -103,7 +115,7 @@ class PairFiles(pl.LightningDataModule):
 
     def setup(self, stage: str | None = None) -> None:
         """Open the cache and split; done once, whatever the stages."""
-        if self._data is None:
+        if self._data is None:  # Lightning calls this once for every stage
             self._data = SplitPairs(PairStore(*self._folders()), self.policy)
             rank_zero_info(self.report.table())
 

@@ -22,8 +22,8 @@ from ser_lightning.cli.diagnosis import ParseError, null_problems
 from ser_lightning.cli.lightning import MODULES, SerCLI
 from ser_lightning.data.encode import encode_conversations
 from ser_lightning.data.layouts import Layout
+from ser_lightning.datamodules.label_firewall import SplitName
 from ser_lightning.datamodules.preference import PreferenceDataModule
-from ser_lightning.datamodules.splits import SplitName
 from ser_lightning.errors import UserError, raise_problems
 from ser_lightning.models.masks import choose_layout
 from ser_lightning.models.reward_model import RewardModel
@@ -128,8 +128,10 @@ def make_plan(cli: PlanCLI) -> tuple[dict[str, Any], list[str]]:
     if evolution is not None:
         every = settings.trainer.reload_dataloaders_every_n_epochs
         evolution.setup(SimpleNamespace(reload_dataloaders_every_n_epochs=every, datamodule=data), None, "fit")
-        if evolution.folds:
-            data.data.rows("seed", 0, evolution.folds)  # `UserError` where the seed has too few dialogues for them
+        if evolution.settings.folds:
+            data.data.rows(
+                "seed", 0, evolution.settings.folds
+            )  # `UserError` where the seed has too few dialogues for them
     store = data.data.store
     rows = {name: data.data.rows(name) for name in SPLITS}
     tokens: dict[str, Tokens] = {
@@ -137,9 +139,7 @@ def make_plan(cli: PlanCLI) -> tuple[dict[str, Any], list[str]]:
     }
     is_whole = strategy_kind(settings.trainer.strategy) != "fsdp"
     is_cached = module.backbone.train == "head" and reward_model.is_decoder and is_whole
-    if evolution is not None:
-        evolution.set_cached(is_cached)
-    rounds = [] if evolution is None else rounds_of(evolution, tokens)
+    rounds = [] if evolution is None else rounds_of(evolution.settings.settled(is_cached), tokens, data.pairs_per_step)
     plan = {
         "model": {"path": module.backbone.path, **_weights(reward_model)},
         "memory": _memory(module, reward_model, data, layout, settings.trainer, device),

@@ -28,7 +28,7 @@ from ser_lightning.rl.experience import (
     micro_batches,
 )
 from ser_lightning.rl.policy_math import (
-    KLControl,
+    FixedKL,
     clipped_policy_loss,
     clipped_value_loss,
     kl_k3,
@@ -83,7 +83,7 @@ class PPOModule(PolicyModule):
         self,
         backbone: Backbone,
         reward_model: str | dict[str, float],
-        kl_control: KLControl,
+        kl_control: FixedKL,
         sampling: Sampling,
         ppo: PPOSettings,
         judge: str | None = None,
@@ -243,14 +243,12 @@ class PPOModule(PolicyModule):
         old_logp, advantage = experience.logp[rows, :width], experience.advantage[rows, :width]
         logp, entropy = response_logps(self.policy, "policy", part, self.sampling.temperature)
         loss, clip_fraction = clipped_policy_loss(logp, old_logp, advantage, mask, self.ppo.clip_range)
-        total_entropy = masked_sum(entropy, mask)
-        self.manual_backward((loss - self.ppo.entropy_weight * total_entropy) / num_tokens)
-        moved = masked_sum(kl_k3(old_logp, logp.detach()), mask)
+        self.manual_backward(loss / num_tokens)
         sums = {
             "policy_loss": loss,
-            "entropy": total_entropy,
+            "entropy": masked_sum(entropy, mask),
             "clip_fraction": clip_fraction * mask.sum(),
-            "approx_kl": moved,
+            "approx_kl": masked_sum(kl_k3(old_logp, logp.detach()), mask),
         }
         return {name: value.detach() for name, value in sums.items()}
 

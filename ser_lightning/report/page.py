@@ -154,7 +154,7 @@ def pictures_of(run: Run) -> list[Picture]:
     return found
 
 
-# Small change
+# Formatting
 
 
 def _render(**values: Any) -> str:

@@ -93,7 +93,7 @@ ROUND_COLUMNS = {
 
 
 def round_table(run: Run) -> Table:
-    """`rounds.csv` for people."""
+    """The rounds, as in `rounds.csv`."""
     headers = ["round", "scored", "kept", "flipped", "status", *ROUND_COLUMNS.values(), "cal. error", "length corr."]
     rows = []
     for one in run.rounds:
@@ -112,7 +112,7 @@ AHEAD = {"net_label_change": "+.3f", "predicted_gain": "+.4f", "predicted_last_r
 
 
 def forecast_table(run: Run) -> Table | None:
-    """What had been forecast of each round, and what came; None for runs from before there were forecasts."""
+    """The forecast and the result of each round; None for runs from before there were forecasts."""
     headers = [
         "round",
         "forecast",
@@ -243,7 +243,7 @@ def run_names(runs: Sequence[Run]) -> list[str]:
     return names if len(set(names)) == len(names) else [str(run.path) for run in runs]
 
 
-# Small change
+# Formatting
 
 
 def _with_interval(one: Round, column: str) -> str:

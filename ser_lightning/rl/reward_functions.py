@@ -7,7 +7,7 @@ Shapes: N responses.
 import json
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Protocol, Self, cast
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -36,9 +36,6 @@ class RewardFunction(Protocol):
         Raises:
             UserError: if it fails; the error names the reward function.
         """
-
-    def to(self, device: torch.device | str) -> Self:
-        """Move what it computes with, in place; returns itself."""
 
 
 class ModelReward:
@@ -103,11 +100,6 @@ class ModelReward:
         rewards[torch.tensor([i for batch in batches for i in batch])] = torch.cat(parts).float().cpu()
         return rewards
 
-    def to(self, device: torch.device | str) -> Self:
-        """Move the model in place."""
-        self.reward_model.to(device)
-        return self
-
     @property
     def layout(self) -> Layout:
         """How the reward model reads sequences best."""
@@ -143,10 +135,6 @@ class FunctionReward:
             raise UserError(f"reward {self.name}: {what}; mend the function") from error
         return checked_scores(self.name, scores, responses)
 
-    def to(self, device: torch.device | str) -> Self:
-        """Nothing to move: a function chooses its own device."""
-        return self
-
 
 class RewardSum:
     """Several reward functions as one: the weighted sum of their scores.
@@ -159,28 +147,10 @@ class RewardSum:
     def __init__(self, functions: dict[str, RewardFunction], weights: dict[str, float]) -> None:
         self._functions, self._weights = functions, weights
 
-    @property
-    def parts(self) -> list[str]:
-        """The sources, in the order given."""
-        return list(self._functions)
-
     def __call__(self, prompts: Sequence[list[Turn]], responses: Sequence[str]) -> Tensor:
         """(N,) weighted sum."""
-        return self.total(self.by_part(prompts, responses))
-
-    def by_part(self, prompts: Sequence[list[Turn]], responses: Sequence[str]) -> dict[str, Tensor]:
-        """(N,) scores of each source, without its weight."""
-        return {source: function(prompts, responses) for source, function in self._functions.items()}
-
-    def total(self, scores: dict[str, Tensor]) -> Tensor:
-        """(N,) weighted sum of what `by_part` gave."""
-        return torch.stack([self._weights[source] * score for source, score in scores.items()]).sum(0)
-
-    def to(self, device: torch.device | str) -> Self:
-        """Move every reward function in place."""
-        for function in self._functions.values():
-            function.to(device)
-        return self
+        scores = [self._weights[source] * score(prompts, responses) for source, score in self._functions.items()]
+        return torch.stack(scores).sum(0)
 
 
 def checked_scores(name: str, scores: Any, responses: Sequence[str]) -> Tensor:

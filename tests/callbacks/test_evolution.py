@@ -1,5 +1,4 @@
 import contextlib
-import csv
 import json
 import math
 import shutil
@@ -14,7 +13,7 @@ from lightning.pytorch.callbacks import Callback
 
 from ser_lightning.errors import UserError
 from ser_lightning.evolution.selection import CalibratedRule, PaperRule, TopShareRule
-from tests.helpers import data, equal, evolution, fit, module, trainer, weights
+from tests.helpers import data, equal, evolution, fit, module, read_csv, trainer, weights
 
 
 class Recorder(Callback):
@@ -35,7 +34,7 @@ class Recorder(Callback):
 
 
 def rows(run):
-    return list(csv.DictReader(Path(run, "rounds.csv").open()))
+    return read_csv(f"{run}/rounds.csv")
 
 
 def audit(run, number):
@@ -198,11 +197,11 @@ def test_a_phase_has_enough_steps_however_few_its_pairs_are(tiny_model_dir, pair
 
 
 def test_the_default_of_steps_is_for_cached_features_alone():
-    callback = evolution(min_steps=None, seed_epochs=2)
-    callback._pairs_per_step = 8
-    assert callback.phase_epochs(0, 19) == 2
-    callback.set_cached(True)
-    assert callback.phase_epochs(0, 19) == 167 and callback.phase_epochs(1, 8000) == 1  # 3 steps an epoch, and 1000
+    settings = evolution(min_steps=None, seed_epochs=2).settings
+    assert settings.settled(False).phase_epochs(0, steps=3) == 2
+    cached = settings.settled(True)
+    assert cached.phase_epochs(0, steps=3) == 167 and cached.phase_epochs(1, steps=1000) == 1
+    assert evolution(min_steps=7).settings.settled(True).min_steps == 7
     with pytest.raises(UserError, match=r"evolution\.min_steps: got -1; need 0 or more"):
         evolution(min_steps=-1)
 

@@ -14,7 +14,7 @@ from transformers import AutoTokenizer, LlamaForSequenceClassification
 
 from ser_lightning import Scorer
 from ser_lightning.__main__ import main
-from tests.helpers import plain_reward, save_reward_model
+from tests.helpers import plain_reward, problems_of, save_reward_model
 
 MAX_LENGTH = 60
 
@@ -80,10 +80,7 @@ def bench(model, data, *flags):
 
 
 def problems(capsys, *argv):
-    capsys.readouterr()
-    assert main(["bench", *map(str, argv)]) == 2
-    lines = capsys.readouterr().err.splitlines()
-    return [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
+    return problems_of(capsys, "bench", *argv)
 
 
 def by_loop(model, rows, measure):

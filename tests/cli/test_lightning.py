@@ -6,6 +6,7 @@ import yaml
 
 from ser_lightning.__main__ import main
 from ser_lightning.cli.lightning import use_tensor_cores
+from tests.helpers import problems_of
 
 BORING = """
 model:
@@ -28,13 +29,6 @@ def printed_config(capsys, *args):
         main(["fit", *args, "--print_config"])
     assert stopped.value.code == 0
     return yaml.safe_load(capsys.readouterr().out)
-
-
-def problems_of(capsys, *args):
-    assert main(list(args)) == 2
-    lines = capsys.readouterr().err.splitlines()
-    assert "Traceback" not in "\n".join(lines)
-    return [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
 
 
 def test_print_config_round_trips(capsys, tmp_path):
@@ -147,8 +141,8 @@ def test_problems_inside_a_list_of_callbacks(capsys, tmp_path):
         (["fit", "--config", "rm.yaml", "--ckpt_path=last"], ["--ckpt_path: got last without a run"]),
         (["fit", "--config", "rm.yaml", "--ckpt_path=no.ckpt"], ["--ckpt_path: got no.ckpt, which does not exist"]),
         (
-            ["fit", "--config", "rm.yaml", "--data.max_length=0", "--model.label_noise=0.7"],
-            ["model.label_noise: got 0.7", "max_length: got 0"],
+            ["fit", "--config", "rm.yaml", "--data.max_length=0", "--model.warmup_share=1.7"],
+            ["model.warmup_share: got 1.7", "max_length: got 0"],
         ),
     ],
 )
@@ -177,10 +171,10 @@ def test_other_exceptions_keep_their_traceback(tmp_path, monkeypatch):
 def test_the_command_line_wins_over_the_checkpoint(tmp_path, tiny_run, tiny_fit):
     tiny_fit()
     saved = torch.load("run/checkpoints/last.ckpt", weights_only=False)
-    saved["hyper_parameters"] = {"_class_path": "nowhere.Module", "label_noise": 0.4}
+    saved["hyper_parameters"] = {"_class_path": "nowhere.Module", "warmup_share": 0.4}
     torch.save(saved, "other.ckpt")
     assert main(["test", *tiny_run, "--ckpt_path", "other.ckpt", "--run_dir", "test_run"]) == 0
-    assert yaml.safe_load((tmp_path / "test_run/config.yaml").read_text())["model"]["init_args"]["label_noise"] == 0.0
+    assert yaml.safe_load((tmp_path / "test_run/config.yaml").read_text())["model"]["init_args"]["warmup_share"] == 0.1
 
 
 def test_a_run_is_read_with_its_checkpoint(capsys, tiny_fit):

@@ -1,6 +1,5 @@
 """Pairs worth a label: the choice against brute force, the file that comes out, and that it goes back in."""
 
-import csv
 import itertools
 import json
 import shutil
@@ -15,6 +14,7 @@ from ser_lightning.data.formats import parse_row
 from ser_lightning.errors import UserError
 from ser_lightning.evolution.query import CoverUncertain, MostUncertain, cover, word_similarity
 from ser_lightning.records import PreferencePair
+from tests.helpers import read_csv
 
 
 def pairs_of(*texts):
@@ -75,8 +75,7 @@ def test_the_file_holds_pool_pairs_without_labels_and_goes_back_in(run, tiny_run
     Path("ask.jsonl").write_text("".join(json.dumps({**row, "label": 1}) + "\n" for row in rows))
     last = ["--ckpt_path=run/checkpoints/last.ckpt", "--data.new_data_path=ask.jsonl"]
     assert main(["fit", *tiny_run, *last, "--run_dir=on"]) == 0
-    with Path("on/rounds.csv").open() as file:
-        scored = {int(line["round"]): int(line["scored"]) for line in csv.DictReader(file)}
+    scored = {int(line["round"]): int(line["scored"]) for line in read_csv("on/rounds.csv")}
     assert scored[2] == scored[1] - 5  # they have left the pool for the seed
 
 

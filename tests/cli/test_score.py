@@ -21,7 +21,7 @@ from ser_lightning.__main__ import main
 from ser_lightning.data.scoring_rows import RowCounts, read_rows
 from ser_lightning.errors import UserError
 from ser_lightning.export.reward import export
-from tests.helpers import plain_reward, save_reward_model
+from tests.helpers import plain_reward, problems_of, read_csv, save_reward_model
 
 ZERO, TEMPERATURE, MAX_LENGTH = 0.01, 0.05, 60
 PAIRS = [
@@ -58,10 +58,7 @@ def score(model, data, *flags, out="out.parquet"):
 
 
 def problems(capsys, *argv):
-    capsys.readouterr()
-    assert main(["score", *map(str, argv)]) == 2
-    lines = capsys.readouterr().err.splitlines()
-    return [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
+    return problems_of(capsys, "score", *argv)
 
 
 def as_sides(rows, turn=False):
@@ -219,8 +216,7 @@ def test_csv_and_json_lines_hold_what_parquet_holds(model):
     for out in ("out.csv", "out.jsonl"):
         assert main(["score", f"--model={model}", "--data=pairs.jsonl", f"--out={out}", "--device=cpu"]) == 0
     lines = [json.loads(line) for line in Path("out.jsonl").read_text().splitlines()]
-    with Path("out.csv").open(newline="") as file:
-        cells = list(csv.DictReader(file))
+    cells = read_csv("out.csv")
     for name, values in found.items():
         assert [line[name] for line in lines] == values
         if name.startswith(("reward", "prob")):

@@ -1,4 +1,3 @@
-import csv
 import math
 import re
 from pathlib import Path
@@ -24,6 +23,7 @@ from ser_lightning.models.reward_model import load_reward_model
 from ser_lightning.records import Padded
 from ser_lightning.runs.files import delivered_round
 from ser_lightning.training.scoring import evaluating
+from tests.helpers import read_csv
 
 TURNS = [
     [{"role": "user", "content": "What is 2 plus 2?"}, {"role": "assistant", "content": answer}]
@@ -166,9 +166,7 @@ def test_the_card_says_what_the_run_says(tiny_fit, tiny_model_dir):
     card = ModelCard.load("out/README.md")
     assert card.data.pipeline_tag == "text-classification" and "reward-model" in card.data.tags
     assert card.data.base_model is None  # a folder of this machine is no name on the Hub
-    with Path("run/rounds.csv").open() as file:
-        rounds = list(csv.DictReader(file))
-    assert all(f"{float(row['test_accuracy']):.4g}" in card.text for row in rounds)
+    assert all(f"{float(row['test_accuracy']):.4g}" in card.text for row in read_csv("run/rounds.csv"))
     assert "random seeds: 0 (training), 0 (splits)" in card.text and "## Limits" in card.text
     assert "32 of 32 pairs keep their order" in card.text
     assert "{{" not in card.text and "None" not in card.text

@@ -30,7 +30,7 @@ from ser_lightning.rl.experience import PPOSettings
 from ser_lightning.rl.policy_math import AdaptiveKL, FixedKL
 from ser_lightning.rl.reward_sources import load_reward
 from ser_lightning.rl.rollout import Sampling, uniform_numbers
-from tests.helpers import trainer
+from tests.helpers import problems_of, trainer
 
 STOP = list("abcdefghijklmnopqrstuvwxyzABCDEFGHIJ")
 """One in seven of the tiny model's tokens: some responses end and some do not."""
@@ -281,8 +281,6 @@ KNOBS = {
     "gamma": 0.7,
     "gae_lambda": 0.5,
     "whiten_advantages": False,
-    "whiten_rewards": True,
-    "entropy_weight": 0.5,
     "missing_eos_penalty": 0.0,
 }
 
@@ -305,7 +303,7 @@ def test_every_setting_changes_what_is_learnt(tiny_model_dir, pairs_file, cache)
 def test_token_budgets_change_nothing(tiny_model_dir, pairs_file, cache, train, advantage):
     found = []
     for budget in (1, 10_000):
-        model = module(tiny_model_dir, train, advantage, minibatches=2, entropy_weight=0.1, tokens_per_batch=budget,
+        model = module(tiny_model_dir, train, advantage, minibatches=2, tokens_per_batch=budget,
                        tokens_per_sampling_batch=budget)  # fmt: skip
         fit(model, pairs_file, cache, Shaken())
         found.append(weights(model))
@@ -509,13 +507,6 @@ def test_a_checkpoint_holds_policy_and_critic_alone(tiny_model_dir, pairs_file, 
         assert all(".policy." in name or ".critic." in name or "value_head" in name for name in state)
     else:
         assert all(name.startswith(("_policy.lm.", "_policy.others.critic.", "_policy.value_head.")) for name in state)
-
-
-def problems_of(capsys, *args):
-    assert main(list(args)) == 2
-    said = capsys.readouterr().err
-    assert "Traceback" not in said
-    return [line.removeprefix("error: ") for line in said.splitlines() if line.startswith("error: ")]
 
 
 def _without_eos(model_dir):

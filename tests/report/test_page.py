@@ -1,7 +1,6 @@
 """The page of a run: figures, escaping, gaps, one file, several runs."""
 
 import copy
-import csv
 import hashlib
 import json
 import re
@@ -19,6 +18,7 @@ from ser_lightning.report.data import flow_of, read_run
 from ser_lightning.report.figures import draw_accuracy, draw_reliability, flow_counts
 from ser_lightning.report.page import pictures_of, write_report
 from ser_lightning.report.tables import cost_table
+from tests.helpers import read_csv
 from tests.report_runs import CONFIG, card, notes, row, write_run
 
 NAN = float("nan")
@@ -70,7 +70,7 @@ def run():
 
 def test_the_page_holds_what_rounds_csv_holds(run):
     header, *lines = page_of(run).tables["Rounds"]
-    for line, recorded in zip(lines, csv.DictReader((run / "rounds.csv").open()), strict=True):
+    for line, recorded in zip(lines, read_csv(run / "rounds.csv"), strict=True):
         cells = dict(zip(header, line, strict=True))
         for name in ("round", "scored", "kept", "flipped", "status"):
             assert cells[name] == recorded[name]

@@ -125,7 +125,6 @@ def test_neither_budget_nor_order_nor_mode_matters(reward_run):
     assert torch.allclose(again, rewards[order], rtol=1e-4, atol=1e-5)
     assert judge.reward_model.training
     assert judge([], []).shape == (0,)
-    assert judge.to("cpu") is judge
 
 
 def test_batches_keep_to_the_budget_one_row_a_response(tiny_tokenizer):
@@ -236,7 +235,6 @@ def test_a_function_may_return_any_sequence_of_numbers(function, kind):
     judge = load_reward(function(lambda prompts, responses: kind(lengths(prompts, responses))))
     scores = judge(PROMPTS, RESPONSES)
     assert scores.tolist() == [8, 30, 9, 3, 9] and scores.dtype == torch.float32
-    assert judge.to("cpu") is judge
 
 
 def test_a_function_gets_the_turns_and_cannot_change_them(function):
@@ -311,16 +309,11 @@ def test_an_exception_of_a_function_is_named_and_chained(function):
 
 
 def test_weights_add_up(function, reward_run):
-    source = function(lengths)
-    rewards = load_rewards({str(reward_run): 0.5, source: -2.0})
+    rewards = load_rewards({str(reward_run): 0.5, function(lengths): -2.0})
     alone = load_rewards(str(reward_run))(PROMPTS, RESPONSES)
     by_hand = [0.5 * r - 2.0 * len(text) for r, text in zip(alone.tolist(), RESPONSES, strict=True)]
     assert rewards(PROMPTS, RESPONSES).tolist() == pytest.approx(by_hand, rel=1e-5)
-    assert rewards.parts == [str(reward_run), source]
-    parts = rewards.by_part(PROMPTS, RESPONSES)
-    assert list(parts) == rewards.parts and parts[source].tolist() == lengths(PROMPTS, RESPONSES)
-    assert torch.equal(rewards.total(parts), rewards(PROMPTS, RESPONSES))
-    assert rewards([], []).shape == (0,) and rewards.to("cpu") is rewards
+    assert rewards([], []).shape == (0,)
 
 
 def test_problems_of_all_sources_come_at_once(function):

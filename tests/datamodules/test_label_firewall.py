@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from ser_lightning.datamodules.held_out_labels import HeldOutLabels
+from ser_lightning.datamodules.label_firewall import HeldOutLabels
 from ser_lightning.records import Selection
 
 FRACTIONS = {"seed_fraction": 0.4, "test_fraction": 0.25, "val_fraction": 0.2}
