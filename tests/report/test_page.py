@@ -134,7 +134,7 @@ def test_a_model_below_one_half_is_said_to_be_worse_than_a_coin_and_an_unjudged_
     assert "0.322 of the test pairs are right" in text and "which is worse than a coin" in text
     assert "the delivered round is bold, the last round, unjudged: there were no folds." in text
     other = page_of(write_run("other", [row(0, True)], notes())).text
-    assert "coin" not in other and "the delivered round is bold, chosen out of fold on the seed." in other
+    assert "worse than a coin" not in other and "the delivered round is bold, chosen out of fold on the seed." in other
 
 
 def test_the_flow_from_round_to_round(run):
