@@ -103,6 +103,8 @@ class PairFiles(pl.LightningDataModule):
         self.num_workers = num_workers
         self.cache_dir = Path(cache_dir).expanduser() if cache_dir else default_cache()
         self.synthetic_pairs = synthetic_pairs
+        self.is_mapped_elsewhere = False
+        """Whether files that hold no pairs may have the mapped columns."""
         self._tokenizer: PreTrainedTokenizerBase | None = None
         self._data: SplitPairs | None = None
         self._sources: list[dict[str, list[Source]]] | None = None
@@ -137,7 +139,9 @@ class PairFiles(pl.LightningDataModule):
             if is_complete(folder):
                 rank_zero_info(f"Encoded pairs: found in the cache, {folder}")
                 continue
-            build_store(folder, sources, self.columns, self.tokenizer, self.max_length, self.labels)
+            # An arrival may have the project's own names.
+            is_mapped = sources is self._open_sources()[0] and not self.is_mapped_elsewhere
+            build_store(folder, sources, self.columns, self.tokenizer, self.max_length, self.labels, is_mapped)
             rank_zero_info(f"Encoded pairs: written to {folder}")
 
     def setup(self, stage: str | None = None) -> None:

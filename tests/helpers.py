@@ -38,7 +38,7 @@ def data(path: Path, **kwargs: Any) -> PreferenceDataModule:
 
 
 def evolution(rule: SelectionRule | None = None, **kwargs: Any) -> EvolutionCallback:
-    settings = {"max_rounds": 1, "seed_epochs": 1, "epochs_per_round": 1, "folds": 2}
+    settings = {"max_rounds": 1, "seed_epochs": 1, "epochs_per_round": 1, "folds": 2, "min_steps": 0}
     return EvolutionCallback(rule or TopShareRule(0.5), **{**settings, **kwargs})
 
 

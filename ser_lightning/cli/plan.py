@@ -15,8 +15,10 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser
 
+from ser_lightning.cli.arguments import Arguments
+from ser_lightning.cli.commands import COMMANDS, add_flags
 from ser_lightning.cli.diagnosis import ParseError, null_problems
-from ser_lightning.cli.lightning import SerCLI
+from ser_lightning.cli.lightning import MODULES, SerCLI
 from ser_lightning.data.layouts import Layout
 from ser_lightning.datamodules.label_firewall import SplitName
 from ser_lightning.datamodules.preference import PreferenceDataModule
@@ -46,6 +48,7 @@ from ser_lightning.planning.workload import RoundWork, Tokens, count_tokens, lar
 from ser_lightning.training.schedule import make_optimizer
 from ser_lightning.training.strategies import check_optimizer, strategy_kind, strategy_notes, strategy_problems
 from ser_lightning.utils.atomic import output_problems, write_text_atomically
+from ser_lightning.utils.terminal import say
 
 SPLITS: tuple[SplitName, ...] = ("seed", "val", "pool", "test", "all")
 
@@ -56,10 +59,7 @@ class PlanCLI(SerCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add what only `plan` takes."""
         super().add_arguments_to_parser(parser)
-        parser.add_argument("--json", type=str | None, help="File to write the plan to, as JSON.")
-        parser.add_argument("--overwrite", action="store_true", help="Write over a file that is there.")
-        parser.add_argument("--like", type=str | None, help="Run folder whose rounds say how fast this machine is.")
-        parser.add_argument("--pairs_per_second", type=float | None, help="How fast pairs are trained on and scored.")
+        add_flags(parser, COMMANDS["plan"].flags)
 
     def before_instantiate_classes(self) -> None:
         """Check for nulls as `fit` does; no run folder is chosen and no logger made."""
@@ -79,10 +79,12 @@ class PlanCLI(SerCLI):
         """Nothing runs."""
 
 
-def main(argv: list[str]) -> None:
-    """Command line of `python -m ser_lightning plan`."""
+def main(arguments: Arguments) -> None:
+    """Run the command with the command line of a `fit`."""
+    if (kind := arguments.model_class()) in MODULES and kind != RewardModule.__name__:
+        raise UserError(f"plan: got {kind}; plan is for reward models, give rm.yaml")
     try:
-        cli = PlanCLI(["fit", *argv])
+        cli = PlanCLI(arguments)
     except (ParseError, MisconfigurationException) as error:
         raise UserError(" ".join(str(error).split())) from error
     if cli.settings.json:
@@ -92,7 +94,7 @@ def main(argv: list[str]) -> None:
         inputs += [*cli.arguments.configs, cli.model.backbone.path, *filter(None, [cli.settings.like])]
         raise_problems(output_problems("--json", cli.settings.json, inputs, cli.settings.overwrite))
     plan, problems = make_plan(cli)
-    print(as_text(plan), flush=True)
+    say(as_text(plan))
     if cli.settings.json:
         write_text_atomically(Path(cli.settings.json), json.dumps(plan, indent=2) + "\n")
     raise_problems(problems)
@@ -133,9 +135,9 @@ def make_plan(cli: PlanCLI) -> tuple[dict[str, Any], list[str]]:
     tokens: dict[str, Tokens] = {
         name: count_tokens(store.num_tokens[r], store.num_shared[r]) for name, r in rows.items()
     }
-    rounds = [] if evolution is None else rounds_of(evolution.settings, tokens)
     is_whole = strategy_kind(settings.trainer.strategy) != "fsdp"
     is_cached = module.backbone.train == "head" and reward_model.is_decoder and is_whole
+    rounds = [] if evolution is None else rounds_of(evolution.settings.settled(is_cached), tokens, data.pairs_per_step)
     plan = {
         "model": {"path": module.backbone.path, **_weights(reward_model)},
         "memory": _memory(module, reward_model, data, layout, settings.trainer, device),
@@ -245,7 +247,8 @@ def _rounds(rounds: list[RoundWork], settings: Namespace, cached_tokens: int | N
         pairs = [trained + work.scored_pairs for trained in work.trained_pairs]
         amounts = work.tokens if pairs_per_second is None else pairs
         seconds = [n / rate for n in amounts] if rate and cached_tokens is None else None
-        found.append({**asdict(work), "seconds": seconds})
+        own = {} if cached_tokens is None else {"tokens": (0, cached_tokens if work.round == 0 else 0)}
+        found.append({**asdict(work), **own, "seconds": seconds})
     return {"rounds": found, "rate": rate, "source": source, "cached_tokens": cached_tokens}
 
 

@@ -107,6 +107,17 @@ def check_labels(labels: Mapping[str, str | None]) -> list[str]:
     return [f"labels: got {{{', '.join(strange)}}}; map each label to a, b, tie or null"] if strange else []
 
 
+def absent_columns(columns: Mapping[str, str], present: Collection[str]) -> list[str]:
+    """A line for names that are mapped to columns that no row has.
+
+    Args:
+        columns: how the file calls the names of `COLUMNS`.
+        present: the columns of all rows.
+    """
+    absent = [f"{name}: {column}" for name, column in columns.items() if column not in present]
+    return [f"columns: got {{{', '.join(absent)}}}; the file has {_names(present)}"] if absent and present else []
+
+
 def unread_columns(row: Mapping[str, Any], columns: Mapping[str, str]) -> str:
     """`; no column label ...`, for a message about missing labels: the columns of a row that nothing reads.
 
@@ -116,7 +127,7 @@ def unread_columns(row: Mapping[str, Any], columns: Mapping[str, str]) -> str:
     unread = [str(name) for name in row if name not in known]
     if columns.get("label", "label") in row or "label" in row or not unread:
         return ""
-    return f"; no column {columns.get('label', 'label')}; columns not read: {', '.join(unread)}"
+    return f"; no column {columns.get('label', 'label')}; columns not read: {_names(unread)}"
 
 
 def parse_row(
@@ -244,8 +255,12 @@ class NoTranscript(Exception):
     """A response without a prompt."""
 
 
+_MAX_NAMES = 20
+
+
 def _names(names: Collection[str]) -> str:
-    return ", ".join(map(str, names)) or "none"
+    shown = ", ".join(str(name) for name, _ in zip(names, range(_MAX_NAMES), strict=False))
+    return (shown or "none") + (f" and {len(names) - _MAX_NAMES:,} more" if len(names) > _MAX_NAMES else "")
 
 
 def _response_columns(values: Mapping[str, Any], row: Mapping[str, Any], where: str) -> tuple[str, str]:

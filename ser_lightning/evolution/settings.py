@@ -1,10 +1,15 @@
 """The settings of the rounds, what cannot work among them, and the work that follows from them."""
 
-from dataclasses import dataclass
-from typing import Literal
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal, Self
 
 from ser_lightning.errors import raise_problems
 from ser_lightning.evolution.selection import SelectionRule
+
+CACHED_STEPS = 500
+"""A head that starts anew is still at chance after the dozen steps that a few epochs over a small seed have."""
 
 
 @dataclass(frozen=True)
@@ -21,6 +26,8 @@ class EvolutionSettings:
         restart: what starts anew in a round: the `weights` (and the optimiser), or `nothing`.
         min_gain: accuracy (a share, above 0) that makes a round worth its compute; evolution is forecast to converge
             where no further round gains as much.
+        min_steps: optimiser steps of a phase at least: a small seed gets more epochs. By default 500 where features are
+            cached and a step costs next to nothing, else 0.
         stop_by: what ends evolution before `max_rounds`: the `rule` alone, or the `forecast` of convergence as well.
     """
 
@@ -32,6 +39,7 @@ class EvolutionSettings:
     restart: Literal["nothing", "weights"] = "weights"
     min_gain: float = 0.005
     stop_by: Literal["rule", "forecast"] = "rule"
+    min_steps: int | None = None
 
     def __post_init__(self) -> None:
         found = [
@@ -39,6 +47,8 @@ class EvolutionSettings:
             for name in ("seed_epochs", "epochs_per_round")
             if getattr(self, name) < 1
         ]
+        if self.min_steps is not None and self.min_steps < 0:
+            found.append(f"evolution.min_steps: got {self.min_steps}; need 0 or more")
         if self.max_rounds < 0:
             found.append(f"evolution.max_rounds: got {self.max_rounds}; need 0 or more")
         if self.folds < 0 or self.folds == 1:
@@ -53,24 +63,40 @@ class EvolutionSettings:
             found.append(f"evolution.stop_by: got {self.stop_by!r}; use rule or forecast")
         raise_problems(found)
 
-    def phase_epochs(self, round: int) -> int:
-        """Epochs of each phase of a round."""
-        return self.seed_epochs if round == 0 else self.epochs_per_round
+    def settled(self, has_features: bool) -> Self:
+        """These settings with the default of `min_steps`, which depends on whether features are cached."""
+        return self if self.min_steps is not None else replace(self, min_steps=CACHED_STEPS if has_features else 0)
 
-    def phases(self, round: int, is_last: bool, sizes: dict[str, int], selected: int) -> list[tuple[float, float]]:
-        """How much each phase of a round trains on, all its epochs together, and how much it scores.
+    def phase_epochs(self, round: int, steps: int) -> int:
+        """Epochs of a phase of a round, of so many steps each."""
+        epochs = self.seed_epochs if round == 0 else self.epochs_per_round
+        return max(epochs, math.ceil((self.min_steps or 0) / max(1, steps)))
+
+    def epochs_of_phases(self, round: int, seed: int, selected: int, pairs_per_step: int) -> list[int]:
+        """Epochs of each phase of a round.
 
         Args:
             round: its number.
+            seed: pairs of the seed.
+            selected: pool pairs that are trained on.
+            pairs_per_step: pairs of a step.
+        """
+        pairs = [*[seed - seed / self.folds + selected for _ in range(self.folds)], seed + selected]
+        return [self.phase_epochs(round, math.ceil(n / pairs_per_step)) for n in pairs]
+
+    def phases(
+        self, is_last: bool, epochs: Sequence[int], sizes: dict[str, int], selected: int
+    ) -> list[tuple[float, float]]:
+        """How much each phase of a round trains on, all its epochs together, and how much it scores.
+
+        Args:
             is_last: no later round needs labels from the models of the folds.
+            epochs: of each phase.
             sizes: of `seed`, `pool` and `test`, in pairs or in tokens.
             selected: of the pool, what is trained on.
         """
-        epochs, seed = self.phase_epochs(round), sizes["seed"]
-        whole = float(epochs * (seed + selected)), float(sizes["pool"] + sizes["test"])
-        if not self.folds:
-            return [whole]
-        left_out = seed / self.folds
-        return [(epochs * (seed - left_out + selected), left_out + (0 if is_last else sizes["pool"]))] * self.folds + [
-            whole
-        ]
+        left_out = sizes["seed"] / self.folds if self.folds else 0.0
+        *folds, main = epochs
+        scored = left_out + (0 if is_last else sizes["pool"])
+        found = [(n * (sizes["seed"] - left_out + selected), scored) for n in folds]
+        return [*found, (float(main * (sizes["seed"] + selected)), float(sizes["pool"] + sizes["test"]))]

@@ -13,7 +13,6 @@ from typing import Any, Literal
 
 import huggingface_hub
 import torch
-from jsonargparse import ArgumentError, ArgumentParser
 from peft import AutoPeftModelForSequenceClassification, LoraConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedTokenizerBase
@@ -22,7 +21,6 @@ from ser_lightning.data.encode import encode_conversations
 from ser_lightning.data.layouts import pad_right
 from ser_lightning.errors import UserError, raise_problems
 from ser_lightning.export.model_card import model_card
-from ser_lightning.export.policy import export_policy
 from ser_lightning.export.self_test import TOLERANCE, SelfTest, compared
 from ser_lightning.models.adapter_folder import write_scale
 from ser_lightning.models.backbone import Backbone
@@ -36,53 +34,15 @@ from ser_lightning.models.loading import (
 from ser_lightning.models.reward_model import RewardModel, load_reward_model, merged_model
 from ser_lightning.models.trainable import load_exactly
 from ser_lightning.records import Padded, Turn
-from ser_lightning.runs.files import EXPORT, delivered_round, labels_before
-from ser_lightning.runs.policy_run import POLICY_MODULES, model_kind
-from ser_lightning.runs.reward_run import RewardRun, read_reward_checkpoint, read_reward_run
+from ser_lightning.runs.files import delivered_round, how_delivered, labels_before, read_rounds
+from ser_lightning.runs.reward_run import RewardRun, read_reward_run
 from ser_lightning.training.scoring import evaluating
 
 NUM_SELF_TEST_PAIRS = 32
 Form = Literal["merged", "adapter"]
 Dtype = Literal["float32", "bfloat16", "float16"]
-_USAGE = "use `export RUN [--to DIR]` or `export --ckpt_path FILE --to DIR`"
 
 
-def main(argv: list[str]) -> None:
-    """Command line of `python -m ser_lightning export`."""
-    parser = ArgumentParser(
-        prog="python -m ser_lightning export", description=__doc__, exit_on_error=False, allow_abbrev=False
-    )
-    parser.add_argument("run", type=str | None, nargs="?", default=None, help="run folder of a fit: what it delivered")
-    parser.add_argument("--ckpt_path", type=str | None, default=None, help="another checkpoint of a run")
-    parser.add_argument("--to", type=str | None, default=None, help="folder to write (default: RUN/export)")
-    parser.add_argument("--form", type=Form, default="merged", help="adapter: a peft folder without the base model")
-    parser.add_argument("--dtype", type=Dtype | None, default=None, help="number format (default: as trained)")
-    parser.add_argument("--push", type=str | None, default=None, help="owner/name on the Hub to upload the folder to")
-    parser.add_argument("--private", action="store_true", help="make a new repository on the Hub a private one")
-    parser.add_argument("--trust_remote_code", action="store_true", help="run the Python files of the run's base model")
-    try:
-        args = parser.parse_args(argv)
-    except ArgumentError as error:
-        raise UserError(f"export: {' '.join(str(error).split())}; {_USAGE}") from error
-    if (args.run is None) == (args.ckpt_path is None):
-        raise UserError(f"export: got {'both RUN and --ckpt_path' if args.run else 'nothing to export'}; {_USAGE}")
-    if args.private and not args.push:
-        raise UserError("--private: got it without --push, which names the repository; leave it out")
-    if args.ckpt_path is not None:
-        run, source = read_reward_checkpoint(Path(args.ckpt_path), args.trust_remote_code)
-    else:
-        run, source = Path(args.run), None
-    to = Path(args.to) if args.to else run / EXPORT
-    if model_kind(run) in POLICY_MODULES:
-        changed = [f"--{name}" for name, usual in (("form", "merged"), ("dtype", None)) if args[name] != usual]
-        raise_problems(f"{flag}: got a policy, which is merged at its own precision; leave it out" for flag in changed)
-        largest = export_policy(run, to, args.trust_remote_code)
-        print(f"Exported to {to}; its logits differ from the trained model's by at most {largest:.1e}.")
-    else:
-        result = export(run, to, args.form, args.dtype, source, args.trust_remote_code)
-        print(f"Exported to {to}. {summary(result)}")
-    if args.push:
-        print(f"Uploaded to {push(to, args.push, args.private)}")
 
 
 def export(
@@ -121,7 +81,8 @@ def export(
     else:
         source = read_reward_run(run, trust_remote_code)
         number = delivered_round(run)
-        weights, own_labels = f"round {number}, chosen out of fold", labels_before(run, number)
+        how = how_delivered(row.get("seed_oof_accuracy", math.nan) for row in read_rounds(run))
+        weights, own_labels = f"round {number}, {how}", labels_before(run, number)
     raise_problems(_form_problems(source, form))
     trained, tokenizer = source.load()
     expected = _rewards(lambda ids, mask: trained(Padded(ids, mask)), trained, *_test_inputs(tokenizer))

@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 from ser_lightning.data.encode import EncodedPair, encode_candidates, encode_pairs, encode_responses
 from ser_lightning.data.formats import parse_prompt
 from ser_lightning.data.packing import num_shared_tokens
+from ser_lightning.data.turns import clean
 from ser_lightning.errors import UserError, raise_problems
 from ser_lightning.evaluation.calibration import prob_a_wins
 from ser_lightning.models.probe import errors, length_finding, num_positions
@@ -113,7 +114,7 @@ class Scorer:
         Raises:
             UserError: if a prompt or a response cannot be read, does not fit, or gets a reward that is not finite.
         """
-        turns = _all_turns(prompts, responses)
+        turns, (responses,) = _all_turns(prompts, responses)
         if not turns:
             return torch.empty(0)
         with named(self.reward.name):
@@ -133,7 +134,7 @@ class Scorer:
         Raises:
             UserError: as `score` does.
         """
-        turns = _all_turns(prompts, responses, others)
+        turns, (responses, others) = _all_turns(prompts, responses, others)
         if not turns:
             return torch.empty(0)
         texts = enumerate(zip(turns, responses, others, strict=True))
@@ -228,8 +229,8 @@ class Scorer:
         return keys
 
 
-def _all_turns(prompts: Prompts, *responses: Sequence[str]) -> list[list[Turn]]:
-    """Prompts as conversations, read as those of a file are."""
+def _all_turns(prompts: Prompts, *responses: Sequence[str]) -> tuple[list[list[Turn]], list[list[str]]]:
+    """Prompts as conversations, and responses, read as those of a file are."""
     for texts in (prompts, *responses):
         if isinstance(texts, str):
             raise UserError(f'score: got the text "{texts[:40]}" for a list of texts; put it into a list')
@@ -253,7 +254,7 @@ def _all_turns(prompts: Prompts, *responses: Sequence[str]) -> list[list[Turn]]:
             problems.append(f"prompt {i}: got nothing but white space; give a text, or turns with role and content")
         turns.append(found or [])
     raise_problems(problems)
-    return turns
+    return turns, [[clean(text) for text in texts] for texts in responses]
 
 
 def _set_dtype(reward: ModelReward, dtype: Dtype) -> None:

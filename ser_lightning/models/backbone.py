@@ -154,4 +154,8 @@ def not_found(what: str, path: str, error: Exception) -> str:
             "through them, then add --trust_remote_code (fit: --model.backbone.trust_remote_code true)"
         )
     reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    return f"backbone.path: no {what} could be loaded from {path} ({reason}); give a transformers folder or a Hub name"
+    folder = Path(path).expanduser()
+    if folder.exists():
+        return f"backbone.path: no {what} could be loaded from {path} ({reason}); give a transformers folder"
+    hub = "" if path[:1] in "./~" or path.count("/") > 1 else f", and the Hub gave no {what} of that name ({reason})"
+    return f"backbone.path: got {path}; there is no such folder{hub}; give a transformers folder or a Hub name"

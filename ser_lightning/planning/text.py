@@ -5,6 +5,7 @@ from textwrap import wrap
 from typing import Any
 
 from ser_lightning.utils.durations import duration
+from ser_lightning.utils.terminal import new_table, text_of
 
 _UNITS = ((2**40, "TiB"), (2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB"))
 
@@ -96,13 +97,10 @@ def _checks(checks: Sequence[dict[str, str]]) -> list[str]:
 
 
 def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    """Rows below their heads; the first column stands left, the others right."""
-    table = [heads, *rows]
-    widths = [max(len(row[i]) for row in table) for i in range(len(heads))]
-    return [
-        "  " + "  ".join(c.rjust(w) if i else c.ljust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True)))
-        for row in table
-    ]
+    table = new_table(*heads)
+    for row in rows:
+        table.add_row(*row)
+    return text_of(table).splitlines()
 
 
 def _span(ends: Sequence[float], show: Any) -> str:

@@ -84,6 +84,7 @@ def test_a_cached_body_costs_every_pair_once(capsys, tiny_run):
     text, found = plan(capsys, *tiny_run, "--model.backbone.train=head", "--pairs_per_second=2")
     assert found["rounds"]["cached_tokens"] == found["data"]["splits"]["all"]["total"]
     assert found["rounds"]["rounds"][0]["seconds"] is None
+    assert [work["tokens"] for work in found["rounds"]["rounds"]] == [[0, found["rounds"]["cached_tokens"]], [0, 0]]
     assert "computes every pair once" in text and found["model"]["all"]["trained"] == 16
 
 
@@ -175,8 +176,9 @@ def test_what_is_known_to_be_wrong_is_said_after_the_tables(capsys, tiny_run):
 
 
 def test_other_runs_and_rates_without_a_source_are_refused(capsys, tiny_run):
-    [line] = problems_of(capsys, "plan", "--config", "sft.yaml")
-    assert line.startswith("plan: got SFTModule with ResponseDataModule; it knows runs of rm.yaml alone")
+    for config, kind in (("sft.yaml", "SFTModule"), ("ppo.yaml", "PPOModule")):
+        found = problems_of(capsys, "plan", "--config", config)
+        assert found == [f"plan: got {kind}; plan is for reward models, give rm.yaml"]
     assert "run: nowhere has no rounds.csv" in problems_of(capsys, "plan", *tiny_run, "--like=nowhere")[-1]
     assert "--pairs_per_second: got 0.0" in problems_of(capsys, "plan", *tiny_run, "--pairs_per_second=0")[-1]
 
