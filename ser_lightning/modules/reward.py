@@ -16,6 +16,7 @@ from ser_lightning.evaluation.metrics import PairMetrics, half_credit
 from ser_lightning.models.backbone import Backbone, load_tokenizer
 from ser_lightning.models.fingerprint import Identity, check_identity, check_trained, identity_of
 from ser_lightning.models.masks import LayoutName
+from ser_lightning.models.probe import Finding, start_findings
 from ser_lightning.models.readings import QUESTION
 from ser_lightning.models.reward_model import RewardModel, load_reward_model
 from ser_lightning.models.trainable import trainable_state, trained_part
@@ -94,6 +95,10 @@ class RewardModule(LightningModule):
         if self._reward_model is None:
             raise RuntimeError("the model is loaded in configure_model(), which the trainer calls")
         return self._reward_model
+
+    def start_findings(self, max_length: int | None) -> list[Finding]:
+        """What the data module is told before it encodes anything, see `models/probe.py`."""
+        return start_findings(self.backbone, self.tokenizer, "reward", max_length)
 
     def setup(self, stage: str) -> None:
         """Refuse strategies that cannot train this."""
