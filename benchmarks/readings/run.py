@@ -80,8 +80,9 @@ def credit_text(margin: Tensor, target: Tensor) -> str:
 def delivered_rounds(rounds: Sequence[Round], target: Tensor) -> dict[str, int]:
     """Which round each way of delivering hands over, by the seed out of fold.
 
-    `today` is `choose_round`; `accuracy_Z` and `loss_Z` take the best round, the earliest of several, where its paired
-    gain over the seed model is more than Z standard errors, and else the seed model.
+    `not_worse` is the latest that is not worse than the best by a standard error of their paired difference. The others
+    take the best round, the earliest of several, where its paired gain over the seed model in accuracy or log loss is
+    more than so many standard errors, and else the seed model. So `accuracy_0` is `choose_round`.
 
     Args:
         rounds: of a run.
@@ -89,13 +90,20 @@ def delivered_rounds(rounds: Sequence[Round], target: Tensor) -> dict[str, int]:
     """
     credit = [half_credit(one.out_of_fold, target) for one in rounds]
     loss = [log_loss(m / fit_temperature(m, target), target) for m in (one.out_of_fold for one in rounds)]
-    found = {"today": choose_round(credit)}
+    top = credit[choose_round(credit)]
+    not_worse = [r for r, one in enumerate(credit) if _is_within_error(top - one)]
+    found = {"not_worse": not_worse[-1]}
     for what, worth in (("accuracy", credit), ("loss", [-one for one in loss])):
         best = max(range(len(rounds)), key=lambda r: float(worth[r].mean()))
         gain = worth[best] - worth[0]
         error = float(gain.std()) / len(gain) ** 0.5
         found |= {f"{what}_{z}": best if float(gain.mean()) > z * error else 0 for z in (0, 1, 2)}
     return found
+
+
+def _is_within_error(loss: Tensor) -> bool:
+    """Whether paired differences are at most one standard error from nothing in the mean."""
+    return bool(loss.mean() <= loss.std() / len(loss) ** 0.5)
 
 
 def evolved(task: Task, views: Sequence[View], way: Way, seed: int) -> Run:

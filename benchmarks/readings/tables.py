@@ -37,8 +37,8 @@ CONDITIONS = {
 DELIVERIES = {
     "seed": "always the seed model",
     "last": "always the last round",
-    "today": "latest that is not worse by a standard error (`choose_round`)",
-    "accuracy_0": "best accuracy, ties to the earlier",
+    "not_worse": "latest that is not worse by a standard error",
+    "accuracy_0": "best accuracy, ties to the earlier (`choose_round`)",
     "accuracy_1": "best accuracy, if the gain is above 1 standard error",
     "accuracy_2": "best accuracy, above 2",
     "loss_0": "best log loss, ties to the earlier",

@@ -130,7 +130,7 @@ def test_delivery_by_hand():
     found = delivered_rounds([round_with("1111110000"), round_with("1111111100"), round_with("1111111010")], target)
     # Gain 0.2, standard error sqrt(0.16 * 10 / 9) / sqrt(10) = 0.133: above one, not above two.
     assert (found["accuracy_0"], found["accuracy_1"], found["accuracy_2"]) == (1, 1, 0)
-    assert found["today"] == 2
+    assert found["not_worse"] == 2
     same = delivered_rounds([round_with("1111110000"), round_with("1111101000"), round_with("1111000000")], target)
     assert same["accuracy_0"] == same["loss_0"] == 0
 
@@ -198,7 +198,7 @@ def test_calibration_error_is_of_the_joined_bins():
 
 def share_runs(ours, standard, evolved, fifth=0, seed=1):
     """A run with a share of the labels and one with all: 100 prompts, ten times the same ten credits."""
-    way = {"kept": [0.5], "kept_right": [0.7], "delivered": dict.fromkeys(("today", "accuracy_0"), 1)}
+    way = {"kept": [0.5], "kept_right": [0.7], "delivered": dict.fromkeys(("not_worse", "accuracy_0"), 1)}
     conditions = {"ours_calibrated": {**way, "credit": [ours * 10, evolved * 10]}}
     where = {"fifth": fifth, "prompt": [*range(100)], "seed": seed}
     return [
