@@ -3,6 +3,7 @@
 Shapes: m pairs to choose from, s labelled pairs, D numbers of a view.
 """
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -45,6 +46,18 @@ Strategy = Callable[[Question, int], Tensor]
 def at_random(question: Question, number: int) -> Tensor:
     """What the others have to beat."""
     return torch.randperm(len(question.task.pool), generator=question.generator)[:number]
+
+
+def spread_prompts(question: Question, number: int) -> Tensor:
+    """At random, but always from the prompts that have the fewest labels so far."""
+    task = question.task
+    order = torch.randperm(len(task.pool), generator=question.generator)
+    num_labels = Counter(task.group(task.seed).tolist())
+    level = torch.zeros(len(order), dtype=torch.int64)
+    for i, prompt in enumerate(task.group(task.pool[order]).tolist()):
+        level[i] = num_labels[prompt]
+        num_labels[prompt] += 1
+    return order[level.argsort(stable=True)[:number]]
 
 
 def least_sure(question: Question, number: int) -> Tensor:
@@ -105,6 +118,7 @@ def views_differ(question: Question, number: int) -> Tensor:
 
 STRATEGIES: dict[str, Strategy] = {
     "random": at_random,
+    "spread": spread_prompts,
     "least_sure": least_sure,
     "information": most_informative,
     "information_batch": informative_batch,

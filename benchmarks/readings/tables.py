@@ -51,6 +51,7 @@ GROUPS: dict[str, Callable[[str], bool]] = {
     "standard, every rule": lambda name: name.startswith("standard"),
 }
 STRATEGIES = {
+    "spread": "at random from the prompts with the fewest labels",
     "least_sure": "least sure",
     "information": "expected information, each pair by itself",
     "information_batch": "expected information, greedy batch",

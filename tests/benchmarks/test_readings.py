@@ -164,6 +164,8 @@ def test_strategies_ask_for_other_pairs_and_begin_alike(pairs):
     assert all(len(set(places.tolist())) == 10 for places in chosen.values())
     assert len({tuple(sorted(places.tolist())) for places in chosen.values()}) == len(STRATEGIES)
     assert chosen["information"][0] == chosen["information_batch"][0]
+    prompts = task.group(task.pool[chosen["spread"]])  # 48 to choose from, 6 of them with labels
+    assert len(set(prompts)) == 10 and not set(prompts) & set(task.group(task.seed))
     margin = (views[0].differences[task.pool] @ views[0].seed_weight(task)).abs()
     assert margin[chosen["least_sure"]].max() <= margin.sort().values[9]
     found = ask(task, USUAL, STRATEGIES["random"], (50, 100, 1000), 1)
