@@ -22,6 +22,12 @@ def raise_problems(problems: Iterable[str]) -> None:
         raise UserError(found)
 
 
+def describe(error: BaseException) -> str:
+    """An exception on one line: its class, and what it says."""
+    text = " ".join(str(error).split())[:200]
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
 class NothingToDo(UserError):
     """What was asked for is done already; no error where the same command may come twice (`--ckpt_path auto`)."""
 

@@ -216,7 +216,7 @@ class SerCLI(LightningCLI):
         evolution = self._get(self.config_init, "evolution")
         given = [*_as_list(config.callbacks), *_as_list(evolution)]  # last: it labels when all others have looked
         config.callbacks = [*given, *self._own_callbacks(given, config)]
-        if self.subcommand == "fit" and not _holds(_as_list(config.plugins), CheckpointIO):
+        if not _holds(_as_list(config.plugins), CheckpointIO):
             config.plugins = [*_as_list(config.plugins), CheckpointsInPlace()]
         if config.logger is not False:
             name = "metrics.csv" if self.subcommand == "fit" else f"metrics-{self.subcommand}.csv"

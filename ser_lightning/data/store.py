@@ -28,7 +28,7 @@ from ser_lightning.data.sources import Source
 from ser_lightning.errors import UserError
 from ser_lightning.records import PreferencePair
 from ser_lightning.utils.atomic import flush_to_disk
-from ser_lightning.utils.checksums import checksums_fit, record_checksums
+from ser_lightning.utils.checksums import CHECKSUMS, checksums_fit, record_checksums
 
 ROLES = ("path", "pool_path", "test_path")
 """Where a row came from; a role is stored as its position here."""
@@ -36,7 +36,6 @@ UNLABELLED, CONTRADICTION = -1, -2
 """Codes for an unlabelled pair, and for one whose rows disagree."""
 _STORE_VERSION = 5
 _MAX_PROBLEMS = 10
-CHECKSUMS = "checksums.json"
 INDEX = ("pair_id", "dialogue_id", "prompt_id", "continuations", "offsets", "num_shared", "role")
 """Arrays of `index.npz`."""
 TEXTS = pyarrow.schema([(name, pyarrow.string()) for name in ("prompt", "response_a", "response_b", "source_id")])

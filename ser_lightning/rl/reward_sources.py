@@ -15,12 +15,12 @@ from transformers import (
     PretrainedConfig,
 )
 
-from ser_lightning.errors import UserError, raise_problems
+from ser_lightning.errors import UserError, describe, raise_problems
 from ser_lightning.models.backbone import load_tokenizer, not_found
 from ser_lightning.models.masks import choose_layout
 from ser_lightning.models.reward_model import RewardModel
-from ser_lightning.rl.reward_functions import FunctionReward, ModelReward, RewardFunction, RewardSum, describe, named
-from ser_lightning.runs.files import ROUNDS, is_run
+from ser_lightning.rl.reward_functions import FunctionReward, ModelReward, RewardFunction, RewardSum, named
+from ser_lightning.runs.files import ROUNDS, is_run, scale_problem
 from ser_lightning.runs.reward_run import RewardRun, read_reward_run
 
 _SOURCES = (
@@ -138,14 +138,20 @@ def _reward_of_folder(
     if not tokenizer.chat_template:
         raise UserError("got a tokenizer without a chat template; save the one that the model was trained with")
     max_length = min(tokenizer.model_max_length, getattr(config, "max_position_embeddings", None) or math.inf)
-    zero, temperature = getattr(config, "reward_zero", 0.0), getattr(config, "reward_temperature", 1.0)
     reward_model = RewardModel(model, choose_layout("auto", model, device, source)).requires_grad_(False).to(device)
-    return ModelReward(reward_model, tokenizer, int(max_length), zero, temperature, source)
+    return ModelReward(reward_model, tokenizer, int(max_length), *_scale(config), source)
+
+
+def _scale(config: PretrainedConfig) -> tuple[Any, Any]:
+    """Zero and temperature."""
+    return getattr(config, "reward_zero", 0.0), getattr(config, "reward_temperature", 1.0)
 
 
 def _config_problems(config: PretrainedConfig, takes_any_scale: bool) -> Iterator[str]:
     if config.num_labels != 1:
         yield f"got a model of {config.num_labels} labels; need a classifier of one label, the reward"
+    elif problem := scale_problem(*_scale(config)):
+        yield f"got a config.json that is damaged: {problem}"
     elif not takes_any_scale and not hasattr(config, "reward_temperature"):
         yield (
             "got a config.json without reward_temperature, so its scale is unknown; add reward_temperature and "
