@@ -8,11 +8,12 @@ class UserError(ValueError):
     """One or more problems with the user's data or config; the command line prints a line for each and exits with 2.
 
     Args:
-        problems: one sentence or several, each "what: got; fix" on a single line.
+        problems: one sentence or several, each "what: got; fix"; a line end in one, from data, is shown as `\\n`.
     """
 
     def __init__(self, problems: str | Iterable[str]) -> None:
-        self.problems = [problems] if isinstance(problems, str) else list(problems)
+        found = [problems] if isinstance(problems, str) else problems
+        self.problems = [problem.replace("\n", "\\n") for problem in found]
         super().__init__("\n".join(self.problems))
 
 

@@ -26,6 +26,7 @@ from ser_lightning.runs.files import (
     read_audit,
     read_config,
     read_json,
+    read_model,
     read_rounds,
     round_files,
     without_secrets,
@@ -113,7 +114,7 @@ def confidence_of(audit: Audit) -> np.ndarray:
 
 
 def read_run(path: Path) -> Run:
-    """A run with its finished rounds.
+    """A run with its finished rounds; its delivered model is read as well, since the page vouches for it.
 
     Raises:
         UserError: it has finished none, or a file in it is damaged.
@@ -125,7 +126,10 @@ def read_run(path: Path) -> Run:
     if has_secrets(config):
         config = without_secrets(config)
         text = yaml.safe_dump(config, sort_keys=False)
-    return Run(path.absolute().name, path, config, text, rounds)
+    found = Run(path.absolute().name, path, config, text, rounds)
+    if (model := round_files(path, found.delivered.number).model).is_file():
+        read_model(model)
+    return found
 
 
 def _read_round(files: RoundFiles, row: dict[str, float]) -> Round:

@@ -20,7 +20,7 @@ from ser_lightning.models.backbone import load_tokenizer, not_found
 from ser_lightning.models.masks import choose_layout
 from ser_lightning.models.reward_model import RewardModel
 from ser_lightning.rl.reward_functions import FunctionReward, ModelReward, RewardFunction, RewardSum, named
-from ser_lightning.runs.files import ROUNDS, is_run, scale_problem
+from ser_lightning.runs.files import ROUNDS, check_weights, is_run, scale_problem
 from ser_lightning.runs.reward_run import RewardRun, read_reward_run
 
 _SOURCES = (
@@ -127,9 +127,12 @@ def _reward_of_folder(
         raise_problems(_config_problems(config, takes_any_scale))
         tokenizer = AutoTokenizer.from_pretrained(folder, **code)
         model, report = AutoModelForSequenceClassification.from_pretrained(folder, output_loading_info=True, **code)
+        check_weights(folder / "model.safetensors", dict(model.named_parameters()))
+        max_length = int(min(tokenizer.model_max_length, getattr(config, "max_position_embeddings", None) or math.inf))
+        layout = choose_layout("auto", model, device, source)
     except UserError:
         raise
-    except (OSError, ValueError, RuntimeError) as error:
+    except Exception as error:  # what a config of other types and sizes leads to
         if "trust_remote_code" in str(error):
             raise UserError(not_found("model", source, error)) from error
         raise UserError(f"got no classifier from the folder ({describe(error)}); {_SOURCES}") from error
@@ -137,9 +140,8 @@ def _reward_of_folder(
         raise UserError(f"got no weights for {', '.join(missing[:2])}; give a reward model that was trained")
     if not tokenizer.chat_template:
         raise UserError("got a tokenizer without a chat template; save the one that the model was trained with")
-    max_length = min(tokenizer.model_max_length, getattr(config, "max_position_embeddings", None) or math.inf)
-    reward_model = RewardModel(model, choose_layout("auto", model, device, source)).requires_grad_(False).to(device)
-    return ModelReward(reward_model, tokenizer, int(max_length), *_scale(config), source)
+    reward_model = RewardModel(model, layout).requires_grad_(False).to(device)
+    return ModelReward(reward_model, tokenizer, max_length, *_scale(config), source)
 
 
 def _scale(config: PretrainedConfig) -> tuple[Any, Any]:

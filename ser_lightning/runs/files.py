@@ -136,9 +136,23 @@ def read_config(run: Path) -> dict[str, Any]:
             config = yaml.safe_load(file.read_text(encoding="utf-8"))
         except yaml.YAMLError as error:
             raise ValueError(f"no YAML: {' '.join(str(error).split())[:200]}") from error
-    if not isinstance(config, dict):
-        raise UserError(f"run: {file} holds no config; give the folder of a fit")
+        if not isinstance(config, dict):
+            raise UserError(f"run: {file} holds no config; give the folder of a fit")
+        _check_size(config)
     return config
+
+
+_MAX_NODES = 100_000
+"""Of a config; one that refers to itself, or to the same part again and again, would have no end."""
+
+
+def _check_size(config: Any) -> None:
+    waiting, seen = [config], 0
+    while waiting:
+        node, seen = waiting.pop(), seen + 1
+        if seen > _MAX_NODES:
+            raise ValueError(f"it has more than {_MAX_NODES:,} values")
+        waiting += node.values() if isinstance(node, dict) else node if isinstance(node, list) else []
 
 
 def setting(run: Path, *keys: str) -> dict[str, Any]:
@@ -347,7 +361,7 @@ def _check_tensors(weights: Any) -> None:
 
 def scale_problem(zero: Any, temperature: Any) -> str | None:
     """What is wrong with the scale of a reward model; None where nothing is."""
-    numbers = [isinstance(v, (int, float)) and not isinstance(v, bool) and math.isfinite(v) for v in (zero, temperature)]
+    numbers = [type(value) in _NUMBER and abs(value) < _LARGE for value in (zero, temperature)]
     if all(numbers) and temperature > 0:
         return None
     return f"it has the zero {zero!r} and the temperature {temperature!r}; need finite numbers, the second above 0"
@@ -444,6 +458,8 @@ def write_json(path: Path, content: Any) -> None:
 Shape = type | tuple[type, ...] | dict[str, Any] | list[Any]
 """What JSON must look like: classes, [shape], {key: shape}; `key?` may be missing, `*` is every other key."""
 _NUMBER = (int, float)
+_LARGE = 2.0**63
+"""No number of a run reaches it; neither does NaN."""
 _LIMIT = (int, float, type(None))
 _TEXTS: Shape = {"*": str}
 _CARDS: Shape = [
@@ -489,7 +505,7 @@ def read_json(path: Path, shape: Shape) -> Any:
 
 
 def _check_shape(value: Any, shape: Shape, where: str) -> None:
-    """`ValueError` where a value is not of a shape, or a number in it is none; keys of later versions may stand in it."""
+    """`ValueError` where a value is not of a shape, or a number in it is none; keys of later versions may be there."""
     if isinstance(shape, dict) and isinstance(value, dict):
         if missing := [key for key in shape if key != "*" and not key.endswith("?") and key not in value]:
             raise ValueError(f"{where} has no {missing[0]}")
@@ -502,8 +518,8 @@ def _check_shape(value: Any, shape: Shape, where: str) -> None:
             _check_shape(one, shape[0], where)
     elif isinstance(shape, (dict, list)) or not isinstance(value, shape):
         raise ValueError(f"{where} is a {type(value).__name__}")
-    elif isinstance(value, float) and not math.isfinite(value):
-        raise ValueError(f"{where} is {value}")
+    elif isinstance(value, (int, float)) and not abs(value) < _LARGE:
+        raise ValueError(f"{where} is {str(value)[:20] if isinstance(value, float) else 'a huge number'}")
 
 
 @contextmanager
