@@ -31,7 +31,7 @@ from benchmarks.attacks.scene import drafts, fit_words, make_scene, results_of, 
 from benchmarks.attacks.tables import RESULTS
 from benchmarks.shared.results import Results
 
-NUMBERS = {"data": 3000, "run": 540, "model": 300, "rewards": 150, "kills": 120, "starts": 30}
+NUMBERS = {"data": 2400, "run": 360, "model": 150, "rewards": 90, "kills": 100, "starts": 20}
 """Cases of each part."""
 MAX_MEMORY = 12 * 1024**3
 BATCH = 25

@@ -8,7 +8,7 @@ import itertools
 import json
 import os
 import shutil
-import uuid
+import socket
 from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -27,7 +27,7 @@ from ser_lightning.data.packing import num_shared_tokens
 from ser_lightning.data.sources import Source
 from ser_lightning.errors import UserError
 from ser_lightning.records import PreferencePair
-from ser_lightning.utils.atomic import flush_to_disk
+from ser_lightning.utils.atomic import flush_to_disk, is_running
 from ser_lightning.utils.checksums import CHECKSUMS, checksums_fit, record_checksums
 
 ROLES = ("path", "pool_path", "test_path")
@@ -95,7 +95,8 @@ def build_store(
         labels: what the labels of the files mean.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
-    draft = folder.with_name(f"{folder.name}.{uuid.uuid4().hex[:8]}.draft")
+    _sweep(folder.parent)
+    draft = folder.with_name(f"{folder.name}.{socket.gethostname()}.{os.getpid()}.draft")
     draft.mkdir()
     try:
         writer = _StoreWriter(draft, tokenizer, max_length)
@@ -115,6 +116,14 @@ def build_store(
         flush_to_disk(folder.parent)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
+
+
+def _sweep(cache: Path) -> None:
+    """Take away what processes of this machine were writing when they were killed."""
+    for draft in cache.glob(f"*.{socket.gethostname()}.*.draft"):
+        process = draft.suffixes[-2].removeprefix(".")
+        if process.isdigit() and not is_running(int(process)):
+            shutil.rmtree(draft, ignore_errors=True)
 
 
 def _parsed(

@@ -29,7 +29,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from ser_lightning.errors import UserError
 from ser_lightning.runs.files import CONFIG, has_secrets, is_run, run_above
 from ser_lightning.training.checkpoints import LAST, find_checkpoint
-from ser_lightning.utils.atomic import write_text_atomically
+from ser_lightning.utils.atomic import is_running, write_text_atomically
 
 RUNS = Path("runs")
 """Where a run goes that is given no folder."""
@@ -56,9 +56,14 @@ class RunFolder:
     ckpt_path: str | None
     continues: bool
     """Whether the folder's own training goes on in it, so that its config must be the same."""
+    is_new: bool = False
+    """Whether a training starts in it; what a start that came to nothing has left there goes."""
 
     def open(self, config: str) -> None:
         """Create the folder and record the resolved config in it, next to the ones that are there."""
+        for path in self.path.glob("*") if self.is_new else ():
+            if _is_scrap(path):
+                path.unlink()
         recorded = [self.path / CONFIG, *(self.path / f"config-{n}.yaml" for n in range(2, 10_000))]
         for path in recorded:
             if not path.exists():
@@ -96,11 +101,11 @@ def choose_folder(command: str, run_dir: str | None, ckpt_path: str | None, stem
     if folder and folder.exists() and not is_run(folder) and (not folder.is_dir() or _holds_files(folder)):
         raise UserError(f"--run_dir: got {folder}, which is not the folder of a run; give a new or an empty folder")
     if ckpt_path is None:
-        if folder and is_run(folder):
+        if folder and is_run(folder) and _holds_results(folder):
             raise UserError(
                 f"--run_dir: got {folder}, which holds a run; go on with --ckpt_path last or name another folder"
             )
-        return RunFolder(folder or _new_folder(stem), None, continues=False)
+        return RunFolder(folder or _new_folder(stem), None, continues=False, is_new=command == "fit")
     checkpoint = find_checkpoint(folder, ckpt_path)
     if checkpoint is None:
         assert folder is not None
@@ -143,8 +148,8 @@ def lock(folder: Path) -> IO[str]:
     file.truncate(0)
     file.write(f"process {os.getpid()} on {socket.gethostname()}")
     file.flush()
-    for path in folder.rglob(".*"):  # what a killed process has left; nobody else writes here
-        if _is_draft(path) and not _is_running(int(path.suffix[1:])):
+    for path in folder.rglob("*"):  # what a killed process has left; nobody else writes here
+        if path.suffix == ".new" or (_is_draft(path) and not is_running(int(path.suffix[1:]))):
             path.unlink(missing_ok=True)
     return file
 
@@ -165,16 +170,6 @@ def _is_draft(path: Path) -> bool:
     return re.fullmatch(r"\..+\.\d+", path.name) is not None and path.is_file()
 
 
-def _is_running(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except (PermissionError, OverflowError):
-        return True
-    return True
-
-
 def run_of(checkpoint: Path) -> Path | None:
     """The folder of the run that a checkpoint lies in, directly or in `checkpoints/`."""
     run, here = run_above(checkpoint, levels=2), Path.cwd()
@@ -183,6 +178,17 @@ def run_of(checkpoint: Path) -> Path | None:
 
 def _holds_files(folder: Path) -> bool:
     return any(path.name != LOCK and not _is_draft(path) for path in folder.iterdir())
+
+
+def _holds_results(folder: Path) -> bool:
+    """Whether a run has come so far that a new start would lose something."""
+    return any(path.is_file() and path.name != LOCK and not _is_scrap(path) for path in folder.rglob("*"))
+
+
+def _is_scrap(path: Path) -> bool:
+    """Configs and metrics, which a start writes before anything is learnt, and files that were not finished."""
+    is_first = re.fullmatch(r"config(-\d+)?\.yaml|metrics(-\w+)?\.csv", path.name) is not None
+    return is_first or _is_draft(path) or path.suffix == ".new"
 
 
 def _new_folder(stem: str) -> Path:
