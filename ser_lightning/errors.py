@@ -55,6 +55,8 @@ def outside_problem(error: BaseException | None) -> str | None:
             reason = " ".join(str(error).split())[:200] or "no reason given"
             return f"a file: cannot be read ({type(error).__name__}: {reason}); is it damaged? --debug shows where"
         error = error.__cause__ or error.__context__
+    if isinstance(first, RuntimeError) and "home directory" in str(first):  # of Path.expanduser
+        return "a path: begins with ~ and a user that this machine does not have; give the whole path"
     if isinstance(first, RuntimeError) and "PytorchStreamReader" in str(first):
         return "a file of weights: cannot be read, it is cut off or no such file; --debug shows where"
     return None

@@ -149,8 +149,9 @@ def _other_config(scene: Scene) -> list[str]:
 
 
 def _taken(scene: Scene) -> list[str]:
-    Path("run").mkdir()
-    Path("run/config.yaml").write_text("{}")
+    Path("run/checkpoints").mkdir(parents=True)
+    for name in ("config.yaml", "checkpoints/last.ckpt"):
+        Path("run", name).write_text("{}")
     return ["--run_dir=run"]
 
 

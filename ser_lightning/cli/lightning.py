@@ -121,7 +121,7 @@ class SerCLI(LightningCLI):
             self.arguments.configs += [str(path) for path in recorded_config(self.arguments)]
         try:
             self.config = parser.parse_args(self.arguments.tokens())
-        except ParseError as error:
+        except (ParseError, UnicodeDecodeError) as error:
             parser.__dict__.pop("print_config", None)
             problems = Diagnosis(parser.parse_args, self.arguments).run()
             raise UserError(problems or " ".join(str(error).split())) from None

@@ -11,7 +11,7 @@ from typing import TypeVar
 from jinja2.exceptions import TemplateError
 from transformers import PreTrainedTokenizerBase
 
-from ser_lightning.errors import UserError
+from ser_lightning.errors import UserError, describe
 from ser_lightning.records import PreferencePair, Turn
 
 Encoding = TypeVar("Encoding")
@@ -54,13 +54,18 @@ def encode_conversations(
     template = tokenizer.get_chat_template()
     if "strftime_now" in template:
         template = _FIXED_DATE + template
-    rows: list[list[int]] = tokenizer.apply_chat_template(
-        list(conversations),
-        chat_template=template,
-        add_generation_prompt=add_generation_prompt,
-        tokenize=True,
-        return_dict=False,
-    )
+    try:
+        rows: list[list[int]] = tokenizer.apply_chat_template(
+            list(conversations),
+            chat_template=template,
+            add_generation_prompt=add_generation_prompt,
+            tokenize=True,
+            return_dict=False,
+        )
+    except TemplateError:
+        raise
+    except Exception as error:  # a template may divide by zero, or add a number to a text
+        raise UserError(f"chat template: cannot be rendered ({describe(error)}); mend it, or give another") from error
     bos = tokenizer.bos_token_id
     if bos is not None and any(row[:2] == [bos, bos] for row in rows):
         raise UserError(

@@ -8,7 +8,6 @@ import io
 import json
 import re
 import zlib
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ import datasets
 import pyarrow
 import pyarrow.parquet
 
+from ser_lightning.data.turns import RepeatedName, read_json, repeated_names
 from ser_lightning.errors import UserError, describe
 
 Row = dict[str, Any]
@@ -136,26 +136,14 @@ def _read_jsonl(file: Path) -> Iterator[tuple[str, Any]]:
 
 def _parse_json(text: str, where: str) -> Any:
     try:
-        return json.loads(text, object_pairs_hook=_without_repeats)
+        return read_json(text)
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{where}: got broken JSON ({describe(error)}); mend it or remove it") from error
+        reason = error if isinstance(error, json.JSONDecodeError) else describe(error)
+        raise UserError(f"{where}: got broken JSON ({reason}); mend it or remove it") from error
     except RepeatedName as error:
         raise UserError(f"{where}: got the key {str(error)!r} twice in one object; keep one of them") from error
 
 
-class RepeatedName(Exception):
-    """A key that an object has twice: readers of JSON keep the last value and say nothing."""
-
-
-def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        raise RepeatedName(_repeated([name for name, _ in pairs])[0])
-    return found
-
-
-def _repeated(names: Sequence[str]) -> list[str]:
-    return [name for name, count in Counter(names).items() if count > 1]
 
 
 def _read_json(file: Path) -> Iterator[tuple[str, Any]]:
@@ -184,7 +172,7 @@ def _read_csv(file: Path) -> Iterator[tuple[str, Any]]:
     with _open_text(file) as stream:
         reader = csv.DictReader(stream, strict=True)
         try:
-            if repeated := _repeated(reader.fieldnames or []):
+            if repeated := repeated_names(reader.fieldnames or []):
                 raise UserError(f"{file}, line 1: got the column {repeated[0]!r} twice; keep one of them")
             for row in reader:
                 where = f"{file}, line {reader.line_num}"
@@ -202,7 +190,7 @@ def _read_parquet(file: Path) -> Iterator[tuple[str, Any]]:
         table = pyarrow.parquet.ParquetFile(file)
     except pyarrow.ArrowInvalid as error:
         raise UserError(f"{file}: got no Parquet file ({error}); write it again") from error
-    if repeated := _repeated(table.schema_arrow.names):
+    if repeated := repeated_names(table.schema_arrow.names):
         raise UserError(f"{file}: got the column {repeated[0]!r} twice; keep one of them")
     number = 0
     for batch in table.iter_batches(batch_size=1024):

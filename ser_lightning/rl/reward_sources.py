@@ -17,6 +17,7 @@ from transformers import (
 
 from ser_lightning.errors import UserError, describe, raise_problems
 from ser_lightning.models.backbone import load_tokenizer, not_found
+from ser_lightning.models.loading import check_layers
 from ser_lightning.models.masks import choose_layout
 from ser_lightning.models.reward_model import RewardModel
 from ser_lightning.rl.reward_functions import FunctionReward, ModelReward, RewardFunction, RewardSum, named
@@ -125,6 +126,7 @@ def _reward_of_folder(
     try:
         config = AutoConfig.from_pretrained(folder, **code)
         raise_problems(_config_problems(config, takes_any_scale))
+        check_layers(folder, config)
         tokenizer = AutoTokenizer.from_pretrained(folder, **code)
         model, report = AutoModelForSequenceClassification.from_pretrained(folder, output_loading_info=True, **code)
         check_weights(folder / "model.safetensors", dict(model.named_parameters()))
