@@ -39,7 +39,9 @@ def check_data_file(number: int, scene: Path, scratch: Path) -> Judged:
     out = scratch / "out.jsonl"
     words = ["score", f"--model={scene / 'export'}", f"--data={made.path}", f"--out={out}", "--max_length=512"]
     ended = run_command(*words)
-    faults = [ended.fault] if ended.fault else [*_misread_scores(made, ended, out), *_misread_store(made, scene, scratch)]
+    faults = (
+        [ended.fault] if ended.fault else [*_misread_scores(made, ended, out), *_misread_store(made, scene, scratch)]
+    )
     more = _more_commands(number, made.path, scene, scratch)
     faults += [f"{words[0]}: {fault}" for words in more if (fault := run_command(*words).fault)]
     return Judged(made.kind, "refused" if ended.code else "read", tuple(faults))
@@ -71,7 +73,10 @@ def _misread_store(made: DataFile, scene: Path, scratch: Path) -> list[str]:
         return [f"store refused: {error.problems[0]}"] if made.reading == "whole" else []
     store = PairStore(scratch / "store")
     pairs, labels = store.read_texts(range(len(store))), store.read_labels().tolist()
-    found = {_key(Row(list(map(dict, p.prompt)), p.response_a, p.response_b, label)) for p, label in zip(pairs, labels, strict=True)}
+    found = {
+        _key(Row(list(map(dict, p.prompt)), p.response_a, p.response_b, label))
+        for p, label in zip(pairs, labels, strict=True)
+    }
     right = {_key(row) for row in made.rows}
     if made.reading == "refused":
         return ["store silent: read what is to be refused"] if found else []
@@ -90,7 +95,9 @@ def _more_commands(number: int, path: Path, scene: Path, scratch: Path) -> list[
     model, data = str(scene / "export"), f"--data={path}"
     if number % 40 == 13:
         run = scratch / "fit"
-        return [[*fit_words(scene, run), f"--data.path={path}", "--trainer.fast_dev_run=1", f"--data.cache_dir={scratch}"]]
+        return [
+            [*fit_words(scene, run), f"--data.path={path}", "--trainer.fast_dev_run=1", f"--data.cache_dir={scratch}"]
+        ]
     if number % 40 == 27:
         return [["plan", "--config", "rm.yaml", f"--model.backbone.path={scene / 'base'}", f"--data.path={path}"]]
     turns: list[list[list[str]]] = [
@@ -220,7 +227,10 @@ def _read_report(out: Path, run: Path) -> Produced:
 
 def _read_export(out: Path, run: Path) -> Produced:
     config = json.loads((out / "config.json").read_text())
-    return {"weights": (out / "model.safetensors").read_bytes(), "scale": [config["reward_zero"], config["reward_temperature"]]}
+    return {
+        "weights": (out / "model.safetensors").read_bytes(),
+        "scale": [config["reward_zero"], config["reward_temperature"]],
+    }
 
 
 def _read_test(out: Path, run: Path) -> Produced:

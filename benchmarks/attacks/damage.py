@@ -14,9 +14,25 @@ from safetensors.torch import load_file, save_file
 from ser_lightning.utils.checksums import CHECKSUMS
 
 Right = Literal["same", "refused", "any"]
-"""The command gives what it gives for the sound folder or refuses; it refuses; it may do either, without a traceback."""
+"""The command gives what it gives for the sound folder or refuses; it refuses; it may do either."""
 ODD: tuple[Any, ...] = (
-    *(None, True, -1, 0, 3.5, 10**400, float("nan"), float("inf"), -float("inf"), "", "x", "12", "../../x", "[/b]", "\x1b[2J"),
+    *(
+        None,
+        True,
+        -1,
+        0,
+        3.5,
+        10**400,
+        float("nan"),
+        float("inf"),
+        -float("inf"),
+        "",
+        "x",
+        "12",
+        "../../x",
+        "[/b]",
+        "\x1b[2J",
+    ),
     *([], [1], {}, {"x": 1}, {"class_path": "os.getcwd"}, "null", "\ud800"),
 )
 
@@ -59,7 +75,17 @@ def damage_run(number: int, run: Path) -> Damage:
         run: the copy.
     """
     rng = random.Random(f"run {number}")
-    ways = (_bytes_of_round, _bytes_of_round, _bytes_of_table, _swap, _cell, _value_of_round, _model, _config, _checkpoint)
+    ways = (
+        _bytes_of_round,
+        _bytes_of_round,
+        _bytes_of_table,
+        _swap,
+        _cell,
+        _value_of_round,
+        _model,
+        _config,
+        _checkpoint,
+    )
     return ways[number % len(ways)](rng, run)
 
 
@@ -185,7 +211,10 @@ def _with_weights(change: Callable[[torch.Tensor], Any]) -> Callable[[dict[str, 
 
 
 MODEL_FAULTS: dict[str, Callable[[dict[str, Any]], Any]] = {
-    **{f"the temperature {v!r}": _with(temperature=v) for v in (0.0, -1.0, float("nan"), float("inf"), "1", None, [1.0])},
+    **{
+        f"the temperature {v!r}": _with(temperature=v)
+        for v in (0.0, -1.0, float("nan"), float("inf"), "1", None, [1.0])
+    },
     **{f"the zero {v!r}": _with(zero=v) for v in (float("nan"), float("-inf"), "0", None)},
     **{f"no {key}": _without(key) for key in ("weights", "zero", "temperature")},
     "weights that are a list": _with(weights=[1, 2]),
@@ -196,7 +225,10 @@ MODEL_FAULTS: dict[str, Callable[[dict[str, Any]], Any]] = {
     "a number for a tensor": _with_weights(lambda w: 1.0),
     "a list": lambda saved: [saved],
     "the identity of another base": lambda saved: {**saved, "identity": {**saved["identity"], "base": "0" * 16}},
-    "the identity of another template": lambda saved: {**saved, "identity": {**saved["identity"], "template": "0" * 16}},
+    "the identity of another template": lambda saved: {
+        **saved,
+        "identity": {**saved["identity"], "template": "0" * 16},
+    },
     "an identity that is a list": _with(identity=[1]),
 }
 
@@ -239,7 +271,10 @@ def _checkpoint(rng: random.Random, run: Path) -> Damage:
             ("nothing in it", lambda saved: {}),
             ("a list", lambda saved: [1]),
             ("weights that are a number", _with(state_dict=5)),
-            ("NaN", lambda saved: {**saved, "state_dict": {k: v * float("nan") for k, v in saved["state_dict"].items()}}),
+            (
+                "NaN",
+                lambda saved: {**saved, "state_dict": {k: v * float("nan") for k, v in saved["state_dict"].items()}},
+            ),
         ]
     )
     torch.save(change(saved), file)
@@ -272,7 +307,16 @@ def _json_of_model(rng: random.Random, folder: Path) -> Damage:
 def _size(rng: random.Random, folder: Path) -> Damage:
     file = folder / "config.json"
     content = json.loads(file.read_text())
-    name = rng.choice(("num_attention_heads", "num_key_value_heads", "hidden_size", "num_hidden_layers", "vocab_size", "intermediate_size"))
+    name = rng.choice(
+        (
+            "num_attention_heads",
+            "num_key_value_heads",
+            "hidden_size",
+            "num_hidden_layers",
+            "vocab_size",
+            "intermediate_size",
+        )
+    )
     content[name] = rng.choice((0, -1, "many", 7, None, 1.5, [2]))
     file.write_text(json.dumps(content))
     return Damage(f"config.json: {name}", "any")
@@ -373,4 +417,3 @@ def strange_gate(number: int) -> tuple[str, bytes]:
         "deep": b"[" * 3000,
     }
     return rng.choice(list(found.items()))
-

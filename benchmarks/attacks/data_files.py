@@ -24,7 +24,23 @@ Reading = Literal["whole", "refused", "some"]
 FORMATS = ("jsonl", "json", "data.json", "csv", "parquet", "jsonl.gz", "csv.gz", "folder")
 WORDS = "tea rain why never blue 17 is the of a for each because stone please".split()
 STRANGE = (
-    *("ä", "漢字", "\u2028", "\U0001f600", "=1+1", "[/b]", "[bold]", "\x1b[31m", '"', "''", "a,b", "a;b", "\t", "\n", "\n\n"),
+    *(
+        "ä",
+        "漢字",
+        "\u2028",
+        "\U0001f600",
+        "=1+1",
+        "[/b]",
+        "[bold]",
+        "\x1b[31m",
+        '"',
+        "''",
+        "a,b",
+        "a;b",
+        "\t",
+        "\n",
+        "\n\n",
+    ),
     *("<b>x</b>", "{{ 7 * 7 }}", "null", "NaN", "0", "../../x", "\u202egnirts", "e\u0301", "#", "\\n", "\x7f"),
 )
 
@@ -117,7 +133,10 @@ def _text(rng: random.Random, number: int) -> str:
 def _row(rng: random.Random, number: int, layout: str) -> Row:
     prompt = [{"role": "user", "content": _text(rng, number)}]
     if layout in ("turns", "transcript") and rng.random() < 0.5:
-        prompt += [{"role": "assistant", "content": _text(rng, number)}, {"role": "user", "content": _text(rng, number)}]
+        prompt += [
+            {"role": "assistant", "content": _text(rng, number)},
+            {"role": "user", "content": _text(rng, number)},
+        ]
     label = rng.choice((0, 1, None)) if layout == "sides" else 1
     return Row(prompt, _text(rng, number) + "!", _text(rng, number) + "?", label)
 
@@ -390,7 +409,9 @@ def _header_twice(rng: random.Random, path: Path) -> None:
     head, _, rest = path.read_bytes().partition(b"\n")
     names = head.strip(b"\r")
     lines = rest.strip().split(b"\n")
-    path.write_bytes(b"\n".join([names + b",prompt,prompt", *(line.strip(b"\r") + b",x,y" for line in lines[:1])]) + b"\n")
+    path.write_bytes(
+        b"\n".join([names + b",prompt,prompt", *(line.strip(b"\r") + b",x,y" for line in lines[:1])]) + b"\n"
+    )
 
 
 def _more_fields(rng: random.Random, path: Path) -> None:
@@ -415,7 +436,9 @@ def _far_date(rng: random.Random, path: Path) -> None:
 
 def _column_twice(rng: random.Random, path: Path) -> None:
     table = pq.read_table(path)
-    pq.write_table(pa.Table.from_arrays([*table.columns, table.columns[0]], [*table.column_names, table.column_names[0]]), path)
+    pq.write_table(
+        pa.Table.from_arrays([*table.columns, table.columns[0]], [*table.column_names, table.column_names[0]]), path
+    )
 
 
 def _is_folder(rng: random.Random, path: Path) -> None:
@@ -448,7 +471,14 @@ _OF_CSV = {**_OF_TEXT, "a header twice": _header_twice, "more fields": _more_fie
 del _OF_CSV["cut"]  # a table that is cut at a line is a table
 _OF_GZ = {**_COMMON, "cut": _cut_gz, "not compressed": _plain_under_gz}
 FILE_FAULTS: dict[str, dict[str, FileFault]] = {
-    **{"jsonl": _OF_JSON, "json": _OF_JSON, "data.json": _OF_JSON, "csv": _OF_CSV, "jsonl.gz": _OF_GZ, "csv.gz": _OF_GZ},
+    **{
+        "jsonl": _OF_JSON,
+        "json": _OF_JSON,
+        "data.json": _OF_JSON,
+        "csv": _OF_CSV,
+        "jsonl.gz": _OF_GZ,
+        "csv.gz": _OF_GZ,
+    },
     "parquet": {**_COMMON, "end": _end_of_parquet, "a far date": _far_date, "a column twice": _column_twice},
     "folder": {
         "no state": _in_folder("state.json", lambda rng, _: None),
@@ -478,7 +508,9 @@ def scatter(rng: random.Random, path: Path, table: Table) -> list[Row]:
     start = rng.randrange(len(content))
     end = min(len(content), start + rng.randint(1, 40))
     if table.form != "jsonl":
-        patch = rng.choice((rng.randbytes(rng.randint(0, 9)), b"\x00", b'"', b",", b"{", b"\xff\xfe", bytes(content[start:end]) * 2))
+        patch = rng.choice(
+            (rng.randbytes(rng.randint(0, 9)), b"\x00", b'"', b",", b"{", b"\xff\xfe", bytes(content[start:end]) * 2)
+        )
         content[start:end] = patch
         file.write_bytes(content)
         return []
@@ -486,7 +518,9 @@ def scatter(rng: random.Random, path: Path, table: Table) -> list[Row]:
     place = rng.choice([i for i, line in enumerate(lines) if line.strip()])
     line = bytearray(lines[place])
     start = rng.randrange(len(line))
-    line[start : start + rng.randint(0, 9)] = rng.choice((b'"', b",", b"{", b"\\", b"\x00", b"}", b":", rng.randbytes(3))).replace(b"\n", b"x")
+    line[start : start + rng.randint(0, 9)] = rng.choice(
+        (b'"', b",", b"{", b"\\", b"\x00", b"}", b":", rng.randbytes(3))
+    ).replace(b"\n", b"x")
     number = sum(bool(one.strip()) for one in lines[:place])
     lines[place] = bytes(line)
     file.write_bytes(b"\n".join(lines))

@@ -5,8 +5,8 @@
     python -m benchmarks.tables                             # writes the tables into docs/security.md
 
 Every case follows from its number. What is right is known from how the case was made, or from the sound folder. A case
-that ends in a traceback, takes minutes, is read wrongly without a word, or loses a result is a fault: it stands with its
-number in results.jsonl, and the exit code is 1. Each case has a process of its own, forked from one that has all imports.
+that ends in a traceback, takes minutes, is read wrongly without a word, or loses a result is a fault. It stands with
+its number in results.jsonl, and the exit code is 1. Processes are forked from one that has all imports.
 """
 
 import argparse
@@ -106,7 +106,9 @@ def count_operations(below: Path, act: Callable[[int], None]) -> None:
     def hook(event: str, args: tuple[Any, ...]) -> None:
         nonlocal count
         is_write = event in CALLS or (event == "open" and isinstance(args[2], int) and args[2] & WRITES)
-        if is_write and any(isinstance(one, (str, bytes, os.PathLike)) and os.fsdecode(one).startswith(root) for one in args[:2]):
+        if is_write and any(
+            isinstance(one, (str, bytes, os.PathLike)) and os.fsdecode(one).startswith(root) for one in args[:2]
+        ):
             count += 1
             act(count)
 
@@ -224,7 +226,9 @@ def cases_of(part: str, number: int, scene: Path, scratch: Path) -> Iterator[tup
     operations = number_of_operations(scene, scratch)
     rng = random.Random(0)
     first = list(range(1, min(operations, 1 + number // 3)))  # every one at the beginning, then some of the others
-    others = sorted(rng.sample(range(len(first) + 1, operations + 1), min(number - len(first), operations - len(first))))
+    others = sorted(
+        rng.sample(range(len(first) + 1, operations + 1), min(number - len(first), operations - len(first)))
+    )
     for i, of in enumerate([*first, *others] if part == "kills" else range(number)):
         yield i, check_kill(i, of, scene, scratch) if part == "kills" else check_starts(i, scene, scratch)
 

@@ -109,7 +109,11 @@ def fit_words(folder: Path, run: Path, *more: str) -> list[str]:
     """A fit of a second or two on the model and the pairs of a scene: seed model and one round, adapters."""
     return [
         *("fit", "--config", "rm.yaml", f"--model.backbone.path={folder / 'base'}", f"--run_dir={run}"),
-        *("--model.backbone.train=lora", f"--data.path={folder / 'pairs.jsonl'}", f"--data.cache_dir={folder / 'cache'}"),
+        *(
+            "--model.backbone.train=lora",
+            f"--data.path={folder / 'pairs.jsonl'}",
+            f"--data.cache_dir={folder / 'cache'}",
+        ),
         *("--data.max_length=64", "--data.pairs_per_step=8", "--data.seed_fraction=0.3"),
         *("--evolution.max_rounds=1", "--evolution.seed_epochs=1", "--evolution.epochs_per_round=1"),
         *("--evolution.folds=2", "--evolution.rule=ser_lightning.TopShareRule", "--trainer.accelerator=cpu"),
@@ -125,7 +129,7 @@ def must_end_well(*words: str) -> None:
 
 
 def make_scene(folder: Path) -> Path:
-    """`base/`, `pairs.jsonl`, `run/`, `half/` (the same run, broken off in its last round), `export/`, `rewards.jsonl`."""
+    """`base/`, `pairs.jsonl`, `run/`, `half/` (the same run, broken off), `export/`, `rewards.jsonl`."""
     folder.mkdir(parents=True)
     write_model(folder / "base")
     write_pairs(folder / "pairs.jsonl")

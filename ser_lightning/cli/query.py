@@ -154,8 +154,8 @@ def query(run: Path, num_pairs: int, strategy: QueryStrategy) -> list[Preference
     pairs_by_id = {pair.pair_id: pair for pair in _pairs_of(run) if pair.pair_id in prob_a}
     if len(pairs_by_id) < num_pairs:
         raise UserError(
-            f"--run: {len(pairs_by_id)} of {len(prob_a)} pool pairs of {run} are in the files that its config names; have "
-            "they changed or moved?"
+            f"--run: {len(pairs_by_id)} of {len(prob_a)} pool pairs of {run} are in the files that its config names; "
+            "have they changed or moved?"
         )
     pairs = [pairs_by_id[pair_id] for pair_id in sorted(pairs_by_id)]
     return [pairs[i] for i in strategy.choose(torch.tensor([prob_a[p.pair_id] for p in pairs]), pairs, num_pairs)]

@@ -144,8 +144,6 @@ def _parse_json(text: str, where: str) -> Any:
         raise UserError(f"{where}: got the key {str(error)!r} twice in one object; keep one of them") from error
 
 
-
-
 def _read_json(file: Path) -> Iterator[tuple[str, Any]]:
     """A list of rows, an object with one list of rows (`{"data": [...]}`), or JSON lines under the wrong name."""
     with _open_text(file) as stream:
@@ -198,7 +196,9 @@ def _read_parquet(file: Path) -> Iterator[tuple[str, Any]]:
             number += 1
             yield f"{file}, row {number}", row
     if number != table.metadata.num_rows:
-        raise UserError(f"{file}: got {number} rows of the {table.metadata.num_rows} that its footer names; write it again")
+        raise UserError(
+            f"{file}: got {number} rows of the {table.metadata.num_rows} that its footer names; write it again"
+        )
 
 
 def _dataset_source(name: str, dataset: datasets.Dataset, fingerprint: str) -> Source:

@@ -106,12 +106,15 @@ def read_reward_checkpoint(file: Path, trust_remote_code: bool = False) -> tuple
         raise UserError(f"--ckpt_path: got {file}, which holds no {min(missing)}; give a checkpoint of a reward model")
     check_model(file, saved)
     check_trained(str(file), saved["weights"])
-    return run, RewardRun(backbone, max_length, *(saved.get(key) for key in _SAVED))
+    saved.setdefault("identity", None)
+    return run, RewardRun(backbone, max_length, *(saved[key] for key in _SAVED))
 
 
 def _read_config(run: Path, trust_remote_code: bool) -> tuple[Backbone, int]:
     backbone = backbone_from(setting(run, "model", "init_args", "backbone"), str(run / CONFIG), trust_remote_code)
     max_length = setting(run, "data", "init_args").get("max_length")
     if not isinstance(max_length, int) or max_length < 1:
-        raise UserError(f"run: {run / CONFIG} has the max_length {max_length!r}; give the folder of a reward model's fit")
+        raise UserError(
+            f"run: {run / CONFIG} has the max_length {max_length!r}; give the folder of a reward model's fit"
+        )
     return backbone, max_length

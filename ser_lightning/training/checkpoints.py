@@ -91,7 +91,11 @@ class CheckpointsInPlace(TorchCheckpointIO):
             checkpoint = super().load_checkpoint(path, *args, **kwargs)
         except (pickle.UnpicklingError, RuntimeError, ValueError, KeyError, EOFError) as error:
             raise UserError(f"--ckpt_path: got {path}, which is no checkpoint ({describe(error)[:150]})") from error
-        wrong = [k for k, kind in _PARTS.items() if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get(k), kind)]
+        wrong = [
+            k
+            for k, kind in _PARTS.items()
+            if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get(k), kind)
+        ]
         if wrong:
             raise UserError(f"--ckpt_path: got {path}, which holds no {wrong[0]}; give a checkpoint of a fit")
         return checkpoint

@@ -30,7 +30,9 @@ def test_a_data_file_is_read_rightly_or_refused(scene, tmp_path, number):
     assert judged.faults == (), judged.kind
 
 
-@pytest.mark.parametrize(("part", "number"), [(p, n) for p, last in (("run", 27), ("model", 18), ("rewards", 12)) for n in range(last)])
+@pytest.mark.parametrize(
+    ("part", "number"), [(p, n) for p, last in (("run", 27), ("model", 18), ("rewards", 12)) for n in range(last)]
+)
 def test_damage_is_refused_or_changes_nothing(scene, tmp_path, monkeypatch, part, number):
     monkeypatch.setattr(checks, "_REFERENCES", {})
     judged = CHECKS[part](number, scene, tmp_path / "case")
@@ -100,7 +102,15 @@ def test_a_kill_before_a_file_operation_leaves_a_folder_that_a_new_start_takes(s
     flags = ["--ckpt_path=auto"] if list(tmp_path.glob("run/checkpoints/*.ckpt")) else []
     assert run_command(*words, *flags) == Ended(0, "")
     left = {path.name for path in (tmp_path / "run").iterdir()}
-    assert left == {"checkpoints", "checksums.json", "config.yaml", "metrics.csv", "report.html", "rounds", "rounds.csv"}
+    assert left == {
+        "checkpoints",
+        "checksums.json",
+        "config.yaml",
+        "metrics.csv",
+        "report.html",
+        "rounds",
+        "rounds.csv",
+    }
     assert not [path for path in (tmp_path / "run").rglob("*") if path.name.startswith(".") or path.suffix == ".new"]
 
 

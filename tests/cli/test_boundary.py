@@ -107,7 +107,10 @@ def test_a_category_with_markup_and_commands_is_shown_as_it_is(tiny_run, pairs_f
 
 LONG = "x" * 300
 ODD_PATHS = {
-    "score --out below a file": (["score", "--model=run", "--data=rows.jsonl", "--out=rows.jsonl/x.jsonl"], "rows.jsonl"),
+    "score --out below a file": (
+        ["score", "--model=run", "--data=rows.jsonl", "--out=rows.jsonl/x.jsonl"],
+        "rows.jsonl",
+    ),
     "score --out too long": (["score", "--model=run", "--data=rows.jsonl", f"--out={LONG}.jsonl"], "too long"),
     "score --data of no user": (["score", "--model=run", "--data=~nosuchuser/x.jsonl", "--out=o.jsonl"], "~"),
     "score --out of no user": (["score", "--model=run", "--data=rows.jsonl", "--out=~nosuchuser/x.jsonl"], "~"),

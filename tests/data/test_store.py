@@ -2,9 +2,9 @@
 
 import json
 import os
-import socket
 import pickle
 import shutil
+import socket
 from collections import Counter
 
 import numpy as np
@@ -223,7 +223,11 @@ def test_a_damaged_store_is_built_again(pairs_file, tiny_tokenizer, tmp_path, na
 def test_what_a_killed_process_was_writing_goes_at_the_next_start(build, make_rows, tmp_path):
     """And what a running one is writing, or one on another machine, stays."""
     here = socket.gethostname()
-    names = {f"x.{here}.999999999.draft": False, f"x.{here}.{os.getppid()}.draft": True, "x.elsewhere.999999999.draft": True}
+    names = {
+        f"x.{here}.999999999.draft": False,
+        f"x.{here}.{os.getppid()}.draft": True,
+        "x.elsewhere.999999999.draft": True,
+    }
     cache = build(make_rows(10)).folders[0].parent
     for name in names:
         (cache / name).mkdir()

@@ -11,13 +11,13 @@ from ser_lightning.errors import UserError
 from ser_lightning.evolution.selection import SelectionResult
 from ser_lightning.records import PairScores
 from ser_lightning.runs.files import (
+    COST,
+    GUARDS,
+    NOTES,
     ROUNDS,
     RoundRow,
     check_model,
     delivered_round,
-    COST,
-    GUARDS,
-    NOTES,
     read_audit,
     read_config,
     read_json,
