@@ -336,6 +336,8 @@ def check_model(file: Path, saved: Mapping[str, Any]) -> None:
         if missing := {"weights", "zero", "temperature"} - saved.keys():
             raise ValueError(f"it holds no {min(missing)}")
         _check_tensors(saved["weights"])
+        if not saved["weights"]:
+            raise ValueError("it holds no weights")
         if problem := scale_problem(saved["zero"], saved["temperature"]):
             raise ValueError(problem)
         if saved.get("identity") is not None:
@@ -350,7 +352,7 @@ def check_weights(file: Path, weights: Any) -> None:
 
 def _check_tensors(weights: Any) -> None:
     """`ValueError` where these are no finite tensors by name."""
-    if not isinstance(weights, dict) or not weights:
+    if not isinstance(weights, dict):
         raise ValueError("it holds no weights by name")
     for name, tensor in weights.items():
         if not isinstance(name, str) or not isinstance(tensor, torch.Tensor):
