@@ -52,6 +52,8 @@ def encode_conversations(
         N lists of ids.
     """
     template = tokenizer.get_chat_template()
+    if not isinstance(template, str):
+        raise UserError(f"chat template: got a {type(template).__name__} in the tokenizer; give a text")
     if "strftime_now" in template:
         template = _FIXED_DATE + template
     try:

@@ -17,7 +17,7 @@ from transformers import (
 
 from ser_lightning.errors import UserError, describe, raise_problems
 from ser_lightning.models.backbone import load_tokenizer, not_found
-from ser_lightning.models.loading import check_layers
+from ser_lightning.models.loading import check_layers, check_vocabulary
 from ser_lightning.models.masks import choose_layout
 from ser_lightning.models.reward_model import RewardModel
 from ser_lightning.rl.reward_functions import FunctionReward, ModelReward, RewardFunction, RewardSum, named
@@ -130,6 +130,7 @@ def _reward_of_folder(
         tokenizer = AutoTokenizer.from_pretrained(folder, **code)
         model, report = AutoModelForSequenceClassification.from_pretrained(folder, output_loading_info=True, **code)
         check_weights(folder / "model.safetensors", dict(model.named_parameters()))
+        check_vocabulary(model, tokenizer)
         max_length = int(min(tokenizer.model_max_length, getattr(config, "max_position_embeddings", None) or math.inf))
         layout = choose_layout("auto", model, device, source)
     except UserError:
@@ -140,7 +141,7 @@ def _reward_of_folder(
         raise UserError(f"got no classifier from the folder ({describe(error)}); {_SOURCES}") from error
     if missing := sorted(report["missing_keys"]):
         raise UserError(f"got no weights for {', '.join(missing[:2])}; give a reward model that was trained")
-    if not tokenizer.chat_template:
+    if not isinstance(tokenizer.chat_template, (str, dict)) or not tokenizer.chat_template:
         raise UserError("got a tokenizer without a chat template; save the one that the model was trained with")
     reward_model = RewardModel(model, layout).requires_grad_(False).to(device)
     return ModelReward(reward_model, tokenizer, max_length, *_scale(config), source)
