@@ -1,10 +1,8 @@
-"""Alerts and tables for people who are not at the terminal: Weights & Biases and webhooks, where they are on."""
+"""Alerts and tables beyond the terminal: Weights & Biases and webhooks, where they are configured."""
 
-import json
 import os
-import queue
-import threading
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,7 +14,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities import rank_zero_warn
 
-from ser_lightning.errors import raise_problems
+from ser_lightning.errors import UserError
 from ser_lightning.runs.files import CONFIG, PAGE, ROUNDS, has_secrets, read_config
 
 CARD_COLUMNS = ("pair_id", "prompt", "response_a", "response_b", "probability", "before", "label", "reason")
@@ -89,10 +87,8 @@ def _try(what: str, call: Callable[[], object]) -> None:
         rank_zero_warn(f"wandb: {what} not sent ({type(error).__name__}: {' '.join(str(error).split())[:200]})")
 
 
-MAX_WAITING = 100
-"""Alerts that wait while the address does not answer; later ones are dropped with a warning."""
-BACKOFF_S = 0.5
-"""Pause before the second attempt, doubled before each further one."""
+TIMEOUT_S, ATTEMPTS, BACKOFF_S = 5.0, 3, 0.5
+"""To connect and be answered; for an alert; the pause before the second attempt, doubled before each further one."""
 
 
 class WebhookCallback(Callback):
@@ -101,77 +97,59 @@ class WebhookCallback(Callback):
     Args:
         url: http or https address that takes a POST, or `$NAME` for one that an environment variable holds: such an
             address is a secret, and a config is copied around.
-        timeout_s: seconds for an attempt to connect and be answered.
-        attempts: at most, for an alert; after that it is dropped with a warning.
     """
 
-    def __init__(self, url: str, timeout_s: float = 5.0, attempts: int = 3) -> None:
-        problems = []
-        if url.startswith("$"):
-            name, url = url[1:], os.environ.get(url[1:], "")
-            problems += [] if url else [f"webhook.url: got ${name}, which is not set; export {name}=https://..."]
-        if not problems and urlsplit(url).scheme not in ("http", "https"):
-            problems.append(f"webhook.url: got {urlsplit(url).scheme or 'no scheme'}; use an http or https address")
-        if timeout_s <= 0:
-            problems.append(f"webhook.timeout_s: got {timeout_s}; need more than 0")
-        if attempts < 1:
-            problems.append(f"webhook.attempts: got {attempts}; need at least 1")
-        raise_problems(problems)
-        self.url, self.timeout_s, self.attempts = url, timeout_s, attempts
-        self._waiting: queue.Queue[dict[str, Any] | None] = queue.Queue(MAX_WAITING)
-        self._thread: threading.Thread | None = None
-        self._failures: list[str] = []
+    def __init__(self, url: str) -> None:
+        self.url = os.environ.get(url[1:], "") if url.startswith("$") else url
+        if not self.url:
+            raise UserError(f"webhook.url: got {url}, which is not set; export {url[1:]}=https://...")
+        if (scheme := urlsplit(self.url).scheme) not in ("http", "https"):
+            raise UserError(f"webhook.url: got {scheme or 'no scheme'}; use an http or https address")
+        self._thread: ThreadPoolExecutor | None = None
+        self._sent: list[Future[str]] = []
 
     def send(self, trainer: Trainer, title: str, text: str) -> None:
         """Queue an alert, on rank 0; returns at once."""
-        if not trainer.is_global_zero:
-            return
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._work, name="webhook", daemon=True)
-            self._thread.start()
-        try:
-            self._waiting.put_nowait({"title": title, "text": text, "run": str(trainer.default_root_dir)})
-        except queue.Full:
-            self._failures.append(f"{MAX_WAITING} alerts wait already")
-        self._report()
+        if trainer.is_global_zero:
+            self._thread = self._thread or ThreadPoolExecutor(1, "webhook")
+            content = {"title": title, "text": text, "run": str(trainer.default_root_dir)}
+            self._sent.append(self._thread.submit(self._post, content))
+            self._report()
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Give what waits one time-out to get away, after training is over."""
-        self._finish()
+        """Wait one time-out for alerts that are not yet sent, once training is over."""
+        if self._thread is not None:
+            wait(self._sent, TIMEOUT_S)
+            self._thread.shutdown(wait=False, cancel_futures=True)
+            self._report()
+            if self._sent:
+                _warn_of_webhook("the address does not answer")
+            self._thread, self._sent = None, []
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """As after training: a crash skips `teardown`."""
-        self._finish()
+        self.teardown(trainer, pl_module, "fit")
 
-    def _finish(self) -> None:
-        if self._thread is None:
-            return
-        try:
-            self._waiting.put_nowait(None)
-        except queue.Full:
-            self._failures.append(f"{MAX_WAITING} alerts were never sent")
-        self._thread.join(self.timeout_s)
-        if self._thread.is_alive():
-            self._failures.append("the address does not answer; what still waits is not sent")
-        self._thread = None
-        self._report()
-
-    def _work(self) -> None:
+    def _post(self, content: dict[str, str]) -> str:
+        """What went wrong, if anything."""
         retries = urllib3.Retry(
-            self.attempts - 1, backoff_factor=BACKOFF_S, status_forcelist=(429, *range(500, 600)), allowed_methods=None
+            ATTEMPTS - 1, backoff_factor=BACKOFF_S, status_forcelist=(429, *range(500, 600)), allowed_methods=None
         )
-        pool = urllib3.PoolManager(retries=retries, timeout=self.timeout_s)
-        while (content := self._waiting.get()) is not None:
-            try:
-                answer = pool.request(
-                    "POST", self.url, body=json.dumps(content), headers={"Content-Type": "application/json"}
-                )
-                if answer.status >= 300:
-                    self._failures.append(f"status {answer.status}")
-            except Exception as error:
-                self._failures.append(type(error).__name__)
+        try:
+            answer = urllib3.request("POST", self.url, json=content, retries=retries, timeout=TIMEOUT_S)
+            return f"status {answer.status}" if answer.status >= 300 else ""
+        except Exception as error:
+            return type(error).__name__
 
     def _report(self) -> None:
-        """From the training's own thread, where warnings are seen. Never prints the address: it may hold a secret."""
-        while self._failures:
-            rank_zero_warn(f"webhook: an alert was not sent ({self._failures.pop(0)}); training goes on")
+        """From the training's own thread, where warnings are seen."""
+        done = [future for future in self._sent if future.done()]
+        self._sent = [future for future in self._sent if future not in done]
+        for future in done:
+            if problem := "never sent" if future.cancelled() else future.result():
+                _warn_of_webhook(problem)
+
+
+def _warn_of_webhook(problem: str) -> None:
+    """Never prints the address: it may hold a secret."""
+    rank_zero_warn(f"webhook: an alert was not sent ({problem}); training goes on")

@@ -5,10 +5,12 @@ from typing import Literal
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
+from torch import Tensor
 
 from ser_lightning.datamodules.preference import PreferenceDataModule
 from ser_lightning.evaluation.baselines import BagOfWords
 from ser_lightning.evaluation.metrics import half_credit
+from ser_lightning.utils.terminal import say
 
 
 class BaselineCallback(Callback):
@@ -19,7 +21,7 @@ class BaselineCallback(Callback):
         data = trainer.datamodule
         if trainer.is_global_zero and isinstance(data, PreferenceDataModule) and len(data.pair_ids("test")):
             longer, words = longer_accuracy(data, "test"), bag_of_words_accuracy(data, "test")
-            print(f"Baselines on the test pairs: take the longer {longer:.3f}, bag of words on the seed {words:.3f}.")
+            say(f"Baselines on the test pairs: take the longer {longer:.3f}, bag of words on the seed {words:.3f}.")
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Beside the figures of the validation pairs."""
@@ -49,20 +51,21 @@ def bag_of_words_accuracy(data: PreferenceDataModule, split: Literal["val", "tes
         data: a DataModule that is set up.
         split: whose pairs to judge.
     """
-    ids = data.pair_ids(split)
-    label = half_credit(seed_bag_of_words(data).margin(_responses(data, ids)), torch.ones(len(ids)))
-    known, right = data.held_out_labels(split).count_right(ids, label)
-    return right / known
+    return _accuracy(data, split, seed_bag_of_words(data).margin(_responses(data, data.pair_ids(split))))
 
 
 def longer_accuracy(data: PreferenceDataModule, split: Literal["val", "test"]) -> float:
     """Accuracy on a split of "the longer response wins", in tokens."""
-    ids = data.pair_ids(split)
-    difference = data.data.store.length_difference[data.data.rows_of(ids.tolist())]
-    label = half_credit(torch.from_numpy(difference).float(), torch.ones(len(ids)))
-    known, right = data.held_out_labels(split).count_right(ids, label)
+    tokens_a, tokens_b = data.num_tokens(data.pair_ids(split)).unbind(-1)
+    return _accuracy(data, split, (tokens_a - tokens_b).float())
+
+
+def _accuracy(data: PreferenceDataModule, split: Literal["val", "test"], margin: Tensor) -> float:
+    known, right = data.held_out_labels(split).count_right(
+        data.pair_ids(split), half_credit(margin, torch.ones(len(margin)))
+    )
     return right / known
 
 
-def _responses(data: PreferenceDataModule, ids: torch.Tensor) -> list[tuple[str, str]]:
+def _responses(data: PreferenceDataModule, ids: Tensor) -> list[tuple[str, str]]:
     return [(pair.response_a, pair.response_b) for pair in data.lookup(ids)]

@@ -1,4 +1,4 @@
-"""The conductor of self-evolution: between epochs it scores the pool, selects, and hands the labels to the DataModule.
+"""The rounds of self-evolution: between epochs the callback scores the pool, selects, and hands over the labels.
 
 A round is a sequence of phases of Lightning's own training loop: one for each fold of the seed (train without it, then
 score it), and a main phase that trains on everything and labels the pool. See `docs/design.md`.
@@ -8,7 +8,7 @@ import math
 import os
 import time
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
@@ -29,8 +29,8 @@ from ser_lightning.callbacks.state import EvolutionState, seed_credits
 from ser_lightning.errors import NothingToDo, UserError, raise_problems
 from ser_lightning.evolution.forecast import net_label_change
 from ser_lightning.evolution.guards import Level
-from ser_lightning.evolution.selection import SelectionContext, SelectionResult, SelectionRule
-from ser_lightning.evolution.settings import settings_problems
+from ser_lightning.evolution.selection import SelectionContext, SelectionResult
+from ser_lightning.evolution.settings import EvolutionSettings
 from ser_lightning.records import PairScores, Selection
 from ser_lightning.runs.files import (
     RoundFiles,
@@ -51,35 +51,11 @@ from ser_lightning.utils.seeds import hash_seed
 class EvolutionCallback(Callback):
     """Evolve the reward model on its own labels until they teach it nothing new (SER, section 3).
 
-    Args:
-        rule: which of its own labels the model is trusted with.
-        max_rounds: rounds after the seed model, at most; in a run that continues another, after the rounds of that.
-        seed_epochs: epochs over the seed in round 0.
-        epochs_per_round: epochs over seed and selected pairs in every later round.
-        folds: parts of the seed that are left out in turn, to score the seed by models that have not seen it; each
-            costs one more training a round. 0 goes without: no calibration, and the last round is delivered.
-        restart: what starts anew in a round: the `weights` (and the optimiser), or `nothing`.
-        min_gain: accuracy (a share, above 0) that makes a round worth its compute; evolution is forecast to converge
-            where no further round gains as much.
-        stop_by: what ends evolution before `max_rounds`: the `rule` alone, or the `forecast` of convergence as well.
+    Its arguments are those of `EvolutionSettings`.
     """
 
-    def __init__(
-        self,
-        rule: SelectionRule,
-        max_rounds: int = 4,
-        seed_epochs: int = 3,
-        epochs_per_round: int = 2,
-        folds: int = 3,
-        restart: Literal["nothing", "weights"] = "weights",
-        min_gain: float = 0.005,
-        stop_by: Literal["rule", "forecast"] = "rule",
-    ) -> None:
-        self.rule, self.max_rounds = rule, max_rounds
-        self.seed_epochs, self.epochs_per_round = seed_epochs, epochs_per_round
-        self.folds, self.restart = folds, restart
-        self.min_gain, self.stop_by = min_gain, stop_by
-        raise_problems(settings_problems(self))
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self.settings = EvolutionSettings(*args, **kwargs)
         self.state = EvolutionState()
         self._round_start = self._spent_until = time.monotonic()
         self._rank_tokens = 0
@@ -98,7 +74,7 @@ class EvolutionCallback(Callback):
             )
         if not hasattr(trainer.datamodule, "begin_phase"):
             problems.append(f"data: got {type(trainer.datamodule).__name__}; evolution needs a PreferenceDataModule")
-        elif len(trainer.datamodule.pair_ids("pool")) == 0 and self.max_rounds > 0:
+        elif len(trainer.datamodule.pair_ids("pool")) == 0 and self.settings.max_rounds > 0:
             problems.append("data: got a pool of no pairs; lower seed_fraction, give pool_path, or set max_rounds to 0")
         raise_problems(problems)
         self._begin_data_phase(trainer)
@@ -106,6 +82,8 @@ class EvolutionCallback(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """After a checkpoint's state is back: the running phase's learning rates, or a first phase for new pairs."""
         self._round_start = self._spent_until = time.monotonic()
+        self._count_features(trainer)
+        self.settings = self.settings.settled(trainer.datamodule.has_features)
         has_arrivals = any(len(trainer.datamodule.pair_ids(split)) > 0 for split in ("arrived_seed", "arrived_pool"))
         if not self.state.finished and has_arrivals:
             raise UserError(
@@ -113,7 +91,7 @@ class EvolutionCallback(Callback):
                 "its end, then go on with them"
             )
         if not self.state.finished:
-            pl_module.begin_phase(self.state.phase_first_epoch, self._phase_epochs)
+            pl_module.begin_phase(self.state.phase_first_epoch, self.phase_epochs(trainer))
         elif has_arrivals:
             go_on_with_arrivals(self, trainer, pl_module)
         else:
@@ -133,20 +111,21 @@ class EvolutionCallback(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Count the tokens that were trained on."""
-        for micro in batch:  # a row that only fills up a rank weighs nothing
+        for micro in () if trainer.datamodule.has_features else batch:  # a row that only fills up a rank weighs nothing
             self._rank_tokens += int((micro.inputs.num_tokens.unflatten(0, (2, -1)) * (micro.weight > 0)).sum())
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """At the end of a phase: score; at the end of a round: label, select, accept."""
+        # Labels are accepted here and not at the next epoch's start: by then Lightning has reloaded the training data.
         # Over all ranks before any of them saves: what one rank has counted is not what the others have.
         counted = torch.tensor(self._rank_tokens, device=trainer.strategy.root_device)
         tokens = int(trainer.strategy.reduce(counted, reduce_op="sum"))
         self._spend("train_main" if self.fold is None else "train_folds", tokens)
         self._rank_tokens = 0
         self.state.epochs_done += 1
-        if self.state.epochs_done - self.state.phase_first_epoch < self._phase_epochs:
+        if self.state.epochs_done - self.state.phase_first_epoch < self.phase_epochs(trainer):
             return
-        if self.restart != "weights":
+        if self.settings.restart != "weights":
             self._save(
                 trainer, self._phase_file(trainer, self.state.round, self.fold), self._phase_state(trainer, pl_module)
             )
@@ -173,31 +152,28 @@ class EvolutionCallback(Callback):
     @property
     def fold(self) -> int | None:
         """Fold that the running phase leaves out; None in the main phase, which comes last."""
-        return self.state.phase_index if self.state.phase_index < self.folds else None
+        return self.state.phase_index if self.state.phase_index < self.settings.folds else None
 
-    def phase_epochs(self, round: int) -> int:
-        """Epochs of each phase of a round."""
-        return self.seed_epochs if round == 0 else self.epochs_per_round
-
-    @property
-    def _phase_epochs(self) -> int:
-        return self.phase_epochs(self.state.round)
+    def phase_epochs(self, trainer: Trainer) -> int:
+        """Epochs of the running phase."""
+        steps = math.ceil(trainer.datamodule.num_train_pairs / trainer.datamodule.pairs_per_step)
+        return self.settings.phase_epochs(self.state.round, steps)
 
     @property
     def last_round(self) -> int:
         """Number of the round behind which evolution ends in any case."""
-        return max(0, self.state.first_round - 1) + self.max_rounds
+        return max(0, self.state.first_round - 1) + self.settings.max_rounds
 
     def _begin_data_phase(self, trainer: Trainer) -> None:
         state = self.state
-        trainer.datamodule.begin_phase(state.round, self.fold, max(1, self.folds), state.phase_first_epoch)
+        trainer.datamodule.begin_phase(state.round, self.fold, max(1, self.settings.folds), state.phase_first_epoch)
 
     def begin_phase(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Data, weights, optimiser and learning rates of the phase that the state names."""
         self.state.phase_first_epoch = self.state.epochs_done
         self._begin_data_phase(trainer)
-        pl_module.begin_phase(self.state.phase_first_epoch, self._phase_epochs)
-        if self.state.round == 0 or self.restart == "weights":
+        pl_module.begin_phase(self.state.phase_first_epoch, self.phase_epochs(trainer))
+        if self.state.round == 0 or self.settings.restart == "weights":
             pl_module.restart()
             trainer.optimizers[0].state.clear()
             return
@@ -216,21 +192,29 @@ class EvolutionCallback(Callback):
         return round_files(trainer.default_root_dir, round).phase(fold)
 
     def _end_fold(self, trainer: Trainer) -> None:
-        name = f"round {self.state.round} | scoring fold {self.state.phase_index + 1}/{self.folds}"
+        name = f"round {self.state.round} | scoring fold {self.state.phase_index + 1}/{self.settings.folds}"
         self.state.fold_scores.append(self.score(trainer, "seed", name, self.fold))
         if self.state.round < self.last_round:
-            name = f"round {self.state.round} | labelling for fold {self.state.phase_index + 1}/{self.folds}"
+            name = f"round {self.state.round} | labelling for fold {self.state.phase_index + 1}/{self.settings.folds}"
             self.state.fold_pool_scores.append(self.score(trainer, "pool", name))
 
     def score(self, trainer: Trainer, split: str, name: str, fold: int | None = None) -> PairScores:
         """Rewards of a split's pairs (of one fold of the seed) under a progress bar of this name; counts the cost."""
-        data, folds = trainer.datamodule, max(1, self.folds)
+        data, folds = trainer.datamodule, max(1, self.settings.folds)
         self._spend("other")
         scores = score_pairs(
             trainer, data.scoring_dataloader(split, fold, folds), data.pair_ids(split, fold, folds), name
         )
-        self._spend(f"score_{split.removeprefix('arrived_')}", int((scores.tokens_a + scores.tokens_b).sum()))
+        tokens = 0 if data.has_features else int((scores.tokens_a + scores.tokens_b).sum())
+        self._spend(f"score_{split.removeprefix('arrived_')}", tokens)
         return scores
+
+    def _count_features(self, trainer: Trainer) -> None:
+        """What the data module has computed before training began belongs to the round that needed it first."""
+        spent = trainer.datamodule.feature_cost
+        if spent["tokens"]:
+            self.state.spend("features", spent["tokens"], spent["seconds"])
+            self._round_start -= spent["seconds"]
 
     def _spend(self, part: str, tokens: int = 0) -> None:
         """All time since the last call went for this; so every moment between two checkpoints counts once."""
@@ -270,7 +254,7 @@ class EvolutionCallback(Callback):
 
     def judge(self, trainer: Trainer, pool: PairScores, context: SelectionContext) -> tuple[SelectionResult, Selection]:
         """What the rule says of the pool, and the selection that all ranks take."""
-        result = self.rule.select(pool, context)
+        result = self.settings.rule.select(pool, context)
         keep = result.keep
         selection = Selection(
             pool.pair_id[keep], result.label[keep], result.confidence[keep], result.status, self.state.round
@@ -331,11 +315,11 @@ class EvolutionCallback(Callback):
         """Into the last row. New pairs change what a round can gain: a run that goes on with some forecasts anew."""
         rows = [row for row in self.state.rows if row.round >= self.state.first_round]
         credits = self._seed_credits(trainer)[-len(rows) :]
-        figures = forecast_figures(rows, credits, self.min_gain)
+        figures = forecast_figures(rows, credits, self.settings.min_gain)
         vars(rows[-1]).update(trainer.strategy.broadcast(figures))  # it may stop: all ranks alike
 
     def _is_forecast_to_converge(self) -> bool:
-        return self.stop_by == "forecast" and self.state.rows[-1].predicted_last_round <= self.state.round
+        return self.settings.stop_by == "forecast" and self.state.rows[-1].predicted_last_round <= self.state.round
 
     def _write_round(
         self, trainer: Trainer, pl_module: LightningModule, pool: PairScores, result: SelectionResult
@@ -365,7 +349,7 @@ class EvolutionCallback(Callback):
         pl_module.reward_model.load_trainable_state(model["weights"])
         pl_module.set_scale(model["temperature"], model["zero"])
         self.state.finished = True
-        trainer.should_stop = True
+        trainer.should_stop = True  # `max_epochs: -1` has no other end
         if trainer.is_global_zero:
             print_rounds(self.state.rows)
 

@@ -16,6 +16,7 @@ from ser_lightning.records import PairScores, Responses
 from ser_lightning.training.scoring import ScoreBuffer, complete_and_unique, gather_scores
 from ser_lightning.utils.atomic import write_atomically
 from ser_lightning.utils.collectives import gather_over_ranks
+from ser_lightning.utils.terminal import say
 
 SCHEMA = pa.schema(
     [
@@ -29,24 +30,21 @@ SCHEMA = pa.schema(
 TEXTS = ("source_id", "prompt", "response_a", "response_b")
 
 
-class PredictionWriter(Callback):
-    """Writes the rewards of every pair, the calibrated probability that response a wins, and the winner.
+class _Writer(Callback):
+    """Refuses before the work begins to overwrite a file, and keeps what every batch gives."""
 
-    Args:
-        path: the file, relative to the run folder; it must not exist.
-    """
+    what: str
+    """What a message calls the file."""
 
-    def __init__(self, path: str = "predictions.parquet") -> None:
+    def __init__(self, path: str) -> None:
         self.path = path
-        self._scores = ScoreBuffer()
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Refuse to overwrite before any pair is scored."""
-        if stage == "predict" and trainer.is_global_zero and self._file(trainer).exists():
-            raise UserError(
-                f"predictions: got {self._file(trainer)}, which exists; move it away, or give another --run_dir"
-            )
-        self._scores = ScoreBuffer()
+        """Begin with nothing, where no file is in the way."""
+        file = self._file(trainer)
+        if stage == "predict" and trainer.is_global_zero and file.exists():
+            raise UserError(f"{self.what}: got {file}, which exists; move it away, or give another --run_dir")
+        self._begin()
 
     def on_predict_batch_end(
         self,
@@ -57,9 +55,32 @@ class PredictionWriter(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Keep the scores of one batch."""
-        for scores in outputs if isinstance(outputs, list) else [outputs]:
-            self._scores.add(scores)
+        """Keep what one batch gave."""
+        for output in outputs if isinstance(outputs, list) else [outputs]:
+            self._keep(output)
+
+    def _file(self, trainer: Trainer) -> Path:
+        return Path(trainer.default_root_dir) / self.path
+
+
+class PredictionWriter(_Writer):
+    """Writes the rewards of every pair, the calibrated probability that response a wins, and the winner.
+
+    Args:
+        path: the file, relative to the run folder; it must not exist.
+    """
+
+    what = "predictions"
+
+    def __init__(self, path: str = "predictions.parquet") -> None:
+        super().__init__(path)
+        self._begin()
+
+    def _begin(self) -> None:
+        self._scores = ScoreBuffer()
+
+    def _keep(self, output: PairScores) -> None:
+        self._scores.add(output)
 
     def on_predict_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Bring the ranks' scores together and write them."""
@@ -68,7 +89,7 @@ class PredictionWriter(Callback):
         if trainer.is_global_zero:
             table = to_table(scores, float(getattr(pl_module, "temperature", 1.0)))
             _write_new(self._file(trainer), with_texts(table, trainer.datamodule))
-            print(f"{len(scores)} predictions: {self._file(trainer)}", flush=True)
+            say(f"{len(scores)} predictions: {self._file(trainer)}")
 
     def _expected_ids(self, trainer: Trainer, scores: PairScores) -> Tensor:
         """The ids of the pairs to score, ascending; those that were scored, where the data module has no splits."""
@@ -76,9 +97,6 @@ class PredictionWriter(Callback):
         if split is None or trainer.limit_predict_batches != 1.0:
             return scores.pair_id.unique()
         return trainer.datamodule.pair_ids(split).sort().values
-
-    def _file(self, trainer: Trainer) -> Path:
-        return Path(trainer.default_root_dir) / self.path
 
 
 def to_table(scores: PairScores, temperature: float) -> pa.Table:
@@ -117,7 +135,7 @@ def _write_new(path: Path, table: pa.Table) -> None:
         raise UserError(f"predictions: got {path}, which another run has just written; give another path") from error
 
 
-class PoolWriter(Callback):
+class PoolWriter(_Writer):
     """Writes one unlabelled pair a line: {"prompt": turns, "response_a": ..., "response_b": ...}.
 
     The distinct responses to a prompt, in the order in which they were sampled, are paired first with second, third
@@ -128,29 +146,23 @@ class PoolWriter(Callback):
         path: the file, relative to the run folder; it must not exist.
     """
 
+    what = "pool"
+
     def __init__(self, path: str = "pool.jsonl") -> None:
-        self.path = path
-        self._found: list[Responses] = []
+        super().__init__(path)
+        self._begin()
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Refuse to overwrite before anything is sampled."""
-        if stage == "predict" and trainer.is_global_zero and self._file(trainer).exists():
-            raise UserError(f"pool: got {self._file(trainer)}, which exists; move it away, or give another --run_dir")
-        self._found = []
+        """Begin with nothing, where no file is in the way."""
+        super().setup(trainer, pl_module, stage)
         if stage == "predict":  # Lightning would keep the responses a second time, and cannot copy frozen records
             trainer.predict_loop.return_predictions = False
 
-    def on_predict_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """Keep the responses of one batch."""
-        self._found += outputs
+    def _begin(self) -> None:
+        self._found: list[Responses] = []
+
+    def _keep(self, output: Responses) -> None:
+        self._found.append(output)
 
     def on_predict_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Bring the ranks' responses together and write the pairs in the order of the prompt ids."""
@@ -171,10 +183,7 @@ class PoolWriter(Callback):
         write_atomically(self._file(trainer), lambda file: file.write(text.encode()), overwrite=False)
         none = f"; {num_alike} prompts without two different responses" if num_alike else ""
         unended = sum(not ended for found in by_prompt.values() for ended in found.has_ended)
-        print(f"{len(rows)} pairs: {self._file(trainer)}{none}; {unended} responses were cut off", flush=True)
-
-    def _file(self, trainer: Trainer) -> Path:
-        return Path(trainer.default_root_dir) / self.path
+        say(f"{len(rows)} pairs: {self._file(trainer)}{none}; {unended} responses were cut off")
 
 
 def pair_up(texts: list[str]) -> list[tuple[str, str]]:

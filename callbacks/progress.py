@@ -5,11 +5,12 @@ import time
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import TQDMProgressBar
+from lightning.pytorch.callbacks import ModelSummary, TQDMProgressBar
 from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm, convert_inf
 
 from ser_lightning.callbacks.evolution import EvolutionCallback
 from ser_lightning.utils.durations import duration
+from ser_lightning.utils.terminal import say
 
 
 class PhaseProgressBar(TQDMProgressBar):
@@ -54,20 +55,20 @@ class PhaseProgressBar(TQDMProgressBar):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Remember how the epoch went; it may be the last of its phase."""
         super().on_train_epoch_end(trainer, pl_module)
-        metrics = [f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in self._metrics(trainer, pl_module)]
+        found = self.get_metrics(trainer, pl_module).items()
+        metrics = [f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in found]
         self._finished_epoch = ", ".join([f"{self._shown_phase}epoch {trainer.current_epoch}", *metrics])
+        if self._status.ends_phase(trainer):  # what is scored and printed now stands below the line
+            self._leave_line(trainer)
 
     def on_train_end(self, trainer: Trainer, *args: Any) -> None:
         """Leave the line of the last phase."""
         self._leave_line(trainer)
 
-    def _metrics(self, trainer: Trainer, pl_module: LightningModule) -> list[tuple[str, Any]]:
-        return list(self.get_metrics(trainer, pl_module).items())
-
     def _leave_line(self, trainer: Trainer) -> None:
         self.train_progress_bar.close()
         if self.is_disabled and trainer.is_global_zero and self._finished_epoch:
-            print(self._finished_epoch, flush=True)
+            say(self._finished_epoch)
         self._finished_epoch = ""
 
     def init_train_tqdm(self) -> Tqdm:
@@ -98,6 +99,17 @@ KEPT_SHARE = 0.6
 """Of the pool, in rounds that nothing is known of yet."""
 
 
+class ParameterLine(ModelSummary):
+    """One line for Lightning's table of modules, of which a run has one that counts."""
+
+    @staticmethod
+    def summarize(
+        summary_data: Any, total_parameters: int, trainable_parameters: int, model_size: float, *args: Any, **more: Any
+    ) -> None:
+        """Say how large the model is and how much of it is trained."""
+        say(f"Model: {total_parameters:,} parameters ({model_size:,.2f} MB), {trainable_parameters:,} of them trained")
+
+
 class StatusLine:
     """Measures how fast work is done from its making on. Work is counted in pairs trained on once."""
 
@@ -105,6 +117,13 @@ class StatusLine:
         found = [c for c in trainer.callbacks if isinstance(c, EvolutionCallback)]
         self._evolution = found[0] if found else None
         self._start, self._work_at_start = time.monotonic(), self._work(trainer)[0]
+
+    def ends_phase(self, trainer: Trainer) -> bool:
+        """Whether the epoch that ends is the last of its phase; the evolution, which ends it, is asked later."""
+        if self._evolution is None:
+            return False
+        state = self._evolution.state
+        return state.epochs_done + 1 - state.phase_first_epoch >= self._evolution.phase_epochs(trainer)
 
     def text(self, trainer: Trainer) -> str:
         """`oof 0.654 | at most 3 min left | `, as far as known; nothing without an evolution."""
@@ -122,39 +141,25 @@ class StatusLine:
         """Work done so far, and all of it if no round converges before the last."""
         if self._evolution is None:
             return 0.0, 0.0
-        evolution, state, data = self._evolution, self._evolution.state, trainer.datamodule
+        evolution, settings, state, data = (
+            self._evolution,
+            self._evolution.settings,
+            self._evolution.state,
+            trainer.datamodule,
+        )
         pairs = {split: len(data.pair_ids(split)) for split in ("seed", "pool", "test")}
         kept = {row.round + 1: row.kept for row in state.rows}
         done = total = 0.0
         for number in range(state.first_round, evolution.last_round + 1):
             selected = 0 if number == 0 else kept.get(number, round(KEPT_SHARE * pairs["pool"]))
-            phases = round_work(evolution, number, pairs, selected)
-            total += sum(training + scoring for training, scoring in phases)
+            of_phases = settings.epochs_of_phases(number, pairs["seed"], selected, data.pairs_per_step)
+            phases = settings.phases(number == evolution.last_round, of_phases, pairs, selected)
+            work = [trained + SCORING * scored for trained, scored in phases]
+            total += sum(work)
             if number < state.round:
-                done += sum(training + scoring for training, scoring in phases)
+                done += sum(work)
             elif number == state.round:
-                done += sum(training + scoring for training, scoring in phases[: state.phase_index])
                 epochs = state.epochs_done - state.phase_first_epoch
-                done += phases[state.phase_index][0] * min(1.0, epochs / evolution.phase_epochs(number))
+                in_phase = phases[state.phase_index][0] * min(1.0, epochs / of_phases[state.phase_index])
+                done += sum(work[: state.phase_index]) + in_phase
         return done, total
-
-
-def round_work(
-    evolution: EvolutionCallback, number: int, pairs: dict[str, int], selected: int
-) -> list[tuple[float, float]]:
-    """Training and scoring of each phase of a round.
-
-    Args:
-        evolution: its settings.
-        number: of the round.
-        pairs: in `seed`, `pool` and `test`.
-        selected: pool pairs that are trained on.
-    """
-    epochs, folds = evolution.phase_epochs(number), evolution.folds
-    labels_folds = number < evolution.last_round  # no fold needs labels behind the last round
-    phases = []
-    for _ in range(folds):
-        scored = pairs["seed"] / folds + (pairs["pool"] if labels_folds else 0)
-        phases.append((epochs * (pairs["seed"] * (1 - 1 / folds) + selected), SCORING * scored))
-    phases.append((float(epochs * (pairs["seed"] + selected)), SCORING * (pairs["pool"] + pairs["test"])))
-    return phases

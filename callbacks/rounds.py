@@ -2,25 +2,26 @@
 
 import math
 from collections.abc import Collection
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from rich import box
 from rich.table import Table
 from torch import Tensor
 
-from ser_lightning.datamodules.preference import PreferenceDataModule
 from ser_lightning.evaluation.metrics import calibration_error, confidence_and_right, half_credit, length_correlation
 from ser_lightning.evolution.forecast import look_ahead
 from ser_lightning.evolution.selection import SelectionContext, SelectionResult
 from ser_lightning.records import PairScores, Selection
-from ser_lightning.runs.files import RoundRow
+from ser_lightning.runs.files import RoundRow, how_delivered
 from ser_lightning.utils.durations import duration
-from ser_lightning.utils.terminal import PlainConsole
+from ser_lightning.utils.terminal import new_table, say
+
+if TYPE_CHECKING:  # it loads every kind of model
+    from ser_lightning.datamodules.preference import PreferenceDataModule
 
 
 def round_figures(
-    data: PreferenceDataModule,
+    data: "PreferenceDataModule",
     pool: PairScores,
     test: PairScores,
     context: SelectionContext,
@@ -79,7 +80,7 @@ def forecast_figures(rows: list[RoundRow], seed_credit: list[Tensor], min_gain: 
 
 
 def forecast_text(row: RoundRow) -> str:
-    """One line for the log: what had been forecast of a round, what came, and what is forecast behind it."""
+    """One line for the log: the forecast of a round, its result, and the forecast of the next."""
     past = ""
     if row.forecast_accuracy == row.forecast_accuracy:
         past = f"out of fold {row.seed_oof_accuracy:.3f}, forecast {row.forecast_accuracy:.3f} "
@@ -113,17 +114,9 @@ def choose_round(seed_credit: list[Tensor], barred: Collection[int] = ()) -> int
 
 
 def rounds_table(rows: list[RoundRow]) -> Table:
-    """The table of rounds, for people; fits into 80 columns."""
-    table = Table(
-        title="Rounds of self-evolution",
-        title_justify="left",
-        box=box.SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
-        show_edge=False,
-    )
+    """The table of rounds, at most 80 columns wide."""
     headers = "round|kept|of|flips|st.|kept\nright|pool\nright|seed\noof|test|cal.\nerr.|len.\ncorr.|time"
-    for name in headers.split("|"):
-        table.add_column(name, justify="right", no_wrap=True)
+    table = new_table(*headers.split("|"), title="Rounds of self-evolution")
     for row in rows:
         accuracies = (row.pseudo_label_accuracy, row.pool_accuracy, row.seed_oof_accuracy, row.test_accuracy)
         cells = [str(row.kept), str(row.scored), str(row.flipped), str(row.status), *(f"{a:.3f}" for a in accuracies)]
@@ -138,11 +131,14 @@ def rounds_table(rows: list[RoundRow]) -> Table:
 
 def print_rounds(rows: list[RoundRow]) -> None:
     """The table and what the star means."""
-    console = PlainConsole()
-    console.print(rounds_table(rows))
-    console.print(
-        "Round 0 is the seed model. * is delivered: chosen out of fold on the seed, without test or pool labels."
-    )
+    how = how_delivered(row.seed_oof_accuracy for row in rows)
+    worse = [
+        f"The model of round {row.round} is worse than a coin: {row.test_accuracy:.3f} of the test pairs are right."
+        for row in rows
+        if row.delivered and row.test_accuracy < 0.5
+    ]
+    note = f"Round 0 is the seed model. * is delivered: {how}, without test or pool labels."
+    say(rounds_table(rows), note, *worse)
 
 
 def _share(counts: tuple[int, float]) -> float:

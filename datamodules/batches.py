@@ -1,4 +1,4 @@
-"""Training steps and scoring batches: who sees which pair when, as a pure function of numbers that are saved."""
+"""Training steps and scoring batches: which pair is in which batch of which rank, as a pure function of saved state."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -25,7 +25,7 @@ class Phase:
     """Which pairs the next epochs train on.
 
     Attributes:
-        round: 0 = the seed alone has spoken.
+        round: 0 = training on the seed alone.
         fold: the fold of the seed that is left out, None = none.
         num_folds: folds of the seed.
         first_epoch: the run's epoch in which it begins.

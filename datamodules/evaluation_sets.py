@@ -1,6 +1,8 @@
 """Named sets of labelled pairs that a model is measured on and never trained on."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +19,7 @@ from ser_lightning.errors import UserError
 from ser_lightning.records import PreferencePair
 
 
+@dataclass
 class EvaluationSet:
     """One named set, encoded into the cache like other pairs.
 
@@ -25,16 +28,15 @@ class EvaluationSet:
         path: a file of labelled pairs.
         columns: how the file calls the columns.
         category: column that holds a pair's category, None = there is none.
-        labels: what the labels of the file mean.
+        label_map: what the labels of the file mean.
     """
 
-    def __init__(
-        self, name: str, path: str, columns: Mapping[str, str], category: str | None, labels: Labels | None = None
-    ) -> None:
-        self.name, self.path, self.columns, self.category = name, path, columns, category
-        self.label_map = labels
-        self._sources: list[Source] | None = None
-        self._store: PairStore | None = None
+    name: str
+    path: str
+    columns: Mapping[str, str]
+    category: str | None
+    label_map: Labels | None = None
+    _store: PairStore | None = field(default=None, init=False)
 
     def prepare(self, cache: Path, tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:
         """Encode the pairs into the cache, unless they are there."""
@@ -102,7 +104,7 @@ class EvaluationSet:
         if self.category is None:
             return []
         found: dict[int, str] = {}
-        for source in self._open():
+        for source in self._sources:
             for where, row in source.rows():
                 pair = parse_row(row, self.columns, where, self.label_map)
                 if isinstance(pair, PreferencePair):
@@ -111,13 +113,12 @@ class EvaluationSet:
             raise UserError(f"data.eval_category: got {self.category!r}, which no row of {self.path} has")
         return [found[i] or "none" for i in pair_id.tolist()]
 
-    def _open(self) -> list[Source]:
-        if self._sources is None:
-            self._sources = open_sources(self.path, 0, 0)
-        return self._sources
+    @cached_property
+    def _sources(self) -> list[Source]:
+        return open_sources(self.path, 0, 0)
 
     def _by_role(self) -> dict[str, list[Source]]:
-        return {**dict.fromkeys(ROLES, []), "test_path": self._open()}
+        return {**dict.fromkeys(ROLES, []), "test_path": self._sources}
 
     def _folder(self, cache: Path, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Path:
         return cache / store_key(self._by_role(), self.columns, tokenizer, max_length, self.label_map)

@@ -1,5 +1,6 @@
 """The data module: files in, batches out, and the only owner of splits and accepted labels."""
 
+import time
 from dataclasses import asdict, replace
 from typing import Any, Literal, cast
 
@@ -21,9 +22,7 @@ from ser_lightning.datamodules.batches import (
     make_loader,
 )
 from ser_lightning.datamodules.evaluation_sets import EvaluationSet
-from ser_lightning.datamodules.held_out_labels import HeldOutLabels
-from ser_lightning.datamodules.splits import SplitName, seed_problems
-from ser_lightning.datamodules.splitting import SplitPolicy
+from ser_lightning.datamodules.label_firewall import HeldOutLabels, SplitName, seed_problems
 from ser_lightning.errors import UserError, raise_problems
 from ser_lightning.planning.memory import CPU_TOKENS, Tokens, auto_budgets, device_bytes
 from ser_lightning.records import PairBatch, PreferencePair, Selection
@@ -37,29 +36,10 @@ class PreferenceDataModule(PairFiles):
     """Pairs from files or the Hub, split by dialogue into seed, pool and test; see `docs/data.md`.
 
     Args:
-        path: files (.jsonl, .json, .csv, .parquet), Hub names (owner/name:config@split) or `synthetic`.
-            Rows without a label go to the pool.
-        pool_path: more pairs for the pool; if they have labels, training never sees them.
-        test_path: labelled pairs for the final test, instead of a share of `path`.
-        new_data_path: files that arrived later, in the order of their arrival. What is split already stays as it is;
-            labelled pairs join the seed, the others the pool.
-        columns: how the files call prompt, chosen, rejected, response_a, response_b, label or id,
-            such as {prompt: question, chosen: response_j}.
-        labels: what the labels of the files mean, such as {model_a: a, model_b: b, tie: tie}; null is no label.
-            Without it 1, a and true say that response_a is better, 0, b and false that response_b is.
-        seed_fraction: share of the labelled pairs outside the test set that keep their label, if no pair comes
-            unlabelled.
-        test_fraction: share of the labelled pairs for the test set, if there is no `test_path`.
-        val_fraction: share of the seed for validation; training never sees it.
-        max_length: most tokens in a conversation; longer prompts lose their oldest turns.
         pairs_per_step: pairs in an optimiser step, over all devices.
         tokens_per_batch: most padded tokens in a training micro-batch; changes memory and speed, never the result.
             `auto` fills the GPU's memory, as far as `plan` can tell, and is 1,536 on a CPU.
         tokens_per_scoring_batch: most padded tokens in a batch without gradients; `auto` as above, 4,096 on a CPU.
-        num_workers: processes that load batches, 0 = the main one.
-        split_seed: chooses the splits, the order of the batches and the synthetic pairs.
-        cache_dir: folder for encoded pairs, default ser-lightning in the user's cache folder.
-        synthetic_pairs: pairs that `path: synthetic` makes.
         predict_split: pairs that `predict` scores.
         eval_sets: more sets of labelled pairs for `validate` and `test`, each a name and a file such as
             {hard: hard.jsonl}; pairs of dialogues that training sees are left out.
@@ -68,30 +48,16 @@ class PreferenceDataModule(PairFiles):
 
     def __init__(
         self,
-        path: str | list[str] = "synthetic",
-        pool_path: str | list[str] | None = None,
-        test_path: str | list[str] | None = None,
-        new_data_path: str | list[str] | None = None,
-        columns: dict[str, str] | None = None,
-        seed_fraction: float = 0.15,
-        test_fraction: float = 0.2,
-        val_fraction: float = 0.0,
-        max_length: int = 512,
+        *args: Any,
         pairs_per_step: int = 32,
         tokens_per_batch: Tokens = 4096,
         tokens_per_scoring_batch: Tokens = 16384,
-        num_workers: int = 0,
-        split_seed: int = 0,
-        cache_dir: str | None = None,
-        synthetic_pairs: int = 2000,
         predict_split: Split = "pool",
         eval_sets: dict[str, str] | None = None,
         eval_category: str | None = None,
-        labels: dict[str, str | None] | None = None,
+        **kwargs: Any,
     ) -> None:
-        policy = SplitPolicy(seed_fraction, test_fraction, val_fraction, split_seed)
-        files = (path, pool_path, test_path, new_data_path, columns)
-        super().__init__(*files, policy, max_length, num_workers, cache_dir, synthetic_pairs, labels)
+        super().__init__(*args, **kwargs)
         self.pairs_per_step = pairs_per_step
         self.tokens_per_batch = tokens_per_batch
         self.tokens_per_scoring_batch = tokens_per_scoring_batch
@@ -103,9 +69,10 @@ class PreferenceDataModule(PairFiles):
         self.accepted = Selection.empty()
         self.fold_accepted: dict[int, Selection] = {}
         self._feature_key: str | None = None
+        self.feature_cost = {"tokens": 0, "seconds": 0.0}
+        """What it took to compute the features that were not in the cache."""
         self._auto_budgets: tuple[int, int] | None = None
-        counts = ("max_length", "pairs_per_step", "tokens_per_batch", "tokens_per_scoring_batch", "synthetic_pairs")
-        problems = self._problems(*counts)
+        problems = self._problems("pairs_per_step", "tokens_per_batch", "tokens_per_scoring_batch")
         if eval_category is not None and not eval_sets:
             problems.append(f"eval_category: got {eval_category!r} without eval_sets, whose column it is; give both")
         raise_problems(problems)
@@ -159,8 +126,8 @@ class PreferenceDataModule(PairFiles):
                 labels of one that had seen the fold would carry it back in.
         """
         pool = self.pair_ids("pool")
-        if num_strangers := int((~torch.isin(selection.pair_id.cpu(), pool)).sum()):
-            raise ValueError(f"selection: {num_strangers} of {len(selection)} pairs are not in the pool")
+        if num_unknown := int((~torch.isin(selection.pair_id.cpu(), pool)).sum()):
+            raise ValueError(f"selection: {num_unknown} of {len(selection)} pairs are not in the pool")
         accepted = checked_selection(selection)
         if fold is None:
             self.accepted = accepted
@@ -172,9 +139,9 @@ class PreferenceDataModule(PairFiles):
         return self.accepted if fold is None else self.fold_accepted.get(fold, Selection.empty())
 
     @property
-    def num_train_steps(self) -> int:
-        """Optimiser steps in an epoch of the current phase."""
-        return -(-len(self._training_pairs().rows) // self.pairs_per_step)
+    def num_train_pairs(self) -> int:
+        """Pairs in an epoch of the current phase."""
+        return len(self._training_pairs().rows)
 
     def _training_pairs(self) -> PairSet:
         """Seed labels and accepted labels: the only labels there are on this side of the firewall."""
@@ -255,6 +222,7 @@ class PreferenceDataModule(PairFiles):
     def part_dataloader(self, part: int) -> DataLoader[PairBatch]:
         """Every pair of one part of the store as tokens, without labels and this rank's share of them."""
         pairs = PairSet.unlabelled(np.arange(*self.data.store.parts[part : part + 2]))
+        self.feature_cost["tokens"] += int(self.data.store.num_tokens[pairs.rows].sum())
         return self._loader(pairs, self._shard(self._budgets()[1]))
 
     def _scoring_loader(self, pairs: PairSet) -> DataLoader[PairBatch]:
@@ -271,13 +239,19 @@ class PreferenceDataModule(PairFiles):
         if self.trainer is None or not getattr(self.consumer, "caches_features", False):
             return None
         if self._feature_key is None:
-            is_fit = self.trainer.state.fn == "fit"
+            is_fit, start = self.trainer.state.fn == "fit", time.monotonic()
             self._feature_key = cache_features(self.trainer, self.consumer.reward_model, self, computes=is_fit)
+            self.feature_cost["seconds"] = time.monotonic() - start
         if not self._feature_key:
             return None
         return FeatureTable(self.feature_files(self._feature_key), self.data.store.parts, dtype_of(self._feature_key))
 
-    # Questions that others may ask.
+    # Lookups for modules and callbacks.
+
+    @property
+    def has_features(self) -> bool:
+        """Whether batches hold cached states, so that the body computes no token of them."""
+        return bool(self._feature_key)
 
     def pair_ids(self, split: SplitName, fold: int | None = None, num_folds: int = 3) -> Tensor:
         """(N,) int64 ids that `scoring_dataloader` yields over all ranks, sorted."""

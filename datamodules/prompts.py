@@ -4,9 +4,10 @@ import json
 import math
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from lightning.pytorch.utilities import rank_zero_info
@@ -15,21 +16,20 @@ from torch.utils.data import DataLoader, Dataset
 from ser_lightning.data.encode import encode_prompts
 from ser_lightning.data.formats import earlier_prompts, parse_prompt, prompt_hash
 from ser_lightning.data.sources import Source, open_sources
-from ser_lightning.datamodules.base import PairFiles
+from ser_lightning.datamodules.base import PairFiles, Paths
 from ser_lightning.datamodules.batches import Phase, epoch_order, make_loader
-from ser_lightning.datamodules.splits import SplitName
-from ser_lightning.datamodules.splitting import SplitPolicy
-from ser_lightning.errors import UserError, raise_problems
+from ser_lightning.datamodules.label_firewall import SplitName
+from ser_lightning.errors import Causes, UserError, problems_of, raise_problems
 from ser_lightning.records import Prompt, PromptBatch, Turn
 
 _CHUNK = 1024
 """Prompts that are read or encoded at once."""
-_MAX_PROBLEMS = 10
 
 PromptSplit = Literal["train", "val"]
 """What `predict` can answer."""
 
 
+@dataclass(eq=False)
 class PromptSteps(Dataset[PromptBatch]):
     """The steps of one epoch, consecutive pieces of an endless row of permutations of all prompts.
 
@@ -43,18 +43,13 @@ class PromptSteps(Dataset[PromptBatch]):
         world_size: number of processes.
     """
 
-    def __init__(
-        self,
-        prompts: Sequence[Prompt],
-        epoch: int,
-        steps_per_epoch: int,
-        prompts_per_step: int,
-        seed: int,
-        rank: int,
-        world_size: int,
-    ) -> None:
-        self.prompts, self.epoch, self.steps_per_epoch = prompts, epoch, steps_per_epoch
-        self.prompts_per_step, self.seed, self.rank, self.world_size = prompts_per_step, seed, rank, world_size
+    prompts: Sequence[Prompt]
+    epoch: int
+    steps_per_epoch: int
+    prompts_per_step: int
+    seed: int
+    rank: int
+    world_size: int
 
     def __len__(self) -> int:
         return self.steps_per_epoch
@@ -100,29 +95,12 @@ class PromptDataModule(PairFiles):
     """Prompts of pairs, whatever their labels, and of other files; splits as `PreferenceDataModule` makes them.
 
     Args:
-        path: files (.jsonl, .json, .csv, .parquet), Hub names (owner/name:config@split) or `synthetic`, as for the
-            reward model.
-        pool_path: more pairs for the pool.
-        test_path: labelled pairs for the final test, instead of a share of `path`; their prompts are held out.
         prompt_path: files of which only the column `prompt` is read: more prompts to train on.
-        columns: how the files call prompt, chosen, rejected, response_a, response_b, label or id,
-            such as {prompt: question, chosen: response_j}.
-        labels: what the labels of the files mean, such as {model_a: a, model_b: b, tie: tie}; null is no label.
-            Without it 1, a and true say that response_a is better, 0, b and false that response_b is.
-        seed_fraction: share of the labelled pairs outside the test set that keep their label, if no pair comes
-            unlabelled.
-        test_fraction: share of the labelled pairs for the test set, if there is no `test_path`.
-        val_fraction: share of the seed that was kept for validation; its prompts are left out too.
-        max_length: most tokens in a conversation; a pair with a longer response is dropped.
         max_prompt_length: most tokens in a prompt; longer ones lose their oldest turns.
         prompts_per_step: prompts in a step, over all devices.
         steps_per_epoch: steps in an epoch; the next one goes on where it ends.
         num_val_prompts: most prompts of the test split to validate on.
         val_prompts_per_batch: prompts that a device answers at once to validate or predict.
-        num_workers: processes that load batches, 0 = the main one.
-        split_seed: chooses the splits, the order of the prompts and the synthetic pairs.
-        cache_dir: folder for encoded pairs, default ser-lightning in the user's cache folder.
-        synthetic_pairs: pairs that `path: synthetic` makes.
         predict_split: prompts that `predict` answers, `train` or `val` (those that are held out).
 
     Attributes:
@@ -132,44 +110,31 @@ class PromptDataModule(PairFiles):
 
     def __init__(
         self,
-        path: str | list[str] = "synthetic",
-        pool_path: str | list[str] | None = None,
-        test_path: str | list[str] | None = None,
-        prompt_path: str | list[str] | None = None,
-        columns: dict[str, str] | None = None,
-        seed_fraction: float = 0.15,
-        test_fraction: float = 0.2,
-        val_fraction: float = 0.0,
-        max_length: int = 512,
+        *args: Any,
+        prompt_path: Paths | None = None,
         max_prompt_length: int = 256,
         prompts_per_step: int = 16,
         steps_per_epoch: int = 5,
         num_val_prompts: int = 128,
         val_prompts_per_batch: int = 64,
-        num_workers: int = 0,
-        split_seed: int = 0,
-        cache_dir: str | None = None,
-        synthetic_pairs: int = 2000,
         predict_split: PromptSplit = "train",
-        labels: dict[str, str | None] | None = None,
+        **kwargs: Any,
     ) -> None:
-        policy = SplitPolicy(seed_fraction, test_fraction, val_fraction, split_seed)
-        files = (path, pool_path, test_path, None, columns)
-        super().__init__(*files, policy, max_length, num_workers, cache_dir, synthetic_pairs, labels)
+        super().__init__(*args, **kwargs)
         self.prompt_path = prompt_path or []
+        self.is_mapped_elsewhere = bool(prompt_path)
         self.max_prompt_length = max_prompt_length
         self.prompts_per_step, self.steps_per_epoch = prompts_per_step, steps_per_epoch
         self.num_val_prompts, self.val_prompts_per_batch = num_val_prompts, val_prompts_per_batch
         self.predict_split = predict_split
         self.train_prompts: list[Prompt] = []
         self.val_prompts: list[Prompt] = []
-        counts = ("max_length", "max_prompt_length", "prompts_per_step", "steps_per_epoch")
-        raise_problems(self._problems(*counts, "num_val_prompts", "val_prompts_per_batch", "synthetic_pairs"))
+        counts = ("prompts_per_step", "steps_per_epoch", "num_val_prompts", "val_prompts_per_batch")
+        raise_problems(self._problems("max_prompt_length", *counts))
 
-    def prepare_data(self) -> None:
-        """Encode the pairs into the cache, unless they are there."""
-        _ = self._prompt_sources  # a file that is not there shows before the pairs are encoded
-        super().prepare_data()
+    def start_problems(self, module: Any) -> list[str]:
+        """Those of the files of prompts as well."""
+        return problems_of(lambda: self._prompt_sources) + super().start_problems(module)
 
     def setup(self, stage: str | None = None) -> None:
         """Open the cache, split, and encode the prompts; done once, whatever the stages."""
@@ -211,18 +176,18 @@ class PromptDataModule(PairFiles):
 
     def _file_prompts(self) -> Iterator[list[Turn]]:
         """The prompts of `prompt_path`; problems of several rows come as one error."""
-        problems: list[str] = []
+        causes = Causes()
         for where, row in (found for source in self._prompt_sources for found in source.rows()):
             try:
                 prompt = parse_prompt(row, self.columns, where)
             except UserError as error:
-                problems += error.problems
-                if len(problems) >= _MAX_PROBLEMS:
+                causes.add(error.problems)
+                if causes.is_full:
                     break
                 continue
             if prompt is not None:
                 yield prompt
-        raise_problems(problems)
+        raise_problems(causes.lines())
 
     def _encoded(self, prompts: dict[int, list[Turn]]) -> tuple[list[Prompt], int]:
         """The prompts with their ids, and how many of them had to be cut."""

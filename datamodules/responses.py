@@ -19,7 +19,6 @@ from ser_lightning.data.packing import cut_by_tokens, num_shared_tokens
 from ser_lightning.data.reader import PairStore
 from ser_lightning.datamodules.base import PairFiles
 from ser_lightning.datamodules.batches import Phase, Shard, epoch_order, make_loader
-from ser_lightning.datamodules.splitting import SplitPolicy
 from ser_lightning.errors import UserError, raise_problems
 from ser_lightning.records import PreferencePair, ResponseBatch, Turn
 
@@ -122,51 +121,15 @@ class ResponseDataModule(PairFiles):
     """The chosen responses of the seed, to imitate; splits as `PreferenceDataModule` makes them of the same arguments.
 
     Args:
-        path: files (.jsonl, .json, .csv, .parquet), Hub names (owner/name:config@split) or `synthetic`.
-            Rows without a label go to the pool.
-        pool_path: more pairs for the pool, of which nothing is imitated.
-        test_path: labelled pairs for the final test, instead of a share of `path`; nothing of them is imitated.
-        columns: how the files call prompt, chosen, rejected, response_a, response_b, label or id,
-            such as {prompt: question, chosen: response_j}.
-        labels: what the labels of the files mean, such as {model_a: a, model_b: b, tie: tie}; null is no label.
-            Without it 1, a and true say that response_a is better, 0, b and false that response_b is.
-        seed_fraction: share of the labelled pairs outside the test set that keep their label, if no pair comes
-            unlabelled.
-        test_fraction: share of the labelled pairs for the test set, if there is no `test_path`.
-        val_fraction: share of the seed for validation; training never sees it.
-        max_length: most tokens in a conversation; longer prompts lose their oldest turns.
         responses_per_step: responses in an optimiser step, over all devices.
         tokens_per_batch: most padded tokens in a micro-batch; changes memory and speed, never the result.
-        num_workers: processes that load batches, 0 = the main one.
-        split_seed: chooses the splits, the order of the batches and the synthetic pairs.
-        cache_dir: folder for encoded pairs, default ser-lightning in the user's cache folder.
-        synthetic_pairs: pairs that `path: synthetic` makes.
     """
 
-    def __init__(
-        self,
-        path: str | list[str] = "synthetic",
-        pool_path: str | list[str] | None = None,
-        test_path: str | list[str] | None = None,
-        columns: dict[str, str] | None = None,
-        seed_fraction: float = 0.15,
-        test_fraction: float = 0.2,
-        val_fraction: float = 0.0,
-        max_length: int = 512,
-        responses_per_step: int = 16,
-        tokens_per_batch: int = 4096,
-        num_workers: int = 0,
-        split_seed: int = 0,
-        cache_dir: str | None = None,
-        synthetic_pairs: int = 2000,
-        labels: dict[str, str | None] | None = None,
-    ) -> None:
-        policy = SplitPolicy(seed_fraction, test_fraction, val_fraction, split_seed)
-        files = (path, pool_path, test_path, None, columns)
-        super().__init__(*files, policy, max_length, num_workers, cache_dir, synthetic_pairs, labels)
+    def __init__(self, *args: Any, responses_per_step: int = 16, tokens_per_batch: int = 4096, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
         self.responses_per_step = responses_per_step
         self.tokens_per_batch = tokens_per_batch
-        raise_problems(self._problems("max_length", "responses_per_step", "tokens_per_batch", "synthetic_pairs"))
+        raise_problems(self._problems("responses_per_step", "tokens_per_batch"))
 
     def setup(self, stage: str | None = None) -> None:
         """Open the cache and split; done once, whatever the stages."""

@@ -1,5 +1,7 @@
 """Which pair goes where: splits by dialogue, and one stated policy for every duplicate, contradiction and leak.
 
+Pairs that arrive after the splits were made join them; what was split before stays where it is.
+
 Nothing here reads a label of the pool. The splits know only *whether* a row of `path` has a label; the labels
 themselves are looked at afterwards, in the seed, validation and test pairs, for contradictions.
 """
@@ -7,7 +9,7 @@ themselves are looked at afterwards, in the seed, validation and test pairs, for
 import hashlib
 from collections import Counter
 from collections.abc import Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -254,6 +256,51 @@ def drop_contradictions(splits: Splits, labels: np.ndarray, between: Counter[str
         between[f"contradiction_{name}"] += int(is_contradiction.sum())
         kept[name] = rows[~is_contradiction]
     return Splits(pool=splits.pool, **kept)
+
+
+def add_arrival(
+    splits: Splits,
+    rows: np.ndarray,
+    pair_id: np.ndarray,
+    dialogue_id: np.ndarray,
+    labels: np.ndarray,
+    between: Counter[str],
+) -> Splits:
+    """The splits with newly arrived rows: labelled ones join the seed, the others the pool.
+
+    A label for a pair of the pool takes the pair into the seed. A pair whose dialogue is in the test set or in
+    validation is dropped, and so is one that is there already, whatever its label.
+
+    Args:
+        splits: rows of the store as they were.
+        rows: (K,) rows that arrived.
+        pair_id: (N,) int64 of all rows.
+        dialogue_id: (N,) int64 of all rows, joined over old and new ones.
+        labels: (N,) int8 labels of all rows.
+        between: counts what came in and what was dropped.
+    """
+    is_leak = np.isin(dialogue_id[rows], dialogue_id[np.concatenate([splits.test, splits.val])])
+    is_contradiction = ~is_leak & (labels[rows] == CONTRADICTION)
+    rows = rows[~is_leak & ~is_contradiction]
+    has_label = labels[rows] > UNLABELLED
+    in_seed, in_pool = (np.isin(pair_id[rows], pair_id[old]) for old in (splits.seed, splits.pool))
+    to_seed, to_pool = rows[has_label & ~in_seed], rows[~has_label & ~in_seed & ~in_pool]
+    moved = np.isin(pair_id[splits.pool], pair_id[to_seed])
+    between["arrived_leak"] += int(is_leak.sum())
+    between["arrived_contradiction"] += int(is_contradiction.sum())
+    between["arrived_repeat"] += len(rows) - len(to_seed) - len(to_pool)
+    between["arrived_seed"] += len(to_seed)
+    between["arrived_moved"] += int(moved.sum())
+    between["arrived_pool"] += len(to_pool)
+    return replace(
+        splits,
+        seed=_by_id(np.concatenate([splits.seed, to_seed]), pair_id),
+        pool=_by_id(np.concatenate([splits.pool[~moved], to_pool]), pair_id),
+    )
+
+
+def _by_id(rows: np.ndarray, pair_id: np.ndarray) -> np.ndarray:
+    return rows[np.argsort(pair_id[rows])]
 
 
 def count_splits(splits: Splits, dialogue_id: np.ndarray, labels: np.ndarray) -> dict[str, tuple[int, int, int]]:

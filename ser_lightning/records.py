@@ -223,7 +223,7 @@ class Prompt:
     """A conversation that waits for a response."""
 
     prompt_id: int
-    """63-bit hash of the turns, deaf to case and white space."""
+    """63-bit hash of the turns, which ignores case and white space."""
     turns: list[Turn]
     ids: list[int]
     """Its tokens through the chat template, up to where the response begins."""

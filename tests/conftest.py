@@ -109,7 +109,7 @@ def _tiny_flags(tiny_model_dir, pairs_file) -> tuple[str, ...]:
         *("--model.backbone.train=full", f"--data.path={pairs_file}"),
         *("--data.max_length=64", "--data.pairs_per_step=8", "--data.seed_fraction=0.3"),
         *("--evolution.max_rounds=1", "--evolution.seed_epochs=1"),
-        *("--evolution.epochs_per_round=1", "--evolution.folds=2"),
+        *("--evolution.epochs_per_round=1", "--evolution.folds=2", "--evolution.min_steps=0"),
         *("--trainer.accelerator=cpu", "--trainer.enable_model_summary=false"),
     )
 

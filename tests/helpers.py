@@ -1,5 +1,6 @@
-"""Short runs of the real module, DataModule and callback on the tiny model."""
+"""Short runs of the real module, DataModule and callback on the tiny model, and readers of what commands leave."""
 
+import csv
 import json
 from functools import lru_cache
 from pathlib import Path
@@ -17,6 +18,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from ser_lightning.__main__ import main
 from ser_lightning.callbacks.evolution import EvolutionCallback
 from ser_lightning.datamodules.preference import PreferenceDataModule
 from ser_lightning.evolution.selection import SelectionRule, TopShareRule
@@ -36,7 +38,7 @@ def data(path: Path, **kwargs: Any) -> PreferenceDataModule:
 
 
 def evolution(rule: SelectionRule | None = None, **kwargs: Any) -> EvolutionCallback:
-    settings = {"max_rounds": 1, "seed_epochs": 1, "epochs_per_round": 1, "folds": 2}
+    settings = {"max_rounds": 1, "seed_epochs": 1, "epochs_per_round": 1, "folds": 2, "min_steps": 0}
     return EvolutionCallback(rule or TopShareRule(0.5), **{**settings, **kwargs})
 
 
@@ -73,6 +75,20 @@ def weights(model: RewardModule) -> dict[str, torch.Tensor]:
 
 def equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[k], other[k]) for k in one)
+
+
+def read_csv(path: str | Path) -> list[dict[str, str]]:
+    with open(path, newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def problems_of(capsys: Any, *argv: Any) -> list[str]:
+    """What a command that cannot work says, a line each, and nothing else of a program."""
+    capsys.readouterr()
+    assert main([*map(str, argv)]) == 2
+    said = capsys.readouterr().err
+    assert "Traceback" not in said and "usage:" not in said
+    return [line.removeprefix("error: ") for line in said.splitlines() if line.startswith("error: ")]
 
 
 def save_reward_model(folder: Path, tokenizer: PreTrainedTokenizerBase, max_length: int, **config: Any) -> None:

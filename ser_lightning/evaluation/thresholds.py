@@ -2,6 +2,7 @@
 
 import difflib
 import math
+import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -102,7 +103,4 @@ def _idle(gate: Mapping[str, Mapping[str, float]], file: Path) -> Iterator[str]:
 
 
 def _variance(values: Sequence[float]) -> float:
-    if len(values) < 2:
-        return 0.0
-    mean = sum(values) / len(values)
-    return sum((value - mean) ** 2 for value in values) / (len(values) - 1)
+    return statistics.variance(values) if len(values) > 1 else 0.0

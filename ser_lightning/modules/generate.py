@@ -1,7 +1,6 @@
 """Sampling from a policy as `predict`: several responses to each prompt, to make pairs for a reward model."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 
@@ -64,7 +63,3 @@ class GenerateModule(PolicyModule):
             Responses(prompt.prompt_id, prompt.turns, texts[i : i + group], ended[i : i + group])
             for prompt, i in zip(batch.prompts, range(0, len(texts), group), strict=True)
         ]
-
-    def configure_optimizers(self) -> Any:
-        """Nothing is trained."""
-        return None

@@ -28,7 +28,7 @@ from ser_lightning.rl.experience import (
     micro_batches,
 )
 from ser_lightning.rl.policy_math import (
-    KLControl,
+    FixedKL,
     clipped_policy_loss,
     clipped_value_loss,
     kl_k3,
@@ -36,7 +36,7 @@ from ser_lightning.rl.policy_math import (
     sequence_kl,
 )
 from ser_lightning.rl.reward_functions import RewardFunction, RewardSum
-from ser_lightning.rl.reward_sources import load_reward, load_rewards
+from ser_lightning.rl.reward_sources import load_rewards
 from ser_lightning.rl.rollout import (
     Generator,
     Sampling,
@@ -83,7 +83,7 @@ class PPOModule(PolicyModule):
         self,
         backbone: Backbone,
         reward_model: str | dict[str, float],
-        kl_control: KLControl,
+        kl_control: FixedKL,
         sampling: Sampling,
         ppo: PPOSettings,
         judge: str | None = None,
@@ -148,7 +148,7 @@ class PPOModule(PolicyModule):
         except UserError as error:
             problems += error.problems
         try:
-            judge = load_reward(self.judge, device, allow_uncalibrated=True, build=build) if self.judge else None
+            judge = load_rewards(self.judge, device, allow_uncalibrated=True, build=build) if self.judge else None
         except UserError as error:
             problems += error.problems
         raise_problems(problems)
@@ -175,7 +175,7 @@ class PPOModule(PolicyModule):
         with evaluating(self.policy):
             experience, score = self._collect(batch)
         figures = self._update(experience, batch.step)
-        totals = self._totals(experience, score)
+        totals = self._totals(experience, score, self._judges[0][0].num_cut)
         mean_kl = float(totals["kl"])
         for name, value in {**totals, "kl_weight": self.kl_control.weight, **figures}.items():
             is_shown = name in ("reward", "kl", "length")
@@ -243,14 +243,12 @@ class PPOModule(PolicyModule):
         old_logp, advantage = experience.logp[rows, :width], experience.advantage[rows, :width]
         logp, entropy = response_logps(self.policy, "policy", part, self.sampling.temperature)
         loss, clip_fraction = clipped_policy_loss(logp, old_logp, advantage, mask, self.ppo.clip_range)
-        total_entropy = masked_sum(entropy, mask)
-        self.manual_backward((loss - self.ppo.entropy_weight * total_entropy) / num_tokens)
-        moved = masked_sum(kl_k3(old_logp, logp.detach()), mask)
+        self.manual_backward(loss / num_tokens)
         sums = {
             "policy_loss": loss,
-            "entropy": total_entropy,
+            "entropy": masked_sum(entropy, mask),
             "clip_fraction": clip_fraction * mask.sum(),
-            "approx_kl": moved,
+            "approx_kl": masked_sum(kl_k3(old_logp, logp.detach()), mask),
         }
         return {name: value.detach() for name, value in sums.items()}
 
@@ -280,16 +278,16 @@ class PPOModule(PolicyModule):
             optimizer.step()
             optimizer.zero_grad()
 
-    def _totals(self, experience: Experience, reward: Tensor) -> dict[str, float]:
-        """Means over the responses of all ranks."""
+    def _totals(self, experience: Experience, reward: Tensor, num_cut: int) -> dict[str, float]:
+        """Means over the responses of all ranks; `num_cut` of this one's were too long for the reward model."""
         rollout = experience.rollout
         kl = sequence_kl(experience.kl, experience.response_mask)
         k3 = sequence_kl(kl_k3(experience.logp, experience.logp - experience.kl), experience.response_mask)
         columns = (reward, kl, k3, rollout.num_response_tokens, rollout.has_ended)
         sums = [column.double().sum() for column in columns]
-        count = torch.tensor(float(len(rollout)), dtype=torch.float64, device=self.device)
-        *totals, num_responses = sum_over_ranks(torch.stack([*sums, count])).tolist()
-        names = ("reward", "kl", "kl_k3", "length", "eos_rate")
+        counts = torch.tensor([num_cut, len(rollout)], dtype=torch.float64, device=self.device)
+        *totals, num_responses = sum_over_ranks(torch.cat([torch.stack(sums), counts])).tolist()
+        names = ("reward", "kl", "kl_k3", "length", "eos_rate", "cut_share")
         return {name: total / num_responses for name, total in zip(names, totals, strict=True)}
 
     # Held-out prompts.

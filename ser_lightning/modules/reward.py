@@ -15,11 +15,12 @@ from ser_lightning.evaluation.metrics import PairMetrics, half_credit
 from ser_lightning.models.backbone import Backbone, load_tokenizer
 from ser_lightning.models.fingerprint import Identity, check_identity, check_trained, identity_of
 from ser_lightning.models.masks import LayoutName
+from ser_lightning.models.probe import Finding, start_findings
 from ser_lightning.models.reward_model import RewardModel, load_reward_model
 from ser_lightning.models.trainable import trainable_state, trained_part
 from ser_lightning.records import PairBatch, PairScores
 from ser_lightning.runs.reward_run import MODULE_PREFIX
-from ser_lightning.training.losses import bradley_terry, centring, pointwise
+from ser_lightning.training.losses import bradley_terry, centring
 from ser_lightning.training.optim_step import log_on_host, synchronised, training_problems, update
 from ser_lightning.training.schedule import Decay, lr_factor, make_optimizer
 from ser_lightning.training.strategies import ShardStrategy, check_optimizer, check_strategy
@@ -35,8 +36,6 @@ class RewardModule(LightningModule):
         lr_decay: `linear` falls to 0 over a phase (the paper's), `none` stays.
         warmup_share: share of a phase's steps over which the learning rate rises from 0.
         center_rewards_coefficient: weight of the loss that pulls the mean reward of a pair to 0.
-        pointwise_weight: weight of the loss that makes each response good or bad by itself.
-        label_noise: share of human labels assumed wrong, in [0, 0.5).
         max_grad_norm: gradients are clipped to this norm.
         layout: `shared_prompt` computes the prompt of both responses once, with the same result; `padded` gives each
             response a row; `auto` shares prompts where that is exact and, on a GPU,
@@ -50,25 +49,18 @@ class RewardModule(LightningModule):
         lr_decay: Decay = "linear",
         warmup_share: float = 0.1,
         center_rewards_coefficient: float = 0.01,
-        pointwise_weight: float = 0.0,
-        label_noise: float = 0.0,
         max_grad_norm: float = 1.0,
         layout: LayoutName = "auto",
     ) -> None:
         super().__init__()
-        problems = backbone.problems()
-        if not 0 <= label_noise < 0.5:
-            problems.append(f"model.label_noise: got {label_noise}; need a share in [0, 0.5)")
-        problems += training_problems(warmup_share, max_grad_norm)
-        raise_problems(problems)
+        raise_problems([*backbone.problems(), *training_problems(warmup_share, max_grad_norm)])
         # A step is cut into as many micro-batches as its tokens need, which automatic optimisation cannot do.
         self.automatic_optimization = False
         # A checkpoint holds what was trained; load_state_dict checks that all of it is there.
         self.strict_loading = False
         self.backbone, self.optimizer = backbone, optimizer
         self.lr_decay, self.warmup_share = lr_decay, warmup_share
-        self.center_rewards_coefficient, self.pointwise_weight = center_rewards_coefficient, pointwise_weight
-        self.label_noise, self.max_grad_norm = label_noise, max_grad_norm
+        self.center_rewards_coefficient, self.max_grad_norm = center_rewards_coefficient, max_grad_norm
         self._wanted_layout: LayoutName = layout
         self.temperature, self.zero = 1.0, 0.0
         self._reward_model: RewardModel | None = None
@@ -91,6 +83,10 @@ class RewardModule(LightningModule):
         if self._reward_model is None:
             raise RuntimeError("the model is loaded in configure_model(), which the trainer calls")
         return self._reward_model
+
+    def start_findings(self, max_length: int | None) -> list[Finding]:
+        """What the data module is told before it encodes anything, see `models/probe.py`."""
+        return start_findings(self.backbone, self.tokenizer, "reward", max_length)
 
     def setup(self, stage: str) -> None:
         """Refuse strategies that cannot train this."""
@@ -133,20 +129,13 @@ class RewardModule(LightningModule):
         self.temperature, self.zero = temperature, zero
 
     def pair_loss(self, scores: PairScores, target: Tensor) -> Tensor:
-        """(B,) Bradley-Terry plus the anchors of the zero."""
+        """(B,) Bradley-Terry plus the anchor of the zero."""
         a, b = scores.reward_a, scores.reward_b
-        loss = bradley_terry(a, b, target, self.label_noise) + self.center_rewards_coefficient * centring(a, b)
-        if self.pointwise_weight:
-            loss = loss + self.pointwise_weight * pointwise(a, b, target)
-        return loss
+        return bradley_terry(a, b, target) + self.center_rewards_coefficient * centring(a, b)
 
     def begin_phase(self, first_epoch: int, num_epochs: int) -> None:
         """The learning-rate schedule runs over these epochs; without this call, over the whole fit."""
         self._phase_epochs = first_epoch, num_epochs
-
-    def lr_factor(self, phase_step: int, num_phase_steps: int) -> float:
-        """Share of the peak learning rate at a step of a phase (warm-up, then `lr_decay`)."""
-        return lr_factor(phase_step, num_phase_steps, self.warmup_share, self.lr_decay)
 
     def training_step(self, step: list[PairBatch], batch_idx: int) -> None:
         """One optimiser step over its micro-batches: sum of the pairs' losses over the number of pairs of all ranks."""
@@ -233,7 +222,8 @@ class RewardModule(LightningModule):
     def _current_lr_factor(self, batch_idx: int) -> float:
         first, num_epochs = self._phase_epochs or (0, max(1, self.trainer.max_epochs or 1))
         num_steps = int(self.trainer.num_training_batches)
-        return self.lr_factor((self.current_epoch - first) * num_steps + batch_idx, num_epochs * num_steps)
+        step = (self.current_epoch - first) * num_steps + batch_idx
+        return lr_factor(step, num_epochs * num_steps, self.warmup_share, self.lr_decay)
 
     def _log_metrics(self, prefix: str) -> None:
         if not self.metrics.update_called:  # named sets only

@@ -1,14 +1,15 @@
 """What a run of the evolution will read: tokens of the pairs, and what each round trains on and scores."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from ser_lightning.data.layouts import Layout
 from ser_lightning.data.reader import PairStore
 from ser_lightning.errors import UserError
+from ser_lightning.evolution.settings import EvolutionSettings
 from ser_lightning.runs.files import read_rounds
 
 
@@ -90,35 +91,37 @@ class RoundWork:
     tokens: tuple[int, int]
 
 
-def rounds_of(evolution: Any, tokens: dict[str, Tokens]) -> list[RoundWork]:
+def rounds_of(settings: EvolutionSettings, tokens: dict[str, Tokens], pairs_per_step: int) -> list[RoundWork]:
     """The work of every round, if the rule does not end the evolution before.
 
     Args:
-        evolution: the settings, as `EvolutionCallback` has them.
+        settings: of the evolution.
         tokens: of every split.
+        pairs_per_step: pairs of an optimiser step.
     """
-    seed, pool, test = (tokens[name] for name in ("seed", "pool", "test"))
-    return [_round_work(r, evolution, seed, pool, test) for r in range(evolution.max_rounds + 1)]
+    found = []
+    pairs, totals = ({name: getattr(one, field) for name, one in tokens.items()} for field in ("pairs", "total"))
+    for number in range(settings.max_rounds + 1):
+        # A round that trains on none of the pool, and one that trains on all of it.
+        ends = (0, pairs["pool"] if number else 0)
+        epochs = [settings.epochs_of_phases(number, pairs["seed"], end, pairs_per_step) for end in ends]
+        (trained, scored), (trained_tokens, scored_tokens) = (
+            _work(settings, number, epochs, sizes) for sizes in (pairs, totals)
+        )
+        low, high = (end + scored_tokens for end in trained_tokens)
+        found.append(RoundWork(number, trained, scored, (low, high)))
+    return found
 
 
-def _round_work(number: int, evolution: Any, seed: Tokens, pool: Tokens, test: Tokens) -> RoundWork:
-    folds = evolution.folds
-    epochs = evolution.seed_epochs if number == 0 else evolution.epochs_per_round
-    # Each of `folds` phases leaves out its fold, together the whole seed once; then comes the main phase.
-    seed_passes = epochs * max(1, folds)
-    pool_passes = 0 if number == 0 else epochs * (folds + 1)
-    labels_for_folds = number < evolution.max_rounds
-    labellings = 1 + (folds if labels_for_folds else 0)
-    seed_scorings = 1 if folds else 0
-
-    def work(field: str) -> tuple[int, int, int]:
-        s, p, t = (int(getattr(part, field)) for part in (seed, pool, test))
-        return seed_passes * s, pool_passes * p, seed_scorings * s + labellings * p + t
-
-    trained, more, scored = work("pairs")
-    trained_tokens, more_tokens, scored_tokens = work("total")
-    least = trained_tokens + scored_tokens
-    return RoundWork(number, (trained, trained + more), scored, (least, least + more_tokens))
+def _work(
+    settings: EvolutionSettings, number: int, epochs: Sequence[Sequence[int]], sizes: dict[str, int]
+) -> tuple[tuple[int, int], int]:
+    """What a round trains on at least and at most, and what it scores."""
+    is_last = number == settings.max_rounds
+    ends = zip(epochs, (0, sizes["pool"] if number else 0), strict=True)
+    none, whole = (settings.phases(is_last, of_phases, sizes, selected) for of_phases, selected in ends)
+    low, high = sorted(round(sum(trained for trained, _ in phases)) for phases in (none, whole))
+    return (low, high), round(sum(scored for _, scored in none))
 
 
 def read_rate(run: Path) -> float:

@@ -33,7 +33,7 @@ ACCURACIES = (
 BASELINES = (("longer", "take the longer", (0, (1, 2))), ("bag_of_words", "bag of words", (0, (5, 2))))
 """Key in the notes of a round, name, line."""
 COST_COLOURS = {
-    **{"all": ACCENT, "train_folds": "#8fb9dc", "train_main": ACCENT},
+    **{"all": ACCENT, "features": MUTED, "train_folds": "#8fb9dc", "train_main": ACCENT},
     **{"score_seed": "#f3e6c8", "score_pool": "#ddb765", "score_test": GOLD, "other": PALE},
 }
 """Blue for training, gold for scoring, from below."""
@@ -72,16 +72,19 @@ class Picture:
         return "data:image/svg+xml;base64," + b64encode(self.svg.encode()).decode()
 
 
-def draw(plot: Callable[[Axes], None], height: float = 3.3) -> str:
+def draw(plot: Callable[[Axes], None], height: float, legend_columns: int = 2) -> str:
     """One pair of axes as SVG.
 
     Args:
         plot: draws into the axes.
         height: of the picture, in inches; its width is 4.8.
+        legend_columns: of the legend below it.
     """
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(4.8, height), layout="constrained")
-        plot(figure.add_subplot())
+        plot(axes := figure.add_subplot())
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.17), ncols=legend_columns)
         figure.draw_without_rendering()
         for axis in (axis for axes in figure.axes for axis in (axes.xaxis, axes.yaxis)):
             # Else the layout chooses other ticks, whose wider labels need another layout.
@@ -108,8 +111,6 @@ def draw_accuracy(run: Run) -> str:
                 axes.axhline(baseline, color="#9b2c2c", ls=dashes, lw=1.2, label=f"baseline: {name}")
         _round_axis(axes, numbers)
         axes.set_ylabel("share right")
-        if axes.get_legend_handles_labels()[0]:
-            axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.17), ncols=2)
 
     return draw(plot, height=4.2)
 
@@ -124,9 +125,9 @@ def draw_comparison(runs: Sequence[Run], names: Sequence[str], column: str, titl
             _accuracy_line(axes, run.rounds, column, shift, ls="-", label=_cut(name), **look)
         _round_axis(axes, sorted({r.number for run in runs for r in run.rounds}))
         axes.set_ylabel(f"share right, {title}")
-        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.17), ncols=2 if len(runs) > 3 else 1)
 
-    return draw(plot, height=3.5 + 0.2 * -(-len(runs) // (2 if len(runs) > 3 else 1)))
+    columns = 2 if len(runs) > 3 else 1
+    return draw(plot, height=3.5 + 0.2 * -(-len(runs) // columns), legend_columns=columns)
 
 
 def draw_flow(run: Run) -> str:
@@ -142,7 +143,6 @@ def draw_flow(run: Run) -> str:
         _round_axis(axes, list(numbers))
         axes.grid(False)
         axes.set_ylabel("pool pairs")
-        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.17), ncols=2)
 
     return draw(plot, height=3.9)
 
@@ -174,9 +174,8 @@ def draw_confidence(run: Run) -> str:
         if first is not shown and first.audit is not None:
             axes.hist(confidence_of(first.audit), edges, histtype="step", color=INK, lw=1.1, label="all of round 0")
         axes.set(xlabel="confidence, max(P, 1 - P)", ylabel="pool pairs", xlim=(0.5, 1))
-        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.17), ncols=3)
 
-    return draw(plot, height=3.6)
+    return draw(plot, height=3.6, legend_columns=3)
 
 
 def draw_reliability(shown: Round) -> str:
@@ -197,7 +196,6 @@ def draw_reliability(shown: Round) -> str:
         )
         axes.grid(True, color=PALE, lw=0.6)
         axes.set_axisbelow(True)
-        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.17), ncols=2)
 
     return draw(plot, height=3.7)
 
@@ -214,7 +212,6 @@ def draw_length(shown: Round) -> str:
         means = np.array([(difference[t].mean(), margin[t].mean()) for t in tenths]).reshape(-1, 2)
         axes.plot(means[:, 0], means[:, 1], color=GOLD, marker="o", ms=4, lw=1.8, label="mean of each tenth")
         axes.set(xlabel="tokens of a minus tokens of b", ylabel="reward of a minus reward of b")
-        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.17), ncols=2)
 
     return draw(plot, height=3.6)
 
@@ -239,9 +236,8 @@ def draw_cost(run: Run) -> str:
         axes.grid(False)
         axes.set_ylabel("minutes, left bars")
         other.set_ylabel("million tokens, right bars")
-        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.17), ncols=3)
 
-    return draw(plot, height=3.7)
+    return draw(plot, height=3.7, legend_columns=3)
 
 
 def cost_parts(run: Run) -> list[str]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ser_lightning.report.data import Round, Run, flat, flow_of
-from ser_lightning.runs.files import COST_PARTS
+from ser_lightning.runs.files import COST_PARTS, how_delivered
 
 BASELINE_NAMES = {"longer": "take the longer", "bag_of_words": "bag of words"}
 _ASKED = {
@@ -22,7 +22,9 @@ _ASKED_TOGETHER = {
     "training": ["model.backbone.train", "model.backbone.quantize", "model.backbone.dtype", "model.optimizer.lr"],
     "random seeds": ["seed_everything", "data.split_seed"],
 }
-_ROUND_SETTINGS = (*("max_rounds", "seed_epochs", "epochs_per_round", "folds", "restart", "min_gain", "stop_by"),)
+_ROUND_SETTINGS = (
+    *("max_rounds", "seed_epochs", "epochs_per_round", "min_steps", "folds", "restart", "min_gain", "stop_by"),
+)
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,7 @@ def summary_of(run: Run) -> str:
     if share == share:
         text += f": {share:.3f} of the test pairs are right"
         text += f" (95 % interval {low_high[0]:.3f} to {low_high[1]:.3f})" if low_high else ""
+        text += ", which is worse than a coin" if share < 0.5 else ""
     baselines = shown.notes.get("baselines", {})
     if baselines:
         text += "; the baselines are " + " and ".join(f"{BASELINE_NAMES[k]} {v:.3f}" for k, v in baselines.items())
@@ -72,10 +75,15 @@ def _settings(config: dict[str, Any], keys: Sequence[str]) -> str:
     return ", ".join(f"{name} {value}" for name, value in given.items())
 
 
-ROUND_NOTE = (
-    "Round 0 is the seed model; the delivered round is bold, chosen out of fold on the seed. Accuracies are shares of "
-    "right answers with their 95 % intervals; test and hidden pool labels are only counted and decide nothing."
-)
+def round_note(run: Run) -> str:
+    """What stands below the table of rounds."""
+    how = how_delivered(one.row["seed_oof_accuracy"] for one in run.rounds)
+    return (
+        f"Round 0 is the seed model; the delivered round is bold, {how}. Accuracies are shares of right answers with "
+        "their 95 % intervals; test and hidden pool labels are only counted and decide nothing."
+    )
+
+
 ROUND_COLUMNS = {
     "pseudo_label_accuracy": "kept labels right",
     "pool_accuracy": "pool labels right",
@@ -85,7 +93,7 @@ ROUND_COLUMNS = {
 
 
 def round_table(run: Run) -> Table:
-    """`rounds.csv` for people."""
+    """The rounds, as in `rounds.csv`."""
     headers = ["round", "scored", "kept", "flipped", "status", *ROUND_COLUMNS.values(), "cal. error", "length corr."]
     rows = []
     for one in run.rounds:
@@ -104,7 +112,7 @@ AHEAD = {"net_label_change": "+.3f", "predicted_gain": "+.4f", "predicted_last_r
 
 
 def forecast_table(run: Run) -> Table | None:
-    """What had been forecast of each round, and what came; None for runs from before there were forecasts."""
+    """The forecast and the result of each round; None for runs from before there were forecasts."""
     headers = [
         "round",
         "forecast",
@@ -187,7 +195,7 @@ def cost_table(run: Run) -> Table:
     for name, tokens, seconds in lines:
         in_all, time = sum(tokens.values()), sum(seconds.values())
         cells = [f"{_thousands(tokens[part])}\n{seconds[part]:.1f} s" if part in tokens else "–" for part in parts]
-        rate = _thousands(in_all / time) if time else "–"
+        rate = _thousands(in_all / time) if time and in_all else "–"
         rows.append([name, *cells, _thousands(in_all), f"{time:.1f}", rate])
     headers = ["round", *(COST_PARTS[part] for part in parts), "tokens", "seconds", "tokens a second"]
     return Table(headers, rows, frozenset({len(rows) - 1}))
@@ -235,7 +243,7 @@ def run_names(runs: Sequence[Run]) -> list[str]:
     return names if len(set(names)) == len(names) else [str(run.path) for run in runs]
 
 
-# Small change
+# Formatting
 
 
 def _with_interval(one: Round, column: str) -> str:

@@ -10,9 +10,7 @@ from ser_lightning.data.layouts import Layout
 from ser_lightning.models.policy import Policy
 from ser_lightning.records import Rollout
 from ser_lightning.rl import policy_math
-from ser_lightning.rl.policy_math import Moments
 from ser_lightning.rl.rollout import response_logps, response_values, rows_of, sequences_of
-from ser_lightning.utils.collectives import sum_over_ranks
 
 Estimator = Literal["gae", "rloo", "grpo"]
 
@@ -29,8 +27,6 @@ class PPOSettings:
         gamma: weight of the reward one token later; only `gae` has one.
         gae_lambda: from 0, which trusts the critic, to 1, which trusts the returns; only `gae` has one.
         whiten_advantages: bring the advantages of a step to mean 0 and variance 1.
-        whiten_rewards: bring the token rewards of a step to variance 1; only for `gae`.
-        entropy_weight: weight of the entropy that is added to the objective.
         missing_eos_penalty: taken off the reward of a response that does not end, in units of the reward.
     """
 
@@ -41,8 +37,6 @@ class PPOSettings:
     gamma: float = 1.0
     gae_lambda: float = 0.95
     whiten_advantages: bool = True
-    whiten_rewards: bool = False
-    entropy_weight: float = 0.0
     missing_eos_penalty: float = 1.0
 
     def problems(self, estimator: Estimator, responses_per_prompt: int) -> list[str]:
@@ -69,8 +63,6 @@ class PPOSettings:
                 f"model.responses_per_prompt: got {responses_per_prompt} for {estimator}, whose baseline is the other "
                 "responses to a prompt; use at least 2, 4 is usual"
             )
-        if estimator != "gae" and self.whiten_rewards:
-            found.append(f"ppo.whiten_rewards: got true for {estimator}, which has no token rewards; use gae or false")
         return found
 
 
@@ -174,26 +166,20 @@ def make_experience(
         settings: the rest.
     """
     mask = rollout.response_mask
-    kl = policy_math.kept(policy_math.kl_k1(logp, ref_logp), mask)
+    kl = policy_math.kept(logp - ref_logp, mask)  # unbiased for the KL divergence, of either sign (Schulman, 2020, k1)
     returns = None
     if estimator == "gae":
         assert value is not None
         rewards = policy_math.token_rewards(score, kl, mask, kl_weight)
-        if settings.whiten_rewards:
-            rewards = policy_math.whiten(rewards, mask, center=False, moments=_shared_moments(rewards, mask))
         advantage, returns = policy_math.gae(rewards, value, mask, settings.gamma, settings.gae_lambda)
     else:
         total = score - kl_weight * policy_math.sequence_kl(kl, mask)
         of_group = policy_math.rloo_advantages if estimator == "rloo" else policy_math.grpo_advantages
         advantage = policy_math.kept(of_group(total, group_size)[:, None].expand(mask.shape), mask)
     if settings.whiten_advantages:
-        advantage = policy_math.whiten(advantage, mask, moments=_shared_moments(advantage, mask))
+        advantage = policy_math.whiten(advantage, mask)
     return Experience(rollout, logp, kl, advantage, value, returns)
 
 
 def _all_rows(rollout: Rollout) -> Tensor:
     return torch.arange(len(rollout), device=rollout.input_ids.device)
-
-
-def _shared_moments(x: Tensor, mask: Tensor) -> Moments:
-    return Moments(*sum_over_ranks(torch.stack(policy_math.moments(x, mask))))

@@ -6,13 +6,13 @@ token that counts; what stands elsewhere, NaN included, changes nothing. Log-pro
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from ser_lightning.errors import UserError, raise_problems
+from ser_lightning.utils.collectives import sum_over_ranks
 
 MAX_KL_ERROR = 0.2
 """Largest relative error that one update of the KL weight sees (Ziegler et al., 2019, section 2.2)."""
@@ -33,42 +33,22 @@ def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
     return masked_sum(x, mask) / mask.sum().clamp(min=1)
 
 
-class Moments(NamedTuple):
-    """Three float64 scalars that add up over ranks: `Moments(*all_reduce_sum(torch.stack(moments)))`."""
-
-    total: Tensor
-    total_of_squares: Tensor
-    count: Tensor  # type: ignore[assignment]  # hides tuple.count, which is not used
-
-
-def moments(x: Tensor, mask: Tensor) -> Moments:
-    """Sums over the kept entries of (R, A); in float64, since a variance from them is a difference of large numbers."""
-    values = kept(x, mask).double()
-    return Moments(values.sum(), values.square().sum(), mask.sum().double())
-
-
-_moments = moments  # `whiten` has an argument of that name
-
-
-def whiten(x: Tensor, mask: Tensor, center: bool = True, moments: Moments | None = None) -> Tensor:
-    """Bring the kept entries to variance 1 (1 / count, not unbiased), and to mean 0 where `center`.
-
-    The code of Ziegler et al. (2019) whitens advantages with centring and rewards, where asked to, without.
+def whiten(x: Tensor, mask: Tensor) -> Tensor:
+    """Bring the kept entries of all ranks to mean 0 and variance 1 (1 / count, not unbiased), as Ziegler's code does.
 
     Args:
-        x: (R, A).
+        x: (R, A) of this rank.
         mask: (R, A).
-        center: whether the mean goes; otherwise it stays what it was.
-        moments: those of a larger whole that `x` is a part of, as over all ranks; None takes those of `x`.
 
     Returns:
         (R, A) in the dtype of `x`, 0 outside the mask.
     """
-    total, total_of_squares, count = _moments(x, mask) if moments is None else moments
+    values = kept(x, mask).double()  # a variance from sums of squares is a difference of large numbers
+    sums = torch.stack([values.sum(), values.square().sum(), mask.sum().double()])
+    total, total_of_squares, count = sum_over_ranks(sums)
     mean = total / count.clamp(min=1)
     variance = (total_of_squares / count.clamp(min=1) - mean.square()).clamp(min=0)
-    whitened = (kept(x, mask).double() - mean) * torch.rsqrt(variance + 1e-8)
-    return kept(whitened if center else whitened + mean, mask).to(x.dtype)
+    return kept((values - mean) * torch.rsqrt(variance + 1e-8), mask).to(x.dtype)
 
 
 def token_logps(
@@ -106,16 +86,6 @@ def token_logps(
         logps.append(logp)
         entropies.append(entropy)
     return torch.cat(logps), torch.cat(entropies)
-
-
-def kl_k1(logp: Tensor, ref_logp: Tensor) -> Tensor:
-    """`log p - log q` of tokens drawn from p: unbiased for KL(p || q), of either sign (Schulman, 2020, k1).
-
-    Args:
-        logp: log p of the policy, any shape.
-        ref_logp: log q of the reference, same shape as the result.
-    """
-    return logp - ref_logp
 
 
 def kl_k3(logp: Tensor, ref_logp: Tensor) -> Tensor:
@@ -265,31 +235,8 @@ def clipped_value_loss(
     return 0.5 * torch.maximum(loss, clipped_loss).sum(), masked_mean(clipped_loss > loss, mask)
 
 
-class KLControl:
-    """Sets the weight of the KL penalty, and is updated with the measured KL after each step."""
-
-    weight: float
-
-    def update(self, mean_sequence_kl: float, num_responses: int) -> None:
-        """Take in a step.
-
-        Args:
-            mean_sequence_kl: mean KL of its responses, nats per response.
-            num_responses: over all ranks.
-        """
-        raise NotImplementedError
-
-    def state_dict(self) -> dict[str, float]:
-        """What a resumed run needs."""
-        return {"weight": self.weight}
-
-    def load_state_dict(self, state: dict[str, float]) -> None:
-        """Go on from there."""
-        raise NotImplementedError
-
-
-class FixedKL(KLControl):
-    """The same weight from first to last; a resumed run takes that of its config.
+class FixedKL:
+    """The same weight of the KL penalty from first to last; a resumed run takes that of its config.
 
     Args:
         weight: of the KL penalty, in reward per nat.
@@ -301,13 +248,22 @@ class FixedKL(KLControl):
         self.weight = weight
 
     def update(self, mean_sequence_kl: float, num_responses: int) -> None:
-        """Nothing that happens changes the weight."""
+        """Take in a step; here nothing that happens changes the weight.
+
+        Args:
+            mean_sequence_kl: mean KL of its responses, nats per response.
+            num_responses: over all ranks.
+        """
+
+    def state_dict(self) -> dict[str, float]:
+        """What a resumed run needs."""
+        return {"weight": self.weight}
 
     def load_state_dict(self, state: dict[str, float]) -> None:
-        """The config has the last word."""
+        """Go on from there; here the config has the last word."""
 
 
-class AdaptiveKL(KLControl):
+class AdaptiveKL(FixedKL):
     """Steers the KL towards a target: `weight *= 1 + error responses / horizon` (Ziegler et al., 2019, section 2.2).
 
     The error is `KL / target - 1` within +-0.2. The paper's gain of 0.1 is `responses / horizon` of one step.

@@ -16,10 +16,13 @@ from transformers import (
 )
 
 from ser_lightning.errors import UserError, describe, raise_problems
+from ser_lightning.models.adapter_folder import ADAPTER, load_adapter_folder
 from ser_lightning.models.backbone import load_tokenizer, not_found
-from ser_lightning.models.loading import check_layers, check_vocabulary
+from ser_lightning.models.loading import check_layers, vocabulary_problem
 from ser_lightning.models.masks import choose_layout
+from ser_lightning.models.probe import empty_response_problem, num_positions
 from ser_lightning.models.reward_model import RewardModel
+from ser_lightning.models.tokens import check_is_whole
 from ser_lightning.rl.reward_functions import FunctionReward, ModelReward, RewardFunction, RewardSum, named
 from ser_lightning.runs.files import ROUNDS, check_weights, is_run, scale_problem
 from ser_lightning.runs.reward_run import RewardRun, read_reward_run
@@ -64,6 +67,10 @@ def load_rewards(
             functions[source] = load_reward(source, device, allow_uncalibrated, build)
         except UserError as error:
             problems.extend(error.problems)
+            continue
+        judge = functions[source]
+        if isinstance(judge, ModelReward) and (problem := empty_response_problem(judge.tokenizer)):
+            problems.append(f"reward {source}: {problem}")
     raise_problems(problems)
     return RewardSum(functions, weights)
 
@@ -92,10 +99,12 @@ def load_reward(
     with named(source):
         if is_run(folder) and (folder / ROUNDS).is_file():
             found = _reward_of_run(source, folder, device, build, trust_remote_code)
-        elif (folder / "config.json").is_file():
+        elif any((folder / name).is_file() for name in ("config.json", ADAPTER)):
             found = _reward_of_folder(source, folder, device, allow_uncalibrated, trust_remote_code)
         elif folder.is_dir():
-            raise UserError(f"got a folder without config.yaml and rounds.csv, and without config.json; {_SOURCES}")
+            raise UserError(
+                f"got a folder without config.yaml and rounds.csv, and without config.json or {ADAPTER}; {_SOURCES}"
+            )
         else:
             return FunctionReward(_import_function(source), source)
         if (found.zero, found.temperature) == (0.0, 1.0) and not allow_uncalibrated:
@@ -123,15 +132,23 @@ def _reward_of_folder(
     source: str, folder: Path, device: torch.device | str, takes_any_scale: bool, trust_remote_code: bool
 ) -> ModelReward:
     code = {"trust_remote_code": trust_remote_code}  # None, the default, would ask at the terminal
+    missing: list[str] = []
     try:
-        config = AutoConfig.from_pretrained(folder, **code)
-        raise_problems(_config_problems(config, takes_any_scale))
-        check_layers(folder, config)
         tokenizer = AutoTokenizer.from_pretrained(folder, **code)
-        model, report = AutoModelForSequenceClassification.from_pretrained(folder, output_loading_info=True, **code)
-        check_weights(folder / "model.safetensors", dict(model.named_parameters()))
-        check_vocabulary(model, tokenizer)
-        max_length = int(min(tokenizer.model_max_length, getattr(config, "max_position_embeddings", None) or math.inf))
+        check_is_whole(tokenizer)
+        if (folder / ADAPTER).is_file():
+            model = load_adapter_folder(folder, trust_remote_code)
+            raise_problems(_config_problems(model.config, takes_any_scale))
+        else:
+            config = AutoConfig.from_pretrained(folder, **code)
+            raise_problems(_config_problems(config, takes_any_scale))
+            check_layers(folder, config)
+            model, report = AutoModelForSequenceClassification.from_pretrained(folder, output_loading_info=True, **code)
+            missing = sorted(report["missing_keys"])
+        check_weights(folder, dict(model.named_parameters()))
+        if problem := vocabulary_problem(model, tokenizer):
+            raise UserError(problem)
+        max_length = int(min(tokenizer.model_max_length, num_positions(model.config, model) or math.inf))
         layout = choose_layout("auto", model, device, source)
     except UserError:
         raise
@@ -139,12 +156,15 @@ def _reward_of_folder(
         if "trust_remote_code" in str(error):
             raise UserError(not_found("model", source, error)) from error
         raise UserError(f"got no classifier from the folder ({describe(error)}); {_SOURCES}") from error
-    if missing := sorted(report["missing_keys"]):
+    if missing:
         raise UserError(f"got no weights for {', '.join(missing[:2])}; give a reward model that was trained")
     if not isinstance(tokenizer.chat_template, (str, dict)) or not tokenizer.chat_template:
         raise UserError("got a tokenizer without a chat template; save the one that the model was trained with")
+    config, unread = model.config, model.config.get_text_config().pad_token_id
     reward_model = RewardModel(model, layout).requires_grad_(False).to(device)
-    return ModelReward(reward_model, tokenizer, max_length, *_scale(config), source)
+    reward = ModelReward(reward_model, tokenizer, max_length, *_scale(config), source)
+    reward.unread_token = unread if reward_model.is_decoder else None
+    return reward
 
 
 def _scale(config: PretrainedConfig) -> tuple[Any, Any]:

@@ -29,7 +29,7 @@ def figures(job):
     return json.loads(job.file.read_text())["figures"]
 
 
-@pytest.mark.parametrize("shape", ["135m", "0.5b"])
+@pytest.mark.parametrize("shape", [pytest.param("135m", marks=pytest.mark.slow), "0.5b"])
 def test_speed(job, shape):
     import_module("benchmarks.gpu.speed").run(job, shape)
     found = figures(job)

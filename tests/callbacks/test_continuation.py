@@ -1,6 +1,5 @@
 """More data for a finished run: its record goes on, only what is new is encoded and scored, and drift shows."""
 
-import csv
 import json
 import math
 import random
@@ -19,7 +18,7 @@ from ser_lightning.callbacks.state import EvolutionState, seed_credits
 from ser_lightning.errors import NothingToDo, UserError
 from ser_lightning.evolution.selection import CalibratedRule, SelectionContext, SelectionResult, TopShareRule
 from ser_lightning.records import PairScores
-from tests.helpers import data, equal, evolution, fit, module, trainer, weights
+from tests.helpers import data, equal, evolution, fit, module, read_csv, trainer, weights
 
 LAST = "old/checkpoints/last.ckpt"
 
@@ -73,8 +72,7 @@ def go_on(model_dir, pairs_file, more, run, *extra, ckpt_path=LAST, **kwargs):
 
 
 def rows(run):
-    with Path(run, "rounds.csv").open() as file:
-        return list(csv.DictReader(file))
+    return read_csv(f"{run}/rounds.csv")
 
 
 def test_the_record_goes_on_and_only_new_pairs_are_scored(tiny_model_dir, pairs_file, more):
@@ -179,8 +177,7 @@ def test_the_command_line_goes_on_from_an_earlier_run(tiny_fit, more, capsys):
     assert len(rows("new")) == 3
     figures = json.loads(Path("new/rounds/2/drift.json").read_text())
     assert (figures["new_pairs"], figures["new_labels"]) == (20, 12)
-    with Path("new/metrics.csv").open() as file:
-        assert any(row["drift/new_pairs"] == "20.0" for row in csv.DictReader(file))
+    assert any(row["drift/new_pairs"] == "20.0" for row in read_csv("new/metrics.csv"))
     assert {path: path.read_bytes() for path in Path("old").rglob("*") if path.is_file()} == before
     assert len(pq.read_table("new/rounds/2/audit.parquet")) == figures["old_pairs"] + 20
     assert main(["fit", "--run_dir=new", "--ckpt_path=auto"]) == 0

@@ -1,8 +1,8 @@
 import contextlib
-import csv
 import json
 import math
 import shutil
+from collections import Counter
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -13,7 +13,7 @@ from lightning.pytorch.callbacks import Callback
 
 from ser_lightning.errors import UserError
 from ser_lightning.evolution.selection import CalibratedRule, PaperRule, TopShareRule
-from tests.helpers import data, equal, evolution, fit, module, trainer, weights
+from tests.helpers import data, equal, evolution, fit, module, read_csv, trainer, weights
 
 
 class Recorder(Callback):
@@ -34,7 +34,7 @@ class Recorder(Callback):
 
 
 def rows(run):
-    return list(csv.DictReader(Path(run, "rounds.csv").open()))
+    return read_csv(f"{run}/rounds.csv")
 
 
 def audit(run, number):
@@ -184,6 +184,26 @@ def test_the_cost_of_a_round_is_counted_where_it_arises(tiny_model_dir, pairs_fi
         assert sum(spent["tokens"] for spent in found.values()) == int(row["tokens"])
         assert sum(spent["seconds"] for spent in found.values()) == pytest.approx(float(row["seconds"]), abs=0.5)
     assert callback.state.cost == {}
+
+
+def test_a_phase_has_enough_steps_however_few_its_pairs_are(tiny_model_dir, pairs_file):
+    """Oracle: counted batches. A fold leaves out half of the 19 pairs of the seed, and steps have 8 pairs."""
+    log = Recorder()
+    fit(tiny_model_dir, pairs_file, "run", log, min_steps=7, max_rounds=0)
+    by_phase = Counter(epoch["phase"].fold for epoch in log.epochs)
+    sizes = {epoch["phase"].fold: len(epoch["ids"]) for epoch in log.epochs}
+    assert by_phase == {fold: math.ceil(7 / math.ceil(size / 8)) for fold, size in sizes.items()}
+    assert by_phase[None] == 3 and set(by_phase) == {0, 1, None}
+
+
+def test_the_default_of_steps_is_for_cached_features_alone():
+    settings = evolution(min_steps=None, seed_epochs=2).settings
+    assert settings.settled(False).phase_epochs(0, steps=3) == 2
+    cached = settings.settled(True)
+    assert cached.phase_epochs(0, steps=3) == 167 and cached.phase_epochs(1, steps=1000) == 1
+    assert evolution(min_steps=7).settings.settled(True).min_steps == 7
+    with pytest.raises(UserError, match=r"evolution\.min_steps: got -1; need 0 or more"):
+        evolution(min_steps=-1)
 
 
 def test_the_delivered_rounds_model_is_handed_over(tiny_model_dir, pairs_file):

@@ -1,4 +1,3 @@
-import csv
 import io
 import json
 import warnings
@@ -18,6 +17,7 @@ from ser_lightning.callbacks import policy_watch
 from ser_lightning.callbacks.policy_watch import BestStep, PolicyWatch, overoptimisation, step_row, steps_table
 from ser_lightning.errors import UserError
 from ser_lightning.records import Answers
+from tests.helpers import read_csv
 from tests.helpers import trainer as real_trainer
 
 COLUMNS = (
@@ -72,8 +72,7 @@ def watch(callback, trainer, start, *steps):
 
 
 def read_steps(folder="."):
-    with open(f"{folder}/steps.csv", newline="") as file:
-        return list(csv.DictReader(file))
+    return read_csv(f"{folder}/steps.csv")
 
 
 def test_a_row_holds_what_hand_and_scipy_say():
@@ -357,13 +356,8 @@ def test_a_real_fit_writes_logs_resumes_and_stops():
     rows = read_steps("whole")
     assert [row["step"] for row in rows] == ["0", "2", "4", "6", "8"]
     assert [row["train_kl"] for row in rows] == ["", "2", "4", "6", "8"]  # of the step just before
-    with open("whole/metrics.csv", newline="") as file:
-        golds = [
-            (float(row["step"]), float(row["val/judge_score"]))
-            for row in csv.DictReader(file)
-            if row["val/judge_score"]
-        ]
-    assert np.array(golds) == pytest.approx(
+    logged = [(row["step"], row["val/judge_score"]) for row in read_csv("whole/metrics.csv") if row["val/judge_score"]]
+    assert np.array(logged, float) == pytest.approx(
         np.array([[row["step"], row["judge_score"]] for row in rows], float), rel=1e-5
     )
 

@@ -1,7 +1,7 @@
 """`report.html` in the course of a training: after every round, after a crash, and never in its way."""
 
 import contextlib
-import csv
+import io
 import json
 import shutil
 from pathlib import Path
@@ -15,7 +15,7 @@ from lightning.pytorch.callbacks import Callback
 import ser_lightning.report.page
 from ser_lightning.callbacks.report import MAX_CHARACTERS, ReportCallback, choose_cards, shorten
 from ser_lightning.records import PreferencePair
-from tests.helpers import data, equal, evolution, fit, module, trainer, weights
+from tests.helpers import data, equal, evolution, fit, module, read_csv, trainer, weights
 
 
 class Watch(Callback):
@@ -35,41 +35,37 @@ def notes_of(run, number):
     return json.loads(Path(run, "rounds", str(number), "report.json").read_text())
 
 
-def rows_of(run):
-    return list(csv.DictReader(Path(run, "rounds.csv").read_text().splitlines()))
-
-
 def rounds_in(page):
     return page.split("<h2>Rounds</h2>")[1].split("</table>")[0].count("<tr") - 1
 
 
 @pytest.fixture(scope="module")
-def _fitted(tiny_model_dir, pairs_file, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("fitted")
-    with contextlib.chdir(folder):
-        return folder, *fit(tiny_model_dir, pairs_file, "run", ReportCallback())
+def fitted_once(tiny_model_dir, pairs_file, tmp_path_factory):
+    folder, watch, out = tmp_path_factory.mktemp("fitted"), Watch(), io.StringIO()
+    with contextlib.chdir(folder), contextlib.redirect_stdout(out):
+        model, callback = fit(tiny_model_dir, pairs_file, "run", ReportCallback(), watch)
+    return folder, model, callback, watch.rounds, out.getvalue()
 
 
 @pytest.fixture
-def fitted(_fitted):
+def fitted(fitted_once):
     """Module and callback of a finished run, and a copy of it in the folder `run`."""
-    folder, model, callback = _fitted
+    folder, model, callback, _, _ = fitted_once
     shutil.copytree(folder, ".", dirs_exist_ok=True)
     return model, callback
 
 
-def test_the_page_is_there_after_every_round_and_names_the_last_one(tiny_model_dir, pairs_file, capsys):
-    watch = Watch()
-    fit(tiny_model_dir, pairs_file, "run", ReportCallback(), watch)
-    assert watch.rounds[0] == 0 and watch.rounds[-1] > 0
+def test_the_page_is_there_after_every_round_and_names_the_last_one(fitted_once, fitted):
+    *_, rounds, said = fitted_once
+    assert rounds[0] == 0 and rounds[-1] > 0
     assert rounds_in(Path("run/report.html").read_text()) == 2
-    assert capsys.readouterr().out.splitlines()[-1] == "Report: run/report.html"
+    assert said.splitlines()[-1] == "Report: run/report.html"
 
 
 def test_it_changes_nothing_in_the_training(fitted, tiny_model_dir, pairs_file):
     without, _ = fit(tiny_model_dir, pairs_file, "plain")
     assert equal(weights(fitted[0]), weights(without))
-    one, other = ([{**row, "seconds": 0} for row in rows_of(run)] for run in ("run", "plain"))
+    one, other = ([{**row, "seconds": 0} for row in read_csv(f"{run}/rounds.csv")] for run in ("run", "plain"))
     assert one == other
 
 
@@ -100,7 +96,7 @@ def test_more_data_for_a_finished_run_leaves_the_notes_of_its_rounds_alone(fitte
     run = trainer("on", evolution(), ReportCallback())
     pairs = data(pairs_file, new_data_path="more.jsonl")
     run.fit(module(tiny_model_dir), pairs, ckpt_path="run/checkpoints/last.ckpt")
-    assert rounds_in(Path("on/report.html").read_text()) == len(rows_of("on")) == 3
+    assert rounds_in(Path("on/report.html").read_text()) == len(read_csv("on/rounds.csv")) == 3
     assert notes_of("on", 1) == notes_of("run", 1)
     assert notes_of("on", 2)["pairs"]["pool"] == notes_of("run", 1)["pairs"]["pool"] + 12
 
@@ -126,14 +122,14 @@ def test_a_page_that_cannot_be_written_is_a_warning(tiny_model_dir, pairs_file, 
     assert "Report:" not in capsys.readouterr().out
 
 
-def test_labels_are_counted_and_floors_are_those_of_the_test_pairs(fitted, tiny_model_dir, pairs_file):
+def test_labels_are_counted_and_baselines_are_those_of_the_test_pairs(fitted, tiny_model_dir, pairs_file):
     noted, pairs = notes_of("run", 1), data(pairs_file)
     pairs.tokenizer = module(tiny_model_dir).tokenizer
     pairs.prepare_data()
     pairs.setup("fit")
     sizes = {split: len(pairs.pair_ids(split)) for split in ("seed", "pool", "val", "test")}
     assert noted["pairs"] == sizes
-    row = rows_of("run")[1]
+    row = read_csv("run/rounds.csv")[1]
     counted = {"pseudo_label_accuracy": int(row["kept"]), "pool_accuracy": sizes["pool"]}
     assert noted["labels"] == {**counted, "seed_oof_accuracy": sizes["seed"], "test_accuracy": sizes["test"]}
     ids = pairs.pair_ids("test")
@@ -145,7 +141,7 @@ def test_labels_are_counted_and_floors_are_those_of_the_test_pairs(fitted, tiny_
 
 
 def test_the_bins_give_the_calibration_error_of_the_round(fitted):
-    for number, row in enumerate(rows_of("run")):
+    for number, row in enumerate(read_csv("run/rounds.csv")):
         bins = notes_of("run", number)["reliability"]
         total = sum(b["pairs"] for b in bins)
         error = sum(abs(b["right"] - b["pairs"] * b["confidence"]) for b in bins) / total

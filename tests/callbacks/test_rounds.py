@@ -3,7 +3,7 @@ import io
 import torch
 from rich.console import Console
 
-from ser_lightning.callbacks.rounds import choose_round, rounds_table
+from ser_lightning.callbacks.rounds import choose_round, print_rounds, rounds_table
 from ser_lightning.runs.files import RoundRow
 
 
@@ -30,3 +30,16 @@ def test_the_table_fits_into_80_columns():
     console.print(rounds_table([row(10), long]))
     text = console.export_text()
     assert "…" not in text and "20400" in text and "* 3" in text
+
+
+def test_below_the_table_stands_how_the_round_was_chosen_and_what_it_is_worth(capsys):
+    print_rounds([row(0), row(1, delivered=True)])
+    said = capsys.readouterr().out
+    assert "* is delivered: chosen out of fold on the seed, without test or pool labels." in said
+    assert "coin" not in said
+    unjudged = [RoundRow(**{**vars(row(n)), "seed_oof_accuracy": float("nan")}) for n in range(2)]
+    worse = RoundRow(**{**vars(unjudged[1]), "test_accuracy": 0.322, "delivered": True})
+    print_rounds([unjudged[0], worse])
+    said = capsys.readouterr().out
+    assert "* is delivered: the last round, unjudged: there were no folds, without test or pool labels." in said
+    assert "The model of round 1 is worse than a coin: 0.322 of the test pairs are right." in said

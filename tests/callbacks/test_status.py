@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 
 from ser_lightning.callbacks import progress
-from ser_lightning.callbacks.progress import StatusLine, duration, round_work
+from ser_lightning.callbacks.progress import SCORING, StatusLine, duration
 from tests.helpers import evolution
 from tests.report_runs import row
 
@@ -20,25 +20,16 @@ def clock(monkeypatch):
 
 
 def trainer_of(callback):
-    data = SimpleNamespace(pair_ids=lambda split: range(PAIRS[split]))
+    data = SimpleNamespace(pair_ids=lambda split: range(PAIRS[split]), pairs_per_step=8)
     return SimpleNamespace(callbacks=[callback], datamodule=data)
-
-
-def test_work_of_a_round():
-    callback = evolution(max_rounds=1, seed_epochs=4, epochs_per_round=2, folds=3)
-    third = pytest.approx
-    first = [*[(third(4 * 20), third((10 + 90) / 3))] * 3, (4 * 30, third((90 + 9) / 3))]
-    assert round_work(callback, 0, PAIRS, 0) == first
-    # The last round labels the pool once: no fold needs labels any more.
-    assert round_work(callback, 1, PAIRS, 60)[0] == (third(2 * (20 + 60)), third(10 / 3))
 
 
 def test_time_left_is_of_the_work_left(clock):
     callback = evolution(max_rounds=0, seed_epochs=4, folds=2)
     line = StatusLine(trainer_of(callback))
     assert line.text(trainer_of(callback)) == ""  # nothing is known yet
-    work = round_work(callback, 0, PAIRS, 0)
-    total, first_phase = sum(map(sum, work)), sum(work[0])
+    folds, main = 4 * 15 + SCORING * 15, 4 * 30 + SCORING * (90 + 9)  # the last round: no fold labels the pool
+    total, first_phase = 2 * folds + main, folds
     callback.state.phase_index, callback.state.epochs_done, callback.state.phase_first_epoch = 1, 4, 4
     clock.seconds = 600.0
     left = 600 * (total - first_phase) / first_phase

@@ -1,6 +1,5 @@
 """Every YAML that ships parses through the real parser, and opens with the command that runs it."""
 
-import csv
 import re
 import shlex
 from importlib.resources import files
@@ -10,6 +9,7 @@ import pytest
 import yaml
 
 from ser_lightning.__main__ import main
+from tests.helpers import read_csv
 from tests.policy_runs import QUIET, sft_flags
 
 ROOT = Path(str(files("ser_lightning.configs")))
@@ -55,7 +55,7 @@ def test_a_policy_goes_behind_each_of_its_stages(base, overlay, capsys):
 def test_two_steps_of_sft_run(tiny_model_dir, pairs_file):
     flags = [*sft_flags(tiny_model_dir, pairs_file), "--trainer.limit_train_batches=2", "--trainer.max_epochs=1"]
     assert main(["fit", *flags, "--trainer.log_every_n_steps=1", "--data.val_fraction=0.3", "--run_dir=run"]) == 0
-    rows = read_rows("run/metrics.csv")
+    rows = read_csv("run/metrics.csv")
     assert [row["step"] for row in rows if row["train/loss"]] == ["0", "1"]
     assert sum(bool(row["val/loss"]) for row in rows) == 1
 
@@ -68,13 +68,8 @@ def test_two_steps_of_ppo_run(tiny_model_dir, pairs_file):
         *("--data.steps_per_epoch=2", "--trainer.max_epochs=1", *QUIET),
     ]
     assert main(["fit", *flags, "--run_dir=run"]) == 0
-    assert [row["step"] for row in read_rows("run/steps.csv")] == ["0", "2"]
-    assert sum(bool(row["train/reward"]) for row in read_rows("run/metrics.csv")) == 2
-
-
-def read_rows(path):
-    with Path(path).open(newline="") as file:
-        return list(csv.DictReader(file))
+    assert [row["step"] for row in read_csv("run/steps.csv")] == ["0", "2"]
+    assert sum(bool(row["train/reward"]) for row in read_csv("run/metrics.csv")) == 2
 
 
 def test_two_steps_run(tiny_run):

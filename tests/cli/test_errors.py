@@ -14,6 +14,7 @@ from ser_lightning.__main__ import main
 from ser_lightning.callbacks.evolution import EvolutionCallback
 from ser_lightning.errors import no_room
 from tests.error_cases import CASES, DISK_IS_FULL, PAGE, Scene, page
+from tests.helpers import problems_of
 
 
 @pytest.fixture
@@ -28,13 +29,6 @@ def scene(here, tiny_model_dir, pairs_file):
     shutil.copytree(tiny_model_dir, "model")
     shutil.copy(pairs_file, "pairs.jsonl")
     return Scene([json.loads(line) for line in pairs_file.read_text().splitlines()], here)
-
-
-def problems_of(capsys, *command):
-    assert main(list(command)) == 2
-    said = capsys.readouterr().err
-    assert "Traceback" not in said and "usage:" not in said
-    return [line.removeprefix("error: ") for line in said.splitlines() if line.startswith("error: ")]
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.title)

@@ -1,6 +1,5 @@
 """The plan of a run against the run itself, and the same errors as the run's."""
 
-import csv
 import json
 import shutil
 from pathlib import Path
@@ -12,23 +11,13 @@ import transformers
 from ser_lightning.__main__ import main
 from ser_lightning.data.layouts import PADDED, Layout
 from ser_lightning.planning.workload import count_tokens, largest_batch
-from tests.helpers import data
+from tests.helpers import data, problems_of, read_csv
 
 
 def plan(capsys, *args):
     """What `plan` prints and writes."""
     assert main(["plan", *args, "--json=plan.json", "--overwrite"]) == 0
     return capsys.readouterr().out, json.loads(Path("plan.json").read_text())
-
-
-def rounds_of(run):
-    with Path(run, "rounds.csv").open(newline="") as lines:
-        return list(csv.DictReader(lines))
-
-
-def problems_of(capsys, *command):
-    assert main(list(command)) == 2
-    return capsys.readouterr().err.splitlines()
 
 
 MORE = {
@@ -45,7 +34,7 @@ MORE = {
 def test_rounds_read_the_tokens_that_were_foretold(capsys, tiny_run, tiny_fit, more):
     _, found = plan(capsys, *tiny_run, *more)
     tiny_fit(*more)
-    for row, work in zip(rounds_of("run"), found["rounds"]["rounds"], strict=False):
+    for row, work in zip(read_csv("run/rounds.csv"), found["rounds"]["rounds"], strict=False):
         low, high = work["tokens"]
         assert low <= int(row["tokens"]) <= high
         assert int(row["round"]) == work["round"]
@@ -95,6 +84,7 @@ def test_a_cached_body_costs_every_pair_once(capsys, tiny_run):
     text, found = plan(capsys, *tiny_run, "--model.backbone.train=head", "--pairs_per_second=2")
     assert found["rounds"]["cached_tokens"] == found["data"]["splits"]["all"]["total"]
     assert found["rounds"]["rounds"][0]["seconds"] is None
+    assert [work["tokens"] for work in found["rounds"]["rounds"]] == [[0, found["rounds"]["cached_tokens"]], [0, 0]]
     assert "computes every pair once" in text and found["model"]["all"]["trained"] == 16
 
 
@@ -121,38 +111,37 @@ def test_under_fsdp_memory_is_that_of_one_rank(capsys, tiny_run):
     head = ("--model.backbone.train=head", "--trainer.strategy=fsdp")
     assert plan(capsys, *tiny_run, *head)[1]["rounds"]["cached_tokens"] is None
     packed = ("--model.optimizer=bitsandbytes.optim.AdamW8bit", "--trainer.strategy=fsdp")
-    assert "error: model.optimizer: got AdamW8bit with fsdp" in problems_of(capsys, "plan", *tiny_run, *packed)[-1]
+    assert "model.optimizer: got AdamW8bit with fsdp" in problems_of(capsys, "plan", *tiny_run, *packed)[-1]
 
 
 def check(found, name):
     return next(c for c in found["checks"] if c["check"] == name)
 
 
-def test_the_tokenizer_is_checked(capsys, tiny_run, tiny_model_dir, tmp_path):
+def test_the_tokenizer_is_checked(capsys, tiny_run):
     _, found = plan(capsys, *tiny_run)
-    assert [check(found, name)["says"] for name in ("pad", "EOS", "BOS", "length")] == ["ok"] * 4
+    assert {check["says"] for check in found["checks"]} == {"ok"}
+    assert check(found, "end of turn")["text"] == "'<eos>'" and check(found, "BOS")["text"] == "'<bos>' once"
+    assert check(found, "length")["text"] == "data.max_length 64 of 512 positions"
     Path("bare.jinja").write_text("{% for m in messages %}{{ m['content'] }}|{% endfor %}")
-    long = ("--data.max_length=600", "--model.backbone.template=bare.jinja")
-    _, found = plan(capsys, *tiny_run, *long)
-    assert check(found, "EOS") == {
-        "check": "EOS",
-        "says": "note",
-        "text": "the template ends without '<eos>', at '|'",
-    }
+    _, found = plan(capsys, *tiny_run, "--model.backbone.template=bare.jinja")
+    assert "no token of its own" in check(found, "end of turn")["text"]
     assert check(found, "BOS")["text"] == "the template puts none"
-    assert check(found, "length")["says"] == "note"
 
 
-def test_a_pad_that_is_the_eos_is_noted(capsys, tiny_run, tiny_model_dir):
+def test_a_pad_that_is_the_eos_gives_way_to_a_spare_token(capsys, tiny_run, tiny_model_dir):
     shutil.copytree(tiny_model_dir, "model")
     file = Path("model/tokenizer_config.json")
     settings = json.loads(file.read_text())
     file.write_text(json.dumps({**settings, "pad_token": settings["eos_token"]}))
     flags = [*tiny_run, "--model.backbone.path=model"]
-    assert check(plan(capsys, *flags)[1], "pad")["text"] == "'<pad>', not EOS"  # a token to spare
+    assert check(plan(capsys, *flags)[1], "pad")["text"] == "'<pad>', not EOS"
     file = Path("model/tokenizer.json")
     file.write_text(file.read_text().replace("<pad>", "<gap>"))
-    assert check(plan(capsys, *flags)[1], "pad")["text"] == "'<eos>' is EOS as well: there is no spare token"
+    assert check(plan(capsys, *flags)[1], "pad")["text"] == "'<gap>', not EOS"
+    Path("bare.jinja").write_text("{% for m in messages %}{{ m['content'] }}|{% endfor %}")
+    text = check(plan(capsys, *flags, "--model.backbone.template=bare.jinja")[1], "pad")["text"]
+    assert text == "'<eos>' is EOS as well, but ends no conversation"
 
 
 WRONG = {
@@ -161,7 +150,7 @@ WRONG = {
     "no model": ["--model.backbone.path=nowhere"],
     "no file": ["--data.path=pears.jsonl"],
     "full and nf4": ["--model.backbone.quantize=nf4"],
-    "arguments of two parts": ["--model.label_noise=0.9", "--data.pairs_per_step=0"],
+    "arguments of two parts": ["--model.warmup_share=1.9", "--data.pairs_per_step=0"],
     "an optimiser that refuses": ["--model.optimizer.init_args.weight_decay=-1"],
     "too many folds": ["--evolution.folds=30"],
     "no pool": ["--data.seed_fraction=1.0"],
@@ -174,11 +163,8 @@ WRONG = {
 
 @pytest.mark.parametrize("more", WRONG.values(), ids=WRONG)
 def test_errors_are_those_of_fit(capsys, tiny_run, more):
-    found = [
-        [line for line in problems_of(capsys, c, *tiny_run, *more) if line.startswith("error: ")]
-        for c in ("plan", "fit")
-    ]
-    assert found[0] == found[1] and found[0]
+    planned, fitted = (problems_of(capsys, command, *tiny_run, *more) for command in ("plan", "fit"))
+    assert planned == fitted and planned
 
 
 def test_what_is_known_to_be_wrong_is_said_after_the_tables(capsys, tiny_run):
@@ -190,10 +176,11 @@ def test_what_is_known_to_be_wrong_is_said_after_the_tables(capsys, tiny_run):
 
 
 def test_other_runs_and_rates_without_a_source_are_refused(capsys, tiny_run):
-    [line] = [x for x in problems_of(capsys, "plan", "--config", "sft.yaml") if x.startswith("error")]
-    assert line.startswith("error: plan: got SFTModule with ResponseDataModule; it knows runs of rm.yaml alone")
-    assert "error: run: nowhere has no rounds.csv" in problems_of(capsys, "plan", *tiny_run, "--like=nowhere")[-1]
-    assert "error: --pairs_per_second: got 0.0" in problems_of(capsys, "plan", *tiny_run, "--pairs_per_second=0")[-1]
+    for config, kind in (("sft.yaml", "SFTModule"), ("ppo.yaml", "PPOModule")):
+        found = problems_of(capsys, "plan", "--config", config)
+        assert found == [f"plan: got {kind}; plan is for reward models, give rm.yaml"]
+    assert "run: nowhere has no rounds.csv" in problems_of(capsys, "plan", *tiny_run, "--like=nowhere")[-1]
+    assert "--pairs_per_second: got 0.0" in problems_of(capsys, "plan", *tiny_run, "--pairs_per_second=0")[-1]
 
 
 def test_token_figures_by_hand():

@@ -21,7 +21,7 @@ from ser_lightning.__main__ import main
 from ser_lightning.data.scoring_rows import RowCounts, read_rows
 from ser_lightning.errors import UserError
 from ser_lightning.export.reward import export
-from tests.helpers import plain_reward, save_reward_model
+from tests.helpers import plain_reward, problems_of, read_csv, save_reward_model
 
 ZERO, TEMPERATURE, MAX_LENGTH = 0.01, 0.05, 60
 PAIRS = [
@@ -58,10 +58,7 @@ def score(model, data, *flags, out="out.parquet"):
 
 
 def problems(capsys, *argv):
-    capsys.readouterr()
-    assert main(["score", *map(str, argv)]) == 2
-    lines = capsys.readouterr().err.splitlines()
-    return [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
+    return problems_of(capsys, "score", *argv)
 
 
 def as_sides(rows, turn=False):
@@ -219,8 +216,7 @@ def test_csv_and_json_lines_hold_what_parquet_holds(model):
     for out in ("out.csv", "out.jsonl"):
         assert main(["score", f"--model={model}", "--data=pairs.jsonl", f"--out={out}", "--device=cpu"]) == 0
     lines = [json.loads(line) for line in Path("out.jsonl").read_text().splitlines()]
-    with Path("out.csv").open(newline="") as file:
-        cells = list(csv.DictReader(file))
+    cells = read_csv("out.csv")
     for name, values in found.items():
         assert [line[name] for line in lines] == values
         if name.startswith(("reward", "prob")):
@@ -290,8 +286,8 @@ def test_rewards_that_are_no_numbers_stop_and_leave_the_old_file(model, capsys, 
         (["--tokens_per_batch=0"], "tokens_per_batch: got 0; use at least 1"),
         (["--max_length=129"], r"max_length: got 129 for a model of 128 positions; use at most that"),
         (["--max_length=5"], "pairs.jsonl: got 9 rows and none to score (a response does not fit in 9)"),
-        (["--dtype=int8"], "score: "),
-        (["--max_len=5"], "score: "),
+        (["--dtype=int8"], "--dtype: got 'int8'; give one of 'auto', 'float32', 'bfloat16'"),
+        (["--max_len=5"], "score: got the unknown flag --max_len; did you mean --max_length?"),
     ],
 )
 def test_what_cannot_work_is_one_line(model, capsys, flags, expected):
@@ -380,3 +376,30 @@ def test_texts_that_cannot_be_scored_are_one_line(model, prompts, responses, exp
     assert expected in str(caught.value) and "\n" not in str(caught.value)
     with pytest.raises(UserError):
         scorer.probability(prompts, responses, responses)
+
+
+def test_a_spreadsheet_computes_no_cell_of_a_csv(model):
+    ids = ["=1+1", "+1", "-1", "@x", "\tx", "plain", "a=b", "'=x", "9"]
+    score(model, write([{**row, "id": one} for row, one in zip(PAIRS, ids, strict=True)]), out="out.parquet")
+    assert pq.read_table("out.parquet")["source_id"].to_pylist() == ids
+    for name in ("out.csv", "out.jsonl"):
+        assert main(["score", f"--model={model}", "--data=pairs.jsonl", f"--out={name}"]) == 0
+    with Path("out.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["source_id"] for row in rows] == ["'=1+1", "'+1", "'-1", "'@x", "'\tx", *ids[5:]]
+    lines = [json.loads(line) for line in Path("out.jsonl").read_text().splitlines()]
+    assert [line["source_id"] for line in lines] == ids
+    rewards = [[float(row["reward_chosen"]) for row in table] for table in (rows, lines)]
+    assert rewards[0] == pytest.approx(rewards[1], rel=1e-5) and min(rewards[0]) < 0  # a number keeps its sign
+
+
+def test_texts_that_no_encoding_has_are_scored_as_those_of_a_file_are(model):
+    odd = [{**PAIRS[0], "chosen": "It is \ud800 0.", "id": "\ud800"}]
+    found = score(model, write(odd))
+    assert found["source_id"] == ["?"]
+    scorer = Scorer.load(model, device="cpu")
+    prompts, texts = [PAIRS[0]["prompt"]], [odd[0]["chosen"]]
+    assert scorer.score(prompts, texts).tolist() == pytest.approx(found["reward_chosen"], abs=1e-6)
+    assert scorer.probability(prompts, texts, [PAIRS[0]["rejected"]]).tolist() == pytest.approx(
+        found["probability"], abs=1e-5
+    )

@@ -190,8 +190,8 @@ def test_impossible_arguments_are_all_named_at_once():
         )  # fmt: skip
     starts = [problem.partition(":")[0] for problem in error.value.problems]
     assert starts == [
-        "columns", "seed_fraction", "test_fraction", "val_fraction", "max_length", "pairs_per_step",
-        "tokens_per_batch", "tokens_per_scoring_batch", "synthetic_pairs", "num_workers",
+        "columns", "seed_fraction", "test_fraction", "val_fraction", "max_length", "synthetic_pairs",
+        "pairs_per_step", "tokens_per_batch", "tokens_per_scoring_batch", "num_workers",
     ]  # fmt: skip
 
 

@@ -1,4 +1,3 @@
-import csv
 import json
 import random
 from pathlib import Path
@@ -10,6 +9,7 @@ import torch
 from ser_lightning.__main__ import main
 from ser_lightning.evaluation.sets import LENGTH_GROUPS, Scored, prompt_interval, set_figures
 from ser_lightning.records import PairScores
+from tests.helpers import read_csv
 
 
 def scored(margin, target, difference, prompt=None, category=()):
@@ -104,8 +104,7 @@ def test_named_sets_are_reported_beside_the_split(tiny_run, tiny_fit, sets, caps
     assert 20 <= found["mixed"]["pairs"] < 25  # less what the test split has of them
     assert set(found["easy"]["by_category"]) == {"odd", "even"}
     assert "bag_of_words_accuracy" in found["easy"] and "Evaluation sets" in shown.out
-    with Path(f"run/metrics-{command}.csv").open() as file:
-        [row] = csv.DictReader(file)
+    [row] = read_csv(f"run/metrics-{command}.csv")
     prefix = "val" if command == "validate" else "test"
     assert float(row[f"{prefix}/easy/accuracy"]) == pytest.approx(found["easy"]["accuracy"])
     assert (f"{prefix}/accuracy" in row) == (command == "test")
@@ -116,9 +115,7 @@ def test_a_sets_scores_are_those_of_the_score_command(tiny_run, tiny_fit, sets):
     tiny_fit()
     main(["test", *tiny_run, *given, "--run_dir=run", "--ckpt_path=last"])
     main(["score", "--model=run", f"--data={sets['easy']}", "--out=scores.csv", "--max_length=64"])
-    with Path("scores.csv").open() as file:
-        rows = list(csv.DictReader(file))
-    right = [float(r["reward_chosen"]) > float(r["reward_rejected"]) for r in rows]
+    right = [float(r["reward_chosen"]) > float(r["reward_rejected"]) for r in read_csv("scores.csv")]
     found = json.loads(Path("run/evaluation-test.json").read_text())["easy"]
     assert found["accuracy"] == pytest.approx(sum(right) / len(right))
 

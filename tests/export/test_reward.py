@@ -1,4 +1,3 @@
-import csv
 import math
 import re
 from pathlib import Path
@@ -24,6 +23,7 @@ from ser_lightning.models.reward_model import load_reward_model
 from ser_lightning.records import Padded
 from ser_lightning.runs.files import delivered_round, write_weights
 from ser_lightning.training.scoring import evaluating
+from tests.helpers import read_csv
 
 TURNS = [
     [{"role": "user", "content": "What is 2 plus 2?"}, {"role": "assistant", "content": answer}]
@@ -135,8 +135,10 @@ def test_a_body_that_was_trained_on_in_4_bits_is_exported_as_what_these_stand_fo
     merged = export(Path("run"), Path("merged"))
     adapter = export(Path("run"), Path("adapter"), "adapter")
     monkeypatch.setattr("ser_lightning.export.reward.copy_rounded_weights", lambda source, target: None)
-    unrounded = export(Path("run"), Path("unrounded"))
-    assert max(merged.largest, adapter.largest) < unrounded.largest / 10 < 1e-3
+    with pytest.raises(UserError, match="the folder's rewards differ by up to") as caught:
+        export(Path("run"), Path("unrounded"))
+    unrounded = float(re.search(r"up to (\S+) from", str(caught.value))[1])
+    assert max(merged.largest, adapter.largest) < unrounded / 10 < 1e-3
     assert "BitsAndBytesConfig" in Path("adapter/README.md").read_text()
     assert not hasattr(AutoModelForSequenceClassification.from_pretrained("merged").config, "quantization_config")
 
@@ -166,9 +168,7 @@ def test_the_card_says_what_the_run_says(tiny_fit, tiny_model_dir):
     card = ModelCard.load("out/README.md")
     assert card.data.pipeline_tag == "text-classification" and "reward-model" in card.data.tags
     assert card.data.base_model is None  # a folder of this machine is no name on the Hub
-    with Path("run/rounds.csv").open() as file:
-        rounds = list(csv.DictReader(file))
-    assert all(f"{float(row['test_accuracy']):.4g}" in card.text for row in rounds)
+    assert all(f"{float(row['test_accuracy']):.4g}" in card.text for row in read_csv("run/rounds.csv"))
     assert "random seeds: 0 (training), 0 (splits)" in card.text and "## Limits" in card.text
     assert "32 of 32 pairs keep their order" in card.text
     assert "{{" not in card.text and "None" not in card.text
@@ -185,19 +185,39 @@ def test_the_cards_code_runs_and_gives_the_models_reward(tiny_fit):
     assert names["reward"] == pytest.approx(model(ids).logits.item(), abs=1e-5)
 
 
-def test_an_export_that_scores_otherwise_never_appears(tiny_fit, monkeypatch):
+BENT = {
+    "scaled": lambda model: model.score.weight.mul_(1.5),
+    "turned": lambda model: model.score.weight.neg_(),
+    "another head": lambda model: model.score.weight.copy_(model.score.weight.flip(1)),
+    "another layer": lambda model: model.model.layers[1].mlp.down_proj.weight.normal_(),
+    "not finite": lambda model: model.score.weight.fill_(torch.nan),
+}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("bend", BENT.values(), ids=BENT)
+def test_an_export_that_scores_otherwise_never_appears(tiny_fit, monkeypatch, bend, dtype):
     tiny_fit()
     save = LlamaForSequenceClassification.save_pretrained
 
-    def bend(self, *args, **kwargs):
+    def bent(self, *args, **kwargs):
         with torch.no_grad():
-            self.score.weight.mul_(1.5)
+            bend(self)
         save(self, *args, **kwargs)
 
-    monkeypatch.setattr(LlamaForSequenceClassification, "save_pretrained", bend)
-    with pytest.raises(UserError, match=r"the folder's rewards differ by \S+ from the trained model's"):
-        export(Path("run"), Path("out"))
+    monkeypatch.setattr(LlamaForSequenceClassification, "save_pretrained", bent)
+    with pytest.raises(UserError, match=r"the folder's rewards differ by up to \S+ from|the rewards are not finite"):
+        export(Path("run"), Path("out"), dtype=dtype)
     assert not list(Path().glob("*out*"))
+
+
+@pytest.mark.parametrize("train", ["full", "lora"])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_a_right_folder_in_16_bits_passes(tiny_fit, train, dtype):
+    tiny_fit(f"--model.backbone.train={train}")
+    result = export(Path("run"), Path("out"), dtype=dtype)
+    assert not result.is_exact and result.num_reordered <= 2
+    assert AutoModelForSequenceClassification.from_pretrained("out").dtype == getattr(torch, dtype)
 
 
 class Hub:

@@ -28,9 +28,10 @@ from ser_lightning.modules.ppo import PPOModule
 from ser_lightning.records import Padded
 from ser_lightning.rl.experience import PPOSettings
 from ser_lightning.rl.policy_math import AdaptiveKL, FixedKL
+from ser_lightning.rl.reward_functions import ModelReward
 from ser_lightning.rl.reward_sources import load_reward
 from ser_lightning.rl.rollout import Sampling, uniform_numbers
-from tests.helpers import trainer
+from tests.helpers import problems_of, save_reward_model, trainer
 
 STOP = list("abcdefghijklmnopqrstuvwxyzABCDEFGHIJ")
 """One in seven of the tiny model's tokens: some responses end and some do not."""
@@ -281,8 +282,6 @@ KNOBS = {
     "gamma": 0.7,
     "gae_lambda": 0.5,
     "whiten_advantages": False,
-    "whiten_rewards": True,
-    "entropy_weight": 0.5,
     "missing_eos_penalty": 0.0,
 }
 
@@ -305,7 +304,7 @@ def test_every_setting_changes_what_is_learnt(tiny_model_dir, pairs_file, cache)
 def test_token_budgets_change_nothing(tiny_model_dir, pairs_file, cache, train, advantage):
     found = []
     for budget in (1, 10_000):
-        model = module(tiny_model_dir, train, advantage, minibatches=2, entropy_weight=0.1, tokens_per_batch=budget,
+        model = module(tiny_model_dir, train, advantage, minibatches=2, tokens_per_batch=budget,
                        tokens_per_sampling_batch=budget)  # fmt: skip
         fit(model, pairs_file, cache, Shaken())
         found.append(weights(model))
@@ -429,6 +428,24 @@ def test_a_reward_model_may_have_another_tokenizer_and_template(tiny_model_dir, 
         assert float(model.answers.reward[i]) == pytest.approx(expected, abs=1e-4)
 
 
+def test_responses_that_are_too_long_for_the_reward_model_are_counted(
+    tiny_model_dir, pairs_file, cache, tiny_tokenizer, tmp_path, monkeypatch
+):
+    turns = [{"role": "user", "content": ""}, {"role": "assistant", "content": "two"}]
+    [ids] = tiny_tokenizer.apply_chat_template([turns], return_dict=False)
+    save_reward_model(tmp_path / "rm", tiny_tokenizer, len(ids), reward_zero=0.1, reward_temperature=0.5)
+    seen, judge = [], ModelReward.__call__
+    monkeypatch.setattr(ModelReward, "__call__", lambda self, p, texts: seen.extend(texts) or judge(self, p, texts))
+    notes = Shaken()
+    with pytest.warns(
+        UserWarning, match=r"responses are longer than its max_length of \d+ tokens.*Lower model\.sampling"
+    ):
+        fit(module(tiny_model_dir, "full", "rloo", str(tmp_path / "rm")), pairs_file, cache, notes)
+    lengths = [len(tiny_tokenizer(text).input_ids) for text in seen]
+    assert notes.figures[0]["train/cut_share"] == pytest.approx(sum(n > 3 for n in lengths) / len(lengths))
+    assert 0 < notes.figures[0]["train/cut_share"] < 1
+
+
 def test_a_reward_run_may_have_another_template(tiny_model_dir, pairs_file, cache, reward_flags):
     assert main(["fit", *reward_flags, "--model.backbone.template=paper", "--run_dir=paper"]) == 0
     model = module(tiny_model_dir, "lora", reward="paper")
@@ -509,13 +526,6 @@ def test_a_checkpoint_holds_policy_and_critic_alone(tiny_model_dir, pairs_file, 
         assert all(".policy." in name or ".critic." in name or "value_head" in name for name in state)
     else:
         assert all(name.startswith(("_policy.lm.", "_policy.others.critic.", "_policy.value_head.")) for name in state)
-
-
-def problems_of(capsys, *args):
-    assert main(list(args)) == 2
-    said = capsys.readouterr().err
-    assert "Traceback" not in said
-    return [line.removeprefix("error: ") for line in said.splitlines() if line.startswith("error: ")]
 
 
 def _without_eos(model_dir):

@@ -41,12 +41,12 @@ def experience(estimator, settings=PLAIN, kl_weight=0.3, lengths=LENGTHS):
     return made, score, logp, ref_logp, value
 
 
-def whitened(rows, center=True):
-    """Lists to mean 0 (or the mean that they had) and variance 1, over all of their numbers."""
+def whitened(rows):
+    """Lists to mean 0 and variance 1, over all of their numbers."""
     flat = [x for row in rows for x in row]
     mean = sum(flat) / len(flat)
     scale = math.sqrt(sum((x - mean) ** 2 for x in flat) / len(flat))
-    return [[(x - mean) / scale + (0 if center else mean) for x in row] for row in rows]
+    return [[(x - mean) / scale for x in row] for row in rows]
 
 
 def naive_gae(score, logp, ref_logp, value, settings, kl_weight):
@@ -54,8 +54,6 @@ def naive_gae(score, logp, ref_logp, value, settings, kl_weight):
     rewards = [[-kl_weight * float(logp[i, t] - ref_logp[i, t]) for t in range(n)] for i, n in enumerate(LENGTHS)]
     for i, row in enumerate(rewards):
         row[-1] += float(score[i])
-    if settings.whiten_rewards:
-        rewards = whitened(rewards, center=False)
     advantages = []
     for i, row in enumerate(rewards):
         values = [*value[i, : len(row)].tolist(), 0.0]
@@ -71,9 +69,9 @@ def same(found, rows):
     return torch.allclose(found, padded, atol=1e-5)
 
 
-@pytest.mark.parametrize("whitens", [(False, False), (True, False), (False, True), (True, True)])
+@pytest.mark.parametrize("whitens", [False, True])
 def test_gae_follows_the_naive_loop(whitens):
-    settings = PPOSettings(gamma=0.9, gae_lambda=0.8, whiten_advantages=whitens[0], whiten_rewards=whitens[1])
+    settings = PPOSettings(gamma=0.9, gae_lambda=0.8, whiten_advantages=whitens)
     made, score, logp, ref_logp, value = experience("gae", settings)
     advantages = naive_gae(score, logp, ref_logp, value, settings, kl_weight=0.3)
     returns = [[a + float(value[i, t]) for t, a in enumerate(row)] for i, row in enumerate(advantages)]
@@ -181,13 +179,12 @@ def test_settings_that_cannot_work_are_all_named():
         value_clip_range=-1.0,
         gamma=1.1,
         gae_lambda=-0.1,
-        whiten_rewards=True,
     )
     found = wrong.problems("rloo", 1)
-    names = "epochs minibatches clip_range value_clip_range gamma gae_lambda responses_per_prompt whiten_rewards"
+    names = "epochs minibatches clip_range value_clip_range gamma gae_lambda responses_per_prompt"
     assert [line.split(":")[0].split(".")[1] for line in found] == names.split()
     assert PPOSettings().problems("gae", 1) == PPOSettings().problems("grpo", 2) == []
-    assert len(PPOSettings(whiten_rewards=True).problems("gae", 0)) == 1
+    assert len(PPOSettings().problems("gae", 0)) == 1
 
 
 def test_a_group_that_is_not_whole_is_refused():

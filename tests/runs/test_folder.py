@@ -1,6 +1,5 @@
 """The folder of a run: never overwritten, resumed or refused, the same for all ranks."""
 
-import csv
 import os
 import shutil
 import subprocess
@@ -12,6 +11,7 @@ from types import SimpleNamespace
 import pyarrow.parquet as pq
 import pytest
 import torch
+import wandb
 import yaml
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.demos.boring_classes import BoringDataModule, BoringModel
@@ -23,6 +23,7 @@ from ser_lightning.errors import UserError
 from ser_lightning.records import PairScores
 from ser_lightning.runs.folder import MetricsFile, choose_folder, run_of
 from ser_lightning.training.checkpoints import _swap, is_whole
+from tests.helpers import problems_of, read_csv
 
 BORING = """
 model:
@@ -58,15 +59,9 @@ def contents(folder):
     return {path: path.read_bytes() for path in Path(folder).rglob("*") if path.is_file()}
 
 
-def rows_of(path):
-    with Path(path).open() as file:
-        return list(csv.DictReader(file))
-
-
 def only_problem(capsys, *args):
-    assert main(list(args)) == 2
-    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
-    return line.removeprefix("error: ")
+    (line,) = problems_of(capsys, *args)
+    return line
 
 
 def test_a_run_gets_a_folder_named_after_its_config():
@@ -94,7 +89,7 @@ def test_the_recorded_config_repeats_the_run_elsewhere():
     assert main(["fit", "--config", "one/config.yaml", "--run_dir", "two"]) == 0
     assert Path("one/config.yaml").read_text() == Path("two/config.yaml").read_text()
     assert "run_dir" not in yaml.safe_load(Path("one/config.yaml").read_text())
-    assert rows_of("one/metrics.csv") == rows_of("two/metrics.csv")
+    assert read_csv("one/metrics.csv") == read_csv("two/metrics.csv")
 
 
 def test_a_taken_folder_is_refused_untouched(capsys):
@@ -115,7 +110,7 @@ def test_resuming_goes_on_where_the_run_ended():
     first = Path("run/metrics.csv").read_text()
     assert main([*FIT, "--run_dir", "run", "--ckpt_path", "last", "--trainer.max_epochs=3"]) == 0
     assert Path("run/metrics.csv").read_text().startswith(first)
-    losses = [row for row in rows_of("run/metrics.csv") if row["train/loss"]]
+    losses = [row for row in read_csv("run/metrics.csv") if row["train/loss"]]
     assert [int(row["step"]) for row in losses] == [0, 1, 2, 3, 4, 5]
     assert torch.load("run/checkpoints/last.ckpt", weights_only=False)["global_step"] == 6
     assert yaml.safe_load(Path("run/config.yaml").read_text())["trainer"]["max_epochs"] == 2
@@ -158,6 +153,34 @@ def test_auto_starts_again_what_was_killed_before_its_first_checkpoint(capsys):
     assert torch.load("run/checkpoints/last.ckpt", weights_only=False)["global_step"] == 4
     assert "its config differs" in only_problem(capsys, *auto, "--seed_everything=2")
     assert [path.name for path in Path("run").glob("config*")] == ["config.yaml"]
+
+
+def test_a_start_that_failed_leaves_nothing_and_one_that_was_killed_can_be_given_again(tiny_run, monkeypatch, capsys):
+    flags = [*tiny_run, "--run_dir=run"]
+    assert "there is no such folder" in only_problem(capsys, "fit", *flags, "--model.backbone.path=./nowhere")
+    assert main(["fit", *tiny_run, "--model.backbone.path=./nowhere"]) == 2  # under runs/
+    assert not Path("run").exists() and not Path("runs").exists()
+    Path("run").mkdir()
+    Path("run/config.yaml").write_text("seed_everything: 7")  # killed behind its first write
+    Path("run/metrics.csv").write_text("step,train/loss\n0,0.7\n")
+    assert main(["fit", *flags, "--evolution.max_rounds=0"]) == 0
+    assert yaml.safe_load(Path("run/config.yaml").read_text())["seed_everything"] == 0
+    capsys.readouterr()
+    assert not Path("run/config-2.yaml").exists() and "0,0.7\n" not in Path("run/metrics.csv").read_text()
+    assert "holds a run; go on with --ckpt_path last" in only_problem(capsys, "fit", *flags)
+
+
+def test_a_logger_that_has_no_key_leaves_no_folder_that_holds_a_run(tiny_run, monkeypatch, capsys):
+    def refuse(logger):
+        raise wandb.errors.UsageError("No API key configured. Use `wandb login` to log in.")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("lightning.pytorch.loggers.WandbLogger.experiment", property(refuse))
+        line = only_problem(capsys, "fit", *tiny_run, "--config", "loggers/wandb.yaml", "--run_dir=run")
+    assert line == (
+        "wandb: No API key configured. Use `wandb login` to log in. Or set WANDB_MODE=offline, and send the run later"
+    )
+    assert main(["fit", *tiny_run, "--run_dir=run", "--evolution.max_rounds=0"]) == 0
 
 
 @pytest.mark.parametrize("share", [0.0, 0.5, 0.99])
@@ -232,7 +255,7 @@ def test_checkpoint_callbacks_and_loggers_write_into_the_run_folder():
     assert main([*FIT, *more, "--config", "loggers/tensorboard.yaml", "--run_dir", "run"]) == 0
     assert {p.name for p in Path("run/checkpoints").iterdir()} == {"best.ckpt", "last.ckpt", "previous.ckpt"}
     assert list(Path("run/tensorboard").glob("events*"))
-    assert rows_of("run/metrics.csv")
+    assert read_csv("run/metrics.csv")
     assert not Path("checkpoints").exists()
 
 
@@ -267,7 +290,7 @@ def test_metrics_keep_earlier_rows_when_columns_come(tmp_path):
     again = MetricsFile(tmp_path / "m.csv")
     again.log_metrics({"a": 2.0}, step=1)
     again.log_metrics({"b": torch.tensor(3.0)}, step=2)
-    assert rows_of(tmp_path / "m.csv") == [
+    assert read_csv(tmp_path / "m.csv") == [
         {"step": "0", "a": "1.0", "b": ""},
         {"step": "1", "a": "2.0", "b": ""},
         {"step": "2", "a": "", "b": "3.0"},

@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,8 +16,6 @@ from tests.helpers import data, equal, evolution, module, trainer, weights
 
 
 def cached(folder="cache"):
-    from pathlib import Path
-
     return sorted(Path(folder).glob("*/features-*.bin"))
 
 
@@ -60,8 +59,21 @@ def test_an_evolution_with_the_cache_ends_where_one_without_it_does(tiny_model_d
         assert torch.allclose(one.reward_a, other.reward_a, atol=1e-5)
     kept = [[s.pair_id.tolist() for s in c.state.history] for c in (callback, plain_callback)]
     assert kept[0] == kept[1] and all(kept[0])
-    tokens = [[row.tokens for row in c.state.rows] for c in (callback, plain_callback)]
-    assert tokens[0] == tokens[1]
+
+
+def test_tokens_that_no_body_computed_are_not_counted(tiny_model_dir, pairs_file, body_calls):
+    """Every pair once, by the run that finds no cache."""
+    _, first, batches, _ = evolve(tiny_model_dir, pairs_file, "first_run")
+    num_calls = len(body_calls)
+    _, second, *_ = evolve(tiny_model_dir, pairs_file, "second_run")
+    assert len(body_calls) == num_calls > 0
+    all_tokens = int(batches.data.store.num_tokens.sum())
+    assert [row.tokens for row in first.state.rows] == [all_tokens, *[0] * (len(first.state.rows) - 1)]
+    assert {row.tokens for row in second.state.rows} == {0} and len(second.state.rows) > 1
+    spent = json.loads(Path("first_run/rounds/0/cost.json").read_text())
+    assert {part: one["tokens"] for part, one in spent.items() if one["tokens"]} == {"features": all_tokens}
+    assert spent["features"]["seconds"] > 0
+    assert sum(one["seconds"] for one in spent.values()) == pytest.approx(first.state.rows[0].seconds, abs=0.5)
 
 
 def test_features_are_the_states_that_plain_transformers_pools(tiny_model_dir, pairs_file):

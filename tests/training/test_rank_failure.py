@@ -1,6 +1,5 @@
 """Two processes do what one does, and end together."""
 
-import csv
 import os
 import re
 import shutil
@@ -14,6 +13,7 @@ import pytest
 import torch
 
 from ser_lightning.__main__ import main
+from tests.helpers import read_csv
 from tests.policy_runs import sft_flags
 
 ROOT = Path(__file__).parents[2]
@@ -38,8 +38,7 @@ def test_two_ranks_label_and_select_as_one_and_learn_the_same_weights(tiny_run, 
         assert len(set(b["pair_id"])) == len(b["pair_id"])  # the pool of 55 does not divide evenly
         assert [a[k] for k in ("pair_id", "label", "kept")] == [b[k] for k in ("pair_id", "label", "kept")]
         assert a["reward_a"] == pytest.approx(b["reward_a"], abs=1e-4)
-    tables = [Path(name, "rounds.csv").read_text().splitlines() for name in ("one", "two")]
-    tokens = [[row["tokens"] for row in csv.DictReader(table)] for table in tables]
+    tokens = [[row["tokens"] for row in read_csv(f"{name}/rounds.csv")] for name in ("one", "two")]
     assert tokens[0] == tokens[1]
     states = [torch.load(f"{name}/checkpoints/previous.ckpt", weights_only=True) for name in ("one", "two")]
     costs = [next(s for k, s in state["callbacks"].items() if "Evolution" in k)["cost"] for state in states]
@@ -182,9 +181,11 @@ def _policy_flags(tiny_model_dir, pairs_file, name):
 def _learnt(name):
     """Trained weights and steps of a run, and what its policies have said, by process."""
     state = torch.load(Path(name, "checkpoints/last.ckpt"), weights_only=False)["state_dict"]
-    with Path(name, "steps.csv").open() as file:
-        steps = list(csv.DictReader(file))
-    return state, steps, [file.read_text().splitlines() for file in sorted(Path().glob(f"said-{name}-*.jsonl"))]
+    return (
+        state,
+        read_csv(f"{name}/steps.csv"),
+        [file.read_text().splitlines() for file in sorted(Path().glob(f"said-{name}-*.jsonl"))],
+    )
 
 
 @pytest.mark.parametrize(

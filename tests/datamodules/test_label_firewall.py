@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from ser_lightning.datamodules.held_out_labels import HeldOutLabels
+from ser_lightning.datamodules.label_firewall import HeldOutLabels
 from ser_lightning.records import Selection
 
 FRACTIONS = {"seed_fraction": 0.4, "test_fraction": 0.25, "val_fraction": 0.2}
@@ -17,7 +17,7 @@ def everything_but_hidden_labels(datamodule) -> list:
     """All that training, selection and validation can reach: ids, splits, order, batches, targets, weights, texts."""
     pool = datamodule.pair_ids("pool")
     labels = (pool % 2).to(torch.int8)
-    seen: list = [datamodule.data.fingerprint, datamodule.num_train_steps]
+    seen: list = [datamodule.data.fingerprint, datamodule.num_train_pairs]
     seen += [datamodule.pair_ids(split).tolist() for split in ("seed", "pool", "test", "all")]
     seen.append([vars(pair) for pair in datamodule.lookup(datamodule.pair_ids("all"))])
     seen.append(datamodule.seed_labels(datamodule.pair_ids("seed")).tolist())

@@ -1,4 +1,7 @@
-"""The encoded pairs, split. This is the firewall's near side: it holds the labels of the seed and of nothing else."""
+"""The encoded pairs, split, and the label firewall: training may read labels of the seed and of nothing else.
+
+What the files know of the other labels is behind `HeldOutLabels`, which only counts.
+"""
 
 import hashlib
 from collections import Counter
@@ -11,13 +14,12 @@ from torch import Tensor
 
 from ser_lightning.data.reader import PairStore
 from ser_lightning.data.store import ROLES, UNLABELLED, Counts
-from ser_lightning.datamodules.arrivals import add_arrival
 from ser_lightning.datamodules.batches import PairSet
-from ser_lightning.datamodules.held_out_labels import HeldOutLabels
 from ser_lightning.datamodules.splitting import (
     DataReport,
     SplitPolicy,
     Splits,
+    add_arrival,
     assign_folds,
     count_splits,
     drop_contradictions,
@@ -32,10 +34,43 @@ MIN_SEED_PAIRS = 8
 """With fewer labels a temperature, a target and the choice of a round are noise."""
 
 
+class HeldOutLabels:
+    """Labels of the pool or the test set. Answers with counts, never with a label.
+
+    Args:
+        pair_id: (N,) int64 ids of the pairs whose label the file holds.
+        label: (N,) int8 labels, 1: a is the better one.
+    """
+
+    __slots__ = ("__label", "__pair_id")
+
+    def __init__(self, pair_id: np.ndarray, label: np.ndarray) -> None:
+        order = np.argsort(pair_id)
+        self.__pair_id, self.__label = pair_id[order], label[order]
+
+    def count_right(self, pair_id: Tensor, label: Tensor) -> tuple[int, float]:
+        """How many labels can be checked, and how many of those are right.
+
+        Args:
+            pair_id: (K,) int64 ids, of any pairs.
+            label: (K,) labels given to them, 1: a is the better one; 0.5 is a tie and counts half.
+
+        Returns:
+            Number of pairs with a known truth, and number of right labels among them.
+        """
+        ids, given = pair_id.cpu().numpy(), label.cpu().numpy()
+        if not len(self.__pair_id):
+            return 0, 0.0
+        place = np.searchsorted(self.__pair_id, ids).clip(max=len(self.__pair_id) - 1)
+        is_known = self.__pair_id[place] == ids
+        credit = np.where(given == 0.5, 0.5, self.__label[place] == given)
+        return int(is_known.sum()), float(credit[is_known].sum())
+
+
 class SplitPairs:
     """Rows of a store by split, and the questions that may be asked of them.
 
-    The first part of the store is split by the policy; every later part joins what is there (`arrivals.py`).
+    The first part of the store is split by the policy; every later part joins what is there (`add_arrival`).
 
     Args:
         store: the encoded pairs.
