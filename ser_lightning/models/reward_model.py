@@ -172,7 +172,9 @@ def _load_model(backbone: Backbone, device: torch.device | str) -> nn.Module:
                 output_loading_info=True,
                 **loading_arguments(backbone, device),
             )
-    except (OSError, ValueError) as error:
+    except UserError:
+        raise
+    except Exception as error:  # what a config of other types and sizes leads to
         raise UserError(not_found("model", path, error)) from error
     new = [*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])]
     random = sorted(key for key in new if key.startswith(model.base_model_prefix + "."))
