@@ -77,7 +77,7 @@ class RewardModel(nn.Module):
         self.layout = replace(self.layout, header=tokens.header, question=tokens.question)
         size = len(readings) * self.hidden_size
         if size != self.model.score.in_features:
-            device = self.model.score.weight.device
+            device: Any = self.model.score.weight.device
             config: Any = self.model.config.get_text_config()
             self.model.score = nn.Linear(size, 1, bias=False)
             with torch.random.fork_rng(devices=[]):  # as `load_reward_model` draws the rest
