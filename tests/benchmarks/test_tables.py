@@ -17,7 +17,7 @@ from benchmarks.sweep.tables import settings_table
 
 PAGES = (
     *("results.md", "defaults.md", "cli.md", "rl.md", "performance.md"),
-    *("evaluation.md", "forecast.md", "guards.md", "hardware.md"),
+    *("evaluation.md", "forecast.md", "guards.md", "hardware.md", "security.md"),
 )
 
 
