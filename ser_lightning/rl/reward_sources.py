@@ -18,7 +18,8 @@ from transformers import (
 from ser_lightning.errors import UserError, raise_problems
 from ser_lightning.models.backbone import load_tokenizer, not_found
 from ser_lightning.models.masks import choose_layout
-from ser_lightning.models.reward_model import RewardModel
+from ser_lightning.models.readings import noted_readings
+from ser_lightning.models.reward_model import read_folder
 from ser_lightning.rl.reward_functions import FunctionReward, ModelReward, RewardFunction, RewardSum, describe, named
 from ser_lightning.runs.files import ROUNDS, is_run
 from ser_lightning.runs.reward_run import RewardRun, read_reward_run
@@ -126,20 +127,26 @@ def _reward_of_folder(
         config = AutoConfig.from_pretrained(folder, **code)
         raise_problems(_config_problems(config, takes_any_scale))
         tokenizer = AutoTokenizer.from_pretrained(folder, **code)
-        model, report = AutoModelForSequenceClassification.from_pretrained(folder, output_loading_info=True, **code)
+        # A head of several readings has another size; `read_folder` brings it.
+        has_readings = noted_readings(config) is not None
+        model, report = AutoModelForSequenceClassification.from_pretrained(
+            folder, output_loading_info=True, ignore_mismatched_sizes=has_readings, **code
+        )
     except UserError:
         raise
     except (OSError, ValueError, RuntimeError) as error:
         if "trust_remote_code" in str(error):
             raise UserError(not_found("model", source, error)) from error
         raise UserError(f"got no classifier from the folder ({describe(error)}); {_SOURCES}") from error
-    if missing := sorted(report["missing_keys"]):
+    mismatched = {key for key, *_ in report["mismatched_keys"]} - {"score.weight"}
+    if missing := sorted({*report["missing_keys"], *mismatched}):
         raise UserError(f"got no weights for {', '.join(missing[:2])}; give a reward model that was trained")
     if not tokenizer.chat_template:
         raise UserError("got a tokenizer without a chat template; save the one that the model was trained with")
     max_length = min(tokenizer.model_max_length, getattr(config, "max_position_embeddings", None) or math.inf)
     zero, temperature = getattr(config, "reward_zero", 0.0), getattr(config, "reward_temperature", 1.0)
-    reward_model = RewardModel(model, choose_layout("auto", model, device, source)).requires_grad_(False).to(device)
+    reward_model = read_folder(model, folder, choose_layout("auto", model, device, source))
+    reward_model.requires_grad_(False).to(device)
     return ModelReward(reward_model, tokenizer, int(max_length), zero, temperature, source)
 
 
