@@ -62,14 +62,15 @@ messages = [{"role": "user", "content": "..."}, {"role": "assistant", "content":
 reward = model([messages])[0].item()
 """
 _ASKS = """
-The reward is read behind a question, "{{ question }}", which the chat template puts after a conversation that ends with the
-assistant's turn. So give it whole conversations through `apply_chat_template`, and do not put the question yourself.
+The reward is read behind a question, "{{ question }}". The chat template puts it after a conversation that ends with
+the assistant's turn, so give it whole conversations through `apply_chat_template` and do not put the question yourself.
 """
 _READS = """
 Its head reads {{ readings }}: the states of the language model at these places and layers. `mean` is the mean over the
 response's tokens, `last` its last token{{ asks }}. `AutoModelForSequenceClassification` reads one last token alone and
-does not load this folder; `reward_model.py` does, with torch and transformers. Nor can vLLM serve it as a classifier: call
-`load` in a process of your own, or train with `--model.reading '[judge]'` or `[last]`, whose export is a plain classifier.
+does not load this folder; `reward_model.py` does, with torch and transformers. Nor can vLLM serve it as a classifier:
+call `load` in a process of your own, or train with `--model.reading '[judge]'` or `'[last]'`, whose exports are plain
+classifiers.
 """
 _QUANTIZATION = """
 quantization = BitsAndBytesConfig(

@@ -1,7 +1,7 @@
-"""An exported folder whose head reads elsewhere than at the last token: by its chat template, or by a file of its own."""
+"""Exports whose head reads elsewhere than at the last token: by their chat template, or by a file of their own."""
 
-import importlib.util
 import json
+import runpy
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +11,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from ser_lightning.export import standalone
+from ser_lightning.models.loading import quiet_load_report
 from ser_lightning.models.readings import Reading, TurnTokens, forget_readings, note_readings
 from ser_lightning.models.reward_model import RewardModel
 
@@ -90,9 +91,7 @@ def own_model(folder: Path, **arguments: Any) -> nn.Module:
         folder: was just written.
         arguments: for the loading.
     """
-    spec = importlib.util.spec_from_file_location("exported_reward_model", folder / CODE)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    model: nn.Module = module.load(folder, **arguments)
+    load = runpy.run_path(str(folder / CODE))["load"]  # an import would leave its bytecode in the folder
+    with quiet_load_report():
+        model: nn.Module = load(folder, **arguments)
     return model

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from transformers import (
 
 from ser_lightning.errors import UserError, raise_problems
 from ser_lightning.models.backbone import load_tokenizer, not_found
+from ser_lightning.models.loading import quiet_load_report
 from ser_lightning.models.masks import choose_layout
 from ser_lightning.models.readings import noted_readings
 from ser_lightning.models.reward_model import read_folder
@@ -129,9 +131,10 @@ def _reward_of_folder(
         tokenizer = AutoTokenizer.from_pretrained(folder, **code)
         # A head of several readings has another size; `read_folder` brings it.
         has_readings = noted_readings(config) is not None
-        model, report = AutoModelForSequenceClassification.from_pretrained(
-            folder, output_loading_info=True, ignore_mismatched_sizes=has_readings, **code
-        )
+        with quiet_load_report() if has_readings else nullcontext():
+            model, report = AutoModelForSequenceClassification.from_pretrained(
+                folder, output_loading_info=True, ignore_mismatched_sizes=has_readings, **code
+            )
     except UserError:
         raise
     except (OSError, ValueError, RuntimeError) as error:
