@@ -62,15 +62,16 @@ messages = [{"role": "user", "content": "..."}, {"role": "assistant", "content":
 reward = model([messages])[0].item()
 """
 _ASKS = """
-The reward is read behind a question, "{{ question }}". The chat template puts it after a conversation that ends with
-the assistant's turn, so give it whole conversations through `apply_chat_template` and do not put the question yourself.
+The reward is read behind a question. The chat template puts it after a conversation that ends with the assistant's
+turn, so give it whole conversations through `apply_chat_template` and do not put the question yourself:
+
+> {{ question }}
 """
 _READS = """
-Its head reads {{ readings }}: the states of the language model at these places and layers. `mean` is the mean over the
-response's tokens, `last` its last token{{ asks }}. `AutoModelForSequenceClassification` reads one last token alone and
-does not load this folder; `reward_model.py` does, with torch and transformers. Nor can vLLM serve it as a classifier:
-call `load` in a process of your own, or train with `--model.reading '[judge]'` or `'[last]'`, whose exports are plain
-classifiers.
+Its head reads states of the language model at {{ readings }} (place and layer): {{ places }}.
+`AutoModelForSequenceClassification` reads one last token alone and does not load this folder; `reward_model.py` in it
+does, with torch and transformers. Nor can vLLM serve it as a classifier: call `load` in a process of your own, or train
+with `--model.reading '[judge]'` or `'[last]'`, whose exports are plain classifiers.
 """
 _QUANTIZATION = """
 quantization = BitsAndBytesConfig(
@@ -186,11 +187,19 @@ def model_card(
 
 def _how_it_reads(readings: Sequence[Reading], question: str) -> str:
     """What a reader of the card has to know of where the reward is read; an empty line of a standard reward model."""
-    is_asked = any(reading.kind == "judge" for reading in readings)
-    if not is_plain(readings):
-        asks = f', `judge` the last one of the question "{question}" behind it' if is_asked else ""
-        return "\n" + _render(_READS, {"readings": ", ".join(map(str, readings)), "asks": asks}) + "\n"
-    return "\n" + _render(_ASKS, {"question": question}) + "\n" if is_asked else ""
+    kinds = {reading.kind for reading in readings}
+    if is_plain(readings):
+        return "\n" + _render(_ASKS, {"question": question}) + "\n" if "judge" in kinds else ""
+    places = {
+        "last": "`last` is the response's last token",
+        "mean": "`mean` is the mean over the response's tokens",
+        "judge": f'`judge` is where the answer to "{question}" would begin',
+    }
+    values = {
+        "readings": ", ".join(map(str, readings)),
+        "places": ", ".join(text for kind, text in places.items() if kind in kinds),
+    }
+    return "\n" + _render(_READS, values) + "\n"
 
 
 def _shown(path: str) -> str:
