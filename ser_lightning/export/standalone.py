@@ -30,6 +30,8 @@ def load(folder: str | Path, **arguments: Any) -> "RewardModel":
 class RewardModel(nn.Module):
     """Gives conversations, lists of turns that end with the assistant's response, their rewards."""
 
+    head: Tensor
+
     def __init__(self, body: Any, head: Tensor, tokenizer: Any) -> None:
         super().__init__()
         self.body, self.tokenizer = body, tokenizer

@@ -146,7 +146,7 @@ def noted_readings(config: PretrainedConfig) -> tuple[list[Reading], TurnTokens]
     Raises:
         UserError: if an entry is damaged.
     """
-    texts, header, question = (getattr(config, name, None) for name in _ENTRIES)
+    texts, header, question = (cast(Any, getattr(config, name, None)) for name in _ENTRIES)
     if texts is None:
         return None
     if not isinstance(texts, list) or not all(_are_ids(ids) for ids in (header, question)):

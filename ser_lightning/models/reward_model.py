@@ -201,7 +201,8 @@ def read_folder(model: PreTrainedModel, folder: Path, layout: Layout = PADDED) -
     if not reward_model.is_decoder:
         raise UserError("config.json: got reward_readings for an encoder, which pools by itself; take them out")
     reward_model.read_at(*noted)
-    own, saved = {"score.weight": model.score.weight.data}, {}
+    own: dict[str, Tensor] = {"score.weight": model.score.weight.data}
+    saved: dict[str, Tensor] = {}
     for file in sorted(folder.glob("*.safetensors")):
         with safe_open(file, "pt") as tensors:
             saved |= {name: tensors.get_tensor(name).view(1, -1) for name in own.keys() & tensors.keys()}
