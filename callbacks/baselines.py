@@ -10,6 +10,7 @@ from torch import Tensor
 from ser_lightning.datamodules.preference import PreferenceDataModule
 from ser_lightning.evaluation.baselines import BagOfWords
 from ser_lightning.evaluation.metrics import half_credit
+from ser_lightning.utils.terminal import say
 
 
 class BaselineCallback(Callback):
@@ -20,7 +21,7 @@ class BaselineCallback(Callback):
         data = trainer.datamodule
         if trainer.is_global_zero and isinstance(data, PreferenceDataModule) and len(data.pair_ids("test")):
             longer, words = longer_accuracy(data, "test"), bag_of_words_accuracy(data, "test")
-            print(f"Baselines on the test pairs: take the longer {longer:.3f}, bag of words on the seed {words:.3f}.")
+            say(f"Baselines on the test pairs: take the longer {longer:.3f}, bag of words on the seed {words:.3f}.")
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Beside the figures of the validation pairs."""

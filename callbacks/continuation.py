@@ -2,22 +2,22 @@
 
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
-from rich import box
-from rich.table import Table
 
-from ser_lightning.datamodules.preference import PreferenceDataModule
 from ser_lightning.errors import UserError
 from ser_lightning.evaluation.metrics import half_credit, ks_distance, wilson_interval
 from ser_lightning.evolution.selection import SelectionContext, SelectionResult
 from ser_lightning.records import PairScores
 from ser_lightning.runs.files import ROUNDS, read_audit, round_files, rounds_folder, run_above, write_json
 from ser_lightning.training.scoring import complete_and_unique, concatenate
-from ser_lightning.utils.terminal import PlainConsole
+from ser_lightning.utils.terminal import new_table, say
+
+if TYPE_CHECKING:  # it loads every kind of model
+    from ser_lightning.datamodules.preference import PreferenceDataModule
 
 SIDES = ("old", "new", "unseen")
 
@@ -81,7 +81,7 @@ def copy_rounds(old: Path, new: Path) -> None:
         shutil.copytree(old, new, dirs_exist_ok=True)
 
 
-def audited_scores(path: Path, data: PreferenceDataModule) -> PairScores:
+def audited_scores(path: Path, data: "PreferenceDataModule") -> PairScores:
     """The scores of an audit file, of the pairs that are still in the pool."""
     audit = read_audit(path)
     assert audit is not None
@@ -142,9 +142,7 @@ def publish_drift(trainer: Trainer, path: Path, figures: dict[str, float]) -> No
     if not trainer.is_global_zero:
         return
     write_json(path, figures)
-    table = Table(title="Drift: what arrived, seen by the delivered model", title_justify="left", box=box.SIMPLE_HEAD)
-    for name in ("", "before", "arrived", "unseen"):
-        table.add_column(name, justify="right" if name else "left")
+    table = new_table("", "before", "arrived", "unseen", title="Drift: what arrived, seen by the delivered model")
     rows = {
         "pool pairs": ("pairs", "{:.0f}"),
         "mean size of the margin": ("margin", "{:.2f}"),
@@ -156,11 +154,8 @@ def publish_drift(trainer: Trainer, path: Path, figures: dict[str, float]) -> No
     }
     for title, (key, form) in rows.items():
         table.add_row(title, *(form.format(figures[k]) if (k := f"{side}_{key}") in figures else "-" for side in SIDES))
-    console = PlainConsole()
-    console.print(table)
-    console.print("Unseen: test pairs, which it never trained on. Of pool pairs it has learnt its own labels.")
-    for line in warnings_of(figures):
-        console.print(line)
+    note = "Unseen: test pairs, which it never trained on. Of pool pairs it has learnt its own labels."
+    say(table, note, *warnings_of(figures))
 
 
 def warnings_of(figures: dict[str, float]) -> list[str]:

@@ -21,6 +21,7 @@ from ser_lightning.records import PairBatch, PairScores
 from ser_lightning.training.scoring import concatenate
 from ser_lightning.utils.atomic import write_text_atomically
 from ser_lightning.utils.collectives import gather_over_ranks
+from ser_lightning.utils.terminal import new_table, say
 
 FILE = "evaluation-{}.json"
 
@@ -84,13 +85,20 @@ class EvaluationCallback(Callback):
         self._show(trainer, "test", "test")
 
     def _show(self, trainer: Trainer, prefix: str, command: str) -> None:
-        if not self._figures or not trainer.is_global_zero:
+        if not trainer.is_global_zero or trainer.state.fn not in ("validate", "test"):
             return
-        write_text_atomically(
-            Path(trainer.default_root_dir) / FILE.format(command), json.dumps(self._figures, indent=1) + "\n"
-        )
         split = {k.removeprefix(f"{prefix}/"): float(v) for k, v in trainer.callback_metrics.items()}
-        print_sets({**({prefix: split} if "accuracy" in split else {}), **self._figures})
+        if self._figures:
+            write_text_atomically(
+                Path(trainer.default_root_dir) / FILE.format(command), json.dumps(self._figures, indent=1) + "\n"
+            )
+        if self._figures or "accuracy_low" in split:
+            print_sets({**({prefix: split} if "accuracy_low" in split else {}), **self._figures})
+        elif split:
+            table = new_table("metric", prefix)
+            for name, value in split.items():
+                table.add_row(name, f"{value:.4g}")
+            say(table)
         self._figures = {}
 
 

@@ -77,14 +77,11 @@ class EvolutionCallback(Callback):
         raise_problems(problems)
         self._begin_data_phase(trainer)
 
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """A head that is solved exactly needs one epoch, however many are set."""
-        if getattr(pl_module, "solves_exactly", False):
-            self.settings = self.settings.solved()
-
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """After a checkpoint's state is back: the running phase's learning rates, or a first phase for new pairs."""
         self._round_start = self._spent_until = time.monotonic()
+        self._count_features(trainer)
+        self.settings = self.settings.settled(getattr(pl_module, "solves_exactly", False))
         has_arrivals = any(len(trainer.datamodule.pair_ids(split)) > 0 for split in ("arrived_seed", "arrived_pool"))
         if not self.state.finished and has_arrivals:
             raise UserError(
@@ -92,7 +89,7 @@ class EvolutionCallback(Callback):
                 "its end, then go on with them"
             )
         if not self.state.finished:
-            pl_module.begin_phase(self.state.phase_first_epoch, self._phase_epochs)
+            pl_module.begin_phase(self.state.phase_first_epoch, self.phase_epochs(trainer))
         elif has_arrivals:
             go_on_with_arrivals(self, trainer, pl_module)
         else:
@@ -112,7 +109,7 @@ class EvolutionCallback(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Count the tokens that were trained on."""
-        for micro in batch:  # a row that only fills up a rank weighs nothing
+        for micro in () if trainer.datamodule.has_features else batch:  # a row that only fills up a rank weighs nothing
             self._rank_tokens += int((micro.inputs.num_tokens.unflatten(0, (2, -1)) * (micro.weight > 0)).sum())
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -124,7 +121,7 @@ class EvolutionCallback(Callback):
         self._spend("train_main" if self.fold is None else "train_folds", tokens)
         self._rank_tokens = 0
         self.state.epochs_done += 1
-        if self.state.epochs_done - self.state.phase_first_epoch < self._phase_epochs:
+        if self.state.epochs_done - self.state.phase_first_epoch < self.phase_epochs(trainer):
             return
         if self.settings.restart != "weights":
             self._save(
@@ -155,9 +152,10 @@ class EvolutionCallback(Callback):
         """Fold that the running phase leaves out; None in the main phase, which comes last."""
         return self.state.phase_index if self.state.phase_index < self.settings.folds else None
 
-    @property
-    def _phase_epochs(self) -> int:
-        return self.settings.phase_epochs(self.state.round)
+    def phase_epochs(self, trainer: Trainer) -> int:
+        """Epochs of the running phase."""
+        steps = math.ceil(trainer.datamodule.num_train_pairs / trainer.datamodule.pairs_per_step)
+        return self.settings.phase_epochs(self.state.round, steps)
 
     @property
     def last_round(self) -> int:
@@ -172,7 +170,7 @@ class EvolutionCallback(Callback):
         """Data, weights, optimiser and learning rates of the phase that the state names."""
         self.state.phase_first_epoch = self.state.epochs_done
         self._begin_data_phase(trainer)
-        pl_module.begin_phase(self.state.phase_first_epoch, self._phase_epochs)
+        pl_module.begin_phase(self.state.phase_first_epoch, self.phase_epochs(trainer))
         if self.state.round == 0 or self.settings.restart == "weights":
             pl_module.restart()
             trainer.optimizers[0].state.clear()
@@ -205,8 +203,16 @@ class EvolutionCallback(Callback):
         scores = score_pairs(
             trainer, data.scoring_dataloader(split, fold, folds), data.pair_ids(split, fold, folds), name
         )
-        self._spend(f"score_{split.removeprefix('arrived_')}", int((scores.tokens_a + scores.tokens_b).sum()))
+        tokens = 0 if data.has_features else int((scores.tokens_a + scores.tokens_b).sum())
+        self._spend(f"score_{split.removeprefix('arrived_')}", tokens)
         return scores
+
+    def _count_features(self, trainer: Trainer) -> None:
+        """What the data module has computed before training began belongs to the round that needed it first."""
+        spent = trainer.datamodule.feature_cost
+        if spent["tokens"]:
+            self.state.spend("features", spent["tokens"], spent["seconds"])
+            self._round_start -= spent["seconds"]
 
     def _spend(self, part: str, tokens: int = 0) -> None:
         """All time since the last call went for this; so every moment between two checkpoints counts once."""

@@ -10,7 +10,6 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
-from rich import box
 from rich.table import Table
 from torch import Tensor, equal
 
@@ -26,7 +25,7 @@ from ser_lightning.evaluation.response_stats import (
 from ser_lightning.records import Answers
 from ser_lightning.runs.files import SAMPLES, STEPS
 from ser_lightning.utils.atomic import write_text_atomically
-from ser_lightning.utils.terminal import PlainConsole
+from ser_lightning.utils.terminal import new_table, say
 
 
 class WatchedModule(Protocol):
@@ -279,11 +278,7 @@ def write_samples(path: Path, now: Answers, start: Answers, num_samples: int) ->
 
 def steps_table(rows: list[StepRow], best_step: int | None) -> Table:
     """First, best and last step, at most 80 columns wide."""
-    table = Table(
-        title="Steps of the policy", title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False
-    )
-    for name in ("step", "reward", "second judge", "win rate", "KL", "tokens"):
-        table.add_column(name, justify="right", no_wrap=True)
+    table = new_table("step", "reward", "second judge", "win rate", "KL", "tokens", title="Steps of the policy")
     for row in rows:
         is_best = row.step == best_step
         if not (is_best or row is rows[0] or row is rows[-1]):
@@ -301,11 +296,9 @@ def steps_table(rows: list[StepRow], best_step: int | None) -> Table:
 
 def print_steps(rows: list[StepRow], best_step: int | None) -> None:
     """The table and what it means."""
-    console = PlainConsole()
-    console.print(steps_table(rows, best_step))
-    console.print("Step 0 is the starting policy, which later ones win against. Intervals: 95 %.")
-    if best_step is not None:
-        console.print("* is the step that the second judge likes best.")
+    best = [] if best_step is None else ["* is the step that the second judge likes best."]
+    note = "Step 0 is the starting policy, which later ones win against. Intervals: 95 %."
+    say(steps_table(rows, best_step), note, *best)
 
 
 def _describe(step: int, now: Answers, best: BestStep, change: Interval) -> str:

@@ -16,6 +16,7 @@ from ser_lightning.records import PairScores, Responses
 from ser_lightning.training.scoring import ScoreBuffer, complete_and_unique, gather_scores
 from ser_lightning.utils.atomic import write_atomically
 from ser_lightning.utils.collectives import gather_over_ranks
+from ser_lightning.utils.terminal import say
 
 SCHEMA = pa.schema(
     [
@@ -88,7 +89,7 @@ class PredictionWriter(_Writer):
         if trainer.is_global_zero:
             table = to_table(scores, float(getattr(pl_module, "temperature", 1.0)))
             _write_new(self._file(trainer), with_texts(table, trainer.datamodule))
-            print(f"{len(scores)} predictions: {self._file(trainer)}", flush=True)
+            say(f"{len(scores)} predictions: {self._file(trainer)}")
 
     def _expected_ids(self, trainer: Trainer, scores: PairScores) -> Tensor:
         """The ids of the pairs to score, ascending; those that were scored, where the data module has no splits."""
@@ -182,7 +183,7 @@ class PoolWriter(_Writer):
         write_atomically(self._file(trainer), lambda file: file.write(text.encode()), overwrite=False)
         none = f"; {num_alike} prompts without two different responses" if num_alike else ""
         unended = sum(not ended for found in by_prompt.values() for ended in found.has_ended)
-        print(f"{len(rows)} pairs: {self._file(trainer)}{none}; {unended} responses were cut off", flush=True)
+        say(f"{len(rows)} pairs: {self._file(trainer)}{none}; {unended} responses were cut off")
 
 
 def pair_up(texts: list[str]) -> list[tuple[str, str]]:

@@ -5,11 +5,12 @@ import time
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import TQDMProgressBar
+from lightning.pytorch.callbacks import ModelSummary, TQDMProgressBar
 from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm, convert_inf
 
 from ser_lightning.callbacks.evolution import EvolutionCallback
 from ser_lightning.utils.durations import duration
+from ser_lightning.utils.terminal import say
 
 
 class PhaseProgressBar(TQDMProgressBar):
@@ -57,6 +58,8 @@ class PhaseProgressBar(TQDMProgressBar):
         found = self.get_metrics(trainer, pl_module).items()
         metrics = [f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in found]
         self._finished_epoch = ", ".join([f"{self._shown_phase}epoch {trainer.current_epoch}", *metrics])
+        if self._status.ends_phase(trainer):  # what is scored and printed now stands below the line
+            self._leave_line(trainer)
 
     def on_train_end(self, trainer: Trainer, *args: Any) -> None:
         """Leave the line of the last phase."""
@@ -65,7 +68,7 @@ class PhaseProgressBar(TQDMProgressBar):
     def _leave_line(self, trainer: Trainer) -> None:
         self.train_progress_bar.close()
         if self.is_disabled and trainer.is_global_zero and self._finished_epoch:
-            print(self._finished_epoch, flush=True)
+            say(self._finished_epoch)
         self._finished_epoch = ""
 
     def init_train_tqdm(self) -> Tqdm:
@@ -96,6 +99,17 @@ KEPT_SHARE = 0.6
 """Of the pool, in rounds that nothing is known of yet."""
 
 
+class ParameterLine(ModelSummary):
+    """One line for Lightning's table of modules, of which a run has one that counts."""
+
+    @staticmethod
+    def summarize(
+        summary_data: Any, total_parameters: int, trainable_parameters: int, model_size: float, *args: Any, **more: Any
+    ) -> None:
+        """Say how large the model is and how much of it is trained."""
+        say(f"Model: {total_parameters:,} parameters ({model_size:,.2f} MB), {trainable_parameters:,} of them trained")
+
+
 class StatusLine:
     """Measures how fast work is done from its making on. Work is counted in pairs trained on once."""
 
@@ -103,6 +117,13 @@ class StatusLine:
         found = [c for c in trainer.callbacks if isinstance(c, EvolutionCallback)]
         self._evolution = found[0] if found else None
         self._start, self._work_at_start = time.monotonic(), self._work(trainer)[0]
+
+    def ends_phase(self, trainer: Trainer) -> bool:
+        """Whether the epoch that ends is the last of its phase; the evolution, which ends it, is asked later."""
+        if self._evolution is None:
+            return False
+        state = self._evolution.state
+        return state.epochs_done + 1 - state.phase_first_epoch >= self._evolution.phase_epochs(trainer)
 
     def text(self, trainer: Trainer) -> str:
         """`oof 0.654 | at most 3 min left | `, as far as known; nothing without an evolution."""
@@ -131,13 +152,14 @@ class StatusLine:
         done = total = 0.0
         for number in range(state.first_round, evolution.last_round + 1):
             selected = 0 if number == 0 else kept.get(number, round(KEPT_SHARE * pairs["pool"]))
-            phases = settings.phases(number, number == evolution.last_round, pairs, selected)
+            of_phases = settings.epochs_of_phases(number, pairs["seed"], selected, data.pairs_per_step)
+            phases = settings.phases(number == evolution.last_round, of_phases, pairs, selected)
             work = [trained + SCORING * scored for trained, scored in phases]
             total += sum(work)
             if number < state.round:
                 done += sum(work)
             elif number == state.round:
                 epochs = state.epochs_done - state.phase_first_epoch
-                in_phase = phases[state.phase_index][0] * min(1.0, epochs / settings.phase_epochs(number))
+                in_phase = phases[state.phase_index][0] * min(1.0, epochs / of_phases[state.phase_index])
                 done += sum(work[: state.phase_index]) + in_phase
         return done, total

@@ -18,6 +18,7 @@ from ser_lightning.datamodules.preference import PreferenceDataModule
 from ser_lightning.evaluation.metrics import confidence_and_right, reliability
 from ser_lightning.records import PairScores, PreferencePair
 from ser_lightning.runs.files import PAGE, ROUNDS, read_audit, round_files, write_json
+from ser_lightning.utils.terminal import say
 from ser_lightning.utils.versions import package_versions
 
 NUM_CARDS = 5
@@ -53,12 +54,12 @@ class ReportCallback(Callback):
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Where to find it, below all that the others print at the end."""
         if self._page is not None:
-            print(f"Report: {self._page}", flush=True)
+            say(f"Report: {self._page}")
             self._page = None
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """The rounds that were finished before a crash."""
-        why = "interrupted" if isinstance(exception, KeyboardInterrupt | SystemExit) else "ended by an error"
+        why = "ended by an error" if isinstance(exception, Exception) else "interrupted"
         self._write(trainer, f"The run was {why} and has not finished.")
 
     def _write(self, trainer: Trainer, note: str = "") -> Path | None:
@@ -131,6 +132,7 @@ def round_notes(data: PreferenceDataModule, folder: Path, number: int, seed: Pai
             *confidence_and_right(seed.margin, data.seed_labels(seed.pair_id), model["temperature"])
         ),
         "length": _length_points(data, audit),
+        "readings": (model.get("reading") or {}).get("evidence", []),
         "cards": choose_cards(data, audit, before),
         "fingerprints": {"data": data.state_dict()["fingerprint"], **_hashes(model.get("identity") or {})},
     }

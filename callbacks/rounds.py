@@ -2,25 +2,26 @@
 
 import math
 from collections.abc import Collection
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from rich import box
 from rich.table import Table
 from torch import Tensor
 
-from ser_lightning.datamodules.preference import PreferenceDataModule
 from ser_lightning.evaluation.metrics import calibration_error, confidence_and_right, half_credit, length_correlation
 from ser_lightning.evolution.forecast import look_ahead
 from ser_lightning.evolution.selection import SelectionContext, SelectionResult
 from ser_lightning.records import PairScores, Selection
-from ser_lightning.runs.files import RoundRow
+from ser_lightning.runs.files import RoundRow, how_delivered
 from ser_lightning.utils.durations import duration
-from ser_lightning.utils.terminal import PlainConsole
+from ser_lightning.utils.terminal import new_table, say
+
+if TYPE_CHECKING:  # it loads every kind of model
+    from ser_lightning.datamodules.preference import PreferenceDataModule
 
 
 def round_figures(
-    data: PreferenceDataModule,
+    data: "PreferenceDataModule",
     pool: PairScores,
     test: PairScores,
     context: SelectionContext,
@@ -93,8 +94,8 @@ def forecast_text(row: RoundRow) -> str:
 def choose_round(seed_credit: list[Tensor], barred: Collection[int] = ()) -> int:
     """The round whose model the run hands over, by the human labels of the seed alone.
 
-    The latest round that is not worse out of fold than the best one by more than one standard error of their paired
-    difference: rounds differ by less than the noise of a small seed, and a later one has learnt from more pairs.
+    The best one out of fold, and the earlier of equal ones: a later round has to show that it is better, and the seed
+    model is delivered where none does.
 
     Args:
         seed_credit: for each round the (M,) credit (1 right, 0.5 tie, 0 wrong) of the same M seed pairs, scored out of
@@ -104,26 +105,13 @@ def choose_round(seed_credit: list[Tensor], barred: Collection[int] = ()) -> int
     rounds = [r for r in range(len(seed_credit)) if r not in barred]
     if len(seed_credit[0]) < 2:
         return rounds[-1]
-    best = max(rounds, key=lambda r: float(seed_credit[r].mean()))
-    for round in reversed(rounds):
-        loss = seed_credit[best] - seed_credit[round]
-        if loss.mean() <= loss.std() / len(loss) ** 0.5:
-            return round
-    return best
+    return max(rounds, key=lambda r: (float(seed_credit[r].double().mean()), -r))
 
 
 def rounds_table(rows: list[RoundRow]) -> Table:
     """The table of rounds, at most 80 columns wide."""
-    table = Table(
-        title="Rounds of self-evolution",
-        title_justify="left",
-        box=box.SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
-        show_edge=False,
-    )
     headers = "round|kept|of|flips|st.|kept\nright|pool\nright|seed\noof|test|cal.\nerr.|len.\ncorr.|time"
-    for name in headers.split("|"):
-        table.add_column(name, justify="right", no_wrap=True)
+    table = new_table(*headers.split("|"), title="Rounds of self-evolution")
     for row in rows:
         accuracies = (row.pseudo_label_accuracy, row.pool_accuracy, row.seed_oof_accuracy, row.test_accuracy)
         cells = [str(row.kept), str(row.scored), str(row.flipped), str(row.status), *(f"{a:.3f}" for a in accuracies)]
@@ -138,11 +126,14 @@ def rounds_table(rows: list[RoundRow]) -> Table:
 
 def print_rounds(rows: list[RoundRow]) -> None:
     """The table and what the star means."""
-    console = PlainConsole()
-    console.print(rounds_table(rows))
-    console.print(
-        "Round 0 is the seed model. * is delivered: chosen out of fold on the seed, without test or pool labels."
-    )
+    how = how_delivered(row.seed_oof_accuracy for row in rows)
+    worse = [
+        f"The model of round {row.round} is worse than a coin: {row.test_accuracy:.3f} of the test pairs are right."
+        for row in rows
+        if row.delivered and row.test_accuracy < 0.5
+    ]
+    note = f"Round 0 is the seed model. * is delivered: {how}, without test or pool labels."
+    say(rounds_table(rows), note, *worse)
 
 
 def _share(counts: tuple[int, float]) -> float:

@@ -6,7 +6,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
@@ -18,11 +18,30 @@ from ser_lightning.data.store import ROLES, build_store, default_cache, is_compl
 from ser_lightning.datamodules.batches import Shard
 from ser_lightning.datamodules.label_firewall import SplitPairs
 from ser_lightning.datamodules.splitting import DataReport, SplitPolicy
-from ser_lightning.errors import UserError
+from ser_lightning.errors import UserError, problems_of, raise_problems
+from ser_lightning.models.probe import Finding, errors
+from ser_lightning.models.tokens import MAX_TEXTS, warn_of_unknown
 from ser_lightning.training.features import FeatureTable
 from ser_lightning.training.strategies import strategy_kind
 
 Paths = str | list[str]
+
+
+def model_problems(module: Any, max_length: int | None) -> list[str]:
+    """The errors among a module's `start_findings`; its notes are logged.
+
+    Args:
+        module: a LightningModule, or None.
+        max_length: most tokens in a conversation, None if that is not known.
+    """
+    findings: list[Finding] = []
+    if (ask := getattr(module, "start_findings", None)) is None:
+        return []
+    problems = problems_of(lambda: findings.extend(ask(max_length)))
+    for finding in findings:
+        if finding.says == "note":
+            rank_zero_warn(finding.text)
+    return problems + errors(findings)
 
 
 class PairFiles(pl.LightningDataModule):
@@ -84,9 +103,12 @@ class PairFiles(pl.LightningDataModule):
         self.num_workers = num_workers
         self.cache_dir = Path(cache_dir).expanduser() if cache_dir else default_cache()
         self.synthetic_pairs = synthetic_pairs
+        self.is_mapped_elsewhere = False
+        """Whether files that hold no pairs may have the mapped columns."""
         self._tokenizer: PreTrainedTokenizerBase | None = None
         self._data: SplitPairs | None = None
         self._sources: list[dict[str, list[Source]]] | None = None
+        self._was_checked = False
 
     def _problems(self, *counts: str) -> list[str]:
         """What is wrong with the arguments, a line each; `counts` names further ones that must be at least 1."""
@@ -100,13 +122,26 @@ class PairFiles(pl.LightningDataModule):
             found.append(f"num_workers: got {self.num_workers}; use 0 or more")
         return found
 
+    def start_problems(self, module: Any) -> list[str]:
+        """What is wrong with the files and with the module's model, before anything is encoded; notes are logged.
+
+        Args:
+            module: the one that the batches are for; one without `start_findings` is not asked.
+        """
+        self._was_checked = True
+        return problems_of(self._open_sources) + model_problems(module, self.max_length)
+
     def prepare_data(self) -> None:
         """Encode the pairs into the cache, unless they are there."""
+        if not self._was_checked:
+            raise_problems(self.start_problems(self.consumer))
         for folder, sources in zip(self._folders(), self._open_sources(), strict=True):
             if is_complete(folder):
                 rank_zero_info(f"Encoded pairs: found in the cache, {folder}")
                 continue
-            build_store(folder, sources, self.columns, self.tokenizer, self.max_length, self.labels)
+            # An arrival may have the project's own names.
+            is_mapped = sources is self._open_sources()[0] and not self.is_mapped_elsewhere
+            build_store(folder, sources, self.columns, self.tokenizer, self.max_length, self.labels, is_mapped)
             rank_zero_info(f"Encoded pairs: written to {folder}")
 
     def setup(self, stage: str | None = None) -> None:
@@ -114,6 +149,9 @@ class PairFiles(pl.LightningDataModule):
         if self._data is None:  # Lightning calls this once for every stage
             self._data = SplitPairs(PairStore(*self._folders()), self.policy)
             rank_zero_info(self.report.table())
+            pairs = self._data.store.read_texts(range(min(MAX_TEXTS, len(self._data.store))))
+            texts = [text for pair in pairs for text in (*(t["content"] for t in pair.prompt[-1:]), pair.response_a)]
+            warn_of_unknown(self.tokenizer, texts, "data")
 
     @property
     def data(self) -> SplitPairs:

@@ -1,5 +1,6 @@
 """The data module: files in, batches out, and the only owner of splits and accepted labels."""
 
+import time
 from dataclasses import asdict, replace
 from typing import Any, Literal, cast
 
@@ -69,6 +70,8 @@ class PreferenceDataModule(PairFiles):
         self.fold_accepted: dict[int, Selection] = {}
         self._feature_key: str | None = None
         self._table: FeatureTable | None = None
+        self.feature_cost = {"tokens": 0, "seconds": 0.0}
+        """What it took to compute the features that were not in the cache."""
         self._auto_budgets: tuple[int, int] | None = None
         problems = self._problems("pairs_per_step", "tokens_per_batch", "tokens_per_scoring_batch")
         if eval_category is not None and not eval_sets:
@@ -135,6 +138,11 @@ class PreferenceDataModule(PairFiles):
     def accepted_in(self, fold: int | None) -> Selection:
         """The accepted labels that a phase without this fold trains on; None is the phase that leaves nothing out."""
         return self.accepted if fold is None else self.fold_accepted.get(fold, Selection.empty())
+
+    @property
+    def num_train_pairs(self) -> int:
+        """Pairs in an epoch of the current phase."""
+        return len(self._training_pairs().rows)
 
     def _step_size(self, num_pairs: int) -> int:
         """Pairs in an optimiser step: all, where a step solves the head."""
@@ -220,6 +228,7 @@ class PreferenceDataModule(PairFiles):
     def part_dataloader(self, part: int) -> DataLoader[PairBatch]:
         """Every pair of one part of the store as tokens, without labels and this rank's share of them."""
         pairs = PairSet.unlabelled(np.arange(*self.data.store.parts[part : part + 2]))
+        self.feature_cost["tokens"] += int(self.data.store.num_tokens[pairs.rows].sum())
         return self._loader(pairs, self._shard(self._budgets()[1]))
 
     def _scoring_loader(self, pairs: PairSet) -> DataLoader[PairBatch]:
@@ -236,8 +245,9 @@ class PreferenceDataModule(PairFiles):
         if self.trainer is None or not getattr(self.consumer, "caches_features", False):
             return None
         if self._feature_key is None:
-            is_fit = self.trainer.state.fn == "fit"
+            is_fit, start = self.trainer.state.fn == "fit", time.monotonic()
             self._feature_key = cache_features(self.trainer, self.consumer.reward_model, self, computes=is_fit)
+            self.feature_cost["seconds"] = time.monotonic() - start
         if not self._feature_key:
             return None
         model = self.consumer.reward_model
@@ -249,6 +259,11 @@ class PreferenceDataModule(PairFiles):
         return self._table
 
     # Lookups for modules and callbacks.
+
+    @property
+    def has_features(self) -> bool:
+        """Whether batches hold cached states, so that the body computes no token of them."""
+        return bool(self._feature_key)
 
     def pair_ids(self, split: SplitName, fold: int | None = None, num_folds: int = 3) -> Tensor:
         """(N,) int64 ids that `scoring_dataloader` yields over all ranks, sorted."""

@@ -19,12 +19,11 @@ from ser_lightning.data.sources import Source, open_sources
 from ser_lightning.datamodules.base import PairFiles, Paths
 from ser_lightning.datamodules.batches import Phase, epoch_order, make_loader
 from ser_lightning.datamodules.label_firewall import SplitName
-from ser_lightning.errors import UserError, raise_problems
+from ser_lightning.errors import Causes, UserError, problems_of, raise_problems
 from ser_lightning.records import Prompt, PromptBatch, Turn
 
 _CHUNK = 1024
 """Prompts that are read or encoded at once."""
-_MAX_PROBLEMS = 10
 
 PromptSplit = Literal["train", "val"]
 """What `predict` can answer."""
@@ -123,6 +122,7 @@ class PromptDataModule(PairFiles):
     ) -> None:
         super().__init__(*args, **kwargs)
         self.prompt_path = prompt_path or []
+        self.is_mapped_elsewhere = bool(prompt_path)
         self.max_prompt_length = max_prompt_length
         self.prompts_per_step, self.steps_per_epoch = prompts_per_step, steps_per_epoch
         self.num_val_prompts, self.val_prompts_per_batch = num_val_prompts, val_prompts_per_batch
@@ -132,10 +132,9 @@ class PromptDataModule(PairFiles):
         counts = ("prompts_per_step", "steps_per_epoch", "num_val_prompts", "val_prompts_per_batch")
         raise_problems(self._problems("max_prompt_length", *counts))
 
-    def prepare_data(self) -> None:
-        """Encode the pairs into the cache, unless they are there."""
-        _ = self._prompt_sources  # a file that is not there shows before the pairs are encoded
-        super().prepare_data()
+    def start_problems(self, module: Any) -> list[str]:
+        """Those of the files of prompts as well."""
+        return problems_of(lambda: self._prompt_sources) + super().start_problems(module)
 
     def setup(self, stage: str | None = None) -> None:
         """Open the cache, split, and encode the prompts; done once, whatever the stages."""
@@ -177,18 +176,18 @@ class PromptDataModule(PairFiles):
 
     def _file_prompts(self) -> Iterator[list[Turn]]:
         """The prompts of `prompt_path`; problems of several rows come as one error."""
-        problems: list[str] = []
+        causes = Causes()
         for where, row in (found for source in self._prompt_sources for found in source.rows()):
             try:
                 prompt = parse_prompt(row, self.columns, where)
             except UserError as error:
-                problems += error.problems
-                if len(problems) >= _MAX_PROBLEMS:
+                causes.add(error.problems)
+                if causes.is_full:
                     break
                 continue
             if prompt is not None:
                 yield prompt
-        raise_problems(problems)
+        raise_problems(causes.lines())
 
     def _encoded(self, prompts: dict[int, list[Turn]]) -> tuple[list[Prompt], int]:
         """The prompts with their ids, and how many of them had to be cut."""

@@ -21,12 +21,12 @@ if TYPE_CHECKING:
     from ser_lightning.callbacks.prediction_writers import PredictionWriter as PredictionWriter
     from ser_lightning.callbacks.progress import PhaseProgressBar as PhaseProgressBar
     from ser_lightning.callbacks.report import ReportCallback as ReportCallback
-    from ser_lightning.cli.query import CoverUncertain as CoverUncertain
-    from ser_lightning.cli.query import MostUncertain as MostUncertain
     from ser_lightning.datamodules.preference import PreferenceDataModule as PreferenceDataModule
     from ser_lightning.datamodules.prompts import PromptDataModule as PromptDataModule
     from ser_lightning.datamodules.responses import ResponseDataModule as ResponseDataModule
     from ser_lightning.errors import UserError as UserError
+    from ser_lightning.evolution.query import CoverUncertain as CoverUncertain
+    from ser_lightning.evolution.query import MostUncertain as MostUncertain
     from ser_lightning.evolution.selection import CalibratedRule as CalibratedRule
     from ser_lightning.evolution.selection import PaperRule as PaperRule
     from ser_lightning.evolution.selection import ReleasedRule as ReleasedRule
@@ -54,14 +54,14 @@ _MODULES = {
     "Backbone": "models.backbone",
     "BaselineCallback": "callbacks.baselines",
     "CalibratedRule": "evolution.selection",
-    "CoverUncertain": "cli.query",
+    "CoverUncertain": "evolution.query",
     "EvaluationCallback": "callbacks.evaluation",
     "EvolutionCallback": "callbacks.evolution",
     "FixedKL": "rl.policy_math",
     "GenerateModule": "modules.generate",
     "GuardCallback": "callbacks.guards",
     "LoraSettings": "models.backbone",
-    "MostUncertain": "cli.query",
+    "MostUncertain": "evolution.query",
     "PPOModule": "modules.ppo",
     "PPOSettings": "rl.experience",
     "PairScores": "records",

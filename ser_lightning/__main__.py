@@ -1,29 +1,22 @@
-"""`python -m ser_lightning COMMAND`: Lightning's four commands, and a line in `COMMANDS` for every other one."""
+"""`python -m ser_lightning COMMAND`: where every command begins and ends."""
 
+import signal
 import sys
-from importlib import import_module
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
 
+from ser_lightning import __version__
+from ser_lightning.cli.arguments import split_arguments
+from ser_lightning.cli.commands import COMMANDS, PROGRAM, check_command, overview, run_command
 from ser_lightning.cli.quiet import quieten
-from ser_lightning.errors import UserError, no_room, outside_problem
+from ser_lightning.errors import Causes, Terminated, UserError, no_room, outside_problem
 from ser_lightning.utils.terminal import visible
 
 DEBUG = "--debug"
 """Anywhere in a command line: a traceback for every error but those that name the user's fix."""
 MAX_LINE = 2000
-
-COMMANDS = {
-    "export": ("ser_lightning.export.reward:main", "write a run's reward model as an ordinary transformers folder"),
-    "compare": ("ser_lightning.cli.compare:main", "two reward models on the same labelled pairs; gates for a build"),
-    "bench": (
-        "ser_lightning.cli.bench:main",
-        "RewardBench 1 and 2, and other files of best-of-n rows, scored by section",
-    ),
-    "score": ("ser_lightning.cli.score:main", "rewards of the pairs or responses in a file, by any reward model"),
-    "report": ("ser_lightning.report.page:main", "one page on a run, or on several side by side"),
-    "query": ("ser_lightning.cli.query:main", "the pool pairs that are worth a human label, as a file to annotate"),
-    "plan": ("ser_lightning.cli.plan:main", "what a fit of a reward model will take: weights, memory, tokens, time"),
-}
-"""name -> (module:function that takes the arguments behind the name, what `--help` says)"""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -31,34 +24,68 @@ def main(argv: list[str] | None = None) -> int:
 
     Args:
         argv: the command line without the program's name; the process's own by default.
+
+    Raises:
+        SystemExit: with 143 after SIGTERM and 130 after Ctrl-C.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     is_debug = DEBUG in argv
     argv = [word for word in argv if word != DEBUG]
     quieten()
     try:
-        return _dispatch(argv)
+        with _sigterm_ends_in_order():
+            return _dispatch(argv)
     except UserError as error:
         problems = error.problems
+    except (Terminated, KeyboardInterrupt) as error:
+        print("interrupted; give the same command again", file=sys.stderr)
+        raise SystemExit(128 + (signal.SIGTERM if isinstance(error, Terminated) else signal.SIGINT)) from None
     except Exception as error:
         fix = "free some, then run the command again"
         problem = (no_room(error) if argv[:1] == ["fit"] else no_room(error, fix)) or outside_problem(error)
         if is_debug or problem is None:
             raise
         problems = [problem]
-    for problem in problems:
+    for problem in Causes(problems).lines():
         print(f"error: {visible(problem)[:MAX_LINE]}", file=sys.stderr)
     return 2
 
 
 def _dispatch(argv: list[str]) -> int:
-    if argv and argv[0] in COMMANDS:
-        module, _, function = COMMANDS[argv[0]][0].partition(":")
-        return getattr(import_module(module), function)(argv[1:]) or 0
-    from ser_lightning.cli.lightning import run  # the other commands start faster without Lightning
+    if not argv or argv[0] in ("-h", "--help"):
+        print(overview())
+        return 0
+    if argv[0] == "--version":
+        print(f"{PROGRAM} {__version__}")
+        return 0
+    check_command(argv[0])
+    if argv[0] in COMMANDS:
+        return run_command(argv[0], argv[1:])
+    arguments = split_arguments(argv)  # finds what is mistyped before anything heavy is imported
+    from ser_lightning.cli.lightning import run
 
-    run(argv, epilog=f"more commands: {'; '.join(f'{name} ({text})' for name, (_, text) in COMMANDS.items())}")
+    run(arguments)
     return 0
+
+
+@contextmanager
+def _sigterm_ends_in_order() -> Iterator[None]:
+    """SIGTERM raises `Terminated` where Python stands, so that temporary files go as they do after Ctrl-C."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, _terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _terminate(number: int, frame: FrameType | None) -> None:
+    """Lightning calls this behind its own handler; of several ranks, each ends at its next batch, as that one says."""
+    distributed = sys.modules.get("torch.distributed")
+    if distributed is None or not (distributed.is_available() and distributed.is_initialized()):
+        raise Terminated
 
 
 if __name__ == "__main__":

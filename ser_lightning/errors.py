@@ -1,7 +1,10 @@
 """Errors that are the user's to mend: one line each, with what was wrong, what was got and how to fix it."""
 
+import difflib
 import errno
-from collections.abc import Iterable
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable
 
 
 class UserError(ValueError):
@@ -20,6 +23,57 @@ def raise_problems(problems: Iterable[str]) -> None:
     """Raise one `UserError` that holds every problem, or return when there is none."""
     if found := list(problems):
         raise UserError(found)
+
+
+def problems_of(check: Callable[[], object]) -> list[str]:
+    """The problems of the `UserError` that a call raises, if any: those of several calls are reported at once."""
+    try:
+        check()
+    except UserError as error:
+        return error.problems
+    return []
+
+
+class Terminated(BaseException):
+    """SIGTERM has arrived."""
+
+
+class Causes:
+    """Problems of many rows, one line for each cause: the first, and how many others differ in their numbers alone.
+
+    Args:
+        problems: to begin with.
+    """
+
+    MAX_CAUSES = 10
+
+    def __init__(self, problems: Iterable[str] = ()) -> None:
+        self._first: dict[str, str] = {}
+        self._counts: Counter[str] = Counter()
+        self.add(problems)
+
+    def add(self, problems: Iterable[str]) -> None:
+        """Take more problems in."""
+        for problem in problems:
+            cause = re.sub(r"\d+", "0", problem)
+            self._first.setdefault(cause, problem)
+            self._counts[cause] += 1
+
+    @property
+    def is_full(self) -> bool:
+        """Whether there are so many causes that no more would be read."""
+        return len(self._first) >= self.MAX_CAUSES
+
+    def lines(self) -> list[str]:
+        """In the order in which they were met."""
+        counted = ((first, self._counts[cause] - 1) for cause, first in self._first.items())
+        return [first + (f" ({more:,} more like this)" if more else "") for first, more in counted]
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """`; did you mean ...?` where a known name is like this one, else nothing."""
+    found = difflib.get_close_matches(name, [*known], n=1)
+    return f"; did you mean {found[0]}?" if found else ""
 
 
 class NothingToDo(UserError):
@@ -44,6 +98,8 @@ def outside_problem(error: BaseException | None) -> str | None:
         if isinstance(error, OSError) and error.errno is not None:
             reason = error.strerror or type(error).__name__
             return f"{error.filename or 'disk'}: {reason}; check the path and its permissions"
+        if type(error).__module__.startswith("wandb."):
+            return f"wandb: {' '.join(str(error).split())} Or set WANDB_MODE=offline, and send the run later"
         if isinstance(error, _DAMAGED) or any(kind.__module__.split(".")[0] in _OUTSIDE for kind in kinds):
             reason = " ".join(str(error).split())[:200] or "no reason given"
             return f"a file: cannot be read ({type(error).__name__}: {reason}); is it damaged? --debug shows where"

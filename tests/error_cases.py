@@ -25,7 +25,8 @@ All problems of a command line and its configs are reported at once. This page i
 |---|---|
 """
 TAIL = """
-A tokenizer without a pad token is not an error: it uses an unused special token, or its EOS, as one.
+A tokenizer without a pad token is not an error: it uses an unused special token, or its EOS where that ends no
+conversation.
 
 A rule that keeps nothing is not an error: the run ends with the model of that round, and the log says
 `Round 0: target 0.990 keeps nothing: the highest that any pair reaches is 0.518.`
@@ -119,6 +120,20 @@ def _no_pad_no_eos(scene: Scene) -> list[str]:
     return scene.edit_model("tokenizer_config.json", strip)
 
 
+def _no_tokenizer(scene: Scene) -> list[str]:
+    shutil.rmtree("model")
+    AutoConfig.for_model("bert").save_pretrained("model")
+    return []
+
+
+def _template(text: str) -> Callable[[Scene], list[str]]:
+    def make(scene: Scene) -> list[str]:
+        Path("own.jinja").write_text(text)
+        return ["--model.backbone.template=own.jinja"]
+
+    return make
+
+
 def _small_model(scene: Scene) -> list[str]:
     config = AutoConfig.from_pretrained("model")
     config.vocab_size = 100
@@ -151,6 +166,7 @@ def _other_config(scene: Scene) -> list[str]:
 def _taken(scene: Scene) -> list[str]:
     Path("run").mkdir()
     Path("run/config.yaml").write_text("{}")
+    Path("run/rounds.csv").write_text("round\n0\n")
     return ["--run_dir=run"]
 
 
@@ -165,6 +181,17 @@ CASES = [
         "pairs.jsonl, line 1: got the columns prompt, chosen; needs chosen and rejected, or response_a and response_b: "
         "name them with columns: {chosen: ..., rejected: ...}",
         lambda s: s.write([{k: v for k, v in s.rows[0].items() if k != "rejected"}, *s.rows[1:]]),
+    ),
+    Case(
+        "columns that the file lacks",
+        "columns: got {chosen: better}; the file has prompt, chosen, rejected",
+        lambda _: ["--data.columns={chosen: better}"],
+    ),
+    Case(
+        "the same mistake in many rows",
+        "pairs.jsonl, line 1: got the columns prompt, chosen; needs chosen and rejected, or response_a and response_b: "
+        "name them with columns: {chosen: ..., rejected: ...} (79 more like this)",
+        lambda s: s.write([{k: v for k, v in row.items() if k != "rejected"} for row in s.rows]),
     ),
     Case(
         "broken JSON",
@@ -214,8 +241,14 @@ CASES = [
     ),
     Case(
         "a model that does not exist",
-        "backbone.path: no tokenizer could be loaded from modle (...); give a transformers folder or a Hub name",
+        "backbone.path: got modle; there is no such folder, and the Hub gave no tokenizer of that name (...); give a "
+        "transformers folder or a Hub name",
         lambda _: ["--model.backbone.path=modle"],
+    ),
+    Case(
+        "a model folder that does not exist",
+        "backbone.path: got ./modle; there is no such folder; give a transformers folder or a Hub name",
+        lambda _: ["--model.backbone.path=./modle"],
     ),
     Case(
         "a tokenizer without pad and EOS",
@@ -226,6 +259,41 @@ CASES = [
         "a vocabulary larger than the model's",
         "backbone.path: got a tokenizer of 259 tokens for 100 embeddings; use its own",
         _small_model,
+    ),
+    Case(
+        "a model folder without its tokenizer",
+        "tokenizer: got 5 tokens, none of which is text, from model; put the tokenizer.json and the "
+        "tokenizer_config.json of the model into its folder",
+        _no_tokenizer,
+    ),
+    Case(
+        "more tokens than the model has positions",
+        "data.max_length: got 513 for a model of 512 positions; use at most that",
+        lambda _: ["--data.max_length=513"],
+    ),
+    Case(
+        "adapters on layers that the model lacks",
+        "backbone.lora.target_modules: got query_key_value, which no layer that can have an adapter is called; "
+        "there are down_proj, embed_tokens, gate_proj, k_proj, o_proj, q_proj, up_proj, v_proj; use some of them, or "
+        "all-linear",
+        lambda _: ["--model.backbone.train=lora", "--model.backbone.lora.target_modules=[query_key_value]"],
+    ),
+    Case(
+        "a chat template that raises",
+        "chat template refuses a conversation: got division by zero; use turns that the template takes, or another "
+        "template",
+        _template("{{ 1 / 0 }}"),
+    ),
+    Case(
+        "a generation prompt that no trained turn begins with",
+        r"backbone.template: got a generation prompt that ends in '<think>\n', with which no turn of a conversation "
+        "begins, so that SFT would train another place than sampling begins at; use a template without it (a copy in a "
+        "file)",
+        _template(
+            "{% for m in messages %}{{ m.content }}{{ eos_token }}{% endfor %}"
+            "{% if add_generation_prompt %}<think>\n{% endif %}"
+        ),
+        "sft.yaml",
     ),
     Case(
         "a loss that is not finite",
@@ -249,13 +317,69 @@ CASES = [
         lambda _: ["--data.sed_fraction=0.2"],
     ),
     Case(
+        "a setting that other trainers call otherwise",
+        "model.lr (command line): unknown key, got '1e-4'; did you mean model.optimizer.lr?",
+        lambda _: ["--model.lr=1e-4"],
+    ),
+    Case(
+        "a batch size",
+        "data.batch_size (command line): unknown key, got '8'; did you mean data.pairs_per_step?",
+        lambda _: ["--data.batch_size=8"],
+    ),
+    Case(
+        "gradients that are accumulated by Lightning",
+        "trainer.accumulate_grad_batches: got 4; leave it out and lower data.tokens_per_batch, which splits a step "
+        "without changing it",
+        lambda _: ["--trainer.accumulate_grad_batches=4"],
+    ),
+    Case(
+        "gradients that are clipped by Lightning",
+        "trainer.gradient_clip_val: got 1.0; leave it out and set model.max_grad_norm",
+        lambda _: ["--trainer.gradient_clip_val=1.0"],
+    ),
+    *(
+        Case(
+            f"a precision of {precision}",
+            f"trainer.precision: got {precision}; give 32-true, 16-mixed, bf16-mixed, or model.backbone.dtype",
+            lambda _, precision=precision: [f"--trainer.precision={precision}"],
+        )
+        for precision in ("bf16-true", "16-true", "64-true")
+    ),
+    Case(
+        "no number of devices",
+        "trainer: `devices` selected with `CPUAccelerator` should be an int > 0.",
+        lambda _: ["--trainer.devices=-1"],
+    ),
+    Case(
+        "a random seed below 0",
+        "seed_everything: got -1; give a number from 0 to 4294967295",
+        lambda _: ["--seed_everything=-1"],
+    ),
+    Case(
+        "a class that does not exist",
+        "evolution.rule (command line): got 'ser_lightning.TopShareRul'; unknown class; did you mean "
+        "ser_lightning.TopShareRule?",
+        lambda _: ["--evolution.rule=ser_lightning.TopShareRul"],
+    ),
+    Case(
+        "a class of a package that does not exist",
+        "evolution.rule (command line): got 'my_rules.Mine'; unknown class; give its dotted path, and check that "
+        "PYTHONPATH has its package",
+        lambda _: ["--evolution.rule=my_rules.Mine"],
+    ),
+    Case(
+        "a word for a number",
+        "model.optimizer.lr (command line): got 'fast'; give a number",
+        lambda _: ["--model.optimizer.lr=fast"],
+    ),
+    Case(
         "a value of the wrong type",
-        "data.max_length (command line): got 'long'; give int",
+        "data.max_length (command line): got 'long'; give an integer",
         lambda _: ["--data.max_length=long"],
     ),
     Case(
         "null where a value is needed",
-        "model.center_rewards_coefficient: got null; give float",
+        "model.center_rewards_coefficient: got null; give a number",
         lambda _: ["--model.center_rewards_coefficient=null"],
     ),
     Case(

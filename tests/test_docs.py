@@ -82,7 +82,7 @@ def test_the_snippet_that_loads_an_export_is_python_of_six_statements():
 def test_commands_exist_and_name_bundled_configs(page):
     known = {"fit", "validate", "test", "predict", *COMMANDS}
     for words in commands_of(page):
-        assert words[0] in known or words[0] == "--help", words
+        assert words[0] in known or words[0] in ("--help", "--version"), words
         assert set(configs_of(words)) <= set(bundled_configs()), words
 
 

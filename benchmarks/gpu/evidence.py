@@ -24,15 +24,24 @@ MODELS = {"smollm2-135m": "SmolLM2-135M-Instruct", "qwen2.5-0.5b": "Qwen2.5-Code
 DATA = {"pandalm": ("pandalm_test.jsonl",), "hh": ("hh_helpful_base.jsonl", "hh_helpful_rs.jsonl")}
 NUM_PAIRS = 4000
 """Most pairs of a data set, chosen by the random seed, so that a run ends within a few minutes."""
+CONDITIONS = {
+    "last": (),
+    "mean_judge": ("--model.reading=[mean,judge]",),
+    "all_labels": ("--data.seed_fraction=1", "--evolution.max_rounds=0", "--evolution.folds=0"),
+}
+"""Flags of each: the standard reading, ours, and the standard one with every label."""
 FLAGS = ("--model.backbone.dtype=bfloat16", "--trainer.precision=bf16-mixed", "--data.max_length=512")
 
 
-def plans(job: Job) -> list[tuple[str, Path, str, int]]:
-    """Overlay, folder, data set and random seed of every run, the cheapest first."""
+def plans(job: Job) -> list[tuple[str, Path, str, int, str]]:
+    """Overlay, folder, data set, random seed and condition of every run, the cheapest first."""
     assert job.models is not None and job.data is not None
     models = [(name, job.models / folder) for name, folder in MODELS.items() if (job.models / folder).is_dir()]
     data = [name for name, files in DATA.items() if all((job.data / file).is_file() for file in files)]
-    return [(*model, name, seed) for seed, model, name in product(range(1, 6), models, data)]
+    return [
+        (*model, name, seed, condition)
+        for seed, model, name, condition in product(range(1, 6), models, data, CONDITIONS)
+    ]
 
 
 def chosen_pairs(files: list[Path], seed: int, file: Path) -> Path:
@@ -43,11 +52,18 @@ def chosen_pairs(files: list[Path], seed: int, file: Path) -> Path:
     return file
 
 
-def one_run(job: Job, name: str, folder: Path, pairs: Path, seed: int, run: Path, seconds: float) -> dict[str, Any]:
+def one_run(
+    job: Job, name: str, folder: Path, pairs: Path, seed: int, condition: str, run: Path, seconds: float
+) -> dict[str, Any]:
     """A fit by command line, in a process of its own, and its rounds."""
-    extra = FLAGS
+    extra = (*FLAGS, *CONDITIONS[condition])
     if job.is_tiny:
-        extra = ("--evolution.max_rounds=0", "--evolution.seed_epochs=1", "--data.max_length=64")
+        extra = (
+            *CONDITIONS[condition],
+            "--evolution.max_rounds=0",
+            "--evolution.seed_epochs=1",
+            "--data.max_length=64",
+        )
     gguf = next(iter(folder.glob("*.gguf")), None)
     words = [sys.executable, "-m", "ser_lightning", "fit", "--config", "rm.yaml", "--config", f"models/{name}.yaml"]
     words += [f"--model.backbone.path={folder}", f"--data.path={pairs}", f"--seed_everything={seed}"]
@@ -72,23 +88,24 @@ def run(job: Job) -> str | None:
     elif job.data is None or job.models is None:
         return "needs --data and --models"
     done = [json.loads(line) for line in lines.read_text().splitlines()] if lines.is_file() else []
-    finished = {(row["model"], row["data"], row["seed"]) for row in done}
-    todo = [plan for plan in plans(job) if (plan[0], plan[2], plan[3]) not in finished]
+    finished = {(row["model"], row["data"], row["seed"], row["condition"]) for row in done}
+    todo = [plan for plan in plans(job) if (plan[0], *plan[2:]) not in finished]
     if not todo and not done:
         return f"found no model of {', '.join(MODELS.values())} with files of {', '.join(DATA)}"
     assert job.data is not None
     longest = 0.0
-    for name, folder, data, seed in todo[: 1 if job.is_tiny else None]:
+    for name, folder, data, seed, condition in todo[: 1 if job.is_tiny else None]:
         if job.seconds_left < 1.2 * longest + 5:
             break
         pairs = chosen_pairs([job.data / file for file in DATA[data]], seed, job.scratch / f"{data}-{seed}.jsonl")
-        where = job.scratch / f"run-{name}-{data}-{seed}-{job.started}"
+        where = job.scratch / f"run-{name}-{data}-{seed}-{condition}-{job.started}"
         try:
-            found = one_run(job, name, folder, pairs, seed, where, max(10.0, job.seconds_left - 5))
+            found = one_run(job, name, folder, pairs, seed, condition, where, max(10.0, job.seconds_left - 5))
         except subprocess.TimeoutExpired:
             break
         longest = max(longest, found["seconds"])
-        row = {"model": name, "data": data, "seed": seed, **found, "commit": commit(), "machine": machine(job.device)}
+        row = {"model": name, "data": data, "seed": seed, "condition": condition, **found}
+        row |= {"commit": commit(), "machine": machine(job.device)}
         lines.parent.mkdir(parents=True, exist_ok=True)
         with lines.open("a") as stream:
             stream.write(json.dumps(row) + "\n")

@@ -1,6 +1,7 @@
 """Tables of the guards: faults and healthy runs, the audits and first rounds read anew, and the guards' settings."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from statistics import mean
 
@@ -81,6 +82,35 @@ def harm_table(runs: Sequence[Run]) -> str:
     return table(header, rows)
 
 
+def delivery_table(runs: Sequence[Run]) -> str:
+    """What rules for the delivered round would have handed over in the healthy runs, without guards."""
+    healthy = [run for run in runs if run["fault"] is None]
+    rules: dict[str, Callable[[list[float]], int]] = {
+        "the best out of fold, the earlier of equal ones (`choose_round`)": lambda a: max(
+            range(len(a)), key=lambda r: (a[r], -r)
+        ),
+        **{
+            f"the latest that is at most {loss:g} below the seed model out of fold": partial(_latest, loss)
+            for loss in (0.01, 0.02, 0.03, 0.05)
+        },
+        "the last one": lambda a: len(a) - 1,
+    }
+    rows = []
+    for name, rule in rules.items():
+        chosen = [rule([one["seed_oof_accuracy"] for one in run["off"]["rounds"]]) for run in healthy]
+        changes = [run["held"]["change"].get(str(r), 0.0) for run, r in zip(healthy, chosen, strict=True)]
+        harmed = sum(value < -HARM for value in changes)
+        seeds = sum(r == 0 for r in chosen)
+        rows.append([name, f"{seeds} of {len(healthy)}", f"{harmed} of {len(healthy)}", f"{mean(changes):+.4f}"])
+    header = ["delivered", "the seed model in", "more than 1 point worse than the seed model", "mean change"]
+    return table(header, rows)
+
+
+def _latest(loss: float, accuracy: list[float]) -> int:
+    """The latest round that is at most so far below the first one."""
+    return max(r for r, value in enumerate(accuracy) if value >= accuracy[0] - loss)
+
+
 def alarm_table(runs: Sequence[Run]) -> str:
     """How often each guard fires in runs without a fault."""
     rows = []
@@ -144,6 +174,7 @@ def tables() -> dict[str, str]:
         "settings": settings_table(),
         "faults": fault_table(runs),
         "harm": harm_table(runs),
+        "delivery": delivery_table(runs),
         "alarms": alarm_table(runs),
         "length": length_table(LENGTH.read()),
         "overconfidence": confidence_table(AUDITS.read(), KINDS["overconfidence"].default.threshold),

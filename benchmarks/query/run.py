@@ -27,8 +27,9 @@ from benchmarks.rules.run import CONDITIONS as RULES
 from benchmarks.shared.held_out import HeldOut
 from benchmarks.shared.results import Results, Run
 from benchmarks.shared.runs import fit, run_missing, study_arguments
-from ser_lightning.cli.query import CoverUncertain, MostUncertain, QueryStrategy, query
+from ser_lightning.cli.query import query
 from ser_lightning.data.formats import parse_row
+from ser_lightning.evolution.query import CoverUncertain, MostUncertain, QueryStrategy
 from ser_lightning.records import PreferencePair
 from ser_lightning.synthetic.world import generate_pairs
 

@@ -1,12 +1,14 @@
 """The command line of a run: its command, its configs, found by path or among the bundled ones, and its flags."""
 
-import difflib
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
-from ser_lightning.errors import UserError, raise_problems
+import yaml
+
+from ser_lightning.errors import nearest, raise_problems
 
 
 @dataclass
@@ -16,10 +18,30 @@ class Arguments:
     command: str
     configs: list[str]
     flags: list[list[str]]
+    names: dict[str, str] = field(default_factory=dict)
+    """Path of a config -> how the user called it."""
 
     def tokens(self) -> list[str]:
         """The command line that the parser gets."""
         return [self.command, *(t for c in self.configs for t in ("--config", c)), *(t for f in self.flags for t in f)]
+
+    def model_class(self) -> str:
+        """The class of the model that the configs and flags name last, without its modules; empty where none does."""
+        named = [self.value("--model.class_path"), self.value("--model"), *map(class_in, reversed(self.configs))]
+        return next(filter(None, named), "").rpartition(".")[2]
+
+    def base_first(self) -> tuple["Arguments", list[str]]:
+        """The command line with configs that name a model in front of overlays, and a line where they were not."""
+        bases = [path for path in self.configs if class_in(path)]
+        is_typed = self.value("--model") or self.value("--model.class_path")
+        if is_typed or not self.configs or self.configs[0] in bases:
+            return self, []
+        first = self.names.get(self.configs[0], self.configs[0])
+        if not bases:
+            return self, [f"--config: got {first} first, which names no model class; put rm.yaml or the like before it"]
+        ordered = replace(self, configs=sorted(self.configs, key=lambda path: path not in bases))
+        base = self.names.get(bases[0], bases[0])
+        return ordered, [f"--config: got {first} before {base}, which it changes; put {base} first"]
 
     def value(self, flag: str) -> str | None:
         """The value of the last `--flag VALUE` or `--flag=VALUE`, None without one."""
@@ -30,10 +52,8 @@ class Arguments:
         return None
 
 
-def split_arguments(argv: list[str], commands: list[str]) -> Arguments:
+def split_arguments(argv: list[str]) -> Arguments:
     """Sort `argv` into its parts and find its configs; `UserError` with a line for each config that is not there."""
-    if argv[0] not in commands:
-        raise UserError(f"command: got {argv[0]!r}; give one of {', '.join(commands)}{_nearest(argv[0], commands)}")
     names: list[str] = []
     flags: list[list[str]] = []
     rest = iter(argv[1:])
@@ -49,7 +69,24 @@ def split_arguments(argv: list[str], commands: list[str]) -> Arguments:
             flags.append([token])
     found = [find_config(name) for name in names]
     raise_problems(_missing_config(name) for name, path in zip(names, found, strict=True) if path is None)
-    return Arguments(argv[0], [str(path) for path in found], flags)
+    paths = [str(path) for path in found]
+    return Arguments(argv[0], paths, flags, dict(zip(paths, names, strict=True)))
+
+
+def class_in(config: str) -> str | None:
+    """The class of the model that a config file names; None where it names none, or is no config."""
+    content = read_yaml(Path(config))
+    model = content.get("model") if isinstance(content, dict) else None
+    name = model.get("class_path") if isinstance(model, dict) else None
+    return name if isinstance(name, str) else None
+
+
+def read_yaml(path: Path) -> Any:
+    """The content of a YAML file; the error, where it is none."""
+    try:
+        return yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        return error
 
 
 def find_config(name: str) -> Path | None:
@@ -66,13 +103,8 @@ def bundled_configs() -> list[str]:
 
 def _missing_config(name: str) -> str:
     known = bundled_configs()
-    hint = _nearest(name, known) or f"; bundled: {', '.join(known)}"
+    hint = nearest(name, known) or f"; bundled: {', '.join(known)}"
     return f"--config: got {name!r}, neither a file in {Path.cwd()} nor a bundled config{hint}"
-
-
-def _nearest(name: str, known: list[str]) -> str:
-    nearest = difflib.get_close_matches(name, known, n=1)
-    return f"; did you mean {nearest[0]}?" if nearest else ""
 
 
 def _is_number(token: str) -> bool:

@@ -8,12 +8,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from jsonargparse import ArgumentError, ArgumentParser, Namespace
-from rich.table import Table
+from jsonargparse import Namespace
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ser_lightning.cli.score import add_scoring_flags
+from ser_lightning.cli.score import load_scorer
 from ser_lightning.data.scoring_rows import CandidateRow, column_problems, open_source, read_candidates
 from ser_lightning.errors import UserError, raise_problems
 from ser_lightning.evaluation.reward_bench import (
@@ -30,31 +29,14 @@ from ser_lightning.evaluation.reward_bench import (
 )
 from ser_lightning.inference.scorer import Scorer
 from ser_lightning.utils.atomic import output_problems, write_text_atomically
-from ser_lightning.utils.terminal import PlainConsole
+from ser_lightning.utils.terminal import new_table, say
 
 CHUNK = 256
 """Rows that are encoded and scored at a time."""
-_USAGE = "use `bench --model FOLDER --data FILE`"
 
 
-def main(argv: list[str]) -> None:
-    """Command line of `python -m ser_lightning bench`."""
-    parser = ArgumentParser(
-        prog="python -m ser_lightning bench", description=__doc__, exit_on_error=False, allow_abbrev=False
-    )
-    parser.add_argument("--model", type=str, required=True, help="an export, a run folder or a transformers folder")
-    parser.add_argument("--data", type=str, required=True, help="file of rows with prompt, chosen and rejected")
-    parser.add_argument("--category", type=str, default="subset", help="column that holds a row's subset")
-    parser.add_argument(
-        "--weights", type=dict[str, float] | None, default=None, help="of subsets in their section: {math-prm: 447}"
-    )
-    parser.add_argument("--json", type=str | None, default=None, help="file to write the figures to")
-    parser.add_argument("--overwrite", action="store_true", help="write over a file that is there")
-    add_scoring_flags(parser)
-    try:
-        args = parser.parse_args(argv)
-    except ArgumentError as error:
-        raise UserError(f"bench: {' '.join(str(error).split())}; {_USAGE}") from error
+def main(args: Namespace) -> None:
+    """Run the command with its flags."""
     if args.json:
         raise_problems(output_problems("--json", args.json, [args.data, args.model], args.overwrite))
     figures = bench_file(args)
@@ -77,10 +59,7 @@ def bench_file(args: Namespace) -> dict[str, Any]:
     rows = read_candidates(open_source(args.data), columns, args.category)
     units = scoring_units(rows)
     raise_problems(weight_problems(weights, {row.subset for row in rows}))
-    scorer = Scorer.load(
-        args.model, args.device, args.dtype, args.max_length, args.tokens_per_batch, args.trust_remote_code
-    )
-    return figures_of(rows, units, score_rows(scorer, rows), weights)
+    return figures_of(rows, units, score_rows(load_scorer(args), rows), weights)
 
 
 def scoring_units(rows: Sequence[CandidateRow]) -> dict[str, list[tuple[int, ...]]]:
@@ -178,9 +157,7 @@ def _sides(row: CandidateRow, values: Tensor | None, kind: int) -> tuple[Tensor,
 def print_bench(figures: Mapping[str, Any], model: str) -> None:
     """A line for the whole, each section and its subsets, with the baseline beside it, and notes on them."""
     benchmark = figures["benchmark"]
-    table = Table(title=benchmark or "Best of n", title_justify="left", box=None, padding=(0, 2, 0, 0))
-    for name in ("", "score", "low", "high", "items", "weight", "longer"):
-        table.add_column(name, justify="right" if name else "left", no_wrap=True)
+    table = new_table("", "score", "low", "high", "items", "weight", "longer", title=benchmark or "Best of n")
     table.add_row("overall", *_cells(figures["overall"], "-"))
     for section, figure in figures["sections"].items():
         table.add_row(section, *_cells(figure, "1" if figure["is_counted"] else "0"))
@@ -190,12 +167,8 @@ def print_bench(figures: Mapping[str, Any], model: str) -> None:
                 table.add_row(f"  {name[:28]}", *_cells(one, f"{one['weight']:g}"))
             for term, value in one.get("terms", {}).items():
                 table.add_row(f"  {term}", f"{value:.3f}", "", "", "", f"{TIE_WEIGHTS[term]:g}", "")
-    console = PlainConsole()
-    console.print(f"Model: {model}", soft_wrap=True)
-    console.print(table)
     legend = "low, high: 95 % interval over prompts; longer: the score of taking the longest response, the baseline."
-    for line in (legend, *_notes(figures)):
-        console.print(line, soft_wrap=True)
+    say(f"Model: {model}", table, legend, *_notes(figures))
 
 
 def _notes(figures: Mapping[str, Any]) -> list[str]:

@@ -14,8 +14,7 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet
 import torch
-from jsonargparse import ArgumentError, ArgumentParser, Namespace
-from rich.table import Table
+from jsonargparse import Namespace
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -29,11 +28,10 @@ from ser_lightning.evaluation.thresholds import failures, make_gate, read_gate
 from ser_lightning.inference.scorer import Scorer
 from ser_lightning.records import PairScores
 from ser_lightning.utils.atomic import output_problems, write_text_atomically
-from ser_lightning.utils.terminal import PlainConsole
+from ser_lightning.utils.terminal import new_table, say
 
 ALPHA = 0.05
 CHUNK = 256
-_USAGE = "use `compare A B --data FILE`"
 _OF_BOTH = ("difference", "low", "high", "agreement", "only_a", "only_b", "p_value")
 _OF_EACH = ("accuracy", "accuracy_low", "accuracy_high", "calibration_error", "tie_share", "length_correlation")
 FIGURES = (*_OF_BOTH, *(f"{name}_{side}" for side in "ab" for name in _OF_EACH), "longer_accuracy", "pairs")
@@ -135,31 +133,8 @@ def _read_table(file: Path) -> dict[str, list[Any]]:
         raise UserError(f"{file}: got no table of rewards ({reason}); give a file that `score` wrote") from error
 
 
-def main(argv: list[str]) -> int:
-    """Command line of `python -m ser_lightning compare`; 1 where a gate is not kept."""
-    parser = ArgumentParser(
-        prog="python -m ser_lightning compare", description=__doc__, exit_on_error=False, allow_abbrev=False
-    )
-    parser.add_argument("models", type=str, nargs="+", help="A and B; with --make_gate any number of baseline runs")
-    parser.add_argument("--data", type=str, required=True, help="file of labelled pairs")
-    parser.add_argument("--columns", type=dict[str, str] | None, default=None, help="how the file calls its columns")
-    parser.add_argument(
-        "--labels", type=dict[str, str | None] | None, default=None, help="what its labels mean: {model_a: a, tie: tie}"
-    )
-    parser.add_argument("--category", type=str | None, default=None, help="column that holds a pair's category")
-    parser.add_argument("--examples", type=int, default=3, help="pairs to show that only one of both orders right")
-    parser.add_argument("--json", type=str | None, default=None, help="file to write the figures to")
-    parser.add_argument("--gate", type=str | None, default=None, help="YAML of thresholds; exit code 1 where one fails")
-    parser.add_argument(
-        "--make_gate", type=str | None, default=None, help="YAML to write, from the models as baselines"
-    )
-    parser.add_argument("--trust_remote_code", action="store_true", help="run the Python files of the models")
-    parser.add_argument("--overwrite", action="store_true", help="write over a file that is there")
-    parser.add_argument("--sequential", action="store_true", help="stop scoring as soon as the decision is sure")
-    try:
-        args = parser.parse_args(argv)
-    except ArgumentError as error:
-        raise UserError(f"compare: {' '.join(str(error).split())}; {_USAGE}") from error
+def main(args: Namespace) -> int:
+    """Run the command with its flags; 1 where a gate is not kept."""
     raise_problems(_problems(args))
     rows, categories, num_rows = labelled_rows(args.data, args.columns or {}, args.category, args.labels)
     sides = [open_side(name, rows, num_rows, args.trust_remote_code) for name in args.models]
@@ -173,8 +148,7 @@ def main(argv: list[str]) -> int:
     if args.json:
         write_text_atomically(Path(args.json), json.dumps({**figures, **detail}, indent=1) + "\n")
     failed = failures(read_gate(Path(args.gate), FIGURES), figures) if args.gate else []
-    for line in failed:
-        print(line)
+    say(*failed)
     return 1 if failed else 0
 
 
@@ -297,9 +271,7 @@ def _short(text: str) -> str:
 
 
 def _print(models: Sequence[str], figures: dict[str, float], detail: dict[str, Any], examples: list[str]) -> None:
-    table = Table(box=None, padding=(0, 2, 0, 0), title="A/B", title_justify="left")
-    for name in ("", "A", "B"):
-        table.add_column(name, justify="left" if not name else "right", no_wrap=True)
+    table = new_table("", "A", "B", title="A/B")
     table.add_row("right", *(f"{figures[f'accuracy_{s}']:.3f}" for s in "ab"))
     interval = [f"{figures[f'accuracy_low_{s}']:.3f} to {figures[f'accuracy_high_{s}']:.3f}" for s in "ab"]
     table.add_row("  95 %, over prompts", *interval)
@@ -310,20 +282,17 @@ def _print(models: Sequence[str], figures: dict[str, float], detail: dict[str, A
         for group, found in detail[f"{key}_a"].items():
             other = detail[f"{key}_b"][group]
             table.add_row(f"  {group[:24]} ({found['pairs']})", f"{found['accuracy']:.3f}", f"{other['accuracy']:.3f}")
-    console = PlainConsole()
-    for side, model in zip("AB", models, strict=True):
-        console.print(f"{side}: {model}", soft_wrap=True, markup=False)
-    console.print(table)
-    console.print(
+    left_out = f"{detail['not_scored']} pairs have no reward from one of both and are left out."
+    say(
+        *(f"{side}: {model}" for side, model in zip("AB", models, strict=True)),
+        table,
         f"B less A: {figures['difference']:+.3f} ({figures['low']:+.3f} to {figures['high']:+.3f}); only A right "
         f"{figures['only_a']:.0f}, only B {figures['only_b']:.0f}, p {figures['p_value']:.2g} (McNemar); they order "
         f"{figures['agreement']:.1%} of {figures['pairs']:.0f} pairs alike; take the longer: "
-        f"{figures['longer_accuracy']:.3f}."
+        f"{figures['longer_accuracy']:.3f}.",
+        *([left_out] if detail["not_scored"] else []),
+        *examples,
     )
-    if detail["not_scored"]:
-        console.print(f"{detail['not_scored']} pairs have no reward from one of both and are left out.")
-    for line in examples:
-        console.print(line, soft_wrap=True, markup=False)
 
 
 def _write_gate(args: Namespace, rows: Sequence[FileRow], sides: Sequence[Side]) -> int:
@@ -334,7 +303,7 @@ def _write_gate(args: Namespace, rows: Sequence[FileRow], sides: Sequence[Side])
         names = {"accuracy": "accuracy_a", "low": "accuracy_low_a", "high": "accuracy_high_a"}
         runs.append({k: figures[v] for k, v in {**names, "calibration_error": "calibration_error_a"}.items()})
     gate = make_gate(Path(args.make_gate), runs)
-    print(f"{args.make_gate}: from {len(runs)} runs, " + ", ".join(f"{k} {v}" for k, v in gate.items()))
+    say(f"{args.make_gate}: from {len(runs)} runs, " + ", ".join(f"{k} {v}" for k, v in gate.items()))
     return 0
 
 
@@ -344,10 +313,10 @@ def _decide(rows: Sequence[FileRow], sides: Sequence[Side]) -> int:
     found = first_decision(_changes(rows, sides, seen), len(rows), ALPHA)
     if found is None:
         only_a, only_b = sum(change < 0 for change in seen), sum(change > 0 for change in seen)
-        print(f"No decision after all {len(rows)} pairs: {only_a} only A right, {only_b} only B.")
+        say(f"No decision after all {len(rows)} pairs: {only_a} only A right, {only_b} only B.")
     else:
         looked, lead = found
-        print(f"{'B' if lead > 0 else 'A'} is better, sure after {looked} of {len(rows)} pairs (5 % error).")
+        say(f"{'B' if lead > 0 else 'A'} is better, sure after {looked} of {len(rows)} pairs (5 % error).")
     return 0
 
 

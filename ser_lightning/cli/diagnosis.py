@@ -5,23 +5,40 @@ are parsed again piece by piece, each piece on top of the ones that were good: a
 key and value are known, whatever the message looks like.
 """
 
-import difflib
 import inspect
 import json
 import re
+import sys
 from collections.abc import Callable, Collection, Iterator
 from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any, get_args
 
-import yaml
 from jsonargparse import Namespace
 
-from ser_lightning.cli.arguments import Arguments
+from ser_lightning.cli.arguments import Arguments, class_in, read_yaml
+from ser_lightning.errors import nearest
 
 CLASS_PATH = "class_path"
 ARGS = ("init_args", "dict_kwargs")
+ELSEWHERE = {
+    **dict.fromkeys(("lr", "learning_rate"), ("model.optimizer.lr",)),
+    "weight_decay": ("model.optimizer.weight_decay",),
+    **dict.fromkeys(
+        ("batch_size", "train_batch_size", "per_device_train_batch_size"),
+        ("data.pairs_per_step", "data.responses_per_step", "model.prompts_per_step"),
+    ),
+    **dict.fromkeys(("eval_batch_size", "per_device_eval_batch_size"), ("data.tokens_per_scoring_batch",)),
+    **dict.fromkeys(("gradient_accumulation_steps",), ("data.tokens_per_batch", "model.tokens_per_batch")),
+    **dict.fromkeys(("max_grad_norm", "gradient_clip_val"), ("model.max_grad_norm",)),
+    **dict.fromkeys(("epochs", "num_train_epochs"), ("evolution.seed_epochs", "trainer.max_epochs")),
+    **dict.fromkeys(("model_name_or_path", "model_name", "path"), ("model.backbone.path",)),
+}
+"""What other trainers call a setting -> where it is here; the first key that the config has."""
+PLAIN = {"float": "a number", "int": "an integer", "bool": "true or false", "str": "text"}
+PUBLIC = ("ser_lightning", "lightning.pytorch.callbacks", "lightning.pytorch.loggers", "torch.optim")
+"""Modules whose classes a config may mean."""
 
 
 class ParseError(Exception):
@@ -56,6 +73,9 @@ class Diagnosis:
 
     def run(self) -> list[str]:
         """One line for each problem."""
+        self.arguments, self.problems = self.arguments.base_first()
+        if self.problems and not any(map(class_in, self.arguments.configs)):
+            return self.problems
         for path in self.arguments.configs:
             self._check_config(path)
         for flag in self.arguments.flags:
@@ -71,16 +91,15 @@ class Diagnosis:
         return [self.arguments.command, *configs, *flags]
 
     def _check_config(self, path: str) -> None:
-        try:
-            content = yaml.safe_load(Path(path).read_text())
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            self.problems.append(f"{path}: not a YAML file: {_one_line(str(error))}")
+        content, name = read_yaml(Path(path)), self.arguments.names.get(path, path)
+        if isinstance(content, Exception):
+            self.problems.append(f"{name}: not a YAML file: {_one_line(str(content))}")
             return
         if not isinstance(content, dict):
-            self.problems.append(f"{path}: got {_show(content)}; a config is a table of keys such as model: and data:")
+            self.problems.append(f"{name}: got {_show(content)}; a config is a table of keys such as model: and data:")
             return
         good = self._good()
-        kept = self._good_part(lambda part: [*good, _as_flag(part)], content, [], path, good)
+        kept = self._good_part(lambda part: [*good, _as_flag(part)], content, [], name, good)
         self.configs.append(kept or {})
 
     def _check_flag(self, flag: list[str]) -> None:
@@ -106,7 +125,8 @@ class Diagnosis:
             names = found[1].split(", ")
             names = [f"{inside[1]}.{name}" for name in names] if inside else [name.split(".", 1)[-1] for name in names]
             self.problems += [
-                f"{name}: required, got nothing; set it with --{name} or in a config (--config rm.yaml)"
+                f"{name}: required, got nothing; set it with --{name} or in a config"
+                + (" (--config rm.yaml)" if name in ("model", "data") else "")
                 for name in names
                 if name not in incomplete
             ]
@@ -168,7 +188,7 @@ class Diagnosis:
             hint = self._suggest([part.removesuffix("+") for part in path], context)
             self.problems.append(f"{key} ({source}): unknown key, got {_show(value)}{hint}")
         else:
-            self.problems.append(f"{key} ({source}): got {_show(value)}; {_reason(error)}")
+            self.problems.append(f"{key} ({source}): got {_show(value)}; {reason(error)}")
 
     def _suggest(self, path: list[str], context: list[str]) -> str:
         """`; did you mean ...?` for the first part of `path` that the parser does not know."""
@@ -176,13 +196,25 @@ class Diagnosis:
             node: Any = self.parse(context)[self.arguments.command]
         except ParseError:
             return ""
+        for key in ELSEWHERE.get(path[-1], ()):
+            if _has(node, key.split(".")):
+                return f"; did you mean {key}?"
         for depth, part in enumerate(path):
             known = _children(node)
             if part not in known:
-                nearest = difflib.get_close_matches(part, known, n=1)
-                return f"; did you mean {'.'.join([*path[:depth], *nearest])}?" if nearest else ""
+                hint, _, name = nearest(part, known).rpartition(" ")
+                return f"{hint} {'.'.join([*path[:depth], name])}" if hint else ""
             node = known[part]
         return ""
+
+
+def _has(node: Any, path: list[str]) -> bool:
+    """Whether a parsed config has a key."""
+    for part in path:
+        if part not in _children(node):
+            return False
+        node = _children(node)[part]
+    return True
 
 
 def null_problems(config: Namespace, path: str = "", owner: type | None = None) -> Iterator[str]:
@@ -259,24 +291,40 @@ def _drop(config: dict[str, Any], keys: Collection[str], prefix: str = "") -> di
     return kept
 
 
-def _reason(error: str) -> str:
+def reason(error: str) -> str:
     """The part of a jsonargparse message that says what would have been right, on one line."""
     if found := re.search(r"Problem with given class_path '([^']*)':\s*(.*)", error):
+        if re.match(r"No module named|module .* has no attribute", found[2]):
+            return _unknown_class(found[1])
         return f"cannot use class {found[1]}: {_one_line(found[2])}"
-    if "Expected a dot import path string" in error:
-        return "no class of that name is known; give its dotted path, such as package.module.Class"
     expected = re.findall(r"^( *).*?Expected an? (.*?)(?:\. Got value.*)?$", error, flags=re.MULTILINE)
-    deepest = max((len(indent) for indent, _ in expected), default=0)
-    kinds = dict.fromkeys(_type_name(kind) for indent, kind in expected if len(indent) == deepest)
-    if kinds:
-        return f"give {' or '.join(kinds)}"
+    kinds = [(len(indent), kind) for indent, kind in expected if not kind.startswith(("dot import path", "path but"))]
+    classes = re.findall(r"^( *).*?Expected a dot import path string: (.*)$", error, flags=re.MULTILINE)
+    deepest = max([depth for depth, _ in kinds] + [len(indent) for indent, _ in classes], default=0)
+    names = dict.fromkeys(_type_name(kind) for depth, kind in kinds if depth == deepest)
+    if classes and not set(names) - {"null"}:
+        return _unknown_class(classes[0][1])
+    if names:
+        return f"give {' or '.join(names)}"
     if found := re.search(r"Not a valid subclass of (\w+)", error):
         return f"give a subclass of {found[1]}"
     return _one_line(error)
 
 
+def _unknown_class(name: str) -> str:
+    """What to say of a class that is not there, with the public class of nearly that name."""
+    module, _, short = name.rpartition(".")
+    public = {n: f"{m}.{n}" for m in PUBLIC if m in sys.modules for n in getattr(sys.modules[m], "__all__", ())}
+    hint = nearest(short, public).removeprefix("; did you mean ").removesuffix("?")
+    if hint and (not module or public[hint].startswith(module)):
+        return f"unknown class; did you mean {public[hint]}?"
+    return "unknown class; give its dotted path, and check that PYTHONPATH has its package"
+
+
 def _type_name(text: str) -> str:
     text = re.sub(r"<class '([^']*)'>", r"\1", text)
+    if text in PLAIN:
+        return PLAIN[text]
     if found := re.match(r"typing\.Literal\[(.*)\]", text):
         return f"one of {found[1]}"
     return re.sub(r"\b(?:[A-Za-z_]\w*\.)+(\w+)", r"\1", text).replace("NoneType", "null")

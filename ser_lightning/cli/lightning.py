@@ -1,5 +1,6 @@
 """`fit`, `validate`, `test` and `predict`: LightningCLI with composable YAMLs, one folder a run, one line a problem."""
 
+import logging
 import os
 import signal
 import sys
@@ -14,21 +15,21 @@ from lightning.fabric.plugins import CheckpointIO
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.fabric.utilities.rank_zero import _get_rank
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint, ProgressBar
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint, ModelSummary, ProgressBar
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.trainer.states import TrainerStatus
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.exceptions import SIGTERMException
+from tqdm.contrib.logging import logging_redirect_tqdm
 
-from ser_lightning import __version__
-from ser_lightning.callbacks.evaluation import EvaluationCallback
 from ser_lightning.callbacks.evolution import EvolutionCallback
-from ser_lightning.callbacks.prediction_writers import PoolWriter, PredictionWriter
-from ser_lightning.callbacks.progress import PhaseProgressBar
-from ser_lightning.cli.arguments import Arguments, split_arguments
+from ser_lightning.callbacks.progress import ParameterLine, PhaseProgressBar
+from ser_lightning.cli.arguments import Arguments
+from ser_lightning.cli.commands import PROGRAM
 from ser_lightning.cli.diagnosis import Diagnosis, ParseError, null_problems
-from ser_lightning.errors import NothingToDo, UserError, raise_problems
-from ser_lightning.modules.generate import GenerateModule
+from ser_lightning.cli.quiet import LOGGERS, plain_warnings
+from ser_lightning.datamodules.base import PairFiles, model_problems
+from ser_lightning.errors import NothingToDo, Terminated, UserError, raise_problems
 from ser_lightning.runs.files import CONFIG, is_run
 from ser_lightning.runs.folder import (
     RUN_DIR_VARIABLE,
@@ -37,11 +38,17 @@ from ser_lightning.runs.folder import (
     choose_folder,
     lock,
     run_of,
+    tidy,
     unlock,
 )
 from ser_lightning.training.checkpoints import LAST, CheckpointsInPlace, LastCheckpoint
 from ser_lightning.training.rank_failure import FOLLOW_UP_SECONDS, EndAfterSigterm, end_with_parent, lost_rank
 from ser_lightning.training.strategies import strategy_problems
+from ser_lightning.utils.terminal import say, visible
+
+MODULES = ("RewardModule", "SFTModule", "PPOModule", "GenerateModule")
+"""This project's own: they optimise by hand, and hold their numbers in the format that `backbone.dtype` says."""
+PRECISIONS = ("32-true", "16-mixed", "bf16-mixed", "None", "32", "16", "bf16")
 
 
 class Parser(LightningArgumentParser):
@@ -56,19 +63,27 @@ class SerCLI(LightningCLI):
     """The command line of a run.
 
     Args:
-        args: the command line without the program's name.
-        epilog: what `--help` says below the commands.
+        arguments: the command line.
     """
 
-    def __init__(self, args: list[str], epilog: str = "") -> None:
+    def __init__(self, arguments: Arguments) -> None:
+        self.arguments = arguments
         self._lock: IO[str] | None = None
+        self._chosen: Path | None = None
         try:
-            self._run(args, epilog)
-        finally:
-            if self._lock is not None:
-                unlock(self._lock)
+            self._run()
+        except BaseException:
+            self._unlock()
+            if self._chosen is not None and not _get_rank():
+                tidy(self._chosen)
+            raise
+        self._unlock()
 
-    def _run(self, args: list[str], epilog: str) -> None:
+    def _unlock(self) -> None:
+        if self._lock is not None:
+            unlock(self._lock)
+
+    def _run(self) -> None:
         super().__init__(
             LightningModule,
             LightningDataModule,
@@ -76,16 +91,13 @@ class SerCLI(LightningCLI):
             seed_everything_default=0,
             parser_class=Parser,
             parser_kwargs={
-                "prog": "python -m ser_lightning",
-                "description": "Self-Evolved Reward learning: train a reward model from few human labels.",
-                "epilog": epilog,
-                "version": __version__,
+                "prog": PROGRAM,
                 "allow_abbrev": False,
             },
             subclass_mode_model=True,
             subclass_mode_data=True,
             auto_configure_optimizers=False,
-            args=args,
+            args=self.arguments.tokens(),
         )
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -113,10 +125,6 @@ class SerCLI(LightningCLI):
             parser: the parser of all commands.
             args: the command line.
         """
-        assert isinstance(args, list)
-        if not args or args[0] in ("-h", "--help", "--version"):
-            parser.parse_args(args or ["--help"])
-        self.arguments = split_arguments(args, list(self.subcommands()))
         if not self.arguments.configs:
             self.arguments.configs += [str(path) for path in recorded_config(self.arguments)]
         try:
@@ -125,7 +133,8 @@ class SerCLI(LightningCLI):
             parser.__dict__.pop("print_config", None)
             problems = Diagnosis(parser.parse_args, self.arguments).run()
             raise UserError(problems or " ".join(str(error).split())) from None
-        raise_problems(trust_problems(self.config[self.arguments.command], self.arguments))
+        config = self.config[self.arguments.command]
+        raise_problems([*trust_problems(config, self.arguments), *_misleading(self.arguments.command, config)])
 
     @property
     def command(self) -> str:
@@ -143,8 +152,8 @@ class SerCLI(LightningCLI):
         if "weights_only" in config and config.weights_only is None:
             config.weights_only = True  # a checkpoint is read as data: one from elsewhere can run no code
         parts = Namespace({key: config.get(key) for key in ("model", "data", "evolution")})
-        if "verbose" in config and config.get("data.init_args.eval_sets"):
-            config.verbose = False  # Lightning's table would show every figure once for each set
+        if "verbose" in config and _name_of_model(config) in MODULES:
+            config.verbose = False  # the table of `EvaluationCallback` has digits that mean something
         raise_problems([*null_problems(parts), *null_problems(config.trainer, "trainer", Trainer)])
         if config.trainer.default_root_dir is not None:
             raise UserError(
@@ -152,6 +161,7 @@ class SerCLI(LightningCLI):
             )
         self.recipe = self._dump_recipe(config)
         self.run_folder = self._choose_folder(config)
+        self._chosen = self.run_folder.path
         if config.get("ckpt_path"):
             config.ckpt_path = self.run_folder.ckpt_path
         config.trainer.default_root_dir = str(self.run_folder.path)
@@ -192,19 +202,28 @@ class SerCLI(LightningCLI):
             super().instantiate_classes()
         except Exception as error:
             problems = dict.fromkeys(_user_problems(error))
+            parts: dict[str, Any] = {}
             for key in ("model", "data", "evolution", "trainer") if problems else ():
-                problems |= dict.fromkeys(self._problems_of(key))
+                problems |= dict.fromkeys(self._problems_of(key, parts))
             if problems:
+                problems |= dict.fromkeys(self._start_problems(parts.get("model"), parts.get("data")))
                 raise UserError(problems) from error
             raise
+        raise_problems(self._start_problems(self.model, self.datamodule))
 
-    def _problems_of(self, key: str) -> list[str]:
+    def _problems_of(self, key: str, parts: dict[str, Any]) -> list[str]:
+        """Those of making one part; what could be made comes into `parts`."""
         part = Namespace({key: self.config[self.subcommand].get(key)})
         try:
-            self._parser(self.subcommand).instantiate_classes(part)
+            parts[key] = self._parser(self.subcommand).instantiate_classes(part)[key]
         except Exception as error:
             return _user_problems(error)
         return []
+
+    def _start_problems(self, model: Any, data: Any) -> list[str]:
+        if isinstance(data, PairFiles):
+            return data.start_problems(model)
+        return model_problems(model, self.config[self.subcommand].get("data.init_args.max_length"))
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """The trainer with this project's callbacks and metrics file; its own objections become a `UserError`.
@@ -215,7 +234,7 @@ class SerCLI(LightningCLI):
         config = self._get(self.config_init, "trainer")
         evolution = self._get(self.config_init, "evolution")
         given = [*_as_list(config.callbacks), *_as_list(evolution)]  # last: it labels when all others have looked
-        config.callbacks = [*given, *self._own_callbacks(given, config)]
+        config.callbacks = [*_shown(given, config), *given, *self._own_callbacks(given, config)]
         if self.subcommand == "fit" and not _holds(_as_list(config.plugins), CheckpointIO):
             config.plugins = [*_as_list(config.plugins), CheckpointsInPlace()]
         if config.logger is not False:
@@ -225,18 +244,12 @@ class SerCLI(LightningCLI):
             trainer = super().instantiate_trainer(**kwargs)
             use_tensor_cores(trainer.strategy.root_device)
             return trainer
-        except (MisconfigurationException, ValueError) as error:
+        except (MisconfigurationException, ValueError, TypeError) as error:
             raise UserError(f"trainer: {' '.join(str(error).split())}") from error
 
     def _own_callbacks(self, given: list[Callback], config: Namespace) -> Iterator[Callback]:
         folder = self.run_folder.path
-        if config.enable_progress_bar is not False and not _holds(given, ProgressBar):
-            yield PhaseProgressBar()
-        writer = PoolWriter if isinstance(self.model, GenerateModule) else PredictionWriter
-        if self.subcommand == "predict" and not _holds(given, writer):
-            yield writer()
-        if self.subcommand in ("validate", "test") and not _holds(given, EvaluationCallback):
-            yield EvaluationCallback()
+        yield from _reading_callbacks(self.command, self.model, given)
         checkpoints = [callback for callback in given if isinstance(callback, ModelCheckpoint)]
         for callback in checkpoints:
             callback.dirpath = callback.dirpath or str(folder / LAST.parent)
@@ -250,35 +263,56 @@ class SerCLI(LightningCLI):
         folder = self.run_folder.path
         if self.command == "fit" and (folder / LAST).is_file():
             return f"interrupted; go on with python -m ser_lightning fit --run_dir {folder} --ckpt_path last"
-        return f"interrupted before anything was saved in {folder}; give the same command again"
+        if self.command == "fit":
+            return f"interrupted before anything was saved in {folder}; give the same command again"
+        return "interrupted; give the same command again"
 
     def _run_subcommand(self, subcommand: str) -> None:
         if not _get_rank():
             self.run_folder.open(self.recipe)
-            print(f"run folder: {self.run_folder.path}", flush=True)
+            say(f"run folder: {self.run_folder.path}")
         try:
             super()._run_subcommand(subcommand)
-        except (SIGTERMException, SystemExit) as stop:
+        except (SIGTERMException, Terminated, SystemExit) as stop:
             if self.trainer.state.status != TrainerStatus.INTERRUPTED:
                 raise
-            code = 128 + (signal.SIGTERM if isinstance(stop, SIGTERMException) else signal.SIGINT)
+            number = signal.SIGTERM if isinstance(stop, SIGTERMException | Terminated) else signal.SIGINT
             if not _get_rank():
-                print(self._how_to_go_on(), file=sys.stderr, flush=True)
-            raise SystemExit(code) from None
+                print(visible(self._how_to_go_on()), file=sys.stderr, flush=True)
+            raise SystemExit(128 + number) from None
         except NothingToDo as error:
             if self.arguments.value("--ckpt_path") != "auto":
                 raise
-            print(f"nothing to do: {error}", flush=True)
+            say(f"nothing to do: {error}")
 
 
 def recorded_config(arguments: Arguments) -> Iterator[Path]:
-    """The config of the run that a command without `--config` goes on with or reads a checkpoint of."""
+    """The config of the run that a command without `--config` goes on with or reads a checkpoint of.
+
+    Raises:
+        UserError: it names a run that is not there, or no checkpoint of one that is.
+    """
     run_dir, ckpt_path = arguments.value("--run_dir"), arguments.value("--ckpt_path")
     folder = Path(run_dir) if run_dir else None
     if ckpt_path and ckpt_path not in ("last", "auto"):
-        folder = run_of(Path(ckpt_path))
+        folder = run_of(Path(ckpt_path)) if Path(ckpt_path).exists() else None
     if ckpt_path and folder and is_run(folder):
         yield folder / CONFIG
+    elif not arguments.model_class():
+        raise_problems(_no_run(run_dir, ckpt_path))
+
+
+def _no_run(run_dir: str | None, ckpt_path: str | None) -> Iterator[str]:
+    if ckpt_path and ckpt_path not in ("last", "auto"):
+        is_there = Path(ckpt_path).exists()
+        what = "lies in no folder of a run; give its config with --config" if is_there else "does not exist; check it"
+        yield f"--ckpt_path: got {ckpt_path}, which {what}"
+    elif ckpt_path and not run_dir:
+        yield f"--ckpt_path: got {ckpt_path} without a run; name its folder with --run_dir"
+    elif run_dir and is_run(Path(run_dir)):
+        yield f"--run_dir: got {run_dir}, which holds a run; add --ckpt_path last"
+    elif run_dir and ckpt_path:
+        yield f"--run_dir: got {run_dir}, which holds no run; check its name, or start one with --config rm.yaml"
 
 
 def trust_problems(config: Namespace, arguments: Arguments) -> Iterator[str]:
@@ -305,17 +339,40 @@ def _named_value(flag: list[str]) -> tuple[str, str]:
     return name.removeprefix("--").split(".")[-1], (value if equals else " ".join(flag[1:])).lower()
 
 
-def run(args: list[str], epilog: str = "") -> None:
-    """Run one command line; `UserError` for what its user can mend.
+def _name_of_model(config: Namespace) -> str:
+    return config.model.class_path.rpartition(".")[2] if config.get("model") else ""
 
-    Args:
-        args: the command line without the program's name.
-        epilog: what `--help` says below the commands.
-    """
+
+def _misleading(command: str, config: Namespace) -> Iterator[str]:
+    """A line for each setting of Lightning that this project's modules cannot follow, and for an untrained model."""
+    if config.seed_everything is not None and not 0 <= int(config.seed_everything) < 2**32:
+        yield f"seed_everything: got {config.seed_everything}; give a number from 0 to {2**32 - 1}"
+    if (name := _name_of_model(config)) not in MODULES:
+        return
+    trainer, data = config.trainer, config.data.get("init_args") or Namespace()
+    if str(trainer.precision) not in PRECISIONS:
+        yield f"trainer.precision: got {trainer.precision}; give {', '.join(PRECISIONS[:3])}, or model.backbone.dtype"
+    if trainer.accumulate_grad_batches != 1:
+        place = "data" if "tokens_per_batch" in data else "model"
+        yield (
+            f"trainer.accumulate_grad_batches: got {trainer.accumulate_grad_batches}; leave it out and lower "
+            f"{place}.tokens_per_batch, which splits a step without changing it"
+        )
+    for key in ("gradient_clip_val", "gradient_clip_algorithm"):
+        if trainer[key] is not None:
+            yield f"trainer.{key}: got {trainer[key]}; leave it out and set model.max_grad_norm"
+    if command != "fit" and name == "RewardModule" and not config.get("ckpt_path"):
+        yield f"{command}: got no checkpoint, so its model would be untrained; add --run_dir RUN --ckpt_path last"
+
+
+def run(arguments: Arguments) -> None:
+    """Run one command line; `UserError` for what its user can mend."""
     if _get_rank() and RUN_DIR_VARIABLE in os.environ:  # started by rank 0, not one by one
         end_with_parent()
+    plain_warnings()
     try:
-        SerCLI(args, epilog)
+        with logging_redirect_tqdm([logging.getLogger(name) for name in LOGGERS]):
+            SerCLI(arguments)
     except ParseError as error:
         raise UserError(" ".join(str(error).split())) from error
     except MisconfigurationException as error:
@@ -359,6 +416,30 @@ def _user_problems(error: BaseException | None) -> list[str]:
     while error is not None and not isinstance(error, UserError):
         error = error.__cause__ or error.__context__
     return [] if error is None else error.problems
+
+
+def _reading_callbacks(command: str, model: LightningModule, given: list[Callback]) -> Iterator[Callback]:
+    """What writes down what `predict`, `validate` and `test` find; imported for these alone, with all that it needs."""
+    if command == "predict":
+        from ser_lightning.callbacks.prediction_writers import PoolWriter, PredictionWriter
+        from ser_lightning.modules.generate import GenerateModule
+
+        writer = PoolWriter if isinstance(model, GenerateModule) else PredictionWriter
+        if not _holds(given, writer):
+            yield writer()
+    elif command in ("validate", "test"):
+        from ser_lightning.callbacks.evaluation import EvaluationCallback
+
+        if not _holds(given, EvaluationCallback):
+            yield EvaluationCallback()
+
+
+def _shown(given: list[Callback], config: Namespace) -> Iterator[Callback]:
+    """What shows the run, first: its line is over before the others print something."""
+    if config.enable_progress_bar is not False and not _holds(given, ProgressBar):
+        yield PhaseProgressBar()
+    if config.enable_model_summary is not False and not _holds(given, ModelSummary):
+        yield ParameterLine()
 
 
 def _holds(callbacks: list[Any], kind: type) -> bool:

@@ -14,11 +14,11 @@ from jsonargparse import Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser
-from transformers import PreTrainedTokenizerBase
 
+from ser_lightning.cli.arguments import Arguments
+from ser_lightning.cli.commands import COMMANDS, add_flags
 from ser_lightning.cli.diagnosis import ParseError, null_problems
-from ser_lightning.cli.lightning import SerCLI
-from ser_lightning.data.encode import encode_conversations
+from ser_lightning.cli.lightning import MODULES, SerCLI
 from ser_lightning.data.layouts import Layout
 from ser_lightning.datamodules.label_firewall import SplitName
 from ser_lightning.datamodules.preference import PreferenceDataModule
@@ -49,6 +49,7 @@ from ser_lightning.training.reading_choice import plan_readings
 from ser_lightning.training.schedule import make_optimizer
 from ser_lightning.training.strategies import check_optimizer, strategy_kind, strategy_notes, strategy_problems
 from ser_lightning.utils.atomic import output_problems, write_text_atomically
+from ser_lightning.utils.terminal import say
 
 SPLITS: tuple[SplitName, ...] = ("seed", "val", "pool", "test", "all")
 
@@ -59,10 +60,7 @@ class PlanCLI(SerCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add what only `plan` takes."""
         super().add_arguments_to_parser(parser)
-        parser.add_argument("--json", type=str | None, help="File to write the plan to, as JSON.")
-        parser.add_argument("--overwrite", action="store_true", help="Write over a file that is there.")
-        parser.add_argument("--like", type=str | None, help="Run folder whose rounds say how fast this machine is.")
-        parser.add_argument("--pairs_per_second", type=float | None, help="How fast pairs are trained on and scored.")
+        add_flags(parser, COMMANDS["plan"].flags)
 
     def before_instantiate_classes(self) -> None:
         """Check for nulls as `fit` does; no run folder is chosen and no logger made."""
@@ -82,10 +80,12 @@ class PlanCLI(SerCLI):
         """Nothing runs."""
 
 
-def main(argv: list[str]) -> None:
-    """Command line of `python -m ser_lightning plan`."""
+def main(arguments: Arguments) -> None:
+    """Run the command with the command line of a `fit`."""
+    if (kind := arguments.model_class()) in MODULES and kind != RewardModule.__name__:
+        raise UserError(f"plan: got {kind}; plan is for reward models, give rm.yaml")
     try:
-        cli = PlanCLI(["fit", *argv])
+        cli = PlanCLI(arguments)
     except (ParseError, MisconfigurationException) as error:
         raise UserError(" ".join(str(error).split())) from error
     if cli.settings.json:
@@ -95,7 +95,7 @@ def main(argv: list[str]) -> None:
         inputs += [*cli.arguments.configs, cli.model.backbone.path, *filter(None, [cli.settings.like])]
         raise_problems(output_problems("--json", cli.settings.json, inputs, cli.settings.overwrite))
     plan, problems = make_plan(cli)
-    print(as_text(plan), flush=True)
+    say(as_text(plan))
     if cli.settings.json:
         write_text_atomically(Path(cli.settings.json), json.dumps(plan, indent=2) + "\n")
     raise_problems(problems)
@@ -143,15 +143,13 @@ def make_plan(cli: PlanCLI) -> tuple[dict[str, Any], list[str]]:
     }
     is_whole = strategy_kind(settings.trainer.strategy) != "fsdp"
     is_cached = module.backbone.train == "head" and reward_model.is_decoder and is_whole
-    rounds = []
-    if evolution is not None:
-        rounds = rounds_of(evolution.settings.solved() if is_cached else evolution.settings, tokens)
+    rounds = [] if evolution is None else rounds_of(evolution.settings.settled(is_cached), tokens, data.pairs_per_step)
     plan = {
         "model": {"path": module.backbone.path, **_weights(reward_model)},
         "memory": _memory(module, reward_model, data, layout, settings.trainer, device),
         "data": _data(data, tokens, layout),
         "rounds": _rounds(rounds, settings, tokens["all"].total if is_cached else None),
-        "checks": [*_tokenizer_checks(tokenizer, reward_model, data), *_device_checks(settings.trainer, device)],
+        "checks": [*map(asdict, module.start_findings(data.max_length)), *_device_checks(settings.trainer, device)],
     }
     return plan, strategy_problems(settings.trainer.strategy, module.backbone.train, module.backbone.quantize)
 
@@ -255,35 +253,13 @@ def _rounds(rounds: list[RoundWork], settings: Namespace, cached_tokens: int | N
         pairs = [trained + work.scored_pairs for trained in work.trained_pairs]
         amounts = work.tokens if pairs_per_second is None else pairs
         seconds = [n / rate for n in amounts] if rate and cached_tokens is None else None
-        found.append({**asdict(work), "seconds": seconds})
+        own = {} if cached_tokens is None else {"tokens": (0, cached_tokens if work.round == 0 else 0)}
+        found.append({**asdict(work), **own, "seconds": seconds})
     return {"rounds": found, "rate": rate, "source": source, "cached_tokens": cached_tokens}
 
 
 def _check(name: str, note: str | None, fine: str = "") -> dict[str, str]:
     return {"check": name, "says": "ok" if note is None else "note", "text": fine if note is None else note}
-
-
-def _tokenizer_checks(
-    tokenizer: PreTrainedTokenizerBase, reward_model: RewardModel, data: PreferenceDataModule
-) -> Iterable[dict[str, str]]:
-    """Pad, BOS, EOS and length, a line each."""
-    eos, bos, pad = tokenizer.eos_token_id, tokenizer.bos_token_id, tokenizer.pad_token_id
-    turns = [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "So."}]
-    [ids] = encode_conversations(tokenizer, [turns])  # type: ignore[list-item]
-    note = f"{tokenizer.pad_token!r} is EOS as well: there is no spare token" if pad == eos else None
-    yield _check("pad", note, f"{tokenizer.pad_token!r}, not EOS")
-    note = None
-    if eos is None:
-        note = "the tokenizer has none"
-    elif eos not in ids[-2:]:  # some templates put a line break behind it
-        note = f"the template ends without {tokenizer.eos_token!r}, at {tokenizer.decode(ids[-1:])!r}"
-    yield _check("EOS", note, f"{tokenizer.eos_token!r} ends a conversation")
-    number = ids.count(bos) if bos is not None and bos != eos else 0
-    yield _check("BOS", None, f"{tokenizer.bos_token!r} once" if number == 1 else "the template puts none")
-    limit = getattr(reward_model.model.config.get_text_config(), "max_position_embeddings", None)  # type: ignore[operator, union-attr]
-    is_long = limit is not None and data.max_length > limit
-    note = f"data.max_length {data.max_length} is beyond the {limit} positions of the model" if is_long else None
-    yield _check("length", note, f"data.max_length {data.max_length} of {limit or 'any number of'} positions")
 
 
 def _device_checks(trainer: Namespace, device: str) -> Iterable[dict[str, str]]:

@@ -12,12 +12,11 @@ from pathlib import Path
 from typing import BinaryIO
 
 import pyarrow as pa
+import pyarrow.compute
 import pyarrow.csv
 import pyarrow.parquet
 import torch
-from jsonargparse import ArgumentError, ArgumentParser, Namespace
-from rich import box
-from rich.table import Table
+from jsonargparse import Namespace
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -27,9 +26,9 @@ from ser_lightning.data.scoring_rows import FileRow, Kind, RowCounts, column_pro
 from ser_lightning.errors import UserError, raise_problems
 from ser_lightning.evaluation.calibration import prob_a_wins
 from ser_lightning.evaluation.metrics import half_credit, wilson_interval
-from ser_lightning.inference.scorer import Device, Dtype, Scorer
+from ser_lightning.inference.scorer import Scorer
 from ser_lightning.utils.atomic import output_problems, write_atomically
-from ser_lightning.utils.terminal import PlainConsole
+from ser_lightning.utils.terminal import new_table, say
 
 CHUNK = 1024
 """Rows in memory at a time."""
@@ -76,38 +75,10 @@ class Tally:
             self.longer_right += float(half_credit((tokens[0] - tokens[1])[places].float(), target).sum())
 
 
-def main(argv: list[str]) -> None:
-    """Command line of `python -m ser_lightning score`."""
-    parser = ArgumentParser(
-        prog="python -m ser_lightning score", description=__doc__, exit_on_error=False, allow_abbrev=False
-    )
-    parser.add_argument("--model", type=str, required=True, help="an export, a run folder or a transformers folder")
-    parser.add_argument("--data", type=str, required=True, help="file of pairs or of single responses")
-    parser.add_argument("--out", type=str, required=True, help="file to write: .parquet, .csv or .jsonl")
-    parser.add_argument("--overwrite", action="store_true", help="write over a file that is there")
-    add_scoring_flags(parser)
-    try:
-        args = parser.parse_args(argv)
-    except ArgumentError as error:
-        how = "use `score --model FOLDER --data FILE --out FILE`"
-        raise UserError(f"score: {' '.join(str(error).split())}; {how}") from error
+def main(args: Namespace) -> None:
+    """Run the command with its flags."""
     tally, scorer = score_file(args)
     print_tally(tally, scorer, args.out)
-
-
-def add_scoring_flags(parser: ArgumentParser) -> None:
-    """How a command reads its file and what it loads the model with."""
-    parser.add_argument("--columns", type=dict[str, str] | None, default=None, help="how the file calls its columns")
-    parser.add_argument(
-        "--labels", type=dict[str, str | None] | None, default=None, help="what its labels mean: {model_a: a, tie: tie}"
-    )
-    parser.add_argument("--max_length", type=int | None, default=None, help="most tokens of prompt and response")
-    parser.add_argument(
-        "--tokens_per_batch", type=int, default=16384, help="most tokens in a batch; halve to save room"
-    )
-    parser.add_argument("--device", type=Device, default="auto", help="auto is CUDA where there is one")
-    parser.add_argument("--trust_remote_code", action="store_true", help="run the Python files of the model")
-    parser.add_argument("--dtype", type=Dtype, default="auto", help="of the body's weights; auto is as they were saved")
 
 
 def score_file(args: Namespace) -> tuple[Tally, Scorer]:
@@ -128,9 +99,7 @@ def score_file(args: Namespace) -> tuple[Tally, Scorer]:
         raise UserError(_nothing(args.data, found))
     kind: Kind = next(iter(found.kinds)) if len(found.kinds) == 1 else "sides"
     tally, schema = Tally(), _schema(kind, found.has_ids)
-    scorer = Scorer.load(
-        args.model, args.device, args.dtype, args.max_length, args.tokens_per_batch, args.trust_remote_code
-    )
+    scorer = load_scorer(args)
 
     def write(file: BinaryIO) -> None:
         rows, total = read_rows(source, columns, tally.read, labels=args.labels), found.usable * len(_SIDES[kind])
@@ -150,12 +119,16 @@ def score_file(args: Namespace) -> tuple[Tally, Scorer]:
     return tally, scorer
 
 
+def load_scorer(args: Namespace) -> Scorer:
+    """The model that the flags of a command name."""
+    names = ("device", "dtype", "max_length", "tokens_per_batch", "trust_remote_code")
+    return Scorer.load(args.model, **{name: args[name] for name in names})
+
+
 def print_tally(tally: Tally, scorer: Scorer, out: str) -> None:
     """What was scored, what was dropped, and how often the rewards agree with the labels."""
-    table = Table(box=box.SIMPLE_HEAD, show_header=False, show_edge=False, padding=(0, 1, 0, 0))
-    table.add_column()
-    table.add_column(justify="right")
-    table.add_column()
+    table = new_table("", "", "")
+    table.columns[2].justify = "left"
     table.add_row("scored", f"{tally.scored:,}", f"of {tally.read.rows:,} rows")
     table.add_row("prompt cut", f"{tally.cut:,}", f"to fit into {scorer.reward.max_length:,} tokens")
     for why, count in sorted(tally.read.dropped.items()):
@@ -165,11 +138,8 @@ def print_tally(tally: Tally, scorer: Scorer, out: str) -> None:
         labelled = f"on {tally.labelled:,} labelled pairs"
         table.add_row("accuracy", f"{tally.right / tally.labelled:.3f}", f"95 % {low:.3f} to {high:.3f}, {labelled}")
         table.add_row("take the longer", f"{tally.longer_right / tally.labelled:.3f}", "the baseline")
-    console = PlainConsole()
-    console.print(table)
-    if not scorer.is_calibrated:
-        console.print("The model has no fitted scale: probability is sigmoid of the bare rewards.")
-    console.print(f"Rewards: {out}", soft_wrap=True)
+    bare = "The model has no fitted scale: probability is sigmoid of the bare rewards."
+    say(table, *([] if scorer.is_calibrated else [bare]), f"Rewards: {out}")
 
 
 def _score_chunk(
@@ -241,6 +211,15 @@ def _nothing(path: str, counts: RowCounts) -> str:
     return f"{path}: got {counts.rows} rows and none to score ({reasons}); mend the file, or raise --max_length"
 
 
+def _without_formulas(table: pa.Table) -> pa.Table:
+    """Texts that a spreadsheet would compute stand behind a quote, as one shows them then."""
+    for i, name in enumerate(table.schema.names):
+        if pa.types.is_string(table.schema.types[i]):
+            texts = pyarrow.compute.replace_substring_regex(table[name], r"^([=+\-@\t\r])", r"'\1")
+            table = table.set_column(i, table.schema.field(i), texts)
+    return table
+
+
 @contextmanager
 def _table_writer(file: BinaryIO, suffix: str, schema: pa.Schema) -> Iterator[Callable[[pa.Table], object]]:
     """What appends tables to an open file."""
@@ -249,7 +228,7 @@ def _table_writer(file: BinaryIO, suffix: str, schema: pa.Schema) -> Iterator[Ca
             yield writer.write_table
     elif suffix == ".csv":
         with pyarrow.csv.CSVWriter(file, schema) as writer:
-            yield writer.write
+            yield lambda table: writer.write(_without_formulas(table))
     else:
         lines = lambda table: (json.dumps(row, ensure_ascii=False) + "\n" for row in table.to_pylist())  # noqa: E731
         yield lambda table: file.writelines(line.encode() for line in lines(table))

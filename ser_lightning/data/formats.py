@@ -47,18 +47,32 @@ _ASSISTANT = "assistant"
 
 def content_hash(*parts: str) -> int:
     """63-bit hash of texts, equal on every machine."""
-    digest = hashlib.blake2b(json.dumps(parts).encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big") >> 1
+    return _as_int(hashlib.blake2b(json.dumps(parts).encode(), digest_size=8))
+
+
+def _as_int(digest: Any) -> int:
+    return int.from_bytes(digest.digest(), "big") >> 1
 
 
 def prompt_hash(prompt: list[Turn]) -> int:
     """63-bit hash of a prompt, deaf to case and white space, so that the splits do not share a retyped prompt."""
-    return content_hash(*(f"{turn['role']}:{' '.join(turn['content'].split()).casefold()}" for turn in prompt))
+    return content_hash(*map(_plain, prompt))
+
+
+def _plain(turn: Turn) -> str:
+    return f"{turn['role']}:{' '.join(turn['content'].split()).casefold()}"
 
 
 def earlier_prompts(prompt: list[Turn]) -> list[int]:
-    """Hashes of the prompts that this one continues, where the user had spoken before."""
-    return [prompt_hash(prompt[:end]) for end in range(1, len(prompt)) if prompt[end - 1]["role"] == "user"]
+    """`prompt_hash` of the prompts that this one continues, where the user had spoken before; reads each turn once."""
+    found, running = [], hashlib.blake2b(b"[", digest_size=8)
+    for i, turn in enumerate(prompt[:-1]):
+        running.update(f"{', ' if i else ''}{json.dumps(_plain(turn))}".encode())
+        if turn["role"] == "user":
+            ended = running.copy()
+            ended.update(b"]")
+            found.append(_as_int(ended))
+    return found
 
 
 def canonical_pair(
@@ -93,6 +107,17 @@ def check_labels(labels: Mapping[str, str | None]) -> list[str]:
     return [f"labels: got {{{', '.join(strange)}}}; map each label to a, b, tie or null"] if strange else []
 
 
+def absent_columns(columns: Mapping[str, str], present: Collection[str]) -> list[str]:
+    """A line for names that are mapped to columns that no row has.
+
+    Args:
+        columns: how the file calls the names of `COLUMNS`.
+        present: the columns of all rows.
+    """
+    absent = [f"{name}: {column}" for name, column in columns.items() if column not in present]
+    return [f"columns: got {{{', '.join(absent)}}}; the file has {_names(present)}"] if absent and present else []
+
+
 def unread_columns(row: Mapping[str, Any], columns: Mapping[str, str]) -> str:
     """`; no column label ...`, for a message about missing labels: the columns of a row that nothing reads.
 
@@ -102,7 +127,7 @@ def unread_columns(row: Mapping[str, Any], columns: Mapping[str, str]) -> str:
     unread = [str(name) for name in row if name not in known]
     if columns.get("label", "label") in row or "label" in row or not unread:
         return ""
-    return f"; no column {columns.get('label', 'label')}; columns not read: {', '.join(unread)}"
+    return f"; no column {columns.get('label', 'label')}; columns not read: {_names(unread)}"
 
 
 def parse_row(
@@ -230,8 +255,12 @@ class NoTranscript(Exception):
     """A response without a prompt."""
 
 
+_MAX_NAMES = 20
+
+
 def _names(names: Collection[str]) -> str:
-    return ", ".join(map(str, names)) or "none"
+    shown = ", ".join(str(name) for name, _ in zip(names, range(_MAX_NAMES), strict=False))
+    return (shown or "none") + (f" and {len(names) - _MAX_NAMES:,} more" if len(names) > _MAX_NAMES else "")
 
 
 def _response_columns(values: Mapping[str, Any], row: Mapping[str, Any], where: str) -> tuple[str, str]:

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from ser_lightning.data.formats import (
     Labels,
+    absent_columns,
     check_mapping,
     parse_candidates,
     parse_prompt,
@@ -21,12 +22,11 @@ from ser_lightning.data.formats import (
 )
 from ser_lightning.data.sources import open_sources
 from ser_lightning.data.turns import clean, is_blank
-from ser_lightning.errors import UserError, raise_problems
+from ser_lightning.errors import Causes, UserError, raise_problems
 from ser_lightning.records import PreferencePair, Turn
 
 Kind = Literal["chosen", "sides", "single"]
 """A row has chosen and rejected, response_a and response_b, or a response alone."""
-_MAX_PROBLEMS = 10
 _PAIRS = (("chosen", "rejected"), ("response_a", "response_b"))
 
 
@@ -58,6 +58,8 @@ class RowCounts:
     """Rows that are no pair, by the reason."""
     kinds: set[Kind] = field(default_factory=set)
     has_ids: bool = False
+    columns: dict[str, None] = field(default_factory=dict)
+    """That any row has, in the order of the file."""
 
     @property
     def usable(self) -> int:
@@ -103,20 +105,19 @@ def survey(source: Any, columns: Mapping[str, str], labels: Labels | None = None
     """Read a file once, so that what is wrong with it shows before a model is loaded.
 
     Raises:
-        UserError: up to ten problems of rows at once, or rows of single responses among pairs.
+        UserError: up to ten causes at once, or rows of single responses among pairs, or columns that no row has.
     """
-    counts = RowCounts()
-    problems: list[str] = []
+    counts, causes = RowCounts(), Causes()
     try:
-        for _ in read_rows(source, columns, counts, problems, labels):
-            if len(problems) >= _MAX_PROBLEMS:
+        for _ in read_rows(source, columns, counts, causes, labels):
+            if causes.is_full:
                 break
     except UserError as error:  # the file itself is broken here
-        problems += error.problems
+        causes.add(error.problems)
+    raise_problems(absent_columns(columns, counts.columns))
     if len(counts.kinds) > 1 and "single" in counts.kinds:
-        problems.append(f"{source.name}: got single responses and pairs; give each a file of its own")
-    if problems:
-        raise UserError(problems)
+        causes.add([f"{source.name}: got single responses and pairs; give each a file of its own"])
+    raise_problems(causes.lines())
     return counts
 
 
@@ -124,7 +125,7 @@ def read_rows(
     source: Any,
     columns: Mapping[str, str],
     counts: RowCounts,
-    problems: list[str] | None = None,
+    causes: Causes | None = None,
     labels: Labels | None = None,
 ) -> Iterator[FileRow]:
     """The rows of a file that can be scored.
@@ -133,18 +134,19 @@ def read_rows(
         source: what `open_source` gave.
         columns: how the file calls its columns.
         counts: is kept up to date.
-        problems: collects those of single rows; None raises the first.
+        causes: collects the problems of single rows; None raises the first.
         labels: what the labels of the file mean.
     """
     for number, (where, row) in enumerate(source.rows()):
         counts.rows += 1
+        counts.columns.update(dict.fromkeys(row))
         try:
             kind = _kind_of(row, columns)
             pair = _single(row, columns, where) if kind == "single" else _pair(row, columns, where, kind, labels)
         except UserError as error:
-            if problems is None:
+            if causes is None:
                 raise
-            problems += error.problems
+            causes.add(error.problems)
             continue
         if not isinstance(pair, PreferencePair):
             counts.dropped[pair] += 1
@@ -163,15 +165,17 @@ def read_candidates(source: Any, columns: Mapping[str, str], subset: str) -> lis
         subset: column that holds a row's subset; all rows are of one, `all`, where no row has it.
 
     Raises:
-        UserError: up to ten problems of rows at once.
+        UserError: up to ten causes at once, or columns that no row has.
     """
-    rows, problems, without = [], [], []
+    rows, without, causes = [], [], Causes()
+    present: dict[str, None] = {}
     for where, row in source.rows():
+        present.update(dict.fromkeys(row))
         try:
             prompt, chosen, rejected = parse_candidates(row, columns, where)
         except UserError as error:
-            problems += error.problems
-            if len(problems) >= _MAX_PROBLEMS:
+            causes.add(error.problems)
+            if causes.is_full:
                 break
             continue
         sides = [row[_name(name, row, columns)] for name in _PAIRS[0]]
@@ -190,8 +194,8 @@ def read_candidates(source: Any, columns: Mapping[str, str], subset: str) -> lis
             )
         )
     if 0 < len(without) < len(rows):
-        problems.append(f"{without[0]}: got no {subset}, as in {len(without)} of {len(rows)} rows; fill it in all")
-    raise_problems(problems[:_MAX_PROBLEMS])
+        causes.add([f"{without[0]}: got no {subset}, as in {len(without)} of {len(rows)} rows; fill it in all"])
+    raise_problems(absent_columns(columns, present) or causes.lines())
     return rows
 
 

@@ -19,6 +19,8 @@ import pyarrow.parquet
 from ser_lightning.errors import UserError
 
 Row = dict[str, Any]
+MAX_ROW = 10_000_000
+"""Characters of a row. To encode one takes some 100 bytes of memory each, and no model reads a hundredth of them."""
 _SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
 _HUB_NAME = re.compile(r"^[\w.-]+(/[\w.-]+)?(:(?P<config>[\w.-]+))?(@(?P<split>[\w.\[\]:%-]+))?$")
 
@@ -99,11 +101,25 @@ def _checked(rows: Iterator[tuple[str, Any]], path: str) -> Iterator[tuple[str, 
             empty = False
             if not isinstance(row, dict):
                 raise UserError(f"{where}: got a {type(row).__name__}; needs an object with named columns")
+            if (size := _size(row)) > MAX_ROW:
+                raise _too_long(where, f"a row of {size:,}")
             yield where, row
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: got bytes that are not UTF-8 after {where}; convert the file to UTF-8") from error
     if empty:
         raise UserError(f"{path}: got no row; give a file with at least one pair")
+
+
+def _size(value: Any) -> int:
+    """Characters of a row, however deep they lie."""
+    if isinstance(value, str):
+        return len(value)
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return sum(map(_size, parts))
+
+
+def _too_long(where: str, got: str) -> UserError:
+    return UserError(f"{where}: got {got} characters, at most {MAX_ROW:,} are read; shorten or remove the row")
 
 
 def _open_text(file: Path) -> IO[str]:
@@ -114,7 +130,10 @@ def _open_text(file: Path) -> IO[str]:
 
 def _read_jsonl(file: Path) -> Iterator[tuple[str, Any]]:
     with _open_text(file) as stream:
-        for number, line in enumerate(stream, start=1):
+        lines = iter(lambda: stream.readline(MAX_ROW + 1), "")  # a file without line ends would fill the memory
+        for number, line in enumerate(lines, start=1):
+            if len(line) > MAX_ROW:
+                raise _too_long(f"{file}, line {number}", f"more than {MAX_ROW:,}")
             if line.strip():
                 yield f"{file}, line {number}", _parse_json(line, f"{file}, line {number}")
 
@@ -148,7 +167,7 @@ def _read_json(file: Path) -> Iterator[tuple[str, Any]]:
 
 
 def _read_csv(file: Path) -> Iterator[tuple[str, Any]]:
-    csv.field_size_limit(2**31 - 1)  # the default of 128 KiB is shorter than some dialogues
+    csv.field_size_limit(MAX_ROW)  # the default of 128 KiB is shorter than some dialogues
     with _open_text(file) as stream:
         reader = csv.DictReader(stream, strict=True)
         try:
@@ -159,7 +178,7 @@ def _read_csv(file: Path) -> Iterator[tuple[str, Any]]:
                 yield where, row
         except csv.Error as error:
             raise UserError(
-                f"{file}, after line {reader.line_num}: got broken CSV ({error}); mend the quotes"
+                f"{file}, after line {reader.line_num}: got broken CSV ({error}); mend the quotes, or shorten the row"
             ) from error
 
 

@@ -22,10 +22,10 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from ser_lightning.data.encode import ENCODING_VERSION, EncodedPair, encode_pairs
-from ser_lightning.data.formats import Labels, earlier_prompts, parse_row, prompt_hash
+from ser_lightning.data.formats import Labels, absent_columns, earlier_prompts, parse_row, prompt_hash
 from ser_lightning.data.packing import num_shared_tokens
 from ser_lightning.data.sources import Source
-from ser_lightning.errors import UserError
+from ser_lightning.errors import Causes, UserError, raise_problems
 from ser_lightning.records import PreferencePair
 from ser_lightning.utils.atomic import flush_to_disk
 from ser_lightning.utils.checksums import checksums_fit, record_checksums
@@ -35,7 +35,6 @@ ROLES = ("path", "pool_path", "test_path")
 UNLABELLED, CONTRADICTION = -1, -2
 """Codes for an unlabelled pair, and for one whose rows disagree."""
 _STORE_VERSION = 5
-_MAX_PROBLEMS = 10
 CHECKSUMS = "checksums.json"
 INDEX = ("pair_id", "dialogue_id", "prompt_id", "continuations", "offsets", "num_shared", "role")
 """Arrays of `index.npz`."""
@@ -84,6 +83,7 @@ def build_store(
     tokenizer: PreTrainedTokenizerBase,
     max_length: int,
     labels: Labels | None = None,
+    needs_columns: bool = False,
 ) -> None:
     """Read, canonicalise and encode every row, and write the store to `folder`.
 
@@ -94,15 +94,17 @@ def build_store(
         tokenizer: has a `chat_template`.
         max_length: most ids in a conversation.
         labels: what the labels of the files mean.
+        needs_columns: whether some row has to have each of `columns`.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     draft = folder.with_name(f"{folder.name}.{uuid.uuid4().hex[:8]}.draft")
     draft.mkdir()
     try:
-        writer = _StoreWriter(draft, tokenizer, max_length)
+        writer, present = _StoreWriter(draft, tokenizer, max_length), dict[str, None]()
         for role in ROLES:
             if sources[role]:
-                writer.add_role(role, _parsed(sources[role], columns, labels, writer.counts[role]))
+                writer.add_role(role, _parsed(sources[role], columns, labels, writer.counts[role], present))
+        raise_problems(absent_columns(columns, present) if needs_columns else [])
         writer.close()
         if folder.is_dir() and not is_complete(folder):
             rank_zero_warn(f"cache: {folder} is damaged; its pairs are encoded again")
@@ -119,26 +121,31 @@ def build_store(
 
 
 def _parsed(
-    sources: Sequence[Source], columns: Mapping[str, str], labels: Labels | None, counts: Counter[str]
+    sources: Sequence[Source],
+    columns: Mapping[str, str],
+    labels: Labels | None,
+    counts: Counter[str],
+    present: dict[str, None],
 ) -> Iterator[PreferencePair]:
-    """The usable pairs of one role; problems of several rows come as one error."""
-    problems: list[str] = []
+    """The usable pairs of one role, whose columns join those present; problems of several rows come as one error."""
+    causes = Causes()
     rows = itertools.chain.from_iterable(source.rows() for source in sources)
     for where, row in tqdm(rows, desc="Encoding pairs", unit=" pairs", disable=None):
         counts["rows"] += 1
+        present.update(dict.fromkeys(row))
         try:
             pair = parse_row(row, columns, where, labels)
         except UserError as error:
-            problems += error.problems
-            if len(problems) >= _MAX_PROBLEMS:
+            causes.add(error.problems)
+            if causes.is_full:
                 break
             continue
         if isinstance(pair, PreferencePair):
             yield pair
         else:
             counts[pair] += 1
-    if problems:
-        raise UserError(problems)
+    if lines := causes.lines():
+        raise UserError(absent_columns(columns, present) or lines)
 
 
 class _StoreWriter:

@@ -7,12 +7,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from rich.table import Table
 from torch import Tensor
 
 from ser_lightning.evaluation.metrics import confidence_and_right, half_credit, pair_figures, reliability
 from ser_lightning.records import PairScores
-from ser_lightning.utils.terminal import PlainConsole
+from ser_lightning.utils.terminal import new_table, say
 
 NUM_RESAMPLES = 2000
 LENGTH_GROUPS = ("much shorter", "shorter", "longer", "much longer")
@@ -113,9 +112,9 @@ def _groups(credit: Tensor, prompt: np.ndarray, names: Sequence[str]) -> dict[st
 
 def print_sets(figures: dict[str, dict[str, Any]]) -> None:
     """One line a set and one for each of its groups, with both baselines beside it."""
-    table = Table(title="Evaluation sets", title_justify="left", box=None, padding=(0, 2, 0, 0))
-    for name in ("set", "pairs", "right", "low", "high", "ties", "cal.", "longer", "words"):
-        table.add_column(name, justify="left" if name == "set" else "right", no_wrap=True)
+    table = new_table(
+        "set", "pairs", "right", "low", "high", "ties", "cal.", "longer", "words", title="Evaluation sets"
+    )
     for name, found in figures.items():
         words = found.get("bag_of_words_accuracy")
         cells = [f"{found['tie_share']:.3f}", f"{found['calibration_error']:.3f}", f"{found['longer_accuracy']:.3f}"]
@@ -123,11 +122,11 @@ def print_sets(figures: dict[str, dict[str, Any]]) -> None:
         for key in ("by_length", "by_category", "by_section"):
             for group, figure in found.get(key, {}).items():
                 table.add_row(f"  {group[:24]}", *_accuracy_cells(figure, ""))
-    console = PlainConsole()
-    console.print(table)
-    console.print(
+    say(
+        table,
         "right: accuracy with its 95 % interval over prompts; cal.: calibration error; baselines: take the longer, "
-        "bag of words.\nmuch shorter to much longer: quarters by length, the better response's minus the other's."
+        "bag of words.",
+        "much shorter to much longer: quarters by length, the better response's minus the other's.",
     )
 
 

@@ -1,7 +1,9 @@
 """The settings of the rounds, what cannot work among them, and the work that follows from them."""
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, Self
 
 from ser_lightning.errors import raise_problems
 from ser_lightning.evolution.selection import SelectionRule
@@ -21,6 +23,7 @@ class EvolutionSettings:
         restart: what starts anew in a round: the `weights` (and the optimiser), or `nothing`.
         min_gain: accuracy (a share, above 0) that makes a round worth its compute; evolution is forecast to converge
             where no further round gains as much.
+        min_steps: optimiser steps of a phase at least: a small seed gets more epochs.
         stop_by: what ends evolution before `max_rounds`: the `rule` alone, or the `forecast` of convergence as well.
     """
 
@@ -32,6 +35,7 @@ class EvolutionSettings:
     restart: Literal["nothing", "weights"] = "weights"
     min_gain: float = 0.005
     stop_by: Literal["rule", "forecast"] = "rule"
+    min_steps: int = 0
 
     def __post_init__(self) -> None:
         found = [
@@ -39,6 +43,8 @@ class EvolutionSettings:
             for name in ("seed_epochs", "epochs_per_round")
             if getattr(self, name) < 1
         ]
+        if self.min_steps < 0:
+            found.append(f"evolution.min_steps: got {self.min_steps}; need 0 or more")
         if self.max_rounds < 0:
             found.append(f"evolution.max_rounds: got {self.max_rounds}; need 0 or more")
         if self.folds < 0 or self.folds == 1:
@@ -53,28 +59,40 @@ class EvolutionSettings:
             found.append(f"evolution.stop_by: got {self.stop_by!r}; use rule or forecast")
         raise_problems(found)
 
-    def solved(self) -> "EvolutionSettings":
-        """Those of a head that is solved exactly: each phase is one epoch."""
-        return replace(self, seed_epochs=1, epochs_per_round=1)
+    def settled(self, is_solved: bool) -> Self:
+        """These settings for a module: of a head that is solved exactly each phase is one step."""
+        return replace(self, seed_epochs=1, epochs_per_round=1, min_steps=0) if is_solved else self
 
-    def phase_epochs(self, round: int) -> int:
-        """Epochs of each phase of a round."""
-        return self.seed_epochs if round == 0 else self.epochs_per_round
+    def phase_epochs(self, round: int, steps: int) -> int:
+        """Epochs of a phase of a round, of so many steps each."""
+        epochs = self.seed_epochs if round == 0 else self.epochs_per_round
+        return max(epochs, math.ceil(self.min_steps / max(1, steps)))
 
-    def phases(self, round: int, is_last: bool, sizes: dict[str, int], selected: int) -> list[tuple[float, float]]:
-        """How much each phase of a round trains on, all its epochs together, and how much it scores.
+    def epochs_of_phases(self, round: int, seed: int, selected: int, pairs_per_step: int) -> list[int]:
+        """Epochs of each phase of a round.
 
         Args:
             round: its number.
+            seed: pairs of the seed.
+            selected: pool pairs that are trained on.
+            pairs_per_step: pairs of a step.
+        """
+        pairs = [*[seed - seed / self.folds + selected for _ in range(self.folds)], seed + selected]
+        return [self.phase_epochs(round, math.ceil(n / pairs_per_step)) for n in pairs]
+
+    def phases(
+        self, is_last: bool, epochs: Sequence[int], sizes: dict[str, int], selected: int
+    ) -> list[tuple[float, float]]:
+        """How much each phase of a round trains on, all its epochs together, and how much it scores.
+
+        Args:
             is_last: no later round needs labels from the models of the folds.
+            epochs: of each phase.
             sizes: of `seed`, `pool` and `test`, in pairs or in tokens.
             selected: of the pool, what is trained on.
         """
-        epochs, seed = self.phase_epochs(round), sizes["seed"]
-        whole = float(epochs * (seed + selected)), float(sizes["pool"] + sizes["test"])
-        if not self.folds:
-            return [whole]
-        left_out = seed / self.folds
-        return [(epochs * (seed - left_out + selected), left_out + (0 if is_last else sizes["pool"]))] * self.folds + [
-            whole
-        ]
+        left_out = sizes["seed"] / self.folds if self.folds else 0.0
+        *folds, main = epochs
+        scored = left_out + (0 if is_last else sizes["pool"])
+        found = [(n * (sizes["seed"] - left_out + selected), scored) for n in folds]
+        return [*found, (float(main * (sizes["seed"] + selected)), float(sizes["pool"] + sizes["test"]))]

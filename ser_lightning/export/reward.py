@@ -7,13 +7,12 @@ import math
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 import huggingface_hub
 import torch
-from jsonargparse import ArgumentError, ArgumentParser
 from peft import AutoPeftModelForSequenceClassification, LoraConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedTokenizerBase
@@ -21,8 +20,9 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreT
 from ser_lightning.data.encode import encode_conversations
 from ser_lightning.errors import UserError, raise_problems
 from ser_lightning.export.model_card import model_card
-from ser_lightning.export.policy import export_policy
 from ser_lightning.export.reading_folder import CODE, is_plain, note_plain_or_own, own_model, save_tokenizer
+from ser_lightning.export.self_test import TOLERANCE, SelfTest, compared
+from ser_lightning.models.adapter_folder import write_scale
 from ser_lightning.models.backbone import Backbone
 from ser_lightning.models.fingerprint import template_fingerprint
 from ser_lightning.models.loading import (
@@ -35,77 +35,13 @@ from ser_lightning.models.loading import (
 from ser_lightning.models.reward_model import RewardModel, load_reward_model, merged_model
 from ser_lightning.models.trainable import load_exactly
 from ser_lightning.records import Turn
-from ser_lightning.runs.files import EXPORT, delivered_round, labels_before
-from ser_lightning.runs.policy_run import POLICY_MODULES, model_kind
-from ser_lightning.runs.reward_run import RewardRun, read_reward_checkpoint, read_reward_run
+from ser_lightning.runs.files import delivered_round, how_delivered, labels_before, read_rounds
+from ser_lightning.runs.reward_run import RewardRun, read_reward_run
 from ser_lightning.training.scoring import evaluating
 
-SELF_TEST_TOLERANCE = 1e-3
-"""Largest difference of a reward (logits) between the trained and the exported model where both compute in float32."""
 NUM_SELF_TEST_PAIRS = 32
 Form = Literal["merged", "adapter"]
 Dtype = Literal["float32", "bfloat16", "float16"]
-_USAGE = "use `export RUN [--to DIR]` or `export --ckpt_path FILE --to DIR`"
-
-
-@dataclass(frozen=True)
-class SelfTest:
-    """Made-up pairs, scored by plain transformers from the folder and by the trained model."""
-
-    largest: float
-    """Largest difference of a reward, in logits."""
-    spread: float
-    """Standard deviation of the trained model's rewards of these pairs, to hold the difference against."""
-    num_reordered: int
-    """Pairs of `NUM_SELF_TEST_PAIRS` that the folder orders otherwise."""
-    is_exact: bool
-    """Whether both compute in float32 on the same weights, so that `SELF_TEST_TOLERANCE` holds."""
-
-    def __str__(self) -> str:
-        kept = NUM_SELF_TEST_PAIRS - self.num_reordered
-        why = f"tolerance {SELF_TEST_TOLERANCE:.0e}" if self.is_exact else "fewer bits; --dtype float32 has the least"
-        return (
-            f"{NUM_SELF_TEST_PAIRS} made-up pairs, scored with plain transformers: rewards differ from the trained "
-            f"model's by at most {self.largest:.1e} ({why}), where their standard deviation is {self.spread:.1e}; "
-            f"{kept} of {NUM_SELF_TEST_PAIRS} pairs keep their order."
-        )
-
-
-def main(argv: list[str]) -> None:
-    """Command line of `python -m ser_lightning export`."""
-    parser = ArgumentParser(
-        prog="python -m ser_lightning export", description=__doc__, exit_on_error=False, allow_abbrev=False
-    )
-    parser.add_argument("run", type=str | None, nargs="?", default=None, help="run folder of a fit: what it delivered")
-    parser.add_argument("--ckpt_path", type=str | None, default=None, help="another checkpoint of a run")
-    parser.add_argument("--to", type=str | None, default=None, help="folder to write (default: RUN/export)")
-    parser.add_argument("--form", type=Form, default="merged", help="adapter: a peft folder without the base model")
-    parser.add_argument("--dtype", type=Dtype | None, default=None, help="number format (default: as trained)")
-    parser.add_argument("--push", type=str | None, default=None, help="owner/name on the Hub to upload the folder to")
-    parser.add_argument("--private", action="store_true", help="make a new repository on the Hub a private one")
-    parser.add_argument("--trust_remote_code", action="store_true", help="run the Python files of the run's base model")
-    try:
-        args = parser.parse_args(argv)
-    except ArgumentError as error:
-        raise UserError(f"export: {' '.join(str(error).split())}; {_USAGE}") from error
-    if (args.run is None) == (args.ckpt_path is None):
-        raise UserError(f"export: got {'both RUN and --ckpt_path' if args.run else 'nothing to export'}; {_USAGE}")
-    if args.private and not args.push:
-        raise UserError("--private: got it without --push, which names the repository; leave it out")
-    if args.ckpt_path is not None:
-        run, source = read_reward_checkpoint(Path(args.ckpt_path), args.trust_remote_code)
-    else:
-        run, source = Path(args.run), None
-    to = Path(args.to) if args.to else run / EXPORT
-    if model_kind(run) in POLICY_MODULES:
-        changed = [f"--{name}" for name, usual in (("form", "merged"), ("dtype", None)) if args[name] != usual]
-        raise_problems(f"{flag}: got a policy, which is merged at its own precision; leave it out" for flag in changed)
-        largest = export_policy(run, to, args.trust_remote_code)
-        print(f"Exported to {to}; its logits differ from the trained model's by at most {largest:.1e}.")
-    else:
-        print(f"Exported to {to}. {export(run, to, args.form, args.dtype, source, args.trust_remote_code)}")
-    if args.push:
-        print(f"Uploaded to {push(to, args.push, args.private)}")
 
 
 def export(
@@ -119,9 +55,9 @@ def export(
     """Write a reward model with its tokenizer, scale and card, as a folder that needs nothing of this package.
 
     The scale stands in `config.json`: `reward_zero`, `reward_temperature` (P(a wins) = sigmoid((r_a - r_b) /
-    temperature)), `reward_template_hash`; an adapter has it in its card. Adapters are merged in 16 or 32 bits, never
-    into 4 bits; where the body was trained on in 4 bits, into the values that these stand for, which the adapter was
-    trained to correct.
+    temperature)), `reward_template_hash`; of an adapter in `reward_scale.json`. Adapters are merged in 16 or 32 bits,
+    never into 4 bits; where the body was trained on in 4 bits, into the values that these stand for, which the adapter
+    was trained to correct.
 
     Args:
         run: run folder of a fit that has finished at least round 0.
@@ -144,7 +80,8 @@ def export(
     else:
         source = read_reward_run(run, trust_remote_code)
         number = delivered_round(run)
-        weights, own_labels = f"round {number}, chosen out of fold", labels_before(run, number)
+        how = how_delivered(row.get("seed_oof_accuracy", math.nan) for row in read_rounds(run))
+        weights, own_labels = f"round {number}, {how}", labels_before(run, number)
     raise_problems(_form_problems(source, form))
     trained, tokenizer = source.load()
     raise_problems(_reading_problems(source, trained) if form == "adapter" else [])
@@ -158,23 +95,30 @@ def export(
         if form == "merged":
             _write_merged(source, trained, tokenizer, draft, number_format)
         else:
-            _write_adapter(source, trained, draft, number_format)
+            _write_adapter(source, trained, tokenizer, draft, number_format)
         question = (source.reading or {}).get("question", "")
         save_tokenizer(tokenizer, trained, question, source.max_length, draft)
         found = _strangers_rewards(draft, form, source.backbone)
-        largest = float((found - expected).abs().max())
-        result = SelfTest(largest, float(expected.std()), _num_reordered(expected, found), is_exact)
-        if not math.isfinite(result.largest):
-            raise UserError("export: the rewards are not finite, so the weights are not; deliver another round")
-        if is_exact and result.largest > SELF_TEST_TOLERANCE:
-            raise UserError(f"export: the folder's rewards differ by {result.largest:.2e} from the trained model's")
+        result = compared(expected, found, _pairs(), is_exact)
+        raise_problems(filter(None, [result.problem("rewards")]))
         kept = f"{weights}; the body in {number_format}"
         scale = source.zero, source.temperature
-        model_card(run, draft, form, kept, str(result), scale, own_labels, trained.readings, question)
+        model_card(run, draft, form, kept, summary(result), scale, own_labels, trained.readings, question)
         os.rename(draft, to)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
     return result
+
+
+def summary(result: SelfTest) -> str:
+    """The self-test of a reward model, for people."""
+    kept = result.num_pairs - result.num_reordered
+    why = f"tolerance {TOLERANCE:.0e}" if result.is_exact else "fewer bits; --dtype float32 has the least"
+    return (
+        f"{result.num_pairs} made-up pairs, scored with plain transformers: rewards differ from the trained model's by "
+        f"at most {result.largest:.1e} ({why}), where their standard deviation is {result.spread:.1e}; {kept} of "
+        f"{result.num_pairs} pairs keep their order."
+    )
 
 
 def push(folder: Path, repository: str, is_private: bool = False) -> str:
@@ -241,8 +185,10 @@ def _write_merged(
     model.save_pretrained(folder)
 
 
-def _write_adapter(source: RewardRun, trained: RewardModel, folder: Path, dtype: Dtype) -> None:
-    """A peft folder: the adapter's factors, and the head among its `modules_to_save`."""
+def _write_adapter(
+    source: RewardRun, trained: RewardModel, tokenizer: PreTrainedTokenizerBase, folder: Path, dtype: Dtype
+) -> None:
+    """A peft folder: the adapter's factors, the head among its `modules_to_save`, and the scale."""
     lora, body = source.backbone.lora, trained.body
     assert isinstance(body, PeftModel)
     arguments = {**loading_arguments(source.backbone, "cpu"), "dtype": getattr(torch, dtype)}
@@ -269,7 +215,10 @@ def _write_adapter(source: RewardRun, trained: RewardModel, folder: Path, dtype:
             name = f"{head}.modules_to_save.default.{rest}"
         saved[f"base_model.model.{name}"] = tensor
     load_exactly(own, saved)
+    # peft notes the base as it was named, but the folder is read from anywhere.
+    model.peft_config["default"].base_model_name_or_path = str(Path(path).resolve()) if Path(path).is_dir() else path
     model.save_pretrained(folder)
+    write_scale(folder, source.zero, source.temperature, template_fingerprint(tokenizer), source.backbone.quantize)
 
 
 def _strangers_rewards(folder: Path, form: Form, backbone: Backbone) -> Tensor:
@@ -312,14 +261,15 @@ def _conversations() -> list[list[Turn]]:
     return [[Turn(role="user", content=q), Turn(role="assistant", content=a)] for q, a in turns]
 
 
+def _pairs() -> tuple[Tensor, Tensor]:
+    """Where `_conversations` has the responses a and b of its pairs."""
+    first = torch.arange(NUM_SELF_TEST_PAIRS)
+    return first, first + NUM_SELF_TEST_PAIRS
+
+
 def _rewards(model: nn.Module, score: Callable[[list[list[Turn]]], Tensor]) -> Tensor:
     """(64,) rewards of the self-test's conversations, eight at a time."""
     conversations = _conversations()
     with evaluating(model):
         parts = [score(conversations[i : i + 8]).float() for i in range(0, len(conversations), 8)]
     return torch.cat(parts)
-
-
-def _num_reordered(expected: Tensor, found: Tensor) -> int:
-    margins = [rewards[:NUM_SELF_TEST_PAIRS] - rewards[NUM_SELF_TEST_PAIRS:] for rewards in (expected, found)]
-    return int((margins[0].sign() != margins[1].sign()).sum())

@@ -7,7 +7,7 @@ import json
 import sys
 from collections.abc import Callable, Hashable, Sequence
 from pathlib import Path
-from typing import Literal, Self, cast
+from typing import Literal, Self, TypeVar, cast
 
 import numpy as np
 import torch
@@ -17,14 +17,17 @@ from transformers import PreTrainedModel
 from ser_lightning.data.encode import EncodedPair, encode_candidates, encode_pairs, encode_responses
 from ser_lightning.data.formats import parse_prompt
 from ser_lightning.data.packing import num_shared_tokens
+from ser_lightning.data.turns import clean
 from ser_lightning.errors import UserError, raise_problems
 from ser_lightning.evaluation.calibration import prob_a_wins
+from ser_lightning.models.probe import errors, length_finding, num_positions
 from ser_lightning.records import PreferencePair, Turn
 from ser_lightning.rl.reward_functions import ModelReward, checked_scores, named
 from ser_lightning.rl.reward_sources import load_reward
 
 Device = Literal["auto", "cpu", "cuda"]
 Dtype = Literal["auto", "float32", "bfloat16"]
+Encoding = TypeVar("Encoding")
 Prompts = Sequence[str] | Sequence[list[Turn]]
 """Texts, each the turn of a user or a transcript that begins with `Human:`, or conversations as lists of turns."""
 
@@ -111,11 +114,12 @@ class Scorer:
         Raises:
             UserError: if a prompt or a response cannot be read, does not fit, or gets a reward that is not finite.
         """
-        turns = _all_turns(prompts, responses)
+        turns, (responses,) = _all_turns(prompts, responses)
         if not turns:
             return torch.empty(0)
         with named(self.reward.name):
-            rows = encode_responses(self.reward.tokenizer, turns, responses, self.reward.max_length)
+            self.reward.look_at(responses)
+            rows = self._fitting(encode_responses(self.reward.tokenizer, turns, responses, self.reward.max_length))
         raw = self.reward.score_rows(rows, self._keys(turns, rows))
         return checked_scores(self.reward.name, raw, responses)
 
@@ -130,19 +134,14 @@ class Scorer:
         Raises:
             UserError: as `score` does.
         """
-        turns = _all_turns(prompts, responses, others)
+        turns, (responses, others) = _all_turns(prompts, responses, others)
         if not turns:
             return torch.empty(0)
         texts = enumerate(zip(turns, responses, others, strict=True))
         with named(self.reward.name):
             encoded = self.encode([PreferencePair(i, prompt, one, other, None) for i, (prompt, one, other) in texts])
-            raise_problems(
-                f"pair {i}: got a response of more than max_length {self.reward.max_length} tokens even without its "
-                "prompt; allow shorter responses or a longer max_length"
-                for i, pair in enumerate(encoded)
-                if pair is None
-            )
-        raw = self.score_encoded([pair for pair in encoded if pair is not None])
+            fitting = self._fitting(encoded)
+        raw = self.score_encoded(fitting)
         first, second = (checked_scores(self.reward.name, *side) for side in zip(raw, (responses, others), strict=True))
         return prob_a_wins(first - second, self.temperature)
 
@@ -167,6 +166,7 @@ class Scorer:
         """
         distinct = [list(dict.fromkeys(texts)) for texts in candidates]
         with named(self.reward.name):
+            self.reward.look_at([text for texts in distinct for text in texts])
             both = zip(prompts, distinct, strict=True)
             encoded = [encode_candidates(self.reward.tokenizer, p, texts, self.reward.max_length) for p, texts in both]
         places = [i for i, rows in enumerate(encoded) if rows is not None for _ in rows]
@@ -184,6 +184,7 @@ class Scorer:
 
     def encode(self, pairs: Sequence[PreferencePair]) -> list[EncodedPair | None]:
         """N pairs as ids, their prompts cut alike; None where a response does not fit."""
+        self.reward.look_at([text for pair in pairs for text in (pair.response_a, pair.response_b)])
         return encode_pairs(self.reward.tokenizer, pairs, self.reward.max_length)
 
     def score_encoded(
@@ -200,6 +201,16 @@ class Scorer:
             return torch.empty(num_sides, 0)
         rows = [ids for side in ("ids_a", "ids_b")[:num_sides] for ids in (getattr(pair, side) for pair in pairs)]
         return self.reward.score_rows(rows, [*range(len(pairs))] * num_sides, show).view(num_sides, -1)
+
+    def _fitting(self, encoded: Sequence[Encoding | None]) -> list[Encoding]:
+        """All of them; `UserError` for those that do not fit."""
+        raise_problems(
+            f"row {i}: got a response of more than max_length {self.reward.max_length} tokens even behind the shortest "
+            "cut of its prompt; allow shorter responses or a longer max_length"
+            for i, one in enumerate(encoded)
+            if one is None
+        )
+        return [one for one in encoded if one is not None]
 
     def _keys(self, prompts: Sequence[list[Turn]], rows: Sequence[list[int]]) -> list[Hashable]:
         """Equal for responses to one prompt, but not for more of them than fit into a batch."""
@@ -219,8 +230,8 @@ class Scorer:
         return keys
 
 
-def _all_turns(prompts: Prompts, *responses: Sequence[str]) -> list[list[Turn]]:
-    """Prompts as conversations, read as those of a file are."""
+def _all_turns(prompts: Prompts, *responses: Sequence[str]) -> tuple[list[list[Turn]], list[list[str]]]:
+    """Prompts as conversations, and responses, read as those of a file are."""
     for texts in (prompts, *responses):
         if isinstance(texts, str):
             raise UserError(f'score: got the text "{texts[:40]}" for a list of texts; put it into a list')
@@ -244,7 +255,7 @@ def _all_turns(prompts: Prompts, *responses: Sequence[str]) -> list[list[Turn]]:
             problems.append(f"prompt {i}: got nothing but white space; give a text, or turns with role and content")
         turns.append(found or [])
     raise_problems(problems)
-    return turns
+    return turns, [[clean(text) for text in texts] for texts in responses]
 
 
 def _set_dtype(reward: ModelReward, dtype: Dtype) -> None:
@@ -263,8 +274,6 @@ def _set_max_length(reward: ModelReward, max_length: int | None) -> None:
     reward.tokenizer.model_max_length = sys.maxsize  # it would warn of prompts that are cut only after it has seen them
     if max_length is None:
         return
-    config = cast(PreTrainedModel, reward.reward_model.model).config.get_text_config()
-    positions = getattr(config, "max_position_embeddings", None)
-    if positions is not None and max_length > positions:
-        raise UserError(f"max_length: got {max_length} for a model of {positions} positions; use at most that")
+    positions = num_positions(cast(PreTrainedModel, reward.reward_model.model).config)
+    raise_problems(errors([length_finding(max_length, positions, "max_length")]))
     reward.max_length = max_length

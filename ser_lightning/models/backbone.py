@@ -9,6 +9,7 @@ from typing import Any, Literal
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from ser_lightning.errors import UserError
+from ser_lightning.models.tokens import check_is_whole, choose_pad, move_pad
 
 BUNDLED_MODEL = "world_lm"
 """Name of the small language model of the embedded synthetic world, which ships with the package."""
@@ -112,16 +113,17 @@ def load_tokenizer(backbone: Backbone) -> PreTrainedTokenizerBase:
     """The tokenizer with a pad token and a chat template, so that everything is encoded in one way.
 
     Raises:
-        UserError: if it cannot be found, has no EOS, or the template file does not exist.
+        UserError: if it cannot be found, has no text or no EOS, the template file does not
+            exist, or the template refuses a question and its answer.
     """
     path = backbone.resolved_path()
     extra = {"gguf_file": backbone.gguf_file} if backbone.gguf_file else {}
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=backbone.trust_remote_code, **extra)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # tokenizers raises nothing narrower for a folder without a vocabulary
         raise UserError(not_found("tokenizer", path, error)) from error
-    if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
-        tokenizer.pad_token = _spare_token(tokenizer)
+    check_is_whole(tokenizer)
+    choose_pad(tokenizer)
     if backbone.template == "paper" or (backbone.template == "auto" and not tokenizer.chat_template):
         tokenizer.chat_template = _paper_template(tokenizer)
     elif backbone.template != "auto":
@@ -129,21 +131,8 @@ def load_tokenizer(backbone: Backbone) -> PreTrainedTokenizerBase:
         if not file.is_file():
             raise UserError(f"backbone.template: got {backbone.template}; need auto, paper or a Jinja file that exists")
         tokenizer.chat_template = file.read_text(encoding="utf-8")
+    move_pad(tokenizer)
     return tokenizer
-
-
-def _spare_token(tokenizer: PreTrainedTokenizerBase) -> str:
-    """A token that never ends a sequence: plain transformers reads the reward before the first trailing pad."""
-    eos = tokenizer.eos_token
-    if eos is None and tokenizer.pad_token is None:
-        raise UserError(
-            f"backbone.path: got a tokenizer without EOS and pad ({tokenizer.name_or_path}); add them to it"
-        )
-    special = [t for t in tokenizer.get_added_vocab() if "pad" in t.lower() or "reserved" in t.lower()]
-    for token in [tokenizer.unk_token, *special]:
-        if token is not None and token not in (eos, tokenizer.bos_token):
-            return token
-    return eos
 
 
 def _paper_template(tokenizer: PreTrainedTokenizerBase) -> str:
@@ -165,4 +154,8 @@ def not_found(what: str, path: str, error: Exception) -> str:
             "through them, then add --trust_remote_code (fit: --model.backbone.trust_remote_code true)"
         )
     reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    return f"backbone.path: no {what} could be loaded from {path} ({reason}); give a transformers folder or a Hub name"
+    folder = Path(path).expanduser()
+    if folder.exists():
+        return f"backbone.path: no {what} could be loaded from {path} ({reason}); give a transformers folder"
+    hub = "" if path[:1] in "./~" or path.count("/") > 1 else f", and the Hub gave no {what} of that name ({reason})"
+    return f"backbone.path: got {path}; there is no such folder{hub}; give a transformers folder or a Hub name"

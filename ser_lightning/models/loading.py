@@ -85,10 +85,17 @@ def copy_rounded_weights(source: nn.Module, target: nn.Module) -> None:
 
 def check_vocabulary(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> None:
     """Tell the model its pad token; `UserError` if the tokenizer has tokens that the model has no embedding for."""
-    rows = model.get_input_embeddings().num_embeddings
-    if len(tokenizer) > rows:
-        raise UserError(f"backbone.path: got a tokenizer of {len(tokenizer)} tokens for {rows} embeddings; use its own")
+    if problem := vocabulary_problem(model, tokenizer):
+        raise UserError(problem)
     model.config.pad_token_id = tokenizer.pad_token_id
+
+
+def vocabulary_problem(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> str | None:
+    """One line if the tokenizer has tokens that the model has no embedding for."""
+    rows = model.get_input_embeddings().num_embeddings
+    if len(tokenizer) <= rows:
+        return None
+    return f"backbone.path: got a tokenizer of {len(tokenizer)} tokens for {rows} embeddings; use its own"
 
 
 def prepare_body(model: nn.Module, backbone: Backbone, adapter: str = "default") -> None:
@@ -107,7 +114,10 @@ def prepare_body(model: nn.Module, backbone: Backbone, adapter: str = "default")
         body = prepare_model_for_kbit_training(body, use_gradient_checkpointing=False)
         keep_differentiable(body)
     if backbone.train == "lora":
-        body = get_peft_model(body, lora_config(backbone.lora), adapter_name=adapter)
+        try:
+            body = get_peft_model(body, lora_config(backbone.lora), adapter_name=adapter)
+        except ValueError as error:
+            raise UserError(f"backbone.lora.target_modules: {' '.join(str(error).split())[:300]}") from error
         setattr(model, prefix, body)
     if backbone.gradient_checkpointing:
         unwrapped(body).enable_input_require_grads()

@@ -9,6 +9,7 @@ from transformers import PreTrainedTokenizerBase
 from ser_lightning.models.backbone import Backbone, load_tokenizer
 from ser_lightning.models.fingerprint import check_identity, identity_of
 from ser_lightning.models.policy import Policy
+from ser_lightning.models.probe import Finding, Use, start_findings
 from ser_lightning.models.trainable import trained_part
 from ser_lightning.runs.policy_run import WEIGHTS_PREFIX, PolicyStart, resolve_start
 from ser_lightning.training.strategies import check_strategy
@@ -20,6 +21,8 @@ class PolicyModule(LightningModule):
     Args:
         backbone: a pretrained model or the folder of a run that trained a policy, and how it is trained.
     """
+
+    use: Use = "policy"
 
     def __init__(self, backbone: Backbone) -> None:
         super().__init__()
@@ -52,6 +55,11 @@ class PolicyModule(LightningModule):
         if self._policy is None:
             raise RuntimeError("the models are loaded in configure_model(), which the trainer calls")
         return self._policy
+
+    def start_findings(self, max_length: int | None) -> list[Finding]:
+        """What the data module is told before it encodes; whether prompts fit is up to `check_prompts`."""
+        is_sft = self.use == "sft"
+        return start_findings(self.start.backbone, self.tokenizer, self.use, max_length if is_sft else None)
 
     def setup(self, stage: str) -> None:
         """Refuse strategies that cannot train this."""

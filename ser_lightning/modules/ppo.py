@@ -36,7 +36,7 @@ from ser_lightning.rl.policy_math import (
     sequence_kl,
 )
 from ser_lightning.rl.reward_functions import RewardFunction, RewardSum
-from ser_lightning.rl.reward_sources import load_reward, load_rewards
+from ser_lightning.rl.reward_sources import load_rewards
 from ser_lightning.rl.rollout import (
     Generator,
     Sampling,
@@ -148,7 +148,7 @@ class PPOModule(PolicyModule):
         except UserError as error:
             problems += error.problems
         try:
-            judge = load_reward(self.judge, device, allow_uncalibrated=True, build=build) if self.judge else None
+            judge = load_rewards(self.judge, device, allow_uncalibrated=True, build=build) if self.judge else None
         except UserError as error:
             problems += error.problems
         raise_problems(problems)
@@ -175,7 +175,7 @@ class PPOModule(PolicyModule):
         with evaluating(self.policy):
             experience, score = self._collect(batch)
         figures = self._update(experience, batch.step)
-        totals = self._totals(experience, score)
+        totals = self._totals(experience, score, self._judges[0][0].num_cut)
         mean_kl = float(totals["kl"])
         for name, value in {**totals, "kl_weight": self.kl_control.weight, **figures}.items():
             is_shown = name in ("reward", "kl", "length")
@@ -278,16 +278,16 @@ class PPOModule(PolicyModule):
             optimizer.step()
             optimizer.zero_grad()
 
-    def _totals(self, experience: Experience, reward: Tensor) -> dict[str, float]:
-        """Means over the responses of all ranks."""
+    def _totals(self, experience: Experience, reward: Tensor, num_cut: int) -> dict[str, float]:
+        """Means over the responses of all ranks; `num_cut` of this one's were too long for the reward model."""
         rollout = experience.rollout
         kl = sequence_kl(experience.kl, experience.response_mask)
         k3 = sequence_kl(kl_k3(experience.logp, experience.logp - experience.kl), experience.response_mask)
         columns = (reward, kl, k3, rollout.num_response_tokens, rollout.has_ended)
         sums = [column.double().sum() for column in columns]
-        count = torch.tensor(float(len(rollout)), dtype=torch.float64, device=self.device)
-        *totals, num_responses = sum_over_ranks(torch.stack([*sums, count])).tolist()
-        names = ("reward", "kl", "kl_k3", "length", "eos_rate")
+        counts = torch.tensor([num_cut, len(rollout)], dtype=torch.float64, device=self.device)
+        *totals, num_responses = sum_over_ranks(torch.cat([torch.stack(sums), counts])).tolist()
+        names = ("reward", "kl", "kl_k3", "length", "eos_rate", "cut_share")
         return {name: total / num_responses for name, total in zip(names, totals, strict=True)}
 
     # Held-out prompts.

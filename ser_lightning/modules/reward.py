@@ -16,6 +16,7 @@ from ser_lightning.evaluation.metrics import PairMetrics, half_credit
 from ser_lightning.models.backbone import Backbone, load_tokenizer
 from ser_lightning.models.fingerprint import Identity, check_identity, check_trained, identity_of
 from ser_lightning.models.masks import LayoutName
+from ser_lightning.models.probe import Finding, start_findings
 from ser_lightning.models.readings import QUESTION
 from ser_lightning.models.reward_model import RewardModel, load_reward_model
 from ser_lightning.models.trainable import trainable_state, trained_part
@@ -72,6 +73,7 @@ class RewardModule(LightningModule):
         self._wanted_layout: LayoutName = layout
         self.reading, self.question = reading, question
         self.penalty: float | None = None
+        self._evidence: list[dict[str, Any]] = []
         self.temperature, self.zero = 1.0, 0.0
         self._reward_model: RewardModel | None = None
         self._identity: Identity | None = None
@@ -93,6 +95,10 @@ class RewardModule(LightningModule):
         if self._reward_model is None:
             raise RuntimeError("the model is loaded in configure_model(), which the trainer calls")
         return self._reward_model
+
+    def start_findings(self, max_length: int | None) -> list[Finding]:
+        """What the data module is told before it encodes anything, see `models/probe.py`."""
+        return start_findings(self.backbone, self.tokenizer, "reward", max_length)
 
     def setup(self, stage: str) -> None:
         """Refuse strategies that cannot train this."""
@@ -125,7 +131,7 @@ class RewardModule(LightningModule):
         if is_start and (self.solves_exactly or plan.is_open):
             reward_model.to(self.trainer.strategy.root_device)
             choice = plan.choose(self.trainer, reward_model)
-            self.penalty = choice.chosen.penalty
+            self.penalty, self._evidence = choice.chosen.penalty, choice.evidence()
             reward_model.read_at(choice.chosen.readings, plan.tokens, plan.candidates)
             rank_zero_info(f"Reading: the head {choice.sentence()}.")
         if not (plan.is_open and self.caches_features):  # what is cached is found by the whole body
@@ -271,6 +277,7 @@ class RewardModule(LightningModule):
             "readings": [str(reading) for reading in self.reward_model.readings],
             "question": self.question,
             "penalty": self.penalty,
+            "evidence": self._evidence,
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -283,7 +290,7 @@ class RewardModule(LightningModule):
         scale = checkpoint["reward_scale"]
         self.temperature, self.zero = scale["temperature"], scale["zero"]
         if (reading := checkpoint.get("reading")) and self.reward_model.is_decoder:
-            model, self.penalty = self.reward_model, reading["penalty"]
+            model, self.penalty, self._evidence = self.reward_model, reading["penalty"], reading["evidence"]
             kept = model.candidates if self.reading == "auto" and self.caches_features else None
             apply_readings(model, self.tokenizer, reading["readings"], reading["question"], kept)
             self._initial_state = {name: own_part(p).cpu().clone() for name, p in trainable_state(model).items()}

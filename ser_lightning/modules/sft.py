@@ -29,6 +29,8 @@ class SFTModule(PolicyModule):
         max_grad_norm: gradients are clipped to this norm.
     """
 
+    use = "sft"
+
     def __init__(
         self,
         backbone: Backbone,

@@ -5,6 +5,7 @@ from textwrap import wrap
 from typing import Any
 
 from ser_lightning.utils.durations import duration
+from ser_lightning.utils.terminal import new_table, text_of
 
 _UNITS = ((2**40, "TiB"), (2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB"))
 
@@ -90,19 +91,16 @@ _SPAN = "A later round trains on as many pool pairs as its rule takes: none to a
 def _checks(checks: Sequence[dict[str, str]]) -> list[str]:
     lines = ["Checks"]
     for check in checks:
-        start = f"  {check['says']:5}{check['check']:10}"
+        start = f"  {check['says']:5}{check['check']:12}"
         lines += wrap(check["text"], 80, initial_indent=start, subsequent_indent=" " * len(start))
     return lines
 
 
 def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    """Rows below their heads; the first column stands left, the others right."""
-    table = [heads, *rows]
-    widths = [max(len(row[i]) for row in table) for i in range(len(heads))]
-    return [
-        "  " + "  ".join(c.rjust(w) if i else c.ljust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True)))
-        for row in table
-    ]
+    table = new_table(*heads)
+    for row in rows:
+        table.add_row(*row)
+    return text_of(table).splitlines()
 
 
 def _span(ends: Sequence[float], show: Any) -> str:

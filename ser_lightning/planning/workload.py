@@ -1,5 +1,6 @@
 """What a run of the evolution will read: tokens of the pairs, and what each round trains on and scores."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -90,32 +91,37 @@ class RoundWork:
     tokens: tuple[int, int]
 
 
-def rounds_of(settings: EvolutionSettings, tokens: dict[str, Tokens]) -> list[RoundWork]:
+def rounds_of(settings: EvolutionSettings, tokens: dict[str, Tokens], pairs_per_step: int) -> list[RoundWork]:
     """The work of every round, if the rule does not end the evolution before.
 
     Args:
         settings: of the evolution.
         tokens: of every split.
+        pairs_per_step: pairs of an optimiser step.
     """
     found = []
+    pairs, totals = ({name: getattr(one, field) for name, one in tokens.items()} for field in ("pairs", "total"))
     for number in range(settings.max_rounds + 1):
+        # A round that trains on none of the pool, and one that trains on all of it.
+        ends = (0, pairs["pool"] if number else 0)
+        epochs = [settings.epochs_of_phases(number, pairs["seed"], end, pairs_per_step) for end in ends]
         (trained, scored), (trained_tokens, scored_tokens) = (
-            _work(settings, number, {name: getattr(one, field) for name, one in tokens.items()})
-            for field in ("pairs", "total")
+            _work(settings, number, epochs, sizes) for sizes in (pairs, totals)
         )
         low, high = (end + scored_tokens for end in trained_tokens)
         found.append(RoundWork(number, trained, scored, (low, high)))
     return found
 
 
-def _work(settings: EvolutionSettings, number: int, sizes: dict[str, int]) -> tuple[tuple[int, int], int]:
-    """What a round trains on, with none of the pool and with all of it, and what it scores."""
+def _work(
+    settings: EvolutionSettings, number: int, epochs: Sequence[Sequence[int]], sizes: dict[str, int]
+) -> tuple[tuple[int, int], int]:
+    """What a round trains on at least and at most, and what it scores."""
     is_last = number == settings.max_rounds
-    least, most = (
-        settings.phases(number, is_last, sizes, selected) for selected in (0, sizes["pool"] if number else 0)
-    )
-    trained = round(sum(t for t, _ in least)), round(sum(t for t, _ in most))
-    return trained, round(sum(scored for _, scored in least))
+    ends = zip(epochs, (0, sizes["pool"] if number else 0), strict=True)
+    none, whole = (settings.phases(is_last, of_phases, sizes, selected) for of_phases, selected in ends)
+    low, high = sorted(round(sum(trained for trained, _ in phases)) for phases in (none, whole))
+    return (low, high), round(sum(scored for _, scored in none))
 
 
 def read_rate(run: Path) -> float:

@@ -33,7 +33,7 @@ ACCURACIES = (
 BASELINES = (("longer", "take the longer", (0, (1, 2))), ("bag_of_words", "bag of words", (0, (5, 2))))
 """Key in the notes of a round, name, line."""
 COST_COLOURS = {
-    **{"all": ACCENT, "train_folds": "#8fb9dc", "train_main": ACCENT},
+    **{"all": ACCENT, "features": MUTED, "train_folds": "#8fb9dc", "train_main": ACCENT},
     **{"score_seed": "#f3e6c8", "score_pool": "#ddb765", "score_test": GOLD, "other": PALE},
 }
 """Blue for training, gold for scoring, from below."""

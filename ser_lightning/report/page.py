@@ -1,4 +1,4 @@
-"""`python -m ser_lightning report`: a run as one page that needs no network, or several runs side by side."""
+"""A run as one page that needs no network, or several runs side by side."""
 
 from collections.abc import Sequence
 from importlib.resources import files
@@ -7,9 +7,7 @@ from typing import Any
 
 import numpy as np
 from jinja2 import Environment, StrictUndefined
-from jsonargparse import ArgumentError, ArgumentParser
 
-from ser_lightning.errors import UserError, raise_problems
 from ser_lightning.report.data import Round, Run, confidence_of, file_hashes, flat, read_run
 from ser_lightning.report.figures import (
     Picture,
@@ -24,8 +22,8 @@ from ser_lightning.report.figures import (
 from ser_lightning.report.tables import (
     FORECAST_NOTE,
     GUARD_NOTE,
+    READING_NOTE,
     ROUND_COLUMNS,
-    ROUND_NOTE,
     asked_for,
     comparison_table,
     cost_table,
@@ -36,39 +34,20 @@ from ser_lightning.report.tables import (
     forecast_table,
     guard_table,
     number_text,
+    reading_table,
+    round_note,
     round_table,
     run_names,
     summary_of,
 )
-from ser_lightning.runs.files import COST_PARTS, PAGE
-from ser_lightning.utils.atomic import output_problems, write_text_atomically
+from ser_lightning.runs.files import COST_PARTS
+from ser_lightning.utils.atomic import write_text_atomically
 
 CARD_KINDS = {
     "most": ("Most confident", "If some of these are wrong, the model is wrong where it is surest."),
     "flipped": ("Flipped", "Labelled otherwise in the round before; the surest of them."),
     "least": ("Least confident", "Close to a coin toss; a good place to add human labels."),
 }
-
-
-def main(argv: list[str]) -> None:
-    """Command line of `python -m ser_lightning report`."""
-    parser = ArgumentParser(
-        prog="python -m ser_lightning report", description=__doc__, exit_on_error=False, allow_abbrev=False
-    )
-    parser.add_argument("runs", type=str, nargs="+", help="run folders of reward models; several are compared")
-    parser.add_argument(
-        "--to", type=str | None, default=None, help="file to write (default: RUN/report.html; report.html for several)"
-    )
-    parser.add_argument("--overwrite", action="store_true", help="write over the file of --to that is there")
-    try:
-        args = parser.parse_args(argv)
-    except ArgumentError as error:
-        raise UserError(f"report: {' '.join(str(error).split())}; use `report RUN [RUN ...] [--to FILE]`") from error
-    runs = [Path(run) for run in args.runs]
-    to = Path(args.to) if args.to else (runs[0] if len(runs) == 1 else Path()) / PAGE
-    if args.to and to.resolve() not in [(run / PAGE).resolve() for run in runs]:
-        raise_problems(output_problems("--to", to, runs, args.overwrite))
-    print(f"Report: {write_report(runs, to)}")
 
 
 def write_report(runs: Sequence[Path], to: Path, note: str = "") -> Path:
@@ -93,9 +72,11 @@ def write_report(runs: Sequence[Path], to: Path, note: str = "") -> Path:
 def page_of(run: Run, note: str = "") -> str:
     """One run as HTML, its summary behind a note."""
     shown, config, forecasts = run.delivered, flat(run.config), forecast_table(run)
-    tables = [("Rounds", round_table(run), ROUND_NOTE)]
+    tables = [("Rounds", round_table(run), round_note(run))]
     if forecasts:
         tables.append(("Forecasts", forecasts, FORECAST_NOTE))
+    if readings := reading_table(run):
+        tables.append(("Where the head reads", readings, READING_NOTE))
     return _render(
         title=f"Run {run.name}",
         summary=f"{note} {summary_of(run)}".strip(),

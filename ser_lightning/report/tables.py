@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ser_lightning.report.data import Round, Run, flat, flow_of
-from ser_lightning.runs.files import COST_PARTS
+from ser_lightning.runs.files import COST_PARTS, how_delivered
 
 BASELINE_NAMES = {"longer": "take the longer", "bag_of_words": "bag of words"}
 _ASKED = {
@@ -22,7 +22,9 @@ _ASKED_TOGETHER = {
     "training": ["model.backbone.train", "model.backbone.quantize", "model.backbone.dtype", "model.optimizer.lr"],
     "random seeds": ["seed_everything", "data.split_seed"],
 }
-_ROUND_SETTINGS = (*("max_rounds", "seed_epochs", "epochs_per_round", "folds", "restart", "min_gain", "stop_by"),)
+_ROUND_SETTINGS = (
+    *("max_rounds", "seed_epochs", "epochs_per_round", "min_steps", "folds", "restart", "min_gain", "stop_by"),
+)
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,7 @@ def summary_of(run: Run) -> str:
     if share == share:
         text += f": {share:.3f} of the test pairs are right"
         text += f" (95 % interval {low_high[0]:.3f} to {low_high[1]:.3f})" if low_high else ""
+        text += ", which is worse than a coin" if share < 0.5 else ""
     baselines = shown.notes.get("baselines", {})
     if baselines:
         text += "; the baselines are " + " and ".join(f"{BASELINE_NAMES[k]} {v:.3f}" for k, v in baselines.items())
@@ -72,10 +75,15 @@ def _settings(config: dict[str, Any], keys: Sequence[str]) -> str:
     return ", ".join(f"{name} {value}" for name, value in given.items())
 
 
-ROUND_NOTE = (
-    "Round 0 is the seed model; the delivered round is bold, chosen out of fold on the seed. Accuracies are shares of "
-    "right answers with their 95 % intervals; test and hidden pool labels are only counted and decide nothing."
-)
+def round_note(run: Run) -> str:
+    """What stands below the table of rounds."""
+    how = how_delivered(one.row["seed_oof_accuracy"] for one in run.rounds)
+    return (
+        f"Round 0 is the seed model; the delivered round is bold, {how}. Accuracies are shares of right answers with "
+        "their 95 % intervals; test and hidden pool labels are only counted and decide nothing."
+    )
+
+
 ROUND_COLUMNS = {
     "pseudo_label_accuracy": "kept labels right",
     "pool_accuracy": "pool labels right",
@@ -125,6 +133,27 @@ def forecast_table(run: Run) -> Table | None:
         interval = f"\n{low}–{high}" if forecast != "–" else ""
         rows.append([f"{one.number}", forecast + interval, *came, *ahead])
     return Table(headers, rows)
+
+
+READING_NOTE = (
+    "Where the head could have read, each set with the penalty that did best for it, out of fold on the human labels "
+    "of the seed. The first set is the usual one; another is chosen only where its log loss is lower by three standard "
+    "errors. The bold one was chosen."
+)
+
+
+def reading_table(run: Run) -> Table | None:
+    """What the choice of readings saw; None where there was none."""
+    rows = run.delivered.notes.get("readings", [])
+    if not rows:
+        return None
+    headers = ["reads", "penalty", "right, out of fold", "log loss", "log loss below the first"]
+    found = []
+    for row in rows:
+        gap = "–" if row is rows[0] else f"{row['advantage']:+.4f} ± {row['standard_error']:.4f}"
+        figures = [f"{row['penalty']:.3g}", f"{row['accuracy']:.3f}", f"{row['log_loss']:.4f}", gap]
+        found.append([row["readings"], *figures])
+    return Table(headers, found, frozenset(i for i, row in enumerate(rows) if row["is_chosen"]))
 
 
 def flow_table(run: Run) -> Table | None:
@@ -187,7 +216,7 @@ def cost_table(run: Run) -> Table:
     for name, tokens, seconds in lines:
         in_all, time = sum(tokens.values()), sum(seconds.values())
         cells = [f"{_thousands(tokens[part])}\n{seconds[part]:.1f} s" if part in tokens else "–" for part in parts]
-        rate = _thousands(in_all / time) if time else "–"
+        rate = _thousands(in_all / time) if time and in_all else "–"
         rows.append([name, *cells, _thousands(in_all), f"{time:.1f}", rate])
     headers = ["round", *(COST_PARTS[part] for part in parts), "tokens", "seconds", "tokens a second"]
     return Table(headers, rows, frozenset({len(rows) - 1}))

@@ -10,18 +10,24 @@ from contextlib import contextmanager
 from typing import Any, Protocol, cast
 
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from ser_lightning.data.encode import encode_responses
+from ser_lightning.data.encode import encode_front, encode_responses
 from ser_lightning.data.layouts import Layout
 from ser_lightning.errors import UserError
+from ser_lightning.models.tokens import warn_of_unknown
 from ser_lightning.records import Turn
 from ser_lightning.training.scoring import evaluating
 
 
 class RewardFunction(Protocol):
     """Gives each response a number; higher is better."""
+
+    @property
+    def num_cut(self) -> int:
+        """Responses of the last call of which it read the front alone, because they were too long."""
 
     def __call__(self, prompts: Sequence[list[Turn]], responses: Sequence[str]) -> Tensor:
         """Rewards of responses.
@@ -46,12 +52,19 @@ class ModelReward:
     Args:
         reward_model: gives the (R,) rewards of `Inputs`, in the layout that it names; not copied, may share its body.
         tokenizer: the reward model's, with a chat template.
-        max_length: most tokens in a conversation; longer prompts lose their oldest turns, as in training.
+        max_length: most tokens in a conversation; longer prompts lose their oldest turns, as in training. A response
+            that is longer by itself is judged by its front, see `encode_front`.
         zero: reward that counts as 0.
         temperature: rewards are divided by this.
         name: what errors call it.
         tokens_per_batch: most padded tokens in a batch; changes memory and speed, never the result.
+
+    Attributes:
+        unread_token: a decoder of other people is not read at this token where conversations end with it, because
+            plain transformers, with which it was trained, takes it for padding; None where there is no such token.
     """
+
+    unread_token: int | None = None
 
     def __init__(
         self,
@@ -66,15 +79,39 @@ class ModelReward:
         self.reward_model, self.tokenizer, self.max_length = reward_model, tokenizer, max_length
         self.zero, self.temperature = zero, temperature
         self.name, self.tokens_per_batch = name, tokens_per_batch
+        self.num_cut, self._has_cut, self._has_looked = 0, False, False
 
     def __call__(self, prompts: Sequence[list[Turn]], responses: Sequence[str]) -> Tensor:
         """(N,) rewards on the calibrated scale."""
         if not responses:
             return torch.empty(0)
         with named(self.name):
-            rows = encode_responses(self.tokenizer, prompts, responses, self.max_length)
+            self.look_at(responses)
+            rows = self._encode(prompts, responses)
         raw = self.score_rows(rows, [json.dumps(prompt) for prompt in prompts])
         return checked_scores(self.name, (raw - self.zero) / self.temperature, responses)
+
+    def _encode(self, prompts: Sequence[list[Turn]], responses: Sequence[str]) -> list[list[int]]:
+        """Ids of every response, those that are too long cut; counts these, and says so the first time."""
+        given = encode_responses(self.tokenizer, prompts, responses, self.max_length)
+        rows = [
+            ids or encode_front(self.tokenizer, prompt, text, self.max_length)
+            for ids, prompt, text in zip(given, prompts, responses, strict=True)
+        ]
+        if not all(rows):
+            raise UserError(
+                f"got a max_length of {self.max_length}, in which not even an empty response fits; give a reward model "
+                "that was trained with a larger data.max_length"
+            )
+        was_cut, self.num_cut = self._has_cut, given.count(None)
+        self._has_cut = was_cut or self.num_cut > 0
+        if self._has_cut and not was_cut:
+            rank_zero_warn(
+                f"reward {self.name}: {self.num_cut} of {len(rows)} responses are longer than its max_length of "
+                f"{self.max_length} tokens; it judges them by what comes first. Lower model.sampling.max_new_tokens, "
+                "or train the reward model with a larger data.max_length."
+            )
+        return [ids for ids in rows if ids is not None]
 
     def score_rows(
         self, rows: Sequence[list[int]], keys: Sequence[Hashable], show: Callable[[int], object] | None = None
@@ -89,6 +126,7 @@ class ModelReward:
         Returns:
             (N,) float32 on the CPU, in logits; not checked for NaN or infinity.
         """
+        rows = [self._read_part(ids) for ids in rows]
         batches = self.layout.cut_sequences(rows, keys, self.tokens_per_batch)
         parts = []
         with evaluating(self.reward_model):
@@ -99,6 +137,19 @@ class ModelReward:
         rewards = torch.empty(len(rows))
         rewards[torch.tensor([i for batch in batches for i in batch])] = torch.cat(parts).float().cpu()
         return rewards
+
+    def look_at(self, texts: Sequence[str]) -> None:
+        """Warn of texts that the tokenizer hardly knows; looks at the first that it is given alone."""
+        if not self._has_looked and texts:
+            self._has_looked = True
+            warn_of_unknown(self.tokenizer, texts, f"reward {self.name}")
+
+    def _read_part(self, ids: list[int]) -> list[int]:
+        """A conversation up to where the reward is read: what stands behind it changes nothing in a decoder."""
+        end = len(ids)
+        while end > 1 and ids[end - 1] == self.unread_token:
+            end -= 1
+        return ids[:end]
 
     @property
     def layout(self) -> Layout:
@@ -118,6 +169,8 @@ class FunctionReward:
         function: takes N conversations (lists of turns) and N strings, gives N numbers in a sequence or tensor.
         name: what errors call it.
     """
+
+    num_cut = 0  # it gets all of every response
 
     def __init__(self, function: Callable[[list[list[Turn]], list[str]], Any], name: str) -> None:
         self.function, self.name = function, name
@@ -146,6 +199,11 @@ class RewardSum:
 
     def __init__(self, functions: dict[str, RewardFunction], weights: dict[str, float]) -> None:
         self._functions, self._weights = functions, weights
+
+    @property
+    def num_cut(self) -> int:
+        """Responses of the last call that any of the functions cut, as the one that cut most has counted them."""
+        return max(function.num_cut for function in self._functions.values())
 
     def __call__(self, prompts: Sequence[list[Turn]], responses: Sequence[str]) -> Tensor:
         """(N,) weighted sum."""

@@ -14,16 +14,20 @@ from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
     PretrainedConfig,
+    PreTrainedModel,
 )
 
 from ser_lightning.errors import UserError, raise_problems
+from ser_lightning.models.adapter_folder import ADAPTER, load_adapter_folder
 from ser_lightning.models.backbone import load_tokenizer, not_found
-from ser_lightning.models.loading import quiet_load_report
+from ser_lightning.models.loading import quiet_load_report, vocabulary_problem
 from ser_lightning.models.masks import choose_layout
+from ser_lightning.models.probe import empty_response_problem, num_positions
 from ser_lightning.models.readings import noted_readings
 from ser_lightning.models.reward_model import read_folder
+from ser_lightning.models.tokens import check_is_whole
 from ser_lightning.rl.reward_functions import FunctionReward, ModelReward, RewardFunction, RewardSum, describe, named
-from ser_lightning.runs.files import ROUNDS, is_run
+from ser_lightning.runs.files import ROUNDS, check_scale, is_run
 from ser_lightning.runs.reward_run import RewardRun, read_reward_run
 
 _SOURCES = (
@@ -66,6 +70,10 @@ def load_rewards(
             functions[source] = load_reward(source, device, allow_uncalibrated, build)
         except UserError as error:
             problems.extend(error.problems)
+            continue
+        judge = functions[source]
+        if isinstance(judge, ModelReward) and (problem := empty_response_problem(judge.tokenizer)):
+            problems.append(f"reward {source}: {problem}")
     raise_problems(problems)
     return RewardSum(functions, weights)
 
@@ -94,10 +102,12 @@ def load_reward(
     with named(source):
         if is_run(folder) and (folder / ROUNDS).is_file():
             found = _reward_of_run(source, folder, device, build, trust_remote_code)
-        elif (folder / "config.json").is_file():
+        elif any((folder / name).is_file() for name in ("config.json", ADAPTER)):
             found = _reward_of_folder(source, folder, device, allow_uncalibrated, trust_remote_code)
         elif folder.is_dir():
-            raise UserError(f"got a folder without config.yaml and rounds.csv, and without config.json; {_SOURCES}")
+            raise UserError(
+                f"got a folder without config.yaml and rounds.csv, and without config.json or {ADAPTER}; {_SOURCES}"
+            )
         else:
             return FunctionReward(_import_function(source), source)
         if (found.zero, found.temperature) == (0.0, 1.0) and not allow_uncalibrated:
@@ -125,32 +135,50 @@ def _reward_of_folder(
     source: str, folder: Path, device: torch.device | str, takes_any_scale: bool, trust_remote_code: bool
 ) -> ModelReward:
     code = {"trust_remote_code": trust_remote_code}  # None, the default, would ask at the terminal
+    missing: list[str] = []
     try:
-        config = AutoConfig.from_pretrained(folder, **code)
-        raise_problems(_config_problems(config, takes_any_scale))
         tokenizer = AutoTokenizer.from_pretrained(folder, **code)
-        # A head of several readings has another size; `read_folder` brings it.
-        has_readings = noted_readings(config) is not None
-        with quiet_load_report() if has_readings else nullcontext():
-            model, report = AutoModelForSequenceClassification.from_pretrained(
-                folder, output_loading_info=True, ignore_mismatched_sizes=has_readings, **code
-            )
+        check_is_whole(tokenizer)
+        if (folder / ADAPTER).is_file():
+            model = load_adapter_folder(folder, trust_remote_code)
+            raise_problems(_config_problems(model.config, takes_any_scale))
+        else:
+            raise_problems(_config_problems(AutoConfig.from_pretrained(folder, **code), takes_any_scale))
+            model, missing = _load_classifier(folder, code)
     except UserError:
         raise
     except (OSError, ValueError, RuntimeError) as error:
         if "trust_remote_code" in str(error):
             raise UserError(not_found("model", source, error)) from error
         raise UserError(f"got no classifier from the folder ({describe(error)}); {_SOURCES}") from error
-    mismatched = {key for key, *_ in report["mismatched_keys"]} - {"score.weight"}
-    if missing := sorted({*report["missing_keys"], *mismatched}):
+    if missing:
         raise UserError(f"got no weights for {', '.join(missing[:2])}; give a reward model that was trained")
     if not tokenizer.chat_template:
         raise UserError("got a tokenizer without a chat template; save the one that the model was trained with")
-    max_length = min(tokenizer.model_max_length, getattr(config, "max_position_embeddings", None) or math.inf)
+    if problem := vocabulary_problem(model, tokenizer):
+        raise UserError(problem)
+    config, unread = model.config, model.config.get_text_config().pad_token_id
+    max_length = min(tokenizer.model_max_length, num_positions(config, model) or math.inf)
     zero, temperature = getattr(config, "reward_zero", 0.0), getattr(config, "reward_temperature", 1.0)
+    check_scale(folder, zero, temperature)
     reward_model = read_folder(model, folder, choose_layout("auto", model, device, source))
     reward_model.requires_grad_(False).to(device)
-    return ModelReward(reward_model, tokenizer, int(max_length), zero, temperature, source)
+    reward = ModelReward(reward_model, tokenizer, int(max_length), zero, temperature, source)
+    is_read_plainly = reward_model.is_decoder and noted_readings(config) is None
+    reward.unread_token = unread if is_read_plainly else None
+    return reward
+
+
+def _load_classifier(folder: Path, code: dict[str, bool]) -> tuple[PreTrainedModel, list[str]]:
+    """What plain transformers loads of a folder, and the weights that it lacks."""
+    # A head of several readings has another size; `read_folder` brings it.
+    has_readings = noted_readings(AutoConfig.from_pretrained(folder, **code)) is not None
+    with quiet_load_report() if has_readings else nullcontext():
+        model, report = AutoModelForSequenceClassification.from_pretrained(
+            folder, output_loading_info=True, ignore_mismatched_sizes=has_readings, **code
+        )
+    mismatched = {key for key, *_ in report["mismatched_keys"]} - {"score.weight"}
+    return model, sorted({*report["missing_keys"], *mismatched})
 
 
 def _config_problems(config: PretrainedConfig, takes_any_scale: bool) -> Iterator[str]:

@@ -17,6 +17,8 @@ from transformers.cache_utils import DynamicCache
 from ser_lightning.data.packing import cut_by_tokens, group_equal
 from ser_lightning.errors import UserError
 from ser_lightning.models.policy import Policy, Role
+from ser_lightning.models.probe import num_positions
+from ser_lightning.models.tokens import closing_token
 from ser_lightning.records import Packed, Padded, Prompt, Rollout
 from ser_lightning.rl.policy_math import token_logps
 from ser_lightning.utils.seeds import hash_seed
@@ -35,7 +37,7 @@ class Sampling:
         max_new_tokens: a response that has not ended by then is cut off.
         temperature: what the logits are divided by, in sampling and in every log-probability. Other values than 1
             train another policy than the one that is used afterwards.
-        stop: tokens that end a response besides the EOS of model and tokenizer, by their text.
+        stop: tokens that end a response besides the EOS of model and tokenizer and the end of a turn, by their text.
     """
 
     max_new_tokens: int = 128
@@ -202,11 +204,11 @@ def check_room(prompts: Sequence[Prompt], max_new_tokens: int, config: Pretraine
         config: the language model's.
     """
     longest = max((len(prompt.ids) for prompt in prompts), default=0)
-    num_positions = getattr(config, "max_position_embeddings", None)
-    if num_positions is not None and longest + max_new_tokens > num_positions:
+    positions = num_positions(config)
+    if positions is not None and longest + max_new_tokens > positions:
         raise UserError(
             f"sampling.max_new_tokens: got {max_new_tokens} after prompts of up to {longest} tokens for a policy with "
-            f"{num_positions} positions; lower it or data.max_prompt_length"
+            f"{positions} positions; lower it or data.max_prompt_length"
         )
 
 
@@ -215,14 +217,15 @@ def stop_ids(lm_eos: Any, tokenizer: PreTrainedTokenizerBase, stop: list[str]) -
 
     Args:
         lm_eos: what the model's generation config calls EOS, a token, several or None.
-        tokenizer: its EOS ends a response too.
+        tokenizer: its EOS ends a response too, and so does the token with which its template ends a turn.
         stop: further tokens, by their text.
 
     Raises:
         UserError: if there is none, or a text is no single token.
     """
     given = [lm_eos] if isinstance(lm_eos, int) else lm_eos or []
-    found = {*given, *([] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id])}
+    own = (tokenizer.eos_token_id, closing_token(tokenizer))
+    found = {*given, *(token for token in own if token is not None)}
     for text in stop:
         ids = tokenizer(text, add_special_tokens=False).input_ids
         if len(ids) != 1:

@@ -12,7 +12,7 @@
 import csv
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,7 @@ SAMPLES = "samples"
 EXPORT = "export"
 
 COST_PARTS = {
+    "features": "features",
     "train_folds": "folds, training",
     "train_main": "main, training",
     "score_seed": "out of fold",
@@ -191,6 +192,12 @@ class RoundRow:
     def figures(self) -> dict[str, float]:
         """The columns by their logger names, `select/...`."""
         return {f"select/{f.name}": float(getattr(self, f.name)) for f in fields(self)}
+
+
+def how_delivered(seed_accuracies: Iterable[float]) -> str:
+    """How the delivered round was chosen, by the accuracies out of fold of all rounds."""
+    is_judged = any(accuracy == accuracy for accuracy in seed_accuracies)
+    return "chosen out of fold on the seed" if is_judged else "the last round, unjudged: there were no folds"
 
 
 def write_rounds(run: str | Path, rows: Sequence[RoundRow]) -> None:

@@ -58,7 +58,9 @@ class RunFolder:
     """Whether the folder's own training goes on in it, so that its config must be the same."""
 
     def open(self, config: str) -> None:
-        """Create the folder and record the resolved config in it, next to the ones that are there."""
+        """Create the folder and record the resolved config in it, next to the ones of the run that is there."""
+        if not holds_run(self.path):
+            clear(self.path)
         recorded = [self.path / CONFIG, *(self.path / f"config-{n}.yaml" for n in range(2, 10_000))]
         for path in recorded:
             if not path.exists():
@@ -96,7 +98,7 @@ def choose_folder(command: str, run_dir: str | None, ckpt_path: str | None, stem
     if folder and folder.exists() and not is_run(folder) and (not folder.is_dir() or _holds_files(folder)):
         raise UserError(f"--run_dir: got {folder}, which is not the folder of a run; give a new or an empty folder")
     if ckpt_path is None:
-        if folder and is_run(folder):
+        if folder and holds_run(folder):
             raise UserError(
                 f"--run_dir: got {folder}, which holds a run; go on with --ckpt_path last or name another folder"
             )
@@ -104,7 +106,7 @@ def choose_folder(command: str, run_dir: str | None, ckpt_path: str | None, stem
     checkpoint = find_checkpoint(folder, ckpt_path)
     if checkpoint is None:
         assert folder is not None
-        return RunFolder(folder, None, continues=command == "fit" and is_run(folder))
+        return RunFolder(folder, None, continues=command == "fit" and holds_run(folder))
     owner = run_of(checkpoint)
     if folder is None:
         folder = owner or _new_folder(stem)
@@ -116,6 +118,24 @@ def choose_folder(command: str, run_dir: str | None, ckpt_path: str | None, stem
             f"--run_dir: got {folder}, which holds another run than {checkpoint}; name a new folder to branch off"
         )
     return RunFolder(folder, str(checkpoint), continues=command == "fit" and is_own)
+
+
+def holds_run(folder: Path) -> bool:
+    """Whether a run has saved anything there: a config and the metrics of a few steps are a start that failed."""
+    return is_run(folder) and any(not _is_of_start(path) for path in folder.iterdir())
+
+
+def clear(folder: Path) -> None:
+    """Take away what a start that failed has left."""
+    for path in folder.iterdir() if folder.is_dir() else ():
+        if _is_of_start(path) and path.name != LOCK:
+            path.unlink()
+
+
+def _is_of_start(path: Path) -> bool:
+    return (
+        path.name == LOCK or _is_draft(path) or re.fullmatch(r"config(-\d+)?\.yaml|metrics\.csv", path.name) is not None
+    )
 
 
 def lock(folder: Path) -> IO[str]:
@@ -151,13 +171,25 @@ def lock(folder: Path) -> IO[str]:
 
 def unlock(file: IO[str]) -> None:
     """Let others train in the folder; one in which nothing came to be goes away."""
-    folder = Path(file.name).parent
     Path(file.name).unlink(missing_ok=True)
+    _remove_empty(Path(file.name).parent)
+    file.close()
+
+
+def tidy(folder: Path) -> None:
+    """Take away what a start that failed has left, unless another process is about to train there."""
+    if not folder.is_dir() or holds_run(folder) or (folder / LOCK).exists():
+        return
+    if not (folder / "metrics.csv").exists():  # a few losses may say what went wrong
+        clear(folder)
+    _remove_empty(folder)
+
+
+def _remove_empty(folder: Path) -> None:
     if folder.is_dir() and not any(folder.iterdir()):
         folder.rmdir()
         if folder.parent == RUNS and not any(RUNS.iterdir()):
             RUNS.rmdir()
-    file.close()
 
 
 def _is_draft(path: Path) -> bool:
@@ -182,7 +214,7 @@ def run_of(checkpoint: Path) -> Path | None:
 
 
 def _holds_files(folder: Path) -> bool:
-    return any(path.name != LOCK and not _is_draft(path) for path in folder.iterdir())
+    return any(not _is_of_start(path) for path in folder.iterdir())
 
 
 def _new_folder(stem: str) -> Path:

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from ser_lightning.errors import UserError
+from ser_lightning.errors import UserError, raise_problems
 from ser_lightning.models.backbone import Backbone, backbone_from, load_tokenizer
 from ser_lightning.models.fingerprint import check_identity, check_trained, identity_of
+from ser_lightning.models.probe import errors, start_findings
 from ser_lightning.models.reward_model import RewardModel, load_reward_model
 from ser_lightning.runs.files import (
     CONFIG,
@@ -55,8 +56,9 @@ class RewardRun:
         Raises:
             UserError: if the weights belong to another base or template, or to another shape.
         """
-        reward_model = load_reward_model(replace(self.backbone, **changes), device)
         tokenizer = load_tokenizer(self.backbone)
+        raise_problems(errors(start_findings(self.backbone, tokenizer, "reward")))
+        reward_model = load_reward_model(replace(self.backbone, **changes), device)
         check_identity("run", self.identity, identity_of(reward_model.model, tokenizer))
         self.put_into(reward_model, tokenizer)
         return reward_model, tokenizer

@@ -4,7 +4,7 @@
 
 A difference x_i is the states of response a minus those of response b, scaled by `difference_scale`, and swapping both
 turns x_i and t_i: so there is nothing for an intercept to learn. The penalty takes the place of learning rate and
-epochs, and is chosen out of fold. It weighs against the sum of the losses: more labels need less of it, not another one.
+epochs, and is chosen out of fold. It weighs against the sum of the losses, so it stays as labels are added.
 Shapes: n pairs, D numbers of a difference (K readings of H), g groups, m other pairs.
 """
 

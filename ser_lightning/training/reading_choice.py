@@ -75,6 +75,10 @@ class ReadingChoice:
     chosen: SetEvidence
     table: list[SetEvidence]
 
+    def evidence(self) -> list[dict[str, Any]]:
+        """A row for each set, as plain values."""
+        return [{**vars(one), "readings": one.name, "is_chosen": one is self.chosen} for one in self.table]
+
     def sentence(self) -> str:
         """One line for the log and the report."""
         first, chosen = self.table[0], self.chosen

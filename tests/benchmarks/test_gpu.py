@@ -81,7 +81,13 @@ def test_evidence_goes_on_where_it_was(job):
     assert evidence.run(job) is None
     [row] = figures(job)["runs"]
     assert row["rounds"][0]["round"] == 0 and (row["model"], row["data"], row["seed"]) == ("smollm2-135m", "pandalm", 1)
-    assert [run[3] for run in evidence.plans(job)] == [1, 2, 3, 4, 5]
+    assert [run[3:] for run in evidence.plans(job)][:4] == [
+        (1, "last"),
+        (1, "mean_judge"),
+        (1, "all_labels"),
+        (2, "last"),
+    ]
+    assert len(evidence.plans(job)) == 15 and row["condition"] == "last"
     lines = (job.out / "evidence.jsonl").read_text().splitlines()
     assert [json.loads(line) for line in lines] == [row]
 

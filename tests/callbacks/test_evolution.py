@@ -2,6 +2,7 @@ import contextlib
 import json
 import math
 import shutil
+from collections import Counter
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -183,6 +184,24 @@ def test_the_cost_of_a_round_is_counted_where_it_arises(tiny_model_dir, pairs_fi
         assert sum(spent["tokens"] for spent in found.values()) == int(row["tokens"])
         assert sum(spent["seconds"] for spent in found.values()) == pytest.approx(float(row["seconds"]), abs=0.5)
     assert callback.state.cost == {}
+
+
+def test_a_phase_has_enough_steps_however_few_its_pairs_are(tiny_model_dir, pairs_file):
+    """Oracle: counted batches. A fold leaves out half of the 19 pairs of the seed, and steps have 8 pairs."""
+    log = Recorder()
+    fit(tiny_model_dir, pairs_file, "run", log, min_steps=7, max_rounds=0)
+    by_phase = Counter(epoch["phase"].fold for epoch in log.epochs)
+    sizes = {epoch["phase"].fold: len(epoch["ids"]) for epoch in log.epochs}
+    assert by_phase == {fold: math.ceil(7 / math.ceil(size / 8)) for fold, size in sizes.items()}
+    assert by_phase[None] == 3 and set(by_phase) == {0, 1, None}
+
+
+def test_a_head_that_is_solved_needs_one_epoch():
+    settings = evolution(min_steps=7, seed_epochs=2).settings
+    assert settings.settled(False) == settings and settings.phase_epochs(0, steps=3) == 3
+    assert settings.settled(True).phase_epochs(0, steps=1) == 1
+    with pytest.raises(UserError, match=r"evolution\.min_steps: got -1; need 0 or more"):
+        evolution(min_steps=-1)
 
 
 def test_the_delivered_rounds_model_is_handed_over(tiny_model_dir, pairs_file):

@@ -3,7 +3,7 @@ import io
 import torch
 from rich.console import Console
 
-from ser_lightning.callbacks.rounds import choose_round, rounds_table
+from ser_lightning.callbacks.rounds import choose_round, print_rounds, rounds_table
 from ser_lightning.runs.files import RoundRow
 
 
@@ -11,15 +11,16 @@ def row(number, delivered=False):
     return RoundRow(number, 100, 40, 3, 1, 0.8, float("nan"), 0.7, 0.75, 0.05, -0.1, 12345, 2.5, delivered)
 
 
-def test_the_latest_round_within_one_standard_error_of_the_best_is_delivered():
+def test_the_best_round_out_of_fold_is_delivered_and_the_earlier_of_equal_ones():
     seed = torch.tensor([1.0] * 60 + [0.0] * 40)
     better = torch.tensor([1.0] * 70 + [0.0] * 30)
-    about_as_good = torch.cat([torch.ones(68), torch.zeros(2), torch.ones(1), torch.zeros(29)])
+    a_little_worse = torch.tensor([1.0] * 69 + [0.0] * 31)
     collapsed = torch.tensor([1.0] * 50 + [0.0] * 50)
     assert choose_round([seed]) == 0
     assert choose_round([seed, better]) == 1
-    assert choose_round([seed, better, about_as_good]) == 2
-    assert choose_round([seed, better, collapsed]) == 1
+    assert choose_round([seed, better, a_little_worse]) == 1
+    assert choose_round([seed, better, better.flip(0)]) == 1
+    assert choose_round([seed, collapsed, seed.flip(0)]) == 0
     assert choose_round([better, collapsed, seed]) == 0
     assert choose_round([torch.empty(0), torch.empty(0)]) == 1
 
@@ -30,3 +31,16 @@ def test_the_table_fits_into_80_columns():
     console.print(rounds_table([row(10), long]))
     text = console.export_text()
     assert "…" not in text and "20400" in text and "* 3" in text
+
+
+def test_below_the_table_stands_how_the_round_was_chosen_and_what_it_is_worth(capsys):
+    print_rounds([row(0), row(1, delivered=True)])
+    said = capsys.readouterr().out
+    assert "* is delivered: chosen out of fold on the seed, without test or pool labels." in said
+    assert "coin" not in said
+    unjudged = [RoundRow(**{**vars(row(n)), "seed_oof_accuracy": float("nan")}) for n in range(2)]
+    worse = RoundRow(**{**vars(unjudged[1]), "test_accuracy": 0.322, "delivered": True})
+    print_rounds([unjudged[0], worse])
+    said = capsys.readouterr().out
+    assert "* is delivered: the last round, unjudged: there were no folds, without test or pool labels." in said
+    assert "The model of round 1 is worse than a coin: 0.322 of the test pairs are right." in said

@@ -20,7 +20,7 @@ def clock(monkeypatch):
 
 
 def trainer_of(callback):
-    data = SimpleNamespace(pair_ids=lambda split: range(PAIRS[split]))
+    data = SimpleNamespace(pair_ids=lambda split: range(PAIRS[split]), pairs_per_step=8)
     return SimpleNamespace(callbacks=[callback], datamodule=data)
 
 

@@ -255,7 +255,10 @@ def test_a_broken_file_is_named_before_a_model_is_loaded(model, capsys):
         [line] = problems(capsys, "--model=nowhere", f"--data={data}")
         assert line.startswith(message), line
     broken = [{**row, "rejected": None} for row in good]
-    assert len(problems(capsys, "--model=nowhere", "--data", write(broken))) == 10
+    [line] = problems(capsys, "--model=nowhere", "--data", write(broken))
+    assert line.startswith("rows.jsonl, line 1: got no rejected, ") and line.endswith(
+        f"({len(good) - 1} more like this)"
+    )
 
 
 def test_wrong_flags_are_a_line_each(model, capsys):
@@ -286,9 +289,3 @@ def test_other_commands_point_lists_of_texts_here(model, capsys):
     assert main(["score", "--model=nowhere", f"--data={data}", "--out=out.csv"]) == 2
     first = next(x for x in capsys.readouterr().err.splitlines() if x.startswith("error: "))
     assert first.startswith("error: rows.jsonl, line 1: got a list of texts") and "the command `bench`" in first
-
-
-def test_the_command_is_listed(capsys):
-    with pytest.raises(SystemExit) as stopped:
-        main(["--help"])
-    assert stopped.value.code == 0 and "bench (RewardBench 1 and 2" in " ".join(capsys.readouterr().out.split())

@@ -83,7 +83,7 @@ def test_every_problem_has_its_line(capsys, tmp_path):
         capsys, "fit", "--config", "rm.yaml", "--config", "mine.yaml", "--data.max_lenth=3", "--foo"
     ) == [
         "trainer.max_epoch (mine.yaml): unknown key, got 3; did you mean trainer.max_epochs?",
-        "trainer.max_epochs (mine.yaml): got 'two'; give int or null",
+        "trainer.max_epochs (mine.yaml): got 'two'; give an integer or null",
         "model.backbone.pth (mine.yaml): unknown key, got 'x'; did you mean model.backbone.path?",
         "data.max_lenth (command line): unknown key, got '3'; did you mean data.max_length?",
         "foo (command line): unknown key, got ''",
@@ -106,8 +106,27 @@ def test_problems_inside_a_list_of_callbacks(capsys, tmp_path):
 @pytest.mark.parametrize(
     ("args", "expected"),
     [
-        (["fti"], ["command: got 'fti'; give one of fit, validate, test, predict; did you mean fit?"]),
         (["fit", "--config", "rm.yml"], ["--config: got 'rm.yml', neither a file in "]),
+        (
+            ["fit", "--run_dir=runs/typo", "--ckpt_path=last"],
+            ["--run_dir: got runs/typo, which holds no run; check its name, or start one with --config rm.yaml"],
+        ),
+        (["test", "--ckpt_path=no.ckpt"], ["--ckpt_path: got no.ckpt, which does not exist; check it"]),
+        (
+            ["fit", "--config", "models/minilm-l6.yaml", "--config", "rm.yaml"],
+            ["--config: got models/minilm-l6.yaml before rm.yaml, which it changes; put rm.yaml first"],
+        ),
+        (
+            ["fit", "--config", "models/minilm-l6.yaml"],
+            ["--config: got models/minilm-l6.yaml first, which names no model class; put rm.yaml or the like "],
+        ),
+        *(
+            (
+                [command, "--config", "rm.yaml"],
+                [f"{command}: got no checkpoint, so its model would be untrained; add --run_dir RUN --ckpt_path last"],
+            )
+            for command in ("test", "validate", "predict")
+        ),
         (["fit", "--config", "a.yaml", "-c=b.yaml"], ["--config: got 'a.yaml'", "--config: got 'b.yaml'"]),
         (["fit"], ["data: required", "model: required"]),
         (["fit", "--config", "rm.yaml", "stray"], ["command line: got 'stray'"]),
@@ -156,6 +175,12 @@ def test_the_command_line_wins_over_the_checkpoint(tmp_path, tiny_run, tiny_fit)
     torch.save(saved, "other.ckpt")
     assert main(["test", *tiny_run, "--ckpt_path", "other.ckpt", "--run_dir", "test_run"]) == 0
     assert yaml.safe_load((tmp_path / "test_run/config.yaml").read_text())["model"]["init_args"]["warmup_share"] == 0.1
+
+
+def test_a_run_is_read_with_its_checkpoint(capsys, tiny_fit):
+    tiny_fit()
+    (line,) = problems_of(capsys, "test", "--run_dir=run")
+    assert line == "--run_dir: got run, which holds a run; add --ckpt_path last"
 
 
 def test_export_of_nothing_is_one_line(capsys):

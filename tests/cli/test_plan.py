@@ -84,6 +84,7 @@ def test_a_cached_body_costs_every_pair_once(capsys, tiny_run):
     text, found = plan(capsys, *tiny_run, "--model.backbone.train=head", "--pairs_per_second=2")
     assert found["rounds"]["cached_tokens"] == found["data"]["splits"]["all"]["total"]
     assert found["rounds"]["rounds"][0]["seconds"] is None
+    assert [work["tokens"] for work in found["rounds"]["rounds"]] == [[0, found["rounds"]["cached_tokens"]], [0, 0]]
     assert "computes every pair once" in text and found["model"]["all"]["trained"] == 16
 
 
@@ -117,31 +118,30 @@ def check(found, name):
     return next(c for c in found["checks"] if c["check"] == name)
 
 
-def test_the_tokenizer_is_checked(capsys, tiny_run, tiny_model_dir, tmp_path):
+def test_the_tokenizer_is_checked(capsys, tiny_run):
     _, found = plan(capsys, *tiny_run)
-    assert [check(found, name)["says"] for name in ("pad", "EOS", "BOS", "length")] == ["ok"] * 4
+    assert {check["says"] for check in found["checks"]} == {"ok"}
+    assert check(found, "end of turn")["text"] == "'<eos>'" and check(found, "BOS")["text"] == "'<bos>' once"
+    assert check(found, "length")["text"] == "data.max_length 64 of 512 positions"
     Path("bare.jinja").write_text("{% for m in messages %}{{ m['content'] }}|{% endfor %}")
-    long = ("--data.max_length=600", "--model.backbone.template=bare.jinja")
-    _, found = plan(capsys, *tiny_run, *long)
-    assert check(found, "EOS") == {
-        "check": "EOS",
-        "says": "note",
-        "text": "the template ends without '<eos>', at '|'",
-    }
+    _, found = plan(capsys, *tiny_run, "--model.backbone.template=bare.jinja")
+    assert "no token of its own" in check(found, "end of turn")["text"]
     assert check(found, "BOS")["text"] == "the template puts none"
-    assert check(found, "length")["says"] == "note"
 
 
-def test_a_pad_that_is_the_eos_is_noted(capsys, tiny_run, tiny_model_dir):
+def test_a_pad_that_is_the_eos_gives_way_to_a_spare_token(capsys, tiny_run, tiny_model_dir):
     shutil.copytree(tiny_model_dir, "model")
     file = Path("model/tokenizer_config.json")
     settings = json.loads(file.read_text())
     file.write_text(json.dumps({**settings, "pad_token": settings["eos_token"]}))
     flags = [*tiny_run, "--model.backbone.path=model"]
-    assert check(plan(capsys, *flags)[1], "pad")["text"] == "'<pad>', not EOS"  # a token to spare
+    assert check(plan(capsys, *flags)[1], "pad")["text"] == "'<pad>', not EOS"
     file = Path("model/tokenizer.json")
     file.write_text(file.read_text().replace("<pad>", "<gap>"))
-    assert check(plan(capsys, *flags)[1], "pad")["text"] == "'<eos>' is EOS as well: there is no spare token"
+    assert check(plan(capsys, *flags)[1], "pad")["text"] == "'<gap>', not EOS"
+    Path("bare.jinja").write_text("{% for m in messages %}{{ m['content'] }}|{% endfor %}")
+    text = check(plan(capsys, *flags, "--model.backbone.template=bare.jinja")[1], "pad")["text"]
+    assert text == "'<eos>' is EOS as well, but ends no conversation"
 
 
 WRONG = {
@@ -176,8 +176,9 @@ def test_what_is_known_to_be_wrong_is_said_after_the_tables(capsys, tiny_run):
 
 
 def test_other_runs_and_rates_without_a_source_are_refused(capsys, tiny_run):
-    [line] = problems_of(capsys, "plan", "--config", "sft.yaml")
-    assert line.startswith("plan: got SFTModule with ResponseDataModule; it knows runs of rm.yaml alone")
+    for config, kind in (("sft.yaml", "SFTModule"), ("ppo.yaml", "PPOModule")):
+        found = problems_of(capsys, "plan", "--config", config)
+        assert found == [f"plan: got {kind}; plan is for reward models, give rm.yaml"]
     assert "run: nowhere has no rounds.csv" in problems_of(capsys, "plan", *tiny_run, "--like=nowhere")[-1]
     assert "--pairs_per_second: got 0.0" in problems_of(capsys, "plan", *tiny_run, "--pairs_per_second=0")[-1]
 

@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from ser_lightning.__main__ import main
-from ser_lightning.cli.query import CoverUncertain, MostUncertain, cover, query, word_similarity
+from ser_lightning.cli.query import query
 from ser_lightning.data.formats import parse_row
 from ser_lightning.errors import UserError
+from ser_lightning.evolution.query import CoverUncertain, MostUncertain, cover, word_similarity
 from ser_lightning.records import PreferencePair
 from tests.helpers import read_csv
 
@@ -79,9 +80,22 @@ def test_the_file_holds_pool_pairs_without_labels_and_goes_back_in(run, tiny_run
 
 
 def test_a_strategy_of_ones_own_is_named(run):
-    assert main(["query", "--run=run", "--n=3", "--strategy=ser_lightning.MostUncertain", "--to=ask.jsonl"]) == 0
+    assert main(["query", "--run=run", "--n=3", "--strategy=MostUncertain", "--to=ask.jsonl"]) == 0
     asked = {int(json.loads(line)["id"]) for line in Path("ask.jsonl").read_text().splitlines()}
     assert asked == {pair.pair_id for pair in query(run, 3, MostUncertain())}
+
+
+class Second:
+    """A strategy of one's own."""
+
+    def choose(self, prob_a, pairs, num_pairs):
+        return [1, 2][:num_pairs]
+
+
+def test_a_class_of_ones_own_chooses(run):
+    assert main(["query", "--run=run", "--n=2", f"--strategy={__name__}.Second", "--to=ask.jsonl"]) == 0
+    asked = [int(json.loads(line)["id"]) for line in Path("ask.jsonl").read_text().splitlines()]
+    assert asked == [pair.pair_id for pair in query(run, 2, Second())]
 
 
 def test_what_cannot_be_asked_is_one_line(tiny_run, pairs_file, capsys):

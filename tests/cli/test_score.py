@@ -1,5 +1,6 @@
 """`score` and the package's `Scorer`, against plain transformers on one unpadded sequence at a time."""
 
+import csv
 import json
 import math
 import subprocess
@@ -285,8 +286,8 @@ def test_rewards_that_are_no_numbers_stop_and_leave_the_old_file(model, capsys, 
         (["--tokens_per_batch=0"], "tokens_per_batch: got 0; use at least 1"),
         (["--max_length=129"], r"max_length: got 129 for a model of 128 positions; use at most that"),
         (["--max_length=5"], "pairs.jsonl: got 9 rows and none to score (a response does not fit in 9)"),
-        (["--dtype=int8"], "score: "),
-        (["--max_len=5"], "score: "),
+        (["--dtype=int8"], "--dtype: got 'int8'; give one of 'auto', 'float32', 'bfloat16'"),
+        (["--max_len=5"], "score: got the unknown flag --max_len; did you mean --max_length?"),
     ],
 )
 def test_what_cannot_work_is_one_line(model, capsys, flags, expected):
@@ -375,3 +376,30 @@ def test_texts_that_cannot_be_scored_are_one_line(model, prompts, responses, exp
     assert expected in str(caught.value) and "\n" not in str(caught.value)
     with pytest.raises(UserError):
         scorer.probability(prompts, responses, responses)
+
+
+def test_a_spreadsheet_computes_no_cell_of_a_csv(model):
+    ids = ["=1+1", "+1", "-1", "@x", "\tx", "plain", "a=b", "'=x", "9"]
+    score(model, write([{**row, "id": one} for row, one in zip(PAIRS, ids, strict=True)]), out="out.parquet")
+    assert pq.read_table("out.parquet")["source_id"].to_pylist() == ids
+    for name in ("out.csv", "out.jsonl"):
+        assert main(["score", f"--model={model}", "--data=pairs.jsonl", f"--out={name}"]) == 0
+    with Path("out.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["source_id"] for row in rows] == ["'=1+1", "'+1", "'-1", "'@x", "'\tx", *ids[5:]]
+    lines = [json.loads(line) for line in Path("out.jsonl").read_text().splitlines()]
+    assert [line["source_id"] for line in lines] == ids
+    rewards = [[float(row["reward_chosen"]) for row in table] for table in (rows, lines)]
+    assert rewards[0] == pytest.approx(rewards[1], rel=1e-5) and min(rewards[0]) < 0  # a number keeps its sign
+
+
+def test_texts_that_no_encoding_has_are_scored_as_those_of_a_file_are(model):
+    odd = [{**PAIRS[0], "chosen": "It is \ud800 0.", "id": "\ud800"}]
+    found = score(model, write(odd))
+    assert found["source_id"] == ["?"]
+    scorer = Scorer.load(model, device="cpu")
+    prompts, texts = [PAIRS[0]["prompt"]], [odd[0]["chosen"]]
+    assert scorer.score(prompts, texts).tolist() == pytest.approx(found["reward_chosen"], abs=1e-6)
+    assert scorer.probability(prompts, texts, [PAIRS[0]["rejected"]]).tolist() == pytest.approx(
+        found["probability"], abs=1e-5
+    )

@@ -3,7 +3,15 @@
 import pytest
 from tokenizers import pre_tokenizers
 
-from ser_lightning.data.encode import encode_candidates, encode_conversations, encode_pair, encode_pairs
+from ser_lightning.data.encode import (
+    encode_candidates,
+    encode_conversations,
+    encode_front,
+    encode_pair,
+    encode_pairs,
+    encode_prompts,
+    encode_responses,
+)
 from ser_lightning.errors import UserError
 from ser_lightning.records import PreferencePair
 
@@ -116,6 +124,88 @@ def test_templates_that_ask_for_the_date_get_the_same_one_every_day(tiny_tokeniz
     template("{% if strftime_now is defined %}{{ strftime_now('%d %b %Y') }}{% endif %}")
     [ids] = encode_conversations(tiny_tokenizer, [[{"role": "user", "content": "Hi"}]])
     assert ids == by_hand("26 Jul 2024")[1:-1]
+
+
+def test_ids_are_those_of_plain_transformers(tiny_tokenizer):
+    conversations = [[*pair(("system", "x\ny"), ("user", f"Hi {n}  ")).prompt] for n in range(3)]
+    for asks in (False, True):
+        plain = tiny_tokenizer.apply_chat_template(conversations, add_generation_prompt=asks, return_dict=False)
+        assert encode_conversations(tiny_tokenizer, conversations, asks) == plain
+
+
+def cuts_that_fit(tokenizer, one, max_length):
+    """Every cut of a prompt that the template takes and that fits, the longest first, by trying them all."""
+    num_system = one.prompt[0]["role"] == "system"
+    system, turns = one.prompt[:num_system], one.prompt[num_system:]
+    starts = [i for i in range(len(turns)) if i == 0 or turns[i]["role"] == "user"]
+    cuts = [[*system, *turns[start:]] for start in starts]
+    last = turns[-1]["content"]
+    cuts += [[*system, {"role": "user", "content": last[start:]}] for start in range(1, len(last) + 1)]
+    for cut in cuts:
+        both = [[*cut, {"role": "assistant", "content": text}] for text in (one.response_a, one.response_b)]
+        try:
+            rows = tokenizer.apply_chat_template(both, return_dict=False)
+        except Exception:
+            continue
+        if max(map(len, rows)) <= max_length:
+            yield rows
+
+
+NEEDS_QUERY = (
+    "{% if not (messages | selectattr('role', 'equalto', 'user') | map(attribute='content') | select) | list %}"
+    "{{ raise_exception('no user query') }}{% endif %}"
+)
+"""As Qwen3's has it: an empty user turn is refused."""
+
+
+@pytest.mark.parametrize("head", ["", NEEDS_QUERY], ids=["takes all", "needs a query"])
+def test_a_cut_is_the_longest_that_fits_and_that_the_template_takes(tiny_tokenizer, template, head):
+    template(head + tiny_tokenizer.chat_template)
+    dialogue = [("system", "Be kind"), ("user", "one"), ("assistant", "two"), ("user", "three, three"), ("user", "4 ?")]
+    for prompt in (dialogue, dialogue[1:], dialogue[1:2], dialogue[:2]):
+        for max_length in range(20, 110):
+            one = pair(*prompt)
+            best = next(cuts_that_fit(tiny_tokenizer, one, max_length), None)
+            found = encode_pair(tiny_tokenizer, one, max_length)
+            assert (found and [found.ids_a, found.ids_b]) == best
+
+
+def test_a_template_that_takes_no_cut_drops_the_pair(tiny_tokenizer, template):
+    template("{% if messages | length < 4 %}{{ raise_exception('too few') }}{% endif %}" + tiny_tokenizer.chat_template)
+    dialogue = pair(("user", "one"), ("assistant", "two"), ("user", "three"))
+    whole = encode_pair(tiny_tokenizer, dialogue, 100)
+    assert not whole.is_cut
+    assert encode_pair(tiny_tokenizer, dialogue, len(whole.ids_a) - 1) is None
+    assert encode_responses(tiny_tokenizer, [dialogue.prompt], ["Yes"], len(whole.ids_a) - 1) == [None]
+    with pytest.raises(UserError, match="in the shortest form that the chat template takes; raise data"):
+        encode_prompts(tiny_tokenizer, [pair(*[("user", "one")] * 5).prompt], 20)
+
+
+def test_cutting_reads_a_long_dialogue_a_few_times_and_not_once_a_turn(tiny_tokenizer, monkeypatch):
+    read = []
+    encode = encode_conversations
+
+    def counted(tokenizer, conversations, *args):
+        read.append(sum(map(len, conversations)))
+        return encode(tokenizer, conversations, *args)
+
+    monkeypatch.setattr("ser_lightning.data.encode.encode_conversations", counted)
+    num_turns = 2001
+    dialogue = pair(*[(("user", "assistant")[i % 2], "hello") for i in range(num_turns)])
+    assert encode_pair(tiny_tokenizer, dialogue, 200).is_cut
+    assert sum(read) < 2.5 * num_turns  # both conversations once, and a few short tails
+
+
+def test_of_a_response_that_never_fits_the_front_is_read_behind_the_shortest_prompt(tiny_tokenizer, template):
+    prompt, text = pair(("system", "Be kind"), ("user", "Why?")).prompt, "abcdefghij"
+    for kept in (1, 5, 9):
+        expected = by_hand("<system>Be kind", "<user>", f"<assistant>{text[:kept]}")
+        assert encode_responses(tiny_tokenizer, [prompt], [text], len(expected)) == [None]
+        assert encode_front(tiny_tokenizer, prompt, text, len(expected)) == expected
+    assert encode_front(tiny_tokenizer, prompt, text, 10) is None
+    template(NEEDS_QUERY + tiny_tokenizer.chat_template)
+    expected = by_hand("<system>Be kind", "<user>?", f"<assistant>{text[:5]}")
+    assert encode_front(tiny_tokenizer, prompt, text, len(expected)) == expected
 
 
 def test_any_number_of_responses_see_the_same_cut_prompt(tiny_tokenizer):

@@ -5,7 +5,14 @@ import json
 
 import pytest
 
-from ser_lightning.data.formats import canonical_pair, content_hash, parse_candidates, parse_row, prompt_hash
+from ser_lightning.data.formats import (
+    canonical_pair,
+    content_hash,
+    earlier_prompts,
+    parse_candidates,
+    parse_row,
+    prompt_hash,
+)
 from ser_lightning.errors import UserError
 
 PROMPT = [
@@ -186,3 +193,10 @@ def test_rows_that_are_not_of_several_responses(change, message):
 def test_lists_of_texts_are_no_pair():
     with pytest.raises(UserError, match="here: got a list of texts, .* the command `bench` alone, in chosen"):
         parse_row({"prompt": "Sum?", "chosen": ["4"], "rejected": ["5", "6"]}, {}, "here")
+
+
+def test_earlier_prompts_are_those_that_end_with_the_user():
+    roles = ["system", "user", "assistant", "user", "user", "assistant", "user"]
+    prompt = [{"role": role, "content": f"Turn  {i}, \u00e4"} for i, role in enumerate(roles)]
+    assert earlier_prompts(prompt) == [prompt_hash(prompt[:end]) for end in (2, 4, 5)]
+    assert earlier_prompts(prompt[1:2]) == []

@@ -9,6 +9,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
+from ser_lightning.data import sources
 from ser_lightning.data.sources import open_sources
 from ser_lightning.errors import UserError
 
@@ -161,3 +162,23 @@ def test_unknown_hub_data_set_is_one_line(monkeypatch):
         UserError, match=r"owner/name: got neither a local file nor a Hub data set \(ConnectionError: no network\)"
     ):
         read("owner/name")
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.json", "rows.csv", "rows.parquet", "one_line.jsonl"])
+def test_a_row_beyond_all_measure_is_one_line(tmp_path, monkeypatch, name):
+    monkeypatch.setattr(sources, "MAX_ROW", 1000)
+    rows = [{"prompt": "x" * 900, "chosen": "a"}, {"prompt": "x" * 1001, "chosen": "a"}]
+    file = tmp_path / name
+    if name == "rows.parquet":
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), file)
+    elif name == "rows.csv":
+        file.write_text("prompt,chosen\n" + "".join(f"{row['prompt']},a\n" for row in rows))
+    elif name == "rows.json":
+        file.write_text(json.dumps(rows))
+    else:
+        file.write_text(("" if name == "one_line.jsonl" else "\n").join(map(json.dumps, rows)))
+    reason = r"(row 2|line [12]): got .*1,0\d\d.* characters, at most 1,000 are read|field larger than field limit"
+    [source] = open_sources(str(file), 0, 0)
+    with pytest.raises(UserError, match=reason) as caught:
+        list(source.rows())
+    assert len(caught.value.problems) == 1

@@ -4,6 +4,7 @@ import json
 import pickle
 import shutil
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -142,14 +143,35 @@ def test_a_store_that_fails_leaves_nothing_behind(build, tmp_path):
     assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == []
 
 
-def test_problems_of_several_rows_are_named_together_up_to_ten(build):
+def test_one_cause_is_one_line_with_a_count_and_ten_causes_are_enough(build):
     bad = {"prompt": "Hi", "response_a": "yes", "response_b": "no", "label": "?"}
+    with pytest.raises(UserError, match=r"line 1: got the label '\?'; .* \(59 more like this\)$") as error:
+        build([bad] * 60)
+    assert len(error.value.problems) == 1
     with pytest.raises(UserError) as error:
-        build([bad] * 3)
-    assert len(error.value.problems) == 3
-    with pytest.raises(UserError) as error:
-        build([bad] * 50)
+        build([{**bad, "label": chr(ord("A") + i) * 3} for i in range(26)])
     assert len(error.value.problems) == 10
+
+
+def test_columns_that_no_row_has_are_named_once_with_those_of_the_file(make_rows, write_jsonl, tiny_tokenizer):
+    def build(rows, columns):
+        sources = {"path": open_sources(write_jsonl("path.jsonl", rows), 0, 0), "pool_path": [], "test_path": []}
+        build_store(Path("store"), sources, columns, tiny_tokenizer, 200, needs_columns=True)
+
+    rows = make_rows(60)
+    names = ", ".join(rows[0])
+    with pytest.raises(UserError) as error:
+        build(rows, {"label": "winner"})  # it would be a pool without a label, in silence
+    assert error.value.problems == [f"columns: got {{label: winner}}; the file has {names}"]
+    others = [{"question": row["prompt"], "good": "a", "bad": "b"} for row in rows]
+    with pytest.raises(UserError) as error:
+        build(others, {"prompt": "question", "chosen": "better", "rejected": "worse"})
+    assert error.value.problems == ["columns: got {chosen: better, rejected: worse}; the file has question, good, bad"]
+    build([*rows[1:], {**rows[0], "winner": None}], {"label": "winner"})  # the last row has it
+    wide = [{**row, **{f"column {i}": "" for i in range(20_000)}} for row in others[:2]]
+    with pytest.raises(UserError) as error:
+        build(wide, {"chosen": "better"})
+    assert str(error.value).endswith("column 16 and 19,983 more") and len(str(error.value)) < 500
 
 
 def test_a_second_writer_of_the_same_store_is_no_error(build, make_rows, tiny_tokenizer, write_jsonl, folder_bytes):

@@ -25,7 +25,7 @@ def test_steps_have_the_size_asked_for(datamodule, step_contents):
     sizes = [len(step) for step in step_contents(datamodule)]
     assert sizes[:-1] == [16] * (num_pairs // 16)
     assert sum(sizes) == num_pairs
-    assert len(sizes) == len(datamodule.train_dataloader())
+    assert datamodule.num_train_pairs == sum(sizes) and len(sizes) == len(datamodule.train_dataloader())
 
 
 @pytest.mark.parametrize("budget", [1, 500, 100_000])

@@ -17,7 +17,7 @@ def everything_but_hidden_labels(datamodule) -> list:
     """All that training, selection and validation can reach: ids, splits, order, batches, targets, weights, texts."""
     pool = datamodule.pair_ids("pool")
     labels = (pool % 2).to(torch.int8)
-    seen: list = [datamodule.data.fingerprint, len(datamodule.train_dataloader())]
+    seen: list = [datamodule.data.fingerprint, datamodule.num_train_pairs]
     seen += [datamodule.pair_ids(split).tolist() for split in ("seed", "pool", "test", "all")]
     seen.append([vars(pair) for pair in datamodule.lookup(datamodule.pair_ids("all"))])
     seen.append(datamodule.seed_labels(datamodule.pair_ids("seed")).tolist())

@@ -10,8 +10,18 @@ PAIRS = {"seed": 30, "pool": 90, "test": 9}
 
 def test_what_each_phase_trains_on_and_scores():
     settings = EvolutionSettings(TopShareRule(), seed_epochs=4, epochs_per_round=2, folds=3)
-    first = settings.phases(0, False, PAIRS, 0)
+    first = settings.phases(False, settings.epochs_of_phases(0, 30, 0, 8), PAIRS, 0)
     assert first == [pytest.approx((4 * 20, 10 + 90))] * 3 + [(4 * 30, 90 + 9)]
     # The last round labels the pool once: no fold needs labels any more.
-    assert settings.phases(1, True, PAIRS, 60)[0] == pytest.approx((2 * (20 + 60), 10))
-    assert EvolutionSettings(TopShareRule(), folds=0).phases(1, False, PAIRS, 60) == [(2 * (30 + 60), 90 + 9)]
+    assert settings.phases(True, settings.epochs_of_phases(1, 30, 60, 8), PAIRS, 60)[0] == pytest.approx(
+        (2 * (20 + 60), 10)
+    )
+    without = EvolutionSettings(TopShareRule(), folds=0)
+    assert without.phases(False, without.epochs_of_phases(1, 30, 60, 8), PAIRS, 60) == [(2 * (30 + 60), 90 + 9)]
+
+
+def test_few_pairs_get_more_epochs_where_steps_are_asked_for():
+    settings = EvolutionSettings(TopShareRule(), seed_epochs=4, epochs_per_round=2, folds=3, min_steps=20)
+    # A fold leaves 20 of 30 pairs, three steps of 8; all are four steps; with the pool there are enough in two epochs.
+    assert settings.epochs_of_phases(0, 30, 0, 8) == [7, 7, 7, 5]
+    assert settings.epochs_of_phases(1, 30, 90, 8) == [2, 2, 2, 2]

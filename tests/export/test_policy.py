@@ -6,7 +6,7 @@ from transformers import AutoTokenizer, LlamaForCausalLM
 
 from ser_lightning.__main__ import main
 from ser_lightning.errors import UserError
-from ser_lightning.export.policy import SELF_TEST_TOLERANCE, export_policy
+from ser_lightning.export.policy import export_policy
 from tests.policy_runs import loaded, own_logits, plain_logits, sft, sft_flags
 
 CONVERSATION = [{"role": "user", "content": "What is 2 plus 2?"}, {"role": "assistant", "content": "It is 4."}]
@@ -28,7 +28,7 @@ def test_plain_transformers_gives_the_trained_logits(run, tiny_model_dir):
     trained = loaded(sft(tiny_model_dir, run))
     trained.load_state_dict(torch.load("run/checkpoints/last.ckpt", weights_only=True)["state_dict"])
     exported = plain_logits("out", ids)
-    assert torch.allclose(exported, own_logits(trained, ids), atol=1e-4) and largest < SELF_TEST_TOLERANCE
+    assert torch.allclose(exported, own_logits(trained, ids), atol=1e-4) and largest < 1e-3
     assert not torch.allclose(exported, plain_logits(tiny_model_dir, ids), atol=1e-2)
     assert not list(Path("out").glob("adapter*"))
 
@@ -73,7 +73,7 @@ def test_an_export_that_computes_something_else_is_refused(run, monkeypatch):
         save(self, *args, **kwargs)
 
     monkeypatch.setattr(LlamaForCausalLM, "save_pretrained", bend)
-    with pytest.raises(UserError, match=r"^export: logits of the folder differ by \S+ from the trained model's$"):
+    with pytest.raises(UserError, match=r"^export: the folder's logits differ by up to \S+ from the trained model's"):
         export_policy(Path("run"), Path("out"))
 
 

@@ -135,8 +135,10 @@ def test_a_body_that_was_trained_on_in_4_bits_is_exported_as_what_these_stand_fo
     merged = export(Path("run"), Path("merged"))
     adapter = export(Path("run"), Path("adapter"), "adapter")
     monkeypatch.setattr("ser_lightning.export.reward.copy_rounded_weights", lambda source, target: None)
-    unrounded = export(Path("run"), Path("unrounded"))
-    assert max(merged.largest, adapter.largest) < unrounded.largest / 10 < 1e-3
+    with pytest.raises(UserError, match="the folder's rewards differ by up to") as caught:
+        export(Path("run"), Path("unrounded"))
+    unrounded = float(re.search(r"up to (\S+) from", str(caught.value))[1])
+    assert max(merged.largest, adapter.largest) < unrounded / 10 < 1e-3
     assert "BitsAndBytesConfig" in Path("adapter/README.md").read_text()
     assert not hasattr(AutoModelForSequenceClassification.from_pretrained("merged").config, "quantization_config")
 
@@ -183,19 +185,39 @@ def test_the_cards_code_runs_and_gives_the_models_reward(tiny_fit):
     assert names["reward"] == pytest.approx(model(ids).logits.item(), abs=1e-5)
 
 
-def test_an_export_that_scores_otherwise_never_appears(tiny_fit, monkeypatch):
+BENT = {
+    "scaled": lambda model: model.score.weight.mul_(1.5),
+    "turned": lambda model: model.score.weight.neg_(),
+    "another head": lambda model: model.score.weight.copy_(model.score.weight.flip(1)),
+    "another layer": lambda model: model.model.layers[1].mlp.down_proj.weight.normal_(),
+    "not finite": lambda model: model.score.weight.fill_(torch.nan),
+}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("bend", BENT.values(), ids=BENT)
+def test_an_export_that_scores_otherwise_never_appears(tiny_fit, monkeypatch, bend, dtype):
     tiny_fit()
     save = LlamaForSequenceClassification.save_pretrained
 
-    def bend(self, *args, **kwargs):
+    def bent(self, *args, **kwargs):
         with torch.no_grad():
-            self.score.weight.mul_(1.5)
+            bend(self)
         save(self, *args, **kwargs)
 
-    monkeypatch.setattr(LlamaForSequenceClassification, "save_pretrained", bend)
-    with pytest.raises(UserError, match=r"the folder's rewards differ by \S+ from the trained model's"):
-        export(Path("run"), Path("out"))
+    monkeypatch.setattr(LlamaForSequenceClassification, "save_pretrained", bent)
+    with pytest.raises(UserError, match=r"the folder's rewards differ by up to \S+ from|the rewards are not finite"):
+        export(Path("run"), Path("out"), dtype=dtype)
     assert not list(Path().glob("*out*"))
+
+
+@pytest.mark.parametrize("train", ["full", "lora"])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_a_right_folder_in_16_bits_passes(tiny_fit, train, dtype):
+    tiny_fit(f"--model.backbone.train={train}")
+    result = export(Path("run"), Path("out"), dtype=dtype)
+    assert not result.is_exact and result.num_reordered <= 2
+    assert AutoModelForSequenceClassification.from_pretrained("out").dtype == getattr(torch, dtype)
 
 
 class Hub:

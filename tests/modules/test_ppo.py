@@ -28,9 +28,10 @@ from ser_lightning.modules.ppo import PPOModule
 from ser_lightning.records import Padded
 from ser_lightning.rl.experience import PPOSettings
 from ser_lightning.rl.policy_math import AdaptiveKL, FixedKL
+from ser_lightning.rl.reward_functions import ModelReward
 from ser_lightning.rl.reward_sources import load_reward
 from ser_lightning.rl.rollout import Sampling, uniform_numbers
-from tests.helpers import problems_of, trainer
+from tests.helpers import problems_of, save_reward_model, trainer
 
 STOP = list("abcdefghijklmnopqrstuvwxyzABCDEFGHIJ")
 """One in seven of the tiny model's tokens: some responses end and some do not."""
@@ -429,6 +430,24 @@ def test_a_reward_model_may_have_another_tokenizer_and_template(tiny_model_dir, 
         ids = tokenizer(f"<q>{prompt.turns[0]['content']}<a>{model.answers.responses[i]}").input_ids
         expected = (plain(input_ids=torch.tensor([ids])).logits.item() - 0.05) / 0.1
         assert float(model.answers.reward[i]) == pytest.approx(expected, abs=1e-4)
+
+
+def test_responses_that_are_too_long_for_the_reward_model_are_counted(
+    tiny_model_dir, pairs_file, cache, tiny_tokenizer, tmp_path, monkeypatch
+):
+    turns = [{"role": "user", "content": ""}, {"role": "assistant", "content": "two"}]
+    [ids] = tiny_tokenizer.apply_chat_template([turns], return_dict=False)
+    save_reward_model(tmp_path / "rm", tiny_tokenizer, len(ids), reward_zero=0.1, reward_temperature=0.5)
+    seen, judge = [], ModelReward.__call__
+    monkeypatch.setattr(ModelReward, "__call__", lambda self, p, texts: seen.extend(texts) or judge(self, p, texts))
+    notes = Shaken()
+    with pytest.warns(
+        UserWarning, match=r"responses are longer than its max_length of \d+ tokens.*Lower model\.sampling"
+    ):
+        fit(module(tiny_model_dir, "full", "rloo", str(tmp_path / "rm")), pairs_file, cache, notes)
+    lengths = [len(tiny_tokenizer(text).input_ids) for text in seen]
+    assert notes.figures[0]["train/cut_share"] == pytest.approx(sum(n > 3 for n in lengths) / len(lengths))
+    assert 0 < notes.figures[0]["train/cut_share"] < 1
 
 
 def test_a_reward_run_may_have_another_template(tiny_model_dir, pairs_file, cache, reward_flags):

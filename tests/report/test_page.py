@@ -128,6 +128,15 @@ def test_a_model_that_does_not_clear_a_floor_is_said_to_be_no_better():
     assert "reaches down to “take the longer”" in page_of(run).text
 
 
+def test_a_model_below_one_half_is_said_to_be_worse_than_a_coin_and_an_unjudged_one_to_be_unjudged():
+    run = write_run("run", [row(0, True, test_accuracy=0.322, seed_oof_accuracy=float("nan"))], notes())
+    text = page_of(run).text
+    assert "0.322 of the test pairs are right" in text and "which is worse than a coin" in text
+    assert "the delivered round is bold, the last round, unjudged: there were no folds." in text
+    other = page_of(write_run("other", [row(0, True)], notes())).text
+    assert "worse than a coin" not in other and "the delivered round is bold, chosen out of fold on the seed." in other
+
+
 def test_the_flow_from_round_to_round(run):
     header, first, second = page_of(run).tables["From round to round"]
     assert dict(zip(header, first, strict=True)) == {

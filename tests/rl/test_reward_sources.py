@@ -207,10 +207,21 @@ def test_responses_are_encoded_and_cut_as_those_of_pairs(tiny_tokenizer):
     assert {pair.is_cut for pair in encoded} == {True, False}
 
 
-def test_a_response_that_does_not_fit_is_named(reward_run):
-    with pytest.raises(UserError, match=r'got a response \("ww.*w"\) of more than max_length 64 tokens') as caught:
-        load_reward(str(reward_run))(PROMPTS, [*RESPONSES[:4], "w" * 64])
-    assert str(caught.value).startswith(f"reward {reward_run}: ") and "w" * 41 not in str(caught.value)
+def test_a_response_that_does_not_fit_is_judged_by_its_front_and_counted(reward_run):
+    folder = str(reward_run / "export")
+    model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    fronts = [[{"role": "user", "content": ""}, {"role": "assistant", "content": "w" * n}] for n in range(64)]
+    fitting = [ids for ids in tokenizer.apply_chat_template(fronts, return_dict=False) if len(ids) <= 64]
+    with torch.no_grad():
+        raw = float(model(torch.tensor([fitting[-1]])).logits)
+    expected = (raw - model.config.reward_zero) / model.config.reward_temperature
+    judge = load_rewards(folder)
+    with pytest.warns(UserWarning, match=r"1 of 5 responses are longer than its max_length of 64 to.*Lower model\."):
+        rewards = judge(PROMPTS, [*RESPONSES[:4], "w" * 100])
+    assert rewards[4].item() == pytest.approx(expected, rel=1e-4, abs=1e-4)
+    assert judge.num_cut == 1
+    assert torch.allclose(judge(PROMPTS[:4], RESPONSES[:4]), rewards[:4], atol=1e-5) and judge.num_cut == 0
 
 
 def test_a_prompt_that_the_template_refuses_is_one_line(reward_run):
@@ -343,7 +354,10 @@ def test_problems_of_all_sources_come_at_once(function):
         ("no_such_module.f", r"got neither a folder nor anything to import \(ModuleNotFoundError: .*PYTHONPATH"),
         ("json.no_such_function", r"got neither a folder nor anything to import \(AttributeError"),
         ("math.pi", "got a float, which cannot be called; give"),
-        ("empty", "got a folder without config.yaml and rounds.csv, and without config.json; give"),
+        (
+            "empty",
+            "got a folder without config.yaml and rounds.csv, and without config.json or adapter_config.json; give",
+        ),
     ],
 )
 def test_what_is_no_source_is_one_line(source, problem):

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import pyarrow.parquet as pq
 import pytest
 import torch
+import wandb
 import yaml
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.demos.boring_classes import BoringDataModule, BoringModel
@@ -148,9 +149,38 @@ def test_auto_starts_again_what_was_killed_before_its_first_checkpoint(capsys):
     shutil.rmtree("run/checkpoints")
     assert "nothing to resume" in only_problem(capsys, *FIT, "--run_dir", "run", "--ckpt_path", "last")
     auto = [*FIT, "--run_dir", "run", "--ckpt_path", "auto"]
-    assert "its config differs" in only_problem(capsys, *auto, "--seed_everything=1")
-    assert main(auto) == 0
+    assert main([*auto, "--seed_everything=1"]) == 0  # nothing of the other run is left to agree with
     assert torch.load("run/checkpoints/last.ckpt", weights_only=False)["global_step"] == 4
+    assert "its config differs" in only_problem(capsys, *auto, "--seed_everything=2")
+    assert [path.name for path in Path("run").glob("config*")] == ["config.yaml"]
+
+
+def test_a_start_that_failed_leaves_nothing_and_one_that_was_killed_can_be_given_again(tiny_run, monkeypatch, capsys):
+    flags = [*tiny_run, "--run_dir=run"]
+    assert "there is no such folder" in only_problem(capsys, "fit", *flags, "--model.backbone.path=./nowhere")
+    assert main(["fit", *tiny_run, "--model.backbone.path=./nowhere"]) == 2  # under runs/
+    assert not Path("run").exists() and not Path("runs").exists()
+    Path("run").mkdir()
+    Path("run/config.yaml").write_text("seed_everything: 7")  # killed behind its first write
+    Path("run/metrics.csv").write_text("step,train/loss\n0,0.7\n")
+    assert main(["fit", *flags, "--evolution.max_rounds=0"]) == 0
+    assert yaml.safe_load(Path("run/config.yaml").read_text())["seed_everything"] == 0
+    capsys.readouterr()
+    assert not Path("run/config-2.yaml").exists() and "0,0.7\n" not in Path("run/metrics.csv").read_text()
+    assert "holds a run; go on with --ckpt_path last" in only_problem(capsys, "fit", *flags)
+
+
+def test_a_logger_that_has_no_key_leaves_no_folder_that_holds_a_run(tiny_run, monkeypatch, capsys):
+    def refuse(logger):
+        raise wandb.errors.UsageError("No API key configured. Use `wandb login` to log in.")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("lightning.pytorch.loggers.WandbLogger.experiment", property(refuse))
+        line = only_problem(capsys, "fit", *tiny_run, "--config", "loggers/wandb.yaml", "--run_dir=run")
+    assert line == (
+        "wandb: No API key configured. Use `wandb login` to log in. Or set WANDB_MODE=offline, and send the run later"
+    )
+    assert main(["fit", *tiny_run, "--run_dir=run", "--evolution.max_rounds=0"]) == 0
 
 
 @pytest.mark.parametrize("share", [0.0, 0.5, 0.99])

@@ -1,5 +1,6 @@
 import json
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,8 +18,6 @@ from tests.helpers import data, equal, evolution, module, trainer, weights
 
 
 def cached(folder="cache"):
-    from pathlib import Path
-
     return sorted(Path(folder).glob("*/features-*.bin"))
 
 
@@ -47,7 +46,7 @@ def body_calls(monkeypatch):
 
 @pytest.mark.parametrize("reading", ["last", ["mean@1", "judge", "last@1"]])
 def test_the_head_is_the_one_that_scikit_learn_finds_on_plain_states(tiny_model_dir, pairs_file, reading):
-    """Oracle: states of the untouched model, one conversation at a time, and logistic regression on their differences."""
+    """Oracle: states of the untouched model, a conversation at a time, and logistic regression on differences."""
     model, _, batches, _ = evolve(tiny_model_dir, pairs_file, "run", {"max_length": 400}, reading=reading, max_rounds=0)
     plain = LlamaForSequenceClassification.from_pretrained(tiny_model_dir, num_labels=1)
     plain_states = partial(states_by_hand, plain.model, model.tokenizer)
@@ -80,6 +79,21 @@ def states_by_hand(body, tokenizer, turns, kinds):
         states = {1: body.norm(hidden[1])[0], 2: hidden[2][0]}
     places = {"last": slice(len(ids) - 1, len(ids)), "mean": slice(start, len(ids)), "judge": slice(-1, None)}
     return torch.cat([states[int(layer)][places[kind]].mean(0) for kind, layer in (k.split("@") for k in kinds)])
+
+
+def test_tokens_that_no_body_computed_are_not_counted(tiny_model_dir, pairs_file, body_calls):
+    """Every pair once, by the run that finds no cache."""
+    _, first, batches, _ = evolve(tiny_model_dir, pairs_file, "first_run")
+    num_calls = len(body_calls)
+    _, second, *_ = evolve(tiny_model_dir, pairs_file, "second_run")
+    assert len(body_calls) == num_calls > 0
+    all_tokens = int(batches.data.store.num_tokens.sum())
+    assert [row.tokens for row in first.state.rows] == [all_tokens, *[0] * (len(first.state.rows) - 1)]
+    assert {row.tokens for row in second.state.rows} == {0} and len(second.state.rows) > 1
+    spent = json.loads(Path("first_run/rounds/0/cost.json").read_text())
+    assert {part: one["tokens"] for part, one in spent.items() if one["tokens"]} == {"features": all_tokens}
+    assert spent["features"]["seconds"] > 0
+    assert sum(one["seconds"] for one in spent.values()) == pytest.approx(first.state.rows[0].seconds, abs=0.5)
 
 
 def test_features_are_the_states_that_plain_transformers_pools(tiny_model_dir, pairs_file):

@@ -1,0 +1,146 @@
+"""Conversations -> text, through the tokenizer's chat template, which is code of whoever made the model.
+
+transformers renders it in Jinja's sandbox, where it can read and write nothing. Here it also gets the same date every
+day, and a limit of time, memory and size: a template that loops or multiplies strings ends in one line.
+"""
+
+import resource
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment
+from transformers import PreTrainedTokenizerBase
+
+from ser_lightning.errors import UserError
+from ser_lightning.records import Turn
+
+# Templates such as Llama 3's write today's date into the system turn: ids and rewards would change overnight. This is
+# the date that they take where there is no clock.
+_FIXED_DATE = "{% macro strftime_now(format) %}26 Jul 2024{% endmacro %}"
+MAX_SECONDS, MAX_SECONDS_PER_TURN = 10.0, 1e-3
+"""Of CPU time, for one call; a usual template takes 0.02 ms a turn."""
+MAX_GROWTH, MAX_EXTRA = 100, 1_000_000
+"""Most characters that a template may make of each character of a conversation, and most that it may add."""
+MAX_BYTES = 2 * 1024**3
+"""By which the process may grow while a template is rendered."""
+_STATM = Path("/proc/self/statm")
+
+
+class TemplateRefused(UserError):
+    """A chat template that raises, or goes beyond its limits.
+
+    Args:
+        reason: what it says.
+        what: whose conversation.
+        prompt: its turns, to name their roles.
+    """
+
+    def __init__(self, reason: str, what: str = "a conversation", prompt: Sequence[Turn] = ()) -> None:
+        self.reason = reason
+        roles = f" for the roles {', '.join(turn['role'] for turn in prompt)}" if prompt else ""
+        super().__init__(
+            f"chat template refuses {what}: got {reason}{roles}; use turns that the template takes, or another template"
+        )
+
+
+def render_conversations(
+    tokenizer: PreTrainedTokenizerBase, conversations: Sequence[list[Turn]], add_generation_prompt: bool = False
+) -> list[str]:
+    """What the chat template makes of conversations.
+
+    Args:
+        tokenizer: has a `chat_template`.
+        conversations: N, each of at least one turn.
+        add_generation_prompt: go on to where a response begins.
+
+    Returns:
+        N texts.
+
+    Raises:
+        TemplateRefused: it raises for one of them, takes too long, or gives too much.
+    """
+    template = tokenizer.get_chat_template()
+    if "strftime_now" in template:
+        template = _FIXED_DATE + template
+
+    def render() -> Any:
+        _check_operators(template)
+        return tokenizer.apply_chat_template(
+            list(conversations), chat_template=template, add_generation_prompt=add_generation_prompt, tokenize=False
+        )
+
+    texts: list[str] = _limited(render, MAX_SECONDS + MAX_SECONDS_PER_TURN * sum(map(len, conversations)))
+    for turns, text in zip(conversations, texts, strict=True):
+        given = sum(len(turn["content"]) for turn in turns)
+        if len(text) > MAX_EXTRA + MAX_GROWTH * given:
+            raise TemplateRefused(f"{len(text):,} characters for {given:,} of a conversation")
+    return texts
+
+
+@lru_cache(maxsize=8)
+def _check_operators(template: str) -> None:
+    """Refuse `a ** b`, which no template needs: one such operation can take hours, and nothing can end it."""
+    before = ""
+    for _, kind, value in Environment().lex(template):
+        if value == "**" and kind == "operator" and before not in ("(", ","):  # there it unpacks keyword arguments
+            raise TemplateRefused("the operator **")
+        before = before if kind == "whitespace" else value
+
+
+def _limited(render: Callable[[], Any], seconds: float) -> Any:
+    """What `render` returns; whatever a template raises becomes a `TemplateRefused`."""
+    try:
+        with _time_limit(seconds), _memory_limit(MAX_BYTES):
+            return render()
+    except TemplateRefused:
+        raise
+    except _TimeIsUp as error:
+        raise TemplateRefused(f"no end within {seconds:.0f} seconds") from error
+    except MemoryError as error:
+        raise TemplateRefused(f"more than {MAX_BYTES / 1024**3:.0f} GiB of memory used") from error
+    except Exception as error:  # nothing but the template runs here: it may divide by zero, or add None to a text
+        raise TemplateRefused(" ".join(str(error).split())[:200] or type(error).__name__) from error
+
+
+class _TimeIsUp(Exception):
+    """A template did not end in time."""
+
+
+@contextmanager
+def _time_limit(seconds: float) -> Iterator[None]:
+    """Raise `_TimeIsUp` in the block after so many seconds of CPU time; without a limit outside of the main thread."""
+    if threading.current_thread() is not threading.main_thread():  # where alone a signal can raise
+        yield
+        return
+
+    def stop(*_: object) -> None:
+        raise _TimeIsUp
+
+    before = signal.signal(signal.SIGVTALRM, stop)
+    signal.setitimer(signal.ITIMER_VIRTUAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+        signal.signal(signal.SIGVTALRM, before)
+
+
+@contextmanager
+def _memory_limit(num_bytes: int) -> Iterator[None]:
+    """Make the block raise `MemoryError` where the process grows by more; without a limit where there is no /proc."""
+    if not _STATM.is_file():
+        yield
+        return
+    now = int(_STATM.read_text().split()[0]) * resource.getpagesize()
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    wanted = min([now + num_bytes, *(limit for limit in (soft, hard) if limit != resource.RLIM_INFINITY)])
+    resource.setrlimit(resource.RLIMIT_AS, (wanted, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))

@@ -1,0 +1,79 @@
+"""Templates that raise, loop or fill the memory end in one line; all others give what transformers gives."""
+
+import contextlib
+import resource
+import signal
+import threading
+
+import pytest
+
+from ser_lightning.data import templates
+from ser_lightning.data.templates import TemplateRefused, render_conversations
+
+TURNS = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}]
+
+
+@pytest.fixture
+def render(tiny_tokenizer, monkeypatch):
+    """What a template makes of a conversation of four characters."""
+
+    def rendered(template):
+        monkeypatch.setattr(tiny_tokenizer, "chat_template", template)
+        [text] = render_conversations(tiny_tokenizer, [TURNS])
+        return text
+
+    return rendered
+
+
+def test_a_template_gives_what_transformers_makes_of_it(render, tiny_tokenizer):
+    assert render(tiny_tokenizer.chat_template) == tiny_tokenizer.apply_chat_template(TURNS, tokenize=False)
+    assert render("{{ 2 * 3 }} {{ dict(**messages[0]).role }}") == "6 user"
+
+
+REFUSED = {
+    "raises": ("{{ raise_exception('no system role') }}", "no system role"),
+    "divides by zero": ("{{ 1 / 0 }}", "division by zero"),
+    "adds nothing to a text": ("{{ 'a' + none }}", "can only concatenate str"),
+    "is no Jinja": ("{% if %}", "Expected an expression"),
+    "reads files": ("{% include '/etc/passwd' %}", "no loader"),
+    "calls itself": ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "recursion"),
+    "fills the memory": ("{{ 'a' * 10000000000 }}", "more than 2 GiB of memory used"),
+    "doubles": (
+        "{% set n = namespace(x='aaaa') %}{% for i in range(60) %}{% set n.x = n.x + n.x %}{% endfor %}{{ n.x }}",
+        "more than 2 GiB of memory used",
+    ),
+    "gives too much": ("{{ 'a' * 2000000 }}", "2,000,000 characters for 4 of a conversation"),
+    "takes a power": ("{{ 10 ** 100000000 }}", r"the operator \*\*"),
+}
+
+
+@pytest.mark.parametrize(("template", "reason"), REFUSED.values(), ids=REFUSED)
+def test_a_template_that_cannot_be_rendered_is_one_line(render, template, reason):
+    with pytest.raises(
+        TemplateRefused, match=f"^chat template refuses a conversation: got .*{reason}.*; use"
+    ) as caught:
+        render(template)
+    assert len(caught.value.problems) == 1
+
+
+def test_a_template_that_loops_is_ended(render, monkeypatch):
+    monkeypatch.setattr(templates, "MAX_SECONDS", 0.05)
+    with pytest.raises(TemplateRefused, match="got no end within 0 seconds"):
+        render("{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}")
+
+
+def test_the_process_keeps_its_own_limits_and_signals(render, tiny_tokenizer):
+    before = resource.getrlimit(resource.RLIMIT_AS), signal.getsignal(signal.SIGVTALRM)
+    for template in (tiny_tokenizer.chat_template, "{{ 'a' * 10000000000 }}"):
+        with contextlib.suppress(TemplateRefused):
+            render(template)
+        assert (resource.getrlimit(resource.RLIMIT_AS), signal.getsignal(signal.SIGVTALRM)) == before
+        assert signal.getitimer(signal.ITIMER_VIRTUAL) == (0.0, 0.0)
+
+
+def test_other_threads_can_render_too(tiny_tokenizer):
+    found = []
+    thread = threading.Thread(target=lambda: found.extend(render_conversations(tiny_tokenizer, [TURNS])))
+    thread.start()
+    thread.join()
+    assert found == [tiny_tokenizer.apply_chat_template(TURNS, tokenize=False)]

@@ -1,0 +1,99 @@
+"""The exact head against scikit-learn, a dense Laplace posterior and what swapping a pair's responses must do."""
+
+import numpy as np
+import pytest
+import torch
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import GroupKFold
+
+from ser_lightning.training.linear_head import (
+    choose_penalty,
+    difference_scale,
+    fit_linear_head,
+    log_loss,
+    margin_variance,
+)
+
+
+def pairs(n, size, seed=0):
+    """(n, size) differences whose numbers differ in scale, and labels that a direction gives with noise."""
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(n, size, generator=generator) * torch.logspace(0, -2, size)
+    x = x / difference_scale([x])
+    direction = torch.randn(size, generator=generator)
+    margin = x @ direction
+    label = (torch.rand(n, generator=generator) < torch.sigmoid(2 * margin / margin.std())).float()
+    return x, label
+
+
+@pytest.mark.parametrize("penalty", [0.01, 1.0, 30.0])
+@pytest.mark.parametrize(("n", "size"), [(40, 12), (25, 90)])
+def test_it_is_logistic_regression(n, size, penalty):
+    x, label = pairs(n, size)
+    oracle = LogisticRegression(C=1 / penalty, fit_intercept=False, tol=1e-12, max_iter=1000, solver="newton-cholesky")
+    expected = oracle.fit(x.double().numpy(), label.numpy()).coef_[0]
+    assert np.allclose(fit_linear_head(x, label, penalty), expected, rtol=1e-4, atol=1e-6)
+
+
+def test_a_soft_label_counts_as_both_labels_in_its_shares():
+    x, _ = pairs(30, 8)
+    soft = torch.linspace(0, 1, 30)
+    oracle = LogisticRegression(C=1.0, fit_intercept=False, tol=1e-12, solver="newton-cholesky")
+    both = np.concatenate([np.ones(30), np.zeros(30)])
+    weight = torch.cat([soft, 1 - soft]).numpy()
+    expected = oracle.fit(torch.cat([x, x]).double().numpy(), both, sample_weight=weight).coef_[0]
+    assert np.allclose(fit_linear_head(x, soft, 1.0), expected, rtol=1e-4, atol=1e-6)
+
+
+def test_swapping_responses_and_the_order_of_pairs_change_nothing():
+    x, label = pairs(50, 20)
+    weight = fit_linear_head(x, label, 0.5)
+    swapped = torch.arange(50) % 3 == 0
+    sign = torch.where(swapped, -1.0, 1.0)
+    order = torch.randperm(50)
+    again = fit_linear_head((x * sign[:, None])[order], torch.where(swapped, 1 - label, label)[order], 0.5)
+    assert torch.allclose(weight, again, rtol=1e-4, atol=1e-7)
+
+
+def test_the_penalty_is_the_one_that_a_naive_loop_finds_and_groups_are_never_split():
+    x, label = pairs(60, 30)
+    group = [i // 3 for i in range(60)]
+    choice = choose_penalty(x, label, group, num_folds=4, penalties=(0.1, 1.0, 10.0))
+    losses, margins = {}, {}
+    for penalty in (0.1, 1.0, 10.0):
+        margins[penalty] = torch.zeros(60, dtype=torch.float64)
+        for kept, left_out in GroupKFold(4).split(x, groups=group):
+            assert not {group[i] for i in kept} & {group[i] for i in left_out}
+            margins[penalty][left_out] = x[left_out].double() @ fit_linear_head(x[kept], label[kept], penalty)
+        losses[penalty] = float(log_loss(margins[penalty], label).mean())
+    assert choice.penalty == min(losses, key=losses.get)
+    assert torch.allclose(choice.margin, margins[choice.penalty], rtol=1e-4, atol=1e-5)
+    assert float(choice.loss.mean()) == pytest.approx(losses[choice.penalty], rel=1e-5)
+
+
+def test_one_group_leaves_the_strongest_penalty_and_no_margin():
+    x, label = pairs(6, 4)
+    choice = choose_penalty(x, label, [7] * 6)
+    assert choice.penalty == 100 and choice.margin.tolist() == [0.0] * 6
+    assert choice.loss.tolist() == pytest.approx([np.log(2)] * 6)
+
+
+@pytest.mark.parametrize(("n", "size"), [(40, 12), (15, 50)])
+def test_the_variance_is_that_of_the_dense_posterior(n, size):
+    x, label = pairs(n, size)
+    others = torch.randn(7, size)
+    weight = fit_linear_head(x, label, 0.7)
+    chance = torch.sigmoid(x.double() @ weight)
+    precision = (x.double().T * (chance * (1 - chance))) @ x.double() + 0.7 * torch.eye(size, dtype=torch.float64)
+    expected = (others.double() @ precision.inverse() * others).sum(1)
+    assert torch.allclose(margin_variance(x, weight, 0.7, others), expected, rtol=1e-6)
+    assert torch.allclose(margin_variance(x, weight, 0.7, -others), expected, rtol=1e-6)
+
+
+def test_scaled_differences_vary_alike_and_chunks_do_not_matter():
+    x = torch.randn(200, 6) * torch.tensor([1.0, 10, 100, 0.1, 5, 0])
+    scale = difference_scale([x], num_readings=2)
+    assert torch.allclose(scale, difference_scale(x.split(33), num_readings=2))
+    scaled = (x / scale).square().mean(0)
+    assert torch.allclose(scaled[:5], torch.full((5,), 1 / 3), rtol=1e-4)
+    assert scaled[5] == 0 and torch.isfinite(scale).all()

@@ -1,0 +1,99 @@
+"""The choice of readings: by the seed alone, the usual set unless another is better beyond doubt."""
+
+import numpy as np
+import pytest
+import torch
+
+from ser_lightning.errors import UserError
+from ser_lightning.models.readings import Reading
+from ser_lightning.training.reading_choice import candidate_sets, choose_readings
+from tests.helpers import data, evolution, module, trainer, weights
+
+SETS = [[Reading("mean", 1)], [Reading("last", 2)]]
+CANDIDATES = [Reading("last", 2), Reading("mean", 1)]
+
+
+def differences(informative, n=120, size=6):
+    """(n, 2, size) of which one candidate tells the label."""
+    generator = torch.Generator().manual_seed(0)
+    label = torch.randint(0, 2, (n,), generator=generator).float()
+    x = torch.randn(n, 2, size, generator=generator)
+    x[:, informative, 0] += 3 * (2 * label - 1)
+    return x, label
+
+
+def test_another_set_is_chosen_only_where_it_is_better_beyond_doubt():
+    x, label = differences(informative=0)
+    choice = choose_readings(x, CANDIDATES, SETS, label, range(120))
+    assert choice.chosen.readings == [Reading("last", 2)] and choice.chosen.accuracy > 0.95
+    assert choice.chosen.advantage > 3 * choice.chosen.standard_error
+    x, label = differences(informative=1)
+    assert choose_readings(x, CANDIDATES, SETS, label, range(120)).chosen.readings == [Reading("mean", 1)]
+    noise = torch.randn(120, 2, 6)
+    assert choose_readings(noise, CANDIDATES, SETS, label, range(120)).chosen.readings == [Reading("mean", 1)]
+
+
+def test_the_sets_begin_with_the_usual_one_and_end_with_the_standard_one():
+    names = [[str(reading) for reading in readings] for readings in candidate_sets(24)]
+    assert names == [["mean@12", "judge@16"], ["mean@12"], ["judge@16"], ["last@16"], ["last@24"]]
+    assert [[str(r) for r in s] for s in candidate_sets(24, can_ask=False)] == [["mean@12"], ["last@16"], ["last@24"]]
+    assert [[str(r) for r in s] for s in candidate_sets(1)][-1] == ["last@1"]
+
+
+@pytest.mark.parametrize("train", ["head", "lora", "full"])
+def test_auto_reads_the_seed_once_and_the_choice_comes_with_the_weights(tiny_model_dir, pairs_file, train):
+    model, callback = module(tiny_model_dir, train=train, reading="auto"), evolution()
+    batches = data(pairs_file, max_length=64)
+    trainer("run", callback).fit(model, batches)
+    state = model.reading_state()
+    assert [row["readings"] for row in state["evidence"]] == [
+        "mean@1, judge@1",
+        "mean@1",
+        "judge@1",
+        "last@1",
+        "last@2",
+    ]
+    assert [row["is_chosen"] for row in state["evidence"]].count(True) == 1
+    saved = torch.load("run/rounds/0/model.pt", weights_only=True)
+    assert saved["reading"] == state
+    num_readings = len(state["readings"])
+    assert saved["weights"]["model.score.weight"].shape == (1, 16 * num_readings)
+    again = module(tiny_model_dir, train=train, reading="auto")
+    found = trainer("run").test(again, data(pairs_file, max_length=64), ckpt_path=_checkpoint(model), verbose=False)
+    assert again.reading_state()["readings"] == state["readings"] and found
+
+
+def _checkpoint(model):
+    path = "run/saved.ckpt"
+    model.trainer.save_checkpoint(path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("reading", "line"),
+    [
+        (["mean@3"], "model.reading: got mean@3; use last, mean, judge, each alone or with a layer of 1 to 2: mean@6"),
+        ("first", "model.reading: got first; use last, mean, judge, each alone or with a layer of 1 to 2: mean@6"),
+    ],
+)
+def test_a_reading_that_the_model_lacks_is_one_line(tiny_model_dir, pairs_file, reading, line):
+    with pytest.raises(UserError) as error:
+        trainer("run", evolution()).fit(module(tiny_model_dir, reading=reading), data(pairs_file))
+    assert error.value.problems == [line]
+
+
+def test_labels_beyond_the_seed_change_nothing(tiny_model_dir, pairs_file):
+    """Labels of pool and test turned round on the disk: the same reading, the same penalty, the same head."""
+    batches = data(pairs_file, max_length=64)
+    found = []
+    for run in ("as_they_are", "turned"):
+        model = module(tiny_model_dir, train="head", reading="auto")
+        trainer(run, evolution(max_rounds=0)).fit(model, batches)
+        found.append((model.reading_state(), weights(model)["model.score.weight"].clone()))
+        file = batches.data.store.folders[0] / "labels.npy"
+        labels = np.load(file)
+        hidden = np.setdiff1d(np.arange(len(labels)), batches.data.rows("seed"))
+        labels[hidden] = 1 - labels[hidden]
+        np.save(file, labels)
+        batches.prepare_data = lambda: None  # which would find the cache damaged
+    assert found[0][0] == found[1][0] and torch.equal(found[0][1], found[1][1])
