@@ -35,14 +35,16 @@ from ser_lightning.records import PairScores, Selection
 from ser_lightning.runs.files import (
     RoundFiles,
     RoundRow,
+    read_model,
+    read_weights,
     round_files,
     write_audit,
     write_cost,
     write_rounds,
     write_test_scores,
+    write_weights,
 )
 from ser_lightning.training.scoring import concatenate, score_pairs
-from ser_lightning.utils.atomic import write_atomically
 from ser_lightning.utils.seeds import hash_seed
 
 
@@ -175,7 +177,7 @@ class EvolutionCallback(Callback):
             pl_module.restart()
             trainer.optimizers[0].state.clear()
             return
-        state = torch.load(self._phase_file(trainer, self.state.round - 1, self.fold), weights_only=True)
+        state = read_weights(self._phase_file(trainer, self.state.round - 1, self.fold))
         pl_module.reward_model.load_trainable_state(state["weights"])
         trainer.strategy.load_optimizer_state_dict({"optimizer_states": [state["optimizer"]]})
 
@@ -344,7 +346,7 @@ class EvolutionCallback(Callback):
     def _finish(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Hand over the delivered round's model."""
         trainer.strategy.barrier("evolution: delivered model")
-        model = torch.load(round_files(trainer.default_root_dir, self.state.delivered).model, weights_only=True)
+        model = read_model(round_files(trainer.default_root_dir, self.state.delivered).model)
         pl_module.reward_model.load_trainable_state(model["weights"])
         pl_module.set_scale(model["temperature"], model["zero"])
         self.state.finished = True
@@ -354,4 +356,4 @@ class EvolutionCallback(Callback):
 
     def _save(self, trainer: Trainer, path: Path, content: dict[str, Any]) -> None:
         if trainer.is_global_zero:
-            write_atomically(path, lambda file: torch.save(content, file))
+            write_weights(path, content)

@@ -17,7 +17,7 @@ from ser_lightning.callbacks.state import EvolutionState
 from ser_lightning.datamodules.preference import PreferenceDataModule
 from ser_lightning.evaluation.metrics import confidence_and_right, reliability
 from ser_lightning.records import PairScores, PreferencePair
-from ser_lightning.runs.files import PAGE, ROUNDS, read_audit, round_files, write_json
+from ser_lightning.runs.files import PAGE, ROUNDS, read_audit, read_weights, round_files, write_json
 from ser_lightning.utils.terminal import say
 from ser_lightning.utils.versions import package_versions
 
@@ -113,8 +113,7 @@ def round_notes(data: PreferenceDataModule, folder: Path, number: int, seed: Pai
     """
     files = round_files(folder, number)
     audit, before = read_audit(files.audit), read_audit(round_files(folder, number - 1).audit) if number else None
-    # The weights stay on the disk.
-    model = torch.load(files.model, weights_only=True, mmap=True)
+    model = read_weights(files.model)
     assert audit is not None
     audit = {name: column[np.isin(audit["pair_id"], data.pair_ids("pool").numpy())] for name, column in audit.items()}
     ids, label, kept = (torch.from_numpy(audit[name].copy()) for name in ("pair_id", "label", "kept"))

@@ -11,11 +11,12 @@ class UserError(ValueError):
     """One or more problems with the user's data or config; the command line prints a line for each and exits with 2.
 
     Args:
-        problems: one sentence or several, each "what: got; fix" on a single line.
+        problems: one sentence or several, each "what: got; fix"; a line end in one, from data, is shown as `\\n`.
     """
 
     def __init__(self, problems: str | Iterable[str]) -> None:
-        self.problems = [problems] if isinstance(problems, str) else list(problems)
+        found = [problems] if isinstance(problems, str) else problems
+        self.problems = [problem.replace("\n", "\\n") for problem in found]
         super().__init__("\n".join(self.problems))
 
 
@@ -23,6 +24,12 @@ def raise_problems(problems: Iterable[str]) -> None:
     """Raise one `UserError` that holds every problem, or return when there is none."""
     if found := list(problems):
         raise UserError(found)
+
+
+def describe(error: BaseException) -> str:
+    """An exception on one line: its class, and what it says."""
+    text = " ".join(str(error).split())[:200]
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
 def problems_of(check: Callable[[], object]) -> list[str]:
@@ -104,6 +111,8 @@ def outside_problem(error: BaseException | None) -> str | None:
             reason = " ".join(str(error).split())[:200] or "no reason given"
             return f"a file: cannot be read ({type(error).__name__}: {reason}); is it damaged? --debug shows where"
         error = error.__cause__ or error.__context__
+    if isinstance(first, RuntimeError) and "home directory" in str(first):  # of Path.expanduser
+        return "a path: begins with ~ and a user that this machine does not have; give the whole path"
     if isinstance(first, RuntimeError) and "PytorchStreamReader" in str(first):
         return "a file of weights: cannot be read, it is cut off or no such file; --debug shows where"
     return None

@@ -36,6 +36,7 @@ _OF_BOTH = ("difference", "low", "high", "agreement", "only_a", "only_b", "p_val
 _OF_EACH = ("accuracy", "accuracy_low", "accuracy_high", "calibration_error", "tie_share", "length_correlation")
 FIGURES = (*_OF_BOTH, *(f"{name}_{side}" for side in "ab" for name in _OF_EACH), "longer_accuracy", "pairs")
 """What a gate may name."""
+_NOTHING_SCORED = "compare: got no pair that both have a reward for; give files of the same --data, or mend NaNs"
 
 
 class Side(Protocol):
@@ -228,7 +229,7 @@ def compare(
     """
     both = torch.isfinite(scored[0]).all(0) & torch.isfinite(scored[1]).all(0)
     if not both.any():
-        raise UserError("compare: got no pair that both have a reward for; give files of the same --data, or mend NaNs")
+        raise UserError(_NOTHING_SCORED)
     places = both.nonzero().flatten().tolist()
     target = torch.tensor([float(rows[i].pair.label or 0) for i in places])
     prompt = np.asarray([prompt_hash(rows[i].pair.prompt) for i in places])
@@ -311,6 +312,10 @@ def _decide(rows: Sequence[FileRow], sides: Sequence[Side]) -> int:
     """Score in a random order until one is better for sure, and say so."""
     seen: list[float] = []
     found = first_decision(_changes(rows, sides, seen), len(rows), ALPHA)
+    if not any(change == change for change in seen):
+        raise UserError(_NOTHING_SCORED)
+    if unscored := sum(change != change for change in seen):
+        print(f"{unscored} pairs have no reward from one of both and count for neither.")
     if found is None:
         only_a, only_b = sum(change < 0 for change in seen), sum(change > 0 for change in seen)
         say(f"No decision after all {len(rows)} pairs: {only_a} only A right, {only_b} only B.")
@@ -321,7 +326,10 @@ def _decide(rows: Sequence[FileRow], sides: Sequence[Side]) -> int:
 
 
 def _changes(rows: Sequence[FileRow], sides: Sequence[Side], seen: list[float]) -> Iterator[float]:
-    """Credit of B less that of A, pair by pair in a random order and added to `seen`; 0 where one has no reward."""
+    """Credit of B less that of A, pair by pair in a random order; 0 where one has no reward.
+
+    All are added to `seen`, where it is NaN.
+    """
     order = np.random.default_rng(0).permutation(len(rows))
     for start in range(0, len(order), CHUNK // 8):
         chunk = [rows[i] for i in order[start : start + CHUNK // 8]]
@@ -329,6 +337,6 @@ def _changes(rows: Sequence[FileRow], sides: Sequence[Side], seen: list[float]) 
         margins = [values[0] - values[2] for values in (side.score(chunk) for side in sides)]
         usable = torch.isfinite(margins[0]) & torch.isfinite(margins[1])
         change = half_credit(margins[1], target) - half_credit(margins[0], target)
-        for one in torch.where(usable, change, 0.0).tolist():
+        for one in torch.where(usable, change, torch.nan).tolist():
             seen.append(one)
-            yield one
+            yield 0.0 if one != one else one

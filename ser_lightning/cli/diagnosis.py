@@ -78,6 +78,8 @@ class Diagnosis:
             return self.problems
         for path in self.arguments.configs:
             self._check_config(path)
+        if len(self.configs) < len(self.arguments.configs):
+            return self.problems  # what else is missing may stand in a file that cannot be read
         for flag in self.arguments.flags:
             if not flag[0].startswith(("--print_config", "--help", "-h")):
                 self._check_flag(flag)

@@ -129,7 +129,7 @@ class SerCLI(LightningCLI):
             self.arguments.configs += [str(path) for path in recorded_config(self.arguments)]
         try:
             self.config = parser.parse_args(self.arguments.tokens())
-        except ParseError as error:
+        except (ParseError, UnicodeDecodeError) as error:
             parser.__dict__.pop("print_config", None)
             problems = Diagnosis(parser.parse_args, self.arguments).run()
             raise UserError(problems or " ".join(str(error).split())) from None
@@ -235,7 +235,7 @@ class SerCLI(LightningCLI):
         evolution = self._get(self.config_init, "evolution")
         given = [*_as_list(config.callbacks), *_as_list(evolution)]  # last: it labels when all others have looked
         config.callbacks = [*_shown(given, config), *given, *self._own_callbacks(given, config)]
-        if self.subcommand == "fit" and not _holds(_as_list(config.plugins), CheckpointIO):
+        if not _holds(_as_list(config.plugins), CheckpointIO):
             config.plugins = [*_as_list(config.plugins), CheckpointsInPlace()]
         if config.logger is not False:
             name = "metrics.csv" if self.subcommand == "fit" else f"metrics-{self.subcommand}.csv"

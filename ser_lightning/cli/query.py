@@ -7,7 +7,6 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
 import torch
 from jsonargparse import Namespace
 
@@ -16,7 +15,7 @@ from ser_lightning.data.sources import open_sources
 from ser_lightning.errors import UserError
 from ser_lightning.evolution.query import CoverUncertain, MostUncertain, QueryStrategy
 from ser_lightning.records import PreferencePair
-from ser_lightning.runs.files import delivered_round, read_config, round_files
+from ser_lightning.runs.files import delivered_round, read_audit, round_files, setting
 from ser_lightning.utils.atomic import write_text_atomically
 from ser_lightning.utils.terminal import say
 
@@ -69,29 +68,28 @@ def query(run: Path, num_pairs: int, strategy: QueryStrategy) -> list[Preference
         UserError: the pool has fewer pairs, or the files of the run are not what they were.
     """
     audit = round_files(run, delivered_round(run)).audit
-    if not audit.is_file():
+    if (found := read_audit(audit)) is None:
         raise UserError(f"--run: {audit} is gone, which holds what the model thinks of the pool; give another run")
-    table = pq.read_table(audit, columns=["pair_id", "probability"])
-    prob_a = dict(zip(table["pair_id"].to_pylist(), table["probability"].to_pylist(), strict=True))
+    prob_a = dict(zip(found["pair_id"].tolist(), found["probability"].tolist(), strict=True))
     if not 1 <= num_pairs <= len(prob_a):
         raise UserError(f"--n: got {num_pairs}; need 1 to {len(prob_a)}, the pairs in the pool of {run}")
-    found = {pair.pair_id: pair for pair in _pairs_of(run) if pair.pair_id in prob_a}
-    if len(found) < num_pairs:
+    pairs_by_id = {pair.pair_id: pair for pair in _pairs_of(run) if pair.pair_id in prob_a}
+    if len(pairs_by_id) < num_pairs:
         raise UserError(
-            f"--run: {len(found)} of {len(prob_a)} pool pairs of {run} are in the files that its config names; have "
-            "they changed or moved?"
+            f"--run: {len(pairs_by_id)} of {len(prob_a)} pool pairs of {run} are in the files that its config names; "
+            "have they changed or moved?"
         )
-    pairs = [found[pair_id] for pair_id in sorted(found)]
+    pairs = [pairs_by_id[pair_id] for pair_id in sorted(pairs_by_id)]
     return [pairs[i] for i in strategy.choose(torch.tensor([prob_a[p.pair_id] for p in pairs]), pairs, num_pairs)]
 
 
 def _pairs_of(run: Path) -> Iterator[PreferencePair]:
     """The pairs of all files of a run, as its DataModule read them, with labels taken off."""
-    data: dict[str, Any] = read_config(run)["data"]["init_args"]
+    data = setting(run, "data", "init_args")
     columns = data.get("columns") or {}
     given = [data[key] for key in ("path", "pool_path", "new_data_path") if data.get(key)]
-    paths = [path for one in given for path in ([one] if isinstance(one, str) else one)]
-    for source in open_sources(paths, data["synthetic_pairs"], data["split_seed"]):
+    paths = [str(path) for one in given for path in (one if isinstance(one, list) else [one])]
+    for source in open_sources(paths, data.get("synthetic_pairs", 0), data.get("split_seed", 0)):
         for where, row in source.rows():
             pair = parse_row(row, columns, where, data.get("labels"))
             if isinstance(pair, PreferencePair):

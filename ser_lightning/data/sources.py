@@ -7,6 +7,7 @@ import hashlib
 import io
 import json
 import re
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,7 +17,8 @@ import datasets
 import pyarrow
 import pyarrow.parquet
 
-from ser_lightning.errors import UserError
+from ser_lightning.data.turns import RepeatedName, read_json, repeated_names
+from ser_lightning.errors import UserError, describe
 
 Row = dict[str, Any]
 MAX_ROW = 10_000_000
@@ -92,8 +94,16 @@ def _file_hash(file: Path) -> str:
         return f"{file.suffix}:{hashlib.file_digest(stream, 'sha256').hexdigest()}"
 
 
+_DAMAGED = (pyarrow.ArrowException, OSError, EOFError, zlib.error, RecursionError, OverflowError, ValueError)
+"""What readers raise for bytes that they cannot make rows of."""
+
+
 def _checked(rows: Iterator[tuple[str, Any]], path: str) -> Iterator[tuple[str, Row]]:
-    """Rows that are rows, at least one of them, and text that is UTF-8."""
+    """Rows that are rows, at least one of them, and text that is UTF-8.
+
+    Raises:
+        UserError: the file holds something else; it is named, and the last row that was read.
+    """
     where = path
     empty = True
     try:
@@ -106,6 +116,11 @@ def _checked(rows: Iterator[tuple[str, Any]], path: str) -> Iterator[tuple[str, 
             yield where, row
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: got bytes that are not UTF-8 after {where}; convert the file to UTF-8") from error
+    except UserError:
+        raise
+    except _DAMAGED as error:
+        place = "" if where == path else f" after {where}"
+        raise UserError(f"{path}: cannot be read{place} ({describe(error)}); is it damaged? Write it again") from error
     if empty:
         raise UserError(f"{path}: got no row; give a file with at least one pair")
 
@@ -140,9 +155,12 @@ def _read_jsonl(file: Path) -> Iterator[tuple[str, Any]]:
 
 def _parse_json(text: str, where: str) -> Any:
     try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise UserError(f"{where}: got broken JSON ({error}); mend it or remove it") from error
+        return read_json(text)
+    except (ValueError, RecursionError) as error:
+        reason = error if isinstance(error, json.JSONDecodeError) else describe(error)
+        raise UserError(f"{where}: got broken JSON ({reason}); mend it or remove it") from error
+    except RepeatedName as error:
+        raise UserError(f"{where}: got the key {str(error)!r} twice in one object; keep one of them") from error
 
 
 def _read_json(file: Path) -> Iterator[tuple[str, Any]]:
@@ -151,7 +169,7 @@ def _read_json(file: Path) -> Iterator[tuple[str, Any]]:
         first = stream.readline()
         try:
             is_lines = isinstance(json.loads(first), dict) and bool(stream.readline().strip())
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):
             is_lines = False
     if is_lines:
         yield from _read_jsonl(file)
@@ -171,6 +189,8 @@ def _read_csv(file: Path) -> Iterator[tuple[str, Any]]:
     with _open_text(file) as stream:
         reader = csv.DictReader(stream, strict=True)
         try:
+            if repeated := repeated_names(reader.fieldnames or []):
+                raise UserError(f"{file}, line 1: got the column {repeated[0]!r} twice; keep one of them")
             for row in reader:
                 where = f"{file}, line {reader.line_num}"
                 if None in row or None in row.values():
@@ -187,23 +207,38 @@ def _read_parquet(file: Path) -> Iterator[tuple[str, Any]]:
         table = pyarrow.parquet.ParquetFile(file)
     except pyarrow.ArrowInvalid as error:
         raise UserError(f"{file}: got no Parquet file ({error}); write it again") from error
+    if repeated := repeated_names(table.schema_arrow.names):
+        raise UserError(f"{file}: got the column {repeated[0]!r} twice; keep one of them")
     number = 0
     for batch in table.iter_batches(batch_size=1024):
         for row in batch.to_pylist():
             number += 1
             yield f"{file}, row {number}", row
+    if number != table.metadata.num_rows:
+        raise UserError(
+            f"{file}: got {number} rows of the {table.metadata.num_rows} that its footer names; write it again"
+        )
 
 
-def _dataset_source(name: str, dataset: datasets.Dataset) -> Source:
-    # The fingerprint of `datasets` follows the content, and has no public name.
+def _dataset_source(name: str, dataset: datasets.Dataset, fingerprint: str) -> Source:
     rows = lambda: ((f"{name}, row {number}", row) for number, row in enumerate(dataset, start=1))  # noqa: E731
-    return Source(name, f"datasets:{dataset._fingerprint}", lambda: _checked(rows(), name))
+    return Source(name, f"datasets:{fingerprint}", lambda: _checked(rows(), name))
 
 
 def _saved_dataset(folder: Path) -> Source:
+    """A folder of `Dataset.save_to_disk`, known by its bytes: what `datasets` wrote down of them may be out of date."""
     if not (folder / "state.json").is_file():
         raise UserError(f"{folder}: got a folder; name its files, or a folder written by Dataset.save_to_disk")
-    return _dataset_source(str(folder), datasets.Dataset.load_from_disk(str(folder)))
+    try:
+        dataset = datasets.Dataset.load_from_disk(str(folder))
+        if not isinstance(dataset, datasets.Dataset):
+            raise TypeError(f"it holds a {type(dataset).__name__}")
+    except Exception as error:  # a damaged state.json raises whatever its values lead to
+        raise UserError(
+            f"{folder}: got no data set of Dataset.save_to_disk ({describe(error)}); is it damaged? Save it again"
+        ) from error
+    content = "".join(f"{file.name} {_file_hash(file)}" for file in sorted(folder.iterdir()) if file.is_file())
+    return _dataset_source(str(folder), dataset, hashlib.sha256(content.encode()).hexdigest())
 
 
 def _hub(path: str, match: re.Match[str]) -> Source:
@@ -212,12 +247,11 @@ def _hub(path: str, match: re.Match[str]) -> Source:
     try:
         dataset = datasets.load_dataset(name, match["config"], split=split)
     except Exception as error:  # the Hub client raises more than a dozen kinds
-        reason = " ".join(str(error).split())[:200]
         raise UserError(
-            f"{path}: got neither a local file nor a Hub data set ({type(error).__name__}: {reason}); "
+            f"{path}: got neither a local file nor a Hub data set ({describe(error)}); "
             "give a file, or owner/name:config@split"
         ) from error
-    return _dataset_source(path, dataset)
+    return _dataset_source(path, dataset, dataset._fingerprint)  # follows the content, and has no public name
 
 
 def _synthetic(num_pairs: int, seed: int) -> Source:

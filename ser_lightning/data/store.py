@@ -8,7 +8,7 @@ import itertools
 import json
 import os
 import shutil
-import uuid
+import socket
 from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -27,15 +27,14 @@ from ser_lightning.data.packing import num_shared_tokens
 from ser_lightning.data.sources import Source
 from ser_lightning.errors import Causes, UserError, raise_problems
 from ser_lightning.records import PreferencePair
-from ser_lightning.utils.atomic import flush_to_disk
-from ser_lightning.utils.checksums import checksums_fit, record_checksums
+from ser_lightning.utils.atomic import flush_to_disk, is_running
+from ser_lightning.utils.checksums import CHECKSUMS, checksums_fit, record_checksums
 
 ROLES = ("path", "pool_path", "test_path")
 """Where a row came from; a role is stored as its position here."""
 UNLABELLED, CONTRADICTION = -1, -2
 """Codes for an unlabelled pair, and for one whose rows disagree."""
 _STORE_VERSION = 5
-CHECKSUMS = "checksums.json"
 INDEX = ("pair_id", "dialogue_id", "prompt_id", "continuations", "offsets", "num_shared", "role")
 """Arrays of `index.npz`."""
 TEXTS = pyarrow.schema([(name, pyarrow.string()) for name in ("prompt", "response_a", "response_b", "source_id")])
@@ -97,7 +96,8 @@ def build_store(
         needs_columns: whether some row has to have each of `columns`.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
-    draft = folder.with_name(f"{folder.name}.{uuid.uuid4().hex[:8]}.draft")
+    _sweep(folder.parent)
+    draft = folder.with_name(f"{folder.name}.{socket.gethostname()}.{os.getpid()}.draft")
     draft.mkdir()
     try:
         writer, present = _StoreWriter(draft, tokenizer, max_length), dict[str, None]()
@@ -118,6 +118,14 @@ def build_store(
         flush_to_disk(folder.parent)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
+
+
+def _sweep(cache: Path) -> None:
+    """Take away what processes of this machine were writing when they were killed."""
+    for draft in cache.glob(f"*.{socket.gethostname()}.*.draft"):
+        process = draft.suffixes[-2].removeprefix(".")
+        if process.isdigit() and not is_running(int(process)):
+            shutil.rmtree(draft, ignore_errors=True)
 
 
 def _parsed(

@@ -6,6 +6,7 @@ A conversation is a list of turns, a transcript (`Human: ... Assistant: ...`) or
 import ast
 import json
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -162,9 +163,11 @@ def written_turns(value: Any, where: str, column: str) -> Any:
     """
     if not isinstance(value, str) or not value.lstrip().startswith(("[", "{")) or not _WRITTEN_TURNS.match(value):
         return value
-    for read in (json.loads, ast.literal_eval):
+    for read in (read_json, _read_python):
         try:
             found = read(value.strip())
+        except RepeatedName as error:
+            raise UserError(f"{where}: got the key {str(error)!r} twice in a turn of {column}; keep one") from error
         except (ValueError, SyntaxError, RecursionError, MemoryError):
             continue
         if isinstance(found, dict):
@@ -172,6 +175,34 @@ def written_turns(value: Any, where: str, column: str) -> Any:
         if isinstance(found, list) and all(isinstance(turn, dict) for turn in found):
             return found
     raise UserError(f"{where}: got turns as text in {column} that are neither JSON nor Python; write them as JSON")
+
+
+class RepeatedName(Exception):
+    """A key that an object has twice: readers of JSON and Python keep the last value and say nothing."""
+
+
+def read_json(text: str) -> Any:
+    """What a text says in JSON; `RepeatedName` where an object has a key twice, `ValueError` where it is none."""
+    return json.loads(text, object_pairs_hook=_without_repeats)
+
+
+def _read_python(text: str) -> Any:
+    for node in ast.walk(ast.parse(text, mode="eval")):
+        if isinstance(node, ast.Dict):
+            _without_repeats([(key.value, None) for key in node.keys if isinstance(key, ast.Constant)])
+    return ast.literal_eval(text)
+
+
+def _without_repeats(pairs: list[tuple[Any, Any]]) -> dict[Any, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise RepeatedName(repeated_names([name for name, _ in pairs])[0])
+    return found
+
+
+def repeated_names(names: Sequence[Any]) -> list[Any]:
+    """Those that are there more than once."""
+    return [name for name, count in Counter(names).items() if count > 1]
 
 
 def read_text(value: Any, where: str, column: str) -> str:

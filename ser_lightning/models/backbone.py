@@ -6,9 +6,10 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
+from jsonargparse import ArgumentError, ArgumentParser
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from ser_lightning.errors import UserError
+from ser_lightning.errors import UserError, describe, raise_problems
 from ser_lightning.models.tokens import check_is_whole, choose_pad, move_pad
 
 BUNDLED_MODEL = "world_lm"
@@ -98,15 +99,26 @@ class Backbone:
         return self.path
 
 
-def backbone_from(settings: Mapping[str, Any], trust_remote_code: bool = False) -> Backbone:
+def backbone_from(settings: Mapping[str, Any], where: str, trust_remote_code: bool = False) -> Backbone:
     """The settings that a file holds, except that no file can grant trust.
 
     Args:
         settings: by name, as a run's config has them.
+        where: the file, for messages.
         trust_remote_code: what the caller's own user says.
+
+    Raises:
+        UserError: they are none, or of other types than they must be.
     """
-    lora = LoraSettings(**settings["lora"])
-    return Backbone(**{**settings, "lora": lora, "trust_remote_code": trust_remote_code})
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--backbone", type=Backbone, required=True)
+    given = {**settings, "trust_remote_code": trust_remote_code}
+    try:
+        found: Backbone = parser.instantiate_classes(parser.parse_object({"backbone": given})).backbone
+    except (ArgumentError, TypeError, ValueError) as error:
+        raise UserError(f"{where}: has no settings of a backbone ({describe(error)}); is it damaged?") from error
+    raise_problems(found.problems())
+    return found
 
 
 def load_tokenizer(backbone: Backbone) -> PreTrainedTokenizerBase:

@@ -1,15 +1,18 @@
 """Loading and preparing pretrained models: what reward model and policy have in common."""
 
 import inspect
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import wraps
+from pathlib import Path
 from typing import Any
 
 import torch
 from bitsandbytes.functional import dequantize_4bit
 from bitsandbytes.nn import Linear4bit
 from peft import LoraConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
+from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import AutoConfig, BitsAndBytesConfig, PretrainedConfig, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
@@ -44,6 +47,7 @@ def read_config(backbone: Backbone) -> PretrainedConfig:
     config = AutoConfig.from_pretrained(
         backbone.resolved_path(), num_labels=1, trust_remote_code=backbone.trust_remote_code, **extra
     )
+    check_layers(Path(backbone.resolved_path()), config)
     if backbone.num_layers is not None:
         text: Any = config.get_text_config()
         if backbone.num_layers > text.num_hidden_layers:
@@ -55,6 +59,23 @@ def read_config(backbone: Backbone) -> PretrainedConfig:
         if getattr(text, "layer_types", None):
             text.layer_types = text.layer_types[: backbone.num_layers]
     return config
+
+
+def check_layers(folder: Path, config: PretrainedConfig) -> None:
+    """`UserError` where a config asks for more layers than its weights can have: to make them might take for ever."""
+    file, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    if file.is_file():
+        with safe_open(file, "pt") as tensors:
+            number = len(tensors.keys())
+    elif index.is_file():
+        number = len(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
+    else:
+        return
+    layers = getattr(config.get_text_config(), "num_hidden_layers", None)
+    if isinstance(layers, int) and layers > number:
+        raise UserError(
+            f"{folder}: its config.json has more layers than its weights have tensors ({number}); is it damaged?"
+        )
 
 
 def quantization_config() -> BitsAndBytesConfig:

@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from typing import Any, Literal, cast, get_args
 
 import torch
-from jinja2.exceptions import TemplateError
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from ser_lightning.data.encode import encode_conversations
 from ser_lightning.data.layouts import response_start
+from ser_lightning.data.templates import TemplateRefused
 from ser_lightning.errors import UserError, raise_problems
 from ser_lightning.models.loading import unwrapped
 from ser_lightning.models.masks import last_hidden
@@ -195,9 +195,9 @@ def _question(tokenizer: PreTrainedTokenizerBase, question: str) -> tuple[int, .
         try:
             [before] = encode_conversations(tokenizer, [conversation])
             [row] = encode_conversations(tokenizer, [asked], add_generation_prompt=True)
-        except TemplateError as error:
+        except TemplateRefused as error:
             raise UserError(
-                f"model.question: the chat template refuses a question after the response ({error}); take judge out of "
+                f"model.question: the chat template refuses a question after the response ({error.reason}); take judge out of "
                 "model.reading"
             ) from error
         if row[: len(before)] != before:

@@ -88,7 +88,7 @@ class RewardModel(nn.Module):
         self.layout = replace(self.layout, header=tokens.header, question=tokens.question)
         size = len(readings) * self.hidden_size
         if size != self.model.score.in_features:
-            device = self.model.score.weight.device
+            device: Any = self.model.score.weight.device
             config: Any = self.model.config.get_text_config()
             self.model.score = nn.Linear(size, 1, bias=False)
             with torch.random.fork_rng(devices=[]):  # as `load_reward_model` draws the rest
@@ -232,7 +232,9 @@ def _load_model(backbone: Backbone, device: torch.device | str) -> nn.Module:
                 output_loading_info=True,
                 **loading_arguments(backbone, device),
             )
-    except (OSError, ValueError) as error:
+    except UserError:
+        raise
+    except Exception as error:  # what a config of other types and sizes leads to
         raise UserError(not_found("model", path, error)) from error
     new = [*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])]
     random = sorted(key for key in new if key.startswith(model.base_model_prefix + "."))

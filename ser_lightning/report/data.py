@@ -12,16 +12,21 @@ from typing import Any
 import numpy as np
 import yaml
 
-from ser_lightning.errors import UserError
 from ser_lightning.evaluation.metrics import wilson_interval
 from ser_lightning.runs.files import (
     CONFIG,
+    COST,
+    GUARDS,
+    NOTES,
     ROUNDS,
     Audit,
     RoundFiles,
     has_secrets,
+    is_run,
     read_audit,
+    read_config,
     read_json,
+    read_model,
     read_rounds,
     round_files,
     without_secrets,
@@ -109,28 +114,26 @@ def confidence_of(audit: Audit) -> np.ndarray:
 
 
 def read_run(path: Path) -> Run:
-    """A run with its finished rounds.
+    """A run with its finished rounds; its delivered model is read as well, since the page vouches for it.
 
     Raises:
         UserError: it has finished none, or a file in it is damaged.
     """
-    rows = read_rounds(path)
-    try:
-        rounds = [_read_round(round_files(path, int(row["round"])), row) for row in rows]
-        text = (path / CONFIG).read_text(encoding="utf-8") if (path / CONFIG).is_file() else ""
-        config = yaml.safe_load(text) or {}
-        if has_secrets(config):
-            config = without_secrets(config)
-            text = yaml.safe_dump(config, sort_keys=False)
-    except (ValueError, TypeError, KeyError, OSError, yaml.YAMLError) as error:
-        raise UserError(
-            f"report: cannot read {path} ({' '.join(str(error).split())}); is the folder damaged?"
-        ) from error
-    return Run(path.absolute().name, path, config, text, rounds)
+    rounds = [_read_round(round_files(path, int(row["round"])), row) for row in read_rounds(path)]
+    config, text = {}, ""
+    if is_run(path):
+        config, text = read_config(path), (path / CONFIG).read_text(encoding="utf-8")
+    if has_secrets(config):
+        config = without_secrets(config)
+        text = yaml.safe_dump(config, sort_keys=False)
+    found = Run(path.absolute().name, path, config, text, rounds)
+    if (model := round_files(path, found.delivered.number).model).is_file():
+        read_model(model)
+    return found
 
 
 def _read_round(files: RoundFiles, row: dict[str, float]) -> Round:
-    notes, guards, cost = read_json(files.notes, {}), read_json(files.guards, []), read_json(files.cost, {})
+    notes, guards, cost = read_json(files.notes, NOTES), read_json(files.guards, GUARDS), read_json(files.cost, COST)
     return Round(row, read_audit(files.audit), notes, guards, cost)
 
 

@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ser_lightning.data.encode import encode_front, encode_responses
 from ser_lightning.data.layouts import Layout
-from ser_lightning.errors import UserError
+from ser_lightning.errors import UserError, describe
 from ser_lightning.models.tokens import warn_of_unknown
 from ser_lightning.records import Turn
 from ser_lightning.training.scoring import evaluating
@@ -250,9 +250,3 @@ def named(name: str) -> Iterator[None]:
         yield
     except UserError as error:
         raise UserError(f"reward {name}: {problem}" for problem in error.problems) from error
-
-
-def describe(error: BaseException) -> str:
-    """An exception on one line."""
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

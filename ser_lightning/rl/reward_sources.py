@@ -17,17 +17,21 @@ from transformers import (
     PreTrainedModel,
 )
 
-from ser_lightning.errors import UserError, raise_problems
+from ser_lightning.errors import UserError, describe, raise_problems
 from ser_lightning.models.adapter_folder import ADAPTER, load_adapter_folder
 from ser_lightning.models.backbone import load_tokenizer, not_found
+<<<<<<< HEAD
 from ser_lightning.models.loading import quiet_load_report, vocabulary_problem
+=======
+from ser_lightning.models.loading import check_layers, vocabulary_problem
+>>>>>>> main
 from ser_lightning.models.masks import choose_layout
 from ser_lightning.models.probe import empty_response_problem, num_positions
 from ser_lightning.models.readings import noted_readings
 from ser_lightning.models.reward_model import read_folder
 from ser_lightning.models.tokens import check_is_whole
-from ser_lightning.rl.reward_functions import FunctionReward, ModelReward, RewardFunction, RewardSum, describe, named
-from ser_lightning.runs.files import ROUNDS, check_scale, is_run
+from ser_lightning.rl.reward_functions import FunctionReward, ModelReward, RewardFunction, RewardSum, named
+from ser_lightning.runs.files import ROUNDS, check_weights, is_run, scale_problem
 from ser_lightning.runs.reward_run import RewardRun, read_reward_run
 
 _SOURCES = (
@@ -143,21 +147,33 @@ def _reward_of_folder(
             model = load_adapter_folder(folder, trust_remote_code)
             raise_problems(_config_problems(model.config, takes_any_scale))
         else:
+<<<<<<< HEAD
             raise_problems(_config_problems(AutoConfig.from_pretrained(folder, **code), takes_any_scale))
             model, missing = _load_classifier(folder, code)
+=======
+            config = AutoConfig.from_pretrained(folder, **code)
+            raise_problems(_config_problems(config, takes_any_scale))
+            check_layers(folder, config)
+            model, report = AutoModelForSequenceClassification.from_pretrained(folder, output_loading_info=True, **code)
+            missing = sorted(report["missing_keys"])
+        check_weights(folder, dict(model.named_parameters()))
+        if problem := vocabulary_problem(model, tokenizer):
+            raise UserError(problem)
+        max_length = int(min(tokenizer.model_max_length, num_positions(model.config, model) or math.inf))
+        layout = choose_layout("auto", model, device, source)
+>>>>>>> main
     except UserError:
         raise
-    except (OSError, ValueError, RuntimeError) as error:
+    except Exception as error:  # what a config of other types and sizes leads to
         if "trust_remote_code" in str(error):
             raise UserError(not_found("model", source, error)) from error
         raise UserError(f"got no classifier from the folder ({describe(error)}); {_SOURCES}") from error
     if missing:
         raise UserError(f"got no weights for {', '.join(missing[:2])}; give a reward model that was trained")
-    if not tokenizer.chat_template:
+    if not isinstance(tokenizer.chat_template, (str, dict)) or not tokenizer.chat_template:
         raise UserError("got a tokenizer without a chat template; save the one that the model was trained with")
-    if problem := vocabulary_problem(model, tokenizer):
-        raise UserError(problem)
     config, unread = model.config, model.config.get_text_config().pad_token_id
+<<<<<<< HEAD
     max_length = min(tokenizer.model_max_length, num_positions(config, model) or math.inf)
     zero, temperature = getattr(config, "reward_zero", 0.0), getattr(config, "reward_temperature", 1.0)
     check_scale(folder, zero, temperature)
@@ -179,11 +195,24 @@ def _load_classifier(folder: Path, code: dict[str, bool]) -> tuple[PreTrainedMod
         )
     mismatched = {key for key, *_ in report["mismatched_keys"]} - {"score.weight"}
     return model, sorted({*report["missing_keys"], *mismatched})
+=======
+    reward_model = RewardModel(model, layout).requires_grad_(False).to(device)
+    reward = ModelReward(reward_model, tokenizer, max_length, *_scale(config), source)
+    reward.unread_token = unread if reward_model.is_decoder else None
+    return reward
+
+
+def _scale(config: PretrainedConfig) -> tuple[Any, Any]:
+    """Zero and temperature."""
+    return getattr(config, "reward_zero", 0.0), getattr(config, "reward_temperature", 1.0)
+>>>>>>> main
 
 
 def _config_problems(config: PretrainedConfig, takes_any_scale: bool) -> Iterator[str]:
     if config.num_labels != 1:
         yield f"got a model of {config.num_labels} labels; need a classifier of one label, the reward"
+    elif problem := scale_problem(*_scale(config)):
+        yield f"got a config.json that is damaged: {problem}"
     elif not takes_any_scale and not hasattr(config, "reward_temperature"):
         yield (
             "got a config.json without reward_temperature, so its scale is unknown; add reward_temperature and "

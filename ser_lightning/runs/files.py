@@ -3,17 +3,20 @@
     config.yaml              the resolved config
     rounds.csv               a line for each round of self-evolution
     rounds/<r>/              model.pt, audit.parquet, test.parquet, cost.json, guards.json, report.json, drift.json
+    checksums.json           beside rounds.csv and in each round's folder: what these files are
     checkpoints/last.ckpt    where the run goes on
     report.html, steps.csv, samples/<step>.jsonl, export/
 
-`docs/metrics.md` defines the columns and keys.
+`docs/metrics.md` defines the columns and keys. Every reader checks what it reads: the checksum, the names, that numbers
+are numbers. What does not fit is a `UserError` that names the file.
 """
 
 import csv
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +26,11 @@ import pyarrow.parquet as pq
 import torch
 import yaml
 
-from ser_lightning.errors import UserError
+from ser_lightning.errors import UserError, describe
 from ser_lightning.evolution.selection import SelectionResult
 from ser_lightning.records import PairScores
-from ser_lightning.utils.atomic import write_atomically, write_text_atomically
+from ser_lightning.training.checkpoints import is_whole
+from ser_lightning.utils.checksums import CHECKSUMS, fits_record, write_recorded
 
 CONFIG = "config.yaml"
 ROUNDS = "rounds.csv"
@@ -128,14 +132,46 @@ def read_config(run: Path) -> dict[str, Any]:
     file = run / CONFIG
     if not file.is_file():
         raise UserError(f"run: {run} has no {CONFIG}; give the folder of a fit")
-    try:
-        config = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"run: {file} is no YAML file ({reason}); is it damaged?") from error
-    if not isinstance(config, dict):
-        raise UserError(f"run: {file} holds no config; give the folder of a fit")
+    with _reading(file, has_record=False):
+        try:
+            config = yaml.safe_load(file.read_text(encoding="utf-8"))
+        except yaml.YAMLError as error:
+            raise ValueError(f"no YAML: {' '.join(str(error).split())[:200]}") from error
+        if not isinstance(config, dict):
+            raise UserError(f"run: {file} holds no config; give the folder of a fit")
+        _check_size(config)
     return config
+
+
+_MAX_NODES = 100_000
+"""Of a config; one that refers to itself, or to the same part again and again, would have no end."""
+
+
+def _check_size(config: Any) -> None:
+    waiting, seen = [config], 0
+    while waiting:
+        node, seen = waiting.pop(), seen + 1
+        if seen > _MAX_NODES:
+            raise ValueError(f"it has more than {_MAX_NODES:,} values")
+        waiting += node.values() if isinstance(node, dict) else node if isinstance(node, list) else []
+
+
+def setting(run: Path, *keys: str) -> dict[str, Any]:
+    """A table in a run's config.
+
+    Args:
+        run: the run folder.
+        keys: that lead to the table.
+
+    Raises:
+        UserError: there is none.
+    """
+    table: Any = read_config(run)
+    for key in keys:
+        table = table.get(key) if isinstance(table, dict) else None
+    if not isinstance(table, dict):
+        raise UserError(f"run: {run / CONFIG} has no table {'.'.join(keys)}; give the folder of a fit")
+    return table
 
 
 SECRET_KEYS = ("url", "token", "key", "secret", "password", "authorization")
@@ -204,7 +240,8 @@ def write_rounds(run: str | Path, rows: Sequence[RoundRow]) -> None:
     """The whole table again, so that `delivered` is true in every line."""
     names = [f.name for f in fields(RoundRow)]
     lines = [names, *([_cell(getattr(row, name)) for name in names] for row in rows)]
-    write_text_atomically(Path(run) / ROUNDS, "".join(",".join(line) + "\n" for line in lines))
+    text = "".join(",".join(line) + "\n" for line in lines)
+    write_recorded(Path(run) / ROUNDS, lambda file: file.write(text.encode()))
 
 
 def read_rounds(run: Path) -> list[dict[str, float]]:
@@ -216,16 +253,35 @@ def read_rounds(run: Path) -> list[dict[str, float]]:
     file = run / ROUNDS
     if not file.is_file():
         raise UserError(f"run: {run} has no {ROUNDS}; give the folder of a fit that has finished round 0")
-    try:
+    with _reading(file):
         with file.open(newline="", encoding="utf-8") as lines:
-            rows = [{name: float(cell) for name, cell in row.items()} for row in csv.DictReader(lines)]
-    except (ValueError, TypeError) as error:
-        raise UserError(f"run: cannot read {file} ({error}); is it damaged?") from error
-    if rows and [row.get("round") for row in rows] != [*range(len(rows))]:
-        raise UserError(f"run: {file} does not count its rounds from 0; is it damaged?")
-    if not rows:
-        raise UserError(f"run: {file} has no line; give the folder of a fit that has finished round 0")
+            rows = [{name: float(cell) for name, cell in row.items()} for row in csv.DictReader(lines, strict=True)]
+        if not rows:
+            raise UserError(f"run: {file} has no line; give the folder of a fit that has finished round 0")
+        for number, row in enumerate(rows):
+            _check_row(number, row)
     return rows
+
+
+_COUNTS = ("round", "scored", "kept", "flipped", "status", "tokens", "seconds", "delivered")
+"""Columns of `rounds.csv` that are numbers in any case; an accuracy is NaN where there is nothing to count."""
+
+
+def _check_row(number: int, row: Mapping[str, float]) -> None:
+    """`ValueError` where a line of `rounds.csv` cannot be what was written."""
+    if missing := [f.name for f in fields(RoundRow) if f.default is MISSING and f.name not in row]:
+        raise ValueError(f"no column {missing[0]}")
+    if row["round"] != number:
+        raise ValueError("it does not count its rounds from 0")
+    if wrong := [name for name in _COUNTS if not 0 <= row[name] < math.inf]:
+        raise ValueError(f"the {wrong[0]} of round {number} is {row[wrong[0]]}")
+    shares = [name for name in row if name.endswith("_accuracy")]
+    if wrong := [name for name, value in row.items() if math.isinf(value) or (name in shares and not _is_share(value))]:
+        raise ValueError(f"the {wrong[0]} of round {number} is {row[wrong[0]]}")
+
+
+def _is_share(value: float) -> bool:
+    return math.isnan(value) or 0 <= value <= 1
 
 
 def delivered_round(run: Path) -> int:
@@ -241,27 +297,85 @@ def delivered_round(run: Path) -> int:
     return found[0]
 
 
+def write_weights(file: Path, content: Mapping[str, Any]) -> None:
+    """Weights and plain values by name, as a round's `model.pt` holds them, or the state at the end of a phase."""
+    write_recorded(file, lambda stream: torch.save(content, stream))
+
+
 def read_weights(file: Path) -> dict[str, Any]:
     """What a round's `model.pt` or a checkpoint holds, as data: nothing in it is run.
 
     Raises:
         UserError: it is damaged, or holds more than tensors and plain values.
     """
-    try:
-        saved = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # the reader of tensors fails on damage in every way there is
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:150]
-        raise UserError(f"run: cannot read {file} as tensors and plain values ({reason}); is it damaged?") from error
-    if not isinstance(saved, dict):
-        raise UserError(f"run: {file} holds a {type(saved).__name__}, no weights by name; is it damaged?")
+    with _reading(file):
+        if not is_whole(file):
+            raise ValueError("it is cut off, changed, or none")
+        try:
+            saved = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+        except Exception as error:  # the reader of tensors fails on damage in every way there is
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:150]
+            raise ValueError(f"no tensors and plain values: {reason}") from error
+        if not isinstance(saved, dict):
+            raise ValueError(f"it holds a {type(saved).__name__}, no weights by name")
     return saved
 
 
-def check_scale(file: Path, zero: Any, temperature: Any) -> None:
-    """`UserError` where the scale of rewards is none."""
-    numbers = [isinstance(v, (int, float)) and math.isfinite(v) for v in (zero, temperature)]
-    if not all(numbers) or temperature <= 0:
-        raise UserError(f"run: {file} has the zero {zero!r} and the temperature {temperature!r}; is it damaged?")
+def read_model(file: Path) -> dict[str, Any]:
+    """`weights`, `zero`, `temperature`, `identity` and `reading` of a round's `model.pt`.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    saved = read_weights(file)
+    check_model(file, saved)
+    return {"identity": None, "reading": None, **saved}
+
+
+def check_model(file: Path, saved: Mapping[str, Any]) -> None:
+    """`UserError` where weights, scale or identity of a reward model are none.
+
+    Args:
+        file: where they stand.
+        saved: what a `model.pt` holds.
+    """
+    with _reading(file, has_record=False):
+        if missing := {"weights", "zero", "temperature"} - saved.keys():
+            raise ValueError(f"it holds no {min(missing)}")
+        _check_tensors(saved["weights"])
+        if not saved["weights"]:
+            raise ValueError("it holds no weights")
+        if problem := scale_problem(saved["zero"], saved["temperature"]):
+            raise ValueError(problem)
+        if saved.get("identity") is not None:
+            _check_shape(saved["identity"], _IDENTITY, "identity")
+        if saved.get("reading") is not None:
+            _check_shape(saved["reading"], _READING, "reading")
+
+
+def check_weights(file: Path, weights: Any) -> None:
+    """`UserError` where the weights in a file are no finite tensors by name."""
+    with _reading(file, has_record=False):
+        _check_tensors(weights)
+
+
+def _check_tensors(weights: Any) -> None:
+    """`ValueError` where these are no finite tensors by name."""
+    if not isinstance(weights, dict):
+        raise ValueError("it holds no weights by name")
+    for name, tensor in weights.items():
+        if not isinstance(name, str) or not isinstance(tensor, torch.Tensor):
+            raise ValueError(f"{name} is no tensor")
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise ValueError(f"{name} has NaN or infinity in it")
+
+
+def scale_problem(zero: Any, temperature: Any) -> str | None:
+    """What is wrong with the scale of a reward model; None where nothing is."""
+    numbers = [type(value) in _NUMBER and abs(value) < _LARGE for value in (zero, temperature)]
+    if all(numbers) and temperature > 0:
+        return None
+    return f"it has the zero {zero!r} and the temperature {temperature!r}; need finite numbers, the second above 0"
 
 
 def labels_before(run: Path, round: int | None = None) -> int:
@@ -292,15 +406,36 @@ def write_audit(path: Path, pool: PairScores, result: SelectionResult) -> None:
         "kept": result.keep.numpy(),
         "reason": np.where(result.keep.numpy(), *_REASONS),
     }
-    write_atomically(path, lambda file: pq.write_table(pa.table(columns), file))
+    write_recorded(path, lambda file: pq.write_table(pa.table(columns), file))
+
+
+_AUDIT_KINDS = {
+    **{"pair_id": "i", "reward_a": "f", "reward_b": "f", "probability": "f", "label": "i", "kept": "b", "reason": "O"}
+}
+"""Columns of an audit and numpy's letters for their kinds."""
 
 
 def read_audit(path: Path) -> Audit | None:
-    """The columns of an audit file; None where there is none."""
+    """The columns of an audit file; None where there is none.
+
+    Raises:
+        UserError: it is damaged.
+    """
     if not path.is_file():
         return None
-    table = pq.read_table(path)
-    return {name: table[name].to_numpy() for name in table.column_names}
+    with _reading(path):
+        table = pq.ParquetFile(path).read()
+        audit: Audit = {name: table[name].to_numpy() for name in table.column_names}
+        for name, kind in _AUDIT_KINDS.items():
+            if name not in audit or audit[name].dtype.kind != kind:
+                raise ValueError(f"{name} is not what it is in an audit")
+            if kind == "f" and not np.isfinite(audit[name]).all():
+                raise ValueError(f"{name} has NaN or infinity in it")
+        if len(np.unique(audit["pair_id"])) < len(audit["pair_id"]):
+            raise ValueError("a pair stands in it twice")
+        if ((audit["probability"] < 0) | (audit["probability"] > 1)).any():
+            raise ValueError("a probability is none")
+    return audit
 
 
 def write_test_scores(path: Path, test: PairScores) -> None:
@@ -311,7 +446,7 @@ def write_test_scores(path: Path, test: PairScores) -> None:
         test: (N,) scores.
     """
     columns = {name: getattr(test, name).numpy() for name in ("pair_id", "reward_a", "reward_b")}
-    write_atomically(path, lambda file: pq.write_table(pa.table(columns), file))
+    write_recorded(path, lambda file: pq.write_table(pa.table(columns), file))
 
 
 def write_cost(path: Path, cost: Mapping[str, Mapping[str, float]]) -> None:
@@ -327,12 +462,99 @@ def write_cost(path: Path, cost: Mapping[str, Mapping[str, float]]) -> None:
 
 def write_json(path: Path, content: Any) -> None:
     """Notes, guards, cost or drift of a round."""
-    write_text_atomically(path, json.dumps(content, indent=1) + "\n")
+    text = json.dumps(content, indent=1) + "\n"
+    write_recorded(path, lambda file: file.write(text.encode()))
 
 
-def read_json(path: Path, default: Any) -> Any:
-    """What `write_json` wrote; `default` where there is no file."""
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else default
+Shape = type | tuple[type, ...] | dict[str, Any] | list[Any]
+"""What JSON must look like: classes, [shape], {key: shape}; `key?` may be missing, `*` is every other key."""
+_NUMBER = (int, float)
+_LARGE = 2.0**63
+"""No number of a run reaches it; neither does NaN."""
+_LIMIT = (int, float, type(None))
+_TEXTS: Shape = {"*": str}
+_CARDS: Shape = [
+    {
+        **{"pair_id": str, "prompt": str, "response_a": str, "response_b": str, "reason": str, "label": int},
+        **{"probability": _NUMBER, "before": _LIMIT},
+    }
+]
+_EVIDENCE: Shape = [
+    {
+        **{"readings": str, "is_chosen": bool, "penalty": _NUMBER, "accuracy": _NUMBER, "log_loss": _NUMBER},
+        **{"advantage": _NUMBER, "standard_error": _NUMBER},
+    }
+]
+_READING: Shape = {"readings": [str], "question": str, "evidence": _EVIDENCE}
+NOTES: Shape = {
+    "readings?": _EVIDENCE,
+    "round?": int,
+    "pairs?": {"*": int},
+    "labels?": {"*": int},
+    "baselines?": {"longer?": _NUMBER, "bag_of_words?": _NUMBER},
+    "reliability?": [{"pairs": int, "confidence": _NUMBER, "right": _NUMBER}],
+    "length?": [[_NUMBER]],
+    "cards?": {"most": _CARDS, "least": _CARDS, "flipped": _CARDS},
+    "versions?": _TEXTS,
+    "fingerprints?": _TEXTS,
+}
+GUARDS: Shape = [
+    {"guard": str, "value": _LIMIT, "limit": _LIMIT, "fired": bool, "level": str, "action": str, "meaning": str}
+]
+COST: Shape = {f"{part}?": {"tokens": _NUMBER, "seconds": _NUMBER} for part in COST_PARTS}
+_IDENTITY: Shape = {"base": str, "template": str, "matrices?": {"*": [_NUMBER]}}
+
+
+def read_json(path: Path, shape: Shape) -> Any:
+    """What `write_json` wrote; nothing of its kind where there is no file.
+
+    Args:
+        path: the file.
+        shape: `NOTES`, `GUARDS` or `COST`.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    if not path.is_file():
+        return [] if isinstance(shape, list) else {}
+    with _reading(path):
+        content = json.loads(path.read_text(encoding="utf-8"))
+        _check_shape(content, shape, "it")
+    return content
+
+
+def _check_shape(value: Any, shape: Shape, where: str) -> None:
+    """`ValueError` where a value is not of a shape, or a number in it is none; keys of later versions may be there."""
+    if isinstance(shape, dict) and isinstance(value, dict):
+        if missing := [key for key in shape if key != "*" and not key.endswith("?") and key not in value]:
+            raise ValueError(f"{where} has no {missing[0]}")
+        for key, one in value.items():
+            known = next((shape[name] for name in (key, f"{key}?", "*") if name in shape), None)
+            if known is not None:
+                _check_shape(one, known, f"{where}.{key}")
+    elif isinstance(shape, list) and isinstance(value, list):
+        for one in value:
+            _check_shape(one, shape[0], where)
+    elif isinstance(shape, (dict, list)) or not isinstance(value, shape):
+        raise ValueError(f"{where} is a {type(value).__name__}")
+    elif isinstance(value, (int, float)) and not abs(value) < _LARGE:
+        raise ValueError(f"{where} is {str(value)[:20] if isinstance(value, float) else 'a huge number'}")
+
+
+@contextmanager
+def _reading(file: Path, has_record: bool = True) -> Iterator[None]:
+    """Whatever goes wrong with a file, or is wrong with it, names the file."""
+    try:
+        if has_record and not fits_record(file):
+            raise ValueError(f"its checksum is not the one in {CHECKSUMS}")
+        yield
+    except UserError:
+        raise
+    except (ValueError, TypeError, LookupError, OSError, RecursionError, csv.Error, pa.ArrowException) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise  # it is the disk, or nobody may read it
+        reason = str(error) if type(error) is ValueError else describe(error)
+        raise UserError(f"run: cannot read {file} ({reason}); is it damaged?") from error
 
 
 def _cell(value: float | int | bool) -> str:

@@ -29,7 +29,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from ser_lightning.errors import UserError
 from ser_lightning.runs.files import CONFIG, has_secrets, is_run, run_above
 from ser_lightning.training.checkpoints import LAST, find_checkpoint
-from ser_lightning.utils.atomic import write_text_atomically
+from ser_lightning.utils.atomic import is_running, write_text_atomically
 
 RUNS = Path("runs")
 """Where a run goes that is given no folder."""
@@ -122,20 +122,19 @@ def choose_folder(command: str, run_dir: str | None, ckpt_path: str | None, stem
 
 def holds_run(folder: Path) -> bool:
     """Whether a run has saved anything there: a config and the metrics of a few steps are a start that failed."""
-    return is_run(folder) and any(not _is_of_start(path) for path in folder.iterdir())
+    return is_run(folder) and any(path.is_file() and not _is_of_start(path) for path in folder.rglob("*"))
 
 
 def clear(folder: Path) -> None:
     """Take away what a start that failed has left."""
     for path in folder.iterdir() if folder.is_dir() else ():
-        if _is_of_start(path) and path.name != LOCK:
+        if path.is_file() and _is_of_start(path) and path.name != LOCK:
             path.unlink()
 
 
 def _is_of_start(path: Path) -> bool:
-    return (
-        path.name == LOCK or _is_draft(path) or re.fullmatch(r"config(-\d+)?\.yaml|metrics\.csv", path.name) is not None
-    )
+    is_first = path.name == LOCK or re.fullmatch(r"config(-\d+)?\.yaml|metrics\.csv", path.name) is not None
+    return is_first or _is_draft(path) or path.suffix == ".new"
 
 
 def lock(folder: Path) -> IO[str]:
@@ -163,8 +162,8 @@ def lock(folder: Path) -> IO[str]:
     file.truncate(0)
     file.write(f"process {os.getpid()} on {socket.gethostname()}")
     file.flush()
-    for path in folder.rglob(".*"):  # what a killed process has left; nobody else writes here
-        if _is_draft(path) and not _is_running(int(path.suffix[1:])):
+    for path in folder.rglob("*"):  # what a killed process has left; nobody else writes here
+        if path.suffix == ".new" or (_is_draft(path) and not is_running(int(path.suffix[1:]))):
             path.unlink(missing_ok=True)
     return file
 
@@ -195,16 +194,6 @@ def _remove_empty(folder: Path) -> None:
 def _is_draft(path: Path) -> bool:
     """Whether `utils.atomic` was writing it."""
     return re.fullmatch(r"\..+\.\d+", path.name) is not None and path.is_file()
-
-
-def _is_running(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except (PermissionError, OverflowError):
-        return True
-    return True
 
 
 def run_of(checkpoint: Path) -> Path | None:

@@ -2,15 +2,13 @@
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-import torch
 from torch import Tensor
 
 from ser_lightning.errors import UserError
 from ser_lightning.models.backbone import Backbone, backbone_from
 from ser_lightning.models.policy import policy_state
-from ser_lightning.runs.files import is_run, read_config
+from ser_lightning.runs.files import CONFIG, check_weights, is_run, read_config, read_weights, setting
 from ser_lightning.training.checkpoints import LAST, is_whole, newest_whole
 
 POLICY_MODULES = ("SFTModule", "PPOModule")
@@ -42,10 +40,13 @@ def resolve_start(backbone: Backbone) -> PolicyStart:
     template = trained.template if backbone.template == "auto" else backbone.template
     base = resolve_start(trained).backbone
     settings = replace(backbone, path=base.path, gguf_file=base.gguf_file, template=template)
-    state = torch.load(run / LAST, map_location="cpu", weights_only=True, mmap=True)["state_dict"]
+    state = read_weights(run / LAST).get("state_dict")
     weights = {
-        name.removeprefix(WEIGHTS_PREFIX): value for name, value in state.items() if name.startswith(WEIGHTS_PREFIX)
+        name.removeprefix(WEIGHTS_PREFIX): value
+        for name, value in (state.items() if isinstance(state, dict) else ())
+        if str(name).startswith(WEIGHTS_PREFIX)
     }
+    check_weights(run / LAST, weights)
     return PolicyStart(settings, policy_state(weights))
 
 
@@ -60,16 +61,13 @@ def read_policy_backbone(run: Path) -> Backbone:
         raise UserError(
             f"backbone.path: got {run}, a run of {kind or 'no model'}; give a run of sft.yaml or ppo.yaml, or a model"
         )
-    return backbone_from(_model_config(run)["init_args"]["backbone"])
+    return backbone_from(setting(run, "model", "init_args", "backbone"), str(run / CONFIG))
 
 
 def model_kind(run: Path) -> str:
     """The class of the LightningModule that a run trained, by its bare name; empty if the folder is no run."""
-    return str(_model_config(run).get("class_path", "")).rpartition(".")[2]
-
-
-def _model_config(run: Path) -> dict[str, Any]:
-    return read_config(run).get("model") or {} if is_run(run) else {}
+    model = read_config(run).get("model") if is_run(run) else None
+    return str(model.get("class_path", "")).rpartition(".")[2] if isinstance(model, dict) else ""
 
 
 def _check_fits(backbone: Backbone, trained: Backbone, run: Path) -> None:

@@ -15,17 +15,19 @@ from ser_lightning.models.probe import errors, start_findings
 from ser_lightning.models.reward_model import RewardModel, load_reward_model
 from ser_lightning.runs.files import (
     CONFIG,
-    check_scale,
+    check_model,
     delivered_round,
-    read_config,
+    read_model,
     read_weights,
     round_files,
     run_above,
+    setting,
 )
 from ser_lightning.training.reading_choice import apply_readings
 
 MODULE_PREFIX = "_reward_model."
 """Where `RewardModule` keeps its reward model."""
+_SAVED = ("weights", "zero", "temperature", "identity", "reading")
 
 
 @dataclass(frozen=True)
@@ -84,13 +86,9 @@ def read_reward_run(run: Path, trust_remote_code: bool = False) -> RewardRun:
     file = round_files(run, delivered_round(run)).model
     if not file.is_file():
         raise UserError(f"run: {run} has no {file.relative_to(run)}, its delivered model; give a whole run folder")
-    saved = read_weights(file)
-    if missing := {"weights", "zero", "temperature"} - saved.keys():
-        raise UserError(f"run: {file} holds no {min(missing)}; is it damaged?")
-    check_scale(file, saved["zero"], saved["temperature"])
+    saved = read_model(file)
     check_trained(str(file), saved["weights"])
-    scale = saved["zero"], saved["temperature"]
-    return RewardRun(backbone, max_length, saved["weights"], *scale, saved.get("identity"), saved.get("reading"))
+    return RewardRun(backbone, max_length, *(saved[key] for key in _SAVED))
 
 
 def read_reward_checkpoint(file: Path, trust_remote_code: bool = False) -> tuple[Path, RewardRun]:
@@ -111,24 +109,23 @@ def read_reward_checkpoint(file: Path, trust_remote_code: bool = False) -> tuple
         raise UserError(f"--ckpt_path: got {file}, which lies in no run folder; its config.yaml is needed beside it")
     backbone, max_length = _read_config(run, trust_remote_code)
     saved = read_weights(file)
-    if "state_dict" in saved:
-        weights = {name.removeprefix(MODULE_PREFIX): value for name, value in saved["state_dict"].items()}
-        kept = {name: saved.get(name) for name in ("identity", "reading")}
-        saved = {"weights": weights, **saved.get("reward_scale", {}), **kept}
+    if isinstance(saved.get("state_dict"), dict):
+        weights = {str(name).removeprefix(MODULE_PREFIX): value for name, value in saved["state_dict"].items()}
+        scale, kept = saved.get("reward_scale"), {name: saved.get(name) for name in ("identity", "reading")}
+        saved = {"weights": weights, **(scale if isinstance(scale, dict) else {}), **kept}
     if missing := {"weights", "zero", "temperature"} - saved.keys():
         raise UserError(f"--ckpt_path: got {file}, which holds no {min(missing)}; give a checkpoint of a reward model")
-    check_scale(file, saved["zero"], saved["temperature"])
+    check_model(file, saved)
     check_trained(str(file), saved["weights"])
-    scale = saved["zero"], saved["temperature"]
-    return run, RewardRun(backbone, max_length, saved["weights"], *scale, saved["identity"], saved.get("reading"))
+    saved = {"identity": None, "reading": None, **saved}
+    return run, RewardRun(backbone, max_length, *(saved[key] for key in _SAVED))
 
 
 def _read_config(run: Path, trust_remote_code: bool) -> tuple[Backbone, int]:
-    config = read_config(run)
-    try:
-        settings = config["model"]["init_args"]["backbone"]
-        return backbone_from(settings, trust_remote_code), config["data"]["init_args"]["max_length"]
-    except (KeyError, TypeError) as error:
+    backbone = backbone_from(setting(run, "model", "init_args", "backbone"), str(run / CONFIG), trust_remote_code)
+    max_length = setting(run, "data", "init_args").get("max_length")
+    if not isinstance(max_length, int) or max_length < 1:
         raise UserError(
-            f"run: {run / CONFIG} is not that of a reward model ({error}); give the folder of its fit"
-        ) from error
+            f"run: {run / CONFIG} has the max_length {max_length!r}; give the folder of a reward model's fit"
+        )
+    return backbone, max_length

@@ -1,6 +1,7 @@
 """The checkpoints of a run: written so that a kill at any moment leaves a whole one, and found again."""
 
 import os
+import pickle
 import shutil
 import zipfile
 from pathlib import Path
@@ -11,11 +12,13 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
-from ser_lightning.errors import UserError
+from ser_lightning.errors import UserError, describe
 from ser_lightning.utils.atomic import write_atomically
 
 LAST = Path("checkpoints") / "last.ckpt"
 PREVIOUS = "previous.ckpt"
+_PARTS = {"state_dict": dict, "callbacks": dict, "loops": dict, "epoch": int, "global_step": int}
+"""Of a checkpoint, and what they are."""
 
 
 def find_checkpoint(folder: Path | None, ckpt_path: str) -> Path | None:
@@ -50,8 +53,16 @@ def find_checkpoint(folder: Path | None, ckpt_path: str) -> Path | None:
 
 
 def is_whole(path: Path) -> bool:
-    """Whether a checkpoint was written to its end; folders, as sharded strategies write them, are taken on trust."""
-    return path.is_dir() or zipfile.is_zipfile(path)  # the directory of a zip file is its last part
+    """Whether a checkpoint is what was written, by the checksums in it; reads it. Folders are taken on trust."""
+    if path.is_dir():  # as sharded strategies write them
+        return True
+    try:
+        with zipfile.ZipFile(path) as parts:
+            return parts.testzip() is None
+    except OSError:
+        raise
+    except Exception:  # the reader of zip files fails on damage in many ways
+        return False
 
 
 def newest_whole(folder: Path) -> Path | None:
@@ -69,6 +80,25 @@ class CheckpointsInPlace(TorchCheckpointIO):
             super().save_checkpoint(checkpoint, path, storage_options)
         else:
             write_atomically(Path(path), lambda file: torch.save(checkpoint, file))
+
+    def load_checkpoint(self, path: str | Path, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Load what Lightning has saved, and nothing else.
+
+        Raises:
+            UserError: the file is something else.
+        """
+        try:
+            checkpoint = super().load_checkpoint(path, *args, **kwargs)
+        except (pickle.UnpicklingError, RuntimeError, ValueError, KeyError, EOFError) as error:
+            raise UserError(f"--ckpt_path: got {path}, which is no checkpoint ({describe(error)[:150]})") from error
+        wrong = [
+            k
+            for k, kind in _PARTS.items()
+            if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get(k), kind)
+        ]
+        if wrong:
+            raise UserError(f"--ckpt_path: got {path}, which holds no {wrong[0]}; give a checkpoint of a fit")
+        return checkpoint
 
 
 class LastCheckpoint(Checkpoint):

@@ -26,25 +26,28 @@ def lost_rank(error: BaseException) -> str | None:
 class EndAfterSigterm(Callback):
     """Bounds how long one of several ranks takes to end after SIGTERM, which need not reach the others.
 
-    Lightning ends the rank at its next batch; if it waits for the others in a collective operation, it never comes
-    there, and they wait for it.
+    Lightning answers the signal with a collective operation, and ends the rank at its next batch. A rank that waits for
+    the others comes to neither: Python runs no handler while a thread of C++ waits. So the signal is read from the file
+    that it is written to at once. The others end when they lose this rank.
 
     Args:
         grace_seconds: time to end by itself.
-        poll_seconds: how often to look.
     """
 
-    def __init__(self, grace_seconds: float = 10.0, poll_seconds: float = 1.0) -> None:
-        self.grace_seconds, self.poll_seconds = grace_seconds, poll_seconds
+    def __init__(self, grace_seconds: float = 10.0) -> None:
+        self.grace_seconds = grace_seconds
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begin to look, where there are several ranks."""
+        """Begin to listen, where there are several ranks."""
         if trainer.world_size > 1:
-            threading.Thread(target=self._watch, args=(trainer,), name="end-after-sigterm", daemon=True).start()
+            signals, written = os.pipe()
+            os.set_blocking(written, False)
+            signal.set_wakeup_fd(written, warn_on_full_buffer=False)
+            threading.Thread(target=self._listen, args=(signals,), name="end-after-sigterm", daemon=True).start()
 
-    def _watch(self, trainer: Trainer) -> None:
-        while not trainer.received_sigterm:
-            time.sleep(self.poll_seconds)
+    def _listen(self, signals: int) -> None:
+        while signal.SIGTERM not in os.read(signals, 64):
+            continue
         time.sleep(self.grace_seconds)
         os._exit(128 + signal.SIGTERM)
 

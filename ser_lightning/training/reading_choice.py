@@ -157,7 +157,7 @@ class ReadingPlan:
             trainer: with a data module.
             reward_model: its body is as pretraining left it.
         """
-        data: Any = trainer.datamodule
+        data: Any = getattr(trainer, "datamodule", None)
         if data is None or not hasattr(data, "seed_labels"):
             raise UserError(
                 "data: got no PreferenceDataModule, whose seed chooses the penalty and the reading; use one, or "

@@ -8,7 +8,11 @@ from typing import BinaryIO
 
 
 def write_atomically(
-    path: Path, write: Callable[[BinaryIO], object], overwrite: bool = True, mode: int | None = None
+    path: Path,
+    write: Callable[[BinaryIO], object],
+    overwrite: bool = True,
+    mode: int | None = None,
+    before: Callable[[Path], object] | None = None,
 ) -> None:
     """Write a file: a reader finds the old one or the new one, never half of it.
 
@@ -17,6 +21,7 @@ def write_atomically(
         write: writes the content into an open binary file.
         overwrite: put the file in the place of one that is there.
         mode: permissions, such as 0o600 for a file with secrets; None = those of any new file.
+        before: gets the file when it is whole and not yet in its place.
 
     Raises:
         FileExistsError: the file is there, also if another process has only just written it, and `overwrite` is off.
@@ -28,12 +33,25 @@ def write_atomically(
             write(file)
             file.flush()
             os.fsync(file.fileno())
+        if before is not None:
+            before(temporary)
         if overwrite:
             os.replace(temporary, path)
         else:
             os.link(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def is_running(process: int) -> bool:
+    """Whether this machine has a process of that number."""
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        return True
+    return True
 
 
 def flush_to_disk(path: Path) -> None:

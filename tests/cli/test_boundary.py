@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import pickle
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -102,3 +103,58 @@ def test_a_category_with_markup_and_commands_is_shown_as_it_is(tiny_run, pairs_f
     assert main(["bench", "--model=run", "--data=rows.jsonl", "--category=kind"]) == 0
     said = capsys.readouterr().out
     assert "[/x]" in said and "[bold]" in said and "\x1b[31m" not in said and "\\x1b[31mred" in said
+
+
+LONG = "x" * 300
+ODD_PATHS = {
+    "score --out below a file": (
+        ["score", "--model=run", "--data=rows.jsonl", "--out=rows.jsonl/x.jsonl"],
+        "rows.jsonl",
+    ),
+    "score --out too long": (["score", "--model=run", "--data=rows.jsonl", f"--out={LONG}.jsonl"], "too long"),
+    "score --data of no user": (["score", "--model=run", "--data=~nosuchuser/x.jsonl", "--out=o.jsonl"], "~"),
+    "score --out of no user": (["score", "--model=run", "--data=rows.jsonl", "--out=~nosuchuser/x.jsonl"], "~"),
+    "score --model of no user": (["score", "--model=~nosuchuser/x", "--data=rows.jsonl", "--out=o.jsonl"], "~"),
+    "score --model with markup": (["score", "--model=[/b]", "--data=rows.jsonl", "--out=o.jsonl"], "[/b]"),
+    "score --data with markup": (["score", "--model=run", "--data=[/b].jsonl", "--out=o.jsonl"], "[/b].jsonl"),
+    "score --data too long": (["score", "--model=run", f"--data={LONG}.jsonl", "--out=o.jsonl"], "too long"),
+    "score --data with a zero": (["score", "--model=run", "--data=a\0b.jsonl", "--out=o.jsonl"], "\\x00"),
+    "compare --json on a folder": (["compare", "run", "run", "--data=rows.jsonl", "--json=folder"], "folder"),
+    "compare --gate on a folder": (["compare", "run", "run", "--data=rows.jsonl", "--gate=folder"], "folder"),
+    "bench --json below a file": (["bench", "--model=run", "--data=rows.jsonl", "--json=rows.jsonl/x"], "rows.jsonl"),
+    "report --to below a file": (["report", "run", "--to=rows.jsonl/x.html"], "rows.jsonl"),
+    "report of no run": (["report", f"{LONG}/{LONG}"], "rounds.csv"),
+    "query --to below a file": (["query", "--run=run", "--n=2", "--to=rows.jsonl/x"], "rows.jsonl"),
+    "export --to below a file": (["export", "run", "--to=rows.jsonl/x"], "rows.jsonl"),
+    "export --to too long": (["export", "run", f"--to={LONG}"], "too long"),
+    "fit --run_dir below a file": (["fit", "--config=rm.yaml", "--run_dir=rows.jsonl/x"], "rows.jsonl"),
+    "fit --run_dir too long": (["fit", "--config=rm.yaml", f"--run_dir={LONG}"], "too long"),
+    "fit --config on a folder": (["fit", "--config=folder"], "folder"),
+    "fit --config that is binary": (["fit", "--config=binary.yaml"], "binary.yaml"),
+    "fit --config that is a list": (["fit", "--config=list.yaml"], "list.yaml"),
+    "fit --config with a tag": (["fit", "--config=tag.yaml"], "tag.yaml"),
+    "plan --config that is binary": (["plan", "--config=binary.yaml"], "binary.yaml"),
+}
+
+
+@pytest.fixture(scope="module")
+def odd_folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("odd")
+    (folder / "folder").mkdir()
+    (folder / "binary.yaml").write_bytes(b"\x00\xff\xfe\x01")
+    (folder / "list.yaml").write_text("- a\n- b\n")
+    (folder / "tag.yaml").write_text("model: !!python/object/apply:os.getcwd []\n")
+    return folder
+
+
+@pytest.mark.parametrize("name", ODD_PATHS)
+def test_an_odd_path_is_one_line(tiny_fit, pairs_file, odd_folder, capsys, monkeypatch, name):
+    words, said = ODD_PATHS[name]
+    tiny_fit("--evolution.max_rounds=0")
+    for path in odd_folder.iterdir():
+        (shutil.copytree if path.is_dir() else shutil.copy)(path, path.name)
+    shutil.copy(pairs_file, "rows.jsonl")
+    capsys.readouterr()
+    assert main(words) == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1 and said in lines[0], lines

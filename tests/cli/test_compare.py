@@ -74,6 +74,21 @@ def test_a_sequential_comparison_says_who_is_better_or_that_it_cannot(runs, caps
     assert "A is better, sure after 9 of 60 pairs" in capsys.readouterr().out
 
 
+def test_rewards_that_are_no_numbers_decide_nothing(runs, capsys):
+    """All NaN: refused with and without --sequential. Some NaN: the other pairs count, and it is said how many."""
+    for name, num_nan in (("none", 60), ("some", 20)):
+        reward = [float("nan") if n < num_nan else 1.0 for n in range(60)]
+        sides = {"reward_rejected": 0.0, "probability": 0.7, "tokens_chosen": 5, "tokens_rejected": 6}
+        rows = [{"row": n, "reward_chosen": reward[n], **sides, "content": content(200 + n)} for n in range(60)]
+        Path(f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for flags in ([], ["--sequential"]):
+        assert main(["compare", "good", "none.jsonl", "--data=pairs.jsonl", *flags]) == 2
+        assert "got no pair that both have a reward for" in capsys.readouterr().err
+    assert main(["compare", "some.jsonl", "some.jsonl", "--data=pairs.jsonl", "--sequential"]) == 0
+    said = capsys.readouterr().out
+    assert "20 pairs have no reward from one of both and count for neither" in said and "No decision" in said
+
+
 def test_wrong_input_is_one_line(runs, capsys, tmp_path):
     (tmp_path / "none.jsonl").write_text(json.dumps({"prompt": "a", "response_a": "b", "response_b": "c"}) + "\n")
     Path("gate.yaml").write_text("acuracy_b: {min: 0.5}\n")

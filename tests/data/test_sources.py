@@ -164,6 +164,111 @@ def test_unknown_hub_data_set_is_one_line(monkeypatch):
         read("owner/name")
 
 
+REPEATED = {
+    "a.jsonl": '{"prompt": "q", "chosen": "x", "rejected": "y", "chosen": "z"}\n',
+    "b.json": '[{"prompt": "q", "chosen": "x", "rejected": "y"}, {"prompt": "p", "chosen": "x", "chosen": "z"}]',
+    "c.csv": "prompt,chosen,rejected,chosen\nq,x,y,z\n",
+    "d.jsonl": '{"chosen": [{"role": "user", "content": "q", "content": "p"}], "rejected": []}\n',
+}
+
+
+@pytest.mark.parametrize(("name", "text"), REPEATED.items())
+def test_a_name_that_stands_twice_is_named(tmp_path, name, text):
+    (tmp_path / name).write_text(text)
+    repeated = "content" if name == "d.jsonl" else "chosen"
+    with pytest.raises(UserError, match=f"{name}.* got the (key|column) '{repeated}' twice"):
+        read(str(tmp_path / name))
+
+
+def test_a_column_that_a_parquet_file_has_twice_is_named(tmp_path):
+    columns = [pyarrow.array([text]) for text in "pcrz"]
+    table = pyarrow.Table.from_arrays(columns, names=["prompt", "chosen", "rejected", "chosen"])
+    pyarrow.parquet.write_table(table, tmp_path / "x.parquet")
+    with pytest.raises(UserError, match="got the column 'chosen' twice"):
+        read(str(tmp_path / "x.parquet"))
+
+
+def test_a_saved_dataset_is_known_by_its_bytes(tmp_path):
+    """Its state.json still says what the first save wrote."""
+    for name, rows in (("one", ROWS), ("two", [{**row, "prompt": "other"} for row in ROWS])):
+        datasets.Dataset.from_list(rows).save_to_disk(tmp_path / name)
+    [before] = open_sources([str(tmp_path / "one")], 0, 0)
+    [arrow] = (tmp_path / "one").glob("*.arrow")
+    arrow.write_bytes(next((tmp_path / "two").glob("*.arrow")).read_bytes())
+    [after] = open_sources([str(tmp_path / "one")], 0, 0)
+    assert before.fingerprint != after.fingerprint
+    assert [row["prompt"] for _, row in after.rows()] == ["other", "other"]
+
+
+def _empty_state(folder):
+    (folder / "state.json").write_text("{}")
+
+
+def _list_state(folder):
+    (folder / "state.json").write_text("[]")
+
+
+def _no_arrow(folder):
+    next(folder.glob("*.arrow")).unlink()
+
+
+def _cut_arrow(folder):
+    arrow = next(folder.glob("*.arrow"))
+    arrow.write_bytes(arrow.read_bytes()[:300])
+
+
+def _strange_features(folder):
+    (folder / "dataset_info.json").write_text('{"features": 5}')
+
+
+@pytest.mark.parametrize("damage", [_empty_state, _list_state, _no_arrow, _cut_arrow, _strange_features])
+def test_a_saved_dataset_of_a_broken_shape_is_named(tmp_path, damage):
+    datasets.Dataset.from_list(ROWS).save_to_disk(tmp_path / "saved")
+    damage(tmp_path / "saved")
+    with pytest.raises(UserError, match=r"saved: .*is it damaged\?"):
+        read(str(tmp_path / "saved"))
+
+
+def _cut_gz(path):
+    path.write_bytes(gzip.compress(json.dumps(ROWS[0]).encode() * 50)[:-20])
+
+
+def _no_gz(path):
+    path.write_text(json.dumps(ROWS[0]))
+
+
+def _far_date(path):
+    far = pyarrow.array([10**18], pyarrow.timestamp("s"))
+    pyarrow.parquet.write_table(pyarrow.table({"prompt": ["q"], "chosen": ["x"], "rejected": ["y"], "when": far}), path)
+
+
+def _broken_page(path):
+    table = pyarrow.table({"prompt": ["q" * 900] * 9, "chosen": ["x"] * 9, "rejected": ["y"] * 9})
+    pyarrow.parquet.write_table(table, path)
+    content = bytearray(path.read_bytes())
+    content[10:40] = b"\xff" * 30
+    path.write_bytes(content)
+
+
+def _huge_number(path):
+    path.write_text('{"prompt": "q", "chosen": "x", "rejected": "y", "n": 1' + "0" * 5000 + "}\n")
+
+
+def _deep(path):
+    path.write_text('{"prompt": ' + "[" * 100_000 + "]" * 100_000 + "}\n")
+
+
+BROKEN = {"a.jsonl.gz": _cut_gz, "b.csv.gz": _no_gz, "c.parquet": _far_date, "d.parquet": _broken_page}
+BROKEN |= {"e.jsonl": _huge_number, "f.json": _huge_number, "g.jsonl": _deep, "h.json": _deep}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_bytes_that_are_no_rows_name_their_file(tmp_path, name):
+    BROKEN[name](tmp_path / name)
+    with pytest.raises(UserError, match=f"{name}.*(is it damaged|mend it or remove it)"):
+        read(str(tmp_path / name))
+
+
 @pytest.mark.parametrize("name", ["rows.jsonl", "rows.json", "rows.csv", "rows.parquet", "one_line.jsonl"])
 def test_a_row_beyond_all_measure_is_one_line(tmp_path, monkeypatch, name):
     monkeypatch.setattr(sources, "MAX_ROW", 1000)

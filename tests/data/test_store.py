@@ -1,8 +1,10 @@
 """The cache of encoded pairs: found when nothing changed, and only then; whole or not there; free of labels."""
 
 import json
+import os
 import pickle
 import shutil
+import socket
 from collections import Counter
 from pathlib import Path
 
@@ -238,3 +240,19 @@ def test_a_damaged_store_is_built_again(pairs_file, tiny_tokenizer, tmp_path, na
     damage(file, how)
     assert labels_and_ids() == expected
     assert labels_and_ids() == expected and not list((tmp_path / "cache").rglob("damaged"))
+
+
+def test_what_a_killed_process_was_writing_goes_at_the_next_start(build, make_rows, tmp_path):
+    """And what a running one is writing, or one on another machine, stays."""
+    here = socket.gethostname()
+    names = {
+        f"x.{here}.999999999.draft": False,
+        f"x.{here}.{os.getppid()}.draft": True,
+        "x.elsewhere.999999999.draft": True,
+    }
+    cache = build(make_rows(10)).folders[0].parent
+    for name in names:
+        (cache / name).mkdir()
+        (cache / name / "ids.bin").write_text("half")
+    build(make_rows(11))
+    assert {name: (cache / name).exists() for name in names} == names

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from ser_lightning.data.formats import parse_candidates, parse_prompt, parse_row
+from ser_lightning.data.turns import written_turns
 from ser_lightning.errors import UserError
 
 
@@ -244,3 +245,10 @@ def test_a_map_replaces_what_labels_mean(value, expected):
     assert (pair.response_a if pair.label else pair.response_b) == expected
     with pytest.raises(UserError, match="here: got the label 0, which labels has not; it has 1, 2"):
         parse_row({**row, "label": 0}, {}, "here", {"1": "a", "2": "b"})
+
+
+@pytest.mark.parametrize("quote", ['"', "'"])
+def test_a_key_that_a_written_turn_has_twice_is_named(quote):
+    text = "[{'role': 'user', 'content': 'a', 'content': 'b'}]".replace("'", quote)
+    with pytest.raises(UserError, match="row 1: got the key 'content' twice in a turn of chosen"):
+        written_turns(text, "row 1", "chosen")

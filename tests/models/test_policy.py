@@ -140,7 +140,7 @@ def test_policies_that_cannot_be(tiny_model_dir, tmp_path):
         load_policy(Backbone(str(tiny_model_dir), train="head"))
     with pytest.raises(UserError, match=r"backbone\.num_layers: got 1; a policy needs all its layers"):
         load_policy(lora(tiny_model_dir, num_layers=1))
-    with pytest.raises(UserError, match="no language model could be loaded"):
+    with pytest.raises(UserError, match="there is no such folder"):
         load_policy(lora(tmp_path / "nothing"))
     body = AutoModelForCausalLM.from_pretrained(tiny_model_dir).model
     body.save_pretrained(tmp_path / "body")

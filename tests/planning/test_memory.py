@@ -220,7 +220,7 @@ def test_auto_budgets_are_those_of_a_plan_and_fit_its_memory(tmp_path, tiny_toke
 
 
 def test_problems_are_those_of_loading(odd_dir, tmp_path, tiny_tokenizer):
-    with pytest.raises(UserError, match="no model could be loaded from .*nowhere"):
+    with pytest.raises(UserError, match="backbone.path: got ./nowhere; there is no such folder"):
         meta_reward_model(Backbone("./nowhere"), tiny_tokenizer)
     with pytest.raises(UserError, match="4-bit weights cannot be trained"):
         meta_reward_model(Backbone(odd_dir, train="full", quantize="nf4"), tiny_tokenizer)

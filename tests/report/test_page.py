@@ -18,6 +18,7 @@ from ser_lightning.report.data import flow_of, read_run
 from ser_lightning.report.figures import draw_accuracy, draw_reliability, flow_counts
 from ser_lightning.report.page import pictures_of, write_report
 from ser_lightning.report.tables import cost_table
+from ser_lightning.runs.files import write_rounds
 from tests.helpers import read_csv
 from tests.report_runs import CONFIG, card, notes, row, write_run
 
@@ -106,6 +107,7 @@ def test_forecasts_stand_beside_what_came():
 def test_a_run_from_before_there_were_forecasts_has_a_page(run):
     lines = [line.split(",")[:14] for line in (run / "rounds.csv").read_text().splitlines()]
     (run / "rounds.csv").write_text("".join(",".join(line) + "\n" for line in lines))
+    (run / "checksums.json").unlink()  # they wrote none
     page = page_of(run)
     assert "Forecasts" not in page.tables and len(page.tables["Rounds"]) == 3
 
@@ -355,8 +357,9 @@ def test_the_command_writes_where_it_says(run, capsys):
     ("damage", "line"),
     [
         (lambda run: (run / "rounds.csv").unlink(), "has no rounds.csv; give the folder of a fit"),
-        (lambda run: (run / "rounds.csv").write_text("round,kept\n"), "rounds.csv has no line; give the folder"),
-        (lambda run: (run / "rounds" / "0" / "report.json").write_text("{"), "is the folder damaged?"),
+        (lambda run: write_rounds(run, []), "rounds.csv has no line; give the folder"),
+        (lambda run: (run / "rounds.csv").write_text("round,kept\n"), "its checksum is not the one in checksums.json"),
+        (lambda run: (run / "rounds" / "0" / "report.json").write_text("{"), "report.json (JSONDecodeError: Expecting"),
     ],
 )
 def test_a_folder_without_a_readable_round_is_the_users_to_mend(run, damage, line, capsys):

@@ -441,7 +441,7 @@ def test_a_run_that_lacks_its_model_or_is_another_kind_is_one_line(reward_run):
     with pytest.raises(UserError, match=r"^reward run: run: run has no rounds/0/model.pt, its delivered model"):
         load_reward("run")
     Path("run/config.yaml").write_text("model:\n  init_args: {}\n")
-    with pytest.raises(UserError, match=r"^reward run: run: run/config.yaml is not that of a reward model"):
+    with pytest.raises(UserError, match=r"^reward run: run: run/config.yaml has no table model.init_args.backbone"):
         load_reward("run")
 
 

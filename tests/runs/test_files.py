@@ -2,6 +2,7 @@
 
 import csv
 import math
+import re
 
 import pytest
 import torch
@@ -10,18 +11,25 @@ from ser_lightning.errors import UserError
 from ser_lightning.evolution.selection import SelectionResult
 from ser_lightning.records import PairScores
 from ser_lightning.runs.files import (
+    COST,
+    GUARDS,
+    NOTES,
     ROUNDS,
     RoundRow,
-    check_scale,
+    check_model,
     delivered_round,
     read_audit,
     read_config,
+    read_json,
+    read_model,
     read_rounds,
     read_weights,
     round_files,
     run_above,
     write_audit,
+    write_json,
     write_rounds,
+    write_weights,
 )
 
 COLUMNS = (
@@ -53,21 +61,46 @@ def test_rounds_are_read_as_they_were_written(tmp_path):
     assert delivered_round(tmp_path) == 1
 
 
+def table(*changes):
+    """Two good lines of `rounds.csv`, delivered is the second; each change is (line, column, cell)."""
+    cells = ["100", "40", "3", "1", "0.8", "nan", "0.7", "0.75", "0.05", "-0.1", "12345", "2.5"]
+    lines = [[str(number), *cells, str(number), *["nan"] * 7] for number in (0, 1)]
+    for line, column, cell in changes:
+        lines[line][COLUMNS.split(",").index(column)] = cell
+    return "\n".join([COLUMNS, *map(",".join, lines)]) + "\n"
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
         (None, "has no rounds.csv; give the folder of a fit that has finished round 0"),
-        ("round,delivered\n", "has no line"),
-        ("round,delivered\n0,yes\n", "is it damaged?"),
-        ("round,delivered\n0\n", "is it damaged?"),
-        ("round,delivered\n0,0\n", "marks no round as delivered"),
+        (COLUMNS + "\n", "has no line"),
+        (table((1, "delivered", "0")), "marks no round as delivered"),
+        (table((0, "delivered", "1")), "marks 2 rounds as delivered"),
+        (table((1, "delivered", "yes")), "could not convert string to float: 'yes'"),
+        (table()[:-40], "is it damaged?"),
+        (table((0, "round", "1")), "does not count its rounds from 0"),
+        (table((0, "round", "nan")), "does not count its rounds from 0"),
+        (table((1, "round", "../../x")), "is it damaged?"),
+        (table((1, "kept", "-1")), "the kept of round 1 is -1.0"),
+        (table((1, "tokens", "nan")), "the tokens of round 1 is nan"),
+        (table((1, "test_accuracy", "1.5")), "the test_accuracy of round 1 is 1.5"),
+        (table((1, "calibration_error", "inf")), "the calibration_error of round 1 is inf"),
+        ("round,delivered\n0,1\n", "no column scored"),
+        ("\0\0", "has no line"),
     ],
 )
 def test_a_damaged_table_of_rounds_is_named(tmp_path, text, said):
     if text is not None:
         (tmp_path / ROUNDS).write_text(text)
-    with pytest.raises(UserError, match=said.replace("?", r"\?")):
+    with pytest.raises(UserError, match=re.escape(said)):
         delivered_round(tmp_path)
+
+
+def test_an_older_table_without_the_later_columns_is_read(tmp_path):
+    lines = [",".join(line.split(",")[:14]) for line in table().splitlines()]
+    (tmp_path / ROUNDS).write_text("\n".join(lines) + "\n")
+    assert delivered_round(tmp_path) == 1
 
 
 def test_an_audit_has_a_reason_for_every_pair(tmp_path):
@@ -101,24 +134,6 @@ def test_a_file_knows_the_run_above_it(tmp_path):
     assert run_above(file, levels=2) is None
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        "round,delivered\n1,1\n",
-        "round,delivered\n0,1\n0,0\n",
-        "round,delivered\nnan,1\n",
-        "round,delivered\n0,1\n1,1\n",
-        "round\n0\n",
-        "round,delivered\n../../x,1\n",
-        "\0\0",
-    ],
-)
-def test_rounds_that_cannot_be_are_damage(tmp_path, text):
-    (tmp_path / ROUNDS).write_text(text)
-    with pytest.raises(UserError, match="damaged|no line"):
-        delivered_round(tmp_path)
-
-
 DAMAGED = [b"", b"\xff\xfe", b"PK\x03\x04half", b"- a\n- b", b"a: !!python/object/apply:os.getcwd []", b"{" * 5000]
 SCALES = [(0.0, 0.0), (0.0, -1.0), (0.0, math.nan), (math.inf, 1.0), ("0", 1.0), (0.0, None)]
 
@@ -133,8 +148,93 @@ def test_damaged_files_are_named(tmp_path, content):
         read_weights(tmp_path / "model.pt")
 
 
+MODEL = {"weights": {"w": torch.ones(2)}, "zero": -0.5, "temperature": 0.1}
+
+
 @pytest.mark.parametrize(("zero", "temperature"), SCALES)
 def test_a_scale_that_is_none_is_damage(tmp_path, zero, temperature):
     with pytest.raises(UserError, match="is it damaged"):
-        check_scale(tmp_path / "model.pt", zero, temperature)
-    check_scale(tmp_path / "model.pt", -0.5, 0.1)
+        check_model(tmp_path / "model.pt", {**MODEL, "zero": zero, "temperature": temperature})
+    check_model(tmp_path / "model.pt", MODEL)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"weights": {}},
+        {"weights": [torch.ones(2)]},
+        {"weights": {"w": 1.0}},
+        {"weights": {"w": torch.tensor([1.0, math.nan])}},
+        {"weights": {"w": torch.tensor([1.0, -math.inf])}},
+        {"identity": {"base": 1, "template": ""}},
+        {"identity": {"base": "x"}},
+    ],
+)
+def test_weights_that_are_none_are_damage(tmp_path, change):
+    write_weights(tmp_path / "model.pt", {**MODEL, **change})
+    with pytest.raises(UserError, match=r"model\.pt .*is it damaged"):
+        read_model(tmp_path / "model.pt")
+
+
+CARD = {"pair_id": "1", "prompt": "", "response_a": "", "response_b": "", "probability": 0.5, "before": None}
+WRONG_SHAPES = [
+    (NOTES, []),
+    (NOTES, {"pairs": {"seed": "many"}}),
+    (NOTES, {"cards": {"most": [CARD | {"label": 1}], "least": [], "flipped": []}}),
+    (NOTES, {"cards": {"most": []}}),
+    (NOTES, {"reliability": [{"pairs": 1, "confidence": math.nan, "right": 1}]}),
+    (GUARDS, {}),
+    (GUARDS, [{"guard": "flips"}]),
+    (COST, {"other": 1.0}),
+    (COST, {"other": {"tokens": 1}}),
+]
+
+
+@pytest.mark.parametrize(("shape", "content"), WRONG_SHAPES)
+def test_json_of_another_shape_is_damage(tmp_path, shape, content):
+    write_json(tmp_path / "x.json", content)
+    with pytest.raises(UserError, match=r"x\.json .*is it damaged"):
+        read_json(tmp_path / "x.json", shape)
+
+
+def test_every_byte_of_a_file_with_a_checksum_counts(tmp_path):
+    """One bit of each file that a round leaves, as far as none of its own checks could find."""
+    files = round_files(tmp_path, 0)
+    files.folder.mkdir(parents=True)
+    write_weights(files.model, MODEL)
+    write_json(files.cost, {"other": {"tokens": 1, "seconds": 2.5}})
+    write_rounds(tmp_path, [row(0, True)])
+    reads = [
+        (files.model, read_model, b"\x80?", b"\x80@"),  # 1.0 -> 4.0
+        (files.cost, lambda path: read_json(path, COST), b"2.5", b"3.5"),
+        (tmp_path / ROUNDS, lambda path: read_rounds(path.parent), b"12345", b"12346"),
+    ]
+    for path, read, old, new in reads:
+        read(path)
+        content = path.read_bytes()
+        assert old in content
+        path.write_bytes(content.replace(old, new))
+        with pytest.raises(UserError, match="is it damaged"):
+            read(path)
+        path.write_bytes(content)
+        read(path)
+
+
+def test_weights_of_another_round_are_not_taken(tmp_path):
+    for number, value in ((0, 1.0), (1, 2.0)):
+        round_files(tmp_path, number).folder.mkdir(parents=True)
+        write_weights(round_files(tmp_path, number).model, {**MODEL, "weights": {"w": torch.full((2,), value)}})
+    round_files(tmp_path, 1).model.write_bytes(round_files(tmp_path, 0).model.read_bytes())
+    with pytest.raises(UserError, match=r"its checksum is not the one in checksums\.json"):
+        read_model(round_files(tmp_path, 1).model)
+
+
+def test_weights_without_a_record_are_held_to_their_own_checksums(tmp_path):
+    """As a checkpoint is, and what an earlier version wrote."""
+    file = tmp_path / "model.pt"
+    torch.save(MODEL, file)
+    assert read_model(file)["zero"] == -0.5
+    content = file.read_bytes()
+    file.write_bytes(content.replace(b"\x80?", b"\x80@"))
+    with pytest.raises(UserError, match="it is cut off, changed, or none"):
+        read_model(file)

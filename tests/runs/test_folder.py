@@ -446,3 +446,17 @@ def test_a_config_with_a_secret_is_for_its_owner_and_no_report_shows_it(tiny_run
     monkeypatch.setenv("HOOK", address)
     assert main(["fit", *tiny_run, *short, "--run_dir=other"]) == 0
     assert not any(b"SECRET" in file.read_bytes() for file in Path("other").rglob("*") if file.is_file())
+
+
+def test_a_folder_in_which_nothing_was_saved_is_taken_by_a_new_start_with_another_config(capsys):
+    """As a kill at the first writes leaves it: drafts, a lock whose owner is gone, a config, half a checkpoint."""
+    Path("run/checkpoints").mkdir(parents=True)
+    for name in ("config.yaml", "config-2.yaml", ".config.yaml.999999999", ".lock", "metrics.csv"):
+        Path("run", name).write_text("seed_everything: 5\n")
+    for name in (".last.ckpt.new.999999999", "last.ckpt.new"):
+        Path("run/checkpoints", name).write_text("half")
+    assert main([*FIT, "--run_dir", "run"]) == 0, capsys.readouterr().err
+    assert {path.relative_to("run").as_posix() for path in Path("run").rglob("*") if path.is_file()} == {
+        *("checkpoints/last.ckpt", "checkpoints/previous.ckpt", "config.yaml", "metrics.csv")
+    }
+    assert yaml.safe_load(Path("run/config.yaml").read_text())["seed_everything"] == 0

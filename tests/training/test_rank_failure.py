@@ -1,6 +1,7 @@
 """Two processes do what one does, and end together."""
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -73,23 +74,71 @@ sys.exit(main(sys.argv[1:]))
 """
 
 
+def _end_of(words):
+    """How a job of two ranks ends, and what it says: the pipe closes when the last rank has ended."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(words, stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True) as job:
+        _, said = job.communicate(timeout=600)
+    assert "Traceback" not in said, said
+    return job.returncode, said
+
+
 @pytest.mark.parametrize(
     ("rank", "action", "first"),
     [
         (1, "raise UserError('disk: got a mouse; get a cat')", "error: disk: got a mouse; get a cat"),
         (0, "os.kill(os.getpid(), signal.SIGKILL)", "error: ranks: got 'Connection "),
+        # Lightning, which started it, may be faster in seeing it than the collective operation.
+        (1, "os.kill(os.getpid(), signal.SIGKILL)", "(error: ranks: got 'Connection |.* terminated with code -9)"),
     ],
 )
-def test_a_rank_that_dies_ends_the_job_with_the_first_error_on_top(tiny_run, rank, action, first):
+def test_a_rank_that_dies_ends_the_job_with_the_first_error_on_top_and_the_run_goes_on(
+    tiny_run, tiny_fit, rank, action, first
+):
     Path("broken.py").write_text(BREAK.format(rank=rank, action=action))
-    command = [sys.executable, "broken.py", "fit", *tiny_run, "--run_dir=run", *DDP]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True) as job:
-        _, said = job.communicate(timeout=600)  # the pipe closes when the last rank has ended
-    assert job.returncode != 0
-    assert "Traceback" not in said
-    errors = [line for line in said.splitlines() if line.startswith("error: ")]
-    assert errors and errors[0].startswith(first), said
+    flags = [*tiny_run, "--run_dir=run", *DDP]
+    code, said = _end_of([sys.executable, "broken.py", "fit", *flags])
+    assert code != 0
+    lines = [line for line in said.splitlines() if line.startswith("error: ") or "terminated with" in line]
+    assert lines and re.match(first, lines[0]), said
+    code, said = _end_of([sys.executable, "-m", "ser_lightning", "fit", *flags, "--ckpt_path=last"])
+    assert code == 0, said
+    assert [audit["pair_id"] for audit in _audits("run")] == [a["pair_id"] for a in _audits(tiny_fit(name="one"))]
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_sigterm_to_one_of_two_ranks_ends_both(tiny_run, rank):
+    """In the middle of training, where the other one waits for it in a collective operation or it for the other."""
+    Path("broken.py").write_text(BREAK.format(rank=rank, action="os.kill(os.getpid(), signal.SIGTERM)"))
+    code, said = _end_of([sys.executable, "broken.py", "fit", *tiny_run, "--run_dir=run", *DDP])
+    assert code != 0, said
+    assert Path("run/checkpoints/last.ckpt").is_file()
+
+
+def test_a_rank_that_waits_in_a_collective_operation_hears_a_sigterm():
+    """Python's handlers are not run while it waits; rank 1 never comes."""
+    rank = """
+import os, signal, sys
+from types import SimpleNamespace
+import torch
+from ser_lightning.training.rank_failure import EndAfterSigterm
+torch.distributed.init_process_group("gloo", init_method="file://" + os.path.abspath("meet"), rank=int(sys.argv[1]),
+                                     world_size=2)
+signal.signal(signal.SIGTERM, lambda *_: None)
+if sys.argv[1] == "0":
+    EndAfterSigterm(0.1).on_fit_start(SimpleNamespace(world_size=2), None)
+    print("waits", flush=True)
+    torch.distributed.barrier()
+else:
+    sys.stdin.read()
+"""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "GLOO_SOCKET_IFNAME": "lo"}
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "env": environment, "text": True}
+    ranks = [subprocess.Popen([sys.executable, "-c", rank, str(n)], **pipes) for n in range(2)]
+    assert ranks[0].stdout.readline() == "waits\n"
+    ranks[0].send_signal(signal.SIGTERM)
+    assert ranks[0].wait(timeout=600) == 128 + signal.SIGTERM
+    ranks[1].communicate("", timeout=600)
 
 
 def test_a_rank_ends_with_the_process_that_started_it():
