@@ -197,8 +197,8 @@ def _question(tokenizer: PreTrainedTokenizerBase, question: str) -> tuple[int, .
             [row] = encode_conversations(tokenizer, [asked], add_generation_prompt=True)
         except TemplateRefused as error:
             raise UserError(
-                f"model.question: the chat template refuses a question after the response ({error.reason}); take judge out of "
-                "model.reading"
+                f"model.question: the chat template refuses a question after the response ({error.reason}); take judge "
+                "out of model.reading"
             ) from error
         if row[: len(before)] != before:
             raise UserError(
