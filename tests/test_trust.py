@@ -5,6 +5,7 @@ import os
 import pickle
 import re
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -178,6 +179,7 @@ def touching_module(tmp_path, marker, monkeypatch):
     """Code of a stranger that lies where Python finds it; its callback leaves the marker when it is built."""
     (tmp_path / "touching_code.py").write_text(TOUCHING.format(marker=str(marker)))
     monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "touching_code", raising=False)  # of another test, with another marker
     return {"class_path": "touching_code.Touch", "init_args": {"path": str(marker)}}
 
 
@@ -208,6 +210,7 @@ def test_names_of_code_on_the_command_line_run_it(tiny_fit, pairs_file, tiny_mod
     assert main(["query", "--run=run", "--n=2", "--strategy=touching_code.Strategy"]) == 0
     assert marker.exists()
     marker.unlink()
+    del sys.modules["touching_code"]
     ppo = ["fit", "--config=ppo.yaml", f"--model.backbone.path={tiny_model_dir}", f"--data.path={pairs_file}"]
     ppo += [
         "--data.max_length=64",

@@ -1,11 +1,14 @@
 """The README of an exported model: what it is, how to use it, what it was made from, what it cannot do."""
 
 import csv
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
 
+from ser_lightning.export.reading_folder import is_plain
+from ser_lightning.models.readings import Reading
 from ser_lightning.runs.files import ROUNDS, STEPS, read_config
 from ser_lightning.utils.versions import package_versions
 
@@ -32,8 +35,13 @@ _COLUMNS = {
 _REWARD = """
 It gives a response to a prompt a reward. In a pair, P(a is better) = sigmoid((reward a - reward b) /
 {{ temperature }}); a reward of {{ zero }} is that of a response as often better as worse.
-
+{{ reads }}
 ```python
+{{ code }}
+```
+Conversations had at most {{ max_length }} tokens in training.
+"""
+_PLAIN_CODE = """
 from transformers import AutoTokenizer, {{ auto_class }}
 
 tokenizer = AutoTokenizer.from_pretrained("FOLDER")
@@ -42,8 +50,28 @@ model.config.pad_token_id = tokenizer.pad_token_id
 messages = [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]
 inputs = tokenizer.apply_chat_template(messages, tokenize=True, return_dict=True, return_tensors="pt")
 reward = model(**inputs).logits[0, 0].float().item()
-```
-Conversations had at most {{ max_length }} tokens in training.
+"""
+_OWN_CODE = """
+import sys
+
+sys.path.insert(0, "FOLDER")
+from reward_model import load
+
+model = load("FOLDER")
+messages = [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]
+reward = model([messages])[0].item()
+"""
+_ASKS = """
+The reward is read behind a question. The chat template puts it after a conversation that ends with the assistant's
+turn, so give it whole conversations through `apply_chat_template` and do not put the question yourself:
+
+> {{ question }}
+"""
+_READS = """
+Its head reads states of the language model at {{ readings }} (place and layer): {{ places }}.
+`AutoModelForSequenceClassification` reads one last token alone and does not load this folder; `reward_model.py` in it
+does, with torch and transformers. Nor can vLLM serve it as a classifier: call `load` in a process of your own, or train
+with `--model.reading '[judge]'` or `'[last]'`, whose exports are plain classifiers.
 """
 _QUANTIZATION = """
 quantization = BitsAndBytesConfig(
@@ -89,6 +117,8 @@ def model_card(
     checked: str,
     scale: tuple[float, float] | None = None,
     own_labels: int = 0,
+    readings: Sequence[Reading] = (),
+    question: str = "",
 ) -> None:
     """Write `README.md` into an export.
 
@@ -100,6 +130,8 @@ def model_card(
         checked: what the self-test found.
         scale: zero and temperature of a reward model.
         own_labels: how many labels of its own a reward model was trained on.
+        readings: where the head of a reward model reads; none of an encoder.
+        question: what `judge` asks.
     """
     config = read_config(run)
     backbone, data = config["model"]["init_args"]["backbone"], config["data"]["init_args"]
@@ -127,6 +159,8 @@ def model_card(
         values |= {"auto_class": "AutoPeftModelForSequenceClassification", "arguments": f", num_labels=1{bits}"}
     if scale:
         values |= {"zero": f"{scale[0]:.4g}", "temperature": f"{scale[1]:.4g}"}
+    values["reads"] = _how_it_reads(readings, question)
+    values["code"] = _render(_PLAIN_CODE if is_plain(readings) else _OWN_CODE, values)
     use = _render(_POLICY if what == "policy" else _REWARD, values)
     if is_adapter:
         use = use.replace("AutoTokenizer, AutoPeft", "AutoTokenizer\nfrom peft import AutoPeft")
@@ -149,6 +183,23 @@ def model_card(
         "limits": limits,
     }
     ModelCard.from_template(card_data, template_str=_TEMPLATE, **values).save(folder / "README.md")
+
+
+def _how_it_reads(readings: Sequence[Reading], question: str) -> str:
+    """What a reader of the card has to know of where the reward is read; an empty line of a standard reward model."""
+    kinds = {reading.kind for reading in readings}
+    if is_plain(readings):
+        return "\n" + _render(_ASKS, {"question": question}) + "\n" if "judge" in kinds else ""
+    places = {
+        "last": "`last` is the response's last token",
+        "mean": "`mean` is the mean over the response's tokens",
+        "judge": f'`judge` is where the answer to "{question}" would begin',
+    }
+    values = {
+        "readings": ", ".join(map(str, readings)),
+        "places": ", ".join(text for kind, text in places.items() if kind in kinds),
+    }
+    return "\n" + _render(_READS, values) + "\n"
 
 
 def _shown(path: str) -> str:

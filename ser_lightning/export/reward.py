@@ -6,7 +6,7 @@ The command exports policies as well, see `policy_export.py`.
 import math
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedTokenizerBase
 
 from ser_lightning.data.encode import encode_conversations
-from ser_lightning.data.layouts import pad_right
 from ser_lightning.errors import UserError, raise_problems
 from ser_lightning.export.model_card import model_card
+from ser_lightning.export.reading_folder import CODE, is_plain, note_plain_or_own, own_model, save_tokenizer
 from ser_lightning.export.self_test import TOLERANCE, SelfTest, compared
 from ser_lightning.models.adapter_folder import write_scale
 from ser_lightning.models.backbone import Backbone
@@ -30,10 +30,11 @@ from ser_lightning.models.loading import (
     keep_differentiable,
     loading_arguments,
     quantization_config,
+    read_config,
 )
 from ser_lightning.models.reward_model import RewardModel, load_reward_model, merged_model
 from ser_lightning.models.trainable import load_exactly
-from ser_lightning.records import Padded, Turn
+from ser_lightning.records import Turn
 from ser_lightning.runs.files import delivered_round, how_delivered, labels_before, read_rounds
 from ser_lightning.runs.reward_run import RewardRun, read_reward_run
 from ser_lightning.training.scoring import evaluating
@@ -83,8 +84,8 @@ def export(
         weights, own_labels = f"round {number}, {how}", labels_before(run, number)
     raise_problems(_form_problems(source, form))
     trained, tokenizer = source.load()
-    expected = _rewards(lambda ids, mask: trained(Padded(ids, mask)), trained, *_test_inputs(tokenizer))
-    tokenizer.model_max_length = source.max_length
+    raise_problems(_reading_problems(source, trained) if form == "adapter" else [])
+    expected = _trained_rewards(trained, tokenizer)
     number_format = dtype or source.backbone.dtype
     is_exact = source.backbone.quantize == "none" and source.backbone.dtype == number_format == "float32"
     if not math.isfinite(float(expected.abs().max())):
@@ -95,12 +96,14 @@ def export(
             _write_merged(source, trained, tokenizer, draft, number_format)
         else:
             _write_adapter(source, trained, tokenizer, draft, number_format)
-        tokenizer.save_pretrained(draft)
+        question = (source.reading or {}).get("question", "")
+        save_tokenizer(tokenizer, trained, question, source.max_length, draft)
         found = _strangers_rewards(draft, form, source.backbone)
         result = compared(expected, found, _pairs(), is_exact)
         raise_problems(filter(None, [result.problem("rewards")]))
         kept = f"{weights}; the body in {number_format}"
-        model_card(run, draft, form, kept, summary(result), (source.zero, source.temperature), own_labels)
+        scale = source.zero, source.temperature
+        model_card(run, draft, form, kept, summary(result), scale, own_labels, trained.readings, question)
         os.rename(draft, to)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
@@ -154,6 +157,17 @@ def _form_problems(source: RewardRun, form: Form) -> list[str]:
     return []
 
 
+def _reading_problems(source: RewardRun, trained: RewardModel) -> Iterator[str]:
+    """Why peft, which puts a plain classifier on the whole base, would not load what was trained."""
+    config: Any = read_config(source.backbone).get_text_config()
+    last, readings = config.num_hidden_layers, trained.readings
+    if not is_plain(readings) or any(reading.layer < last for reading in readings):
+        yield (
+            f"--form: got adapter for a head that reads {', '.join(map(str, readings))}, and an adapter can go with "
+            f"last@{last} or judge@{last} alone; use merged"
+        )
+
+
 def _write_merged(
     source: RewardRun, trained: RewardModel, tokenizer: PreTrainedTokenizerBase, folder: Path, dtype: Dtype
 ) -> None:
@@ -161,12 +175,13 @@ def _write_merged(
     if any(getattr(source.backbone, name) != value for name, value in changes.items()):
         # Not `source.load`, which asks for the base that was trained on: rounded to other 16 bits it is another one.
         plain = load_reward_model(replace(source.backbone, **changes))
-        plain.load_trainable_state(source.weights)
+        source.put_into(plain, tokenizer)
         copy_rounded_weights(trained.body, plain.body)
         trained = plain
     model: Any = merged_model(trained)
     model.config.reward_zero, model.config.reward_temperature = source.zero, source.temperature
     model.config.reward_template_hash = template_fingerprint(tokenizer)
+    note_plain_or_own(model, trained)
     model.save_pretrained(folder)
 
 
@@ -209,6 +224,9 @@ def _write_adapter(
 def _strangers_rewards(folder: Path, form: Form, backbone: Backbone) -> Tensor:
     """Rewards computed as the model card shows it."""
     code = {"trust_remote_code": backbone.trust_remote_code}
+    if (folder / CODE).is_file():
+        own = own_model(folder, **code)
+        return _rewards(own, own)
     tokenizer = AutoTokenizer.from_pretrained(folder, **code)
     if form == "adapter":
         bits = {} if backbone.quantize == "none" else {"quantization_config": quantization_config()}
@@ -217,11 +235,21 @@ def _strangers_rewards(folder: Path, form: Form, backbone: Backbone) -> Tensor:
         keep_differentiable(model)  # the CPU kernel that this avoids takes wide layers only
     else:
         model = AutoModelForSequenceClassification.from_pretrained(folder, **code)
-    inputs = tokenizer.apply_chat_template(
-        _conversations(), tokenize=True, return_dict=True, return_tensors="pt", padding=True, padding_side="right"
-    )
-    score = lambda ids, mask: model(input_ids=ids, attention_mask=mask).logits[:, 0]  # noqa: E731
-    return _rewards(score, model, inputs["input_ids"], inputs["attention_mask"])
+    settings = {"tokenize": True, "return_dict": True, "return_tensors": "pt", "padding": True, "padding_side": "right"}
+
+    def score(conversations: list[list[Turn]]) -> Tensor:
+        inputs = tokenizer.apply_chat_template(conversations, **settings)
+        return model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]).logits[:, 0]
+
+    return _rewards(model, score)
+
+
+def _trained_rewards(trained: RewardModel, tokenizer: PreTrainedTokenizerBase) -> Tensor:
+    def score(conversations: list[list[Turn]]) -> Tensor:
+        rows = encode_conversations(tokenizer, conversations)
+        return trained(trained.layout.lay_out(rows, range(len(rows)), int(tokenizer.pad_token_id)))
+
+    return _rewards(trained, score)
 
 
 def _conversations() -> list[list[Turn]]:
@@ -239,13 +267,9 @@ def _pairs() -> tuple[Tensor, Tensor]:
     return first, first + NUM_SELF_TEST_PAIRS
 
 
-def _test_inputs(tokenizer: PreTrainedTokenizerBase) -> tuple[Tensor, Tensor]:
-    padded = pad_right(encode_conversations(tokenizer, _conversations()), int(tokenizer.pad_token_id))
-    return padded.input_ids, padded.attention_mask
-
-
-def _rewards(score: Callable[[Tensor, Tensor], Tensor], model: nn.Module, ids: Tensor, mask: Tensor) -> Tensor:
-    """(64,) rewards, eight sequences at a time."""
+def _rewards(model: nn.Module, score: Callable[[list[list[Turn]]], Tensor]) -> Tensor:
+    """(64,) rewards of the self-test's conversations, eight at a time."""
+    conversations = _conversations()
     with evaluating(model):
-        parts = [score(i, m).float() for i, m in zip(ids.split(8), mask.split(8), strict=True)]
+        parts = [score(conversations[i : i + 8]).float() for i in range(0, len(conversations), 8)]
     return torch.cat(parts)

@@ -221,9 +221,10 @@ class Scorer:
         for i, (prompt, ids) in enumerate(zip(prompts, rows, strict=True)):
             text = json.dumps(prompt)
             leader, tokens = leaders.get(text, (i, 0))
-            own = len(ids) - num_shared_tokens([np.asarray(rows[leader]), np.asarray(ids)]) * (leader != i)
+            size = len(ids) + len(self.reward.layout.question)
+            own = size - num_shared_tokens([np.asarray(rows[leader]), np.asarray(ids)]) * (leader != i)
             if tokens + own > most:
-                leader, tokens, own = i, 0, len(ids)
+                leader, tokens, own = i, 0, size
             leaders[text] = leader, tokens + own
             keys.append(leader)
         return keys

@@ -1,15 +1,17 @@
 """A reward model on the policy's base: one frozen body in memory, and an adapter and a head more."""
 
 import copy
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification
 
 from ser_lightning.data.layouts import Layout
-from ser_lightning.models.backbone import Backbone
+from ser_lightning.models.backbone import Backbone, load_tokenizer
 from ser_lightning.models.loading import lora_config
 from ser_lightning.models.policy import Policy, use_adapter
+from ser_lightning.models.readings import only_layers
 from ser_lightning.models.reward_model import RewardModel
 from ser_lightning.models.trainable import load_exactly
 from ser_lightning.records import Inputs
@@ -37,7 +39,8 @@ class AdapterRewardModel(nn.Module):
 
     def forward(self, inputs: Inputs) -> Tensor:
         """(R,) float32 rewards of R sequences, see `RewardModel.forward`."""
-        with use_adapter(self.reward_model.body, self.adapter):
+        body = self.reward_model.body
+        with use_adapter(body, self.adapter), only_layers(body, self.reward_model.highest_layer):
             return self.reward_model(inputs)
 
 
@@ -53,7 +56,7 @@ def can_share(policy: Backbone, reward: Backbone) -> bool:
 
 
 def adapter_reward_model(
-    policy: Policy, reward: Backbone, weights: dict[str, Tensor], adapter: str
+    policy: Policy, reward: Backbone, weights: dict[str, Tensor], adapter: str, reading: dict[str, Any] | None = None
 ) -> AdapterRewardModel:
     """Put a reward model's adapter and head beside the policy's.
 
@@ -62,10 +65,9 @@ def adapter_reward_model(
         reward: the reward model's settings, of which `can_share` is true.
         weights: what its run saved of it.
         adapter: a name that no other adapter has.
+        reading: where the head reads, as its run saved it; None = the last token behind the last layer.
     """
     body = policy.body
-    if reward.train == "lora":
-        body.add_adapter(adapter, lora_config(reward.lora))
     config = copy.deepcopy(policy.lm.config)
     config.num_labels = 1
     with torch.device("meta"):
@@ -74,6 +76,11 @@ def adapter_reward_model(
     setattr(model, str(model.base_model_prefix), body)
     model.score = nn.Linear(hidden_size, 1, bias=False, device=next(policy.lm.parameters()).device)
     reward_model = RewardModel(model, policy.layout)
+    if reading:
+        reward_model.read_as(load_tokenizer(reward), reading["readings"], reading["question"])
+    if reward.train == "lora":
+        with only_layers(body, reward_model.highest_layer):  # a run saves no adapter of a layer that it does not read
+            body.add_adapter(adapter, lora_config(reward.lora))
     named = {name.replace(f".{adapter}.", f".{_SAVED_ADAPTER}."): p for name, p in reward_model.named_parameters()}
     own = {name: named[name] for name in named if ".score." in name or f".{_SAVED_ADAPTER}." in name}
     load_exactly({name: p.data for name, p in own.items()}, weights)

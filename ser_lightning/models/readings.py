@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from typing import Any, Literal, cast, get_args
 
 import torch
-from jinja2.exceptions import TemplateError
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerBase
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from ser_lightning.data.encode import encode_conversations
 from ser_lightning.data.layouts import response_start
+from ser_lightning.data.templates import TemplateRefused
 from ser_lightning.errors import UserError, raise_problems
 from ser_lightning.models.loading import unwrapped
 from ser_lightning.models.masks import last_hidden
@@ -123,6 +123,49 @@ def turn_tokens(
     return TurnTokens(header, _question(tokenizer, question) if "judge" in kinds else ())
 
 
+_ENTRIES = ("reward_readings", "reward_header", "reward_question")
+
+
+def note_readings(config: PretrainedConfig, readings: Iterable[Reading], tokens: TurnTokens) -> None:
+    """Write into a `config.json` what a plain classifier does not read; see `noted_readings`."""
+    values = [str(reading) for reading in readings], list(tokens.header), list(tokens.question)
+    for name, value in zip(_ENTRIES, values, strict=True):
+        setattr(config, name, value)
+
+
+def forget_readings(config: PretrainedConfig) -> None:
+    """Take out what an exported model that was trained on said of its own head."""
+    for name in _ENTRIES:
+        if hasattr(config, name):
+            delattr(config, name)
+
+
+def noted_readings(config: PretrainedConfig) -> tuple[list[Reading], TurnTokens] | None:
+    """Where a `config.json` says that the head reads; None where it says nothing, as that of a plain classifier.
+
+    Raises:
+        UserError: if an entry is damaged.
+    """
+    texts, header, question = (cast(Any, getattr(config, name, None)) for name in _ENTRIES)
+    if texts is None:
+        return None
+    if not isinstance(texts, list) or not all(_are_ids(ids) for ids in (header, question)):
+        raise UserError(f"config.json: got damaged entries {', '.join(_ENTRIES)}; take them from the original folder")
+    readings = parse_readings(texts, config.get_text_config().num_hidden_layers, "config.json: reward_readings")
+    kinds = {reading.kind for reading in readings}
+    needed = {"reward_header": bool(kinds - {"last"}), "reward_question": "judge" in kinds}
+    raise_problems(
+        f"config.json: got no {name} for {', '.join(texts)}; take it from the original folder"
+        for name, is_needed in needed.items()
+        if is_needed and not getattr(config, name)
+    )
+    return readings, TurnTokens(tuple(header), tuple(question))
+
+
+def _are_ids(value: object) -> bool:
+    return isinstance(value, list) and all(type(i) is int and i >= 0 for i in value)
+
+
 _PROBES = ("Alpha beta.", "7 of them", "zulu")
 
 
@@ -152,10 +195,10 @@ def _question(tokenizer: PreTrainedTokenizerBase, question: str) -> tuple[int, .
         try:
             [before] = encode_conversations(tokenizer, [conversation])
             [row] = encode_conversations(tokenizer, [asked], add_generation_prompt=True)
-        except TemplateError as error:
+        except TemplateRefused as error:
             raise UserError(
-                f"model.question: the chat template refuses a question after the response ({error}); take judge out of "
-                "model.reading"
+                f"model.question: the chat template refuses a question after the response ({error.reason}); take judge "
+                "out of model.reading"
             ) from error
         if row[: len(before)] != before:
             raise UserError(
@@ -234,6 +277,26 @@ def layers_and_norm(body: nn.Module) -> tuple[nn.ModuleList, nn.Module]:
             "read; use [last]"
         )
     return stacks[0], norm
+
+
+@contextmanager
+def only_layers(body: nn.Module, num_layers: int) -> Iterator[None]:
+    """A body without the layers above the first `num_layers`, for a while: one that others need whole."""
+    config = _config(body)
+    if num_layers >= config.num_hidden_layers:
+        yield
+        return
+    stack, _ = layers_and_norm(body)
+    above = list(stack[num_layers:])
+    before = {name: getattr(config, name, None) for name in ("num_hidden_layers", "layer_types")}
+    drop_layers(body, num_layers)
+    try:
+        yield
+    finally:
+        stack.extend(above)
+        for name, value in before.items():
+            if value is not None:
+                setattr(config, name, value)
 
 
 def drop_layers(body: nn.Module, num_layers: int) -> None:

@@ -5,13 +5,15 @@ A decoder's reward is read where its `readings` say, an encoder keeps its own po
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Self
 
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from peft import PeftModel
+from safetensors import safe_open
 from torch import Tensor, nn
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 
 from ser_lightning.data.layouts import PADDED, Layout
 from ser_lightning.errors import UserError, raise_problems
@@ -26,7 +28,16 @@ from ser_lightning.models.loading import (
     read_config,
 )
 from ser_lightning.models.masks import LayoutName, choose_layout
-from ser_lightning.models.readings import Reading, TurnTokens, drop_layers, read_states, standard_reading
+from ser_lightning.models.readings import (
+    Reading,
+    TurnTokens,
+    drop_layers,
+    noted_readings,
+    parse_readings,
+    read_states,
+    standard_reading,
+    turn_tokens,
+)
 from ser_lightning.models.trainable import load_exactly, trainable_state
 from ser_lightning.records import Features, Inputs, Padded
 from ser_lightning.utils.collectives import gathered
@@ -86,11 +97,33 @@ class RewardModel(nn.Module):
             self.model.score.to(device)
             keep_in_float32(self.model.score)
 
+    def read_as(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        readings: Sequence[str],
+        question: str,
+        candidates: Sequence[Reading] | None = None,
+    ) -> None:
+        """Read what saved weights were trained to read, with all layers in place.
+
+        Args:
+            tokenizer: with the chat template of the training.
+            readings: as `str` gives them.
+            question: what `judge` asks.
+            candidates: see `read_at`.
+        """
+        found = parse_readings(readings, self.num_layers)
+        self.read_at(found, turn_tokens(tokenizer, candidates or found, question), candidates)
+
     def drop_unread_layers(self) -> None:
         """Take off the layers above the highest reading: they would be computed for nothing."""
-        highest = max(reading.layer for reading in self.readings)
-        if highest < self.num_layers:
-            drop_layers(self.body, highest)
+        if self.highest_layer < self.num_layers:
+            drop_layers(self.body, self.highest_layer)
+
+    @property
+    def highest_layer(self) -> int:
+        """The last layer that a decoder's head reads."""
+        return max(reading.layer for reading in self.readings)
 
     @property
     def num_layers(self) -> int:
@@ -148,6 +181,33 @@ def load_reward_model(
         model = _load_model(backbone, device)
         prepare_body(model, backbone)
     return RewardModel(model, choose_layout(layout, model, device, where)).train()  # loaded with dropout off
+
+
+def read_folder(model: PreTrainedModel, folder: Path, layout: Layout = PADDED) -> RewardModel:
+    """The reward model of an exported folder, read where its `config.json` says, without the folder's own code.
+
+    Args:
+        model: what plain transformers loads of the folder.
+        folder: has the head, whatever its size.
+        layout: of the sequences that it reads best.
+
+    Raises:
+        UserError: if the entries are damaged, or the head fits them not.
+    """
+    reward_model = RewardModel(model, layout)
+    noted = noted_readings(model.config)
+    if noted is None:
+        return reward_model
+    if not reward_model.is_decoder:
+        raise UserError("config.json: got reward_readings for an encoder, which pools by itself; take them out")
+    reward_model.read_at(*noted)
+    own: dict[str, Tensor] = {"score.weight": model.score.weight.data}
+    saved: dict[str, Tensor] = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        with safe_open(file, "pt") as tensors:
+            saved |= {name: tensors.get_tensor(name).view(1, -1) for name in own.keys() & tensors.keys()}
+    load_exactly(own, saved)
+    return reward_model
 
 
 def merged_model(reward_model: RewardModel) -> nn.Module:

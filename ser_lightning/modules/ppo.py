@@ -140,7 +140,7 @@ class PPOModule(PolicyModule):
             if not can_share(self.start.backbone, run.backbone):
                 return None
             number = sum(name.startswith("reward") for name in getattr(policy.body, "peft_config", {}))
-            return adapter_reward_model(policy, run.backbone, run.weights, f"reward{number}")
+            return adapter_reward_model(policy, run.backbone, run.weights, f"reward{number}", run.reading)
 
         problems: list[str] = []
         try:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -13,15 +14,17 @@ from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
     PretrainedConfig,
+    PreTrainedModel,
 )
 
 from ser_lightning.errors import UserError, describe, raise_problems
 from ser_lightning.models.adapter_folder import ADAPTER, load_adapter_folder
 from ser_lightning.models.backbone import load_tokenizer, not_found
-from ser_lightning.models.loading import check_layers, vocabulary_problem
+from ser_lightning.models.loading import check_layers, quiet_load_report, vocabulary_problem
 from ser_lightning.models.masks import choose_layout
 from ser_lightning.models.probe import empty_response_problem, num_positions
-from ser_lightning.models.reward_model import RewardModel
+from ser_lightning.models.readings import noted_readings
+from ser_lightning.models.reward_model import read_folder
 from ser_lightning.models.tokens import check_is_whole
 from ser_lightning.rl.reward_functions import FunctionReward, ModelReward, RewardFunction, RewardSum, named
 from ser_lightning.runs.files import ROUNDS, check_weights, is_run, scale_problem
@@ -143,13 +146,12 @@ def _reward_of_folder(
             config = AutoConfig.from_pretrained(folder, **code)
             raise_problems(_config_problems(config, takes_any_scale))
             check_layers(folder, config)
-            model, report = AutoModelForSequenceClassification.from_pretrained(folder, output_loading_info=True, **code)
-            missing = sorted(report["missing_keys"])
-        check_weights(folder, dict(model.named_parameters()))
+            model, missing = _load_classifier(folder, config, code)
         if problem := vocabulary_problem(model, tokenizer):
             raise UserError(problem)
         max_length = int(min(tokenizer.model_max_length, num_positions(model.config, model) or math.inf))
-        layout = choose_layout("auto", model, device, source)
+        reward_model = read_folder(model, folder, choose_layout("auto", model, device, source))
+        check_weights(folder, dict(model.named_parameters()))
     except UserError:
         raise
     except Exception as error:  # what a config of other types and sizes leads to
@@ -161,10 +163,25 @@ def _reward_of_folder(
     if not isinstance(tokenizer.chat_template, (str, dict)) or not tokenizer.chat_template:
         raise UserError("got a tokenizer without a chat template; save the one that the model was trained with")
     config, unread = model.config, model.config.get_text_config().pad_token_id
-    reward_model = RewardModel(model, layout).requires_grad_(False).to(device)
+    reward_model.requires_grad_(False).to(device)
     reward = ModelReward(reward_model, tokenizer, max_length, *_scale(config), source)
-    reward.unread_token = unread if reward_model.is_decoder else None
+    is_read_plainly = reward_model.is_decoder and noted_readings(config) is None
+    reward.unread_token = unread if is_read_plainly else None
     return reward
+
+
+def _load_classifier(
+    folder: Path, config: PretrainedConfig, code: dict[str, bool]
+) -> tuple[PreTrainedModel, list[str]]:
+    """What plain transformers loads of a folder, and the weights that it lacks."""
+    # A head of several readings has another size; `read_folder` brings it.
+    has_readings = noted_readings(config) is not None
+    with quiet_load_report() if has_readings else nullcontext():
+        model, report = AutoModelForSequenceClassification.from_pretrained(
+            folder, output_loading_info=True, ignore_mismatched_sizes=has_readings, **code
+        )
+    mismatched = {key for key, *_ in report["mismatched_keys"]} - {"score.weight"}
+    return model, sorted({*report["missing_keys"], *mismatched})
 
 
 def _scale(config: PretrainedConfig) -> tuple[Any, Any]:

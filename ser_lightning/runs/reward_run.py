@@ -62,10 +62,14 @@ class RewardRun:
         raise_problems(errors(start_findings(self.backbone, tokenizer, "reward")))
         reward_model = load_reward_model(replace(self.backbone, **changes), device)
         check_identity("run", self.identity, identity_of(reward_model.model, tokenizer))
+        self.put_into(reward_model, tokenizer)
+        return reward_model, tokenizer
+
+    def put_into(self, reward_model: RewardModel, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Give a reward model that was just loaded what was trained, and let it read where that was trained to read."""
         if self.reading and reward_model.is_decoder:
             apply_readings(reward_model, tokenizer, self.reading["readings"], self.reading["question"])
         reward_model.load_trainable_state(self.weights)
-        return reward_model, tokenizer
 
 
 def read_reward_run(run: Path, trust_remote_code: bool = False) -> RewardRun:

@@ -230,8 +230,7 @@ def apply_readings(
         question: what `judge` asks.
         candidates: whose states are cached; the layers that none of them reads stay. None drops what is not read.
     """
-    found = parse_readings(readings, reward_model.num_layers)
-    reward_model.read_at(found, turn_tokens(tokenizer, candidates or found, question), candidates)
+    reward_model.read_as(tokenizer, readings, question, candidates)
     if candidates is None:
         reward_model.drop_unread_layers()
 

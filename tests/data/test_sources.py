@@ -238,7 +238,7 @@ def _no_gz(path):
 
 
 def _far_date(path):
-    far = pyarrow.array([10**18], pyarrow.timestamp("s"))
+    far = pyarrow.array([10**18], pyarrow.timestamp("us"))
     pyarrow.parquet.write_table(pyarrow.table({"prompt": ["q"], "chosen": ["x"], "rejected": ["y"], "when": far}), path)
 
 

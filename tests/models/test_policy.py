@@ -1,14 +1,21 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, Gemma2Config, Gemma2ForCausalLM, LlamaConfig, LlamaForCausalLM
 
+from ser_lightning.data.encode import encode_conversations
 from ser_lightning.errors import UserError
 from ser_lightning.models.adapter_reward import adapter_reward_model, can_share
 from ser_lightning.models.backbone import Backbone, LoraSettings, load_tokenizer
+from ser_lightning.models.masks import last_hidden
 from ser_lightning.models.policy import load_policy, logits_of, policy_state, use_adapter
+from ser_lightning.models.readings import only_layers
 from ser_lightning.models.reward_model import load_reward_model
 from ser_lightning.records import Padded
 from ser_lightning.rl.rollout import stop_ids
+from ser_lightning.runs.reward_run import RewardRun
+from tests.models.test_masks import model_of
 
 ROLES = ("policy", "reference", "critic")
 IDS = torch.tensor([[5, 9, 17, 33, 8, 44]])
@@ -133,7 +140,7 @@ def test_policies_that_cannot_be(tiny_model_dir, tmp_path):
         load_policy(Backbone(str(tiny_model_dir), train="head"))
     with pytest.raises(UserError, match=r"backbone\.num_layers: got 1; a policy needs all its layers"):
         load_policy(lora(tiny_model_dir, num_layers=1))
-    with pytest.raises(UserError, match="no language model could be loaded"):
+    with pytest.raises(UserError, match="there is no such folder"):
         load_policy(lora(tmp_path / "nothing"))
     body = AutoModelForCausalLM.from_pretrained(tiny_model_dir).model
     body.save_pretrained(tmp_path / "body")
@@ -199,6 +206,48 @@ def test_a_reward_model_on_the_policys_base_scores_as_one_of_its_own(tiny_model_
     assert [name for name, p in policy.named_parameters() if p.requires_grad] == trained
     added = sum(p.numel() for p in policy.parameters()) - num_before
     assert added == sum(p.numel() for name, p in own.named_parameters() if "lora" in name)
+
+
+@pytest.mark.parametrize("train", ["lora", "head"])
+@pytest.mark.parametrize("texts", [["mean@1", "judge@2"], ["judge@1"], ["last@1", "mean@1"]])
+def test_a_reward_model_reads_inside_the_policys_base_as_in_its_own(tiny_model_dir, train, texts):
+    settings = lora(tiny_model_dir) if train == "lora" else Backbone(str(tiny_model_dir), train="head")
+    tokenizer = load_tokenizer(settings)
+    run = RewardRun(settings, 64, {}, 0.0, 1.0, None, {"readings": texts, "question": "Good?"})
+    own = load_reward_model(settings).eval()
+    own.read_as(tokenizer, texts, "Good?")
+    own.drop_unread_layers()
+    run = replace(run, weights=randomised(own.trainable_state()))
+    own.load_trainable_state(run.weights)
+    policy = load_policy(lora(tiny_model_dir), has_reference=True, has_critic=True)
+    before, trained = hidden(policy, "policy"), [name for name, p in policy.named_parameters() if p.requires_grad]
+    num_before = sum(p.numel() for p in policy.parameters())
+    shared = adapter_reward_model(policy, settings, run.weights, "reward0", run.reading).eval()
+    rows = encode_conversations(tokenizer, [[{"role": "assistant", "content": text}] for text in ("Yes.", "It is 4.")])
+    found = []
+    for model in (own, shared, run.load()[0].eval()):
+        with torch.no_grad():
+            found.append(model(model.layout.lay_out(rows, [0, 1], 0)))
+    torch.testing.assert_close(found[1], found[0], rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(found[2], found[0], rtol=1e-5, atol=1e-6)
+    assert torch.equal(hidden(policy, "policy"), before) and policy.lm.config.num_hidden_layers == 2
+    assert [name for name, p in policy.named_parameters() if p.requires_grad] == trained
+    # Layers that the reward model does not read get no adapter.
+    added = sum(p.numel() for p in policy.parameters()) - num_before
+    assert added == sum(p.numel() for name, p in own.named_parameters() if "lora" in name)
+
+
+def test_a_body_without_its_upper_layers_has_them_back_even_after_an_error(tmp_path):
+    model = model_of("gemma2")
+    ids, body = Padded(IDS, MASK), model.model
+    with torch.no_grad():
+        whole = last_hidden(body.eval(), ids)
+        with only_layers(body, 1):
+            assert not torch.allclose(last_hidden(body, ids), whole) and len(body.layers) == 1
+        with pytest.raises(IndexError), only_layers(body, 1):
+            last_hidden(body, Padded(IDS + 1000, MASK))
+        assert torch.equal(last_hidden(body, ids), whole)
+    assert len(body.config.layer_types) == body.config.num_hidden_layers == len(body.layers) == 3
 
 
 def test_only_the_same_frozen_base_is_shared(tiny_model_dir, tmp_path):

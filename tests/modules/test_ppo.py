@@ -383,10 +383,14 @@ def test_policy_and_reward_model_of_one_base_read_the_same_ids(tiny_model_dir):
             assert encode_responses(tokenizer, [prompt], [text], 100) == [row + sampled], path
 
 
+@pytest.mark.parametrize("reading", [None, "[mean@1,judge@1]"])
 def test_a_reward_model_on_the_policys_base_is_shared_and_judges_as_by_itself(
-    tiny_model_dir, pairs_file, cache, reward_run
+    tiny_model_dir, pairs_file, cache, reward_run, reward_flags, reading
 ):
     sizes, kwargs = {}, {"limit_val_batches": 1.0, "steps": 2}
+    if reading:
+        reward_run = Path("reads")
+        assert main(["fit", *reward_flags, f"--model.reading={reading}", "--run_dir=reads"]) == 0
     for reward in ("my_rewards.letters", str(reward_run)):
         model = module(tiny_model_dir, "lora", reward=reward)
         data = fit(model, pairs_file, cache, Shaken(), **kwargs)

@@ -443,3 +443,29 @@ def test_a_run_that_lacks_its_model_or_is_another_kind_is_one_line(reward_run):
     Path("run/config.yaml").write_text("model:\n  init_args: {}\n")
     with pytest.raises(UserError, match=r"^reward run: run: run/config.yaml has no table model.init_args.backbone"):
         load_reward("run")
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ({"reward_readings": ["first@1"]}, "config.json: reward_readings: got first@1"),
+        ({"reward_readings": ["mean@7", "judge@2"]}, "config.json: reward_readings: got mean@7"),
+        ({"reward_readings": "mean@1"}, "config.json: got damaged entries"),
+        ({"reward_header": [1.5]}, "config.json: got damaged entries"),
+        ({"reward_header": []}, "config.json: got no reward_header for mean@1, judge@2"),
+        ({"reward_question": []}, "config.json: got no reward_question for mean@1, judge@2"),
+        (
+            {"reward_readings": ["mean@1", "judge@1", "judge@2"]},
+            "saved weights do not fit the model: got score.weight of shape (1, 32), need (1, 48)",
+        ),
+    ],
+)
+def test_damaged_readings_of_a_folder_are_one_line(tiny_fit, change, problem):
+    export(
+        tiny_fit("--model.backbone.train=head", "--model.reading=[mean@1,judge@2]", "--evolution.max_rounds=0"),
+        Path("out"),
+    )
+    folder = edited_copy(Path("out"), **change)
+    with pytest.raises(UserError) as error:
+        load_reward(folder)
+    assert len(error.value.problems) == 1 and f"reward copy: {problem}" in error.value.problems[0]

@@ -1,0 +1,73 @@
+"""A reward model that reads its language model at several places, with torch and transformers alone.
+
+`config.json` says where: `reward_readings` has the places and the layers, `reward_header` the ids behind which, the
+last time that they come in a conversation, its response begins, `reward_question` the ids that `judge` puts behind it.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor, nn
+from transformers import AutoModel, AutoTokenizer
+
+FINAL_NORMS = ("norm", "ln_f", "final_layer_norm", "final_layernorm")
+
+
+def load(folder: str | Path, **arguments: Any) -> "RewardModel":
+    """The reward model of a folder; `arguments` go to `AutoModel.from_pretrained`."""
+    for file in Path(folder).glob("*.safetensors"):
+        with safe_open(str(file), "pt") as tensors:
+            if "score.weight" in tensors.keys():  # noqa: SIM118  this is no dict
+                head = tensors.get_tensor("score.weight")
+    trust = arguments.get("trust_remote_code")
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust)
+    return RewardModel(AutoModel.from_pretrained(folder, **arguments), head, tokenizer).eval()
+
+
+class RewardModel(nn.Module):
+    """Gives conversations, lists of turns that end with the assistant's response, their rewards."""
+
+    head: Tensor
+
+    def __init__(self, body: Any, head: Tensor, tokenizer: Any) -> None:
+        super().__init__()
+        self.body, self.tokenizer = body, tokenizer
+        self.register_buffer("head", head.float().flatten())
+        self.norm = next(getattr(body, name) for name in FINAL_NORMS if hasattr(body, name))
+        self.readings = [reading.split("@") for reading in body.config.reward_readings]
+        self.header, self.question = body.config.reward_header, body.config.reward_question
+
+    @torch.no_grad()
+    def forward(self, conversations: Sequence[list[dict[str, str]]], batch_size: int = 8) -> Tensor:
+        """(N,) float32 rewards of N conversations."""
+        rows = [self.tokenizer.apply_chat_template(turns, return_dict=False) for turns in conversations]
+        parts = [self._score(rows[i : i + batch_size]) for i in range(0, len(rows), batch_size)]
+        return torch.cat(parts)
+
+    def _score(self, rows: list[list[int]]) -> Tensor:
+        asked = [row + self.question for row in rows]
+        width = max(map(len, asked))
+        ids = torch.tensor([row + [0] * (width - len(row)) for row in asked])
+        mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in asked])
+        device = self.head.device
+        output = self.body(input_ids=ids.to(device), attention_mask=mask.to(device), output_hidden_states=True)
+        num_layers = len(output.hidden_states) - 1
+        states = []
+        for kind, layer in self.readings:
+            is_last = int(layer) == num_layers
+            hidden = output.last_hidden_state if is_last else self.norm(output.hidden_states[int(layer)])
+            states.append(torch.stack([self._read(hidden[i], kind, row) for i, row in enumerate(rows)]))
+        return torch.cat(states, dim=1) @ self.head
+
+    def _read(self, hidden: Tensor, kind: str, row: list[int]) -> Tensor:
+        """(H,) state of one conversation."""
+        if kind == "judge":
+            return hidden[len(row) + len(self.question) - 1].float()
+        if kind == "last":
+            return hidden[len(row) - 1].float()
+        size = len(self.header)
+        start = max((i + size for i in range(len(row) - size + 1) if row[i : i + size] == self.header), default=0)
+        return hidden[start : len(row)].float().mean(0)

@@ -1,0 +1,196 @@
+"""Exports of every reading, against states that are taken by hand from the untouched base, and against their run."""
+
+import json
+import re
+import sys
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+from jinja2 import Environment
+from peft import AutoPeftModelForSequenceClassification
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, LlamaForSequenceClassification
+
+from ser_lightning import Scorer
+from ser_lightning.__main__ import main
+from ser_lightning.data.layouts import PADDED
+from ser_lightning.export.reading_folder import asking_template, note_plain_or_own, own_model
+from ser_lightning.export.reward import export
+from ser_lightning.models.readings import Reading, turn_tokens
+from ser_lightning.models.reward_model import RewardModel, merged_model, read_folder
+from ser_lightning.runs.files import delivered_round
+from ser_lightning.training.scoring import evaluating
+from tests.helpers import problems_of
+from tests.models.test_masks import model_of
+from tests.training.test_features import states_by_hand
+
+PROMPTS = ["What is 2 plus 2?", "Why?", "What is 7 plus 8, and do not hurry? " * 3]
+RESPONSES = ["It is 4.", "I do not know, I think.", "15."]
+TURNS = [
+    [{"role": "user", "content": prompt}, {"role": "assistant", "content": response}]
+    for prompt, response in zip(PROMPTS, RESPONSES, strict=True)
+]
+PLAIN, OWN = ["[last@1]", "[judge@1]"], ["[mean@1]", "[mean@1,judge@2]"]
+
+
+def run_of(tiny_fit, reading, train="head", name="run"):
+    flags = f"--model.backbone.train={train}", f"--model.reading={reading}", "--evolution.max_rounds=0"
+    return tiny_fit(*flags, name=name)
+
+
+def rewards_by_hand(base, run, reading, turns):
+    """Of a head on the untouched base: its saved weights, and the states of one conversation at a time."""
+    [weight] = torch.load(run / f"rounds/{delivered_round(run)}/model.pt", weights_only=True)["weights"].values()
+    plain = LlamaForSequenceClassification.from_pretrained(base, num_labels=1).eval()
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    kinds = reading.strip("[]").split(",")
+    states = [states_by_hand(plain.model, tokenizer, one, kinds) for one in turns]
+    return torch.stack(states) @ weight[0]
+
+
+@pytest.mark.parametrize("reading", [*PLAIN, *OWN])
+def test_a_folder_gives_the_rewards_that_its_states_have_by_hand(tiny_fit, tiny_model_dir, reading):
+    run = run_of(tiny_fit, reading)
+    assert export(run, Path("out")).largest < 1e-4 and not Path("out/__pycache__").exists()
+    expected = rewards_by_hand(tiny_model_dir, run, reading, TURNS)
+    assert expected.std() > 0
+    if reading in PLAIN:
+        model = AutoModelForSequenceClassification.from_pretrained("out")
+        tokenizer = AutoTokenizer.from_pretrained("out")
+        ids = [tokenizer.apply_chat_template(turns, return_dict=False) for turns in TURNS]
+        with torch.no_grad():
+            found = torch.cat([model.eval()(torch.tensor([row])).logits[0] for row in ids])
+        assert not Path("out/reward_model.py").exists() and not hasattr(model.config, "reward_readings")
+    else:
+        found = own_model(Path("out"))(TURNS)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    short = Scorer.load("out").score(PROMPTS[:2], RESPONSES[:2])  # the third prompt is cut, as in training
+    torch.testing.assert_close(short, expected[:2], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("reading", "train"), [("[judge@1]", "lora"), ("[mean@1,judge@2]", "lora"), ("[mean@1,judge@2]", "full")]
+)
+def test_a_folder_goes_back_into_the_scorer_and_into_score(tiny_fit, reading, train):
+    run = run_of(tiny_fit, reading, train)
+    export(run, Path("out"))
+    if "mean" in reading:
+        assert Path("out/reward_model.py").is_file()
+        Path("out/reward_model.py").write_text("open('code_ran', 'w')")
+    scorers = [Scorer.load(folder) for folder in (run, "out")]
+    one, other = (scorer.score(PROMPTS, RESPONSES) for scorer in scorers)
+    torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+    assert one.unique().numel() == 3 and scorers[0].temperature == pytest.approx(scorers[1].temperature)
+    rows = [{"prompt": p, "response": r} for p, r in zip(PROMPTS, RESPONSES, strict=True)]
+    Path("rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert main(["score", "--model=out", "--data=rows.jsonl", "--out=out.parquet", "--device=cpu"]) == 0
+    assert pq.read_table("out.parquet")["reward"].to_pylist() == pytest.approx(one.tolist(), rel=1e-4, abs=1e-5)
+    assert not Path("code_ran").exists()
+
+
+@pytest.mark.parametrize("reading", ["[judge@1]", "[mean@1,judge@2]"])
+def test_fewer_bits_keep_the_head_where_it_reads(tiny_fit, reading):
+    result = export(run_of(tiny_fit, reading, "lora"), Path("out"), dtype="bfloat16")
+    assert Scorer.load("out").reward.reward_model.body.dtype == torch.bfloat16
+    assert not result.is_exact and result.largest < result.spread
+    assert Scorer.load("out").score(PROMPTS, RESPONSES).isfinite().all()
+
+
+@pytest.mark.parametrize("reading", ["[mean@1]", "[mean@1,judge@2]"])
+def test_what_is_no_plain_classifier_does_not_load_as_one(tiny_fit, reading):
+    """It would give other rewards without a word."""
+    export(run_of(tiny_fit, reading), Path("out"))
+    with pytest.raises(RuntimeError, match="mismatched_sizes"):
+        AutoModelForSequenceClassification.from_pretrained("out")
+
+
+@pytest.mark.parametrize("reading", ["[judge@1]", "[mean@1,judge@2]"])
+def test_the_cards_code_gives_the_models_reward(tiny_fit, monkeypatch, reading):
+    export(run_of(tiny_fit, reading), Path("out"))
+    card = Path("out/README.md").read_text()
+    code = re.search(r"```python\n(.*?)```", card, re.DOTALL)[1].replace("FOLDER", "out").replace('"..."', '"Hm?"')
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    names = {}
+    exec(code, names)
+    monkeypatch.delitem(sys.modules, "reward_model", raising=False)
+    assert names["reward"] == pytest.approx(Scorer.load("out").score(["Hm?"], ["Hm?"]).item(), abs=1e-5)
+    assert "Was that a helpful, correct and well-written response?" in card and "{{" not in card
+    assert ("vLLM" in card) == ("mean" in reading)
+
+
+def test_an_adapter_goes_with_one_reading_of_the_whole_base(tiny_fit, capsys):
+    for reading in ("[judge@1]", "[mean@1,judge@2]"):
+        run_of(tiny_fit, reading, "lora", name=reading)
+        [problem] = problems_of(capsys, "export", reading, "--form=adapter")
+        assert f"got adapter for a head that reads {reading.strip('[]').replace(',', ', ')}, and" in problem
+        assert "last@2 or judge@2 alone; use merged" in problem
+    run = run_of(tiny_fit, "[judge@2]", "lora")
+    assert export(run, Path("adapter"), "adapter").largest < 1e-4
+    tokenizer, model = (
+        AutoTokenizer.from_pretrained("adapter"),
+        AutoPeftModelForSequenceClassification.from_pretrained("adapter", num_labels=1),
+    )
+    ids = torch.tensor([tokenizer.apply_chat_template(TURNS[0], return_dict=False)])
+    with torch.no_grad():
+        found = model.eval()(ids).logits.item()
+    assert found == pytest.approx(Scorer.load(run).score(PROMPTS[:1], RESPONSES[:1]).item(), rel=1e-4)
+
+
+def test_an_export_may_be_the_base_of_another_run(tiny_fit):
+    """What it says of its own head does not outlive that head."""
+    export(run_of(tiny_fit, "[mean@1,judge@2]"), Path("first"))
+    run = tiny_fit("--model.backbone.train=full", f"--model.backbone.path={Path('first').resolve()}", name="second")
+    export(run, Path("out"))
+    assert "reward_readings" not in json.loads(Path("out/config.json").read_text())
+    one, other = (Scorer.load(folder).score(PROMPTS, RESPONSES) for folder in (run, "out"))
+    torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["qwen2", "gemma2", "gpt2", "gpt_neox", "olmo2"])
+def test_the_file_reads_other_architectures_as_they_are_trained(kind, tiny_tokenizer):
+    model = model_of(kind, vocab_size=len(tiny_tokenizer), max_position_embeddings=256, n_positions=256)
+    reward_model = RewardModel(model.eval(), PADDED)
+    readings = [Reading("mean", 2), Reading("judge", 3), Reading("last", 1)]
+    reward_model.read_at(readings, turn_tokens(tiny_tokenizer, readings, "Good?"))
+    rows = [tiny_tokenizer.apply_chat_template(turns, return_dict=False) for turns in TURNS]
+    with evaluating(reward_model):
+        expected = reward_model(reward_model.layout.lay_out(rows, range(3), 0))
+    merged = merged_model(reward_model)
+    note_plain_or_own(merged, reward_model)
+    merged.save_pretrained("out")
+    tiny_tokenizer.save_pretrained("out")
+    Path("out/reward_model.py").write_text(Path(sys.modules[own_model.__module__].standalone.__file__).read_text())
+    torch.testing.assert_close(own_model(Path("out"))(TURNS), expected, rtol=1e-4, atol=1e-5)
+    again = AutoModelForSequenceClassification.from_pretrained("out", ignore_mismatched_sizes=True)
+    with evaluating(again):
+        inputs = reward_model.layout.lay_out(rows, range(3), 0)
+        torch.testing.assert_close(read_folder(again, Path("out"))(inputs), expected, rtol=1e-4, atol=1e-5)
+
+
+QUESTION = """Is it "good"? {{ no }} {% if %} \\n 'ja' \N{GRINNING FACE} é
+Yes or No?"""
+
+
+@pytest.mark.parametrize("start", ["", "\n", "  ", "{# a remark #}\n  "])
+def test_the_template_asks_behind_a_response_and_leaves_prompts_alone(tiny_tokenizer, start):
+    tokenizer = type(tiny_tokenizer)(
+        tokenizer_object=tiny_tokenizer.backend_tokenizer, bos_token="<bos>", eos_token="<eos>", pad_token="<pad>"
+    )
+    original = start + tiny_tokenizer.chat_template
+    asked = [*TURNS[0], {"role": "user", "content": QUESTION}]
+    tokenizer.chat_template = original
+    expected = tokenizer.apply_chat_template(asked, add_generation_prompt=True, tokenize=False)
+    prompts = [
+        tokenizer.apply_chat_template(TURNS[0][:1], add_generation_prompt=adds, tokenize=False)
+        for adds in (True, False)
+    ]
+    tokenizer.chat_template = asking_template(original, QUESTION)
+    assert tokenizer.apply_chat_template(TURNS[0], tokenize=False) == expected
+    assert QUESTION in expected and expected.endswith("<assistant>")
+    assert prompts == [
+        tokenizer.apply_chat_template(TURNS[0][:1], add_generation_prompt=adds, tokenize=False)
+        for adds in (True, False)
+    ]
+    assert [len(TURNS[0]), TURNS[0][-1]["role"]] == [2, "assistant"]  # the caller's list is his own
+    Environment().parse(tokenizer.chat_template)
