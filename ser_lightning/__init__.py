@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from ser_lightning.datamodules.prompts import PromptDataModule as PromptDataModule
     from ser_lightning.datamodules.responses import ResponseDataModule as ResponseDataModule
     from ser_lightning.errors import UserError as UserError
-    from ser_lightning.evolution.query import CoverUncertain as CoverUncertain
     from ser_lightning.evolution.query import MostUncertain as MostUncertain
+    from ser_lightning.evolution.query import Random as Random
     from ser_lightning.evolution.selection import CalibratedRule as CalibratedRule
     from ser_lightning.evolution.selection import PaperRule as PaperRule
     from ser_lightning.evolution.selection import ReleasedRule as ReleasedRule
@@ -54,7 +54,7 @@ _MODULES = {
     "Backbone": "models.backbone",
     "BaselineCallback": "callbacks.baselines",
     "CalibratedRule": "evolution.selection",
-    "CoverUncertain": "evolution.query",
+    "Random": "evolution.query",
     "EvaluationCallback": "callbacks.evaluation",
     "EvolutionCallback": "callbacks.evolution",
     "FixedKL": "rl.policy_math",

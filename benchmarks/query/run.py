@@ -29,7 +29,7 @@ from benchmarks.shared.results import Results, Run
 from benchmarks.shared.runs import fit, run_missing, study_arguments
 from ser_lightning.cli.query import query
 from ser_lightning.data.formats import parse_row
-from ser_lightning.evolution.query import CoverUncertain, MostUncertain, QueryStrategy
+from ser_lightning.evolution.query import MostUncertain, QueryStrategy
 from ser_lightning.records import PreferencePair
 from ser_lightning.synthetic.world import generate_pairs
 
@@ -53,7 +53,7 @@ class AtRandom:
 
 def strategies(seed: int) -> dict[str, QueryStrategy]:
     """The conditions with labels, by name."""
-    return {"cover": CoverUncertain(), "uncertain": MostUncertain(), "random": AtRandom(seed)}
+    return {"uncertain": MostUncertain(), "random": AtRandom(seed)}
 
 
 CONDITIONS = ("none", *strategies(0))

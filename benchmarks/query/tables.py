@@ -12,7 +12,7 @@ RESULTS = Results(Path(__file__).parent / "results.jsonl", "condition", "seed")
 NAMES = {
     "none": "none",
     "random": "at random",
-    "cover": "`CoverUncertain`, the default",
+    "cover": "representative ones of the least confident (removed)",
     "uncertain": "`MostUncertain`",
 }
 FIRST_TUNING_SEED = 1001

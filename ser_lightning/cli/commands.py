@@ -153,8 +153,8 @@ COMMANDS = {
             "--to": {"type": str, "default": "to_label.jsonl", "help": "file to write; never over another"},
             "--strategy": {
                 "type": str,
-                "default": "CoverUncertain",
-                "help": "which pairs: CoverUncertain, MostUncertain, or the dotted path of a class of your own",
+                "default": "Random",
+                "help": "which pairs: Random, MostUncertain, or the dotted path of a class of your own",
             },
         },
     ),

@@ -13,13 +13,13 @@ from jsonargparse import Namespace
 from ser_lightning.data.formats import parse_row
 from ser_lightning.data.sources import open_sources
 from ser_lightning.errors import UserError
-from ser_lightning.evolution.query import CoverUncertain, MostUncertain, QueryStrategy
+from ser_lightning.evolution.query import MostUncertain, QueryStrategy, Random
 from ser_lightning.records import PreferencePair
 from ser_lightning.runs.files import delivered_round, read_audit, round_files, setting
 from ser_lightning.utils.atomic import write_text_atomically
 from ser_lightning.utils.terminal import say
 
-STRATEGIES = {one.__name__: one for one in (CoverUncertain, MostUncertain)}
+STRATEGIES = {one.__name__: one for one in (Random, MostUncertain)}
 
 
 def main(args: Namespace) -> None:

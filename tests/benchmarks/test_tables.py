@@ -159,7 +159,9 @@ def test_queries_are_held_against_random_ones_of_the_same_random_seeds():
     none, at_random, cover = query_table(results).splitlines()[2:]
     assert none == "| none | 2 | 0.600 ± 0.000 | -0.100 ± 0.000 | 0.700 ± 0.000 | -0.100 ± 0.000 | - |"
     assert at_random == "| at random | 3 | 0.700 ± 0.000 | - | 0.800 ± 0.000 | - | 0.800 ± 0.000 |"
-    assert cover == "| `CoverUncertain`, the default | 1 | 0.600 | -0.100 | 0.800 | 0.000 | 0.500 |"
+    assert (
+        cover == "| representative ones of the least confident (removed) | 1 | 0.600 | -0.100 | 0.800 | 0.000 | 0.500 |"
+    )
 
 
 def test_the_audits_of_a_fault_are_counted_by_themselves():

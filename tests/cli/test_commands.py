@@ -67,7 +67,7 @@ WORDS = [
     ),
     (
         ["query", "--run=run", "--strategy=X"],
-        "--strategy: got 'X'; give CoverUncertain or MostUncertain, or the dotted path of a class of your own with a "
+        "--strategy: got 'X'; give Random or MostUncertain, or the dotted path of a class of your own with a "
         "method choose(prob_a, pairs, num_pairs)",
     ),
     (["plan", "--config", "ppo.yaml"], "plan: got PPOModule; plan is for reward models, give rm.yaml"),

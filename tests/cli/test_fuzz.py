@@ -191,7 +191,7 @@ def test_no_resume_with_other_data_or_config_loses_a_finished_round(config, tiny
     own = [*tiny_run, "--data.path=pairs.jsonl"]
     assert main(["fit", *own, "--run_dir=template", "--trainer.max_epochs=4"]) == 0
     finished = {p.relative_to("template"): p.read_bytes() for p in Path("template/rounds").rglob("*") if p.is_file()}
-    assert len(finished) == 6  # model, audit, test scores, guards, cost, notes for the report
+    assert len(finished) == 7  # model, audit, test scores, guards, cost, notes for the report, their checksums
     text = pairs_file.read_bytes()
     limits = ["--trainer.max_epochs=5", "--trainer.devices=1", "--trainer.num_nodes=1", "--trainer.strategy=auto"]
 

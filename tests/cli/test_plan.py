@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import transformers
 from ser_lightning.__main__ import main
 from ser_lightning.data.layouts import PADDED, Layout
 from ser_lightning.planning.workload import count_tokens, largest_batch
+from ser_lightning.runs.files import RoundRow, write_rounds
 from tests.helpers import data, problems_of, read_csv
 
 
@@ -73,7 +75,9 @@ def test_a_rate_gives_a_time(capsys, tiny_run):
     work = found["rounds"]["rounds"][0]
     assert work["seconds"][0] == (work["trained_pairs"][0] + work["scored_pairs"]) / 2
     Path("old").mkdir()
-    Path("old/rounds.csv").write_text("round,tokens,seconds,delivered\n0,100,3.0,0\n1,500,2.0,1\n")
+    figures = {f.name: 0 for f in fields(RoundRow)}
+    rows = [{"round": 0, "tokens": 100, "seconds": 3.0}, {"round": 1, "tokens": 500, "seconds": 2.0, "delivered": True}]
+    write_rounds("old", [RoundRow(**{**figures, "delivered": False, **row}) for row in rows])
     text, found = plan(capsys, *tiny_run, "--like=old")
     work = found["rounds"]["rounds"][1]
     assert work["seconds"] == [n / 120 for n in work["tokens"]]

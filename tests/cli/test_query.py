@@ -1,6 +1,5 @@
 """Pairs worth a label: the choice against brute force, the file that comes out, and that it goes back in."""
 
-import itertools
 import json
 import shutil
 from pathlib import Path
@@ -12,7 +11,7 @@ from ser_lightning.__main__ import main
 from ser_lightning.cli.query import query
 from ser_lightning.data.formats import parse_row
 from ser_lightning.errors import UserError
-from ser_lightning.evolution.query import CoverUncertain, MostUncertain, cover, word_similarity
+from ser_lightning.evolution.query import MostUncertain, Random
 from ser_lightning.records import PreferencePair
 from tests.helpers import read_csv
 
@@ -21,44 +20,17 @@ def pairs_of(*texts):
     return [PreferencePair(i, [{"role": "user", "content": text}], "yes", "no", None) for i, text in enumerate(texts)]
 
 
-def covered(similarity, weight, chosen):
-    return sum(float(w) * max(float(similarity[i, j]) for j in chosen) for i, w in enumerate(weight))
-
-
-def test_the_greedy_cover_is_the_naive_one_and_close_to_the_best():
-    generator = torch.Generator().manual_seed(0)
-    x = torch.nn.functional.normalize(torch.rand(9, 4, generator=generator))
-    similarity, weight = x @ x.T, torch.rand(9, generator=generator)
-    naive: list[int] = []
-    for _ in range(3):
-        free = [j for j in range(9) if j not in naive]
-        naive.append(max(free, key=lambda j: covered(similarity, weight, [*naive, j])))
-    assert cover(similarity, weight, 3) == naive
-    best = max(covered(similarity, weight, sets) for sets in itertools.combinations(range(9), 3))
-    assert covered(similarity, weight, naive) >= (1 - 1 / torch.e) * best
-
-
-def test_all_can_be_chosen_each_once():
-    assert sorted(cover(torch.ones(5, 5), torch.ones(5), 5)) == [0, 1, 2, 3, 4]
-    assert sorted(cover(torch.eye(3), torch.zeros(3), 3)) == [0, 1, 2]
-
-
-def test_similarity_is_of_words_and_of_rare_ones_more():
-    similarity = word_similarity(["the red fox", "the red fox", "the blue whale", "the fox"])
-    assert similarity[0, 1] == pytest.approx(1) and similarity[0, 3] > similarity[0, 2] > 0
-    torch.testing.assert_close(similarity, similarity.T)
-
-
-def test_of_equally_unsure_pairs_no_two_alike_are_asked():
-    pairs = pairs_of("red fox", "red fox", "red fox", "blue whale", "green tree")
-    chosen = CoverUncertain().choose(torch.full((5,), 0.5), pairs, 3)
-    assert len({pairs[i].prompt[0]["content"] for i in chosen}) == 3
+def test_random_pairs_are_drawn_once_each_and_the_same_again():
+    pairs, prob_a = pairs_of(*"abcdefgh"), torch.rand(8)
+    chosen = Random().choose(prob_a, pairs, 5)
+    assert len(set(chosen)) == 5 and set(chosen) <= set(range(8))
+    assert Random().choose(1 - prob_a, pairs, 5) == chosen
+    assert sorted(Random().choose(prob_a, pairs, 8)) == list(range(8))
 
 
 def test_what_the_model_is_sure_of_is_not_asked():
     prob_a = torch.tensor([0.99, 0.5, 0.01, 0.52, 0.45])
     assert MostUncertain().choose(prob_a, pairs_of(*"abcde"), 2) == [1, 3]
-    assert set(CoverUncertain(candidates_per_pick=1).choose(prob_a, pairs_of(*"abcde"), 3)) == {1, 3, 4}
 
 
 @pytest.fixture

@@ -100,7 +100,7 @@ def test_an_adapter_without_base_head_or_scale_is_refused(forms):
         "no_base": "got an adapter whose base /nowhere cannot be loaded",
         "no_head": "got an adapter without the right weights",
         "no_scale": "without reward_temperature",
-        "bad_scale": "the temperature -1.0; is it damaged",
+        "bad_scale": "the temperature -1.0; need finite numbers",
     }.items():
         with pytest.raises(UserError, match=line) as caught:
             load_reward(name)
