@@ -50,7 +50,11 @@ def errors(findings: Iterable[Finding]) -> list[str]:
 
 
 def start_findings(
-    backbone: Backbone, tokenizer: PreTrainedTokenizerBase, use: Use, max_length: int | None = None
+    backbone: Backbone,
+    tokenizer: PreTrainedTokenizerBase,
+    use: Use,
+    max_length: int | None = None,
+    num_question: int = 0,
 ) -> list[Finding]:
     """All that can be known of a model without its weights.
 
@@ -59,6 +63,7 @@ def start_findings(
         tokenizer: as `load_tokenizer` gives it.
         use: what the model is for.
         max_length: `data.max_length`, None where conversations are not that long for this model.
+        num_question: tokens of a question that is put behind each conversation.
 
     Raises:
         UserError: there is no config, or the template refuses a question and its answer.
@@ -73,7 +78,10 @@ def start_findings(
         raise UserError(not_found("model", backbone.resolved_path(), error)) from error
     findings = [*template_findings(tokenizer, use), vocabulary_finding(body, tokenizer)]
     if max_length is not None:
-        findings.append(length_finding(max_length, num_positions(config, body), "data.max_length"))
+        setting = (
+            f"data.max_length, with {num_question} tokens of model.question" if num_question else "data.max_length"
+        )
+        findings.append(length_finding(max_length + num_question, num_positions(config, body), setting))
     if backbone.train == "lora":
         findings.append(target_finding(body, backbone.lora.target_modules))
     return findings

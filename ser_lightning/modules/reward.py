@@ -25,7 +25,13 @@ from ser_lightning.runs.reward_run import MODULE_PREFIX
 from ser_lightning.training.linear_head import fit_linear_head, log_loss
 from ser_lightning.training.losses import bradley_terry, centring
 from ser_lightning.training.optim_step import log_on_host, synchronised, training_problems, update
-from ser_lightning.training.reading_choice import apply_readings, joined_differences, own_differences, plan_readings
+from ser_lightning.training.reading_choice import (
+    apply_readings,
+    joined_differences,
+    own_differences,
+    plan_readings,
+    question_length,
+)
 from ser_lightning.training.schedule import Decay, lr_factor, make_optimizer
 from ser_lightning.training.strategies import ShardStrategy, check_optimizer, check_strategy, strategy_kind
 from ser_lightning.utils.collectives import gather_over_ranks, own_part
@@ -98,7 +104,8 @@ class RewardModule(LightningModule):
 
     def start_findings(self, max_length: int | None) -> list[Finding]:
         """What the data module is told before it encodes anything, see `models/probe.py`."""
-        return start_findings(self.backbone, self.tokenizer, "reward", max_length)
+        num_question = question_length(self.tokenizer, self.reading, self.question)
+        return start_findings(self.backbone, self.tokenizer, "reward", max_length, num_question)
 
     def setup(self, stage: str) -> None:
         """Refuse strategies that cannot train this."""

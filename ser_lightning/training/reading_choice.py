@@ -214,6 +214,23 @@ def plan_readings(
     return ReadingPlan([standard], standard, TurnTokens())
 
 
+def question_length(tokenizer: PreTrainedTokenizerBase, wanted: str | Sequence[str], question: str) -> int:
+    """How many tokens the setting `model.reading` may put behind each conversation.
+
+    Raises:
+        UserError: the template cannot ask; `auto` does not ask then.
+    """
+    kinds = {str(text).partition("@")[0] for text in ([wanted] if isinstance(wanted, str) else wanted)}
+    if not kinds & {"judge", "auto"}:
+        return 0
+    try:
+        return len(turn_tokens(tokenizer, [Reading("judge", 1)], question).question)
+    except UserError:
+        if "judge" in kinds:
+            raise
+        return 0
+
+
 def apply_readings(
     reward_model: RewardModel,
     tokenizer: PreTrainedTokenizerBase,

@@ -97,3 +97,15 @@ def test_labels_beyond_the_seed_change_nothing(tiny_model_dir, pairs_file):
         np.save(file, labels)
         batches.prepare_data = lambda: None  # which would find the cache damaged
     assert found[0][0] == found[1][0] and torch.equal(found[0][1], found[1][1])
+
+
+def test_the_question_counts_against_the_positions_of_the_model(tiny_model_dir, pairs_file):
+    """The model has 512 positions: 500 tokens fit, but not with the question behind them, a token a byte."""
+    asked = module(tiny_model_dir, train="head", reading=["judge"])
+    with pytest.raises(UserError) as error:
+        trainer("run", evolution()).fit(asked, data(pairs_file, max_length=500))
+    [line] = error.value.problems
+    assert line.startswith("data.max_length, with ") and "tokens of model.question: got " in line
+    assert line.endswith("for a model of 512 positions; use at most that")
+    plain = module(tiny_model_dir, train="head", reading=["mean"])
+    trainer("plain", evolution(max_rounds=0)).fit(plain, data(pairs_file, max_length=500))
