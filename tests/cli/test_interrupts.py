@@ -89,7 +89,7 @@ def test_every_loop_of_lightning_ends(tiny_fit, interrupted, command, number, co
         ("bench --model=run --data={data} --json=out.json", "inference.scorer.Scorer.score_candidates"),
         ("export run", "export.reward.merged_model"),
         ("report run --to=out.html", "report.page.read_run"),
-        ("query --run=run --n=3 --to=out.jsonl", "evolution.query.word_similarity"),
+        ("query --run=run --n=3 --to=out.jsonl", "evolution.query.Random.choose"),
     ],
 )
 def test_every_other_command_ends_and_leaves_nothing(
