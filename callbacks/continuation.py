@@ -40,6 +40,10 @@ def go_on_with_arrivals(evolution: Any, trainer: Trainer, pl_module: LightningMo
     trainer.strategy.barrier("evolution: rounds of the earlier run")
     old = audited_scores(round_files(trainer.default_root_dir, delivered).audit, data)
     new = evolution.score(trainer, "arrived_pool", f"round {delivered} | labelling what arrived")
+    known = torch.cat([old.pair_id, new.pair_id])
+    if not torch.isin(data.pair_ids("pool"), known).all():  # the delivered round is older than what arrived before
+        whole = evolution.score(trainer, "pool", f"round {delivered} | labelling the pool")
+        old = whole[~torch.isin(whole.pair_id, new.pair_id)]
     new_seed = evolution.score(trainer, "arrived_seed", f"round {delivered} | scoring the labels that arrived")
     # A pair that came out of the pool may have trained the model, with the model's own label.
     new_seed = new_seed[~torch.isin(new_seed.pair_id, torch.cat([s.pair_id for s in state.history]))]
