@@ -73,7 +73,8 @@ class PairFiles(pl.LightningDataModule):
         tokenizer: the module's, unless one is set by hand.
 
     A data module asks the module that it feeds for what batches depend on, through `consumer`: `tokenizer` in
-    `prepare_data`, and once the model is loaded `layout`, `reward_model` and the like. A module never asks back.
+    `prepare_data`, and once the model is loaded `layout`, `reward_model` and the like. A module asks back
+    once, for the seed that its readings are chosen on (docs/design.md).
     """
 
     def __init__(

@@ -2,10 +2,13 @@
 
 import csv
 import json
+import os
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from lightning.pytorch import Trainer, seed_everything
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
@@ -120,3 +123,20 @@ def plain_reward(folder: Path, prompt: str | list[Turn], response: str) -> tuple
     )
     with torch.no_grad():
         return float(model(torch.tensor([ids])).logits), len(ids)
+
+
+def break_off(monkeypatch: pytest.MonkeyPatch, step: int, *names: str) -> None:
+    """The n-th call of these functions of `os`, all counted together, is where a process is killed."""
+    done = []
+
+    def breaking(call: Callable[..., Any]) -> Callable[..., Any]:
+        def wrapped(*args: Any, **kwargs: Any) -> Any:
+            done.append(call)
+            if len(done) == step:
+                raise KeyboardInterrupt
+            return call(*args, **kwargs)
+
+        return wrapped
+
+    for name in names:
+        monkeypatch.setattr(os, name, breaking(getattr(os, name)))

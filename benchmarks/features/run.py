@@ -32,7 +32,7 @@ RUNS = {
     ("world", "full"): [],
     ("world", "lora"): ["--model.backbone.train=lora", "--model.optimizer.init_args.lr=2e-3"],
     ("world", "head"): [
-        *(HEAD, f"{EVOLUTION}min_steps=0", "--model.optimizer.init_args.lr=0.01"),
+        *(HEAD, "--model.optimizer.init_args.lr=0.01"),
         *(f"{EVOLUTION}seed_epochs=30", f"{EVOLUTION}epochs_per_round=10"),
     ],
     ("hh_helpful_base", "lora"): [*HELPFUL, f"{EVOLUTION}seed_epochs=2", f"{EVOLUTION}max_rounds=0"],
@@ -40,7 +40,6 @@ RUNS = {
         *(
             *HELPFUL,
             HEAD,
-            f"{EVOLUTION}min_steps=0",
             "--model.optimizer.init_args.lr=1e-3",
             f"{EVOLUTION}seed_epochs=20",
         ),

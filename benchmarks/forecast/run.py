@@ -32,7 +32,7 @@ COLUMNS = ("round", "scored", "kept", "flipped", "seed_oof_accuracy", "pool_accu
 RULE = "ser_lightning."
 OURS = {"folds": 2, "rule": f"{RULE}CalibratedRule"}
 SHORT = {"seed_epochs": 8, "epochs_per_round": 3}
-HEAD = ["--model.backbone.train=head", "--model.optimizer.init_args.lr=0.01", "--evolution.min_steps=0"]
+HEAD = ["--model.backbone.train=head", "--model.optimizer.init_args.lr=0.01"]
 
 
 @dataclass(frozen=True)

@@ -54,7 +54,7 @@ SETTINGS = {
 }
 WHOLE = {f"{data}-all": Setting(data, *settings, 1.0) for data, settings in DATA.items()}
 """Where all labels are trained on: once for all settings of a data set."""
-EVOLUTION = {"max_rounds": 3, "seed_epochs": 25, "epochs_per_round": 25, "min_steps": 0}
+EVOLUTION = {"max_rounds": 3, "seed_epochs": 25, "epochs_per_round": 25}
 TRAINING = (
     *("--config", "models/smollm2-135m.yaml", "--config", "hardware/cpu.yaml"),
     *("--model.backbone.train=head", "--model.reading=[last@20]"),

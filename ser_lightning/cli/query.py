@@ -12,7 +12,7 @@ from jsonargparse import Namespace
 
 from ser_lightning.data.formats import parse_row
 from ser_lightning.data.sources import open_sources
-from ser_lightning.errors import UserError
+from ser_lightning.errors import UserError, describe
 from ser_lightning.evolution.query import MostUncertain, QueryStrategy, Random
 from ser_lightning.records import PreferencePair
 from ser_lightning.runs.files import delivered_round, read_audit, round_files, setting
@@ -43,16 +43,17 @@ def load_strategy(name: str) -> QueryStrategy:
         UserError: there is none.
     """
     module, _, attribute = name.rpartition(".")
+    reason = ""
     try:
         kind = STRATEGIES.get(name.removeprefix("ser_lightning.")) or getattr(import_module(module), attribute)
         strategy: QueryStrategy = kind()
         if callable(strategy.choose):
             return strategy
-    except (ImportError, AttributeError, TypeError, ValueError):
-        pass
+    except (ImportError, AttributeError, TypeError, ValueError) as error:
+        reason = f" ({describe(error)})" if module else ""  # what is wrong with a class of one's own
     raise UserError(
-        f"--strategy: got {name!r}; give {' or '.join(STRATEGIES)}, or the dotted path of a class of your own with a "
-        "method choose(prob_a, pairs, num_pairs)"
+        f"--strategy: got {name!r}{reason}; give {' or '.join(STRATEGIES)}, or the dotted path of a class of your own "
+        "with a method choose(prob_a, pairs, num_pairs)"
     )
 
 

@@ -148,27 +148,12 @@ def model_card(
         title, limits = "A reward model", _REWARD_LIMITS
         if own_labels:
             title, limits = f"{title} that labelled data of its own", _OWN_LABELS.format(own_labels) + limits
-    values: dict[str, Any] = {
-        "title": title,
-        "auto_class": "AutoModelForSequenceClassification",
-        "arguments": "",
-        "max_length": data.get("max_length"),
-    }
-    if is_adapter:
-        bits = ", quantization_config=quantization" if backbone.get("quantize") == "nf4" else ""
-        values |= {"auto_class": "AutoPeftModelForSequenceClassification", "arguments": f", num_labels=1{bits}"}
+    values: dict[str, Any] = {"title": title, "max_length": data.get("max_length")}
     if scale:
         values |= {"zero": f"{scale[0]:.4g}", "temperature": f"{scale[1]:.4g}"}
     values["reads"] = _how_it_reads(readings, question)
-    values["code"] = _render(_PLAIN_CODE if is_plain(readings) else _OWN_CODE, values)
-    use = _render(_POLICY if what == "policy" else _REWARD, values)
-    if is_adapter:
-        use = use.replace("AutoTokenizer, AutoPeft", "AutoTokenizer\nfrom peft import AutoPeft")
-        if backbone.get("quantize") == "nf4":
-            use = use.replace("import AutoTokenizer\n", "import AutoTokenizer, BitsAndBytesConfig\n")
-            use = use.replace("\ntokenizer =", _QUANTIZATION + "\ntokenizer =", 1)
     values |= {
-        "use": use,
+        "use": _use(what, backbone.get("quantize") == "nf4", is_plain(readings), values),
         "base_model": _shown(backbone["path"]),
         "train": backbone["train"],
         "quantized": ", its body in 4 bits" if backbone.get("quantize") == "nf4" else "",
@@ -183,6 +168,24 @@ def model_card(
         "limits": limits,
     }
     ModelCard.from_template(card_data, template_str=_TEMPLATE, **values).save(folder / "README.md")
+
+
+def _use(what: str, is_4bit: bool, is_read_plainly: bool, values: dict[str, Any]) -> str:
+    """How to use the folder, with code that can be copied."""
+    is_adapter = what == "adapter"
+    bits = ", quantization_config=quantization" if is_4bit else ""
+    values = values | {
+        "auto_class": f"Auto{'Peft' if is_adapter else ''}ModelForSequenceClassification",
+        "arguments": f", num_labels=1{bits}" if is_adapter else "",
+    }
+    values["code"] = _render(_PLAIN_CODE if is_read_plainly else _OWN_CODE, values)
+    use = _render(_POLICY if what == "policy" else _REWARD, values)
+    if is_adapter:
+        use = use.replace("AutoTokenizer, AutoPeft", "AutoTokenizer\nfrom peft import AutoPeft")
+    if is_adapter and is_4bit:
+        use = use.replace("import AutoTokenizer\n", "import AutoTokenizer, BitsAndBytesConfig\n")
+        use = use.replace("\ntokenizer =", _QUANTIZATION + "\ntokenizer =", 1)
+    return use
 
 
 def _how_it_reads(readings: Sequence[Reading], question: str) -> str:

@@ -85,29 +85,43 @@ def export(
     raise_problems(_form_problems(source, form))
     trained, tokenizer = source.load()
     raise_problems(_reading_problems(source, trained) if form == "adapter" else [])
-    expected = _trained_rewards(trained, tokenizer)
     number_format = dtype or source.backbone.dtype
-    is_exact = source.backbone.quantize == "none" and source.backbone.dtype == number_format == "float32"
-    if not math.isfinite(float(expected.abs().max())):
-        raise UserError(f"export: {run} gives rewards that are not finite; take a round that did not diverge")
     draft = to.with_name(f".{to.name}.{os.getpid()}.draft")
     try:
-        if form == "merged":
-            _write_merged(source, trained, tokenizer, draft, number_format)
-        else:
-            _write_adapter(source, trained, tokenizer, draft, number_format)
-        question = (source.reading or {}).get("question", "")
-        save_tokenizer(tokenizer, trained, question, source.max_length, draft)
-        found = _strangers_rewards(draft, form, source.backbone)
-        result = compared(expected, found, _pairs(), is_exact)
-        raise_problems(filter(None, [result.problem("rewards")]))
+        result = _write_tested(source, trained, tokenizer, draft, form, number_format)
         kept = f"{weights}; the body in {number_format}"
         scale = source.zero, source.temperature
-        model_card(run, draft, form, kept, summary(result), scale, own_labels, trained.readings, question)
+        model_card(run, draft, form, kept, summary(result), scale, own_labels, trained.readings, _question(source))
         os.rename(draft, to)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
     return result
+
+
+def _write_tested(
+    source: RewardRun,
+    trained: RewardModel,
+    tokenizer: PreTrainedTokenizerBase,
+    draft: Path,
+    form: Form,
+    number_format: Dtype,
+) -> SelfTest:
+    """Weights and tokenizer, and the rewards of the folder against those of the model before it was written."""
+    expected = _trained_rewards(trained, tokenizer)
+    if not math.isfinite(float(expected.abs().max())):
+        raise UserError("export: the run gives rewards that are not finite; take a round that did not diverge")
+    write = _write_merged if form == "merged" else _write_adapter
+    write(source, trained, tokenizer, draft, number_format)
+    save_tokenizer(tokenizer, trained, _question(source), source.max_length, draft)
+    is_exact = source.backbone.quantize == "none" and source.backbone.dtype == number_format == "float32"
+    result = compared(expected, _strangers_rewards(draft, form, source.backbone), _pairs(), is_exact)
+    raise_problems(filter(None, [result.problem("rewards")]))
+    return result
+
+
+def _question(source: RewardRun) -> str:
+    """What `judge` asks in this run."""
+    return str((source.reading or {}).get("question", ""))
 
 
 def summary(result: SelfTest) -> str:

@@ -11,7 +11,7 @@ from torch.distributed.tensor import DTensor
 from transformers import PreTrainedTokenizerBase
 
 from ser_lightning.data.layouts import Layout
-from ser_lightning.errors import raise_problems
+from ser_lightning.errors import UserError, raise_problems
 from ser_lightning.evaluation.metrics import PairMetrics, half_credit
 from ser_lightning.models.backbone import Backbone, load_tokenizer
 from ser_lightning.models.fingerprint import Identity, check_identity, check_trained, identity_of
@@ -211,8 +211,12 @@ class RewardModule(LightningModule):
     def _solve(self, step: list[PairBatch]) -> None:
         """All pairs of the phase in one step: the head that minimises their loss, see `linear_head`."""
         found = gather_over_ranks(own_differences(self.reward_model, step))
-        pair_id, differences, target, scale = joined_differences(found)
-        assert self.penalty is not None, "the penalty is chosen in configure_model, or comes with a checkpoint"
+        pair_id, differences, target, scale = joined_differences(found, len(self.reward_model.readings))
+        if self.penalty is None:  # else it is chosen in `configure_model`, or comes with the checkpoint
+            raise UserError(
+                "checkpoint: got one without the penalty of its head, of another version of ser-lightning or another "
+                "strategy; go on with that one, or start a new run"
+            )
         weight = fit_linear_head(differences / scale, target, self.penalty)
         # Every rank has solved the same; one answer for all, as their libraries may round differently.
         weight = self.trainer.strategy.broadcast(weight)

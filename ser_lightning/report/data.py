@@ -15,9 +15,6 @@ import yaml
 from ser_lightning.evaluation.metrics import wilson_interval
 from ser_lightning.runs.files import (
     CONFIG,
-    COST,
-    GUARDS,
-    NOTES,
     ROUNDS,
     Audit,
     RoundFiles,
@@ -31,6 +28,7 @@ from ser_lightning.runs.files import (
     round_files,
     without_secrets,
 )
+from ser_lightning.runs.shapes import COST, GUARDS, NOTES
 
 
 @dataclass(frozen=True, eq=False)

@@ -17,7 +17,7 @@ from matplotlib.ticker import FixedLocator, MaxNLocator
 
 from ser_lightning.evaluation.metrics import wilson_interval
 from ser_lightning.report.data import Round, Run, confidence_of, flow_of
-from ser_lightning.runs.files import COST_PARTS
+from ser_lightning.runs.shapes import COST_PARTS
 
 INK, MUTED, PALE, ACCENT, GOLD, SAND = "#1f2933", "#52606d", "#d9e0e7", "#1f6fb2", "#b7791f", "#ecd9b0"
 COLOURS = (ACCENT, GOLD, "#2f855a", "#9b2c2c", "#6b46c1", "#1f2933", "#0e7490", "#a0527f")

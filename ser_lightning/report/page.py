@@ -40,7 +40,7 @@ from ser_lightning.report.tables import (
     run_names,
     summary_of,
 )
-from ser_lightning.runs.files import COST_PARTS
+from ser_lightning.runs.shapes import COST_PARTS
 from ser_lightning.utils.atomic import write_text_atomically
 
 CARD_KINDS = {

@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ser_lightning.report.data import Round, Run, flat, flow_of
-from ser_lightning.runs.files import COST_PARTS, how_delivered
+from ser_lightning.runs.files import how_delivered
+from ser_lightning.runs.shapes import COST_PARTS
 
 BASELINE_NAMES = {"longer": "take the longer", "bag_of_words": "bag of words"}
 _ASKED = {

@@ -151,7 +151,7 @@ def _reward_of_folder(
             raise UserError(problem)
         max_length = int(min(tokenizer.model_max_length, num_positions(model.config, model) or math.inf))
         reward_model = read_folder(model, folder, choose_layout("auto", model, device, source))
-        check_weights(folder, dict(model.named_parameters()))
+        check_weights(folder, dict(model.named_parameters()), "model")
     except UserError:
         raise
     except Exception as error:  # what a config of other types and sizes leads to

@@ -29,6 +29,7 @@ import yaml
 from ser_lightning.errors import UserError, describe
 from ser_lightning.evolution.selection import SelectionResult
 from ser_lightning.records import PairScores
+from ser_lightning.runs.shapes import COST_PARTS, IDENTITY, LARGE, NUMBER, READING, Shape, check_shape
 from ser_lightning.training.checkpoints import is_whole
 from ser_lightning.utils.checksums import CHECKSUMS, fits_record, write_recorded
 
@@ -39,16 +40,6 @@ PAGE = "report.html"
 SAMPLES = "samples"
 EXPORT = "export"
 
-COST_PARTS = {
-    "features": "features",
-    "train_folds": "folds, training",
-    "train_main": "main, training",
-    "score_seed": "out of fold",
-    "score_pool": "labelling",
-    "score_test": "test",
-    "other": "other",
-}
-"""What a round spends tokens and seconds on; names in its `cost.json` and in a report."""
 Audit = dict[str, np.ndarray]
 """Columns of an audit file, (N,) each, in the order of `pair_id`."""
 _REASONS = ("kept", "not sure enough")
@@ -348,14 +339,14 @@ def check_model(file: Path, saved: Mapping[str, Any]) -> None:
         if problem := scale_problem(saved["zero"], saved["temperature"]):
             raise ValueError(problem)
         if saved.get("identity") is not None:
-            _check_shape(saved["identity"], _IDENTITY, "identity")
+            check_shape(saved["identity"], IDENTITY, "identity")
         if saved.get("reading") is not None:
-            _check_shape(saved["reading"], _READING, "reading")
+            check_shape(saved["reading"], READING, "reading")
 
 
-def check_weights(file: Path, weights: Any) -> None:
-    """`UserError` where the weights in a file are no finite tensors by name."""
-    with _reading(file, has_record=False):
+def check_weights(file: Path, weights: Any, what: str = "run") -> None:
+    """`UserError` where the weights in a file of a `run` or a `model` are no finite tensors by name."""
+    with _reading(file, has_record=False, what=what):
         _check_tensors(weights)
 
 
@@ -372,7 +363,7 @@ def _check_tensors(weights: Any) -> None:
 
 def scale_problem(zero: Any, temperature: Any) -> str | None:
     """What is wrong with the scale of a reward model; None where nothing is."""
-    numbers = [type(value) in _NUMBER and abs(value) < _LARGE for value in (zero, temperature)]
+    numbers = [type(value) in NUMBER and abs(value) < LARGE for value in (zero, temperature)]
     if all(numbers) and temperature > 0:
         return None
     return f"it has the zero {zero!r} and the temperature {temperature!r}; need finite numbers, the second above 0"
@@ -466,45 +457,6 @@ def write_json(path: Path, content: Any) -> None:
     write_recorded(path, lambda file: file.write(text.encode()))
 
 
-Shape = type | tuple[type, ...] | dict[str, Any] | list[Any]
-"""What JSON must look like: classes, [shape], {key: shape}; `key?` may be missing, `*` is every other key."""
-_NUMBER = (int, float)
-_LARGE = 2.0**63
-"""No number of a run reaches it; neither does NaN."""
-_LIMIT = (int, float, type(None))
-_TEXTS: Shape = {"*": str}
-_CARDS: Shape = [
-    {
-        **{"pair_id": str, "prompt": str, "response_a": str, "response_b": str, "reason": str, "label": int},
-        **{"probability": _NUMBER, "before": _LIMIT},
-    }
-]
-_EVIDENCE: Shape = [
-    {
-        **{"readings": str, "is_chosen": bool, "penalty": _NUMBER, "accuracy": _NUMBER, "log_loss": _NUMBER},
-        **{"advantage": _NUMBER, "standard_error": _NUMBER},
-    }
-]
-_READING: Shape = {"readings": [str], "question": str, "evidence": _EVIDENCE}
-NOTES: Shape = {
-    "readings?": _EVIDENCE,
-    "round?": int,
-    "pairs?": {"*": int},
-    "labels?": {"*": int},
-    "baselines?": {"longer?": _NUMBER, "bag_of_words?": _NUMBER},
-    "reliability?": [{"pairs": int, "confidence": _NUMBER, "right": _NUMBER}],
-    "length?": [[_NUMBER]],
-    "cards?": {"most": _CARDS, "least": _CARDS, "flipped": _CARDS},
-    "versions?": _TEXTS,
-    "fingerprints?": _TEXTS,
-}
-GUARDS: Shape = [
-    {"guard": str, "value": _LIMIT, "limit": _LIMIT, "fired": bool, "level": str, "action": str, "meaning": str}
-]
-COST: Shape = {f"{part}?": {"tokens": _NUMBER, "seconds": _NUMBER} for part in COST_PARTS}
-_IDENTITY: Shape = {"base": str, "template": str, "matrices?": {"*": [_NUMBER]}}
-
-
 def read_json(path: Path, shape: Shape) -> Any:
     """What `write_json` wrote; nothing of its kind where there is no file.
 
@@ -519,30 +471,12 @@ def read_json(path: Path, shape: Shape) -> Any:
         return [] if isinstance(shape, list) else {}
     with _reading(path):
         content = json.loads(path.read_text(encoding="utf-8"))
-        _check_shape(content, shape, "it")
+        check_shape(content, shape, "it")
     return content
 
 
-def _check_shape(value: Any, shape: Shape, where: str) -> None:
-    """`ValueError` where a value is not of a shape, or a number in it is none; keys of later versions may be there."""
-    if isinstance(shape, dict) and isinstance(value, dict):
-        if missing := [key for key in shape if key != "*" and not key.endswith("?") and key not in value]:
-            raise ValueError(f"{where} has no {missing[0]}")
-        for key, one in value.items():
-            known = next((shape[name] for name in (key, f"{key}?", "*") if name in shape), None)
-            if known is not None:
-                _check_shape(one, known, f"{where}.{key}")
-    elif isinstance(shape, list) and isinstance(value, list):
-        for one in value:
-            _check_shape(one, shape[0], where)
-    elif isinstance(shape, (dict, list)) or not isinstance(value, shape):
-        raise ValueError(f"{where} is a {type(value).__name__}")
-    elif isinstance(value, (int, float)) and not abs(value) < _LARGE:
-        raise ValueError(f"{where} is {str(value)[:20] if isinstance(value, float) else 'a huge number'}")
-
-
 @contextmanager
-def _reading(file: Path, has_record: bool = True) -> Iterator[None]:
+def _reading(file: Path, has_record: bool = True, what: str = "run") -> Iterator[None]:
     """Whatever goes wrong with a file, or is wrong with it, names the file."""
     try:
         if has_record and not fits_record(file):
@@ -554,7 +488,7 @@ def _reading(file: Path, has_record: bool = True) -> Iterator[None]:
         if isinstance(error, OSError) and error.errno is not None:
             raise  # it is the disk, or nobody may read it
         reason = str(error) if type(error) is ValueError else describe(error)
-        raise UserError(f"run: cannot read {file} ({reason}); is it damaged?") from error
+        raise UserError(f"{what}: cannot read {file} ({reason}); is it damaged?") from error
 
 
 def _cell(value: float | int | bool) -> str:

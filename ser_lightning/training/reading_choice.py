@@ -74,6 +74,8 @@ class ReadingChoice:
 
     chosen: SetEvidence
     table: list[SetEvidence]
+    is_measured: bool = True
+    """Whether there were pairs to leave out; a seed of one dialogue cannot tell sets apart."""
 
     def evidence(self) -> list[dict[str, Any]]:
         """A row for each set, as plain values."""
@@ -82,6 +84,8 @@ class ReadingChoice:
     def sentence(self) -> str:
         """One line for the log and the report."""
         first, chosen = self.table[0], self.chosen
+        if not self.is_measured:
+            return f"reads {chosen.name}, the usual choice: the seed is one dialogue, too small to choose from"
         what = f"reads {chosen.name}, penalty {chosen.penalty:.3g}, {chosen.accuracy:.3f} out of fold on the seed"
         if len(self.table) == 1:
             return what
@@ -123,7 +127,7 @@ def choose_readings(
         figures = float(right.mean()), float(found.loss.mean()), float(gain.mean()), error
         table.append(SetEvidence(list(readings), found.penalty, *figures))
     better = [one for one in table[1:] if one.advantage > MIN_STANDARD_ERRORS * one.standard_error]
-    return ReadingChoice(max(better, key=lambda one: one.advantage, default=table[0]), table)
+    return ReadingChoice(max(better, key=lambda one: one.advantage, default=table[0]), table, len(set(group)) > 1)
 
 
 @dataclass(frozen=True)
@@ -168,7 +172,7 @@ class ReadingPlan:
         batches = tqdm(data.scoring_dataloader("seed"), desc="Reading the seed", leave=False, disable=not shows)
         with evaluating(reward_model), trainer.precision_plugin.predict_step_context():
             own = own_differences(reward_model, map(trainer.strategy.batch_to_device, batches))
-        pair_id, differences, _, scale = joined_differences(gather_over_ranks(own))
+        pair_id, differences, _, scale = joined_differences(gather_over_ranks(own), len(self.candidates))
         shape = len(self.candidates), -1
         target, group = data.seed_labels(pair_id), data.dialogues(pair_id).tolist()
         choice = choose_readings(
@@ -274,11 +278,11 @@ def own_differences(reward_model: RewardModel, batches: Iterable[PairBatch]) -> 
     return pair_id, differences, target, None if scale is None else scale.cpu()
 
 
-def joined_differences(parts: Sequence[Differences]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def joined_differences(parts: Sequence[Differences], num_readings: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Those of all ranks in the order of their ids, so that neither ranks nor batches change a sum, and their scale."""
     pair_id, differences, target = (torch.cat(column) for column in list(zip(*parts, strict=True))[:3])
     order = pair_id.argsort(stable=True)
     scale = next((part[3] for part in parts if part[3] is not None), None)
     if scale is None:
-        scale = difference_scale([differences])
+        scale = difference_scale([differences], num_readings)
     return pair_id[order], differences[order], target[order], scale

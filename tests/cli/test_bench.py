@@ -281,7 +281,7 @@ def test_rewards_that_are_no_number_are_one_line(model, capsys):
     broken.save_pretrained("broken")
     AutoTokenizer.from_pretrained(model).save_pretrained("broken")
     [line] = problems(capsys, "--model=broken", "--data", write(second_benchmark(model)), "--device=cpu")
-    assert line == "reward broken: run: cannot read broken (score.weight has NaN or infinity in it); is it damaged?"
+    assert line == "reward broken: model: cannot read broken (score.weight has NaN or infinity in it); is it damaged?"
 
 
 def test_other_commands_point_lists_of_texts_here(model, capsys):

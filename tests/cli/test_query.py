@@ -70,6 +70,12 @@ def test_a_class_of_ones_own_chooses(run):
     assert asked == [pair.pair_id for pair in query(run, 2, Second())]
 
 
+def test_what_is_wrong_with_a_class_of_ones_own_is_said(run, capsys):
+    for name, reason in ((f"{__name__}.Missing", "AttributeError"), ("no_such_module.Mine", "ModuleNotFoundError")):
+        assert main(["query", "--run=run", f"--strategy={name}", "--to=ask.jsonl"]) == 2
+        assert f"--strategy: got '{name}' ({reason}: " in capsys.readouterr().err
+
+
 def test_what_cannot_be_asked_is_one_line(tiny_run, pairs_file, capsys):
     own = Path(shutil.copy(pairs_file, "own.jsonl"))  # the fixture is everyone's
     assert main(["fit", *tiny_run, f"--data.path={own}", "--run_dir=run"]) == 0

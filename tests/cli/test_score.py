@@ -269,7 +269,7 @@ def test_rewards_that_are_no_numbers_stop_and_leave_the_old_file(model, capsys, 
     AutoTokenizer.from_pretrained(model).save_pretrained("broken")
     Path("out.parquet").write_text("mine")
     [line] = problems(capsys, "--model=broken", "--data", write(PAIRS), "--out=out.parquet", "--overwrite")
-    assert line == "reward broken: run: cannot read broken (score.weight has NaN or infinity in it); is it damaged?"
+    assert line == "reward broken: model: cannot read broken (score.weight has NaN or infinity in it); is it damaged?"
     assert Path("out.parquet").read_text() == "mine"
     assert sorted(path.name for path in Path().iterdir()) == ["broken", "out.parquet", "pairs.jsonl"]
 

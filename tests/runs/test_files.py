@@ -11,9 +11,6 @@ from ser_lightning.errors import UserError
 from ser_lightning.evolution.selection import SelectionResult
 from ser_lightning.records import PairScores
 from ser_lightning.runs.files import (
-    COST,
-    GUARDS,
-    NOTES,
     ROUNDS,
     RoundRow,
     check_model,
@@ -31,6 +28,7 @@ from ser_lightning.runs.files import (
     write_rounds,
     write_weights,
 )
+from ser_lightning.runs.shapes import COST, GUARDS, NOTES
 
 COLUMNS = (
     "round,scored,kept,flipped,status,pseudo_label_accuracy,pool_accuracy,seed_oof_accuracy,test_accuracy,calibration_error,"

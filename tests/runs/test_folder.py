@@ -23,7 +23,7 @@ from ser_lightning.errors import UserError
 from ser_lightning.records import PairScores
 from ser_lightning.runs.folder import MetricsFile, choose_folder, run_of
 from ser_lightning.training.checkpoints import _swap, is_whole
-from tests.helpers import problems_of, read_csv
+from tests.helpers import break_off, problems_of, read_csv
 
 BORING = """
 model:
@@ -205,19 +205,7 @@ def test_a_kill_in_any_step_of_the_swap_leaves_a_whole_checkpoint(tmp_path, monk
     last, new = tmp_path / "last.ckpt", tmp_path / "last.ckpt.new"
     for path, number in ((last, 1), (tmp_path / "previous.ckpt", 0), (new, 2)):
         torch.save(number, path)
-    done = []
-
-    def breaking(call):
-        def wrapped(*args, **kwargs):
-            done.append(call)
-            if len(done) == step:
-                raise KeyboardInterrupt
-            return call(*args, **kwargs)
-
-        return wrapped
-
-    for name in ("fsync", "link", "replace"):
-        monkeypatch.setattr(os, name, breaking(getattr(os, name)))
+    break_off(monkeypatch, step, "fsync", "link", "replace")
     with pytest.raises(KeyboardInterrupt):
         _swap(new, last)
     monkeypatch.undo()

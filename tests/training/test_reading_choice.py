@@ -6,7 +6,7 @@ import torch
 
 from ser_lightning.errors import UserError
 from ser_lightning.models.readings import Reading
-from ser_lightning.training.reading_choice import candidate_sets, choose_readings
+from ser_lightning.training.reading_choice import candidate_sets, choose_readings, joined_differences
 from tests.helpers import data, evolution, module, trainer, weights
 
 SETS = [[Reading("mean", 1)], [Reading("last", 2)]]
@@ -109,3 +109,33 @@ def test_the_question_counts_against_the_positions_of_the_model(tiny_model_dir, 
     assert line.endswith("for a model of 512 positions; use at most that")
     plain = module(tiny_model_dir, train="head", reading=["mean"])
     trainer("plain", evolution(max_rounds=0)).fit(plain, data(pairs_file, max_length=500))
+
+
+def test_a_seed_of_one_dialogue_takes_the_usual_set_and_says_so():
+    x, label = differences(informative=0)
+    choice = choose_readings(x, CANDIDATES, SETS, label, [5] * 120)
+    assert choice.chosen.readings == SETS[0]
+    assert choice.sentence() == "reads mean@1, the usual choice: the seed is one dialogue, too small to choose from"
+
+
+def test_ranks_are_joined_by_id_and_each_reading_has_a_mean_square_of_one():
+    x, target = torch.randn(9, 8) * torch.logspace(0, 2, 8), torch.arange(9.0)
+    halves = [
+        (torch.tensor([8, 2, 6, 4, 0]), x[:5], target[:5], None),
+        (torch.tensor([1, 3, 5, 7]), x[5:], target[5:], None),
+    ]
+    pair_id, joined, labels, scale = joined_differences(halves, num_readings=2)
+    order = [4, 5, 1, 6, 3, 7, 2, 8, 0]
+    assert pair_id.tolist() == list(range(9)) and torch.equal(joined, x[order]) and torch.equal(labels, target[order])
+    assert torch.allclose((joined / scale).square().mean(0).view(2, 4).sum(1), torch.ones(2))
+    known = torch.ones(8)
+    assert joined_differences([(*halves[0][:3], None), (*halves[1][:3], known)], 2)[3] is known
+
+
+def test_a_checkpoint_without_the_penalty_of_its_head_is_one_line(tiny_model_dir, pairs_file):
+    model = module(tiny_model_dir, train="head")
+    runner = trainer("run", evolution(max_rounds=0))
+    runner.fit(model, data(pairs_file))
+    model.penalty = None
+    with pytest.raises(UserError, match="got one without the penalty of its head"):
+        model.training_step([next(iter(runner.datamodule.scoring_dataloader("seed")))], 0)

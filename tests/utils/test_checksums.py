@@ -1,10 +1,9 @@
 """Records of checksums: whatever moment a writer is killed at, what is there fits."""
 
-import os
-
 import pytest
 
 from ser_lightning.utils.checksums import CHECKSUMS, checksums_fit, fits_record, record_checksums, write_recorded
+from tests.helpers import break_off
 
 
 def write(path, content):
@@ -47,19 +46,7 @@ def test_a_kill_before_any_file_operation_leaves_what_fits(tmp_path, monkeypatch
     """Of the second write of a file: its flush, the record's flush, and both renames."""
     file = tmp_path / "x"
     write(file, b"one")
-    done = []
-
-    def breaking(call):
-        def wrapped(*args, **kwargs):
-            done.append(call)
-            if len(done) == step:
-                raise KeyboardInterrupt
-            return call(*args, **kwargs)
-
-        return wrapped
-
-    for name in ("fsync", "replace"):
-        monkeypatch.setattr(os, name, breaking(getattr(os, name)))
+    break_off(monkeypatch, step, "fsync", "replace")
     with pytest.raises(KeyboardInterrupt):
         write(file, b"two")
     monkeypatch.undo()
