@@ -72,6 +72,7 @@ def write_report(runs: Sequence[Path], to: Path, note: str = "") -> Path:
 def page_of(run: Run, note: str = "") -> str:
     """One run as HTML, its summary behind a note."""
     shown, config, forecasts = run.delivered, flat(run.config), forecast_table(run)
+    is_solved = config.get("model.backbone.train") == "head" and bool(shown.notes.get("readings"))
     tables = [("Rounds", round_table(run), round_note(run))]
     if forecasts:
         tables.append(("Forecasts", forecasts, FORECAST_NOTE))
@@ -80,7 +81,7 @@ def page_of(run: Run, note: str = "") -> str:
     return _render(
         title=f"Run {run.name}",
         summary=f"{note} {summary_of(run)}".strip(),
-        asked=asked_for(config) + _splits(shown),
+        asked=asked_for(config, is_solved) + _splits(shown),
         tables=tables,
         pictures=pictures_of(run),
         flow=flow_table(run),

@@ -20,9 +20,16 @@ _ASKED = {
 }
 """What a config asked for in short: name, dotted key."""
 _ASKED_TOGETHER = {
-    "training": ["model.backbone.train", "model.backbone.quantize", "model.backbone.dtype", "model.optimizer.lr"],
+    "training": [
+        "model.backbone.train",
+        "model.backbone.quantize",
+        "model.backbone.dtype",
+        "model.reading",
+        "model.optimizer.lr",
+    ],
     "random seeds": ["seed_everything", "data.split_seed"],
 }
+_UNUSED_WHERE_SOLVED = ("optimizer.lr", ".seed_epochs", ".epochs_per_round", ".min_steps")
 _ROUND_SETTINGS = (
     *("max_rounds", "seed_epochs", "epochs_per_round", "min_steps", "folds", "restart", "min_gain", "stop_by"),
 )
@@ -58,8 +65,9 @@ def summary_of(run: Run) -> str:
     return text + "."
 
 
-def asked_for(config: dict[str, Any]) -> list[tuple[str, str]]:
-    """What a flat config asked for, in short: names and values."""
+def asked_for(config: dict[str, Any], is_solved: bool = False) -> list[tuple[str, str]]:
+    """What a flat config asked for, in short: names and values; without what has no part in a head that is solved."""
+    config = {key: value for key, value in config.items() if not (is_solved and key.endswith(_UNUSED_WHERE_SOLVED))}
     asked = [(name, _plain(config[key])) for name, key in _ASKED.items() if config.get(key) is not None]
     asked += [(name, _settings(config, keys)) for name, keys in _ASKED_TOGETHER.items()]
     for key in [key for key in config if key.endswith(".rule.class_path")]:

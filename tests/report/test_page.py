@@ -14,10 +14,10 @@ import pytest
 from ser_lightning.__main__ import main
 from ser_lightning.errors import UserError
 from ser_lightning.report import figures as report_figures
-from ser_lightning.report.data import flow_of, read_run
+from ser_lightning.report.data import Round, Run, flow_of, read_run
 from ser_lightning.report.figures import draw_accuracy, draw_reliability, flow_counts
 from ser_lightning.report.page import pictures_of, write_report
-from ser_lightning.report.tables import cost_table
+from ser_lightning.report.tables import asked_for, cost_table, reading_table
 from ser_lightning.runs.files import write_rounds
 from tests.helpers import read_csv
 from tests.report_runs import CONFIG, card, notes, row, write_run
@@ -212,6 +212,27 @@ def test_what_was_asked_is_in_short(run):
         "20 seed",
     ):
         assert asked in text
+
+
+def test_what_has_no_part_in_a_head_that_is_solved_is_not_said():
+    flat = {"model.backbone.train": "head", "model.optimizer.lr": 0.1, "model.reading": "auto", "evolution.folds": 5}
+    flat |= {"evolution.rule.class_path": "ser_lightning.CalibratedRule", "evolution.seed_epochs": 9}
+    said, solved = (dict(asked_for(flat, is_solved)) for is_solved in (False, True))
+    assert said["training"] == "train head, reading auto, lr 0.1" and said["rounds"] == "seed_epochs 9, folds 5"
+    assert solved["training"] == "train head, reading auto" and solved["rounds"] == "folds 5"
+
+
+def test_the_choice_of_readings_stands_in_a_table_with_the_chosen_one_bold():
+    row = {"penalty": 1.0, "accuracy": 0.7, "log_loss": 0.6, "advantage": 0.0, "standard_error": 0.0}
+    first = row | {"readings": "mean@6, judge@8", "is_chosen": False}
+    second = row | {"readings": "last@12", "is_chosen": True, "advantage": 0.21, "standard_error": 0.05}
+    run = Run("x", Path("x"), {}, "", [Round({"delivered": 1}, None, {"readings": [first, second]})])
+    table = reading_table(run)
+    assert table.rows == [
+        ["mean@6, judge@8", "1", "0.700", "0.6000", "–"],
+        ["last@12", "1", "0.700", "0.6000", "+0.2100 ± 0.0500"],
+    ]
+    assert table.strong == {1}
 
 
 def test_what_a_response_holds_shows_as_text():
