@@ -103,7 +103,8 @@ def _projections(weight: Tensor) -> list[float]:
     matrix = weight.reshape(-1, weight.shape[-1])
     generator = torch.Generator().manual_seed(0)
     rows, columns = (
-        (torch.randint(2, (_NUM_PROJECTIONS, n), generator=generator) * 2.0 - 1).to(matrix.device) for n in matrix.shape
+        (torch.randint(2, (_NUM_PROJECTIONS, n), generator=generator, device="cpu") * 2.0 - 1).to(matrix.device)
+        for n in matrix.shape
     )
     total, square = torch.zeros(_NUM_PROJECTIONS, device=matrix.device), 0.0
     for part, signs in zip(matrix.split(8192), rows.split(8192, dim=1), strict=True):

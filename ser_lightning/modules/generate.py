@@ -40,8 +40,9 @@ class GenerateModule(PolicyModule):
         """Load the policy."""
         if self._policy is None:
             self._seed = torch.initial_seed()
-            policy = load_policy(self.start.backbone, self.trainer.strategy.root_device, self.start.weights)
-            self._stop_ids = stop_ids(policy.lm.generation_config.eos_token_id, self.tokenizer, self.sampling.stop)
+            with torch.device("cpu"):  # Lightning calls this where new tensors are made on the GPU
+                policy = load_policy(self.start.backbone, self.trainer.strategy.root_device, self.start.weights)
+                self._stop_ids = stop_ids(policy.lm.generation_config.eos_token_id, self.tokenizer, self.sampling.stop)
             self._policy = policy
 
     def check_prompts(self, prompts: Sequence[Prompt]) -> None:

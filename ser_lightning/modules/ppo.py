@@ -124,10 +124,11 @@ class PPOModule(PolicyModule):
         device = self.trainer.strategy.root_device
         self._seed = torch.initial_seed()
         start = self.start
-        policy = load_policy(start.backbone, device, start.weights, True, self._has_critic, self._layout)
-        self._stop_ids = stop_ids(policy.lm.generation_config.eos_token_id, self.tokenizer, self.sampling.stop)
-        # In a list: registered as submodules, the reward models would enter checkpoints and optimisers.
-        self._judges: list[tuple[RewardSum, RewardFunction | None]] = [self._load_judges(policy, device)]
+        with torch.device("cpu"):  # Lightning calls this where new tensors are made on the GPU
+            policy = load_policy(start.backbone, device, start.weights, True, self._has_critic, self._layout)
+            self._stop_ids = stop_ids(policy.lm.generation_config.eos_token_id, self.tokenizer, self.sampling.stop)
+            # In a list: registered as submodules, the reward models would enter checkpoints and optimisers.
+            self._judges: list[tuple[RewardSum, RewardFunction | None]] = [self._load_judges(policy, device)]
         self._policy = policy
 
     def check_prompts(self, prompts: Sequence[Prompt]) -> None:

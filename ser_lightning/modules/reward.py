@@ -118,8 +118,10 @@ class RewardModule(LightningModule):
 
     def configure_model(self) -> None:
         """Load the pretrained weights, on the device where 4-bit weights have to be made."""
-        if self._reward_model is None:
-            device = self.trainer.strategy.root_device if self._trainer is not None else self.device
+        if self._reward_model is not None:
+            return
+        device = self.trainer.strategy.root_device if self._trainer is not None else self.device
+        with torch.device("cpu"):  # Lightning calls this where new tensors are made on the GPU
             self._reward_model = load_reward_model(self.backbone, device, self._wanted_layout, "model.layout")
             self._identity = identity_of(self._reward_model.model, self.tokenizer)
             self._choose_readings(self._reward_model)

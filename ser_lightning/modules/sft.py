@@ -50,7 +50,8 @@ class SFTModule(PolicyModule):
         if self._policy is None:
             self._seed = torch.initial_seed()
             device = self.trainer.strategy.root_device if self._trainer is not None else self.device
-            self._policy = load_policy(self.start.backbone, device, self.start.weights)
+            with torch.device("cpu"):  # Lightning calls this where new tensors are made on the GPU
+                self._policy = load_policy(self.start.backbone, device, self.start.weights)
 
     def forward(self, batch: ResponseBatch) -> Tensor:
         """(N,) float32 log-probabilities of the N response tokens of a batch, row by row."""
