@@ -26,6 +26,7 @@ from benchmarks.speed.lengths import PROFILES, lengths_of, make_pairs, text_of
 from benchmarks.speed.work import Counter, Store
 from ser_lightning.datamodules.batches import PairSet, ScoringBatches, Shard, TrainingSteps, make_loader
 from ser_lightning.models.backbone import Backbone, LoraSettings
+from ser_lightning.models.loading import unwrapped
 from ser_lightning.modules.reward import RewardModule
 from ser_lightning.training.scoring import evaluating
 
@@ -52,8 +53,8 @@ class Settings:
     train_budgets: tuple[int, ...] = (8192, 16384, 32768)
     train_batches: tuple[int, ...] = (8, 16, 32)
     label_budgets: tuple[int, ...] = (16384, 65536)
-    label_batches: tuple[int, ...] = (16, 64, 256)
-    seconds: float = 1.2
+    label_batches: tuple[int, ...] = (64, 256, 1024)
+    seconds: float = 0.8
     repetitions: int = 3
 
 
@@ -61,7 +62,7 @@ SETTINGS = {
     "135m": Settings(),
     "0.5b": Settings(),
     "1.5b": Settings(train_budgets=(4096, 8192, 16384), train_batches=(4, 8, 16)),
-    "8b": Settings((2048, 4096), (2, 4), (16384, 32768), (16, 64), repetitions=2),
+    "8b": Settings((4096, 8192), (4, 16), (16384, 32768), (64, 256), repetitions=2),
 }
 TINY = Settings((256,), (2,), (512,), (4,), seconds=0.02, repetitions=1)
 
@@ -140,8 +141,8 @@ class Way:
 # Ours.
 
 
-def our_module(folder: Path, train: str, layout: str, job: Job) -> RewardModule:
-    """Our module with its weights on the device, as a fit leaves it there."""
+def our_module(folder: Path, train: str, layout: str, job: Job, has_liger: bool = False) -> RewardModule:
+    """Our module with its weights on the device, as a fit leaves it there; with Liger's kernels for norms and MLPs."""
     is_full = train == "full"
     backbone = Backbone(
         str(folder),
@@ -160,9 +161,18 @@ def our_module(folder: Path, train: str, layout: str, job: Job) -> RewardModule:
     module.trainer = _trainer(job)
     module.configure_model()
     module.to(job.device)
+    if has_liger:
+        use_liger(unwrapped(module.reward_model.body))
     # Lightning moves a module to the CPU behind a fit: 16 GB each time, and an end to what is shared.
     module.cpu = lambda: module  # type: ignore[method-assign]
     return module
+
+
+def use_liger(model: Any) -> None:
+    """Liger's kernels in one model alone; its rotation of queries and keys would change every model of the kind."""
+    from liger_kernel.transformers import _apply_liger_kernel_to_instance
+
+    _apply_liger_kernel_to_instance(model, rope=False, cross_entropy=False, fused_linear_cross_entropy=False)
 
 
 def _trainer(job: Job, *callbacks: Callback) -> Trainer:
@@ -204,9 +214,11 @@ def train_ours(module: RewardModule, job: Job) -> Way:
 # Others.
 
 
-def label_pipeline(folder: Path, job: Job, attention: str = "sdpa") -> Way:
+def label_pipeline(folder: Path, job: Job, attention: str = "sdpa", has_liger: bool = False) -> Way:
     """A transformers pipeline over the texts of all conversations, tokenisation included."""
     model = _classifier(folder, torch.bfloat16, attention)
+    if has_liger:
+        use_liger(model.model)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     classify = pipeline("text-classification", model=model, tokenizer=tokenizer, device=job.device)
 
@@ -223,7 +235,7 @@ def label_pipeline(folder: Path, job: Job, attention: str = "sdpa") -> Way:
     return Way(model.model, work)
 
 
-def train_trl(folder: Path, train: str, job: Job, attention: str = "sdpa") -> Way:
+def train_trl(folder: Path, train: str, job: Job, attention: str = "sdpa", has_liger: bool = False) -> Way:
     """`RewardTrainer` over the same ids. A setting is a batch size, or None for its own defaults."""
     from datasets import Dataset
     from peft import LoraConfig, get_peft_model
@@ -239,6 +251,8 @@ def train_trl(folder: Path, train: str, job: Job, attention: str = "sdpa") -> Wa
     dtype = torch.float32 if train == "full" else torch.bfloat16
     model = _classifier(folder, dtype, attention)
     body = model.model
+    if has_liger:
+        use_liger(body)
     if train != "full":
         adapters = LoraConfig(
             task_type="SEQ_CLS", r=LORA["r"], lora_alpha=LORA["alpha"], lora_dropout=0.0, target_modules="all-linear"
@@ -337,9 +351,10 @@ def matmul_rate(shape: dict[str, Any], device: str, num_tokens: int) -> float:
 
 
 def ratio(found: dict[str, Any], others: tuple[str, ...]) -> float:
-    """Ours, packed, over the fastest of the others."""
+    """The faster of ours, packed, over the fastest of the others."""
     fastest_rate = max(found[name]["pairs_per_second"] for name in others if name in found)
-    return found["packed"]["pairs_per_second"] / fastest_rate if fastest_rate else float("inf")
+    own = max(found[name]["pairs_per_second"] for name in ("packed", "packed, Liger") if name in found)
+    return own / fastest_rate if fastest_rate else float("inf")
 
 
 def run(job: Job, name: str) -> None:
@@ -373,6 +388,8 @@ def run(job: Job, name: str) -> None:
             flash = "flash_attention_2"
             tasks["label"]["pipeline, flash"] = (label_pipeline(folder, job, flash), settings.label_batches)
             tasks["train"]["trl, flash"] = (train_trl(folder, train, job, flash), settings.train_batches)
+        if find_spec("liger_kernel") is not None and not job.is_tiny:
+            add_liger(tasks, folder, train, settings, job)
         best: dict[str, dict[str, Any]] = {"label": {}, "train": {}}
         results: dict[str, Any] = {}
         for profile, lengths in [*PROFILES.items()][: 1 if job.is_tiny else None]:
@@ -381,11 +398,26 @@ def run(job: Job, name: str) -> None:
                 pairs = enough_pairs(ways["packed"], lengths, settings.seconds, job)
                 found = compare(ways, pairs, settings.repetitions, best[task])
                 way, setting = defaults[task]  # slow, so on fewer pairs
-                few = pairs[:: max(1, len(pairs) // (4 if job.is_tiny else 128))]
+                few = pairs[:: max(1, len(pairs) // (4 if job.is_tiny else 16 if task == "label" else 64))]
                 other = "pipeline" if task == "label" else "trl"
                 found[f"{other}, defaults"] = {"setting": setting, "pairs": len(few), **way.measure(few, setting)}
                 results[profile][task] = {"pairs": len(pairs), "ways": found}
                 job.record(profiles=results, headline=headline(results, weights, rate))
+
+
+def add_liger(
+    tasks: dict[str, dict[str, tuple[Way, tuple[Any, ...]]]], folder: Path, train: str, settings: Settings, job: Job
+) -> None:
+    """The same ways with Liger's kernels. Last, since Liger also replaces the classes that later models are made of."""
+    head, trained = (our_module(folder, what, "shared_prompt", job, True) for what in ("head", train))
+    tasks["label"] |= {
+        "packed, Liger": (label_ours(head, job), settings.label_budgets[-1:]),
+        "pipeline, Liger": (label_pipeline(folder, job, has_liger=True), settings.label_batches[-1:]),
+    }
+    tasks["train"] |= {
+        "packed, Liger": (train_ours(trained, job), settings.train_budgets[-1:]),
+        "trl, Liger": (train_trl(folder, train, job, has_liger=True), settings.train_batches[-1:]),
+    }
 
 
 def enough_pairs(way: tuple[Way, tuple[Any, ...]], lengths: Any, seconds: float, job: Job) -> Pairs:
@@ -402,7 +434,10 @@ def headline(results: dict[str, Any], weights: int, rate: float) -> str:
     """Ratios to the best of the others, and the share of the matrix-product rate."""
     parts = []
     for profile, tasks in results.items():
-        for task, others in (("label", ("pipeline", "pipeline, flash")), ("train", ("trl", "trl, flash"))):
+        for task, others in (
+            ("label", ("pipeline", "pipeline, flash", "pipeline, Liger")),
+            ("train", ("trl", "trl, flash", "trl, Liger")),
+        ):
             if task in tasks:
                 parts.append(f"{profile} {task} {ratio(tasks[task]['ways'], others):.2f} times")
     labelled = results["hh"]["label"]["ways"]["packed"]
