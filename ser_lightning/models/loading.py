@@ -12,6 +12,7 @@ import torch
 from bitsandbytes.functional import dequantize_4bit
 from bitsandbytes.nn import Linear4bit
 from peft import LoraConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
+from peft.tuners.lora import LoraLayer
 from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import AutoConfig, BitsAndBytesConfig, PretrainedConfig, PreTrainedTokenizerBase
@@ -140,10 +141,26 @@ def prepare_body(model: nn.Module, backbone: Backbone, adapter: str = "default")
             body = get_peft_model(body, lora_config(backbone.lora), adapter_name=adapter)
         except ValueError as error:
             raise UserError(f"backbone.lora.target_modules: {' '.join(str(error).split())[:300]}") from error
+        leave_casts_to_autocast(body)
         setattr(model, prefix, body)
     if backbone.gradient_checkpointing:
         unwrapped(body).enable_input_require_grads()
         unwrapped(body).gradient_checkpointing_enable({"use_reentrant": False})
+
+
+def leave_casts_to_autocast(body: nn.Module) -> None:
+    """Keep peft from casting what goes into adapters while autocast is on, as its 4-bit layers do already.
+
+    It casts to the float32 of the adapters, and autocast right back: two more copies of the input of every layer, more
+    than a quarter of the time of a batch on a GPU (`benchmarks/gpu/kernels.py`).
+    """
+    for layer in body.modules():
+        if isinstance(layer, LoraLayer):
+            vars(layer)["_cast_input_dtype"] = _cast_without_autocast
+
+
+def _cast_without_autocast(x: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    return x if x is None or torch.is_autocast_enabled(x.device.type) else x.to(dtype)
 
 
 def keep_differentiable(body: nn.Module) -> None:

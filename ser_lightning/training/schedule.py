@@ -36,8 +36,11 @@ def make_optimizer(make: OptimizerCallable, parameters: list[Any], name: str) ->
         parameters: what it trains.
         name: its place in the config.
     """
+    # One kernel for many tensors (foreach) takes no sharded tensors beside whole ones, such as a head.
+    kinds = [[p for p in parameters if isinstance(p, DTensor) is is_sharded] for is_sharded in (True, False)]
+    groups = [{"params": kind} for kind in kinds]
     try:
-        optimizer = make(parameters)
+        optimizer = make(groups if all(kinds) else parameters)
     except (TypeError, ValueError) as error:
         raise UserError(f"{name}: got arguments that it refuses ({error}); mend its init_args") from error
     fuse(optimizer)

@@ -2,6 +2,7 @@ import copy
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import (
     AutoModel,
     AutoModelForSequenceClassification,
@@ -98,6 +99,42 @@ def test_head_is_always_trained_and_saved_in_float32(tiny_model_dir, train):
     assert bool(body) == (train != "head") and all("lora" in name for name in body) == (train != "full")
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert rewards(reward_model, *padded(ROWS, 0)).dtype == torch.float32
+
+
+class CastsToFloat32(TorchDispatchMode):
+    """Counts them, but for those of a handful of numbers."""
+
+    def __init__(self):
+        super().__init__()
+        self.shapes = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        found = func(*args, **(kwargs or {}))
+        if func is torch.ops.aten._to_copy.default and found.dtype == torch.float32 != args[0].dtype:
+            self.shapes.append(tuple(found.shape))
+        return found
+
+
+def test_autocast_casts_the_input_of_adapters_and_peft_does_not_cast_it_back_before(tiny_model_dir):
+    """The same rewards, with no cast beyond those of the plain body."""
+    ids, mask = padded(ROWS, 0)
+    found, num_casts = [], []
+    for is_peft in (True, False):
+        torch.manual_seed(0)
+        reward_model = load_reward_model(Backbone(str(tiny_model_dir), dtype="bfloat16")).eval()
+        shake(reward_model)
+        for layer in reward_model.modules():
+            if is_peft:
+                vars(layer).pop("_cast_input_dtype", None)
+        with torch.autocast("cpu", torch.bfloat16), torch.no_grad(), CastsToFloat32() as casts:
+            found.append(reward_model(Padded(ids, mask)))
+        num_casts.append(len(casts.shapes))
+    plain = load_reward_model(Backbone(str(tiny_model_dir), train="head", dtype="bfloat16")).eval()
+    with torch.autocast("cpu", torch.bfloat16), torch.no_grad(), CastsToFloat32() as casts:
+        plain(Padded(ids, mask))
+    assert torch.equal(*found)
+    assert num_casts[1] == len(casts.shapes) < num_casts[0]
+    assert rewards(reward_model, ids, mask).isfinite().all()  # without autocast a body in bfloat16 needs the casts
 
 
 def test_dropout_is_on_in_training(tiny_model_dir):

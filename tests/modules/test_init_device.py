@@ -24,7 +24,12 @@ def runs(tiny_model_dir, pairs_file, tmp_path_factory):
     reward += ["--evolution.max_rounds=0", "--evolution.seed_epochs=1", "--evolution.folds=2"]
     ppo = ["--config", "ppo.yaml", f"--data.path={pairs_file}", "--data.max_length=64", "--data.steps_per_epoch=1"]
     ppo += ["--data.prompts_per_step=4", "--data.num_val_prompts=4", "--trainer.max_epochs=1", *flags]
-    ppo += ["--model.sampling.max_new_tokens=4", "--model.allow_uncalibrated=true", "--model.judge=null", "--model.backbone.train=lora"]
+    ppo += [
+        "--model.sampling.max_new_tokens=4",
+        "--model.allow_uncalibrated=true",
+        "--model.judge=null",
+        "--model.backbone.train=lora",
+    ]
     return {
         "lora": [*reward, "--model.backbone.train=lora"],
         "head": [*reward, "--model.backbone.train=head", "--model.reading=auto"],

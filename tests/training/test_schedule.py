@@ -1,5 +1,8 @@
 import pytest
 import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
 from ser_lightning.errors import UserError
 from ser_lightning.training.schedule import fuse, lr_factor, make_optimizer
@@ -68,3 +71,32 @@ def test_only_adam_is_fused():
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.randn(2))], lr=0.1)
     fuse(optimizer, "cpu")
     assert optimizer.param_groups[0]["fused"] is None
+
+
+@pytest.fixture
+def one_process():
+    dist.init_process_group("gloo", rank=0, world_size=1, store=dist.HashStore())
+    yield
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("fast", ["foreach", "fused"])
+def test_shards_and_whole_tensors_are_trained_by_one_kernel_each(one_process, fast):
+    """PyTorch's default on CUDA is `foreach`, which refuses a list of both."""
+    start = torch.randn(4, 3)
+
+    def trained(parameters):
+        optimizer = make_optimizer(
+            lambda p: torch.optim.AdamW(p, lr=0.1, **{fast: True}), parameters, "model.optimizer"
+        )
+        for p in parameters:
+            p.grad = torch.ones_like(p)
+        optimizer.step()
+        assert all(group["initial_lr"] == 0.1 for group in optimizer.param_groups)
+        return [p.full_tensor() if isinstance(p, DTensor) else p.detach() for p in parameters]
+
+    mesh = init_device_mesh("cpu", (1,))
+    sharded = torch.nn.Parameter(distribute_tensor(start, mesh, [Shard(0)]))
+    found = trained([torch.nn.Parameter(start.clone()), sharded])
+    expected = trained([torch.nn.Parameter(start.clone()) for _ in range(2)])
+    assert all(map(torch.equal, found, expected))
