@@ -9,7 +9,7 @@ from torch._dynamo.utils import counters
 
 from benchmarks.gpu.job import Job
 from benchmarks.gpu.shapes import random_weights, write_folder
-from benchmarks.gpu.speed import our_module, synchronize
+from benchmarks.gpu.ways import our_module, synchronize
 from benchmarks.speed.lengths import PROFILES, lengths_of, make_pairs
 from ser_lightning.training.scoring import evaluating
 
@@ -44,7 +44,7 @@ def run(job: Job) -> None:
             seconds.append(time.perf_counter() - start)
             if num_graphs() > graphs:
                 compiled_at.append(number)
-        found[task] = {"graphs": num_graphs() - before, "compiled_at": compiled_at, "seconds": seconds}
-        job.record(batches=num_batches, row_multiple=module.layout.row_multiple, **found)
+            found[task] = {"graphs": num_graphs() - before, "compiled_at": compiled_at, "seconds": seconds}
+            job.record(batches=num_batches, row_multiple=module.layout.row_multiple, **found)
     parts = [f"{task} {v['graphs']} graphs, {len(v['compiled_at'])} batches waited" for task, v in found.items()]
     job.record(headline=f"{'; '.join(parts)} of {num_batches}")

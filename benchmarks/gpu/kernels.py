@@ -9,7 +9,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.gpu.job import Job
 from benchmarks.gpu.shapes import random_weights, write_folder
-from benchmarks.gpu.speed import our_module, synchronize
+from benchmarks.gpu.ways import our_module, synchronize
 from benchmarks.speed.lengths import PROFILES, lengths_of, make_pairs
 from ser_lightning.training.scoring import evaluating
 

@@ -138,7 +138,7 @@ def flags_of(overlay: str, job: Job) -> list[str]:
 def planned(flags: list[str], file: Path) -> dict[str, Any]:
     """The memory that `plan` gives, in bytes."""
     with contextlib.redirect_stdout(io.StringIO()):
-        code = command_line(["plan", *flags, "--json", str(file)])
+        code = command_line(["plan", *flags, "--json", str(file), "--overwrite"])
     if code:
         raise RuntimeError(f"plan ended with {code}")
     return json.loads(file.read_text())["memory"]
@@ -166,7 +166,7 @@ def train(job: Job, overlay: str) -> None:
     with Peaks() as peaks, random_weights(job.device):
         peaks.watch(RewardModule, "configure_model", "loading")
         peaks.watch(RewardModule, "training_step", "training", note)
-        peaks.watch(RewardModule, "predict_step", "labelling")
+        peaks.watch(RewardModule, "predict_step", "labelling", lambda module: job.record(peaks=peaks.allocated))
         code = command_line(["fit", *flags, "--run_dir", str(run), "--trainer.enable_progress_bar", "false"])
     if code:
         raise RuntimeError(f"fit ended with {code}")
@@ -196,8 +196,9 @@ class SharedPPO(PPOModule):
 
 
 def ppo(job: Job) -> None:
-    """Three steps of PPO of an 8B shape: policy, reference, critic and reward on one 4-bit base."""
+    """Two steps of PPO of an 8B shape: policy, reference, critic and reward on one 4-bit base."""
     allowed = cap(24)
+    job.record(gigabytes=24, allowed_bytes=allowed)
     folder = write_folder(job.scratch / f"shape-{SHAPE}{'-tiny' if job.is_tiny else ''}", SHAPE, job.is_tiny)
     backbone = Backbone(
         str(folder),
@@ -206,7 +207,7 @@ def ppo(job: Job) -> None:
         dtype="bfloat16",
         gradient_checkpointing=True,
     )
-    work = {"prompts_per_step": 32, "prompt_tokens": 256, "new_tokens": 128, "tokens_per_batch": 8192}
+    work = {"prompts_per_step": 32, "prompt_tokens": 256, "new_tokens": 64, "tokens_per_batch": 8192}
     if job.is_tiny:
         work = {"prompts_per_step": 4, "prompt_tokens": 8, "new_tokens": 6, "tokens_per_batch": 64}
     optimizer: Any = torch.optim.AdamW
@@ -215,7 +216,7 @@ def ppo(job: Job) -> None:
     with Peaks() as peaks, random_weights(job.device):
         peaks.watch(SharedPPO, "configure_model", "loading")
         for method, name in (("_respond", "sampling"), ("_collect", "sampling and scoring"), ("_update", "update")):
-            peaks.watch(SharedPPO, method, name)
+            peaks.watch(SharedPPO, method, name, lambda _: job.record(peaks=peaks.allocated, reserved=peaks.reserved))
         module = SharedPPO(
             backbone,
             "made up",
@@ -227,8 +228,8 @@ def ppo(job: Job) -> None:
             tokens_per_batch=work["tokens_per_batch"],
             tokens_per_sampling_batch=4 * work["tokens_per_batch"],
         )
-        steps = fit_prompts(module, job, num_steps=3, **{k: work[k] for k in ("prompts_per_step", "prompt_tokens")})
+        steps = fit_prompts(module, job, num_steps=2, **{k: work[k] for k in ("prompts_per_step", "prompt_tokens")})
     peak = max(peaks.allocated.values())
     seconds = [step["total"] for step in steps]
-    job.record(gigabytes=24, allowed_bytes=allowed, work=work, peaks=peaks.allocated, reserved=peaks.reserved)
+    job.record(work=work, peaks=peaks.allocated, reserved=peaks.reserved)
     job.record(step_seconds=seconds, headline=f"{peak / 2**30:.2f} GiB at most, {seconds[-1]:.1f} s a step")

@@ -26,6 +26,8 @@ from benchmarks.gpu.job import Job, commit, write_json  # noqa: E402
 
 ERROR_LINES = 15
 TINY_SECONDS = 300
+IMPORT_SECONDS = 60
+"""Longest wait for a worker's imports."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,9 @@ class Worker:
     def __init__(self, part: Part, args: argparse.Namespace) -> None:
         self.part = part
         self.figures = args.scratch / f"{part.name}.json"
-        self.figures.unlink(missing_ok=True)
+        self.ready = args.scratch / f"{part.name}.ready"
+        for file in (self.figures, self.ready):
+            file.unlink(missing_ok=True)
         self.log = args.scratch / f"{part.name}.log"
         words = [sys.executable, str(HERE / "run.py"), "--work", part.name, *given_flags(args)]
         environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "WANDB_MODE": "disabled"}
@@ -94,7 +98,8 @@ class Worker:
             )
 
     def run(self, seconds: float) -> dict[str, Any]:
-        """Say the word, wait, and give back status, seconds, and what is left in the files."""
+        """Say the word when everything is imported, wait, and give back status, seconds, and what is in the files."""
+        self.wait_until_ready()
         start = time.monotonic()
         assert self.process.stdin is not None
         try:
@@ -114,6 +119,12 @@ class Worker:
         if self.figures.is_file():
             found |= json.loads(self.figures.read_text())
         return found
+
+    def wait_until_ready(self) -> None:
+        """Importing from a cold disk takes up to half a minute, which is no part's own time."""
+        end = time.monotonic() + IMPORT_SECONDS
+        while not self.ready.exists() and self.process.poll() is None and time.monotonic() < end:
+            time.sleep(0.05)
 
     def kill(self) -> None:
         """End the process and its children, whatever they do."""
@@ -142,6 +153,7 @@ def work(part: Part, args: argparse.Namespace) -> None:
     function = importlib.import_module(f"benchmarks.gpu.{part.work.partition(':')[0]}")
     for name in ("lightning.pytorch", "transformers", "peft", "bitsandbytes", "ser_lightning.cli.lightning"):
         importlib.import_module(name)
+    (args.scratch / f"{part.name}.ready").touch()
     seconds = float(sys.stdin.readline() or sys.exit("nobody is waiting"))
     figures = args.scratch / f"{part.name}.json"
     job = Job(figures, args.tiny, seconds, args.out, args.scratch, args.data, args.models)

@@ -7,7 +7,7 @@ import torch
 
 from benchmarks.gpu.job import Job
 from benchmarks.gpu.shapes import random_weights, shape_of, write_folder
-from benchmarks.gpu.speed import matmul_rate, synchronize
+from benchmarks.gpu.ways import matmul_rate, synchronize
 from benchmarks.speed.lengths import PROFILES, lengths_of, make_pairs
 from ser_lightning.data.layouts import PADDED
 from ser_lightning.models.backbone import Backbone, LoraSettings

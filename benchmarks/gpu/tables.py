@@ -14,8 +14,8 @@ OVERLAYS = {"memory_12gb": "qlora_12gb", "memory_24gb": "qlora_24gb", "memory_80
 """Part -> overlay of `hardware/`."""
 PROFILES = {"hh": "HH-RLHF", "ultrafeedback": "UltraFeedback"}
 TASKS = {
-    "label": ("labelling", "pipeline", ("pipeline", "pipeline, flash")),
-    "train": ("training", "TRL", ("trl", "trl, flash")),
+    "label": ("labelling", "pipeline", ("pipeline", "pipeline, flash", "pipeline, Liger")),
+    "train": ("training", "TRL", ("trl", "trl, flash", "trl, Liger")),
 }
 
 
@@ -30,7 +30,7 @@ def tables(results: Results | None = None) -> dict[str, dict[str, str]]:
     found = load() if results is None else results
     return {
         "hardware.md": {"gpu_memory": memory_table(found), "gpu_checks": checks_table(found)},
-        "performance.md": {"gpu_speed": speed_table(found)},
+        "performance.md": {"gpu_speed": speed_table(found), "gpu_kernels": kernels_table(found)},
         "rl.md": {"gpu_rl": rl_table(found)},
     }
 
@@ -90,7 +90,7 @@ def memory_measured(results: Results | None = None) -> dict[str, str]:
     cells = {}
     for part, overlay in OVERLAYS.items():
         figures = found.get(part, {}).get("figures", {})
-        if found.get(part, {}).get("status") == "ok":
+        if {"training", "labelling"} <= figures.get("peaks", {}).keys():
             peak = max(figures["peaks"]["training"] + figures.get("paged_bytes", 0), figures["peaks"]["labelling"])
             cells[f"hardware/{overlay}.yaml"] = f"8B: {_gibibytes(peak)} GiB"
     return cells
@@ -133,6 +133,19 @@ def _speed_row(figures: dict[str, Any], profile: str, task: str, ways: dict[str,
         share,
         _gibibytes(ours.get("peak_bytes", 0)),
     ]
+
+
+def kernels_table(results: Results) -> str:
+    """One line for each shape and task: milliseconds of a batch, and the share of each kind of kernel."""
+    if "kernels" not in results:
+        return missing("Where the time of a batch goes", ["kernels"])
+    kinds = ["matrix products", "attention", "copies and casts", "elementwise", "others"]
+    rows = []
+    for name, found in results["kernels"]["figures"]["tasks"].items():
+        shares = [found["milliseconds_by_kind"].get(kind, 0.0) / found["milliseconds"] for kind in kinds]
+        rows.append([name, f"{found['milliseconds']:.0f}", *(f"{share:.0%}".replace("%", " %") for share in shares)])
+    table = _table(["shape, task", "ms of a batch", *kinds], rows)
+    return f"{table}\n\n{measured_on([results['kernels']])}, LoRA on a bfloat16 body, packed rows."
 
 
 def _times(rate: float, other: dict[str, Any]) -> str:

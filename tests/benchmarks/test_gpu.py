@@ -57,7 +57,7 @@ def test_memory(job, overlay):
 def test_memory_of_ppo(job):
     import_module("benchmarks.gpu.memory").ppo(job)
     assert figures(job)["peaks"].keys() == {"loading", "sampling", "sampling and scoring", "update"}
-    assert len(figures(job)["step_seconds"]) == 3
+    assert len(figures(job)["step_seconds"]) == 2
 
 
 def test_rl(job):
@@ -74,6 +74,15 @@ def test_compilation_and_smoke(job):
     assert figures(job)["train"]["graphs"] == 0  # a CPU takes dense masks, which nobody compiles
     import_module("benchmarks.gpu.smoke").run(job)
     assert all(figures(job)[f"packed_{q}"]["largest_difference_over_spread"] < 0.2 for q in ("none", "nf4"))
+
+
+def test_kernels(job):
+    import_module("benchmarks.gpu.kernels").run(job)
+    tasks = figures(job)["tasks"]
+    assert tasks.keys() == {f"{shape}, {what}" for shape in ("0.5b", "8b") for what in ("label", "train")}
+    for task in tasks.values():
+        assert sum(task["milliseconds_by_kind"].values()) == pytest.approx(task["milliseconds"])
+        assert task["milliseconds_by_kind"]["matrix products"] > 0
 
 
 def test_evidence_goes_on_where_it_was(job):
