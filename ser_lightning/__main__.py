@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from types import FrameType
 
 from ser_lightning import __version__
-from ser_lightning.cli.arguments import split_arguments
+from ser_lightning.cli.arguments import split_arguments, with_home
 from ser_lightning.cli.commands import COMMANDS, PROGRAM, check_command, overview, run_command
 from ser_lightning.cli.quiet import quieten
 from ser_lightning.errors import Causes, Terminated, UserError, no_room, outside_problem
@@ -30,7 +30,7 @@ def main(argv: list[str] | None = None) -> int:
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     is_debug = DEBUG in argv
-    argv = [word for word in argv if word != DEBUG]
+    argv = [with_home(word) for word in argv if word != DEBUG]
     quieten()
     try:
         with _sigterm_ends_in_order():

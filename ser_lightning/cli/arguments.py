@@ -1,5 +1,6 @@
 """The command line of a run: its command, its configs, found by path or among the bundled ones, and its flags."""
 
+import os
 import re
 from dataclasses import dataclass, field, replace
 from importlib.resources import files
@@ -71,6 +72,13 @@ def split_arguments(argv: list[str]) -> Arguments:
     raise_problems(_missing_config(name) for name, path in zip(names, found, strict=True) if path is None)
     paths = [str(path) for path in found]
     return Arguments(argv[0], paths, flags, dict(zip(paths, names, strict=True)))
+
+
+def with_home(word: str) -> str:
+    """A word of the command line, with `--to=~/x` expanded as shells expand `--to ~/x`."""
+    flag, equals, value = word.partition("=")
+    is_path = equals and flag.startswith("--") and (value == "~" or value.startswith("~/"))
+    return f"{flag}={os.path.expanduser(value)}" if is_path else word
 
 
 def class_in(config: str) -> str | None:

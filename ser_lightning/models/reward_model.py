@@ -243,6 +243,11 @@ def _load_model(backbone: Backbone, device: torch.device | str) -> nn.Module:
             f"backbone.path: {path} lacks {len(lost)} tensors of the body, such as {lost[0]}, or has them in another "
             "shape; give the folder of a whole pretrained model"
         )
+    if random and backbone.train != "full":  # they are neither trained nor saved, and the next load draws others
+        raise UserError(
+            f"backbone.train: got {backbone.train}, but {path} lacks {len(random)} tensors of the body, such as "
+            f"{random[0]}, which would stay random; use train: full, or a folder that was saved with them"
+        )
     if random:  # a language model of BERT's kind is saved without what its classifier pools with
         rank_zero_warn(
             f"backbone.path: {path} lacks {len(random)} tensors of the body, such as {random[0]}; they start random"

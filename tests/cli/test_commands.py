@@ -8,6 +8,7 @@ from typing import get_args
 import pytest
 
 from ser_lightning.__main__ import main
+from ser_lightning.cli.arguments import with_home
 from ser_lightning.cli.commands import COMMANDS, RUNS
 from ser_lightning.inference.scorer import Device, Dtype
 
@@ -77,6 +78,16 @@ WORDS = [
 @pytest.mark.parametrize(("argv", "expected"), WORDS, ids=[" ".join(argv) for argv, _ in WORDS])
 def test_what_is_mistyped_is_one_line(capsys, argv, expected):
     assert line_of(capsys, *argv) == expected
+
+
+def test_a_tilde_behind_an_equals_sign_is_the_home_as_it_is_behind_a_space(capsys, monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    run = ["query", "--run=r", "--n=1", "--to=~/labels.jsonl"]
+    (tmp_path / "labels.jsonl").touch()
+    assert line_of(capsys, *run).startswith(f"--to: {tmp_path}/labels.jsonl is there already")
+    assert [with_home(word) for word in ("--a=~", "--a=~x/y", "--a=b~/c", "a=~/b")] == [
+        *(f"--a={tmp_path}", "--a=~x/y", "--a=b~/c", "a=~/b")
+    ]
 
 
 def test_bench_reads_no_labels_and_takes_none(capsys):

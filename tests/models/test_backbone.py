@@ -228,6 +228,18 @@ def test_a_body_that_is_not_all_there_is_refused(tmp_path, tiny_model_dir, tiny_
         load_reward_model(Backbone(str(tmp_path)))
 
 
+@pytest.mark.parametrize("train", ["lora", "head", "full"])
+def test_a_pooler_that_would_stay_random_is_refused(bert_dir, train):
+    """A language model is saved without it, and the next load of a run would draw another."""
+    model = BertForSequenceClassification.from_pretrained(bert_dir)
+    model.save_pretrained(bert_dir, state_dict={k: v for k, v in model.state_dict().items() if "pooler" not in k})
+    if train == "full":
+        assert "model.bert.pooler.dense.weight" in load_reward_model(Backbone(bert_dir, train=train)).trainable_state()
+        return
+    with pytest.raises(UserError, match=rf"^backbone.train: got {train}, but .* lacks 2 .* pooler.* use train: full"):
+        load_reward_model(Backbone(bert_dir, train=train))
+
+
 SIZES = {"hidden_size": 16, "num_attention_heads": 2, "num_key_value_heads": 1, "intermediate_size": 32}
 DEEP = {
     "llama": lambda vocab: LlamaConfig(vocab_size=vocab, num_hidden_layers=4, **SIZES),
