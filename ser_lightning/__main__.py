@@ -9,9 +9,10 @@ from types import FrameType
 
 from ser_lightning import __version__
 from ser_lightning.cli.arguments import split_arguments, with_home
-from ser_lightning.cli.commands import COMMANDS, PROGRAM, check_command, overview, run_command
+from ser_lightning.cli.commands import COMMANDS, PROGRAM, check_command, overview, run_command, run_help
 from ser_lightning.cli.quiet import quieten
-from ser_lightning.errors import Causes, Terminated, UserError, no_room, outside_problem
+from ser_lightning.errors import Causes, Terminated, UserError, no_room, outside_problem, raise_problems
+from ser_lightning.settings.check import unknown_keys
 from ser_lightning.utils.terminal import visible
 
 DEBUG = "--debug"
@@ -62,6 +63,10 @@ def _dispatch(argv: list[str]) -> int:
     if argv[0] in COMMANDS:
         return run_command(argv[0], argv[1:])
     arguments = split_arguments(argv)  # finds what is mistyped before anything heavy is imported
+    if {"--help", "-h"} & {*argv}:
+        print(run_help(arguments))
+        return 0
+    raise_problems(unknown_keys(arguments.read_configs(), arguments.flags))
     from ser_lightning.cli.lightning import run
 
     run(arguments)

@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from ser_lightning.errors import nearest, raise_problems
+from ser_lightning.settings.check import Config
 
 
 @dataclass
@@ -43,6 +44,14 @@ class Arguments:
         ordered = replace(self, configs=sorted(self.configs, key=lambda path: path not in bases))
         base = self.names.get(bases[0], bases[0])
         return ordered, [f"--config: got {first} before {base}, which it changes; put {base} first"]
+
+    def read_configs(self) -> list[Config]:
+        """What the config files hold, with the names that the user gave them."""
+        root = Path(str(files("ser_lightning.configs")))
+        return [
+            Config(self.names.get(path, path), read_yaml(Path(path)), root in Path(path).resolve().parents)
+            for path in self.configs
+        ]
 
     def value(self, flag: str) -> str | None:
         """The value of the last `--flag VALUE` or `--flag=VALUE`, None without one."""

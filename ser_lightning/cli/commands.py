@@ -8,10 +8,11 @@ from typing import Any, Literal
 
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
-from ser_lightning.cli.arguments import split_arguments
+from ser_lightning.cli.arguments import Arguments, bundled_configs, split_arguments
 from ser_lightning.cli.diagnosis import reason
 from ser_lightning.cli.quiet import plain_warnings
 from ser_lightning.errors import UserError, nearest, raise_problems
+from ser_lightning.settings.overview import run_overview
 
 PROGRAM = "python -m ser_lightning"
 RUNS = {
@@ -240,6 +241,13 @@ def check_command(name: str) -> None:
     known = [*RUNS, *COMMANDS]
     if name not in known:
         raise UserError(f"command: got {name!r}; give one of {', '.join(known)}{nearest(name, known)}")
+
+
+def run_help(arguments: Arguments) -> str:
+    """What `--help` says of a command that takes a config."""
+    return run_overview(
+        PROGRAM, arguments.command, RUNS[arguments.command], arguments.read_configs(), bundled_configs()
+    )
 
 
 def overview() -> str:

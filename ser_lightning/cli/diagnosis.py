@@ -19,23 +19,10 @@ from jsonargparse import Namespace
 
 from ser_lightning.cli.arguments import Arguments, class_in, read_yaml
 from ser_lightning.errors import nearest
+from ser_lightning.settings.check import hint_for, shown
 
 CLASS_PATH = "class_path"
 ARGS = ("init_args", "dict_kwargs")
-ELSEWHERE = {
-    **dict.fromkeys(("lr", "learning_rate"), ("model.optimizer.lr",)),
-    "weight_decay": ("model.optimizer.weight_decay",),
-    **dict.fromkeys(
-        ("batch_size", "train_batch_size", "per_device_train_batch_size"),
-        ("data.pairs_per_step", "data.responses_per_step", "model.prompts_per_step"),
-    ),
-    **dict.fromkeys(("eval_batch_size", "per_device_eval_batch_size"), ("data.tokens_per_scoring_batch",)),
-    **dict.fromkeys(("gradient_accumulation_steps",), ("data.tokens_per_batch", "model.tokens_per_batch")),
-    **dict.fromkeys(("max_grad_norm", "gradient_clip_val"), ("model.max_grad_norm",)),
-    **dict.fromkeys(("epochs", "num_train_epochs"), ("evolution.seed_epochs", "trainer.max_epochs")),
-    **dict.fromkeys(("model_name_or_path", "model_name", "path"), ("model.backbone.path",)),
-}
-"""What other trainers call a setting -> where it is here; the first key that the config has."""
 PLAIN = {"float": "a number", "int": "an integer", "bool": "true or false", "str": "text"}
 PUBLIC = ("ser_lightning", "lightning.pytorch.callbacks", "lightning.pytorch.loggers", "torch.optim")
 """Modules whose classes a config may mean."""
@@ -98,7 +85,7 @@ class Diagnosis:
             self.problems.append(f"{name}: not a YAML file: {_one_line(str(content))}")
             return
         if not isinstance(content, dict):
-            self.problems.append(f"{name}: got {_show(content)}; a config is a table of keys such as model: and data:")
+            self.problems.append(f"{name}: got {shown(content)}; a config is a table of keys such as model: and data:")
             return
         good = self._good()
         kept = self._good_part(lambda part: [*good, _as_flag(part)], content, [], name, good)
@@ -188,9 +175,9 @@ class Diagnosis:
         key = ".".join(part.removesuffix("+") for part in path)
         if re.search(r"is not accepted|not accept option|unrecognized arguments", error):
             hint = self._suggest([part.removesuffix("+") for part in path], context)
-            self.problems.append(f"{key} ({source}): unknown key, got {_show(value)}{hint}")
+            self.problems.append(f"{key} ({source}): unknown key, got {shown(value)}{hint}")
         else:
-            self.problems.append(f"{key} ({source}): got {_show(value)}; {reason(error)}")
+            self.problems.append(f"{key} ({source}): got {shown(value)}; {reason(error)}")
 
     def _suggest(self, path: list[str], context: list[str]) -> str:
         """`; did you mean ...?` for the first part of `path` that the parser does not know."""
@@ -198,16 +185,7 @@ class Diagnosis:
             node: Any = self.parse(context)[self.arguments.command]
         except ParseError:
             return ""
-        for key in ELSEWHERE.get(path[-1], ()):
-            if _has(node, key.split(".")):
-                return f"; did you mean {key}?"
-        for depth, part in enumerate(path):
-            known = _children(node)
-            if part not in known:
-                hint, _, name = nearest(part, known).rpartition(" ")
-                return f"{hint} {'.'.join([*path[:depth], name])}" if hint else ""
-            node = known[part]
-        return ""
+        return hint_for(path, node, _children, _has)
 
 
 def _has(node: Any, path: list[str]) -> bool:
@@ -330,11 +308,6 @@ def _type_name(text: str) -> str:
     if found := re.match(r"typing\.Literal\[(.*)\]", text):
         return f"one of {found[1]}"
     return re.sub(r"\b(?:[A-Za-z_]\w*\.)+(\w+)", r"\1", text).replace("NoneType", "null")
-
-
-def _show(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def _one_line(text: str) -> str:

@@ -25,7 +25,7 @@ _NEVER_QUANTISED = ["lm_head", "score", "classifier", "pre_classifier", "pooler"
 
 
 def loading_arguments(backbone: Backbone, device: torch.device | str) -> dict[str, Any]:
-    """What `from_pretrained` needs besides the path; 4-bit weights are made on `device`, a GPU's weights are read to it."""
+    """What `from_pretrained` needs besides the path; 4-bit weights are made on `device`, and a GPU reads to itself."""
     arguments: dict[str, Any] = {"dtype": getattr(torch, backbone.dtype)}
     arguments["trust_remote_code"] = backbone.trust_remote_code
     if backbone.attn_implementation:

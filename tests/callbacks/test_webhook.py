@@ -67,7 +67,7 @@ def test_a_server_in_trouble_is_asked_again(server):
 def test_what_is_not_sent_is_said_without_the_address(server, statuses, said):
     server.statuses[:] = statuses
     callback = WebhookCallback(server.url)
-    with pytest.warns(UserWarning, match=rf"webhook: an alert was not sent \({said}\); training goes on") as warned:
+    with pytest.warns(UserWarning, match=rf"webhook: an alert was not sent \({said}\); training goes on") as warned:  # noqa: PT031
         callback.send(trainer_of(callback), "a", "b")  # a quick answer is reported at once, a slow one at the end
         callback.teardown(trainer_of(callback), None, "fit")
     assert not any("127.0.0.1" in str(one.message) for one in warned)

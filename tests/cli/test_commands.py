@@ -26,10 +26,11 @@ for line in json.loads(sys.argv[1]):
 loaded = [name for name in ("torch", "transformers", "lightning", "datasets", "numpy") if name in sys.modules]
 print(json.dumps([codes, loaded]))
 """
-HELP = [["--help"], ["-h"], [], ["--version"], *([name, "--help"] for name in COMMANDS)]
+HELP = [["--help"], ["-h"], [], ["--version"], *([name, "--help"] for name in (*COMMANDS, *RUNS))]
 TYPOS = [
     *(["fti"], ["fti", "--help"], ["score", "--modle=m"], ["query", "--run=r", "--n=x"], ["compare"]),
     *(["fit", "--config", "rm.yml"], ["plan", "--config", "rm.yml"]),
+    *(["fit", "--config", "rm.yaml", "--model.lr=1"], ["test", "--config", "ppo.yaml", "--data.paht=x"]),
 ]
 
 
@@ -109,6 +110,19 @@ def test_help_names_every_flag(capsys, name):
     said = capsys.readouterr().out
     for flag, settings in COMMANDS[name].flags.items():
         assert flag in said and " ".join(settings["help"].split()[:2]) in " ".join(said.split())
+
+
+@pytest.mark.parametrize("command", RUNS)
+def test_help_of_a_run_lists_every_key_of_the_classes_that_its_configs_name(capsys, command):
+    assert main([command, "--help"]) == 0
+    text = capsys.readouterr().out
+    for key in ("--model.backbone.lora.r int (default: 8)", "--data.seed_fraction float (default: 0.15)"):
+        assert f"\n  {key}\n" in text
+    assert "--evolution.max_rounds int" in text and "--run_dir" in text and "reload_dataloaders" in text
+    assert main([command, "--config", "ppo.yaml", "-h"]) == 0
+    text = capsys.readouterr().out
+    assert "--model.sampling.temperature" in text and "--data.prompts_per_step" in text and "model.reading" not in text
+    assert max(map(len, text.splitlines())) <= 120
 
 
 def test_devices_and_formats_are_those_of_the_scorer():

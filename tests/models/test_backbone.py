@@ -236,7 +236,7 @@ def test_a_pooler_that_would_stay_random_is_refused(bert_dir, train):
     if train == "full":
         assert "model.bert.pooler.dense.weight" in load_reward_model(Backbone(bert_dir, train=train)).trainable_state()
         return
-    with pytest.raises(UserError, match=rf"^backbone.train: got {train}, but .* lacks 2 .* pooler.* use train: full"):
+    with pytest.raises(UserError, match=rf"^backbone.train: got {train}, .* lacks 2 .*pooler.*; use train: full"):
         load_reward_model(Backbone(bert_dir, train=train))
 
 

@@ -1,4 +1,4 @@
-"""Lightning calls `configure_model` where new tensors are made on the GPU: what a module makes must not change by that."""
+"""Lightning calls `configure_model` where new tensors are made on the GPU, which must change nothing."""
 
 import pytest
 import torch
