@@ -12,6 +12,7 @@ from ser_lightning.cli.arguments import Arguments, bundled_configs, split_argume
 from ser_lightning.cli.diagnosis import reason
 from ser_lightning.cli.quiet import plain_warnings
 from ser_lightning.errors import UserError, nearest, raise_problems
+from ser_lightning.settings.check import unknown_keys
 from ser_lightning.settings.overview import run_overview
 
 PROGRAM = "python -m ser_lightning"
@@ -183,11 +184,19 @@ def run_command(name: str, argv: list[str]) -> int:
         UserError: a line for each problem of the command line, before anything heavy is imported.
     """
     is_run = name == "plan" and not {"--help", "-h"} & {*argv}
-    args = split_arguments(["fit", *argv]) if is_run else parse(name, argv)
+    args = _run_arguments(name, argv) if is_run else parse(name, argv)
     module, _, function = COMMANDS[name].function.partition(":")
     run = getattr(import_module(f"ser_lightning.{module}"), function)
     plain_warnings()
     return run(args) or 0
+
+
+def _run_arguments(name: str, argv: list[str]) -> Arguments:
+    """The arguments of a command that takes those of `fit` beside its own flags."""
+    arguments = split_arguments(["fit", *argv])
+    of_fit = [flag for flag in arguments.flags if flag[0].partition("=")[0] not in COMMANDS[name].flags]
+    raise_problems(unknown_keys(arguments.read_configs(), of_fit))
+    return arguments
 
 
 def parse(name: str, argv: list[str]) -> Namespace:

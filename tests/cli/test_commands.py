@@ -31,6 +31,7 @@ TYPOS = [
     *(["fti"], ["fti", "--help"], ["score", "--modle=m"], ["query", "--run=r", "--n=x"], ["compare"]),
     *(["fit", "--config", "rm.yml"], ["plan", "--config", "rm.yml"]),
     *(["fit", "--config", "rm.yaml", "--model.lr=1"], ["test", "--config", "ppo.yaml", "--data.paht=x"]),
+    ["plan", "--config", "rm.yaml", "--json", "plan.json", "--data.paht=x"],
 ]
 
 
