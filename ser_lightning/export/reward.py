@@ -166,8 +166,6 @@ def _form_problems(source: RewardRun, form: Form) -> list[str]:
         ]
     if form == "adapter" and source.backbone.gguf_file:
         return ["--form: got adapter for a GGUF base, which peft cannot load; use merged"]
-    if form == "adapter" and source.backbone.num_layers is not None:
-        return ["--form: got adapter for a base without its last layers (num_layers), which peft loads; use merged"]
     return []
 
 

@@ -46,7 +46,7 @@ class AdapterRewardModel(nn.Module):
 
 def can_share(policy: Backbone, reward: Backbone) -> bool:
     """Whether a reward model's frozen body is the policy's: same weights, same precision, nothing of it trained."""
-    same = ("quantize", "dtype", "attn_implementation", "num_layers", "gguf_file")
+    same = ("quantize", "dtype", "attn_implementation", "gguf_file")
     return (
         policy.train == "lora"
         and reward.train in ("lora", "head")

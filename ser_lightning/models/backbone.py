@@ -58,8 +58,6 @@ class Backbone:
             `Question: {Q}\\n\\nAnswer: {A}`; anything else is the path of a file with a Jinja chat template.
         attn_implementation: attention kernel as transformers names it; None lets it choose.
         gradient_checkpointing: recompute activations in the backward pass to save memory.
-        num_layers: use only the first so many layers of the body, None = all of them. What the middle of a language
-            model knows often judges better than its end, which is about the next token; it is cheaper, too.
         gguf_file: name of a GGUF file in `path`, for models that ship as one.
         trust_remote_code: run the Python files that come with a model; its author's code then does as it likes. Only
             the command line can set it.
@@ -73,7 +71,6 @@ class Backbone:
     template: str = "auto"
     attn_implementation: str | None = None
     gradient_checkpointing: bool = False
-    num_layers: int | None = None
     gguf_file: str | None = None
     trust_remote_code: bool = False
 
@@ -84,8 +81,6 @@ class Backbone:
             found.append("backbone.train: got full with quantize nf4; 4-bit weights cannot be trained, use lora")
         if self.quantize != "none" and self.gguf_file:
             found.append("backbone.gguf_file: got a GGUF file with quantize nf4; use a safetensors folder or no nf4")
-        if self.num_layers is not None and self.num_layers < 1:
-            found.append(f"backbone.num_layers: got {self.num_layers}; need at least 1, or null for all")
         if self.train == "lora" and (self.lora.r < 1 or not 0 <= self.lora.dropout < 1):
             found.append(
                 f"backbone.lora: got r {self.lora.r}, dropout {self.lora.dropout}; need r >= 1, 0 <= dropout < 1"

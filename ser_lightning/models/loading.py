@@ -40,26 +40,12 @@ def loading_arguments(backbone: Backbone, device: torch.device | str) -> dict[st
 
 
 def read_config(backbone: Backbone) -> PretrainedConfig:
-    """The config of a classifier with one label on the first `num_layers` layers of a model.
-
-    Raises:
-        UserError: if the model has fewer.
-    """
+    """The config of a classifier with one label; `UserError` if its weights are fewer than its layers."""
     extra = {"gguf_file": backbone.gguf_file} if backbone.gguf_file else {}
     config = AutoConfig.from_pretrained(
         backbone.resolved_path(), num_labels=1, trust_remote_code=backbone.trust_remote_code, **extra
     )
     check_layers(Path(backbone.resolved_path()), config)
-    if backbone.num_layers is not None:
-        text: Any = config.get_text_config()
-        if backbone.num_layers > text.num_hidden_layers:
-            raise UserError(
-                f"backbone.num_layers: got {backbone.num_layers}, the model has {text.num_hidden_layers}; use fewer, "
-                "or null for all"
-            )
-        text.num_hidden_layers = backbone.num_layers
-        if getattr(text, "layer_types", None):
-            text.layer_types = text.layer_types[: backbone.num_layers]
     return config
 
 

@@ -209,8 +209,6 @@ def load_policy(
     problems = backbone.problems()
     if backbone.train == "head":
         problems.append("backbone.train: got head, which trains no policy; use lora or full")
-    if backbone.num_layers is not None:
-        problems.append(f"backbone.num_layers: got {backbone.num_layers}; a policy needs all its layers, leave it out")
     raise_problems(problems)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(torch.initial_seed())

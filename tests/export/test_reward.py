@@ -111,9 +111,9 @@ def test_an_adapter_is_asked_of_a_run_that_has_one(tiny_fit, capsys):
 
 
 def test_a_run_on_the_first_layers_is_exported_whole(tiny_fit, capsys):
-    tiny_fit("--model.backbone.train=lora", "--model.backbone.num_layers=1")
+    tiny_fit("--model.backbone.train=lora", "--model.reading=[last@1]")
     assert main(["export", "run", "--form=adapter"]) == 2
-    assert "a base without its last layers (num_layers)" in capsys.readouterr().err
+    assert "--form: got adapter for a head that reads last@1" in capsys.readouterr().err
     assert export(Path("run"), Path("out")).is_exact
     assert AutoModelForSequenceClassification.from_pretrained("out").config.num_hidden_layers == 1
 

@@ -262,7 +262,9 @@ def test_the_first_layers_judge_by_what_the_whole_model_has_in_its_middle(tmp_pa
     body = AutoModel.from_config(DEEP[family](len(tiny_tokenizer)))
     body.save_pretrained(tmp_path)
     tiny_tokenizer.save_pretrained(tmp_path)
-    reward_model = load_reward_model(Backbone(str(tmp_path), train=train, num_layers=3))
+    reward_model = load_reward_model(Backbone(str(tmp_path), train=train))
+    reward_model.read_as(tiny_tokenizer, ["last@3"], "")
+    reward_model.drop_unread_layers()
     plain = AutoModel.from_pretrained(tmp_path).eval()
     norm = plain.ln_f if family == "gpt2" else plain.norm
     for row, reward in zip(ROWS, rewards(reward_model, *padded(ROWS, 0)), strict=True):
@@ -271,8 +273,10 @@ def test_the_first_layers_judge_by_what_the_whole_model_has_in_its_middle(tmp_pa
             assert torch.allclose(reward_model.model.score(norm(middle[:, -1])).squeeze(), reward, atol=1e-5)
 
 
-def test_a_shorter_body_is_a_plain_model_of_fewer_layers(tmp_path, tiny_model_dir):
-    reward_model = load_reward_model(Backbone(str(tiny_model_dir), train="full", num_layers=1))
+def test_a_shorter_body_is_a_plain_model_of_fewer_layers(tmp_path, tiny_model_dir, tiny_tokenizer):
+    reward_model = load_reward_model(Backbone(str(tiny_model_dir), train="full"))
+    reward_model.read_as(tiny_tokenizer, ["last@1"], "")
+    reward_model.drop_unread_layers()
     shake(reward_model)
     expected = rewards(reward_model, *padded(ROWS, 0))
     merged_model(reward_model).save_pretrained(tmp_path)
@@ -281,18 +285,6 @@ def test_a_shorter_body_is_a_plain_model_of_fewer_layers(tmp_path, tiny_model_di
     with torch.no_grad():
         found = torch.cat([plain(torch.tensor([row])).logits[0] for row in ROWS])
     assert torch.allclose(found, expected, atol=1e-5)
-
-
-def test_an_encoder_has_first_layers_too(bert_dir):
-    one, two = (load_reward_model(Backbone(bert_dir, train="head", num_layers=n)) for n in (1, 2))
-    assert len(one.body.encoder.layer) == 1 and len(two.body.encoder.layer) == 2
-
-
-def test_layers_that_are_not_there(tiny_model_dir):
-    with pytest.raises(UserError, match=r"backbone\.num_layers: got 3, the model has 2; use fewer"):
-        load_reward_model(Backbone(str(tiny_model_dir), num_layers=3))
-    with pytest.raises(UserError, match=r"backbone\.num_layers: got 0; need at least 1"):
-        load_reward_model(Backbone(str(tiny_model_dir), num_layers=0))
 
 
 def test_problems_are_named_together():

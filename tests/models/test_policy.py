@@ -138,8 +138,6 @@ def test_a_model_that_scales_its_logits_unknown_to_us_is_refused(tiny_model_dir,
 def test_policies_that_cannot_be(tiny_model_dir, tmp_path):
     with pytest.raises(UserError, match=r"backbone\.train: got head"):
         load_policy(Backbone(str(tiny_model_dir), train="head"))
-    with pytest.raises(UserError, match=r"backbone\.num_layers: got 1; a policy needs all its layers"):
-        load_policy(lora(tiny_model_dir, num_layers=1))
     with pytest.raises(UserError, match="there is no such folder"):
         load_policy(lora(tmp_path / "nothing"))
     body = AutoModelForCausalLM.from_pretrained(tiny_model_dir).model
@@ -257,5 +255,4 @@ def test_only_the_same_frozen_base_is_shared(tiny_model_dir, tmp_path):
     assert not can_share(policy, Backbone(str(tiny_model_dir), train="full"))
     assert not can_share(policy, lora(tmp_path))
     assert not can_share(policy, lora(tiny_model_dir, quantize="nf4"))
-    assert not can_share(policy, lora(tiny_model_dir, num_layers=1))
     assert not can_share(Backbone(str(tiny_model_dir), train="full"), lora(tiny_model_dir))
