@@ -160,6 +160,26 @@ COMMANDS = {
             },
         },
     ),
+    "serve": Command(
+        "cli.serve:main",
+        "a reward model behind HTTP, for trainers (OpenRLHF, verl, TRL) and rerankers in other processes",
+        "serve MODEL [--port PORT]",
+        {
+            "model": {"type": str, "help": "an export, a run folder or a transformers folder"},
+            "--host": {"type": str, "default": "127.0.0.1", "help": "address to listen on; others than this machine's warn"},
+            "--port": {"type": int, "default": 8000, "help": "port to listen on; 0 takes a free one"},
+            "--policy": _optional(str, "folder of the policy whose chat template writes what OpenRLHF sends"),
+            "--max_rows": {"type": int, "default": 1024, "help": "most responses in a request"},
+            "--max_body_mib": {"type": int, "default": 8, "help": "most MiB in a request"},
+            "--max_wait_ms": {
+                "type": float,
+                "default": 5.0,
+                "help": "how long a request waits for others to share a batch with",
+            },
+            **_SCORING,
+            **_TRUST,
+        },
+    ),
     "plan": Command(
         "cli.plan:main",
         "what a fit of a reward model will take: weights, memory, tokens, time; takes the flags of `fit` as well",
