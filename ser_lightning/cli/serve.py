@@ -2,10 +2,12 @@
 
 import ipaddress
 import socket
+import warnings
 from importlib import import_module
 from pathlib import Path
 
 from jsonargparse import Namespace
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from ser_lightning.cli.score import load_scorer
 from ser_lightning.errors import Terminated, UserError, raise_problems
@@ -34,7 +36,9 @@ def main(args: Namespace) -> None:
         host, port = listener.getsockname()[:2]
         listener.listen()
         if not is_local:
-            say(f"warning: everybody who reaches {host}:{port} can use the model: there is no password and no TLS")
+            warnings.warn(
+                f"everybody who reaches {host}:{port} can use the model: there is no password and no TLS", stacklevel=1
+            )
         shown = f"[{host}]" if ":" in host else host
         say(f"Serving {service.name} at http://{shown}:{port}; Ctrl-C ends it")
         server = uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False))
@@ -62,6 +66,9 @@ def _bound_socket(host: str, port: int) -> socket.socket:
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((host, port))
+    except socket.gaierror as error:
+        listener.close()
+        raise UserError(f"--host: got {host} ({error.strerror}); use an address of this machine") from error
     except OSError as error:
         listener.close()
         raise UserError(
@@ -77,11 +84,9 @@ def _is_local(host: str) -> bool:
         return host == "localhost"
 
 
-def _load_policy_tokenizer(folder: str, trust_remote_code: bool):  # type: ignore[no-untyped-def]
-    from transformers import AutoTokenizer
-
+def _load_policy_tokenizer(folder: str, trust_remote_code: bool) -> PreTrainedTokenizerBase:
     try:
-        tokenizer = AutoTokenizer.from_pretrained(Path(folder).expanduser(), trust_remote_code=trust_remote_code)
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(Path(folder).expanduser(), trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
         raise UserError(f"--policy: got {folder}, which has no tokenizer; give the folder of the policy") from error
     if not tokenizer.chat_template:

@@ -1,6 +1,7 @@
 """The HTTP interface of a reward model. It reads no file for a request, and writes none."""
 
 import asyncio
+import logging
 import math
 import time
 import uuid
@@ -27,8 +28,10 @@ from ser_lightning.serving.requests import (
     ScoreRequest,
     split_conversation,
 )
+from ser_lightning.utils.terminal import visible
 from ser_lightning.utils.versions import __version__
 
+_LOG = logging.getLogger("uvicorn.error")
 LOCAL_HOSTS = ("127.0.0.1", "localhost", "[::1]")
 """What a browser or client calls this machine: a page from elsewhere that has its name point here calls it otherwise."""
 
@@ -181,7 +184,10 @@ def _readable(reader: TemplateReader | UserError) -> TemplateReader:
 async def _answer_error(request: Request, error: Exception) -> JSONResponse:
     """A status and one line for each cause."""
     status, problems = _status_and_problems(request, error)
-    return JSONResponse({"error": "\n".join(Causes(problems).lines()[:10])[:2000]}, status_code=status)
+    lines = "\n".join(Causes(problems).lines()[:10])[:2000]
+    # Clients such as OpenRLHF's show the status alone.
+    _LOG.warning("%s %s was answered with %d: %s", request.method, request.url.path, status, visible(lines))
+    return JSONResponse({"error": lines}, status_code=status)
 
 
 def _status_and_problems(request: Request, error: Exception) -> tuple[int, list[str]]:

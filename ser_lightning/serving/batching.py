@@ -1,6 +1,7 @@
 """Rows of several requests in the same batches: one thread scores what arrives within a few milliseconds."""
 
 import itertools
+import logging
 import queue
 import threading
 import time
@@ -12,6 +13,7 @@ from typing import Any, NamedTuple
 from ser_lightning.errors import UserError, describe
 from ser_lightning.inference.scorer import Row, Scorer
 
+_LOG = logging.getLogger("uvicorn.error")
 MAX_WAITING_ROWS = 65_536
 """Beyond which further requests are refused, so that a client that never waits fills no memory."""
 
@@ -127,6 +129,7 @@ class BatchingScorer:
             job.future.set_exception(error)
             return False
         except Exception as error:  # one request must not end the thread that serves all others
+            _LOG.exception("a request cannot be encoded")
             job.future.set_exception(ScoringFailed(describe(error)))
             return False
         return True
@@ -139,6 +142,7 @@ class BatchingScorer:
             rewards = iter(self.scorer.score_rows([row for job in batch for row in job.rows]).tolist())
         except Exception as error:  # NaN, no memory left
             if len(batch) == 1:
+                _LOG.exception("a request cannot be scored")
                 batch[0].future.set_exception(ScoringFailed(describe(error)))
                 return
             for job in batch:

@@ -224,9 +224,10 @@ BAD = [
 
 
 @pytest.mark.parametrize(("path", "body", "expected"), BAD)
-def test_every_bad_request_is_one_line(client, path, body, expected):
+def test_every_bad_request_is_one_line(client, path, body, expected, caplog):
     line = refused(client, path, **body)
     assert line.startswith(expected), line
+    assert caplog.messages == [f"POST {path} was answered with 422: {line}"]
     assert len(line.splitlines()) == 1 or body == {"prompts": "Hi", "responses": "a"}
 
 
@@ -272,12 +273,13 @@ def test_names_of_this_machine_pass(client, host):
     assert client.get("/health", headers={"Host": host}).status_code == 200
 
 
-def test_a_reward_that_is_not_finite_is_the_servers_fault(model, monkeypatch):
+def test_a_reward_that_is_not_finite_is_the_servers_fault(model, monkeypatch, caplog):
     scorer = Scorer.load(model, device="cpu")
     monkeypatch.setattr(scorer.reward, "score_rows", lambda rows, keys: torch.full((len(rows),), torch.nan))
     with TestClient(make_app(RewardService(scorer))) as client:
         line = refused(client, "/score", status=500, prompts=["Hi"], responses=["a"])
     assert line.startswith("model: got UserError: reward ") and "got NaN for 1 of 1 responses" in line
+    assert "a request cannot be scored" in caplog.messages and "checked_scores" in caplog.text  # a traceback
 
 
 def test_a_client_that_never_waits_is_told_to_come_later(client, monkeypatch):
