@@ -87,7 +87,9 @@ def test_trl_trains_with_the_function_and_all_ways_agree(url, capsys):
     left = run("recipes/trl.md", url)
     differences = [float(line.split()[-1]) for line in capsys.readouterr().out.splitlines()[-3:]]
     assert max(differences) < 1e-4
-    expected = plain([turns[0]["content"] for turns in left["prompts"]], [turns[0]["content"] for turns in left["completions"]])
+    expected = plain(
+        [turns[0]["content"] for turns in left["prompts"]], [turns[0]["content"] for turns in left["completions"]]
+    )
     assert left["expected"].tolist() == pytest.approx(expected, abs=1e-4)
     [logged] = [row for row in left["trainer"].state.log_history if "rewards/reward/mean" in row]
     assert logged["rewards/reward/mean"] == logged["reward"]

@@ -166,7 +166,11 @@ COMMANDS = {
         "serve MODEL [--port PORT]",
         {
             "model": {"type": str, "help": "an export, a run folder or a transformers folder"},
-            "--host": {"type": str, "default": "127.0.0.1", "help": "address to listen on; others than this machine's warn"},
+            "--host": {
+                "type": str,
+                "default": "127.0.0.1",
+                "help": "address to listen on; others than this machine's warn",
+            },
             "--port": {"type": int, "default": 8000, "help": "port to listen on; 0 takes a free one"},
             "--policy": _optional(str, "folder of the policy whose chat template writes what OpenRLHF sends"),
             "--max_rows": {"type": int, "default": 1024, "help": "most responses in a request"},

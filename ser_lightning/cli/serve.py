@@ -49,9 +49,7 @@ def main(args: Namespace) -> None:
 
 
 def _problems(args: Namespace) -> list[str]:
-    found = [
-        f"--{name}: got {args[name]}; use at least 1" for name in ("max_rows", "max_body_mib") if args[name] < 1
-    ]
+    found = [f"--{name}: got {args[name]}; use at least 1" for name in ("max_rows", "max_body_mib") if args[name] < 1]
     if not 0 <= args.max_wait_ms <= 10_000:
         found.append(f"--max_wait_ms: got {args.max_wait_ms}; use 0 to 10000")
     if not 0 <= args.port <= 65_535:
@@ -86,7 +84,9 @@ def _is_local(host: str) -> bool:
 
 def _load_policy_tokenizer(folder: str, trust_remote_code: bool) -> PreTrainedTokenizerBase:
     try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(Path(folder).expanduser(), trust_remote_code=trust_remote_code)
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            Path(folder).expanduser(), trust_remote_code=trust_remote_code
+        )
     except (OSError, ValueError) as error:
         raise UserError(f"--policy: got {folder}, which has no tokenizer; give the folder of the policy") from error
     if not tokenizer.chat_template:

@@ -33,7 +33,7 @@ from ser_lightning.utils.versions import __version__
 
 _LOG = logging.getLogger("uvicorn.error")
 LOCAL_HOSTS = ("127.0.0.1", "localhost", "[::1]")
-"""What a browser or client calls this machine: a page from elsewhere that has its name point here calls it otherwise."""
+"""What clients call this machine. A web page from elsewhere that lets its name point here calls it by that name."""
 
 
 class RewardService:
@@ -213,7 +213,7 @@ def _validation_problem(error: dict[str, Any]) -> str:
     """One line of pydantic, which lists what it tried."""
     where = ".".join(str(part) for part in error["loc"] if part != "body") or "body"
     if error["type"] == "json_invalid":
-        return f"body: got broken JSON ({error['ctx']['error']}); send an object, with the header Content-Type: application/json"
+        return f"body: got broken JSON ({error['ctx']['error']}); send an object"
     if error["type"] == "value_error":
         return f"{where}: {error['ctx']['error']}"
     if error["type"] == "missing":

@@ -25,7 +25,9 @@ class ScoreRequest(BaseModel):
     def _is_one_of_both(self) -> Self:
         given = {name for name in ("prompts", "responses", "conversations") if getattr(self, name) is not None}
         if given not in ({"prompts", "responses"}, {"conversations"}):
-            raise ValueError(f"got {' and '.join(sorted(given)) or 'nothing'}; send prompts and responses, or conversations")
+            raise ValueError(
+                f"got {' and '.join(sorted(given)) or 'nothing'}; send prompts and responses, or conversations"
+            )
         if self.prompts is not None and self.responses is not None and len(self.prompts) != len(self.responses):
             counts = f"{len(self.prompts)} prompts and {len(self.responses)} responses"
             raise ValueError(f"got {counts}; send one response for each prompt")

@@ -31,7 +31,9 @@ def test_texts_and_turns_get_the_rewards_of_plain_transformers(model, reward):
     expected = [plain_reward(model, prompt, text)[0] for prompt, text in (("Hi", "a"), ("Why?", "So."))]
     assert reward(["Hi", "Why?"], ["a", "So."]) == pytest.approx(expected, abs=1e-5)
     turns = [[{"role": "user", "content": text}] for text in ("Hi", "Why?")]
-    found = reward(prompts=turns, completions=[answer("a"), answer("So.")], completion_ids=[[1], [2]], trainer_state=None)
+    found = reward(
+        prompts=turns, completions=[answer("a"), answer("So.")], completion_ids=[[1], [2]], trainer_state=None
+    )
     assert found == pytest.approx(expected, abs=1e-5) and all(type(one) is float for one in found)
     assert reward([], []) == []
 

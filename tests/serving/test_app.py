@@ -133,7 +133,9 @@ def test_a_policy_with_another_template_is_read_by_that(model, tiny_tokenizer):
     prompt = chatml.apply_chat_template(DIALOGUE, tokenize=False, add_generation_prompt=True)
     body = {"query": [prompt + "So.<|im_end|>"], "prompts": [prompt]}
     with TestClient(make_app(RewardService(Scorer.load(model, device="cpu"), chatml))) as client:
-        assert post(client, "/get_reward", **body)["rewards"] == pytest.approx(plain(model, [DIALOGUE], ["So."]), abs=1e-5)
+        assert post(client, "/get_reward", **body)["rewards"] == pytest.approx(
+            plain(model, [DIALOGUE], ["So."]), abs=1e-5
+        )
     with TestClient(make_app(RewardService(Scorer.load(model, device="cpu")))) as client:
         assert refused(client, "/get_reward", **body) == (
             "prompts[0]: got a prompt with <|im_start|>, which another chat template wrote; start the server with "
@@ -214,7 +216,11 @@ BAD = [
     ("/rerank", {"texts": ["a"]}, "query: got nothing; send it, see docs/serve.md"),
     ("/get_reward", {"query": ["Hi"] * 9, "prompts": ["H"] * 9}, "request: got 9 responses; send at most 8 at a time"),
     ("/get_reward", {"query": ["Hi"], "prompts": []}, "body: got 1 query and 0 prompts; send as many of both"),
-    ("/get_reward", {"query": ["Hi"], "prompts": ["Why?"]}, "prompts[0]: got a query that does not begin with its prompt"),
+    (
+        "/get_reward",
+        {"query": ["Hi"], "prompts": ["Why?"]},
+        "prompts[0]: got a query that does not begin with its prompt",
+    ),
     ("/classify", {}, "body: got both or none of input and messages; send one of them"),
     ("/classify", {"input": "Hello"}, "input[0]: got 'Hello', with which no text of the chat template begins"),
     ("/classify", {"input": "<user>Hi<eos>"}, "input[0]: got a conversation that ends with a user's turn"),
@@ -235,8 +241,12 @@ def test_what_is_no_json_is_one_line(client):
     deep = "[" * 9000 + "]" * 9000
     for content, expected in ((b"{", "broken JSON ("), (b"\xff", "something that"), (deep.encode(), "something that")):
         answer = client.post("/score", content=content, headers={"Content-Type": "application/json"})
-        assert 400 <= answer.status_code < 500 and answer.json()["error"].startswith(f"body: got {expected}"), answer.text
-    answer = client.post("/score", content=b'{"prompts": ["Hi"], "responses": ["a"]}', headers={"Content-Type": "text/plain"})
+        assert 400 <= answer.status_code < 500 and answer.json()["error"].startswith(f"body: got {expected}"), (
+            answer.text
+        )
+    answer = client.post(
+        "/score", content=b'{"prompts": ["Hi"], "responses": ["a"]}', headers={"Content-Type": "text/plain"}
+    )
     assert answer.status_code == 422
 
 
@@ -265,7 +275,9 @@ def test_a_body_that_is_too_large_is_not_read(client):
 @pytest.mark.parametrize("host", ["evil.example", "evil.example:8000", "127.0.0.1.evil.example"])
 def test_a_page_from_elsewhere_cannot_have_its_name_point_here(client, host):
     answer = client.post("/score", json={"prompts": ["Hi"], "responses": ["a"]}, headers={"Host": host})
-    assert answer.status_code == 421 and answer.json()["error"].startswith(f"host: got '{host}'; this server answers to")
+    assert answer.status_code == 421 and answer.json()["error"].startswith(
+        f"host: got '{host}'; this server answers to"
+    )
 
 
 @pytest.mark.parametrize("host", ["localhost:8000", "LOCALHOST", "127.0.0.1", "[::1]:8000", "[::1]"])
@@ -292,6 +304,9 @@ def test_a_client_that_never_waits_is_told_to_come_later(client, monkeypatch):
 
 
 def test_texts_that_no_encoding_has_are_scored(client, model):
-    answer = client.post("/score", content=json.dumps({"prompts": ["Hi"], "responses": ["a\ud800"]}),
-                         headers={"Content-Type": "application/json"})
+    answer = client.post(
+        "/score",
+        content=json.dumps({"prompts": ["Hi"], "responses": ["a\ud800"]}),
+        headers={"Content-Type": "application/json"},
+    )
     assert answer.json()["rewards"] == pytest.approx(plain(model, ["Hi"], ["a?"]), abs=1e-5)

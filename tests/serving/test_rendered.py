@@ -1,4 +1,4 @@
-"""Texts of chat templates of several families, written by transformers itself, come back as the turns they are made of."""
+"""Texts that transformers writes with templates of several families come back as the turns that they are made of."""
 
 import pytest
 from transformers import AutoTokenizer
@@ -11,9 +11,7 @@ CHATML = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-DEFAULT_SYSTEM = (
-    "{% if messages[0]['role'] != 'system' %}<|im_start|>system\nBe brief.<|im_end|>\n{% endif %}" + CHATML
-)
+DEFAULT_SYSTEM = "{% if messages[0]['role'] != 'system' %}<|im_start|>system\nBe brief.<|im_end|>\n{% endif %}" + CHATML
 LLAMA_2 = (
     "{% if messages[0]['role'] == 'system' %}{% set system = '<<SYS>>\n' + messages[0]['content'] + '\n<</SYS>>\n\n' %}"
     "{% set messages = messages[1:] %}{% else %}{% set system = '' %}{% endif %}"
@@ -27,9 +25,10 @@ LLAMA_3 = (
     "<|eot_id|>{% endfor %}{% if add_generation_prompt %}<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}"
 )
 GEMMA = (
-    "{{ bos_token }}{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+    "{{ bos_token }}{% if messages[0]['role'] == 'system' %}{{ raise_exception('No system role') }}{% endif %}"
     "{% for m in messages %}<start_of_turn>{{ 'model' if m['role'] == 'assistant' else m['role'] }}\n"
-    "{{ m['content'] | trim }}<end_of_turn>\n{% endfor %}{% if add_generation_prompt %}<start_of_turn>model\n{% endif %}"
+    "{{ m['content'] | trim }}<end_of_turn>\n{% endfor %}"
+    "{% if add_generation_prompt %}<start_of_turn>model\n{% endif %}"
 )
 THINKING = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n"
@@ -51,7 +50,6 @@ def turns(*texts, system=None):
 CONVERSATIONS = [
     turns("Hi there", "Hello."),
     turns("Hi\n\nthere", "Yes?", "What is 2 < 3?", "True.\n\nNext line"),
-    turns("Hi", "Yes?", "No", "So?", "Hm", "  "),
     turns("Hi there", "Hello.", system="You are terse."),
 ]
 
@@ -62,7 +60,7 @@ def tokenizer(tiny_model_dir):
 
 
 @pytest.mark.parametrize("template", TEMPLATES.values(), ids=TEMPLATES)
-@pytest.mark.parametrize("conversation", CONVERSATIONS[:2] + CONVERSATIONS[3:], ids=["one", "two", "system"])
+@pytest.mark.parametrize("conversation", CONVERSATIONS, ids=["one", "two", "system"])
 def test_what_a_template_writes_is_read_as_what_it_was_given(tokenizer, template, conversation):
     if template == GEMMA and conversation[0]["role"] == "system":
         return  # which it refuses to write
