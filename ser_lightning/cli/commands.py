@@ -10,10 +10,10 @@ from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
 from ser_lightning.cli.arguments import Arguments, bundled_configs, split_arguments
 from ser_lightning.cli.diagnosis import reason
-from ser_lightning.cli.quiet import plain_warnings
 from ser_lightning.errors import UserError, nearest, raise_problems
 from ser_lightning.settings.check import unknown_keys
 from ser_lightning.settings.overview import run_overview
+from ser_lightning.utils.quiet import plain_warnings
 
 PROGRAM = "python -m ser_lightning"
 RUNS = {

@@ -32,7 +32,7 @@ def main(args: Namespace) -> None:
         policy_tokenizer = _load_policy_tokenizer(args.policy, args.trust_remote_code) if args.policy else None
         service = RewardService(load_scorer(args), policy_tokenizer, args.max_rows, args.max_wait_ms)
         is_local = _is_local(args.host)
-        app = make_app(service, args.max_body_mib * 2**20, LOCAL_HOSTS if is_local else None)
+        app = make_app(service, args.max_body_mib * 2**20, (*LOCAL_HOSTS, args.host) if is_local else None)
         host, port = listener.getsockname()[:2]
         listener.listen()
         if not is_local:

@@ -220,5 +220,7 @@ def _validation_problem(error: dict[str, Any]) -> str:
         return f"{where}: got nothing; send it, see docs/serve.md"
     if error["type"] == "extra_forbidden":
         return f"{where}: got an unknown key; take it out"
+    if isinstance(error["input"], bytes):  # FastAPI reads no body that does not call itself JSON
+        return "body: got no JSON by its header; send an object, with the header Content-Type: application/json"
     shown = "an object" if isinstance(error["input"], dict) else repr(error["input"])[:60]
     return f"{where}: got {shown}; {error['msg'][0].lower()}{error['msg'][1:]}"

@@ -59,7 +59,8 @@ def test_many_clients_at_once_get_the_rewards_of_the_scorer_in_order(model):
 
 
 def test_limits_are_those_of_the_flags(model):
-    with serving(model, "--max_rows=2", "--max_body_mib=1") as (url, _):
+    with serving(model, "--max_rows=2", "--max_body_mib=1", "--host=127.0.0.2") as (url, _):
+        assert url.startswith("http://127.0.0.2:")
         body = {"prompts": ["Hi"] * 3, "responses": ["a"] * 3}
         answer = requests.post(f"{url}/score", json=body, timeout=60)
         assert answer.json() == {"error": "request: got 3 responses; send at most 2 at a time"}

@@ -248,6 +248,7 @@ def test_what_is_no_json_is_one_line(client):
         "/score", content=b'{"prompts": ["Hi"], "responses": ["a"]}', headers={"Content-Type": "text/plain"}
     )
     assert answer.status_code == 422
+    assert answer.json()["error"].endswith("send an object, with the header Content-Type: application/json")
 
 
 def test_a_path_that_is_not_there_names_those_that_are(client):
