@@ -11,6 +11,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from ser_lightning.cli.score import load_scorer
 from ser_lightning.errors import Terminated, UserError, raise_problems
+from ser_lightning.serving.batching import MAX_WAITING_ROWS
 from ser_lightning.utils.terminal import say
 
 
@@ -49,7 +50,11 @@ def main(args: Namespace) -> None:
 
 
 def _problems(args: Namespace) -> list[str]:
-    found = [f"--{name}: got {args[name]}; use at least 1" for name in ("max_rows", "max_body_mib") if args[name] < 1]
+    found = []
+    if not 1 <= args.max_rows <= MAX_WAITING_ROWS:
+        found.append(f"--max_rows: got {args.max_rows}; use 1 to {MAX_WAITING_ROWS}, the most that may wait")
+    if args.max_body_mib < 1:
+        found.append(f"--max_body_mib: got {args.max_body_mib}; use at least 1")
     if not 0 <= args.max_wait_ms <= 10_000:
         found.append(f"--max_wait_ms: got {args.max_wait_ms}; use 0 to 10000")
     if not 0 <= args.port <= 65_535:

@@ -61,8 +61,7 @@ class RewardService:
 
     async def score(self, prompts: Sequence[Any], responses: Sequence[Any]) -> Scored:
         """Rewards of N responses; an error of one row is an error of the request."""
-        if len(responses) > self.max_rows:
-            raise UserError(f"request: got {len(responses)} responses; send at most {self.max_rows} at a time")
+        self._check_number(len(responses))
         return await asyncio.wrap_future(self.batches.submit(prompts, responses))
 
     def info(self) -> dict[str, Any]:
@@ -74,16 +73,22 @@ class RewardService:
 
     async def score_rendered(self, texts: list[str]) -> Scored:
         """Rewards of conversations as the reward model's chat template writes them."""
+        self._check_number(len(texts))
         reader = _readable(self._reader)
-        pairs = [reader.read(text, f"input[{i}]") for i, text in enumerate(texts[: self.max_rows + 1])]
+        pairs = [reader.read(text, f"input[{i}]") for i, text in enumerate(texts)]
         return await self.score([prompt for prompt, _ in pairs], [response for _, response in pairs])
 
     async def score_queries(self, queries: list[str], prompts: list[str]) -> Scored:
         """Rewards of what a policy wrote behind its prompts."""
+        self._check_number(len(queries))
         reader = _readable(self._policy_reader)
-        both = enumerate(list(zip(queries, prompts, strict=True))[: self.max_rows + 1])
+        both = enumerate(zip(queries, prompts, strict=True))
         pairs = [reader.split(query, prompt, f"prompts[{i}]") for i, (query, prompt) in both]
         return await self.score([prompt for prompt, _ in pairs], [response for _, response in pairs])
+
+    def _check_number(self, num_rows: int) -> None:
+        if num_rows > self.max_rows:
+            raise UserError(f"request: got {num_rows} responses; send at most {self.max_rows} at a time")
 
 
 def make_app(service: RewardService, max_body_bytes: int = 8 * 2**20, hosts: Sequence[str] | None = None) -> FastAPI:
@@ -105,7 +110,7 @@ def make_app(service: RewardService, max_body_bytes: int = 8 * 2**20, hosts: Seq
     app.include_router(_own_endpoints(service))
     app.include_router(_endpoints_of_others(service))
     app.add_middleware(Guard, max_body_bytes=max_body_bytes, hosts=hosts)
-    for kind in (RequestValidationError, HTTPException, UserError, ValueError, Busy, ScoringFailed, Exception):
+    for kind in (RequestValidationError, HTTPException, UserError, Busy, ScoringFailed, Exception):
         app.add_exception_handler(kind, _answer_error)
     return app
 
@@ -204,8 +209,6 @@ def _status_and_problems(request: Request, error: Exception) -> tuple[int, list[
     if isinstance(error, HTTPException):
         known = ", ".join(sorted(request.app.openapi()["paths"]))
         return error.status_code, [f"{request.method} {request.url.path}: got {error.detail}; there are {known}"]
-    if isinstance(error, ValueError):
-        return 422, [str(error)]
     return 500, [f"server: got {describe(error)}, which is no fault of the request; look at the server's terminal"]
 
 

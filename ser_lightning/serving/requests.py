@@ -8,6 +8,8 @@ from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from ser_lightning.errors import UserError
+
 Rows = tuple[list[Any], list[Any]]
 """N prompts and N responses."""
 
@@ -34,7 +36,7 @@ class ScoreRequest(BaseModel):
         return self
 
     def rows(self) -> Rows:
-        """Prompts and responses; raises `ValueError` for a conversation that ends with no response."""
+        """Prompts and responses; raises `UserError` for a conversation that ends with no response."""
         if self.conversations is None:
             return self.prompts or [], self.responses or []
         pairs = [split_conversation(turns, f"conversations[{i}]") for i, turns in enumerate(self.conversations)]
@@ -86,8 +88,8 @@ class RerankRequest(BaseModel):
 
 
 def split_conversation(turns: list[Any], where: str) -> tuple[list[Any], Any]:
-    """Prompt and response of a conversation; `ValueError` where it does not end with the assistant's turn."""
+    """Prompt and response of a conversation; `UserError` where it does not end with the assistant's turn."""
     last = turns[-1] if turns else None
     if len(turns) < 2 or not isinstance(last, dict) or set(last) != {"role", "content"} or last["role"] != "assistant":
-        raise ValueError(f"{where}: got no response at its end; end it with a turn of the role assistant")
+        raise UserError(f"{where}: got no response at its end; end it with a turn of the role assistant")
     return turns[:-1], last["content"]

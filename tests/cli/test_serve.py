@@ -99,7 +99,7 @@ def test_the_template_of_the_policy_reads_what_openrlhf_sends(model, tiny_tokeni
 def test_what_cannot_work_is_said_before_a_model_is_loaded(model, capsys, tiny_tokenizer, tmp_path):
     bad = ["--max_rows=0", "--max_body_mib=0", "--max_wait_ms=-1", "--port=70000", "--policy=nowhere"]
     assert problems_of(capsys, "serve", "nowhere", *bad) == [
-        "--max_rows: got 0; use at least 1",
+        "--max_rows: got 0; use 1 to 65536, the most that may wait",
         "--max_body_mib: got 0; use at least 1",
         "--max_wait_ms: got -1.0; use 0 to 10000",
         "--port: got 70000; use 0, which takes a free one, to 65535",
