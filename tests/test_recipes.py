@@ -4,6 +4,7 @@ import re
 import runpy
 import shutil
 import threading
+import time
 from pathlib import Path
 
 import datasets
@@ -40,6 +41,7 @@ def url(here):
     thread.start()
     while not server.started:
         assert thread.is_alive()
+        time.sleep(0.01)
     yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
     server.should_exit = True
     thread.join()

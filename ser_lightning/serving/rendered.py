@@ -63,9 +63,8 @@ class TemplateReader:
         ends = [self._end.rstrip(), tokenizer.eos_token, tokenizer.pad_token]
         ends.append(tokenizer.convert_ids_to_tokens(closing) if closing is not None else None)
         self._ends = [str(token) for token in ends if token]
-        self._special = [
-            token for token in map(str, tokenizer.all_special_tokens) if len(token) > 4
-        ]  # `</s>` may be HTML
+        # Shorter ones, such as `</s>`, may be HTML.
+        self._special = [token for token in map(str, tokenizer.all_special_tokens) if len(token) > 4]
 
     def read(self, text: str, where: str) -> Conversation:
         """The conversation that a text holds, up to a response.

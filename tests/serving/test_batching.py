@@ -1,6 +1,7 @@
 """Requests of many threads at once get what each would get alone."""
 
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -114,7 +115,7 @@ def test_rows_beyond_what_it_can_hold_are_refused(scorer, batches, monkeypatch):
     batched = batches(max_wait_ms=0.0)
     futures = [batched.submit(["Hi"] * 4, ["a"] * 4)]
     while batched._num_waiting:  # until the thread has taken it
-        pass
+        time.sleep(0.01)
     futures.append(batched.submit(["Hi"] * 3, ["a"] * 3))
     with pytest.raises(Busy):
         batched.submit(["Hi"] * 2, ["a"] * 2)
