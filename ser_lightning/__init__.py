@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from ser_lightning.evolution.selection import SelectionContext as SelectionContext
     from ser_lightning.evolution.selection import SelectionResult as SelectionResult
     from ser_lightning.evolution.selection import TopShareRule as TopShareRule
+    from ser_lightning.inference.reward_function import reward_function as reward_function
     from ser_lightning.inference.scorer import Scorer as Scorer
     from ser_lightning.models.backbone import Backbone as Backbone
     from ser_lightning.models.backbone import LoraSettings as LoraSettings
@@ -87,6 +88,7 @@ _MODULES = {
     "UserError": "errors",
     "WebhookCallback": "callbacks.alerts",
     "gold_scores": "synthetic.world",
+    "reward_function": "inference.reward_function",
 }
 """Public name -> the module below this package that defines it."""
 

@@ -10,9 +10,9 @@ from types import FrameType
 from ser_lightning import __version__
 from ser_lightning.cli.arguments import split_arguments, with_home
 from ser_lightning.cli.commands import COMMANDS, PROGRAM, check_command, overview, run_command, run_help
-from ser_lightning.cli.quiet import quieten
 from ser_lightning.errors import Causes, Terminated, UserError, no_room, outside_problem, raise_problems
 from ser_lightning.settings.check import unknown_keys
+from ser_lightning.utils.quiet import quieten
 from ser_lightning.utils.terminal import visible
 
 DEBUG = "--debug"

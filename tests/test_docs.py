@@ -14,7 +14,7 @@ from ser_lightning.runs.files import RoundRow
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
-PAGES = [README, *sorted(ROOT.joinpath("docs").glob("*.md"))]
+PAGES = [README, *sorted(ROOT.joinpath("docs").rglob("*.md"))]
 GENERATED = {ROOT / "docs" / "results.md", ROOT / "docs" / "pictures" / "rounds.svg"}
 """Written by scripts from runs: a checkout without them is complete."""
 

@@ -10,10 +10,10 @@ from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
 from ser_lightning.cli.arguments import Arguments, bundled_configs, split_arguments
 from ser_lightning.cli.diagnosis import reason
-from ser_lightning.cli.quiet import plain_warnings
 from ser_lightning.errors import UserError, nearest, raise_problems
 from ser_lightning.settings.check import unknown_keys
 from ser_lightning.settings.overview import run_overview
+from ser_lightning.utils.quiet import plain_warnings
 
 PROGRAM = "python -m ser_lightning"
 RUNS = {
@@ -158,6 +158,30 @@ COMMANDS = {
                 "default": "Random",
                 "help": "which pairs: Random, MostUncertain, or the dotted path of a class of your own",
             },
+        },
+    ),
+    "serve": Command(
+        "cli.serve:main",
+        "a reward model behind HTTP, for trainers (OpenRLHF, verl, TRL) and rerankers in other processes",
+        "serve MODEL [--port PORT]",
+        {
+            "model": {"type": str, "help": "an export, a run folder or a transformers folder"},
+            "--host": {
+                "type": str,
+                "default": "127.0.0.1",
+                "help": "address to listen on; others than this machine's warn",
+            },
+            "--port": {"type": int, "default": 8000, "help": "port to listen on; 0 takes a free one"},
+            "--policy": _optional(str, "folder of the policy whose chat template writes what OpenRLHF sends"),
+            "--max_rows": {"type": int, "default": 1024, "help": "most responses in a request"},
+            "--max_body_mib": {"type": int, "default": 8, "help": "most MiB in a request"},
+            "--max_wait_ms": {
+                "type": float,
+                "default": 5.0,
+                "help": "how long a request waits for others to share a batch with",
+            },
+            **_SCORING,
+            **_TRUST,
         },
     ),
     "plan": Command(

@@ -27,7 +27,6 @@ from ser_lightning.callbacks.progress import ParameterLine, PhaseProgressBar
 from ser_lightning.cli.arguments import Arguments
 from ser_lightning.cli.commands import PROGRAM
 from ser_lightning.cli.diagnosis import Diagnosis, ParseError, null_problems
-from ser_lightning.cli.quiet import LOGGERS, plain_warnings
 from ser_lightning.datamodules.base import PairFiles, model_problems
 from ser_lightning.errors import NothingToDo, Terminated, UserError, raise_problems
 from ser_lightning.runs.files import CONFIG, is_run
@@ -44,6 +43,7 @@ from ser_lightning.runs.folder import (
 from ser_lightning.training.checkpoints import LAST, CheckpointsInPlace, LastCheckpoint
 from ser_lightning.training.rank_failure import FOLLOW_UP_SECONDS, EndAfterSigterm, end_with_parent, lost_rank
 from ser_lightning.training.strategies import strategy_problems
+from ser_lightning.utils.quiet import LOGGERS, plain_warnings
 from ser_lightning.utils.terminal import say, visible
 
 MODULES = ("RewardModule", "SFTModule", "PPOModule", "GenerateModule")

@@ -21,7 +21,8 @@ from ser_lightning.records import Turn
 
 # Templates such as Llama 3's write today's date into the system turn: ids and rewards would change overnight. This is
 # the date that they take where there is no clock.
-_FIXED_DATE = "{% macro strftime_now(format) %}26 Jul 2024{% endmacro %}"
+FIXED_DATE = "26 Jul 2024"
+_CLOCK = f"{{% macro strftime_now(format) %}}{FIXED_DATE}{{% endmacro %}}"
 MAX_SECONDS, MAX_SECONDS_PER_TURN = 10.0, 1e-3
 """Of CPU time, for one call; a usual template takes 0.02 ms a turn."""
 MAX_GROWTH, MAX_EXTRA = 100, 1_000_000
@@ -66,7 +67,7 @@ def render_conversations(
     """
     template = tokenizer.get_chat_template()
     if "strftime_now" in template:
-        template = _FIXED_DATE + template
+        template = _CLOCK + template
 
     def render() -> Any:
         _check_operators(template)

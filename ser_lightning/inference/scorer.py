@@ -6,6 +6,7 @@ A `Scorer` takes texts; the `RewardModel` below it takes ids. N responses or pai
 import json
 import sys
 from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Self, TypeVar, cast
 
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from ser_lightning.data.encode import EncodedPair, encode_candidates, encode_pairs, encode_responses
+from ser_lightning.data.encode import EncodedPair, encode_candidates, encode_pairs
 from ser_lightning.data.formats import parse_prompt
 from ser_lightning.data.packing import num_shared_tokens
 from ser_lightning.data.turns import clean
@@ -30,6 +31,23 @@ Dtype = Literal["auto", "float32", "bfloat16"]
 Encoding = TypeVar("Encoding")
 Prompts = Sequence[str] | Sequence[list[Turn]]
 """Texts, each the turn of a user or a transcript that begins with `Human:`, or conversations as lists of turns."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One prompt and one response as the model reads them.
+
+    Attributes:
+        prompt: the conversation that the response answers.
+        response: all of it, for messages.
+        ids: of both, at most `max_length`.
+        is_cut: whether the response was longer, so that `ids` hold its front alone.
+    """
+
+    prompt: list[Turn]
+    response: str
+    ids: list[int]
+    is_cut: bool
 
 
 class Scorer:
@@ -104,24 +122,52 @@ class Scorer:
         """Whether anybody has fitted zero and temperature."""
         return (self.zero, self.temperature) != (0.0, 1.0)
 
-    def score(self, prompts: Prompts, responses: Sequence[str]) -> Tensor:
+    def score(self, prompts: Prompts, responses: Sequence[str], cut_long: bool = False) -> Tensor:
         """(N,) float32 raw rewards, in logits, on the CPU.
 
         Args:
             prompts: N.
             responses: N.
+            cut_long: judge a response that does not fit into `max_length` by its front, as PPO does, with a warning
+                the first time; otherwise it is an error.
 
         Raises:
             UserError: if a prompt or a response cannot be read, does not fit, or gets a reward that is not finite.
         """
+        return self.score_rows(self.encode_rows(prompts, responses, cut_long))
+
+    def encode_rows(self, prompts: Prompts, responses: Sequence[str], cut_long: bool = False) -> list[Row]:
+        """The first half of `score`: texts to ids.
+
+        Args:
+            prompts: N.
+            responses: N.
+            cut_long: as `score` has it.
+
+        Raises:
+            UserError: if a prompt or a response cannot be read or does not fit.
+        """
         turns, (responses,) = _all_turns(prompts, responses)
         if not turns:
-            return torch.empty(0)
+            return []
         with named(self.reward.name):
             self.reward.look_at(responses)
-            rows = self._fitting(encode_responses(self.reward.tokenizer, turns, responses, self.reward.max_length))
-        raw = self.reward.score_rows(rows, self._keys(turns, rows))
-        return checked_scores(self.reward.name, raw, responses)
+            found = self.reward.encode(turns, responses, cut_long)
+            rows = self._fitting(found.rows)
+        texts = zip(turns, responses, rows, found.is_cut, strict=True)
+        return [Row(prompt, text, ids, is_cut) for prompt, text, ids, is_cut in texts]
+
+    def score_rows(self, rows: Sequence[Row]) -> Tensor:
+        """The second half of `score`: (N,) float32 raw rewards of N rows, of one call of `encode_rows` or of several.
+
+        Raises:
+            UserError: if a reward is not finite.
+        """
+        if not rows:
+            return torch.empty(0)
+        ids = [row.ids for row in rows]
+        raw = self.reward.score_rows(ids, self._keys([row.prompt for row in rows], ids))
+        return checked_scores(self.reward.name, raw, [row.response for row in rows])
 
     def probability(self, prompts: Prompts, responses: Sequence[str], others: Sequence[str]) -> Tensor:
         """(N,) float32 probability that each response is better than the other one to the same prompt, calibrated.

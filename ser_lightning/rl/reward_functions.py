@@ -7,7 +7,7 @@ Shapes: N responses.
 import json
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Protocol, cast
+from typing import Any, NamedTuple, Protocol, cast
 
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
@@ -42,6 +42,18 @@ class RewardFunction(Protocol):
         Raises:
             UserError: if it fails; the error names the reward function.
         """
+
+
+class EncodedResponses(NamedTuple):
+    """Ids of N responses behind their prompts.
+
+    Attributes:
+        rows: None where one does not fit.
+        is_cut: where the front of a response stands for all of it.
+    """
+
+    rows: list[list[int] | None]
+    is_cut: list[bool]
 
 
 class ModelReward:
@@ -87,13 +99,26 @@ class ModelReward:
             return torch.empty(0)
         with named(self.name):
             self.look_at(responses)
-            rows = self._encode(prompts, responses)
+            found = self.encode(prompts, responses, cut_long=True)
+        self.num_cut = sum(found.is_cut)
+        rows = [ids for ids in found.rows if ids is not None]
         raw = self.score_rows(rows, [json.dumps(prompt) for prompt in prompts])
         return checked_scores(self.name, (raw - self.zero) / self.temperature, responses)
 
-    def _encode(self, prompts: Sequence[list[Turn]], responses: Sequence[str]) -> list[list[int]]:
-        """Ids of every response, those that are too long cut; counts these, and says so the first time."""
+    def encode(self, prompts: Sequence[list[Turn]], responses: Sequence[str], cut_long: bool) -> EncodedResponses:
+        """Ids of every response.
+
+        Args:
+            prompts: N conversations that wait for a response.
+            responses: N.
+            cut_long: keep the front of those that are too long, and say so the first time.
+
+        Raises:
+            UserError: if the template refuses a prompt, or `max_length` takes not even an empty response.
+        """
         given = encode_responses(self.tokenizer, prompts, responses, self.max_length)
+        if not cut_long or None not in given:
+            return EncodedResponses(given, [False] * len(given))
         rows = [
             ids or encode_front(self.tokenizer, prompt, text, self.max_length)
             for ids, prompt, text in zip(given, prompts, responses, strict=True)
@@ -103,15 +128,14 @@ class ModelReward:
                 f"got a max_length of {self.max_length}, in which not even an empty response fits; give a reward model "
                 "that was trained with a larger data.max_length"
             )
-        was_cut, self.num_cut = self._has_cut, given.count(None)
-        self._has_cut = was_cut or self.num_cut > 0
-        if self._has_cut and not was_cut:
+        if not self._has_cut:
+            self._has_cut = True
             rank_zero_warn(
-                f"reward {self.name}: {self.num_cut} of {len(rows)} responses are longer than its max_length of "
-                f"{self.max_length} tokens; it judges them by what comes first. Lower model.sampling.max_new_tokens, "
-                "or train the reward model with a larger data.max_length."
+                f"reward {self.name}: {given.count(None)} of {len(rows)} responses are longer than its max_length of "
+                f"{self.max_length} tokens; it judges them by what comes first. Let the policy write less (here "
+                "model.sampling.max_new_tokens), or train the reward model with a larger data.max_length."
             )
-        return [ids for ids in rows if ids is not None]
+        return EncodedResponses(rows, [ids is None for ids in given])
 
     def score_rows(
         self, rows: Sequence[list[int]], keys: Sequence[Hashable], show: Callable[[int], object] | None = None

@@ -217,7 +217,7 @@ def test_a_response_that_does_not_fit_is_judged_by_its_front_and_counted(reward_
         raw = float(model(torch.tensor([fitting[-1]])).logits)
     expected = (raw - model.config.reward_zero) / model.config.reward_temperature
     judge = load_rewards(folder)
-    with pytest.warns(UserWarning, match=r"1 of 5 responses are longer than its max_length of 64 to.*Lower model\."):
+    with pytest.warns(UserWarning, match=r"1 of 5 responses are longer than its max_length of 64 to.*write less"):
         rewards = judge(PROMPTS, [*RESPONSES[:4], "w" * 100])
     assert rewards[4].item() == pytest.approx(expected, rel=1e-4, abs=1e-4)
     assert judge.num_cut == 1

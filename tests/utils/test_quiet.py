@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from ser_lightning.__main__ import main
-from ser_lightning.cli.quiet import plain_warnings, quieten
+from ser_lightning.utils.quiet import plain_warnings, quieten
 from ser_lightning.utils.terminal import new_table, say, text_of
 
 ROOT = Path(__file__).parents[2]

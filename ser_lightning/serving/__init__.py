@@ -1,0 +1,1 @@
+"""A reward model behind HTTP, for trainers and rerankers in other processes (`pip install ser-lightning[serve]`)."""
