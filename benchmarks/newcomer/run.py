@@ -2,9 +2,9 @@
 
     python -m benchmarks.newcomer.run --pairs labelled.jsonl --model FOLDER
 
-The pairs' own labels are the newcomer's opinion: the file that the commands get has none, and every answer is a key in the
-label page, in a headless Chromium. Commands and code are read from the pages of the docs; only the path of a local model is
-added. Needs `pip install '.[label,serve]' trl playwright`, and a Chromium.
+The pairs' own labels are the newcomer's opinion: the file that the commands get has none, and every answer is a key in
+the label page, in a headless Chromium. Commands and code are read from the pages of the docs; only the path of a local
+model is added. Needs `pip install '.[label,serve]' trl playwright`, and a Chromium.
 """
 
 import argparse
