@@ -57,7 +57,8 @@ class PairFiles(pl.LightningDataModule):
         columns: how the files call prompt, chosen, rejected, response_a, response_b, label or id,
             such as {prompt: question, chosen: response_j}.
         labels: what the labels of the files mean, such as {model_a: a, model_b: b, tie: tie}; null is no label.
-            Without it 1, a and true say that response_a is better, 0, b and false that response_b is.
+            Without it 1, a and true say that response_a is better, 0, b and false that response_b is, 0.5 and tie that
+            neither is.
         seed_fraction: share of the labelled pairs outside the test set that keep their label, if no pair comes
             unlabelled.
         test_fraction: share of the labelled pairs for the test set, if there is no `test_path`.

@@ -10,11 +10,12 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from ser_lightning.data.formats import Labels, parse_row
+from ser_lightning.data.formats import TIE, Labels, parse_row
 from ser_lightning.data.reader import PairStore
 from ser_lightning.data.sources import Source, open_sources
-from ser_lightning.data.store import ROLES, UNLABELLED, build_store, is_complete, store_key
+from ser_lightning.data.store import ROLES, build_store, is_complete, store_key
 from ser_lightning.datamodules.batches import PairSet
+from ser_lightning.datamodules.splitting import is_decided
 from ser_lightning.errors import UserError
 from ser_lightning.records import PreferencePair
 
@@ -61,9 +62,11 @@ class EvaluationSet:
         """
         self._store = store = PairStore(self._folder(cache, tokenizer, max_length))
         labels = store.read_labels()
-        is_labelled, is_seen = labels > UNLABELLED, np.isin(store.dialogue_id, seen_dialogues)
+        is_labelled, is_seen = is_decided(labels), np.isin(store.dialogue_id, seen_dialogues)
         self.rows = np.flatnonzero(is_labelled & ~is_seen)
         self.labels = labels[self.rows]
+        if num_ties := int((labels == TIE).sum()):
+            rank_zero_info(f"data.eval_sets: {num_ties} of {len(labels)} pairs of {self.name} are ties, and are left out")
         if num_seen := int((is_labelled & is_seen).sum()):
             rank_zero_warn(
                 f"data.eval_sets: {num_seen} of {int(is_labelled.sum())} pairs of {self.name} are of dialogues that "
@@ -75,8 +78,8 @@ class EvaluationSet:
             )
         if not len(self.rows):
             raise UserError(
-                f"data.eval_sets: {self.name} has no labelled pair in {self.path} ({len(labels)} without a label or "
-                "with contradicting ones); give pairs with chosen and rejected, or with a label"
+                f"data.eval_sets: {self.name} has no labelled pair in {self.path} ({len(labels)} without a label, "
+                "ties, or with contradicting ones); give pairs with chosen and rejected, or with a label"
             )
 
     @property

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ser_lightning.data.formats import TIE
 from ser_lightning.data.reader import PairStore
 from ser_lightning.data.store import ROLES, UNLABELLED, Counts
 from ser_lightning.datamodules.batches import PairSet
@@ -22,13 +23,14 @@ from ser_lightning.datamodules.splitting import (
     add_arrival,
     assign_folds,
     count_splits,
-    drop_contradictions,
+    is_decided,
+    set_undecided_aside,
     split_pairs,
 )
 from ser_lightning.errors import UserError
 from ser_lightning.records import PreferencePair
 
-SplitName = Literal["seed", "val", "pool", "test", "all", "arrived_seed", "arrived_pool"]
+SplitName = Literal["seed", "val", "pool", "test", "ties", "all", "arrived_seed", "arrived_pool"]
 SPLITS = ("seed", "val", "pool", "test")
 MIN_SEED_PAIRS = 8
 """With fewer labels a temperature, a target and the choice of a round are noise."""
@@ -38,8 +40,8 @@ class HeldOutLabels:
     """Labels of the pool or the test set. Answers with counts, never with a label.
 
     Args:
-        pair_id: (N,) int64 ids of the pairs whose label the file holds.
-        label: (N,) int8 labels, 1: a is the better one.
+        pair_id: (N,) int64 ids of the pairs whose better response the file names; of a tie it names none.
+        label: (N,) labels, 1: a is the better one.
     """
 
     __slots__ = ("__label", "__pair_id")
@@ -95,7 +97,7 @@ class SplitPairs:
             policy,
             self.report.between,
         )
-        history = [drop_contradictions(drafts, labels, self.report.between)]
+        history = [set_undecided_aside(drafts, labels, self.report.between)]
         for start, end in zip(store.parts[1:-1], store.parts[2:], strict=True):
             rows, dialogues = np.arange(start, end), store.joint_dialogue_id
             history.append(add_arrival(history[-1], rows, store.pair_id, dialogues, labels, self.report.between))
@@ -111,9 +113,9 @@ class SplitPairs:
         self.mark_arrived(self.fingerprint)
 
     def rows(self, split: SplitName, fold: int | None = None, num_folds: int = 3) -> np.ndarray:
-        """(N,) rows of a split, or of one fold of the seed, in the order of their pair id; `all` is every split."""
+        """(N,) rows of a split, or of one fold of the seed, in the order of their pair id; `all` is every split and ties."""
         if split == "all":
-            return np.concatenate([self._rows[name] for name in SPLITS])
+            return np.concatenate([self._rows[name] for name in (*SPLITS, "ties")])
         if split not in self._rows:
             raise ValueError(f"split: got {split!r}; use seed, pool, test or all")
         if fold is None:
@@ -121,6 +123,13 @@ class SplitPairs:
         if split != "seed" or not 0 <= fold < num_folds:
             raise ValueError(f"fold: got {fold} of {num_folds} of {split}; only the seed has folds, counted from 0")
         return self._rows["seed"][self._folds(num_folds) == fold]
+
+    def ties(self, fold: int | None = None, num_folds: int = 3) -> np.ndarray:
+        """(N,) rows of the ties to train on, without those of the dialogues of a fold of the seed that is left out."""
+        ties, dialogues = self._rows["ties"], self.store.joint_dialogue_id
+        if fold is None:
+            return ties
+        return ties[~np.isin(dialogues[ties], dialogues[self.rows("seed", fold, num_folds)])]
 
     def _folds(self, num_folds: int) -> np.ndarray:
         """(S,) fold of each seed pair; what arrived later changes no fold of what was there."""
@@ -159,13 +168,14 @@ class SplitPairs:
         """What the files know of a split's labels."""
         rows = self.rows(split)
         labels = self.store.read_labels()[rows]
-        is_known = labels > UNLABELLED
+        is_known = is_decided(labels)
         return HeldOutLabels(self.store.pair_id[rows[is_known]], labels[is_known])
 
     def lookup(self, pair_ids: Sequence[int]) -> list[PreferencePair]:
-        """Texts of pairs, with the label where it is the seed's."""
+        """Texts of pairs, with the label where it is the seed's, or that of a tie to train on."""
         rows = self.rows_of(pair_ids)
         labels = dict(zip(self._labelled_rows.tolist(), self._seed_label.tolist(), strict=True))
+        labels |= dict.fromkeys(self._rows["ties"].tolist(), TIE)
         return [
             PreferencePair(**{**vars(pair), "label": labels.get(row)})
             for row, pair in zip(rows.tolist(), self.store.read_texts(rows), strict=True)
@@ -195,7 +205,7 @@ class SplitPairs:
         for name in SPLITS:
             rows = getattr(splits, name)
             content.update(len(rows).to_bytes(8, "little") + self.store.pair_id[rows].tobytes())
-        content.update(labels[splits.seed].astype(np.float32).tobytes())
+        content.update(labels[splits.seed].astype(np.float32).tobytes() + self.store.pair_id[splits.ties].tobytes())
         return content.hexdigest()[:16]
 
 

@@ -10,6 +10,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from ser_lightning.data.formats import TIE
 from ser_lightning.datamodules.base import PairFiles
 from ser_lightning.datamodules.batches import (
     PairSet,
@@ -149,15 +150,16 @@ class PreferenceDataModule(PairFiles):
         return max(1, num_pairs) if getattr(self.consumer, "solves_exactly", False) else self.pairs_per_step
 
     def _training_pairs(self) -> PairSet:
-        """Seed labels and accepted labels: the only labels there are on this side of the firewall."""
+        """Seed labels, ties and accepted labels: the only labels there are on this side of the firewall."""
         phase = self.phase
         seed = self.data.rows("seed")
         if phase.fold is not None:
             seed = seed[~np.isin(seed, self.data.rows("seed", phase.fold, phase.num_folds))]
         selection = self.accepted_in(phase.fold)
         accepted = self.data.rows_of(selection.pair_id.tolist())
-        labels = [self.data.seed_labels(seed), selection.label.numpy()]
-        return PairSet.labelled(np.concatenate([seed, accepted]), np.concatenate(labels))
+        ties = self.data.ties(phase.fold, phase.num_folds)
+        labels = [self.data.seed_labels(seed), selection.label.numpy(), np.full(len(ties), TIE)]
+        return PairSet.labelled(np.concatenate([seed, accepted, ties]), np.concatenate(labels))
 
     # Loaders.
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from ser_lightning.data.formats import DROPS
+from ser_lightning.data.formats import DROPS, TIE
 from ser_lightning.data.store import CONTRADICTION, ROLES, UNLABELLED, Counts
 
 READ_COLUMNS = (*ROLES, "new_data_path")
@@ -33,7 +33,11 @@ _SPLIT_LINES = {
     "contradiction_seed": "dropped from the seed: labels contradict each other",
     "contradiction_val": "dropped from validation: labels contradict each other",
     "contradiction_test": "dropped from the test set: labels contradict each other",
+    "tie_seed": "ties out of the seed: trained on with target 0.5, not measured",
+    "tie_val": "dropped from validation: the label is a tie",
+    "tie_test": "dropped from the test set: the label is a tie",
     "arrived_seed": "from new_data_path into the seed",
+    "arrived_tie": "of them, ties: trained on with target 0.5, not measured",
     "arrived_moved": "of them, pairs that were in the pool",
     "arrived_pool": "from new_data_path into the pool",
     "arrived_leak": "dropped from new_data_path: dialogue is in the test set or in validation",
@@ -51,12 +55,14 @@ class Splits:
         val: (V,) labelled pairs taken out of the seed.
         pool: (P,) pairs without a visible label.
         test: (T,) labelled pairs for the final test.
+        ties: (K,) pairs that training sees as well, with the target 0.5; nothing is measured on them.
     """
 
     seed: np.ndarray
     val: np.ndarray
     pool: np.ndarray
     test: np.ndarray
+    ties: np.ndarray = field(default_factory=lambda: np.empty(0, dtype=np.int64))
 
 
 @dataclass
@@ -241,21 +247,25 @@ def _sorted_rows(mask: np.ndarray, pair_id: np.ndarray) -> np.ndarray:
     return rows[first]
 
 
-def drop_contradictions(splits: Splits, labels: np.ndarray, between: Counter[str]) -> Splits:
-    """Take out the seed, validation and test pairs that were labelled both ways; the pool is left as it is.
+def set_undecided_aside(splits: Splits, labels: np.ndarray, between: Counter[str]) -> Splits:
+    """Take out the seed, validation and test pairs that were labelled both ways, or a tie; the pool is left as it is.
 
     Args:
-        splits: rows of the store.
-        labels: (N,) int8 labels of all rows.
-        between: counts what is dropped.
+        splits: rows of the store, before any tie is set aside.
+        labels: (N,) float32 labels of all rows.
+        between: counts what is taken out.
+
+    Returns:
+        The splits, with the ties of the seed as `ties`.
     """
     kept = {}
     for name in ("seed", "val", "test"):
         rows: np.ndarray = getattr(splits, name)
-        is_contradiction = labels[rows] == CONTRADICTION
+        is_contradiction, is_tie = labels[rows] == CONTRADICTION, labels[rows] == TIE
         between[f"contradiction_{name}"] += int(is_contradiction.sum())
-        kept[name] = rows[~is_contradiction]
-    return Splits(pool=splits.pool, **kept)
+        between[f"tie_{name}"] += int(is_tie.sum())
+        kept[name] = rows[~is_contradiction & ~is_tie]
+    return Splits(pool=splits.pool, ties=splits.seed[labels[splits.seed] == TIE], **kept)
 
 
 def add_arrival(
@@ -266,7 +276,7 @@ def add_arrival(
     labels: np.ndarray,
     between: Counter[str],
 ) -> Splits:
-    """The splits with newly arrived rows: labelled ones join the seed, the others the pool.
+    """The splits with newly arrived rows: labelled ones join the seed or, a tie, the ties; the others join the pool.
 
     A label for a pair of the pool takes the pair into the seed. A pair whose dialogue is in the test set or in
     validation is dropped, and so is one that is there already, whatever its label.
@@ -276,27 +286,36 @@ def add_arrival(
         rows: (K,) rows that arrived.
         pair_id: (N,) int64 of all rows.
         dialogue_id: (N,) int64 of all rows, joined over old and new ones.
-        labels: (N,) int8 labels of all rows.
+        labels: (N,) float32 labels of all rows.
         between: counts what came in and what was dropped.
     """
     is_leak = np.isin(dialogue_id[rows], dialogue_id[np.concatenate([splits.test, splits.val])])
     is_contradiction = ~is_leak & (labels[rows] == CONTRADICTION)
     rows = rows[~is_leak & ~is_contradiction]
     has_label = labels[rows] > UNLABELLED
-    in_seed, in_pool = (np.isin(pair_id[rows], pair_id[old]) for old in (splits.seed, splits.pool))
+    known = np.concatenate([splits.seed, splits.ties])
+    in_seed, in_pool = (np.isin(pair_id[rows], pair_id[old]) for old in (known, splits.pool))
     to_seed, to_pool = rows[has_label & ~in_seed], rows[~has_label & ~in_seed & ~in_pool]
     moved = np.isin(pair_id[splits.pool], pair_id[to_seed])
     between["arrived_leak"] += int(is_leak.sum())
     between["arrived_contradiction"] += int(is_contradiction.sum())
     between["arrived_repeat"] += len(rows) - len(to_seed) - len(to_pool)
+    is_tie = labels[to_seed] == TIE
     between["arrived_seed"] += len(to_seed)
+    between["arrived_tie"] += int(is_tie.sum())
     between["arrived_moved"] += int(moved.sum())
     between["arrived_pool"] += len(to_pool)
     return replace(
         splits,
-        seed=_by_id(np.concatenate([splits.seed, to_seed]), pair_id),
+        seed=_by_id(np.concatenate([splits.seed, to_seed[~is_tie]]), pair_id),
+        ties=_by_id(np.concatenate([splits.ties, to_seed[is_tie]]), pair_id),
         pool=_by_id(np.concatenate([splits.pool[~moved], to_pool]), pair_id),
     )
+
+
+def is_decided(labels: np.ndarray) -> np.ndarray:
+    """(N,) bool, whether a label names the better response: it is there, and neither a contradiction nor a tie."""
+    return (labels == 0) | (labels == 1)
 
 
 def _by_id(rows: np.ndarray, pair_id: np.ndarray) -> np.ndarray:
@@ -304,8 +323,8 @@ def _by_id(rows: np.ndarray, pair_id: np.ndarray) -> np.ndarray:
 
 
 def count_splits(splits: Splits, dialogue_id: np.ndarray, labels: np.ndarray) -> dict[str, tuple[int, int, int]]:
-    """Pairs, dialogues and human labels of each split."""
+    """Pairs, dialogues and human labels of each split; a tie is no label to count right answers with."""
     rows = {name: getattr(splits, name) for name in ("seed", "val", "pool", "test")}
     return {
-        name: (len(r), len(np.unique(dialogue_id[r])), int((labels[r] > UNLABELLED).sum())) for name, r in rows.items()
+        name: (len(r), len(np.unique(dialogue_id[r])), int(is_decided(labels[r]).sum())) for name, r in rows.items()
     }

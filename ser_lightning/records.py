@@ -30,10 +30,15 @@ class PreferencePair:
     prompt: list[Turn]
     response_a: str
     response_b: str
-    label: int | None
-    """1: a is the better one, 0: b is, None: unlabelled."""
+    label: float | None
+    """1: a is the better one, 0: b is, 0.5: a tie, None: unlabelled."""
     source_id: str | None = None
     """The id that the user's file gave the pair, if any."""
+
+    @property
+    def is_decided(self) -> bool:
+        """Whether its label names the better response; only such pairs count in accuracies."""
+        return self.label in (0, 1)
 
 
 class TensorRecord:

@@ -180,7 +180,7 @@ def labelled_rows(
     """
     source = open_source(path)
     counts = survey(source, columns, labels)
-    rows = [row for row in read_rows(source, columns, RowCounts(), labels=labels) if row.pair.label is not None]
+    rows = [row for row in read_rows(source, columns, RowCounts(), labels=labels) if row.pair.is_decided]
     if not rows or "single" in counts.kinds:
         hint = unread_columns(next(iter(source.rows()))[1], columns)
         raise UserError(

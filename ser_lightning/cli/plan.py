@@ -10,6 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
+import numpy as np
 from jsonargparse import Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
@@ -138,6 +139,7 @@ def make_plan(cli: PlanCLI) -> tuple[dict[str, Any], list[str]]:
             )  # `UserError` where the seed has too few dialogues for them
     store = data.data.store
     rows = {name: data.data.rows(name) for name in SPLITS}
+    rows["seed"] = np.concatenate([rows["seed"], data.data.ties()])  # trained on as well
     tokens: dict[str, Tokens] = {
         name: count_tokens(store.num_tokens[r], store.num_shared[r]) for name, r in rows.items()
     }

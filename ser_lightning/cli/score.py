@@ -21,7 +21,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ser_lightning.data.encode import EncodedPair
-from ser_lightning.data.formats import DROPS, check_labels
+from ser_lightning.data.formats import DROPS, TIE, check_labels
 from ser_lightning.data.scoring_rows import FileRow, Kind, RowCounts, column_problems, open_source, read_rows, survey
 from ser_lightning.errors import UserError, raise_problems
 from ser_lightning.evaluation.calibration import prob_a_wins
@@ -50,7 +50,9 @@ class Tally:
     cut: int = 0
     """Scored rows whose prompt lost its oldest turns."""
     labelled: int = 0
-    """Scored pairs that have a label."""
+    """Scored pairs whose label names the better response."""
+    ties: int = 0
+    """Scored pairs whose label is a tie."""
     right: float = 0.0
     """Labelled pairs in which the better response has the higher reward; ties count half."""
     longer_right: float = 0.0
@@ -67,7 +69,8 @@ class Tally:
         """
         self.scored += len(rows)
         self.cut += sum(pair.is_cut for pair in encoded)
-        places = [i for i, row in enumerate(rows) if row.pair.label is not None]
+        self.ties += sum(row.pair.label == TIE for row in rows)
+        places = [i for i, row in enumerate(rows) if row.pair.is_decided]
         if places:
             target = torch.tensor([float(rows[i].pair.label or 0) for i in places])
             self.labelled += len(places)
@@ -133,6 +136,8 @@ def print_tally(tally: Tally, scorer: Scorer, out: str) -> None:
     table.add_row("prompt cut", f"{tally.cut:,}", f"to fit into {scorer.reward.max_length:,} tokens")
     for why, count in sorted(tally.read.dropped.items()):
         table.add_row("dropped", f"{count:,}", _REASONS[why])
+    if tally.ties:
+        table.add_row("ties", f"{tally.ties:,}", "labelled a tie: scored, and left out of the accuracy")
     if tally.labelled:
         low, high = wilson_interval(tally.right, tally.labelled)
         labelled = f"on {tally.labelled:,} labelled pairs"

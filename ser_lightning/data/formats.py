@@ -23,7 +23,7 @@ from ser_lightning.records import PreferencePair, Turn
 COLUMNS = ("prompt", "chosen", "rejected", "response_a", "response_b", "label", "id")
 """The names that the project knows; a mapping gives the names in the file."""
 
-Drop = Literal["empty", "identical", "dialogues_part", "no_response", "answered", "tie"]
+Drop = Literal["empty", "identical", "dialogues_part", "no_response", "answered"]
 """Why a row is no pair, see `DROPS`."""
 
 DROPS: dict[str, str] = {
@@ -32,16 +32,21 @@ DROPS: dict[str, str] = {
     "dialogues_part": "dialogues part before the last turn",
     "no_response": "the last turn is not the assistant's",
     "answered": "the prompt ends with a turn of the assistant",
-    "tie": "the label is a tie",
 }
 
 Labels = Mapping[str, str | None]
 """What stands in the label column -> a, b, tie, or null for nobody has said."""
 
-LABELS: Labels = {"1": "a", "1.0": "a", "a": "a", "true": "a", "0": "b", "0.0": "b", "b": "b", "false": "b"}
+LABELS: Labels = {
+    **{"1": "a", "1.0": "a", "a": "a", "true": "a"},
+    **{"0": "b", "0.0": "b", "b": "b", "false": "b"},
+    **{"0.5": "tie", "tie": "tie"},
+}
 """What a label means unless `data.labels` says otherwise."""
+TIE = 0.5
+"""The label of a tie: as a target of the loss, the probability that a wins."""
 _NO_LABEL = ("", "none", "null", "nan")
-_MEANINGS = ("a", "b", "tie", None)
+_AS_NUMBER = {"a": 1, "b": 0, "tie": TIE}
 _ASSISTANT = "assistant"
 
 
@@ -76,7 +81,7 @@ def earlier_prompts(prompt: list[Turn]) -> list[int]:
 
 
 def canonical_pair(
-    prompt: list[Turn], first: str, second: str, label: int | None, source_id: str | None = None
+    prompt: list[Turn], first: str, second: str, label: float | None, source_id: str | None = None
 ) -> PreferencePair:
     """A pair whose a/b order and id come from the content alone.
 
@@ -84,7 +89,7 @@ def canonical_pair(
         prompt: the conversation before the response.
         first: a response.
         second: the other response.
-        label: 1 when `first` is the better one, 0 when `second` is, None when it is unlabelled.
+        label: 1 when `first` is the better one, 0 when `second` is, 0.5 for a tie, None when it is unlabelled.
         source_id: the file's own id.
     """
     context = json.dumps(prompt)
@@ -103,7 +108,7 @@ def check_mapping(columns: Mapping[str, str]) -> list[str]:
 
 def check_labels(labels: Mapping[str, str | None]) -> list[str]:
     """Problems of a label map, whatever the file."""
-    strange = [f"{value}: {meaning}" for value, meaning in labels.items() if meaning not in _MEANINGS]
+    strange = [f"{value}: {meaning}" for value, meaning in labels.items() if meaning is not None and meaning not in _AS_NUMBER]
     return [f"labels: got {{{', '.join(strange)}}}; map each label to a, b, tie or null"] if strange else []
 
 
@@ -153,14 +158,12 @@ def parse_row(
     names = _response_columns(values, row, where)
     label = _label(values.get("label"), where, labels, is_extra=names[0] == "chosen")
     if names[0] == "chosen":
-        if label in (0, "tie"):
+        if label in (0, TIE):
             raise UserError(
                 f"{where}: got {given['label']} {values['label']!r} beside {given['chosen']} and {given['rejected']}, "
                 f"which say that the first is better; correct one of them, or take {given['label']} out"
             )
         label = 1
-    if label == "tie":
-        return "tie"
     try:
         first, second = _dialogues(values, names, given, where)
     except NoTranscript as error:
@@ -277,8 +280,8 @@ def _response_columns(values: Mapping[str, Any], row: Mapping[str, Any], where: 
     return (filled or found)[0]
 
 
-def _label(value: Any, where: str, labels: Labels | None, is_extra: bool) -> int | Literal["tie"] | None:
-    """1: the first is better, 0: the second is, None: nobody has said; an extra column may be about something else."""
+def _label(value: Any, where: str, labels: Labels | None, is_extra: bool) -> float | None:
+    """1: the first is better, 0: the second is, 0.5: a tie, None: nobody has said; an extra column may mean anything."""
     text = clean(str(int(value) if isinstance(value, float) and value.is_integer() else value)).strip()
     known = {str(key).strip().lower(): meaning for key, meaning in (LABELS if labels is None else labels).items()}
     meaning = known.get(text.lower(), "")
@@ -286,12 +289,12 @@ def _label(value: Any, where: str, labels: Labels | None, is_extra: bool) -> int
         return None
     if meaning == "" and labels is None:
         raise UserError(
-            f"{where}: got the label {_shown(value)}; use 1 or 'a' (response_a is better), 0 or 'b', or nothing "
-            f"(unlabelled), or say what it means: data.labels: {{{text[:20]}: a}}"
+            f"{where}: got the label {_shown(value)}; use 1 or 'a' (response_a is better), 0 or 'b', 0.5 or 'tie', or "
+            f"nothing (unlabelled), or say what it means: data.labels: {{{text[:20]}: a}}"
         )
     if meaning == "":
         raise UserError(f"{where}: got the label {_shown(value)}, which labels has not; it has {_names(known)}")
-    return "tie" if meaning == "tie" else None if meaning is None else int(meaning == "a")
+    return None if meaning is None else _AS_NUMBER[meaning]
 
 
 def _shown(value: Any) -> str:

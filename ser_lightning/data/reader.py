@@ -87,7 +87,7 @@ class PairStore:
         return [found[row] for row in rows.tolist()]
 
     def read_labels(self) -> np.ndarray:
-        """(N,) int8 labels of every row, hidden ones too: for the splits and `HeldOutLabels` alone."""
+        """(N,) float32 labels of every row, hidden ones too: for the splits and `HeldOutLabels` alone."""
         return np.concatenate([np.load(folder / "labels.npy") for folder in self.folders])
 
     def _part_of(self, row: int) -> int:

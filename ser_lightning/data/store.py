@@ -33,8 +33,8 @@ from ser_lightning.utils.checksums import CHECKSUMS, checksums_fit, record_check
 ROLES = ("path", "pool_path", "test_path")
 """Where a row came from; a role is stored as its position here."""
 UNLABELLED, CONTRADICTION = -1, -2
-"""Codes for an unlabelled pair, and for one whose rows disagree."""
-_STORE_VERSION = 5
+"""Codes for an unlabelled pair, and for one whose rows disagree; other labels are the probability that a wins."""
+_STORE_VERSION = 6
 INDEX = ("pair_id", "dialogue_id", "prompt_id", "continuations", "offsets", "num_shared", "role")
 """Arrays of `index.npz`."""
 TEXTS = pyarrow.schema([(name, pyarrow.string()) for name in ("prompt", "response_a", "response_b", "source_id")])
@@ -165,7 +165,7 @@ class _StoreWriter:
         self.folder, self.tokenizer, self.max_length = folder, tokenizer, max_length
         self.counts: Counts = {role: Counter() for role in ROLES}
         self.pair_id, self.prompt_id, self.offsets = array("q"), array("q"), array("q", [0])
-        self.num_shared, self.role, self.labels = array("q"), array("b"), array("b")
+        self.num_shared, self.role, self.labels = array("q"), array("b"), array("f")
         self.continuations: set[tuple[int, int]] = set()
         self.ids = (folder / "ids.bin").open("wb")
         self.texts = pyarrow.ipc.new_stream(str(folder / "texts.arrow"), TEXTS)
@@ -230,7 +230,7 @@ class _StoreWriter:
         continuations = np.asarray(sorted(self.continuations), dtype=np.int64).reshape(-1, 2)
         values = (self.pair_id, dialogue_id, self.prompt_id, continuations, self.offsets, self.num_shared, self.role)
         np.savez(self.folder / "index.npz", **dict(zip(INDEX, map(np.asarray, values), strict=True)))  # type: ignore
-        np.save(self.folder / "labels.npy", np.asarray(self.labels, dtype=np.int8))
+        np.save(self.folder / "labels.npy", np.asarray(self.labels, dtype=np.float32))
         (self.folder / "counts.json").write_text(json.dumps(self.counts))
         record_checksums(self.folder / CHECKSUMS, sorted(self.folder.iterdir()))
 
@@ -259,7 +259,7 @@ def join_dialogues(prompt_id: Sequence[int], continuations: Iterable[tuple[int, 
     return [find(prompt) for prompt in prompt_id]
 
 
-def _merge_labels(old: int, new: int | None) -> int:
+def _merge_labels(old: float, new: float | None) -> float:
     if new is None or old == new:
         return old
     return new if old == UNLABELLED else CONTRADICTION

@@ -18,8 +18,8 @@ Z_95 = 1.959963984540054
 
 
 def half_credit(margin: Tensor, target: Tensor) -> Tensor:
-    """(N,) 1 where the sign of the margin agrees with the target, 0 where not, 0.5 for a tie."""
-    return torch.where(margin == 0, 0.5, ((margin > 0) == (target > 0.5)).to(margin.dtype))
+    """(N,) 1 where the sign of the margin agrees with the target, 0 where not, 0.5 for a tie of either."""
+    return torch.where((margin == 0) | (target == 0.5), 0.5, ((margin > 0) == (target > 0.5)).to(margin.dtype))
 
 
 def wilson_interval(num_right: float, num_pairs: int) -> tuple[float, float]:

@@ -107,6 +107,17 @@ def test_sides_are_the_files_whoever_won(model):
     assert turned["probability"] == pytest.approx([1 - p for p in straight["probability"]], abs=1e-4)
 
 
+def test_ties_are_scored_and_left_out_of_the_accuracy(model, capsys):
+    rows = as_sides(PAIRS)
+    plain = score(model, write(rows[:5]))
+    accuracy = [line for line in capsys.readouterr().out.splitlines() if "labelled pairs" in line]
+    found = score(model, write([*rows[:5], *({**row, "label": "tie"} for row in rows[5:])]), out="ties.parquet")
+    assert found["reward_a"][:5] == pytest.approx(plain["reward_a"], abs=1e-5) and len(found["row"]) == 9
+    printed = capsys.readouterr().out
+    assert accuracy and all(line in printed for line in accuracy)
+    assert "labelled a tie: scored, and left out of the accuracy" in printed
+
+
 def test_neither_batches_nor_chunks_matter(model, monkeypatch):
     one = score(model, write(PAIRS))
     small = score(model, "pairs.jsonl", "--tokens_per_batch", "1", out="small.parquet")

@@ -72,6 +72,13 @@ def test_rows_without_a_label_are_unlabelled(label):
     assert parse_row(row, {}, "here").label is None
 
 
+@pytest.mark.parametrize("label", [0.5, "0.5", "tie", "Tie"])
+def test_a_tie_is_a_tie_from_either_side(label):
+    row = {"prompt": "Hi", "response_a": "4", "response_b": "5", "label": label}
+    assert parse_row(row, {}, "here") == parse_row({**row, "response_a": "5", "response_b": "4"}, {}, "here")
+    assert parse_row(row, {}, "here").label == 0.5
+
+
 def test_columns_are_mapped_and_the_projects_own_names_still_count():
     row = {"question": "Hi", "response_j": "4", "response_k": "5", "row": 17}
     columns = {"prompt": "question", "chosen": "response_j", "rejected": "response_k", "id": "row"}

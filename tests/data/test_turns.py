@@ -196,6 +196,7 @@ REFUSED = [
     ),
     ({"label": 0}, "got label 0 beside chosen and rejected, which say that the first is better"),
     ({"label": "b"}, "got label 'b' beside chosen and rejected"),
+    ({"label": "tie"}, "got label 'tie' beside chosen and rejected"),
 ]
 
 
@@ -227,13 +228,13 @@ LABELS = {"model_a": "a", "model_b": "b", "tie": "tie", "skip": None}
 
 @pytest.mark.parametrize(
     ("winner", "expected"),
-    [("model_a", "one"), ("MODEL_B", "two"), ("tie", "tie"), ("skip", None), (None, None), ("", None)],
+    [("model_a", "one"), ("MODEL_B", "two"), ("tie", 0.5), ("skip", None), (None, None), ("", None)],
 )
 def test_labels_are_read_by_their_map(winner, expected):
     row = {"prompt": "Tea?", "response_a": "one", "response_b": "two", "winner": winner}
     pair = parse_row(row, {"label": "winner"}, "here", LABELS)
-    if expected in ("tie", None):
-        assert pair == expected or pair.label is expected
+    if expected in (0.5, None):
+        assert pair.label == expected and not pair.is_decided
     else:
         assert (pair.response_a if pair.label else pair.response_b) == expected
 

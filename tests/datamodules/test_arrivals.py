@@ -136,3 +136,23 @@ def test_new_pairs_of_known_dialogues_go_to_their_fold():
 def test_the_synthetic_world_cannot_arrive_twice(load, path):
     with pytest.raises(UserError, match="new_data_path: got synthetic"):
         load(path, new_data_path="synthetic")
+
+
+def test_a_tie_for_a_pool_pair_takes_it_out_of_the_pool_and_into_training(load, path, write_jsonl, step_contents):
+    old = load(path, seed_fraction=0.4)
+    asked = old.pair_ids("pool")[:5]
+    answers = [
+        {"prompt": p.prompt[0]["content"], "response_a": p.response_a, "response_b": p.response_b, "label": "tie"}
+        for p in old.lookup(asked)
+    ]
+    first = write_jsonl("answers.jsonl", answers)
+    again = write_jsonl("again.jsonl", [{**answers[0], "label": 1}])  # the first label stays
+    new = load(path, seed_fraction=0.4, new_data_path=[first, again])
+    assert ids(new, "pool") == ids(old, "pool") - set(asked.tolist())
+    assert (ids(new, "seed"), ids(new, "ties")) == (ids(old, "seed"), set(asked.tolist()))
+    trained = {i: content for step in step_contents(new) for i, content in step.items()}
+    assert set(trained) == ids(new, "seed") | ids(new, "ties")
+    assert {trained[i][2] for i in asked.tolist()} == {0.5}
+    counts = {name: new.report.between[f"arrived_{name}"] for name in ("seed", "tie", "moved", "repeat")}
+    assert counts == {"seed": 5, "tie": 5, "moved": 5, "repeat": 1}
+    assert new.data.fingerprint != load(path, seed_fraction=0.4, new_data_path=again).data.fingerprint

@@ -81,7 +81,7 @@ def test_random_pool_labels_change_nothing_even_where_they_contradict_each_other
     before = load(write_jsonl("a.jsonl", rows), **FRACTIONS)
     pool = {int(pair.source_id) for pair in before.lookup(before.pair_ids("pool"))}
     random = np.random.default_rng(0)
-    noisy = [{**row, "label": int(random.integers(2))} if int(row["id"]) in pool else row for row in rows]
+    noisy = [{**row, "label": int(random.integers(3)) / 2} if int(row["id"]) in pool else row for row in rows]
     after = load(write_jsonl("b.jsonl", noisy), **FRACTIONS)
     assert everything_but_hidden_labels(after) == everything_but_hidden_labels(before)
 
@@ -89,10 +89,11 @@ def test_random_pool_labels_change_nothing_even_where_they_contradict_each_other
 def test_turning_or_removing_every_label_of_a_pool_file_changes_nothing(load, write_jsonl, rows, make_rows):
     more = [{**row, "id": "p"} for row in make_rows(90, seed=1)] + rows[30:40]  # some pairs of the seed or the test set
     seen = []
-    for i, change in enumerate((dict, turn, without_label, lambda row: {**row, "label": None})):
+    as_tie = lambda row: {**row, "label": "tie"}  # noqa: E731
+    for i, change in enumerate((dict, turn, without_label, as_tie, lambda row: {**row, "label": None})):
         pool = write_jsonl(f"pool{i}.jsonl", [change(row) for row in more])
         seen.append(everything_but_hidden_labels(load(write_jsonl("a.jsonl", rows), pool_path=pool, **FRACTIONS)))
-    assert seen[1] == seen[2] == seen[3] == seen[0]
+    assert all(one == seen[0] for one in seen)
 
 
 def test_removing_every_pool_label_of_one_file_changes_nothing_but_who_says_that_it_is_the_pool(
@@ -130,7 +131,7 @@ def test_no_array_of_the_module_holds_hidden_labels(load, write_jsonl, rows):
         reachable.add(id(item))
         assert not isinstance(item, HeldOutLabels)
         if isinstance(item, np.ndarray) and len(item) == num_rows:
-            assert not (item.dtype == np.int8 and (item < 0).any()), "an array of all labels"
+            assert not (item.dtype == np.float32 and (item < 0).any()), "an array of all labels"
             assert item.tolist() != datamodule.data.store.read_labels().tolist()
         if isinstance(item, dict):
             queue += item.values()
@@ -163,3 +164,14 @@ def test_truth_knows_what_the_file_knows(load, write_jsonl, rows):
         known = len(ids) - contradictory
         assert datamodule.held_out_labels(split).count_right(ids, torch.tensor(labels)) == (known, known)
         assert (split == "test") <= (contradictory == 0)
+
+
+def test_hidden_ties_are_not_counted(load, write_jsonl, rows):
+    before = load(write_jsonl("a.jsonl", rows), **FRACTIONS)
+    pool = before.pair_ids("pool")
+    names = {pair.source_id for pair in before.lookup(pool)[:30]}
+    tied = [{**row, "label": "tie"} if row["id"] in names else row for row in rows]
+    after = load(write_jsonl("b.jsonl", tied), **FRACTIONS)
+    assert torch.equal(after.pair_ids("pool"), pool)
+    known = before.held_out_labels("pool").count_right(pool[30:], torch.ones(len(pool) - 30))
+    assert after.held_out_labels("pool").count_right(pool, torch.ones(len(pool))) == known

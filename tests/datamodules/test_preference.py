@@ -70,6 +70,48 @@ def test_predict_scores_the_split_that_was_chosen(load, path, by_id):
     assert sizes["all"] == sorted(sizes["pool"] + sizes["seed"] + sizes["test"])
 
 
+# Ties.
+
+
+def test_ties_of_the_seed_are_trained_on_and_measured_on_nowhere(load, write_jsonl, make_rows, step_contents, by_id):
+    rows = [{**row, "id": str(i)} for i, row in enumerate(make_rows(150))]
+    fractions = {"seed_fraction": 0.5, "test_fraction": 0.3, "val_fraction": 0.3}
+    plain = load(write_jsonl("plain.jsonl", rows), **fractions)
+    tied = load(write_jsonl("tied.jsonl", [{**row, "label": 0.5} if i % 3 == 0 else row for i, row in enumerate(rows)]),
+                **fractions)  # fmt: skip
+    is_tie = {pair.pair_id: int(pair.source_id) % 3 == 0 for pair in plain.lookup(plain.pair_ids("all"))}
+    for split in ("seed", "test"):
+        kept = [i for i in plain.pair_ids(split).tolist() if not is_tie[i]]
+        assert tied.pair_ids(split).tolist() == kept
+    assert torch.equal(tied.pair_ids("pool"), plain.pair_ids("pool"))
+    assert tied.pair_ids("ties").tolist() == [i for i in plain.pair_ids("seed").tolist() if is_tie[i]]
+    assert set(by_id(tied.val_dataloader())) == {i for i in by_id(plain.val_dataloader()) if not is_tie[i]}
+    trained = {i: content[2] for step in step_contents(tied) for i, content in step.items()}
+    expected = {i: content[2] for step in step_contents(plain) for i, content in step.items()}
+    assert trained == {i: 0.5 if is_tie[i] else target for i, target in expected.items()}
+    assert tied.num_train_pairs == plain.num_train_pairs
+    assert {pair.label for pair in tied.lookup(tied.pair_ids("ties"))} == {0.5}
+    counts = {name: tied.report.between[f"tie_{name}"] for name in ("seed", "val", "test")}
+    assert min(counts.values()) > 3 and counts["seed"] == len(tied.pair_ids("ties"))
+    assert f"not measured{counts['seed']:>11}".split() == tied.report.table().splitlines()[2].split()[-3:]
+
+
+def test_a_fold_is_left_out_with_the_ties_of_its_dialogues(load, write_jsonl, make_rows, step_contents):
+    rows = [{**row, "label": 0.5 if i % 4 == 0 else row["label"]} for i, row in enumerate(make_rows(150))]
+    data = load(write_jsonl("pairs.jsonl", rows), seed_fraction=1.0, test_fraction=0.0)
+    prompt_of = {pair.pair_id: pair.prompt[0]["content"] for pair in data.lookup(data.pair_ids("all"))}
+    ties = set(data.pair_ids("ties").tolist())
+    seen = []
+    for fold in range(3):
+        left_out = {prompt_of[i] for i in data.pair_ids("seed", fold, 3).tolist()}
+        data.begin_phase(0, fold, 3)
+        trained = {i for step in step_contents(data) for i in step}
+        assert trained & ties == {i for i in ties if prompt_of[i] not in left_out} < ties
+        assert not left_out & {prompt_of[i] for i in trained}
+        seen.append(trained & ties)
+    assert set.union(*seen) == ties
+
+
 # Questions.
 
 

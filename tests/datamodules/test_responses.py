@@ -272,3 +272,13 @@ def test_a_real_trainer_gets_whole_splits(path, tiny_tokenizer, tmp_path):
     trainer.fit(probe, datamodule=datamodule)
     assert probe.num_train == 2 * int(datamodule.responses.num_response_tokens.sum()) > 0
     assert probe.num_val == 2 * datamodule.val_dataloader().dataset.num_tokens > 0
+
+
+def test_neither_response_of_a_tie_is_imitated(load_responses, write_jsonl, make_rows):
+    rows = make_rows(30)
+    tied = [{**row, "label": "tie"} if i % 2 else row for i, row in enumerate(rows)]
+    whole = {"seed_fraction": 1.0, "test_fraction": 0.0}
+    data = load_responses(write_jsonl("tied.jsonl", tied), **whole)
+    alone = load_responses(write_jsonl("alone.jsonl", rows[::2]), **whole)
+    texts = [{pair.pair_id for pair in one.data.lookup(one.data.store.pair_id[one.responses.rows])} for one in (data, alone)]
+    assert texts[0] == texts[1] and len(data.responses) == 15

@@ -12,7 +12,7 @@ from ser_lightning.datamodules.splitting import (
     Splits,
     assign_folds,
     count_splits,
-    drop_contradictions,
+    set_undecided_aside,
     split_pairs,
     take_dialogues,
 )
@@ -29,6 +29,7 @@ def split(rows, seed_fraction=0.5, test_fraction=0.0, val_fraction=0.0, split_se
     splits = split_pairs(pair_id, dialogue_id, role, has_label.astype(bool), given, policy, between)
     for positions in vars(splits).values():
         assert (np.diff(pair_id[positions]) > 0).all()  # sorted, each pair once
+    assert len(vars(splits).pop("ties")) == 0  # nothing here reads a label
     return {name: set(pair_id[rows].tolist()) for name, rows in vars(splits).items()}, +between
 
 
@@ -131,19 +132,27 @@ def test_pool_keeps_only_pairs_that_the_seed_has_not_and_each_once():
     assert between == {"pool_repeats": 2, "shared_dialogue": 1}
 
 
-def test_contradictions_leave_every_split_but_the_pool():
-    rows = np.arange(8)
-    splits = Splits(seed=rows[:2], val=rows[2:4], pool=rows[4:6], test=rows[6:])
-    labels = np.array([CONTRADICTION, 1, 0, CONTRADICTION, CONTRADICTION, 1, CONTRADICTION, 0])
+def test_contradictions_and_ties_leave_every_split_but_the_pool_and_ties_of_the_seed_are_kept():
+    rows = np.arange(12)
+    splits = Splits(seed=rows[:3], val=rows[3:6], pool=rows[6:9], test=rows[9:])
+    both, tie = CONTRADICTION, 0.5
+    labels = np.array([both, 1, tie, 0, both, tie, both, 1, tie, both, 0, tie])
     between = Counter()
-    kept = drop_contradictions(splits, labels, between)
+    kept = set_undecided_aside(splits, labels, between)
     assert {name: rows.tolist() for name, rows in vars(kept).items()} == {
         "seed": [1],
-        "val": [2],
-        "pool": [4, 5],
-        "test": [7],
+        "val": [3],
+        "pool": [6, 7, 8],
+        "test": [10],
+        "ties": [2],
     }
-    assert between == {"contradiction_seed": 1, "contradiction_val": 1, "contradiction_test": 1}
+    assert between == {f"{what}_{name}": 1 for what in ("contradiction", "tie") for name in ("seed", "val", "test")}
+    assert count_splits(kept, rows, labels) == {
+        "seed": (1, 1, 1),
+        "val": (1, 1, 1),
+        "pool": (3, 3, 1),
+        "test": (1, 1, 1),
+    }
 
 
 def test_report_counts_pairs_dialogues_and_labels_and_leaves_out_what_did_not_happen():

@@ -17,6 +17,10 @@ from ser_lightning.evaluation.metrics import (
 from ser_lightning.records import PairScores
 
 
+def test_a_target_that_is_a_tie_counts_half_whatever_the_margin():
+    assert half_credit(torch.tensor([2.0, -1.0, 0.0]), torch.full((3,), 0.5)).tolist() == [0.5] * 3
+
+
 def test_ties_count_half():
     margin, target = torch.tensor([1.0, -1.0, 0.0, 2.0]), torch.tensor([1.0, 1.0, 1.0, 0.0])
     assert half_credit(margin, target).tolist() == [1.0, 0.0, 0.5, 0.0]
