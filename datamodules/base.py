@@ -10,7 +10,8 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from ser_lightning.data.formats import check_labels, check_mapping, unread_columns
+from ser_lightning.data.columns import check_mapping, unread_columns
+from ser_lightning.data.labels import check_labels
 from ser_lightning.data.layouts import PADDED
 from ser_lightning.data.reader import PairStore
 from ser_lightning.data.sources import Source, open_sources

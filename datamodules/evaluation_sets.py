@@ -10,7 +10,8 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from ser_lightning.data.formats import TIE, Labels, parse_row
+from ser_lightning.data.formats import parse_row
+from ser_lightning.data.labels import TIE, Labels
 from ser_lightning.data.reader import PairStore
 from ser_lightning.data.sources import Source, open_sources
 from ser_lightning.data.store import ROLES, build_store, is_complete, store_key
@@ -66,7 +67,7 @@ class EvaluationSet:
         self.rows = np.flatnonzero(is_labelled & ~is_seen)
         self.labels = labels[self.rows]
         if num_ties := int((labels == TIE).sum()):
-            rank_zero_info(f"data.eval_sets: {num_ties} of {len(labels)} pairs of {self.name} are ties, and are left out")
+            rank_zero_info(f"data.eval_sets: {num_ties} of {len(labels)} pairs of {self.name} are ties and left out")
         if num_seen := int((is_labelled & is_seen).sum()):
             rank_zero_warn(
                 f"data.eval_sets: {num_seen} of {int(is_labelled.sum())} pairs of {self.name} are of dialogues that "

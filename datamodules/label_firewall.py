@@ -12,9 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ser_lightning.data.formats import TIE
+from ser_lightning.data.labels import TIE
 from ser_lightning.data.reader import PairStore
 from ser_lightning.data.store import ROLES, UNLABELLED, Counts
+from ser_lightning.datamodules.annotators import agreement_of
 from ser_lightning.datamodules.batches import PairSet
 from ser_lightning.datamodules.splitting import (
     DataReport,
@@ -101,6 +102,7 @@ class SplitPairs:
         for start, end in zip(store.parts[1:-1], store.parts[2:], strict=True):
             rows, dialogues = np.arange(start, end), store.joint_dialogue_id
             history.append(add_arrival(history[-1], rows, store.pair_id, dialogues, labels, self.report.between))
+        self.report.annotators = agreement_of(store.read_votes()[np.concatenate([history[-1].seed, history[-1].ties])])
         self.report.splits = count_splits(history[-1], store.dialogue_id, labels)
         self._history = history
         self._rows: dict[str, np.ndarray] = dict(vars(history[-1]))
@@ -113,7 +115,7 @@ class SplitPairs:
         self.mark_arrived(self.fingerprint)
 
     def rows(self, split: SplitName, fold: int | None = None, num_folds: int = 3) -> np.ndarray:
-        """(N,) rows of a split, or of one fold of the seed, in the order of their pair id; `all` is every split and ties."""
+        """(N,) rows of a split, or of one fold of the seed, in the order of their pair id; `all` is everything."""
         if split == "all":
             return np.concatenate([self._rows[name] for name in (*SPLITS, "ties")])
         if split not in self._rows:

@@ -10,7 +10,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from ser_lightning.data.formats import TIE
+from ser_lightning.data.labels import TIE
 from ser_lightning.datamodules.base import PairFiles
 from ser_lightning.datamodules.batches import (
     PairSet,

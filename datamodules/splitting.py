@@ -13,8 +13,10 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from ser_lightning.data.formats import DROPS, TIE
+from ser_lightning.data.formats import DROPS
+from ser_lightning.data.labels import TIE
 from ser_lightning.data.store import CONTRADICTION, ROLES, UNLABELLED, Counts
+from ser_lightning.datamodules.annotators import Agreement
 
 READ_COLUMNS = (*ROLES, "new_data_path")
 _READ_LINES: dict[str, str] = {
@@ -22,6 +24,7 @@ _READ_LINES: dict[str, str] = {
     **{str(why): f"dropped: {text}" for why, text in DROPS.items()},
     "too_long": "dropped: a response longer than max_length",
     "duplicate": "dropped: the same pair again",
+    "vote": "another annotator's vote on the same pair",
     "cut": "kept, oldest part of the prompt cut",
 }
 _SPLIT_LINES = {
@@ -73,11 +76,13 @@ class DataReport:
         read: counts for each of `READ_COLUMNS`: rows and, of them, the dropped and the cut ones.
         between: counts of what the splits dropped or kept in spite of a doubt.
         splits: for each split (pairs, dialogues, human labels).
+        annotators: how far those of the seed agree; None where none of its pairs has two votes.
     """
 
     read: Counts
     between: Counter[str] = field(default_factory=Counter)
     splits: dict[str, tuple[int, int, int]] = field(default_factory=dict)
+    annotators: Agreement | None = None
 
     def table(self) -> str:
         """The report as text; lines that count nothing are left out."""
@@ -91,7 +96,7 @@ class DataReport:
         uses = {"seed": "training", "val": "validation", "pool": "counting, hidden", "test": "the final test"}
         for name, numbers in self.splits.items():
             lines.append(f"{name:32}" + "".join(f"{number:>10}" for number in numbers) + f"{'':4}{uses[name]}")
-        return "\n".join(lines)
+        return "\n".join([*lines, *([self.annotators.line()] if self.annotators else [])])
 
 
 def take_dialogues(dialogue_id: np.ndarray, fraction: float, seed: int, purpose: str) -> np.ndarray:

@@ -34,6 +34,10 @@ class PreferencePair:
     """1: a is the better one, 0: b is, 0.5: a tie, None: unlabelled."""
     source_id: str | None = None
     """The id that the user's file gave the pair, if any."""
+    votes: tuple[float, ...] = ()
+    """Labels of single annotators, where the file has such; `label` is their majority."""
+    annotator: str | None = None
+    """Who gave the one vote, where the file names annotators."""
 
     @property
     def is_decided(self) -> bool:

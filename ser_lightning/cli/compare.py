@@ -18,7 +18,9 @@ from jsonargparse import Namespace
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ser_lightning.data.formats import Labels, check_labels, prompt_hash, unread_columns
+from ser_lightning.data.columns import unread_columns
+from ser_lightning.data.formats import prompt_hash
+from ser_lightning.data.labels import Labels, check_labels
 from ser_lightning.data.scoring_rows import FileRow, RowCounts, column_problems, open_source, read_rows, survey
 from ser_lightning.errors import UserError, raise_problems
 from ser_lightning.evaluation.metrics import half_credit

@@ -21,7 +21,8 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ser_lightning.data.encode import EncodedPair
-from ser_lightning.data.formats import DROPS, TIE, check_labels
+from ser_lightning.data.formats import DROPS
+from ser_lightning.data.labels import TIE, check_labels
 from ser_lightning.data.scoring_rows import FileRow, Kind, RowCounts, column_problems, open_source, read_rows, survey
 from ser_lightning.errors import UserError, raise_problems
 from ser_lightning.evaluation.calibration import prob_a_wins

@@ -2,9 +2,11 @@
 
 import hashlib
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import Any, Literal
 
+from ser_lightning.data.columns import given_columns, lists_in, with_paths
+from ser_lightning.data.labels import TIE, Labels, count_votes, majority, read_label, read_scores, shown, shown_names
 from ser_lightning.data.turns import (
     clean,
     has_next_turn,
@@ -20,9 +22,6 @@ from ser_lightning.data.turns import (
 from ser_lightning.errors import UserError
 from ser_lightning.records import PreferencePair, Turn
 
-COLUMNS = ("prompt", "chosen", "rejected", "response_a", "response_b", "label", "id")
-"""The names that the project knows; a mapping gives the names in the file."""
-
 Drop = Literal["empty", "identical", "dialogues_part", "no_response", "answered"]
 """Why a row is no pair, see `DROPS`."""
 
@@ -34,19 +33,6 @@ DROPS: dict[str, str] = {
     "answered": "the prompt ends with a turn of the assistant",
 }
 
-Labels = Mapping[str, str | None]
-"""What stands in the label column -> a, b, tie, or null for nobody has said."""
-
-LABELS: Labels = {
-    **{"1": "a", "1.0": "a", "a": "a", "true": "a"},
-    **{"0": "b", "0.0": "b", "b": "b", "false": "b"},
-    **{"0.5": "tie", "tie": "tie"},
-}
-"""What a label means unless `data.labels` says otherwise."""
-TIE = 0.5
-"""The label of a tie: as a target of the loss, the probability that a wins."""
-_NO_LABEL = ("", "none", "null", "nan")
-_AS_NUMBER = {"a": 1, "b": 0, "tie": TIE}
 _ASSISTANT = "assistant"
 
 
@@ -81,7 +67,13 @@ def earlier_prompts(prompt: list[Turn]) -> list[int]:
 
 
 def canonical_pair(
-    prompt: list[Turn], first: str, second: str, label: float | None, source_id: str | None = None
+    prompt: list[Turn],
+    first: str,
+    second: str,
+    label: float | None,
+    source_id: str | None = None,
+    votes: tuple[float, ...] = (),
+    annotator: str | None = None,
 ) -> PreferencePair:
     """A pair whose a/b order and id come from the content alone.
 
@@ -91,48 +83,16 @@ def canonical_pair(
         second: the other response.
         label: 1 when `first` is the better one, 0 when `second` is, 0.5 for a tie, None when it is unlabelled.
         source_id: the file's own id.
+        votes: labels of single annotators, as `label`.
+        annotator: who gave the one vote.
     """
     context = json.dumps(prompt)
     # The prompt goes into the order: else a text given to many prompts (a refusal, say) would always be a, or always b.
     if content_hash(context, first) > content_hash(context, second):
         first, second, label = second, first, None if label is None else 1 - label
-    return PreferencePair(content_hash(context, first, second), prompt, first, second, label, source_id)
-
-
-def check_mapping(columns: Mapping[str, str]) -> list[str]:
-    """Problems of a column mapping, whatever the file."""
-    return [
-        f"columns: got the unknown name {name!r}; use {', '.join(COLUMNS)}" for name in columns if name not in COLUMNS
-    ]
-
-
-def check_labels(labels: Mapping[str, str | None]) -> list[str]:
-    """Problems of a label map, whatever the file."""
-    strange = [f"{value}: {meaning}" for value, meaning in labels.items() if meaning is not None and meaning not in _AS_NUMBER]
-    return [f"labels: got {{{', '.join(strange)}}}; map each label to a, b, tie or null"] if strange else []
-
-
-def absent_columns(columns: Mapping[str, str], present: Collection[str]) -> list[str]:
-    """A line for names that are mapped to columns that no row has.
-
-    Args:
-        columns: how the file calls the names of `COLUMNS`.
-        present: the columns of all rows.
-    """
-    absent = [f"{name}: {column}" for name, column in columns.items() if column not in present]
-    return [f"columns: got {{{', '.join(absent)}}}; the file has {_names(present)}"] if absent and present else []
-
-
-def unread_columns(row: Mapping[str, Any], columns: Mapping[str, str]) -> str:
-    """`; no column label ...`, for a message about missing labels: the columns of a row that nothing reads.
-
-    Empty where the row has labels, or says by `chosen` and `rejected` who is better.
-    """
-    known = {*COLUMNS, *columns.values(), "response"}
-    unread = [str(name) for name in row if name not in known]
-    if columns.get("label", "label") in row or "label" in row or not unread:
-        return ""
-    return f"; no column {columns.get('label', 'label')}; columns not read: {_names(unread)}"
+        votes = tuple(1 - vote for vote in votes)
+    pair_id = content_hash(context, first, second)
+    return PreferencePair(pair_id, prompt, first, second, label, source_id, votes, annotator)
 
 
 def parse_row(
@@ -142,7 +102,7 @@ def parse_row(
 
     Args:
         row: the file's columns.
-        columns: how the file calls the names of `COLUMNS`, where it calls them otherwise.
+        columns: how the file calls its columns, where it calls them otherwise, see `columns.py`.
         where: file and line, for messages.
         labels: what the labels of the file mean, `LABELS` by default.
 
@@ -152,30 +112,24 @@ def parse_row(
     Raises:
         UserError: the row is in no known format.
     """
-    # A file that is not mapped may stand beside one that is, so the project's own names always count.
-    given = {name: columns[name] if columns.get(name) in row else name for name in COLUMNS}
+    row = with_paths(row, columns)
+    given = given_columns(row, columns)
     values = {name: row[column] for name, column in given.items() if column in row}
     names = _response_columns(values, row, where)
-    label = _label(values.get("label"), where, labels, is_extra=names[0] == "chosen")
-    if names[0] == "chosen":
-        if label in (0, TIE):
-            raise UserError(
-                f"{where}: got {given['label']} {values['label']!r} beside {given['chosen']} and {given['rejected']}, "
-                f"which say that the first is better; correct one of them, or take {given['label']} out"
-            )
-        label = 1
+    label, votes = _label_and_votes(values, names, given, where, labels)
     try:
         first, second = _dialogues(values, names, given, where)
     except NoTranscript as error:
         raise UserError(
             f"{where}: got neither a prompt column nor a transcript with '\\n\\nAssistant:' in {given[names[0]]}, but "
-            f"the columns {_names(row)}; name the prompt with columns: {{prompt: ...}}"
+            f"the columns {shown_names(row)}; name the prompt with columns: {{prompt: ...}}"
         ) from error
     if why := _why_none(first, second):
         return why
-    prompt, source_id = first[:-1], values.get("id")
+    prompt = _below_system(first[:-1], values.get("system"), where, given)
     texts = first[-1]["content"], second[-1]["content"]
-    return canonical_pair(prompt, *texts, label, None if source_id is None else clean(str(source_id)))
+    source_id, annotator = (_name_of(values.get(name)) for name in ("id", "annotator"))
+    return canonical_pair(prompt, *texts, label, source_id, votes, annotator)
 
 
 def parse_prompt(row: Mapping[str, Any], columns: Mapping[str, str], where: str) -> list[Turn] | None:
@@ -192,13 +146,17 @@ def parse_prompt(row: Mapping[str, Any], columns: Mapping[str, str], where: str)
     Raises:
         UserError: there is no prompt column, or something else in it, or a conversation that is answered already.
     """
-    column = columns["prompt"] if columns.get("prompt") in row else "prompt"
+    row = with_paths(row, columns)
+    given = given_columns(row, columns)
+    column = given["prompt"]
     if column not in row:
-        raise UserError(f"{where}: got the columns {_names(row)}; name the prompt with columns: {{prompt: ...}}")
+        raise UserError(f"{where}: got the columns {shown_names(row)}; name the prompt with columns: {{prompt: ...}}")
     prompt = read_prompt(row[column], where, column)
     if prompt and prompt[-1]["role"] == _ASSISTANT:
         raise UserError(f"{where}: got {column} with a last turn of the assistant; end it with the turn to answer")
-    return prompt if any(turn["content"].strip() for turn in prompt) else None
+    if not any(turn["content"].strip() for turn in prompt):
+        return None
+    return _below_system(prompt, row.get(given.get("system", "")), where, given)
 
 
 def parse_candidates(
@@ -214,16 +172,19 @@ def parse_candidates(
     Raises:
         UserError: something of it is missing or no text.
     """
+    row = with_paths(row, columns)
     prompt = parse_prompt(row, columns, where)
     if prompt is None:
         raise UserError(f"{where}: got an empty prompt; fill it, or remove the row")
-    sides = []
+    sides, given = [], given_columns(row, columns)
     for name in ("chosen", "rejected"):
-        column = columns[name] if columns.get(name) in row else name
+        column = given[name]
         value = row.get(column)
         texts = value if isinstance(value, list) else [value]
         if not texts or value is None:
-            raise UserError(f"{where}: got no {column}, but the columns {_names(row)}; give a text, or a list of texts")
+            raise UserError(
+                f"{where}: got no {column}, but the columns {shown_names(row)}; give a text, or a list of texts"
+            )
         if strange := [text for text in texts if not isinstance(text, str)]:
             raise UserError(f"{where}: got a {type(strange[0]).__name__} in {column}; give a text, or a list of texts")
         sides.append([parse_response(text, prompt, where, column) for text in texts])
@@ -258,21 +219,13 @@ class NoTranscript(Exception):
     """A response without a prompt."""
 
 
-_MAX_NAMES = 20
-
-
-def _names(names: Collection[str]) -> str:
-    shown = ", ".join(str(name) for name, _ in zip(names, range(_MAX_NAMES), strict=False))
-    return (shown or "none") + (f" and {len(names) - _MAX_NAMES:,} more" if len(names) > _MAX_NAMES else "")
-
-
 def _response_columns(values: Mapping[str, Any], row: Mapping[str, Any], where: str) -> tuple[str, str]:
     """The pair of columns that holds the responses."""
     found = [names for names in (("chosen", "rejected"), ("response_a", "response_b")) if set(names) <= values.keys()]
     if not found:
         raise UserError(
-            f"{where}: got the columns {_names(row)}; needs chosen and rejected, or response_a and response_b: "
-            "name them with columns: {chosen: ..., rejected: ...}"
+            f"{where}: got the columns {shown_names(row)}; needs chosen and rejected, or response_a and response_b: "
+            f"name them with columns: {{chosen: ..., rejected: ...}}{lists_in(row)}"
         )
     filled = [names for names in found if not all(is_blank(values[name]) for name in names)]
     if len(filled) > 1:
@@ -280,26 +233,54 @@ def _response_columns(values: Mapping[str, Any], row: Mapping[str, Any], where: 
     return (filled or found)[0]
 
 
-def _label(value: Any, where: str, labels: Labels | None, is_extra: bool) -> float | None:
-    """1: the first is better, 0: the second is, 0.5: a tie, None: nobody has said; an extra column may mean anything."""
-    text = clean(str(int(value) if isinstance(value, float) and value.is_integer() else value)).strip()
-    known = {str(key).strip().lower(): meaning for key, meaning in (LABELS if labels is None else labels).items()}
-    meaning = known.get(text.lower(), "")
-    if meaning == "" and (is_extra or text.lower() in _NO_LABEL):
-        return None
-    if meaning == "" and labels is None:
+def _label_and_votes(
+    values: Mapping[str, Any], names: tuple[str, str], given: Mapping[str, str], where: str, labels: Labels | None
+) -> tuple[float | None, tuple[float, ...]]:
+    """Who is better by all that the row says of it, and the votes of its annotators, if it has any."""
+    is_ordered, value, votes = names[0] == "chosen", values.get("label"), ()
+    if isinstance(value, list):
+        found = [read_label(vote, where, labels) for vote in value]
+        votes = tuple(vote for vote in found if vote is not None)
+        label = majority(*count_votes(votes))
+    else:
+        label = read_label(value, where, labels, is_extra=is_ordered)
+    if is_ordered:
+        if label in (0, TIE):
+            raise UserError(
+                f"{where}: got {given['label']} {value!r} beside {given['chosen']} and {given['rejected']}, "
+                f"which say that the first is better; correct one of them, or take {given['label']} out"
+            )
+        label = 1
+    if "score_a" in values or "score_b" in values:
+        columns = given["score_a"], given["score_b"]
+        scored = read_scores(values.get("score_a"), values.get("score_b"), where, columns)
+        is_even = is_ordered and scored == TIE  # a file of chosen and rejected has to order equal ones somehow
+        if scored is not None and label is not None and scored != label and not is_even:
+            other = "chosen and rejected" if is_ordered else given["label"]
+            raise UserError(
+                f"{where}: got {columns[0]} {shown(values['score_a'])} and {columns[1]} {shown(values['score_b'])}, "
+                f"which contradict {other}; correct one of them, or leave score_a and score_b out of columns"
+            )
+        label = label if scored is None else scored
+    if not votes and label is not None and not is_blank(values.get("annotator")):
+        votes = (label,)
+    return label, votes
+
+
+def _below_system(prompt: list[Turn], system: Any, where: str, given: Mapping[str, str]) -> list[Turn]:
+    """The prompt behind the text of the column `system`, where a mapping names one and the row fills it."""
+    if is_blank(system):
+        return prompt
+    if prompt[0]["role"] in ("system", "developer"):
         raise UserError(
-            f"{where}: got the label {_shown(value)}; use 1 or 'a' (response_a is better), 0 or 'b', 0.5 or 'tie', or "
-            f"nothing (unlabelled), or say what it means: data.labels: {{{text[:20]}: a}}"
+            f"{where}: got {given['system']} beside a prompt that begins with a turn of the {prompt[0]['role']}; "
+            "keep one of them"
         )
-    if meaning == "":
-        raise UserError(f"{where}: got the label {_shown(value)}, which labels has not; it has {_names(known)}")
-    return None if meaning is None else _AS_NUMBER[meaning]
+    return [Turn(role="system", content=read_text(system, where, given["system"])), *prompt]
 
 
-def _shown(value: Any) -> str:
-    text = repr(clean(value) if isinstance(value, str) else value)
-    return text if len(text) <= 40 else f"{text[:39]}…"
+def _name_of(value: Any) -> str | None:
+    return None if value is None else clean(str(value))
 
 
 def _dialogues(

@@ -90,6 +90,13 @@ class PairStore:
         """(N,) float32 labels of every row, hidden ones too: for the splits and `HeldOutLabels` alone."""
         return np.concatenate([np.load(folder / "labels.npy") for folder in self.folders])
 
+    def read_votes(self) -> np.ndarray:
+        """(N, 3) int32 annotators for a, for a tie and for b, hidden ones too; zeros where the files have no votes."""
+        sizes = np.diff(self.parts).tolist()
+        files = [folder / "votes.npy" for folder in self.folders]
+        parts = [np.load(f) if f.is_file() else np.zeros((n, 3), np.int32) for f, n in zip(files, sizes, strict=True)]
+        return np.concatenate(parts)
+
     def _part_of(self, row: int) -> int:
         return int(np.searchsorted(self.parts, row, side="right")) - 1
 

@@ -10,16 +10,15 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+from ser_lightning.data.columns import absent_columns, check_mapping, with_paths
 from ser_lightning.data.formats import (
-    Labels,
-    absent_columns,
-    check_mapping,
     parse_candidates,
     parse_prompt,
     parse_response,
     parse_row,
     prompt_hash,
 )
+from ser_lightning.data.labels import Labels
 from ser_lightning.data.sources import open_sources
 from ser_lightning.data.turns import clean, is_blank
 from ser_lightning.errors import Causes, UserError, raise_problems
@@ -28,6 +27,8 @@ from ser_lightning.records import PreferencePair, Turn
 Kind = Literal["chosen", "sides", "single"]
 """A row has chosen and rejected, response_a and response_b, or a response alone."""
 _PAIRS = (("chosen", "rejected"), ("response_a", "response_b"))
+_VERDICTS = ("label", "score_a", "score_b", "annotator")
+"""Columns that say who is better."""
 
 
 @dataclass(frozen=True)
@@ -139,10 +140,11 @@ def read_rows(
     """
     for number, (where, row) in enumerate(source.rows()):
         counts.rows += 1
+        row = with_paths(row, columns)
         counts.columns.update(dict.fromkeys(row))
         try:
             kind = _kind_of(row, columns)
-            pair = _single(row, columns, where) if kind == "single" else _pair(row, columns, where, kind, labels)
+            pair = _single(row, columns, where) if kind == "single" else _pair(row, columns, where, labels)
         except UserError as error:
             if causes is None:
                 raise
@@ -170,6 +172,7 @@ def read_candidates(source: Any, columns: Mapping[str, str], subset: str) -> lis
     rows, without, causes = [], [], Causes()
     present: dict[str, None] = {}
     for where, row in source.rows():
+        row = with_paths(row, columns)
         present.update(dict.fromkeys(row))
         try:
             prompt, chosen, rejected = parse_candidates(row, columns, where)
@@ -209,18 +212,19 @@ def _kind_of(row: Mapping[str, Any], columns: Mapping[str, str]) -> Kind:
 
 
 def _pair(
-    row: Mapping[str, Any], columns: Mapping[str, str], where: str, kind: Kind, labels: Labels | None
+    row: Mapping[str, Any], columns: Mapping[str, str], where: str, labels: Labels | None
 ) -> PreferencePair | str:
     columns = _without_response(columns)
     pair = parse_row(row, columns, where, labels)
     if not isinstance(pair, PreferencePair):
         return str(pair)
-    # The label shows which side a is on; a row of two sides is asked again as if its first were the better one.
-    labelled = pair if kind == "chosen" else parse_row({**row, _name("label", row, columns): 1}, columns, where)
-    if not isinstance(labelled, PreferencePair) or labelled.label == 1:
-        return pair
+    # Which side a is on shows when the row is read again as if its first response were the better one.
+    bare = {name: column for name, column in columns.items() if name not in _VERDICTS}
+    first_better = parse_row({**row, "label": 1}, bare, where)
+    if not isinstance(first_better, PreferencePair) or first_better.label == 1:
+        return replace(pair, votes=())
     label = None if pair.label is None else 1 - pair.label
-    return replace(pair, response_a=pair.response_b, response_b=pair.response_a, label=label)
+    return replace(pair, response_a=pair.response_b, response_b=pair.response_a, label=label, votes=())
 
 
 def _single(row: Mapping[str, Any], columns: Mapping[str, str], where: str) -> PreferencePair | str:

@@ -1,6 +1,6 @@
 """Encoded pairs on disk: written once, keyed by data, tokenizer, template and length. `reader.py` reads them.
 
-The labels lie in a file of their own, which only `PairStore.read_labels` opens.
+The labels lie in a file of their own, which only `PairStore.read_labels` opens, and so do votes.
 """
 
 import hashlib
@@ -21,8 +21,10 @@ from lightning.pytorch.utilities import rank_zero_warn
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
+from ser_lightning.data.columns import absent_columns
 from ser_lightning.data.encode import ENCODING_VERSION, EncodedPair, encode_pairs
-from ser_lightning.data.formats import Labels, absent_columns, earlier_prompts, parse_row, prompt_hash
+from ser_lightning.data.formats import earlier_prompts, parse_row, prompt_hash
+from ser_lightning.data.labels import Labels, count_votes, majority
 from ser_lightning.data.packing import num_shared_tokens
 from ser_lightning.data.sources import Source
 from ser_lightning.errors import Causes, UserError, raise_problems
@@ -166,6 +168,8 @@ class _StoreWriter:
         self.counts: Counts = {role: Counter() for role in ROLES}
         self.pair_id, self.prompt_id, self.offsets = array("q"), array("q"), array("q", [0])
         self.num_shared, self.role, self.labels = array("q"), array("b"), array("f")
+        self.votes: dict[int, list[int]] = {}
+        self._known_votes: set[int] = set()
         self.continuations: set[tuple[int, int]] = set()
         self.ids = (folder / "ids.bin").open("wb")
         self.texts = pyarrow.ipc.new_stream(str(folder / "texts.arrow"), TEXTS)
@@ -181,10 +185,23 @@ class _StoreWriter:
             written = dict(zip(fresh, self._write(role, list(fresh.values())), strict=True))
             position |= written
             for pair in chunk:
-                if fresh.pop(pair.pair_id, None) is None:
-                    self.counts[role]["duplicate"] += 1
-                if (row := position[pair.pair_id]) is not None:
-                    self.labels[row] = _merge_labels(self.labels[row], pair.label)
+                row, is_first = position[pair.pair_id], fresh.pop(pair.pair_id, None) is not None
+                says_more = row is not None and self._add_label(row, pair)
+                if not is_first:
+                    self.counts[role]["vote" if says_more and pair.votes else "duplicate"] += 1
+
+    def _add_label(self, row: int, pair: PreferencePair) -> bool:
+        """Count what a row of a file says of a pair; False for a vote that its annotator has given already."""
+        if not pair.votes:
+            self.labels[row] = _merge_labels(self.labels[row], pair.label)
+            return True
+        vote = hash((row, pair.annotator, pair.label))
+        if pair.annotator is not None and vote in self._known_votes:
+            return False
+        self._known_votes |= set() if pair.annotator is None else {vote}
+        old = self.votes.get(row, (0, 0, 0))
+        self.votes[row] = [n + more for n, more in zip(old, count_votes(pair.votes), strict=True)]
+        return True
 
     def _write(self, role: str, pairs: list[PreferencePair]) -> list[int | None]:
         """Write what fits; the rows of the pairs, None for a pair that is dropped."""
@@ -223,13 +240,19 @@ class _StoreWriter:
         self.labels.append(UNLABELLED)
 
     def close(self) -> None:
-        """Write the index, the labels and the counts."""
+        """Write the index, the labels (those of pairs with votes are their majority) and the counts."""
         self.ids.close()
         self.texts.close()
         dialogue_id = join_dialogues(self.prompt_id, self.continuations)
         continuations = np.asarray(sorted(self.continuations), dtype=np.int64).reshape(-1, 2)
         values = (self.pair_id, dialogue_id, self.prompt_id, continuations, self.offsets, self.num_shared, self.role)
         np.savez(self.folder / "index.npz", **dict(zip(INDEX, map(np.asarray, values), strict=True)))  # type: ignore
+        for row, votes in self.votes.items():
+            self.labels[row] = _merge_labels(self.labels[row], majority(*votes))
+        if self.votes:
+            votes_of = np.zeros((len(self.labels), 3), dtype=np.int32)
+            votes_of[list(self.votes)] = list(self.votes.values())
+            np.save(self.folder / "votes.npy", votes_of)
         np.save(self.folder / "labels.npy", np.asarray(self.labels, dtype=np.float32))
         (self.folder / "counts.json").write_text(json.dumps(self.counts))
         record_checksums(self.folder / CHECKSUMS, sorted(self.folder.iterdir()))

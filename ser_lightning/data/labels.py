@@ -1,0 +1,118 @@
+"""Which response is better: what a row says of it by a label, by the votes of several annotators, or by two scores."""
+
+import math
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+from ser_lightning.data.turns import clean, is_blank
+from ser_lightning.errors import UserError
+
+Labels = Mapping[str, str | None]
+"""What stands in the label column -> a, b, tie, or null for nobody has said."""
+
+LABELS: Labels = {
+    **{"1": "a", "1.0": "a", "a": "a", "true": "a"},
+    **{"0": "b", "0.0": "b", "b": "b", "false": "b"},
+    **{"0.5": "tie", "tie": "tie"},
+}
+"""What a label means unless `data.labels` says otherwise."""
+TIE = 0.5
+"""The label of a tie: as a target of the loss, the probability that a wins."""
+_NO_LABEL = ("", "none", "null", "nan")
+_AS_NUMBER = {"a": 1, "b": 0, "tie": TIE}
+_MAX_SHOWN = 20
+
+
+def check_labels(labels: Mapping[str, str | None]) -> list[str]:
+    """Problems of a label map, whatever the file."""
+    strange = [
+        f"{value}: {meaning}" for value, meaning in labels.items() if meaning is not None and meaning not in _AS_NUMBER
+    ]
+    return [f"labels: got {{{', '.join(strange)}}}; map each label to a, b, tie or null"] if strange else []
+
+
+def read_label(value: Any, where: str, labels: Labels | None, is_extra: bool = False) -> float | None:
+    """1: the first is better, 0: the second is, 0.5: a tie, None: nobody has said.
+
+    Args:
+        value: what the file has.
+        where: file and line, for messages.
+        labels: what the labels of the file mean, `LABELS` by default.
+        is_extra: the row says without it who is better, so that a strange value may be about something else.
+
+    Raises:
+        UserError: the value means nothing that is known.
+    """
+    text = clean(str(int(value) if isinstance(value, float) and value.is_integer() else value)).strip()
+    known = {str(key).strip().lower(): meaning for key, meaning in (LABELS if labels is None else labels).items()}
+    meaning = known.get(text.lower(), "")
+    if meaning == "" and (is_extra or text.lower() in _NO_LABEL):
+        return None
+    if meaning == "" and labels is None:
+        raise UserError(
+            f"{where}: got the label {shown(value)}; use 1 or 'a' (response_a is better), 0 or 'b', 0.5 or 'tie', or "
+            f"nothing (unlabelled), or say what it means: data.labels: {{{text[:20]}: a}}"
+        )
+    if meaning == "":
+        raise UserError(f"{where}: got the label {shown(value)}, which labels has not; it has {shown_names(known)}")
+    return None if meaning is None else _AS_NUMBER[meaning]
+
+
+def read_scores(first: Any, second: Any, where: str, columns: Sequence[str]) -> float | None:
+    """The label that two scores give: the higher one wins, equal ones are a tie; None where both are missing.
+
+    Args:
+        first: score of the first response, a number or one as text.
+        second: score of the second response.
+        where: file and line, for messages.
+        columns: what the file calls both, for messages.
+
+    Raises:
+        UserError: one is missing, or no number.
+    """
+    scores = [_number(value, where, column) for value, column in zip((first, second), columns, strict=True)]
+    if all(math.isnan(score) for score in scores):
+        return None
+    for score, column in zip(scores, columns, strict=True):
+        if math.isnan(score):
+            raise UserError(f"{where}: got no {column} beside the other score; give both, or neither")
+    return TIE if scores[0] == scores[1] else float(scores[0] > scores[1])
+
+
+def _number(value: Any, where: str, column: str) -> float:
+    """A score; NaN where there is none."""
+    if is_blank(value):
+        return math.nan
+    try:
+        return float("" if isinstance(value, bool) else value)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{where}: got {shown(value)} in {column}; give a number") from error
+
+
+def majority(num_a: int, num_tie: int, num_b: int) -> float | None:
+    """The label with the most votes; a tie where a and b have as many, None without a vote.
+
+    Example:
+        >>> majority(2, 0, 1), majority(1, 1, 1), majority(1, 2, 0), majority(1, 1, 0)
+        (1.0, 0.5, 0.5, 1.0)
+    """
+    if num_a + num_tie + num_b == 0:
+        return None
+    return TIE if num_a == num_b or num_tie > max(num_a, num_b) else float(num_a > num_b)
+
+
+def count_votes(votes: Sequence[float]) -> tuple[int, int, int]:
+    """Votes for a, for a tie and for b."""
+    return sum(vote == 1 for vote in votes), sum(vote == TIE for vote in votes), sum(vote == 0 for vote in votes)
+
+
+def shown(value: Any) -> str:
+    """A value, cut to fit into a message."""
+    text = repr(clean(value) if isinstance(value, str) else value)
+    return text if len(text) <= 40 else f"{text[:39]}…"
+
+
+def shown_names(names: Collection[str]) -> str:
+    """Names of columns or labels for a message, the first ones of many."""
+    first = ", ".join(str(name) for name, _ in zip(names, range(_MAX_SHOWN), strict=False))
+    return (first or "none") + (f" and {len(names) - _MAX_SHOWN:,} more" if len(names) > _MAX_SHOWN else "")
