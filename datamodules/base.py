@@ -49,14 +49,14 @@ class PairFiles(pl.LightningDataModule):
     """Files of pairs, encoded into the cache and split.
 
     Args:
-        path: files (.jsonl, .json, .csv, .parquet), Hub names (owner/name:config@split) or `synthetic`. Rows without a
-            label go to the pool.
+        path: files (.jsonl, .json, .csv, .parquet), patterns such as data/*.jsonl, Hub names (owner/name:config@split)
+            or `synthetic`. Rows without a label go to the pool.
         pool_path: more pairs for the pool.
         test_path: labelled pairs for the final test, instead of a share of `path`.
         new_data_path: files that arrived later, in the order of their arrival; labelled pairs join the seed, the others
             the pool, and what was split before stays where it is.
-        columns: how the files call prompt, chosen, rejected, response_a, response_b, label or id,
-            such as {prompt: question, chosen: response_j}.
+        columns: how the files call prompt, chosen, rejected, response_a, response_b, label, id, system, score_a,
+            score_b or annotator, such as {prompt: question, chosen: response_j}; info.post is post inside info.
         labels: what the labels of the files mean, such as {model_a: a, model_b: b, tie: tie}; null is no label.
             Without it 1, a and true say that response_a is better, 0, b and false that response_b is, 0.5 and tie that
             neither is.

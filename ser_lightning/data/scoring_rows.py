@@ -93,8 +93,10 @@ def open_source(path: str) -> Any:
     """
     if path == "synthetic":
         raise UserError("--data: got synthetic; give a file (`predict` scores pairs of the synthetic world)")
-    [source] = open_sources(path, num_synthetic=0, seed=0)
-    return source
+    sources = open_sources(path, num_synthetic=0, seed=0)
+    if len(sources) > 1:
+        raise UserError(f"--data: got {path}, which matches {len(sources)} files; give one")
+    return sources[0]
 
 
 def column_problems(columns: Mapping[str, str]) -> list[str]:

@@ -2,6 +2,7 @@
 
 import csv
 import difflib
+import glob
 import gzip
 import hashlib
 import io
@@ -23,6 +24,8 @@ from ser_lightning.errors import UserError, describe
 Row = dict[str, Any]
 MAX_ROW = 10_000_000
 """Characters of a row. To encode one takes some 100 bytes of memory each, and no model reads a hundredth of them."""
+_PARQUET_BUFFER = 1 << 20
+"""Bytes of a column that are read at a time."""
 _SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
 _HUB_NAME = re.compile(r"^[\w.-]+(/[\w.-]+)?(:(?P<config>[\w.-]+))?(@(?P<split>[\w.\[\]:%-]+))?$")
 
@@ -43,10 +46,11 @@ class Source:
 
 
 def open_sources(paths: str | Sequence[str], num_synthetic: int, seed: int) -> list[Source]:
-    """A source for each path.
+    """A source for each path, and for each file that a pattern such as `data/*.jsonl` matches.
 
     Args:
-        paths: local files, folders of `Dataset.save_to_disk`, Hub names (`owner/name:config@split`), or `synthetic`.
+        paths: local files, patterns of such, folders of `Dataset.save_to_disk`, Hub names (`owner/name:config@split`),
+            or `synthetic`.
         num_synthetic: pairs of the synthetic world.
         seed: seed of the synthetic world.
 
@@ -56,12 +60,21 @@ def open_sources(paths: str | Sequence[str], num_synthetic: int, seed: int) -> l
     sources, problems = [], []
     for path in [paths] if isinstance(paths, str) else paths:
         try:
-            sources.append(_synthetic(num_synthetic, seed) if path == "synthetic" else _open(path))
+            sources += [_synthetic(num_synthetic, seed)] if path == "synthetic" else map(_open, _matching(path))
         except UserError as error:
             problems += error.problems
     if problems:
         raise UserError(problems)
     return sources
+
+
+def _matching(path: str) -> list[str]:
+    """The files that a pattern with `*` or `?` matches, in the order of their names; any other path as it is."""
+    if not set("*?") & set(path) or Path(path).expanduser().exists():
+        return [path]
+    if not (found := sorted(glob.glob(str(Path(path).expanduser()), recursive=True))):
+        raise UserError(f"{path}: got a pattern that no file matches; {_nearest(Path(path).expanduser())}")
+    return found
 
 
 def _open(path: str) -> Source:
@@ -204,7 +217,8 @@ def _read_csv(file: Path) -> Iterator[tuple[str, Any]]:
 
 def _read_parquet(file: Path) -> Iterator[tuple[str, Any]]:
     try:
-        table = pyarrow.parquet.ParquetFile(file)
+        # Without both arguments whole row groups, and one after another the whole file, would come into memory.
+        table = pyarrow.parquet.ParquetFile(file, pre_buffer=False, buffer_size=_PARQUET_BUFFER)
     except pyarrow.ArrowInvalid as error:
         raise UserError(f"{file}: got no Parquet file ({error}); write it again") from error
     if repeated := repeated_names(table.schema_arrow.names):

@@ -3,6 +3,8 @@
 import csv
 import gzip
 import json
+import random
+import tracemalloc
 
 import datasets
 import pyarrow
@@ -74,6 +76,53 @@ def test_one_object_is_one_row(tmp_path):
 def test_several_files_follow_one_another(tmp_path):
     paths = [write(tmp_path / "a.jsonl", ROWS[:1]), write(tmp_path / "b.csv", ROWS[1:])]
     assert read(*paths) == ROWS
+
+
+def test_a_pattern_is_every_file_that_it_matches_in_the_order_of_their_names(tmp_path):
+    (tmp_path / "deep").mkdir()
+    for name in ("b.jsonl", "a.jsonl", "deep/c.jsonl", "a.csv"):
+        write(tmp_path / name, [{"prompt": name, "chosen": "x", "rejected": "y"}])
+    assert [row["prompt"] for row in read(str(tmp_path / "?.jsonl"))] == ["a.jsonl", "b.jsonl"]
+    assert [row["prompt"] for row in read(f"{tmp_path}/**/*.jsonl")] == ["a.jsonl", "b.jsonl", "deep/c.jsonl"]
+    with pytest.raises(UserError, match=r"\*\.json: got a pattern that no file matches; did you mean") as caught:
+        read(f"{tmp_path}/*.json")
+    assert len(caught.value.problems) == 1
+    (tmp_path / "b?.jsonl").write_text('{"prompt": "odd"}')
+    assert [row["prompt"] for row in read(str(tmp_path / "b?.jsonl"))] == ["odd"]
+
+
+def _write_large(path, num_rows: int) -> int:
+    """A file of some 4 kB a row that no compression makes small; its texts in bytes."""
+    draw = random.Random(0)
+    rows = ({"prompt": str(i), "chosen": draw.randbytes(1000).hex(), "rejected": draw.randbytes(1000).hex()}
+            for i in range(num_rows))  # fmt: skip
+    if path.suffix == ".parquet":
+        table = pyarrow.Table.from_pylist(list(rows))
+        pyarrow.parquet.write_table(table, path, row_group_size=num_rows // 4, use_dictionary=False)
+    elif path.suffix == ".csv":
+        with path.open("w", newline="") as file:
+            writer = csv.DictWriter(file, ["prompt", "chosen", "rejected"])
+            writer.writeheader()
+            writer.writerows(rows)
+    else:
+        with gzip.open(path, "wt") if path.suffix == ".gz" else path.open("w") as file:
+            file.writelines(json.dumps(row) + "\n" for row in rows)
+    return 4000 * num_rows
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "jsonl.gz", "csv", "parquet"])
+def test_a_large_file_is_never_in_memory_as_a_whole(tmp_path, ending):
+    path = tmp_path / f"large.{ending}"
+    size = _write_large(path, 10_000)  # 40 MB
+    [source] = open_sources(str(path), 0, 0)
+    before, most = pyarrow.total_allocated_bytes(), 0
+    tracemalloc.start()
+    for number, _ in enumerate(source.rows(), start=1):
+        if number % 100 == 0:
+            most = max(most, pyarrow.total_allocated_bytes() - before + tracemalloc.get_traced_memory()[1])
+    tracemalloc.stop()
+    assert number == 10_000
+    assert most < size / 2
 
 
 def test_folder_that_datasets_saved(tmp_path):

@@ -5,6 +5,7 @@ import os
 import pickle
 import shutil
 import socket
+import tracemalloc
 from collections import Counter
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import pytest
 from ser_lightning.data import store as store_module
 from ser_lightning.data.encode import encode_pair
 from ser_lightning.data.reader import PairStore
-from ser_lightning.data.sources import open_sources
+from ser_lightning.data.sources import Source, open_sources
 from ser_lightning.data.store import (
     CONTRADICTION,
     UNLABELLED,
@@ -32,13 +33,13 @@ from tests.helpers import data
 def build(tiny_tokenizer, tmp_path, write_jsonl):
     """`build(rows, pool_path=rows, ...) -> PairStore`."""
 
-    def make(path, max_length=200, **roles):
+    def make(path, max_length=200, columns=None, **roles):
         sources = {role: [] for role in ("path", "pool_path", "test_path")}
         for role, rows in {"path": path, **roles}.items():
             sources[role] = open_sources(write_jsonl(f"{role}.jsonl", rows), 0, 0)
         folder = tmp_path / "store"
         shutil.rmtree(folder, ignore_errors=True)
-        build_store(folder, sources, {}, tiny_tokenizer, max_length)
+        build_store(folder, sources, columns or {}, tiny_tokenizer, max_length)
         return PairStore(folder)
 
     return make
@@ -256,3 +257,57 @@ def test_what_a_killed_process_was_writing_goes_at_the_next_start(build, make_ro
         (cache / name / "ids.bin").write_text("half")
     build(make_rows(11))
     assert {name: (cache / name).exists() for name in names} == names
+
+
+def test_encoding_holds_a_chunk_of_the_texts_at_a_time(tiny_tokenizer, tmp_path, monkeypatch):
+    monkeypatch.setattr(store_module._StoreWriter, "chunk_size", 16)
+    num_rows, num_characters = 600, 4000
+
+    def rows():
+        for i in range(num_rows):
+            texts = [f"{i} {side} ".ljust(num_characters, side) for side in "xy"]
+            yield f"row {i}", {"prompt": str(i), "chosen": texts[0], "rejected": texts[1]}
+
+    sources = {"path": [Source("rows", "1", rows)], "pool_path": [], "test_path": []}
+    tracemalloc.start()
+    build_store(tmp_path / "store", sources, {}, tiny_tokenizer, 2 * num_characters)
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert len(PairStore(tmp_path / "store")) == num_rows
+    assert most < 2 * num_rows * num_characters
+
+
+def test_votes_of_annotators_become_their_majority_and_lie_beside_the_labels(build, folder_bytes):
+    def rows(name, votes, turned=()):
+        both = (
+            {"prompt": name, "response_a": "x", "response_b": "y"},
+            {"prompt": name, "response_a": "y", "response_b": "x"},
+        )
+        return [{**both[i in turned], "label": vote, "who": f"w{i}"} for i, vote in enumerate(votes)]
+
+    columns = {"annotator": "who"}
+    given = rows("two to one", [1, 1, 1], turned=[2]) + rows("even", [1, 0]) + rows("ties", ["tie", "tie", 1])
+    given += [*rows("again", [0]), *rows("again", [0, None]), *rows("again", [1], turned=[0])] + rows(
+        "list", [[1, 0, 1]]
+    )
+    given += [{"prompt": "nobody's", "response_a": "x", "response_b": "y", "label": label} for label in (1, 0)]
+    store = build(given, columns=columns)
+    pairs = {pair.prompt[0]["content"]: (row, pair) for row, pair in enumerate(store.read_texts(range(len(store))))}
+    found = {}
+    for name, (row, pair) in pairs.items():
+        label, votes = float(store.read_labels()[row]), store.read_votes()[row].tolist()
+        is_turned = pair.response_a == "y" and label in (0, 0.5, 1)
+        found[name] = (1 - label, votes[::-1]) if is_turned else (label, votes)
+    assert found == {
+        "two to one": (1, [2, 0, 1]),
+        "even": (0.5, [1, 0, 1]),
+        "ties": (0.5, [1, 2, 0]),
+        "again": (0, [0, 0, 1]),  # one annotator says the same three times
+        "list": (1, [2, 0, 1]),
+        "nobody's": (CONTRADICTION, [0, 0, 0]),  # rows without an annotator are no votes
+    }
+    assert store.counts[0]["path"] == Counter(rows=len(given), vote=5, duplicate=4)
+    turned = [{**row, "label": 0} if row["label"] == 1 else row for row in given]
+    before, after = folder_bytes(store.folders[0]), folder_bytes(build(turned, columns=columns).folders[0])
+    changed = {name for name in before if before[name] != after[name]}
+    assert changed == {"labels.npy", "votes.npy", "counts.json", "checksums.json"}
