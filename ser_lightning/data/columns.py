@@ -70,13 +70,18 @@ def absent_columns(columns: Mapping[str, str], present: Collection[str]) -> list
     return [f"columns: got {{{', '.join(absent)}}}; the file has {shown_names(present)}"] if absent and present else []
 
 
+def columns_left(present: Collection[str], columns: Mapping[str, str]) -> list[str]:
+    """Those of the columns of a file that nothing reads."""
+    read = {*COLUMNS, *columns.values(), *(column.split(".")[0] for column in columns.values())}
+    return [str(name) for name in present if name not in read]
+
+
 def unread_columns(row: Mapping[str, Any], columns: Mapping[str, str]) -> str:
     """`; no column label ...`, for a message about missing labels: the columns of a row that nothing reads.
 
     Empty where the row has labels, or says by `chosen` and `rejected` who is better.
     """
-    known = {*COLUMNS, *columns.values(), *(column.split(".")[0] for column in columns.values()), "response"}
-    unread = [str(name) for name in row if name not in known]
+    unread = [name for name in columns_left(row, columns) if name != "response"]
     if columns.get("label", "label") in row or "label" in row or not unread:
         return ""
     return f"; no column {columns.get('label', 'label')}; columns not read: {shown_names(unread)}"

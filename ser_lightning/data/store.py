@@ -17,14 +17,14 @@ from typing import Any
 
 import numpy as np
 import pyarrow
-from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from ser_lightning.data.columns import absent_columns
+from ser_lightning.data.columns import absent_columns, columns_left
 from ser_lightning.data.encode import ENCODING_VERSION, EncodedPair, encode_pairs
 from ser_lightning.data.formats import earlier_prompts, parse_row, prompt_hash
-from ser_lightning.data.labels import Labels, count_votes, majority
+from ser_lightning.data.labels import Labels, count_votes, majority, shown_names
 from ser_lightning.data.packing import num_shared_tokens
 from ser_lightning.data.sources import Source
 from ser_lightning.errors import Causes, UserError, raise_problems
@@ -107,6 +107,8 @@ def build_store(
             if sources[role]:
                 writer.add_role(role, _parsed(sources[role], columns, labels, writer.counts[role], present))
         raise_problems(absent_columns(columns, present) if needs_columns else [])
+        if left := columns_left(present, columns):
+            rank_zero_info(f"Columns not read: {shown_names(left)}")
         writer.close()
         if folder.is_dir() and not is_complete(folder):
             rank_zero_warn(f"cache: {folder} is damaged; its pairs are encoded again")

@@ -311,3 +311,14 @@ def test_votes_of_annotators_become_their_majority_and_lie_beside_the_labels(bui
     before, after = folder_bytes(store.folders[0]), folder_bytes(build(turned, columns=columns).folders[0])
     changed = {name for name in before if before[name] != after[name]}
     assert changed == {"labels.npy", "votes.npy", "counts.json", "checksums.json"}
+
+
+def test_columns_that_nothing_reads_are_named_once(build, caplog):
+    row = {"prompt": "Hi", "chosen": "yes", "rejected": "no", "id": 1, "input": "x", "meta": {"who": "Ann"}}
+    with caplog.at_level("INFO"):
+        build([row, {**row, "chosen": "sure", "stars": 3}], columns={"annotator": "meta.who"})
+    assert [line for line in caplog.messages if "not read" in line] == ["Columns not read: input, stars"]
+    caplog.clear()
+    with caplog.at_level("INFO"):
+        build([{"prompt": "Hi", "chosen": "yes", "rejected": "no"}])
+    assert not [line for line in caplog.messages if "not read" in line]
