@@ -207,9 +207,23 @@ CASES = [
     ),
     Case(
         "a label outside of the classes",
-        "pairs.jsonl, line 2: got the label 7; use 1 or 'a' (response_a is better), 0 or 'b', or nothing (unlabelled), "
-        "or say what it means: data.labels: {7: a}",
+        "pairs.jsonl, line 2: got the label 7; use 1 or 'a' (response_a is better), 0 or 'b', 0.5 or 'tie', or nothing "
+        "(unlabelled), or say what it means: data.labels: {7: a}",
         lambda s: s.write([_turned(s.rows)[0], {**_turned(s.rows)[1], "label": 7}]),
+    ),
+    Case(
+        "scores that contradict the label",
+        "pairs.jsonl, line 1: got s1 1 and s2 2, which contradict label; correct one of them, or leave score_a and "
+        "score_b out of columns",
+        lambda s: [
+            *s.write([{**_turned(s.rows)[0], "s1": 1, "s2": 2}, *_turned(s.rows)[1:]]),
+            "--data.columns={score_a: s1, score_b: s2}",
+        ],
+    ),
+    Case(
+        "a pattern that no file matches",
+        "pears*.jsonl: got a pattern that no file matches; did you mean pairs.jsonl?",
+        lambda _: ["--data.path=pears*.jsonl"],
     ),
     Case(
         "a file that is not there",
