@@ -237,7 +237,8 @@ def _label_and_votes(
     values: Mapping[str, Any], names: tuple[str, str], given: Mapping[str, str], where: str, labels: Labels | None
 ) -> tuple[float | None, tuple[float, ...]]:
     """Who is better by all that the row says of it, and the votes of its annotators, if it has any."""
-    is_ordered, value, votes = names[0] == "chosen", values.get("label"), ()
+    is_ordered, value = names[0] == "chosen", values.get("label")
+    votes: tuple[float, ...] = ()
     if isinstance(value, list):
         found = [read_label(vote, where, labels) for vote in value]
         votes = tuple(vote for vote in found if vote is not None)
@@ -252,19 +253,29 @@ def _label_and_votes(
             )
         label = 1
     if "score_a" in values or "score_b" in values:
-        columns = given["score_a"], given["score_b"]
-        scored = read_scores(values.get("score_a"), values.get("score_b"), where, columns)
-        is_even = is_ordered and scored == TIE  # a file of chosen and rejected has to order equal ones somehow
-        if scored is not None and label is not None and scored != label and not is_even:
-            other = "chosen and rejected" if is_ordered else given["label"]
-            raise UserError(
-                f"{where}: got {columns[0]} {shown(values['score_a'])} and {columns[1]} {shown(values['score_b'])}, "
-                f"which contradict {other}; correct one of them, or leave score_a and score_b out of columns"
-            )
-        label = label if scored is None else scored
+        label = _by_scores(values, label, is_ordered, given, where)
     if not votes and label is not None and not is_blank(values.get("annotator")):
         votes = (label,)
     return label, votes
+
+
+def _by_scores(
+    values: Mapping[str, Any], label: float | None, is_ordered: bool, given: Mapping[str, str], where: str
+) -> float | None:
+    """The label by two scores, which agree with the one that the row has beside them."""
+    scores = [values.get(name) for name in ("score_a", "score_b")]
+    columns = [given[name] for name in ("score_a", "score_b")]
+    scored = read_scores(scores[0], scores[1], where, columns)
+    if scored is None:
+        return label
+    is_even = is_ordered and scored == TIE  # a file of chosen and rejected has to put one of equal ones first
+    if label not in (None, scored) and not is_even:
+        raise UserError(
+            f"{where}: got {columns[0]} {shown(scores[0])} and {columns[1]} {shown(scores[1])}, which contradict "
+            f"{'chosen and rejected' if is_ordered else given['label']}; correct one of them, or leave score_a and "
+            "score_b out of columns"
+        )
+    return scored
 
 
 def _below_system(prompt: list[Turn], system: Any, where: str, given: Mapping[str, str]) -> list[Turn]:

@@ -57,7 +57,8 @@ def open_sources(paths: str | Sequence[str], num_synthetic: int, seed: int) -> l
     Raises:
         UserError: a line for every path that cannot be opened.
     """
-    sources, problems = [], []
+    sources: list[Source] = []
+    problems = []
     for path in [paths] if isinstance(paths, str) else paths:
         try:
             sources += [_synthetic(num_synthetic, seed)] if path == "synthetic" else map(_open, _matching(path))
