@@ -29,7 +29,7 @@ class Agreement:
     def line(self) -> str:
         """For the table of what was read."""
         return (
-            f"annotators: two of them agree on {self.agreement:.3f} of {self.pairs:,} seed pairs with votes; if "
+            f"annotators: two of them agree on {self.agreement:.3f} of {self.pairs:,} seed pairs with two votes; if "
             f"all err equally often, {self.error_rate:.3f} of their single labels are wrong"
         )
 

@@ -21,7 +21,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from ser_lightning.data.columns import absent_columns, columns_left
+from ser_lightning.data.columns import absent_columns, columns_left, with_paths
 from ser_lightning.data.encode import ENCODING_VERSION, EncodedPair, encode_pairs
 from ser_lightning.data.formats import earlier_prompts, parse_row, prompt_hash
 from ser_lightning.data.labels import Labels, count_votes, majority, shown_names
@@ -142,8 +142,9 @@ def _parsed(
     """The usable pairs of one role, whose columns join those present; problems of several rows come as one error."""
     causes = Causes()
     rows = itertools.chain.from_iterable(source.rows() for source in sources)
-    for where, row in tqdm(rows, desc="Encoding pairs", unit=" pairs", disable=None):
+    for where, raw in tqdm(rows, desc="Encoding pairs", unit=" pairs", disable=None):
         counts["rows"] += 1
+        row = with_paths(raw, columns)
         present.update(dict.fromkeys(row))
         try:
             pair = parse_row(row, columns, where, labels)

@@ -91,3 +91,18 @@ def test_labels_that_are_spread_over_columns_are_named_where_labels_are_missing(
         row["winner_model_a"] = row.pop("label")
     with pytest.raises(UserError, match="need at least 8; .*no column label; columns not read: winner_model_a"):
         load(write_jsonl("arena.jsonl", rows), stage="fit")
+
+
+def test_a_file_of_nested_columns_goes_through_a_data_module_and_a_path_that_no_row_has_stops_it(load, write_jsonl):
+    rows = [
+        {"info": {"post": f"Story {i}"}, "summaries": [{"text": f"Tea {i}."}, {"text": f"No {i}."}], "choice": i % 2}
+        for i in range(40)
+    ]
+    columns = {"prompt": "info.post", "response_a": "summaries.0.text", "response_b": "summaries.1.text"}
+    given = {"columns": {**columns, "label": "choice"}, "labels": {0: "a", 1: "b"}, "seed_fraction": 0.5}
+    data = load(write_jsonl("comparisons.jsonl", rows), **given)
+    assert sum(data.report.splits[split][2] for split in ("seed", "pool", "test")) == 40
+    with pytest.raises(UserError, match=r"columns: got {prompt: info.title}; the file has info, summaries, choice"):
+        load(
+            write_jsonl("comparisons.jsonl", rows), **{**given, "columns": {**given["columns"], "prompt": "info.title"}}
+        )
