@@ -142,6 +142,29 @@ def test_training_cannot_see_a_pool_label(tiny_model_dir, pairs_file, tmp_path):
         assert a["seed_oof_accuracy"] == b["seed_oof_accuracy"] and a["delivered"] == b["delivered"]
 
 
+def test_ties_are_trained_on_in_every_phase_but_that_of_their_fold_and_no_round_scores_them(tiny_model_dir, tmp_path):
+    """Every prompt has a decided pair, and every second one a tie as well."""
+    file = tmp_path / "ties.jsonl"
+    with file.open("w") as lines:
+        for number in range(80):
+            row = {"prompt": f"What is {number}?", "response_a": f"It is {number}.", "response_b": "No.", "label": 1}
+            tie = {**row, "response_b": f"{number}, it is.", "label": "tie"}
+            lines.writelines(json.dumps(one) + "\n" for one in [row, tie][: 1 + number % 2])
+    log = Recorder()
+    fit(tiny_model_dir, file, "run", log)
+    seed, ties = pairs_of(file, "seed"), pairs_of(file, "ties")
+    assert len(ties) > 4 and not ties & (seed | pairs_of(file, "pool"))
+    left_out = [pairs_of(file, "seed", fold) for fold in range(2)]
+    for epoch in log.epochs:
+        fold, mine = epoch["phase"].fold, ties & set(epoch["ids"])
+        hidden = set() if fold is None else _prompts(file, left_out[fold])
+        assert mine == {i for i in ties if not _prompts(file, {i}) & hidden}
+        assert {epoch["target"][i] for i in mine} == {0.5}
+        assert {epoch["target"][i] for i in epoch["ids"] if i not in ties} <= {0.0, 1.0}
+    assert not ties & {r["pair_id"] for number in range(len(rows("run"))) for r in audit("run", number)}
+    assert 0 <= float(rows("run")[0]["seed_oof_accuracy"]) <= 1
+
+
 def test_rounds_csv_counts_what_happened(tiny_model_dir, pairs_file):
     _, callback = fit(tiny_model_dir, pairs_file, "run", max_rounds=2, rule=TopShareRule(0.5, min_change_share=0.0))
     table = rows("run")

@@ -97,3 +97,30 @@ def test_scaled_differences_vary_alike_and_chunks_do_not_matter():
     scaled = (x / scale).square().mean(0)
     assert torch.allclose(scaled[:5], torch.full((5,), 1 / 3), rtol=1e-4)
     assert scaled[5] == 0 and torch.isfinite(scale).all()
+
+
+def test_a_tie_is_half_a_win_for_either_response():
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(40, 6, generator=generator)
+    decided = (x[:30].sum(1) > 0).float()
+    soft = fit_linear_head(x, torch.cat([decided, torch.full((10,), 0.5)]), 1.0)
+    both = torch.cat([decided, torch.zeros(10), decided, torch.ones(10)])
+    assert torch.allclose(soft, fit_linear_head(torch.cat([x, x]), both, 2.0), atol=1e-4)
+
+
+def test_ties_tell_more_than_leaving_them_out_does():
+    """Annotators with noise call the 30 % of pairs with the smallest perceived margin a tie."""
+    gains = []
+    for repeat in range(20):
+        generator = torch.Generator().manual_seed(repeat)
+        weight = torch.nn.functional.normalize(torch.randn(32, generator=generator), dim=0) * 2
+        x = torch.randn(1100, 32, generator=generator)
+        margin = x @ weight + torch.randn(1100, generator=generator)
+        is_tie, label = margin.abs() < margin.abs().quantile(0.3), (margin > 0).float()
+        train, test = torch.arange(1100) < 100, (torch.arange(1100) >= 100) & ~is_tie
+        right = []
+        for keep, target in ((train & ~is_tie, label), (train, label.where(~is_tie, torch.tensor(0.5)))):
+            found = fit_linear_head(x[keep], target[keep], 3.0)
+            right.append(float(((x[test].double() @ found > 0) == (label[test] > 0)).double().mean()))
+        gains.append(right[1] - right[0])
+    assert sum(gains) / len(gains) > 0.01
