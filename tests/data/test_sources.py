@@ -110,10 +110,13 @@ def _write_large(path, num_rows: int) -> int:
     return 4000 * num_rows
 
 
-@pytest.mark.parametrize("ending", ["jsonl", "jsonl.gz", "csv", "parquet"])
-def test_a_large_file_is_never_in_memory_as_a_whole(tmp_path, ending):
+@pytest.mark.parametrize(
+    ("ending", "num_rows"), [("jsonl", 4_000), ("jsonl.gz", 2_000), ("csv", 4_000), ("parquet", 12_000)]
+)
+def test_a_large_file_is_never_in_memory_as_a_whole(tmp_path, ending, num_rows):
+    """Of Parquet some 15 MB are, whatever the file: rows that were read together, as Arrow and as Python has them."""
     path = tmp_path / f"large.{ending}"
-    size = _write_large(path, 6_000)  # 24 MB
+    size = _write_large(path, num_rows)
     [source] = open_sources(str(path), 0, 0)
     before, most = pyarrow.total_allocated_bytes(), 0
     tracemalloc.start()
@@ -121,7 +124,7 @@ def test_a_large_file_is_never_in_memory_as_a_whole(tmp_path, ending):
         if number % 100 == 0:
             most = max(most, pyarrow.total_allocated_bytes() - before + tracemalloc.get_traced_memory()[1])
     tracemalloc.stop()
-    assert number == 6_000
+    assert number == num_rows
     assert most < size / 2
 
 
