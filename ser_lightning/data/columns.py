@@ -81,6 +81,7 @@ def unread_columns(row: Mapping[str, Any], columns: Mapping[str, str]) -> str:
 
     Empty where the row has labels, or says by `chosen` and `rejected` who is better.
     """
+    row = with_paths(row, columns)
     unread = [name for name in columns_left(row, columns) if name != "response"]
     if columns.get("label", "label") in row or "label" in row or not unread:
         return ""

@@ -240,7 +240,7 @@ def _label_and_votes(
     is_ordered, value = names[0] == "chosen", values.get("label")
     votes: tuple[float, ...] = ()
     if isinstance(value, list):
-        found = [read_label(vote, where, labels) for vote in value]
+        found = [read_label(vote, where, labels, is_extra=is_ordered) for vote in value]
         votes = tuple(vote for vote in found if vote is not None)
         label = majority(*count_votes(votes))
     else:

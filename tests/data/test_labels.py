@@ -45,6 +45,7 @@ def test_majority(votes, label):
         ({**PAIR, "label": [1, 0]}, (0.5, [1, 0])),
         ({**PAIR, "label": []}, (None, [])),
         ({**ORDERED, "label": [1, 1, 0]}, (1, [1, 1, 0])),
+        ({**ORDERED, "label": ["cooking", "tea"]}, (1, [])),
     ],
 )
 def test_a_list_of_labels_is_votes(row, expected):
