@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from jsonargparse import Namespace
+from torch import Tensor
 
 from ser_lightning.data.formats import parse_row
 from ser_lightning.data.sources import open_sources
@@ -68,20 +69,35 @@ def query(run: Path, num_pairs: int, strategy: QueryStrategy) -> list[Preference
     Raises:
         UserError: the pool has fewer pairs, or the files of the run are not what they were.
     """
+    pairs, prob_a = read_pool(run, num_pairs)
+    return [pairs[i] for i in strategy.choose(prob_a, pairs, num_pairs)]
+
+
+def read_pool(run: Path, num_pairs: int | None = None) -> tuple[list[PreferencePair], Tensor]:
+    """The pool pairs of a run in the order of their ids, without labels, and the probability (N,) that a wins of each.
+
+    Args:
+        run: folder of a fit that has delivered a model.
+        num_pairs: how many are needed, None = all.
+
+    Raises:
+        UserError: the pool has fewer pairs, or the files of the run are not what they were.
+    """
     audit = round_files(run, delivered_round(run)).audit
     if (found := read_audit(audit)) is None:
         raise UserError(f"--run: {audit} is gone, which holds what the model thinks of the pool; give another run")
     prob_a = dict(zip(found["pair_id"].tolist(), found["probability"].tolist(), strict=True))
-    if not 1 <= num_pairs <= len(prob_a):
-        raise UserError(f"--n: got {num_pairs}; need 1 to {len(prob_a)}, the pairs in the pool of {run}")
+    needed = len(prob_a) if num_pairs is None else num_pairs
+    if not 1 <= needed <= len(prob_a):
+        raise UserError(f"--n: got {needed}; need 1 to {len(prob_a)}, the pairs in the pool of {run}")
     pairs_by_id = {pair.pair_id: pair for pair in _pairs_of(run) if pair.pair_id in prob_a}
-    if len(pairs_by_id) < num_pairs:
+    if len(pairs_by_id) < needed:
         raise UserError(
             f"--run: {len(pairs_by_id)} of {len(prob_a)} pool pairs of {run} are in the files that its config names; "
             "have they changed or moved?"
         )
     pairs = [pairs_by_id[pair_id] for pair_id in sorted(pairs_by_id)]
-    return [pairs[i] for i in strategy.choose(torch.tensor([prob_a[p.pair_id] for p in pairs]), pairs, num_pairs)]
+    return pairs, torch.tensor([prob_a[pair.pair_id] for pair in pairs])
 
 
 def _pairs_of(run: Path) -> Iterator[PreferencePair]:
