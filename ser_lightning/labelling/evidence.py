@@ -7,7 +7,7 @@ Shapes: n labelled pairs, D numbers of a difference.
 import threading
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -131,8 +131,8 @@ def open_cached_run(run: Path) -> CachedRun:
         raise UserError(f"run: {run} trained its body, so that a new head would not show what labels bring")
     files = round_files(run, delivered_round(run))
     saved = read_model(files.model)
-    reading, weight = saved["reading"], saved["weights"].get("score.weight")
-    if not reading or not reading.get("penalty") or weight is None:
+    reading, weights = saved["reading"], [*saved["weights"].values()]
+    if not reading or not reading.get("penalty") or len(weights) != 1:  # an encoder, or an earlier version
         raise UserError(f"run: {files.model} has no head that was solved exactly")
     try:
         data = PreferenceDataModule(**setting(run, "data", "init_args"))
@@ -145,7 +145,7 @@ def open_cached_run(run: Path) -> CachedRun:
     audit = read_audit(files.audit)
     if audit is None:
         raise UserError(f"run: {files.audit} is gone, by which its features are known")
-    table = _find_table(data, reading, weight, audit)
+    table = _find_table(data, reading, weights[0], audit)
     pairs = np.concatenate([data.data.rows("seed"), data.data.rows("pool")])
     return CachedRun(data, table.scaled_by(pairs), float(reading["penalty"]))
 
@@ -200,45 +200,48 @@ def gain_sentences(gain: LabelGain | None) -> list[str]:
     return lines
 
 
-@dataclass
 class Evidence:
     """Sentences about what labels have brought, kept up to date by a thread.
 
-    Attributes:
+    Args:
         run: folder of the run.
+
+    Attributes:
         lines: what is known by now.
-        is_pending: whether more will be known soon.
     """
 
-    run: Path
-    lines: list[str] = field(default_factory=list)
-    is_pending: bool = False
-    _wanted: threading.Event = field(default_factory=threading.Event)
-    _labels: Mapping[int, int] = field(default_factory=dict)
-    _opened: CachedRun | None = None
-
-    def __post_init__(self) -> None:
-        self.lines = [last_accuracy(self.run)]
+    def __init__(self, run: Path) -> None:
+        self.run, self.lines = run, [last_accuracy(run)]
+        self._question: tuple[int, Mapping[int, int]] = (0, {})
+        self._answered = 0
+        self._wanted = threading.Event()
         # A daemon: Ctrl-C does not wait for it, and it writes nothing.
         self._thread = threading.Thread(target=self._work, daemon=True)
 
+    @property
+    def is_pending(self) -> bool:
+        """Whether more will be known soon."""
+        return self._question[0] != self._answered and self._thread.is_alive()
+
     def refresh(self, labels: Mapping[int, int]) -> None:
-        """Ask for the evidence of these labels (1 where a is better, by pair id); of several calls the last counts."""
-        self._labels, self.is_pending = labels, True
+        """Ask for the evidence of these labels; of several calls the last one counts.
+
+        Args:
+            labels: 1 where a is better, 0 where b is, by pair id.
+        """
+        self._question = self._question[0] + 1, labels
         self._wanted.set()
         if self._thread.ident is None:
             self._thread.start()
 
     def _work(self) -> None:
-        while self._wanted.wait():
-            self._wanted.clear()
-            try:
-                if self._opened is None:
-                    self._opened = open_cached_run(self.run)
-                self.lines = gain_sentences(self._opened.gain(self._labels))
-            except Exception as error:  # whatever it is, labelling goes on
-                reason = error.problems[0] if isinstance(error, UserError) else describe(error)
-                self.lines = [last_accuracy(self.run), f"What they bring is not known: {reason.removeprefix('run: ')}."]
-                self.is_pending = False
-                return
-            self.is_pending = self._wanted.is_set()
+        try:
+            opened = open_cached_run(self.run)
+            while self._wanted.wait():
+                self._wanted.clear()
+                number, labels = self._question
+                self.lines = gain_sentences(opened.gain(labels))
+                self._answered = number
+        except Exception as error:  # whatever it is, labelling goes on
+            reason = error.problems[0] if isinstance(error, UserError) else describe(error)
+            self.lines = [last_accuracy(self.run), f"What they bring is not known: {reason.removeprefix('run: ')}."]

@@ -10,7 +10,7 @@ import secrets
 import socket
 from collections.abc import Callable
 from importlib.resources import files
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import uvicorn
 from jinja2 import Environment, StrictUndefined
@@ -24,8 +24,10 @@ from starlette.routing import Route
 
 from ser_lightning.data.turns import read_json
 from ser_lightning.errors import UserError
-from ser_lightning.labelling.evidence import Evidence
 from ser_lightning.labelling.session import NotAsked, Session
+
+if TYPE_CHECKING:  # it brings Lightning along, which a page without a run does not need
+    from ser_lightning.labelling.evidence import Evidence
 
 HOST = "127.0.0.1"
 TOKEN = "x-label-token"
@@ -46,7 +48,7 @@ class LabelApp:
         evidence: what the labels have brought, None without a run.
     """
 
-    def __init__(self, session: Session, token: str, next_command: str, evidence: Evidence | None = None) -> None:
+    def __init__(self, session: Session, token: str, next_command: str, evidence: "Evidence | None" = None) -> None:
         self.session, self.token, self.next_command, self.evidence = session, token, next_command, evidence
         self._refresh()
 
