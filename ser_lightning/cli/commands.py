@@ -162,7 +162,7 @@ COMMANDS = {
         },
     ),
     "label": Command(
-        "cli.label:main",
+        "labelling.command:main",
         "a local page on which people label pairs by key, and their labels as a file for `fit`, Argilla or Label "
         "Studio",
         "label PAIRS` or `label --run RUN",

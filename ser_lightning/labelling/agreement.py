@@ -106,6 +106,8 @@ def print_agreement(labels: Mapping[str, Sequence[HumanLabel]]) -> None:
             _figure(found.kappa),
             _interval(found.kappa_low, found.kappa_high),
         )
+    for table in (people, both):
+        table.columns[0].no_wrap = False  # names are as long as they are
     say(people, *([both] if len(labels) > 1 else ["One annotator: agreement needs a second one, --annotator NAME."]))
 
 

@@ -236,7 +236,7 @@ def _argilla_answers(responses: Mapping[str, Any], names: Mapping[str, str], whe
         raise UserError(f"{where}: got the questions {', '.join(questions)}; call the one to read {QUESTION}")
     for given in responses[questions[0]] if questions else ():
         who = str(given["user_id"])
-        name = names.get(who) or f"argilla-{re.sub(r'[^A-Za-z0-9-]', '_', who)[:48]}"
+        name = names.get(who) or f"argilla-{re.sub(r'[^A-Za-z0-9]', '_', who)[:8]}"
         yield name, str(given["value"]), HumanLabel(0, "skip")
 
 

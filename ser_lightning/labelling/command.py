@@ -8,10 +8,10 @@ from pathlib import Path
 
 from jsonargparse import Namespace
 
-from ser_lightning.cli.query import load_strategy, read_pool
 from ser_lightning.data.formats import check_labels
 from ser_lightning.data.scoring_rows import column_problems
 from ser_lightning.errors import UserError, raise_problems
+from ser_lightning.evolution.query import load_strategy
 from ser_lightning.labelling.agreement import print_agreement
 from ser_lightning.labelling.exchange import (
     LABEL_STUDIO_CONFIG,
@@ -25,6 +25,7 @@ from ser_lightning.labelling.merge import MergeCounts, training_rows, verdicts
 from ser_lightning.labelling.pairs import PairFile
 from ser_lightning.labelling.session import Session
 from ser_lightning.records import PreferencePair
+from ser_lightning.runs.pool import read_pool
 from ser_lightning.utils.atomic import output_problems, write_lines_atomically, write_text_atomically
 from ser_lightning.utils.terminal import say
 
@@ -142,7 +143,7 @@ def export(args: Namespace, folder: Path) -> None:
     if args.form == "training":
         _export_training(args, labels, to)
         return
-    pairs = read_pool(Path(args.run), 1)[0] if args.run else _pair_file(args).unlabelled()
+    pairs = read_pool(Path(args.run))[0] if args.run else _pair_file(args).unlabelled()
     if args.run:  # of a pool of millions, what was asked for
         known = {label.pair_id for given in labels.values() for label in given}
         pairs = [pair for pair in pairs if pair.pair_id in known]
@@ -155,7 +156,7 @@ def export(args: Namespace, folder: Path) -> None:
 
 def _export_training(args: Namespace, labels: dict[str, list[HumanLabel]], to: Path) -> None:
     counts = MergeCounts()
-    pairs = read_pool(Path(args.run), 1)[0] if args.run else _pair_file(args).pairs()
+    pairs = read_pool(Path(args.run))[0] if args.run else _pair_file(args).pairs()
     rows = training_rows(pairs, verdicts(labels), counts, with_pool=not args.run)
     write_lines_atomically(to, rows)
     say(f"{counts.labelled:,} labelled pairs: {to}")
@@ -170,7 +171,7 @@ def _export_training(args: Namespace, labels: dict[str, list[HumanLabel]], to: P
 
 def import_labels(args: Namespace, folder: Path) -> None:
     """Add the labels of another tool to the folder; what is there already is not added twice."""
-    pairs = read_pool(Path(args.run), 1)[0] if args.run else _pair_file(args).pairs()
+    pairs = read_pool(Path(args.run))[0] if args.run else _pair_file(args).pairs()
     known = {pair.pair_id for pair in pairs}
     columns, label_map = args.columns or {}, args.labels
     found = read_foreign(Path(args["import"]).expanduser(), known, read_labels(folder), columns, label_map)

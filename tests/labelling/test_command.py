@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 
 from ser_lightning.__main__ import main
-from ser_lightning.cli.query import load_strategy, query
+from ser_lightning.cli.query import query
 from ser_lightning.data.formats import parse_row
+from ser_lightning.evolution.query import MostUncertain
 from ser_lightning.labelling.label_file import HumanLabel, LabelFile, read_labels
 from ser_lightning.labelling.pairs import PairFile
 from tests.helpers import problems_of, read_csv
@@ -133,7 +134,7 @@ def test_other_tools_take_pairs_and_give_labels_back_once(pairs, form, capsys):
 
 def test_of_a_run_what_query_chooses_is_asked_first(tiny_fit, tiny_run, capsys):
     tiny_fit()
-    chosen = query(Path("run"), 3, load_strategy("MostUncertain"))
+    chosen = query(Path("run"), 3, MostUncertain())
     with server("--run=run", "--n=3", "--strategy=MostUncertain") as (_, url):
         for pair in chosen:
             state = call(url, "/state")
