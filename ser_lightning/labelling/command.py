@@ -1,7 +1,10 @@
 """`label`: a page on which people label pairs, and what is done with their labels."""
 
 import contextlib
+import json
+import logging
 import secrets
+import shlex
 import webbrowser
 from collections.abc import Iterable
 from pathlib import Path
@@ -98,6 +101,7 @@ def label(args: Namespace, folder: Path) -> None:
     if args.run:
         from ser_lightning.labelling.evidence import Evidence
 
+        logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # its data module tells what `fit` told
         evidence = Evidence(Path(args.run))
     with LabelFile(folder, args.annotator) as file, open_socket(args.port) as listener:
         session, token = Session(pairs, file, args.annotator), secrets.token_urlsafe(16)
@@ -127,9 +131,11 @@ def _asked(args: Namespace) -> list[PreferencePair]:
 
 def _export_command(args: Namespace) -> str:
     """The command that makes a file for `fit` of the labels."""
-    source = f"--run {args.run}" if args.run else args.pairs
-    to = f" --to {args.to}" if args.to else ""
-    return f"python -m ser_lightning label {source}{to} --export labelled.jsonl"
+    words = ["--run", args.run] if args.run else [args.pairs]
+    words += ["--to", args.to] if args.to else []
+    for flag in ("columns", "labels"):
+        words += [f"--{flag}", json.dumps(args[flag], ensure_ascii=False)] if args[flag] else []
+    return f"python -m ser_lightning label {shlex.join(words)} --export labelled.jsonl"
 
 
 # Files.
@@ -164,9 +170,13 @@ def _export_training(args: Namespace, labels: dict[str, list[HumanLabel]], to: P
         say(f"{counts.unlabelled:,} pairs without a label, for the pool, in the same file")
     if counts.tie or counts.split:
         say(f"Left out: {counts.tie:,} ties, {counts.split:,} pairs on which the annotators are divided")
-    continued = f"--ckpt_path {args.run}/checkpoints/last.ckpt --run_dir NEW --data.new_data_path {to}"
-    begun = f"--config rm.yaml --config models/qwen2.5-0.5b.yaml --data.path {to}"
-    say("Go on with", f"  python -m ser_lightning fit {continued if args.run else begun}")
+    file = shlex.quote(str(to))
+    if args.run:
+        checkpoint = shlex.quote(f"{args.run}/checkpoints/last.ckpt")
+        command = f"fit --ckpt_path {checkpoint} --run_dir NEW --data.new_data_path {file}"
+    else:
+        command = f"fit --config rm.yaml --config models/qwen2.5-0.5b.yaml --data.path {file}"
+    say("Go on with", f"  python -m ser_lightning {command}")
 
 
 def import_labels(args: Namespace, folder: Path) -> None:

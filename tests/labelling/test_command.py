@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -73,6 +74,19 @@ def test_a_killed_server_goes_on_where_it_was_and_ends_with_the_next_command(pai
     assert "python -m ser_lightning label pairs.jsonl --export labelled.jsonl" in rest
     assert len(set(asked)) == 6
     assert [str(label.pair_id) for label in read_labels(Path("pairs.labels"))["me"]] == asked
+
+
+def test_the_next_command_names_what_this_one_named(pairs):
+    rows = [json.loads(line) for line in pairs.read_text().splitlines()[:2]]
+    Path("my pairs.jsonl").write_text(
+        "".join(json.dumps({"question": row.pop("prompt"), **row}) + "\n" for row in rows)
+    )
+    with server("my pairs.jsonl", "--columns={prompt: question}", "--to=there") as (_, url):
+        command = call(url, "/state")["next_command"]
+    label_all(Path("there"), PairFile("my pairs.jsonl", {"prompt": "question"}, None).unlabelled())
+    assert main(shlex.split(command)[3:]) == 0
+    rows = [json.loads(line) for line in Path("labelled.jsonl").read_text().splitlines()]
+    assert [row["label"] for row in rows].count(None) == 0 and len(rows) == 2
 
 
 def label_all(folder: Path, pairs: list, annotator: str = "me", **special: str) -> None:
