@@ -196,7 +196,7 @@ def gain_sentences(gain: LabelGain | None) -> list[str]:
     lines = [f"Accuracy out of fold {gain.accuracy:.3f} [{gain.low:.3f}, {gain.high:.3f}] on {both:,} labelled pairs."]
     if gain.num_new:
         change = f"{gain.change:+.3f} [{gain.change_low:+.3f}, {gain.change_high:+.3f}]"
-        lines.append(f"Your {gain.num_new:,} labels: {change} against the {gain.num_seed:,} of the seed alone.")
+        lines.append(f"Your {gain.num_new:,} labels change it by {change} against the seed's {gain.num_seed:,} alone.")
     return lines
 
 
@@ -235,6 +235,7 @@ class Evidence:
             self._thread.start()
 
     def _work(self) -> None:
+        torch.set_num_threads(1)  # of this thread: the page is to answer meanwhile
         try:
             opened = open_cached_run(self.run)
             while self._wanted.wait():

@@ -78,9 +78,8 @@ def test_a_killed_server_goes_on_where_it_was_and_ends_with_the_next_command(pai
 
 def test_the_next_command_names_what_this_one_named(pairs):
     rows = [json.loads(line) for line in pairs.read_text().splitlines()[:2]]
-    Path("my pairs.jsonl").write_text(
-        "".join(json.dumps({"question": row.pop("prompt"), **row}) + "\n" for row in rows)
-    )
+    renamed = [{"question": row.pop("prompt"), **row} for row in rows]
+    Path("my pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in renamed))
     with server("my pairs.jsonl", "--columns={prompt: question}", "--to=there") as (_, url):
         command = call(url, "/state")["next_command"]
     label_all(Path("there"), PairFile("my pairs.jsonl", {"prompt": "question"}, None).unlabelled())

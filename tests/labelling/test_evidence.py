@@ -67,7 +67,7 @@ def test_sentences_say_how_many_how_much_and_how_sure():
     gain = LabelGain(150, 40, 0.7123, 0.6411, 0.7779, 0.0213, -0.003, 0.046)
     assert gain_sentences(gain) == [
         "Accuracy out of fold 0.712 [0.641, 0.778] on 190 labelled pairs.",
-        "Your 40 labels: +0.021 [-0.003, +0.046] against the 150 of the seed alone.",
+        "Your 40 labels change it by +0.021 [-0.003, +0.046] against the seed's 150 alone.",
     ]
     assert "two dialogues" in gain_sentences(None)[0]
 
@@ -109,7 +109,7 @@ def test_the_thread_answers_the_last_question(tiny_run):
     for count in (1, 2, 12):
         evidence.refresh(dict.fromkeys(pool[:count], count % 2))
     first = settled(evidence)
-    assert first[1].startswith("Your 12 labels: ")
+    assert first[1].startswith("Your 12 labels change it by ")
     evidence.refresh({})
     assert len(settled(evidence)) == 1
 
