@@ -61,7 +61,7 @@ def label_gain(differences: Tensor, target: Tensor, group: np.ndarray, is_new: n
 
     Args:
         differences: (n, D) of states, scaled.
-        target: (n,) labels, 1 where a is better.
+        target: (n,) labels, 1 where a is better, 0 where b is; a tie, 0.5, teaches and is not measured on.
         group: (n,) equal for pairs that may know one another; a group is never split. At least two.
         is_new: (n,) bool, not of the seed.
         penalty: of the head.
@@ -73,9 +73,12 @@ def label_gain(differences: Tensor, target: Tensor, group: np.ndarray, is_new: n
             if len(used):
                 weight = fit_linear_head(differences[used], target[used], penalty)
                 margins[row, left_out] = differences[left_out].double() @ weight
-    without, with_new = (half_credit(margin, target) for margin in margins)
+    decided = target != 0.5
+    group = group[decided.numpy()]
+    without, with_new = (half_credit(margin[decided], target[decided]) for margin in margins)
     change = with_new - without
     figures = float(with_new.mean()), *prompt_interval(with_new, group)
+    is_new = is_new[decided.numpy()]
     return LabelGain(
         int((~is_new).sum()), int(is_new.sum()), *figures, float(change.mean()), *prompt_interval(change, group)
     )

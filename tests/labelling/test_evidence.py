@@ -56,6 +56,14 @@ def test_figures_are_those_of_a_loop_that_leaves_out_one_group_at_a_time():
     assert gain.change == pytest.approx(np.mean(right[True]) - np.mean(right[False]))
 
 
+def test_a_tie_is_not_measured_on():
+    x, target = world(60)
+    ties = torch.where(torch.arange(60) < 10, 0.5, target)
+    gain = label_gain(x, ties, np.arange(60), np.arange(60) >= 40, 0.1)
+    assert (gain.num_seed, gain.num_new) == (30, 20)
+    assert gain.accuracy * 50 == pytest.approx(round(gain.accuracy * 50))  # a share of 50 pairs
+
+
 def test_without_new_labels_nothing_changes():
     x, target = world(40)
     gain = label_gain(x, target, np.arange(40), np.zeros(40, bool), 1.0)
