@@ -11,7 +11,7 @@ from pathlib import Path
 
 from jsonargparse import Namespace
 
-from ser_lightning.data.formats import check_labels
+from ser_lightning.data.labels import check_labels
 from ser_lightning.data.scoring_rows import column_problems
 from ser_lightning.errors import UserError, raise_problems
 from ser_lightning.evolution.query import load_strategy
@@ -165,11 +165,11 @@ def _export_training(args: Namespace, labels: dict[str, list[HumanLabel]], to: P
     pairs = read_pool(Path(args.run))[0] if args.run else _pair_file(args).pairs()
     rows = training_rows(pairs, verdicts(labels), counts, with_pool=not args.run)
     write_lines_atomically(to, rows)
-    say(f"{counts.labelled:,} labelled pairs: {to}")
+    say(f"{counts.labelled:,} labelled pairs, {counts.ties:,} of them ties: {to}")
     if counts.unlabelled and not args.run:
         say(f"{counts.unlabelled:,} pairs without a label, for the pool, in the same file")
-    if counts.tie or counts.split:
-        say(f"Left out: {counts.tie:,} ties, {counts.split:,} pairs on which the annotators are divided")
+    if counts.split:
+        say(f"Left out: {counts.split:,} pairs on which the annotators are divided")
     file = shlex.quote(str(to))
     if args.run:
         checkpoint = shlex.quote(f"{args.run}/checkpoints/last.ckpt")

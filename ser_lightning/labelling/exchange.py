@@ -16,7 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ser_lightning.data.formats import Labels, parse_row
+from ser_lightning.data.formats import parse_row
+from ser_lightning.data.labels import Labels
 from ser_lightning.data.turns import read_json
 from ser_lightning.errors import Causes, UserError, raise_problems
 from ser_lightning.labelling.label_file import Answer, HumanLabel, latest

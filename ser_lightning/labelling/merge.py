@@ -5,10 +5,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from ser_lightning.data.labels import TIE
 from ser_lightning.labelling.label_file import HumanLabel, latest
 from ser_lightning.records import PreferencePair
 
 Verdict = Literal["a", "b", "tie", "split"]
+_AS_LABEL: dict[str, float] = {"a": 1, "b": 0, "tie": TIE}
 
 
 @dataclass
@@ -16,8 +18,8 @@ class MergeCounts:
     """What became of the labelled pairs of a file."""
 
     labelled: int = 0
-    tie: int = 0
-    """Left out: more said tie than anything else."""
+    """Ties among them."""
+    ties: int = 0
     split: int = 0
     """Left out: the annotators are divided."""
     unlabelled: int = 0
@@ -61,17 +63,18 @@ def training_rows(
     """
     for pair in pairs:
         verdict = found.get(pair.pair_id) if pair.label is None else None
-        if verdict in ("tie", "split"):
-            setattr(counts, verdict, getattr(counts, verdict) + 1)
+        if verdict == "split":
+            counts.split += 1
             continue
-        label = pair.label if verdict is None else int(verdict == "a")
+        label = pair.label if verdict is None else _AS_LABEL[verdict]
+        counts.ties += label == TIE
         counts.labelled += label is not None
         counts.unlabelled += label is None
         if label is not None or with_pool:
             yield pair_row(pair, label)
 
 
-def pair_row(pair: PreferencePair, label: int | None) -> dict[str, Any]:
+def pair_row(pair: PreferencePair, label: float | None) -> dict[str, Any]:
     """A pair as a line of a JSONL file."""
     texts = {"prompt": pair.prompt, "response_a": pair.response_a, "response_b": pair.response_b}
     return {"id": pair.source_id or str(pair.pair_id), **texts, "label": label}

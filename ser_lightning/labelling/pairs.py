@@ -3,7 +3,8 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from ser_lightning.data.formats import Labels, canonical_pair, check_labels
+from ser_lightning.data.formats import canonical_pair
+from ser_lightning.data.labels import Labels, check_labels
 from ser_lightning.data.scoring_rows import RowCounts, column_problems, open_source, read_rows, survey
 from ser_lightning.errors import UserError, raise_problems
 from ser_lightning.records import PreferencePair

@@ -103,13 +103,13 @@ def test_what_is_exported_goes_into_fit(pairs, tiny_run, capsys):
     label_all(Path("pairs.labels"), asked[:30], p3="tie", p7="skip")
     assert main(["label", str(pairs), "--export", "labelled.jsonl"]) == 0
     said = capsys.readouterr().out
-    assert "29 labelled pairs: labelled.jsonl" in said  # and tea
-    assert "11 pairs without a label" in said and "Left out: 1 ties, 0 pairs" in said
+    assert "30 labelled pairs, 1 of them ties: labelled.jsonl" in said  # and tea
+    assert "11 pairs without a label" in said and "Left out" not in said
     rows = [json.loads(line) for line in Path("labelled.jsonl").read_text().splitlines()]
     assert [row["id"] for row in rows if row["prompt"][0]["content"] == "Is tea a fruit?"] == ["tea"]
     for row in rows:
         pair = parse_row(row, {}, "here")
-        if pair.label is not None and "plus" in pair.prompt[0]["content"]:
+        if pair.label in (0, 1) and "plus" in pair.prompt[0]["content"]:
             number = int(pair.prompt[0]["content"].split()[2])
             assert (pair.response_a if pair.label else pair.response_b) == f"It is {2 * number}."
     flags = [flag for flag in tiny_run if not flag.startswith("--data.path")]
@@ -125,7 +125,7 @@ def test_several_annotators_agree_and_are_merged(pairs, capsys):
     line = next(line.split() for line in capsys.readouterr().out.splitlines() if line.startswith("ana, ben"))
     assert line[2:4] == ["9", "0.89"]
     assert main(["label", str(pairs), "--export=out.jsonl"]) == 0
-    assert "Left out: 0 ties, 1 pairs on which the annotators are divided" in capsys.readouterr().out
+    assert "Left out: 1 pairs on which the annotators are divided" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("form", ["argilla", "label_studio"])

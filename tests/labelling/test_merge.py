@@ -21,14 +21,15 @@ def test_rows_are_what_fit_reads_and_old_labels_stay():
     found = {p.pair_id: v for p, v in zip(pairs, ["b", "a", "b", "tie", "split"], strict=False)}
     counts = MergeCounts()
     rows = [*training_rows(pairs, found, counts, with_pool=True)]
-    assert (counts.labelled, counts.tie, counts.split, counts.unlabelled) == (3, 1, 1, 1)
+    assert (counts.labelled, counts.ties, counts.split, counts.unlabelled) == (4, 1, 1, 1)
     read = [parse_row(row, {}, "here") for row in rows]
     assert [(p.pair_id, p.label) for p in read] == [
         (pairs[0].pair_id, pairs[0].label),  # what the file said, whatever the annotators say
         (pairs[1].pair_id, 1),
         (pairs[2].pair_id, 0),
+        (pairs[3].pair_id, 0.5),
         (pairs[5].pair_id, None),
     ]
     assert [parse_row(row, {}, "here").pair_id for row in training_rows(pairs, found, MergeCounts(), False)] == [
-        p.pair_id for p in pairs[:3]
+        p.pair_id for p in pairs[:4]
     ]
