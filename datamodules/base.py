@@ -147,6 +147,11 @@ class PairFiles(pl.LightningDataModule):
             build_store(folder, sources, self.columns, self.tokenizer, self.max_length, self.labels, is_mapped)
             rank_zero_info(f"Encoded pairs: written to {folder}")
 
+    @property
+    def is_encoded(self) -> bool:
+        """Whether the cache holds all pairs, so that `prepare_data` would encode none; reads them all."""
+        return all(is_complete(folder) for folder in self._folders())
+
     def setup(self, stage: str | None = None) -> None:
         """Open the cache and split; done once, whatever the stages."""
         if self._data is None:  # Lightning calls this once for every stage

@@ -53,6 +53,11 @@ _SCORING = {
         "help": "of the body's weights; auto is as they were saved",
     },
 }
+_STRATEGY = {
+    "type": str,
+    "default": "Random",
+    "help": "which pairs: Random, MostUncertain, or the dotted path of a class of your own",
+}
 
 
 @dataclass(frozen=True)
@@ -153,11 +158,34 @@ COMMANDS = {
             "--run": _required("run folder of a reward model"),
             "--n": {"type": int, "default": 100, "help": "how many pairs"},
             "--to": {"type": str, "default": "to_label.jsonl", "help": "file to write; never over another"},
-            "--strategy": {
-                "type": str,
-                "default": "Random",
-                "help": "which pairs: Random, MostUncertain, or the dotted path of a class of your own",
+            "--strategy": _STRATEGY,
+        },
+    ),
+    "label": Command(
+        "labelling.command:main",
+        "a local page on which people label pairs by key, and their labels as a file for `fit`, Argilla or Label "
+        "Studio",
+        "label PAIRS` or `label --run RUN",
+        {
+            "pairs": {**_optional(str, "file of pairs; those without a label are asked for"), "nargs": "?"},
+            "--run": _optional(str, "run folder of a reward model: asks for what `query` chooses from its pool"),
+            "--n": _optional(int, "how many pairs to ask for (default: 100 of a run, all of a file)"),
+            "--strategy": _STRATEGY,
+            "--annotator": {"type": str, "default": "me", "help": "name of who labels; each has a file of labels"},
+            "--to": _optional(str, "folder of the labels (default: RUN/labels, or beside the file)"),
+            "--port": {"type": int, "default": 0, "help": "of the page, 0 = any that is free"},
+            "--open": _switch("open the page in a browser"),
+            "--agreement": _switch("show how far the annotators agree, and end"),
+            "--export": _optional(str, "write pairs and labels to this file, and end"),
+            "--form": {
+                "type": Literal["training", "argilla", "label_studio"],
+                "default": "training",
+                "help": "of the exported file; training is what `fit` reads",
             },
+            "--import": _optional(str, "take in the labels of a JSON file of Argilla or Label Studio, and end"),
+            **_OVERWRITE,
+            **_COLUMNS,
+            **_LABELS,
         },
     ),
     "serve": Command(

@@ -1,11 +1,13 @@
 """Which pool pairs to ask people about next."""
 
 from collections.abc import Sequence
+from importlib import import_module
 from typing import Protocol
 
 import numpy as np
 from torch import Tensor
 
+from ser_lightning.errors import UserError, describe
 from ser_lightning.records import PreferencePair
 
 
@@ -37,3 +39,27 @@ class MostUncertain:
     def choose(self, prob_a: Tensor, pairs: Sequence[PreferencePair], num_pairs: int) -> list[int]:
         """As `QueryStrategy` says."""
         return (2 * prob_a - 1).abs().argsort(stable=True)[:num_pairs].tolist()
+
+
+STRATEGIES = {one.__name__: one for one in (Random, MostUncertain)}
+
+
+def load_strategy(name: str) -> QueryStrategy:
+    """The strategy of a name: one of `STRATEGIES`, or a class by its dotted path, made without arguments.
+
+    Raises:
+        UserError: there is none.
+    """
+    module, _, attribute = name.rpartition(".")
+    reason = ""
+    try:
+        kind = STRATEGIES.get(name.removeprefix("ser_lightning.")) or getattr(import_module(module), attribute)
+        strategy: QueryStrategy = kind()
+        if callable(strategy.choose):
+            return strategy
+    except (ImportError, AttributeError, TypeError, ValueError) as error:
+        reason = f" ({describe(error)})" if module else ""  # what is wrong with a class of one's own
+    raise UserError(
+        f"--strategy: got {name!r}{reason}; give {' or '.join(STRATEGIES)}, or the dotted path of a class of your own "
+        "with a method choose(prob_a, pairs, num_pairs)"
+    )

@@ -1,10 +1,11 @@
 """Files that are whole or not there, whenever the process is killed: written beside their place, flushed, renamed."""
 
+import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 
 def write_atomically(
@@ -66,6 +67,12 @@ def flush_to_disk(path: Path) -> None:
 def write_text_atomically(path: Path, text: str, overwrite: bool = True, mode: int | None = None) -> None:
     """`write_atomically` of a text, as UTF-8 with the line ends it has."""
     write_atomically(path, lambda file: file.write(text.encode()), overwrite, mode)
+
+
+def write_lines_atomically(path: Path, rows: Iterable[Any]) -> None:
+    """`write_atomically` of JSON lines, one row after another as they come."""
+    lines = (json.dumps(row, ensure_ascii=False).encode() + b"\n" for row in rows)
+    write_atomically(path, lambda file: file.writelines(lines))
 
 
 def output_problems(flag: str, path: str | Path, inputs: Sequence[str | Path], overwrite: bool) -> Iterator[str]:

@@ -12,7 +12,7 @@ from ser_lightning.cli.arguments import with_home
 from ser_lightning.cli.commands import COMMANDS, RUNS
 from ser_lightning.inference.scorer import Device, Dtype
 
-ALL = "fit, validate, test, predict, export, report, compare, bench, score, query, serve, plan"
+ALL = "fit, validate, test, predict, export, report, compare, bench, score, query, label, serve, plan"
 LIGHT = """
 import contextlib, io, json, sys
 from ser_lightning.__main__ import main

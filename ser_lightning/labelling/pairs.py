@@ -1,0 +1,56 @@
+"""Which pairs there are to label: those of a file that have no label, or the pool of a run."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from ser_lightning.data.formats import canonical_pair
+from ser_lightning.data.labels import Labels, check_labels
+from ser_lightning.data.scoring_rows import RowCounts, column_problems, open_source, read_rows, survey
+from ser_lightning.errors import UserError, raise_problems
+from ser_lightning.records import PreferencePair
+
+
+@dataclass(frozen=True)
+class PairFile:
+    """A file of pairs, of which some may have a label.
+
+    Args:
+        path: as `data.path`.
+        columns: how it calls its columns.
+        label_map: what its labels mean.
+    """
+
+    path: str
+    columns: Mapping[str, str]
+    label_map: Labels | None
+
+    def pairs(self) -> Iterator[PreferencePair]:
+        """All pairs in the order of the file, in canonical form, as `fit` reads them.
+
+        Raises:
+            UserError: up to ten causes at once.
+        """
+        raise_problems([*column_problems(self.columns), *check_labels(self.label_map or {})])
+        source = open_source(self.path)
+        found = survey(source, self.columns, self.label_map)
+        if "single" in found.kinds:
+            raise UserError(f"{self.path}: got single responses; give pairs, with response_a and response_b")
+        for row in read_rows(source, self.columns, RowCounts(), labels=self.label_map):
+            pair = row.pair
+            yield canonical_pair(pair.prompt, pair.response_a, pair.response_b, pair.label, pair.source_id)
+
+    def unlabelled(self) -> list[PreferencePair]:
+        """The pairs that nobody has labelled, each once, by their id: a random order that is everybody's.
+
+        Raises:
+            UserError: there is none.
+        """
+        found: dict[int, PreferencePair] = {}
+        labelled: set[int] = set()
+        for pair in self.pairs():
+            found.setdefault(pair.pair_id, pair)
+            if pair.label is not None:
+                labelled.add(pair.pair_id)
+        if not (asked := sorted(found.keys() - labelled)):
+            raise UserError(f"{self.path}: got {len(found)} pairs, none without a label; give a file of pairs to label")
+        return [found[pair_id] for pair_id in asked]

@@ -1,0 +1,53 @@
+"""The pool of a run, as texts: what people can label next."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ser_lightning.data.formats import parse_row
+from ser_lightning.data.sources import open_sources
+from ser_lightning.errors import UserError
+from ser_lightning.records import PreferencePair
+from ser_lightning.runs.files import delivered_round, read_audit, round_files, setting
+
+
+def read_pool(run: Path, num_pairs: int = 1) -> tuple[list[PreferencePair], Tensor]:
+    """The pool pairs of a run in the order of their ids, without labels, and the probability (N,) that a wins of each.
+
+    Args:
+        run: folder of a fit that has delivered a model.
+        num_pairs: how many are needed at least.
+
+    Raises:
+        UserError: the pool has fewer pairs, or the files of the run are not what they were.
+    """
+    audit = round_files(run, delivered_round(run)).audit
+    if (found := read_audit(audit)) is None:
+        raise UserError(f"--run: {audit} is gone, which holds what the model thinks of the pool; give another run")
+    prob_a = dict(zip(found["pair_id"].tolist(), found["probability"].tolist(), strict=True))
+    if not 1 <= num_pairs <= len(prob_a):
+        raise UserError(f"--n: got {num_pairs}; need 1 to {len(prob_a)}, the pairs in the pool of {run}")
+    pairs_by_id = {pair.pair_id: pair for pair in _pairs_of(run) if pair.pair_id in prob_a}
+    if len(pairs_by_id) < num_pairs:
+        raise UserError(
+            f"--run: {len(pairs_by_id)} of {len(prob_a)} pool pairs of {run} are in the files that its config names; "
+            "have they changed or moved?"
+        )
+    pairs = [pairs_by_id[pair_id] for pair_id in sorted(pairs_by_id)]
+    return pairs, torch.tensor([prob_a[pair.pair_id] for pair in pairs])
+
+
+def _pairs_of(run: Path) -> Iterator[PreferencePair]:
+    """The pairs of all files of a run, as its DataModule read them, with labels taken off."""
+    data = setting(run, "data", "init_args")
+    columns = data.get("columns") or {}
+    given = [data[key] for key in ("path", "pool_path", "new_data_path") if data.get(key)]
+    paths = [str(path) for one in given for path in (one if isinstance(one, list) else [one])]
+    for source in open_sources(paths, data.get("synthetic_pairs", 0), data.get("split_seed", 0)):
+        for where, row in source.rows():
+            pair = parse_row(row, columns, where, data.get("labels"))
+            if isinstance(pair, PreferencePair):
+                yield replace(pair, label=None)

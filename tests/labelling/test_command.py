@@ -1,0 +1,263 @@
+"""The command `label`: what it asks for, and the files that it makes."""
+
+import json
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from ser_lightning.__main__ import main
+from ser_lightning.cli.query import query
+from ser_lightning.data.formats import parse_row
+from ser_lightning.evolution.query import MostUncertain
+from ser_lightning.labelling.label_file import HumanLabel, LabelFile, read_labels
+from ser_lightning.labelling.pairs import PairFile
+from tests.helpers import problems_of, read_csv
+
+NUM_PAIRS = 40
+
+
+@pytest.fixture
+def pairs() -> Path:
+    """A file of unlabelled pairs, with one that has a label."""
+    rows = [
+        {"prompt": f"What is {n} plus {n}?", "response_a": f"It is {2 * n}.", "response_b": f"It is {2 * n + 1}."}
+        for n in range(NUM_PAIRS)
+    ]
+    rows.append({"prompt": "Is tea a fruit?", "chosen": "No.", "rejected": "Yes.", "id": "tea"})
+    Path("pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return Path("pairs.jsonl")
+
+
+@contextmanager
+def server(*argv: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """The command as a process, and the address that it prints."""
+    command = [sys.executable, "-m", "ser_lightning", "label", *argv]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            lines = iter(process.stdout.readline, "")
+            yield process, next(line.split()[-1] for line in lines if line.startswith("Label page:"))
+        finally:
+            process.kill()
+
+
+def call(url: str, path: str, body: dict | None = None) -> dict:
+    """A request of the page."""
+    base, _, token = url.partition("/?token=")
+    data = None if body is None else json.dumps(body).encode()
+    request = urllib.request.Request(base + path, data, {"x-label-token": token})
+    with urllib.request.urlopen(request) as reply:
+        return json.loads(reply.read())
+
+
+def test_a_killed_server_goes_on_where_it_was_and_ends_with_the_next_command(pairs):
+    asked = []
+    for kill in (signal.SIGKILL, signal.SIGINT):
+        with server(str(pairs)) as (process, url):
+            state = call(url, "/state")
+            assert (state["done"], state["total"]) == (len(asked), NUM_PAIRS)
+            for _ in range(3):
+                asked.append(state["pair"]["id"])
+                state = call(url, "/answer", {"pair": asked[-1], "choice": "left", "seconds": 1.0})
+            process.send_signal(kill)
+            rest, errors = process.communicate()
+            assert (process.returncode, errors) == ((0, "") if kill == signal.SIGINT else (-9, ""))
+    assert f"6 of {NUM_PAIRS} pairs are done" in rest
+    assert "python -m ser_lightning label pairs.jsonl --export labelled.jsonl" in rest
+    assert len(set(asked)) == 6
+    assert [str(label.pair_id) for label in read_labels(Path("pairs.labels"))["me"]] == asked
+
+
+def test_the_next_command_names_what_this_one_named(pairs):
+    rows = [json.loads(line) for line in pairs.read_text().splitlines()[:2]]
+    renamed = [{"question": row.pop("prompt"), **row} for row in rows]
+    Path("my pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in renamed))
+    with server("my pairs.jsonl", "--columns={prompt: question}", "--to=there") as (_, url):
+        command = call(url, "/state")["next_command"]
+    label_all(Path("there"), PairFile("my pairs.jsonl", {"prompt": "question"}, None).unlabelled())
+    assert main(shlex.split(command)[3:]) == 0
+    rows = [json.loads(line) for line in Path("labelled.jsonl").read_text().splitlines()]
+    assert [row["label"] for row in rows].count(None) == 0 and len(rows) == 2
+
+
+def label_all(folder: Path, pairs: list, annotator: str = "me", **special: str) -> None:
+    """Right sums are better, but for pairs at the places `p3="tie"`."""
+    with LabelFile(folder, annotator) as file:
+        for place, pair in enumerate(pairs):
+            number = int(pair.prompt[0]["content"].split()[2])
+            right = "a" if pair.response_a == f"It is {2 * number}." else "b"
+            file.add(HumanLabel(pair.pair_id, special.get(f"p{place}", right), "a", 1.0))
+
+
+def test_what_is_exported_goes_into_fit(pairs, tiny_run, capsys):
+    asked = PairFile(str(pairs), {}, None).unlabelled()
+    assert len(asked) == NUM_PAIRS  # not the one about tea
+    label_all(Path("pairs.labels"), asked[:30], p3="tie", p7="skip")
+    assert main(["label", str(pairs), "--export", "labelled.jsonl"]) == 0
+    said = capsys.readouterr().out
+    assert "30 labelled pairs, 1 of them ties: labelled.jsonl" in said  # and tea
+    assert "11 pairs without a label" in said and "Left out" not in said
+    rows = [json.loads(line) for line in Path("labelled.jsonl").read_text().splitlines()]
+    assert [row["id"] for row in rows if row["prompt"][0]["content"] == "Is tea a fruit?"] == ["tea"]
+    for row in rows:
+        pair = parse_row(row, {}, "here")
+        if pair.label in (0, 1) and "plus" in pair.prompt[0]["content"]:
+            number = int(pair.prompt[0]["content"].split()[2])
+            assert (pair.response_a if pair.label else pair.response_b) == f"It is {2 * number}."
+    flags = [flag for flag in tiny_run if not flag.startswith("--data.path")]
+    assert main(["fit", *flags, "--data.path=labelled.jsonl", "--run_dir=run"]) == 0
+    assert int(read_csv("run/rounds.csv")[0]["scored"]) == 11  # the pool is what has no label
+
+
+def test_several_annotators_agree_and_are_merged(pairs, capsys):
+    asked = PairFile(str(pairs), {}, None).unlabelled()
+    label_all(Path("pairs.labels"), asked[:10], "ana")
+    label_all(Path("pairs.labels"), asked[:10], "ben", p0="tie", p1="skip")
+    assert main(["label", str(pairs), "--agreement"]) == 0
+    line = next(line.split() for line in capsys.readouterr().out.splitlines() if line.startswith("ana, ben"))
+    assert line[2:4] == ["9", "0.89"]
+    assert main(["label", str(pairs), "--export=out.jsonl"]) == 0
+    assert "Left out: 1 pairs on which the annotators are divided" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("form", ["argilla", "label_studio"])
+def test_other_tools_take_pairs_and_give_labels_back_once(pairs, form, capsys):
+    asked = PairFile(str(pairs), {}, None).unlabelled()
+    label_all(Path("pairs.labels"), asked[:4], "ana")
+    assert main(["label", str(pairs), "--export=tool.json", f"--form={form}"]) == 0
+    assert len(json.loads(Path("tool.json").read_text())) == NUM_PAIRS
+    said = capsys.readouterr().out
+    assert ("<Choices name=" in said) == (form == "label_studio")
+    for added in (4, 0):
+        assert main(["label", str(pairs), "--to=other", "--import=tool.json"]) == 0
+        assert f"{added} labels added, {4 - added} were there" in capsys.readouterr().out
+    [given] = read_labels(Path("other")).values()
+    assert [(one.pair_id, one.answer) for one in given] == [
+        (one.pair_id, one.answer) for one in read_labels(Path("pairs.labels"))["ana"]
+    ]
+
+
+def test_of_a_run_what_query_chooses_is_asked_first(tiny_fit, tiny_run, capsys):
+    tiny_fit()
+    chosen = query(Path("run"), 3, MostUncertain())
+    with server("--run=run", "--n=3", "--strategy=MostUncertain") as (_, url):
+        for pair in chosen:
+            state = call(url, "/state")
+            assert state["pair"]["id"] == str(pair.pair_id) and state["total"] == 3
+            call(url, "/answer", {"pair": state["pair"]["id"], "choice": "left"})
+        state = call(url, "/state")
+        assert state["pair"] is None and state["evidence"][0].startswith("The run of 20")
+    assert main(["label", "--run=run", "--export=more.jsonl"]) == 0
+    assert "--ckpt_path run/checkpoints/last.ckpt" in capsys.readouterr().out
+    rows = [json.loads(line) for line in Path("more.jsonl").read_text().splitlines()]
+    assert {int(row["id"]) for row in rows} == {pair.pair_id for pair in chosen}
+    before = int(read_csv("run/rounds.csv")[-1]["scored"])
+    last = ["--ckpt_path=run/checkpoints/last.ckpt", "--data.new_data_path=more.jsonl"]
+    assert main(["fit", *tiny_run, *last, "--run_dir=on"]) == 0
+    assert int(read_csv("on/rounds.csv")[-1]["scored"]) == before - 3
+
+
+def test_what_cannot_work_is_one_line(pairs, capsys):
+    file = str(pairs)
+    assert problems_of(capsys, "label") == [
+        "label: got neither of a file of pairs and --run; give one of them",
+    ]
+    assert problems_of(capsys, "label", file, "--run=run", "--n=0") == [
+        "label: got both of a file of pairs and --run; give one of them",
+        "--n: got 0; use at least 1",
+    ]
+    [line] = problems_of(capsys, "label", file, "--n=99")
+    assert line == f"--n: got 99; need 1 to {NUM_PAIRS}, the pairs of pairs.jsonl without a label"
+    [line] = problems_of(capsys, "label", file, "--annotator=../x")
+    assert line.startswith("--annotator: got '../x'; use letters")
+    [line] = problems_of(capsys, "label", file, "--agreement")
+    assert line == "label: got no labels in pairs.labels; label some first, or name their folder with --to"
+    [line] = problems_of(capsys, "label", file, "--export=o.jsonl", "--agreement")
+    assert line == "label: got --agreement and --export; give one at a time"
+    label_all(Path("pairs.labels"), PairFile(file, {}, None).unlabelled()[:1])
+    [line] = problems_of(capsys, "label", file, f"--export={file}", "--overwrite")
+    assert line == "--export: got pairs.jsonl, which this command reads; give another file"
+    Path("labelled.jsonl").write_text('{"prompt": "p", "chosen": "c", "rejected": "r"}\n')
+    [line] = problems_of(capsys, "label", "labelled.jsonl")
+    assert line == "labelled.jsonl: got 1 pairs, none without a label; give a file of pairs to label"
+
+
+def test_without_the_extra_it_says_what_to_install(pairs, monkeypatch, capsys):
+    monkeypatch.delitem(sys.modules, "ser_lightning.labelling.server", raising=False)
+    monkeypatch.setitem(sys.modules, "uvicorn", None)
+    [line] = problems_of(capsys, "label", str(pairs))
+    assert line == "label: got no package uvicorn, which the page needs; pip install 'ser-lightning[label]'"
+
+
+@pytest.mark.browser
+def test_a_browser_gives_thirty_labels_through_a_reload_and_a_kill(pairs):
+    """`make test-browser`."""
+    import shutil
+
+    from playwright.sync_api import Page, expect, sync_playwright
+
+    keys = {"1": "left", "2": "right", "0": "tie", "s": "skip"}
+    given: list[tuple[str, str]] = []
+    said: list[str] = []
+
+    def press(page: Page, count: int) -> None:
+        """Label by key, each time when another pair than the last one stands there."""
+        for _ in range(count):
+            key = "12012s"[len(given) % 6]
+            prompt = page.inner_text("#prompt .text")
+            texts = {side: page.inner_text(f"#{side}") for side in ("left", "right")}
+            given.append((prompt, texts.get(keys[key], keys[key])))
+            page.keyboard.press(key)
+            expect(page.locator("#progress")).to_have_text(re.compile(f"^{len(given)} of "))
+
+    def press_undo(page: Page) -> None:
+        page.keyboard.press("u")
+        given.pop()
+        expect(page.locator("#progress")).to_have_text(re.compile(f"^{len(given)} of "))
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"))
+        page = browser.new_context().new_page()
+        page.on("pageerror", lambda error: said.append(str(error)))
+        with server(str(pairs), "--n=30") as (process, url):
+            page.goto(url)
+            page.wait_for_selector("#prompt .text")
+            press(page, 7)
+            press_undo(page)
+            press(page, 4)
+            page.reload()
+            page.wait_for_selector("#prompt .text")
+            press(page, 5)
+            process.kill()
+            process.wait()
+            before = page.inner_text("#prompt .text")
+            page.keyboard.press("1")
+            page.wait_for_selector("#alarm:visible")
+            assert "the server does not answer" in page.inner_text("#alarm")
+            assert page.inner_text("#prompt .text") == before  # what was not saved is still asked
+        with server(str(pairs), "--n=30") as (process, url):
+            page.goto(url)
+            page.wait_for_selector("#prompt .text")
+            assert page.inner_text("#prompt .text") == before
+            press(page, 15)
+            page.wait_for_selector("#end:visible")
+            assert "label pairs.jsonl --export labelled.jsonl" in page.inner_text("#next")
+        browser.close()
+    assert not said and len(given) == 30
+    texts = {pair.pair_id: pair for pair in PairFile(str(pairs), {}, None).unlabelled()}
+    labels = read_labels(Path("pairs.labels"))["me"]
+    assert len({label.pair_id for label in labels}) == 30
+    recorded = []
+    for label in labels:
+        pair = texts[label.pair_id]
+        answer = {"a": pair.response_a, "b": pair.response_b}.get(label.answer, label.answer)
+        recorded.append((pair.prompt[0]["content"], answer))
+    assert recorded == given
