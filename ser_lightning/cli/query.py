@@ -15,7 +15,8 @@ from ser_lightning.data.sources import open_sources
 from ser_lightning.errors import UserError, describe
 from ser_lightning.evolution.query import MostUncertain, QueryStrategy, Random
 from ser_lightning.records import PreferencePair
-from ser_lightning.runs.files import delivered_round, read_audit, round_files, setting
+from ser_lightning.runs.files import delivered_round, round_files, setting
+from ser_lightning.runs.pair_tables import read_audit
 from ser_lightning.utils.atomic import write_text_atomically
 from ser_lightning.utils.terminal import say
 

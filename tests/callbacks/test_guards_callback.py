@@ -44,7 +44,7 @@ def found(round):
 
 def test_labels_turned_round_are_never_trained_on(tiny_model_dir, pairs_file):
     guards = only("disagreement", "stop", 0.05)
-    with pytest.warns(UserWarning, match=r"round 0, guard disagreement: 1\.000, limit 0\.050: labels contradict"):
+    with pytest.warns(UserWarning, match=r"round 0, guard disagreement: 1\.000, at most 0\.050 is fine: labels contradict"):
         _, callback = fit(tiny_model_dir, pairs_file, "run", guards, rule=FlippingRule(0.5), max_rounds=2)
     assert [row.round for row in callback.state.rows] == [0] and callback.state.finished
     assert found(0)["disagreement"]["fired"] and found(0).keys() == {"disagreement"}
