@@ -175,9 +175,21 @@ def _score_chunk(
         prob_a_wins(margin, scorer.temperature).numpy(),
         *(count.numpy() for count in tokens),
         [pair.is_cut for pair in encoded],
+        *(_labels_and_right(margin, rows) if sides == 2 else []),
         [row.content for row in rows],
     ]
     return pa.table([pa.array(column, name.type) for column, name in zip(columns, schema, strict=True)], schema=schema)
+
+
+def _labels_and_right(margin: Tensor, rows: list[FileRow]) -> tuple[list[int | None], list[bool | None]]:
+    """The label of each pair, 1 where the first response is the better one, and whether the rewards agree.
+
+    Without a label both are None; equal rewards agree with neither response.
+    """
+    labels = [row.pair.label for row in rows]
+    ahead = [None if m == 0 else m > 0 for m in margin.tolist()]
+    right = [None if None in (one, label) else one == (label == 1) for one, label in zip(ahead, labels, strict=True)]
+    return labels, right
 
 
 def _check_finite(rewards: Tensor, rows: list[FileRow]) -> None:
@@ -201,6 +213,7 @@ def _schema(kind: Kind, has_ids: bool) -> pa.Schema:
             ("probability", pa.float32()),
             *((f"tokens{side}", pa.int64()) for side in sides),
             ("is_cut", pa.bool_()),
+            *([("label", pa.int8()), ("right", pa.bool_())] if kind != "single" else []),
             ("content", pa.string()),
         ]
     )

@@ -8,9 +8,9 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
+from ser_lightning.evaluation.sets import MIN_PROMPTS
+
 BASELINE_NAMES = {"longer": "take the longer response", "bag_of_words": "bag of words on the seed"}
-MIN_PROMPTS = 30
-"""Of fewer prompts an interval is little more than a guess."""
 Rows = Sequence[Mapping[str, Any]]
 """Lines of `rounds.csv`, by column."""
 Measured = Mapping[int, Mapping[str, Any]]

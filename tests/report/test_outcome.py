@@ -4,7 +4,8 @@ import math
 
 import pytest
 
-from ser_lightning.report.outcome import MIN_PROMPTS, answers, next_steps, points
+from ser_lightning.evaluation.sets import MIN_PROMPTS
+from ser_lightning.report.outcome import answers, next_steps, points
 from tests.report_runs import row
 
 NAN = math.nan
