@@ -69,9 +69,14 @@ class Finding:
     meaning: str
 
     @property
+    def figures(self) -> str:
+        """The value and what it is held against."""
+        return f"{self.value:.3f}, {allowed(self.guard)} {self.limit:.3f} is fine"
+
+    @property
     def message(self) -> str:
         """One line: how much, what it means and what to do."""
-        return f"{self.value:.3f}, {allowed(self.guard)} {self.limit:.3f} is fine: {self.meaning}; {self.action}"
+        return f"{self.figures}: {self.meaning}; {self.action}"
 
 
 # What is measured. Each returns (value, limit); "bad" is above the limit, or below it for those in `BAD_BELOW`.

@@ -68,8 +68,11 @@ def test_round_0_has_nothing_to_go_back_to(tiny_model_dir, pairs_file):
 
 def test_a_warning_changes_nothing(tiny_model_dir, pairs_file):
     guards = only("chance", "warn", 0.99)
-    with pytest.warns(UserWarning, match="evolution goes on"):
+    with pytest.warns(UserWarning, match="evolution goes on") as warned:
         model, callback = fit(tiny_model_dir, pairs_file, "run", guards)
+    said = [str(one.message) for one in warned if "guard chance" in str(one.message)]
+    assert len(said) == 2 and KINDS["chance"].meaning in said[0]
+    assert said[1].startswith("round 1, guard chance: ") and said[1].endswith("at least 0.990 is fine (evolution goes on)")
     plain, without = fit(tiny_model_dir, pairs_file, "plain")
     assert equal(weights(model), weights(plain))
     assert [row.kept for row in callback.state.rows] == [row.kept for row in without.state.rows]
