@@ -63,14 +63,14 @@ def _seed_model_delivered(rows: Rows, measured: Measured, same_seed: bool) -> st
     if len(rows) == 1:
         return "Only the seed model has been trained: there is no round of self-evolution to compare with it."
     best = max(rows[1:], key=lambda row: (_or_low(row["seed_oof_accuracy"]), -row["round"]))
-    number, gain = int(best["round"]), best["seed_oof_accuracy"] - rows[0]["seed_oof_accuracy"]
+    number, first, now = int(best["round"]), *(round(row["seed_oof_accuracy"], 3) for row in (rows[0], best))
+    gain = now - first  # of the figures as they are shown
     if not same_seed:
         why = "no later round is better out of fold, on the seed pairs that all rounds have scored"
     elif math.isnan(gain) or gain > 0:
         why = "guards took the later rounds back"
     else:
         lost = f"evolution lost {points(-gain)}" if gain < 0 else "evolution gained nothing"
-        first, now = rows[0]["seed_oof_accuracy"], best["seed_oof_accuracy"]
         why = f"{lost} out of fold on the seed, {now:.3f} in its best round, round {number}, after {first:.3f}"
     text = f"Did self-evolution help? No: {why}, so the seed model is delivered."
     against = measured.get(number, {}).get("against", {}).get("seed")

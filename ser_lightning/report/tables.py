@@ -156,7 +156,8 @@ SETS_NOTE = (
 
 def sets_table(run: Run) -> Table | None:
     """Accuracy on named sets and their groups; None without any."""
-    rows, strong = [], []
+    rows: list[list[str]] = []
+    strong: list[int] = []
     for name, found in run.evaluations.items():
         strong.append(len(rows))
         rows.append([name, f"{found['pairs']:.0f}", _share_cell(found, "accuracy_low", "accuracy_high")])
