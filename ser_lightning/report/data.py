@@ -139,13 +139,13 @@ def read_run(path: Path) -> Run:
     if has_secrets(config):
         config = without_secrets(config)
         text = yaml.safe_dump(config, sort_keys=False)
-    found = Run(path.absolute().name, path, config, text, rounds, *_read_losses(path), _read_evaluations(path))
+    found = Run(path.absolute().name, path, config, text, rounds, *read_losses(path), _read_evaluations(path))
     if (model := round_files(path, found.delivered.number).model).is_file():
         read_model(model)
     return found
 
 
-def _read_losses(path: Path) -> tuple[np.ndarray, list[int]]:
+def read_losses(path: Path) -> tuple[np.ndarray, list[int]]:
     """Step and loss of each line of `metrics.csv` that has one, and the steps of the lines of rounds."""
     file = path / METRICS
     losses, ends = [], []

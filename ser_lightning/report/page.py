@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from jinja2 import Environment, StrictUndefined
 
+from ser_lightning.errors import UserError
 from ser_lightning.report.comparison import comparison_table, data_warning, difference_table, run_names
 from ser_lightning.report.data import Round, Run, confidence_of, file_hashes, flat, read_run
 from ser_lightning.report.figures import (
@@ -21,6 +22,7 @@ from ser_lightning.report.figures import (
     draw_loss,
     draw_reliability,
 )
+from ser_lightning.report.policy import is_policy_run, policy_values, read_policy_run
 from ser_lightning.report.tables import (
     FORECAST_NOTE,
     GUARD_NOTE,
@@ -58,7 +60,7 @@ CARD_KINDS = {
 
 
 def write_report(runs: Sequence[Path], to: Path, note: str = "") -> Path:
-    """Write the page of one run, or of several side by side.
+    """Write the page of one run, or of several reward models side by side.
 
     Args:
         runs: run folders.
@@ -69,10 +71,17 @@ def write_report(runs: Sequence[Path], to: Path, note: str = "") -> Path:
         `to`.
 
     Raises:
-        UserError: a folder holds no finished round.
+        UserError: a folder holds no finished round, nothing logged of a policy, or several hold one of a policy.
     """
-    found = [read_run(run) for run in runs]
-    write_text_atomically(to, page_of(found[0], note) if len(found) == 1 else page_of_several(found))
+    policies = [run for run in runs if is_policy_run(run)]
+    if policies and len(runs) > 1:
+        raise UserError(f"report: got {policies[0]}, a run of a policy, among several; give it alone")
+    if policies:
+        text = _render(**policy_values(read_policy_run(policies[0])))
+    else:
+        found = [read_run(run) for run in runs]
+        text = page_of(found[0], note) if len(found) == 1 else page_of_several(found)
+    write_text_atomically(to, text)
     return to
 
 
@@ -187,7 +196,15 @@ def pictures_of(run: Run) -> list[Picture]:
 def _render(**values: Any) -> str:
     template = files("ser_lightning.report").joinpath("page.html").read_text(encoding="utf-8")
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    usual: dict[str, Any] = {"asked": [], "flow": None, "cost": None, "cards": None, "shown": 0, "more": []}
+    usual: dict[str, Any] = {
+        "asked": [],
+        "flow": None,
+        "cost": None,
+        "cards": None,
+        "shown": 0,
+        "more": [],
+        "samples": [],
+    }
     usual |= {"config_text": "", "versions": {}, "hashes": {}, "guards": None, "guard_note": "", "fired": []}
     return environment.from_string(template).render(usual | values)
 

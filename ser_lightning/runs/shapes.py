@@ -44,6 +44,10 @@ EVALUATION: Shape = {
         **{"by_length?": {"*": _GROUP}, "by_category?": {"*": _GROUP}, "by_section?": {"*": _GROUP}},
     }
 }
+SAMPLE: Shape = {
+    **{"prompt": str, "before": str, "after": str, "reward_before": NUMBER, "reward_after": NUMBER},
+    **{"judge_score_before": _LIMIT, "judge_score_after": _LIMIT},
+}
 NOTES: Shape = {
     "readings?": _EVIDENCE,
     "round?": int,
