@@ -34,7 +34,8 @@ _COLUMNS = {
 }
 """Column of `steps.csv` and its name on the page."""
 STEPS_NOTE = (
-    "On the same held-out prompts at every step; step 0 is the starting policy.\nreward: what the policy is trained on\n"
+    "On the same held-out prompts at every step; step 0 is the starting policy.\n"
+    "reward: what the policy is trained on\n"
     "second scorer: one that it is not trained on (model.judge); it falls where the policy games the reward\n"
     "win rate: share of prompts whose answer scores higher than that of the starting policy, by the second scorer if "
     "there is one"
