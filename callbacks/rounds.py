@@ -13,7 +13,7 @@ from ser_lightning.evaluation.metrics import calibration_error, confidence_and_r
 from ser_lightning.evolution.forecast import look_ahead
 from ser_lightning.evolution.selection import SelectionContext, SelectionResult
 from ser_lightning.records import PairScores, Selection
-from ser_lightning.report.outcome import answers
+from ser_lightning.report.outcome import answers, asked_rounds
 from ser_lightning.runs.files import RoundRow, how_delivered
 from ser_lightning.utils.durations import duration
 from ser_lightning.utils.terminal import new_table, say
@@ -165,8 +165,9 @@ def outcome_sentences(
     """
     from ser_lightning.callbacks.baselines import measure_round  # it loads every kind of model
 
-    measured = {row.round: measure_round(data, run, row.round) for row in rows}
-    return answers([vars(row) for row in rows], measured, same_seed=len(set(seed_pairs)) <= 1)
+    lines = [vars(row) for row in rows]
+    measured = {number: measure_round(data, run, number) for number in asked_rounds(lines)}
+    return answers(lines, measured, same_seed=len(set(seed_pairs)) <= 1)
 
 
 def _cell(value: float, form: str) -> str:

@@ -25,7 +25,7 @@ def answers(rows: Rows, measured: Measured, same_seed: bool = True) -> list[str]
         measured: what the test pairs say of the rounds.
         same_seed: whether all rounds were scored out of fold on the same seed pairs.
     """
-    delivered = next((row for row in rows if row["delivered"]), rows[-1])
+    delivered = _delivered(rows)
     test = measured.get(int(delivered["round"]), {})
     found = [_did_it_help(rows, delivered, measured, same_seed), _good_enough(delivered, test)]
     if 0 < test.get("prompts", MIN_PROMPTS) < MIN_PROMPTS:
@@ -33,6 +33,22 @@ def answers(rows: Rows, measured: Measured, same_seed: bool = True) -> list[str]
             f"The test pairs are of only {test['prompts']} prompts: all intervals here are rough. Test on more prompts."
         )
     return [sentence for sentence in [*found, _what_next(rows, delivered, test)] if sentence]
+
+
+def asked_rounds(rows: Rows) -> list[int]:
+    """Rounds that `answers` looks up: what is delivered, and where that is the seed model the best other one."""
+    found = [_delivered(rows)]
+    if found[0]["round"] == 0 and len(rows) > 1:
+        found.append(_best_later(rows))
+    return [int(row["round"]) for row in found]
+
+
+def _delivered(rows: Rows) -> Mapping[str, Any]:
+    return next((row for row in rows if row["delivered"]), rows[-1])
+
+
+def _best_later(rows: Rows) -> Mapping[str, Any]:
+    return max(rows[1:], key=lambda row: (_or_low(row["seed_oof_accuracy"]), -row["round"]))
 
 
 def _did_it_help(rows: Rows, delivered: Mapping[str, Any], measured: Measured, same_seed: bool) -> str:
@@ -62,7 +78,7 @@ def _did_it_help(rows: Rows, delivered: Mapping[str, Any], measured: Measured, s
 def _seed_model_delivered(rows: Rows, measured: Measured, same_seed: bool) -> str:
     if len(rows) == 1:
         return "Only the seed model has been trained: there is no round of self-evolution to compare with it."
-    best = max(rows[1:], key=lambda row: (_or_low(row["seed_oof_accuracy"]), -row["round"]))
+    best = _best_later(rows)
     number, first, now = int(best["round"]), *(round(row["seed_oof_accuracy"], 3) for row in (rows[0], best))
     gain = now - first  # of the figures as they are shown
     if not same_seed:

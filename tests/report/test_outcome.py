@@ -5,7 +5,7 @@ import math
 import pytest
 
 from ser_lightning.evaluation.sets import MIN_PROMPTS
-from ser_lightning.report.outcome import answers, next_steps, points
+from ser_lightning.report.outcome import answers, asked_rounds, next_steps, points
 from tests.report_runs import row
 
 NAN = math.nan
@@ -101,6 +101,12 @@ def test_few_prompts_are_said():
     assert any("of only 29 prompts" in said for said in answers(rows((0.7, 0.78), (0.7, 0.8, "*")), measured))
     measured[1]["prompts"] = MIN_PROMPTS
     assert not any("prompts" in said for said in answers(rows((0.7, 0.78), (0.7, 0.8, "*")), measured))
+
+
+def test_only_the_delivered_round_and_where_it_is_the_seed_model_the_best_other_have_to_be_measured():
+    assert asked_rounds(rows((0.7, 0.8), (0.8, 0.8, "*"), (0.9, 0.8))) == [1]
+    assert asked_rounds(rows((0.7, 0.8, "*"), (0.5, 0.8), (0.6, 0.8))) == [0, 2]
+    assert asked_rounds(rows((0.7, 0.8, "*"))) == [0]
 
 
 def test_differences_are_in_points():
