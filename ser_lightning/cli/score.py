@@ -181,14 +181,16 @@ def _score_chunk(
     return pa.table([pa.array(column, name.type) for column, name in zip(columns, schema, strict=True)], schema=schema)
 
 
-def _labels_and_right(margin: Tensor, rows: list[FileRow]) -> tuple[list[int | None], list[bool | None]]:
+def _labels_and_right(margin: Tensor, rows: list[FileRow]) -> tuple[list[float | None], list[bool | None]]:
     """The label of each pair, 1 where the first response is the better one, and whether the rewards agree.
 
-    Without a label both are None; equal rewards agree with neither response.
+    Without a label both are None; a tie, of rewards or of people, is neither right nor wrong.
     """
     labels = [row.pair.label for row in rows]
-    ahead = [None if m == 0 else m > 0 for m in margin.tolist()]
-    right = [None if None in (one, label) else one == (label == 1) for one, label in zip(ahead, labels, strict=True)]
+    right = [
+        None if label in (None, TIE) or one == 0 else (one > 0) == (label == 1)
+        for one, label in zip(margin.tolist(), labels, strict=True)
+    ]
     return labels, right
 
 
@@ -213,7 +215,7 @@ def _schema(kind: Kind, has_ids: bool) -> pa.Schema:
             ("probability", pa.float32()),
             *((f"tokens{side}", pa.int64()) for side in sides),
             ("is_cut", pa.bool_()),
-            *([("label", pa.int8()), ("right", pa.bool_())] if kind != "single" else []),
+            *([("label", pa.float32()), ("right", pa.bool_())] if kind != "single" else []),
             ("content", pa.string()),
         ]
     )

@@ -422,11 +422,12 @@ def test_labels_and_who_is_right_stand_beside_the_rewards(model):
     pairs = [{"prompt": f"What is {n}?", "response_a": f"It is {n}.", "response_b": "No" + " no" * n} for n in range(6)]
     labels = [1, 0, None, 1, 0, None]
     rows = [pair if label is None else {**pair, "label": label} for pair, label in zip(pairs, labels, strict=True)]
-    rows.append({"prompt": "Same?", "response_a": "Yes.", "response_b": "Yes. ", "label": 1})
+    rows.append({"prompt": "Same?", "response_a": "Yes.", "response_b": "No.", "label": 0.5})
     found = score(model, write(rows))
     assert found["label"][:6] == labels
     for label, right, a, b in zip(found["label"], found["right"], found["reward_a"], found["reward_b"], strict=True):
-        assert right is (None if label is None or a == b else (a > b) == (label == 1))
+        assert right is (None if label in (None, 0.5) or a == b else (a > b) == (label == 1))
+    assert (found["label"][6], found["right"][6]) == (0.5, None)
     assert {True, False} <= {*found["right"]}
     chosen = score(model, write(PAIRS, "chosen.jsonl"), out="chosen.parquet")
     assert chosen["label"] == [1] * len(PAIRS)
