@@ -232,7 +232,7 @@ def test_csv_and_json_lines_hold_what_parquet_holds(model):
     cells = read_csv("out.csv")
     for name, values in found.items():
         assert [line[name] for line in lines] == values
-        if name.startswith(("reward", "prob")):
+        if name.startswith(("reward", "prob", "label")):
             assert [np.float32(row[name]) for row in cells] == [np.float32(value) for value in values]
         else:
             assert [row[name].lower() for row in cells] == [str(value).lower() for value in values]
