@@ -1,7 +1,14 @@
-"""Baselines beside every accuracy: a bag-of-words model fitted on the reward model's own labels, and length."""
+"""Baselines beside every accuracy, and how far a round is from them and from the seed model on the test pairs.
 
-from typing import Literal
+The baselines are a bag-of-words model fitted on the reward model's own labels, and length.
+"""
 
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Literal
+from weakref import WeakKeyDictionary
+
+import numpy as np
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
@@ -10,15 +17,28 @@ from torch import Tensor
 from ser_lightning.datamodules.preference import PreferenceDataModule
 from ser_lightning.evaluation.baselines import BagOfWords
 from ser_lightning.evaluation.metrics import half_credit
+from ser_lightning.evaluation.paired_tests import paired, same_order
+from ser_lightning.evaluation.sets import Scored, set_figures
+from ser_lightning.records import PairScores
+from ser_lightning.runs.files import round_files
+from ser_lightning.runs.pair_tables import Audit, read_test_scores
 from ser_lightning.utils.terminal import say
+
+MAX_BASELINE_PAIRS = 20_000
+"""A bag of words is fitted in a run only up to this seed: it must not hold up a run for long."""
+_FIGURES = ("pairs", "prompts", "accuracy", "accuracy_low", "accuracy_high", "by_length")
 
 
 class BaselineCallback(Callback):
-    """Log `bag_of_words_accuracy` in `validate` and `test`, and end `fit` with a line on both baselines."""
+    """Log `bag_of_words_accuracy` in `validate` and `test`, and end a `fit` without rounds with both baselines."""
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """The line below the table of rounds."""
+        """Rounds say it themselves, with what their models are ahead by."""
+        from ser_lightning.callbacks.evolution import EvolutionCallback  # which needs this module
+
         data = trainer.datamodule
+        if any(isinstance(callback, EvolutionCallback) for callback in trainer.callbacks):
+            return
         if trainer.is_global_zero and isinstance(data, PreferenceDataModule) and len(data.pair_ids("test")):
             longer, words = longer_accuracy(data, "test"), bag_of_words_accuracy(data, "test")
             say(f"Baselines on the test pairs: take the longer {longer:.3f}, bag of words on the seed {words:.3f}.")
@@ -38,10 +58,67 @@ class BaselineCallback(Callback):
             pl_module.log(f"{split}/bag_of_words_accuracy", bag_of_words_accuracy(trainer.datamodule, split))
 
 
+_FITTED: WeakKeyDictionary[PreferenceDataModule, tuple[str, BagOfWords]] = WeakKeyDictionary()
+
+
 def seed_bag_of_words(data: PreferenceDataModule) -> BagOfWords:
-    """Fitted on the labels that the reward model had."""
-    ids = data.pair_ids("seed")
-    return BagOfWords().fit(_responses(data, ids), data.seed_labels(ids))
+    """Fitted on the labels that the reward model had, once for each state of the data."""
+    state, found = _FITTED.get(data, ("", BagOfWords()))
+    if state != data.data.fingerprint:
+        ids = data.pair_ids("seed")
+        found = BagOfWords().fit(_responses(data, ids), data.seed_labels(ids))
+        _FITTED[data] = (data.data.fingerprint, found)
+    return found
+
+
+def measure_round(data: PreferenceDataModule, run: str | Path, number: int) -> dict[str, Any]:
+    """What the test pairs say of a round, and nobody trains on: its accuracy, and how far it is from others.
+
+    Args:
+        data: a DataModule that is set up.
+        run: folder of the run.
+        number: of the round.
+
+    Returns:
+        `pairs`, `prompts`, `accuracy` with `accuracy_low` and `accuracy_high` over prompts, `by_length`, and `against`:
+        for `longer`, `bag_of_words` and, behind round 0, `seed` (the seed model) the fields of `Paired`, where the
+        difference is the round's accuracy less that of the other. Empty without test pairs.
+    """
+    ids, target = data.test_labels()
+    scores = _test_scores(data, run, number, ids)
+    if scores is None or not len(ids):
+        return {}
+    prompt = data.dialogues(ids).numpy()
+    figures = set_figures(Scored("test", scores, target, prompt, []), temperature=1.0)
+    others = _baseline_margins(data, ids)
+    if number and (first := _test_scores(data, run, 0, ids)) is not None:
+        others["seed"] = first.margin
+    credit = half_credit(scores.margin, target)
+    against = {
+        name: asdict(paired(half_credit(margin, target), credit, same_order(margin, scores.margin), prompt))
+        for name, margin in others.items()
+    }
+    return {**{name: figures[name] for name in _FIGURES}, "against": against}
+
+
+def _test_scores(data: PreferenceDataModule, run: str | Path, number: int, ids: Tensor) -> PairScores | None:
+    """What a round has made of these test pairs; None where it has not scored them all."""
+    found: Audit | None = read_test_scores(round_files(run, number).test_scores)
+    if found is None or not np.isin(ids.numpy(), found["pair_id"]).all():
+        return None
+    order = np.argsort(found["pair_id"])
+    rows = order[np.searchsorted(found["pair_id"][order], ids.numpy())]
+    rewards = (torch.from_numpy(found[name][rows]) for name in ("reward_a", "reward_b"))
+    return PairScores(ids, *rewards, *data.num_tokens(ids).unbind(-1))
+
+
+def _baseline_margins(data: PreferenceDataModule, ids: Tensor) -> dict[str, Tensor]:
+    """(N,) margins of each baseline on test pairs; no bag of words where it would take long."""
+    tokens_a, tokens_b = data.num_tokens(ids).unbind(-1)
+    found = {"longer": (tokens_a - tokens_b).float()}
+    if 1 < len(data.pair_ids("seed")) <= MAX_BASELINE_PAIRS:
+        found["bag_of_words"] = seed_bag_of_words(data).margin(_responses(data, ids))
+    return found
 
 
 def bag_of_words_accuracy(data: PreferenceDataModule, split: Literal["val", "test"]) -> float:

@@ -12,7 +12,8 @@ from ser_lightning.errors import UserError
 from ser_lightning.evaluation.metrics import half_credit, ks_distance, wilson_interval
 from ser_lightning.evolution.selection import SelectionContext, SelectionResult
 from ser_lightning.records import PairScores
-from ser_lightning.runs.files import ROUNDS, read_audit, round_files, rounds_folder, run_above, write_json
+from ser_lightning.runs.files import ROUNDS, round_files, rounds_folder, run_above, write_json
+from ser_lightning.runs.pair_tables import read_audit
 from ser_lightning.training.scoring import complete_and_unique, concatenate
 from ser_lightning.utils.terminal import new_table, say
 

@@ -18,12 +18,11 @@ from ser_lightning.evaluation.metrics import half_credit
 from ser_lightning.evaluation.reward_bench import accuracy_by_section
 from ser_lightning.evaluation.sets import Scored, print_sets, set_figures
 from ser_lightning.records import PairBatch, PairScores
+from ser_lightning.runs.files import EVALUATIONS
 from ser_lightning.training.scoring import concatenate
 from ser_lightning.utils.atomic import write_text_atomically
 from ser_lightning.utils.collectives import gather_over_ranks
 from ser_lightning.utils.terminal import new_table, say
-
-FILE = "evaluation-{}.json"
 
 
 class EvaluationCallback(Callback):
@@ -90,7 +89,7 @@ class EvaluationCallback(Callback):
         split = {k.removeprefix(f"{prefix}/"): float(v) for k, v in trainer.callback_metrics.items()}
         if self._figures:
             write_text_atomically(
-                Path(trainer.default_root_dir) / FILE.format(command), json.dumps(self._figures, indent=1) + "\n"
+                Path(trainer.default_root_dir) / EVALUATIONS[command], json.dumps(self._figures, indent=1) + "\n"
             )
         if self._figures or "accuracy_low" in split:
             print_sets({**({prefix: split} if "accuracy_low" in split else {}), **self._figures})

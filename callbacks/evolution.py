@@ -22,6 +22,7 @@ from ser_lightning.callbacks.rounds import (
     choose_round,
     forecast_figures,
     forecast_text,
+    outcome_sentences,
     print_rounds,
     round_figures,
 )
@@ -38,12 +39,11 @@ from ser_lightning.runs.files import (
     read_model,
     read_weights,
     round_files,
-    write_audit,
     write_cost,
     write_rounds,
-    write_test_scores,
     write_weights,
 )
+from ser_lightning.runs.pair_tables import write_audit, write_test_scores
 from ser_lightning.training.scoring import concatenate, score_pairs
 from ser_lightning.utils.seeds import hash_seed
 
@@ -138,6 +138,13 @@ class EvolutionCallback(Callback):
                 return
             self.state.round, self.state.phase_index = self.state.round + 1, 0
         self.begin_phase(trainer, pl_module)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Say how it went."""
+        if self.state.finished and trainer.is_global_zero:
+            rows, counts = self.state.rows, [len(scores) for scores in self.state.seed_scores]
+            sentences = outcome_sentences(trainer.datamodule, Path(trainer.default_root_dir), rows, counts)
+            print_rounds(rows, sentences, counts)
 
     def state_dict(self) -> dict[str, Any]:
         """Round, phase, history and all that a later round looks back on, as plain values and tensors."""
@@ -351,8 +358,6 @@ class EvolutionCallback(Callback):
         pl_module.set_scale(model["temperature"], model["zero"])
         self.state.finished = True
         trainer.should_stop = True  # `max_epochs: -1` has no other end
-        if trainer.is_global_zero:
-            print_rounds(self.state.rows)
 
     def _save(self, trainer: Trainer, path: Path, content: dict[str, Any]) -> None:
         if trainer.is_global_zero:

@@ -37,6 +37,8 @@ class GuardCallback(Callback):
             name: Guard(levels.get(name, kind.default.level), thresholds.get(name, kind.default.threshold))
             for name, kind in KINDS.items()
         }
+        self._said: set[str] = set()
+        """Guards that have said what they mean; the next time only their figures are new."""
 
     def inspect(self, trainer: Trainer, view: RoundView) -> Level:
         """The strictest level that fired in a round, "ignore" for none; alerts, logs and writes the findings.
@@ -48,7 +50,9 @@ class GuardCallback(Callback):
         fired = [finding for finding in found if finding.fired]
         strictest: Level = max((f.level for f in fired), key=LEVELS.index, default="ignore")
         for finding in fired:
-            alert(trainer, f"round {view.round}, guard {finding.guard}", f"{finding.message} ({_DONE[finding.level]})")
+            said = finding.figures if finding.guard in self._said else finding.message
+            alert(trainer, f"round {view.round}, guard {finding.guard}", f"{said} ({_DONE[finding.level]})")
+            self._said.add(finding.guard)
         figures = {f"guard/{f.guard}": f.value for f in found if f.value == f.value}
         for logger in trainer.loggers:
             logger.log_metrics(figures, step=trainer.global_step)

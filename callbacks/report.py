@@ -11,24 +11,21 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_warn
 
 from ser_lightning.callbacks.alerts import log_round_tables, log_run_artifact
-from ser_lightning.callbacks.baselines import bag_of_words_accuracy, longer_accuracy
+from ser_lightning.callbacks.baselines import measure_round
 from ser_lightning.callbacks.evolution import EvolutionCallback
 from ser_lightning.callbacks.state import EvolutionState
 from ser_lightning.datamodules.preference import PreferenceDataModule
+from ser_lightning.evaluation.calibration import prob_a_wins
 from ser_lightning.evaluation.metrics import confidence_and_right, reliability
-from ser_lightning.records import PairScores, PreferencePair
-from ser_lightning.runs.files import PAGE, ROUNDS, read_audit, read_weights, round_files, write_json
+from ser_lightning.records import PairScores
+from ser_lightning.report.cards import mistake_cards, pool_cards
+from ser_lightning.runs.files import PAGE, ROUNDS, read_weights, round_files, write_json
+from ser_lightning.runs.pair_tables import read_audit, read_test_scores
 from ser_lightning.utils.terminal import say
 from ser_lightning.utils.versions import package_versions
 
-NUM_CARDS = 5
-"""Pairs of each kind to read."""
 NUM_POINTS = 1000
 """Pairs in the picture of reward and length."""
-MAX_CHARACTERS = 700
-"""Of a text on the page."""
-MAX_BASELINE_PAIRS = 20_000
-"""A bag of words is fitted between rounds only up to this seed: it must not hold up a run for long."""
 
 
 class ReportCallback(Callback):
@@ -37,7 +34,6 @@ class ReportCallback(Callback):
     def __init__(self) -> None:
         self._num_rounds = 0
         self._page: Path | None = None
-        self._baselines: dict[str, float] | None = None
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """The first hook behind the end of a round: `EvolutionCallback` stands last and ends it at an epoch's end."""
@@ -88,22 +84,16 @@ class ReportCallback(Callback):
             if files.notes.exists() and files.notes.stat().st_mtime_ns >= files.audit.stat().st_mtime_ns:
                 continue
             notes = round_notes(trainer.datamodule, Path(trainer.default_root_dir), row.round, seed)
-            notes |= {"baselines": self._baselines_of(trainer.datamodule), "versions": _versions(trainer)}
+            notes["versions"] = _versions(trainer)
             write_json(files.notes, notes)
             written.append(notes)
         return written
 
-    def _baselines_of(self, data: PreferenceDataModule) -> dict[str, float]:
-        if self._baselines is None:
-            seed, test = len(data.pair_ids("seed")), len(data.pair_ids("test"))
-            self._baselines = {"longer": longer_accuracy(data, "test")} if test else {}
-            if test and 1 < seed <= MAX_BASELINE_PAIRS:
-                self._baselines["bag_of_words"] = bag_of_words_accuracy(data, "test")
-        return self._baselines
-
 
 def round_notes(data: PreferenceDataModule, folder: Path, number: int, seed: PairScores) -> dict[str, Any]:
-    """What a report shows of a round and no other file has. Human labels are in it only as counts, those of the seed.
+    """What a report shows of a round and no other file has.
+
+    Human labels are in it as counts, and as those of the test pairs that the round is surest of and wrong about.
 
     Args:
         data: a DataModule that is set up.
@@ -118,9 +108,11 @@ def round_notes(data: PreferenceDataModule, folder: Path, number: int, seed: Pai
     audit = {name: column[np.isin(audit["pair_id"], data.pair_ids("pool").numpy())] for name, column in audit.items()}
     ids, label, kept = (torch.from_numpy(audit[name].copy()) for name in ("pair_id", "label", "kept"))
     pool, test = data.held_out_labels("pool"), data.pair_ids("test")
+    measured = measure_round(data, folder, number)
     return {
         "round": number,
-        "pairs": {split: len(data.pair_ids(split)) for split in ("seed", "pool", "val", "test")},  # type: ignore[arg-type]
+        "pairs": {split: counts[0] for split, counts in data.report.splits.items()},
+        "prompts": {split: counts[1] for split, counts in data.report.splits.items()},
         "labels": {
             "pseudo_label_accuracy": pool.count_right(ids[kept], label[kept])[0],
             "pool_accuracy": pool.count_right(ids, label)[0],
@@ -132,70 +124,33 @@ def round_notes(data: PreferenceDataModule, folder: Path, number: int, seed: Pai
         ),
         "length": _length_points(data, audit),
         "readings": (model.get("reading") or {}).get("evidence", []),
-        "cards": choose_cards(data, audit, before),
+        "test": measured,
+        "baselines": {
+            name: measured["accuracy"] - one["difference"]
+            for name, one in measured.get("against", {}).items()
+            if name != "seed"
+        },
+        "cards": pool_cards(data.lookup, audit, before) | {"mistakes": _mistakes(data, folder, number, model)},
         "fingerprints": {"data": data.state_dict()["fingerprint"], **_hashes(model.get("identity") or {})},
     }
 
 
+def _mistakes(data: PreferenceDataModule, folder: Path, number: int, model: dict[str, Any]) -> list[dict[str, Any]]:
+    """The test pairs that the round is surest of and wrong about."""
+    found = read_test_scores(round_files(folder, number).test_scores)
+    ids, target = data.test_labels()
+    if found is None or not len(ids):
+        return []
+    margin = torch.from_numpy(found["reward_a"] - found["reward_b"])
+    probability = prob_a_wins(margin, model["temperature"]).numpy()
+    label = dict(zip(ids.tolist(), target.tolist(), strict=True))
+    known = np.isin(found["pair_id"], ids.numpy())
+    labels = np.array([label[pair] for pair in found["pair_id"][known].tolist()])
+    return mistake_cards(data.lookup, found["pair_id"][known], probability[known], labels)
+
+
 def _hashes(identity: dict[str, Any]) -> dict[str, str]:
     return {name: identity[name] for name in ("base", "template") if name in identity}
-
-
-def choose_cards(
-    data: PreferenceDataModule, audit: dict[str, np.ndarray], before: dict[str, np.ndarray] | None
-) -> dict[str, list[dict[str, Any]]]:
-    """Pool pairs to read: the surest, the least sure, and the surest of those whose label has flipped.
-
-    Args:
-        data: gives their texts, which come without a label.
-        audit: (N,) columns of the round's audit.
-        before: those of the round before.
-    """
-    probability = audit["probability"]
-    order = np.argsort(np.maximum(probability, 1 - probability), kind="stable")[::-1]
-    earlier = np.full(len(probability), np.nan)
-    if before is not None:
-        _, here, there = np.intersect1d(audit["pair_id"], before["pair_id"], return_indices=True)
-        earlier[here] = before["probability"][there]
-    # As in the audit: a wins above one half, and nothing has flipped where there was no label.
-    flipped = ~np.isnan(earlier) & ((earlier > 0.5) != (probability > 0.5))
-    chosen = {"most": order[:NUM_CARDS], "least": order[::-1][:NUM_CARDS], "flipped": order[flipped[order]][:NUM_CARDS]}
-    return {
-        kind: [
-            _card(pair, audit, int(row), float(earlier[row]))
-            for row, pair in zip(rows, data.lookup(audit["pair_id"][rows].tolist()), strict=True)
-        ]
-        for kind, rows in chosen.items()
-    }
-
-
-def _card(pair: PreferencePair, audit: dict[str, np.ndarray], row: int, earlier: float) -> dict[str, Any]:
-    prompt = [f"{turn['role']}: {turn['content']}" for turn in pair.prompt]
-    return {
-        "pair_id": str(pair.pair_id),  # JSON readers other than Python's round such numbers
-        "prompt": shorten("\n\n".join(prompt), from_end=True),
-        "response_a": shorten(pair.response_a),
-        "response_b": shorten(pair.response_b),
-        "probability": float(audit["probability"][row]),
-        "before": None if np.isnan(earlier) else earlier,
-        "label": int(audit["label"][row]),
-        "reason": str(audit["reason"][row]),
-    }
-
-
-def shorten(text: str, from_end: bool = False) -> str:
-    """A text of at most `MAX_CHARACTERS` and a word on what is missing, which any file can hold.
-
-    Args:
-        text: may hold halves of surrogate pairs, as JSON allows; they become question marks.
-        from_end: keep the end: of a conversation the last turn matters most.
-    """
-    text = text.encode("utf-8", "replace").decode()
-    cut = len(text) - MAX_CHARACTERS
-    if cut <= 0:
-        return text
-    missing = f"[{cut} more characters]"
-    return f"{missing} … {text[cut:]}" if from_end else f"{text[:MAX_CHARACTERS]} … {missing}"
 
 
 def _length_points(data: PreferenceDataModule, audit: dict[str, np.ndarray]) -> list[list[float]]:

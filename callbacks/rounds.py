@@ -1,7 +1,8 @@
 """The figures of a round, the table at the end, and the choice of the delivered round."""
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,6 +13,7 @@ from ser_lightning.evaluation.metrics import calibration_error, confidence_and_r
 from ser_lightning.evolution.forecast import look_ahead
 from ser_lightning.evolution.selection import SelectionContext, SelectionResult
 from ser_lightning.records import PairScores, Selection
+from ser_lightning.report.outcome import answers, asked_rounds
 from ser_lightning.runs.files import RoundRow, how_delivered
 from ser_lightning.utils.durations import duration
 from ser_lightning.utils.terminal import new_table, say
@@ -112,30 +114,64 @@ def choose_round(seed_credit: list[Tensor], barred: Collection[int] = ()) -> int
 
 def rounds_table(rows: list[RoundRow]) -> Table:
     """The table of rounds, at most 80 columns wide."""
-    headers = "round|kept|of|flips|st.|kept\nright|pool\nright|seed\noof|test|cal.\nerr.|len.\ncorr.|time"
-    table = new_table(*headers.split("|"), title="Rounds of self-evolution")
+    heads = "round|kept|flipped|kept\ncorrect|pool\ncorrect|seed\noof|test|calib.\nerror|length\ncorr.|time"
+    table = new_table(*heads.split("|"), title="Rounds of self-evolution")
     for row in rows:
         accuracies = (row.pseudo_label_accuracy, row.pool_accuracy, row.seed_oof_accuracy, row.test_accuracy)
-        cells = [str(row.kept), str(row.scored), str(row.flipped), str(row.status), *(f"{a:.3f}" for a in accuracies)]
-        cells += [
-            f"{row.calibration_error:.2f}",
-            f"{row.length_correlation:+.2f}",
-            duration(row.seconds).replace(" ", ""),
-        ]
+        cells = [str(row.kept), str(row.flipped), *(_cell(a, ".3f") for a in accuracies)]
+        cells += [_cell(row.calibration_error, ".2f"), _cell(row.length_correlation, "+.2f")]
+        cells.append(duration(row.seconds).replace(" ", ""))
         table.add_row(f"{'* ' if row.delivered else ''}{row.round}", *cells, style="bold" if row.delivered else None)
     return table
 
 
-def print_rounds(rows: list[RoundRow]) -> None:
-    """The table and what the star means."""
+LEGEND = (
+    "kept          pool pairs whose label, given by the model, trains the next round",
+    "flipped       pool pairs that the model labels otherwise than in the round before",
+    "kept correct  of the kept labels, those that agree with the human labels in the file, which are only counted",
+    "pool correct  the same of all pool labels",
+    "seed oof      accuracy on the labels of the seed, out of fold: no pair is scored by a model that trained on it",
+    "test          accuracy on the test pairs",
+    "calib. error  mean distance of stated confidence from accuracy, on the seed, out of fold",
+    "length corr.  correlation of reward and length; far from 0, the model may just like long or short responses",
+)
+
+
+def print_rounds(rows: list[RoundRow], sentences: Sequence[str] = (), seed_pairs: Sequence[int] = ()) -> None:
+    """The outcome, the table, and what its words mean.
+
+    Args:
+        rows: of the finished rounds.
+        sentences: the outcome.
+        seed_pairs: that each round was scored on out of fold; a seed grows where a run goes on with new labels.
+    """
     how = how_delivered(row.seed_oof_accuracy for row in rows)
-    worse = [
-        f"The model of round {row.round} is worse than a coin: {row.test_accuracy:.3f} of the test pairs are right."
-        for row in rows
-        if row.delivered and row.test_accuracy < 0.5
-    ]
     note = f"Round 0 is the seed model. * is delivered: {how}, without test or pool labels."
-    say(rounds_table(rows), note, *worse)
+    counts = ", ".join(f"{row.round}: {count}" for row, count in zip(rows, seed_pairs, strict=False))
+    grown = [f"seed oof is of different seed pairs (pairs by round: {counts}): compare it within equal numbers only."]
+    say("", *sentences, "", rounds_table(rows), note, *(grown if len(set(seed_pairs)) > 1 else []), *LEGEND)
+
+
+def outcome_sentences(
+    data: "PreferenceDataModule", run: Path, rows: list[RoundRow], seed_pairs: Sequence[int]
+) -> list[str]:
+    """Whether self-evolution helped, whether the model is good enough, and what next.
+
+    Args:
+        data: has the test pairs.
+        run: folder of the run.
+        rows: of the finished rounds.
+        seed_pairs: that each round was scored on out of fold.
+    """
+    from ser_lightning.callbacks.baselines import measure_round  # it loads every kind of model
+
+    lines = [vars(row) for row in rows]
+    measured = {number: measure_round(data, run, number) for number in asked_rounds(lines)}
+    return answers(lines, measured, same_seed=len(set(seed_pairs)) <= 1)
+
+
+def _cell(value: float, form: str) -> str:
+    return "-" if math.isnan(value) else format(value, form)
 
 
 def _share(counts: tuple[int, float]) -> float:

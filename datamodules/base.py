@@ -157,6 +157,8 @@ class PairFiles(pl.LightningDataModule):
         if self._data is None:  # Lightning calls this once for every stage
             self._data = SplitPairs(PairStore(*self._folders()), self.policy)
             rank_zero_info(self.report.table())
+            for line in self.report.few_prompts():
+                rank_zero_warn(line)
             pairs = self._data.store.read_texts(range(min(MAX_TEXTS, len(self._data.store))))
             texts = [text for pair in pairs for text in (*(t["content"] for t in pair.prompt[-1:]), pair.response_a)]
             warn_of_unknown(self.tokenizer, texts, "data")

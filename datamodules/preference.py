@@ -289,6 +289,14 @@ class PreferenceDataModule(PairFiles):
             raise ValueError(f"split: got {split!r}; use pool, val or test")
         return self.data.held_out_labels(split)
 
+    def test_labels(self) -> tuple[Tensor, Tensor]:
+        """(T,) int64 ids of the test pairs, ascending, and (T,) float32 labels, 1: a is the better one.
+
+        For figures and for people to read; nothing that trains or chooses may ask.
+        """
+        measured = self.data.measured("test")
+        return self.data.pair_ids(measured.rows), torch.from_numpy(measured.target)
+
     def lookup(self, pair_ids: Tensor | list[int]) -> list[PreferencePair]:
         """Texts of pairs; only those of the seed come with a label. KeyError for a pair that is in no split."""
         return self.data.lookup(pair_ids.tolist() if isinstance(pair_ids, Tensor) else pair_ids)

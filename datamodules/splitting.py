@@ -17,6 +17,7 @@ from ser_lightning.data.formats import DROPS
 from ser_lightning.data.labels import TIE
 from ser_lightning.data.store import CONTRADICTION, ROLES, UNLABELLED, Counts
 from ser_lightning.datamodules.annotators import Agreement
+from ser_lightning.evaluation.sets import MIN_PROMPTS
 
 READ_COLUMNS = (*ROLES, "new_data_path")
 _READ_LINES: dict[str, str] = {
@@ -75,7 +76,7 @@ class DataReport:
     Attributes:
         read: counts for each of `READ_COLUMNS`: rows and, of them, the dropped and the cut ones.
         between: counts of what the splits dropped or kept in spite of a doubt.
-        splits: for each split (pairs, dialogues, human labels).
+        splits: for each split (pairs, prompts, human labels); prompts that continue one another count once.
         annotators: how far those of the seed agree; None where none of its pairs has two votes.
     """
 
@@ -92,11 +93,21 @@ class DataReport:
             if any(self.read[role][name] for role in roles):
                 lines.append(f"{text:62}" + "".join(f"{self.read[role][name]:>11}" for role in roles))
         lines += [f"{text:62}{self.between[name]:>11}" for name, text in _SPLIT_LINES.items() if self.between[name]]
-        lines.append(f"{'split':32}{'pairs':>10}{'dialogues':>10}{'labels':>10}{'':4}labels are for")
-        uses = {"seed": "training", "val": "validation", "pool": "counting, hidden", "test": "the final test"}
+        lines.append(f"{'split':32}{'pairs':>10}{'prompts':>10}{'labels':>10}{'':4}use of the labels")
+        uses = {"seed": "training", "val": "validation", "pool": "only counted, at the end of rounds"}
+        uses["test"] = "the final test"
         for name, numbers in self.splits.items():
             lines.append(f"{name:32}" + "".join(f"{number:>10}" for number in numbers) + f"{'':4}{uses[name]}")
         return "\n".join([*lines, *([self.annotators.line()] if self.annotators else [])])
+
+    def few_prompts(self) -> list[str]:
+        """A line for each split with labels that has many pairs of few prompts, and tells less than it seems to."""
+        return [
+            f"data: {name} has {pairs:,} pairs of only {prompts} prompts, and tells little more than so few; give "
+            f"pairs of {MIN_PROMPTS} prompts or more"
+            for name, (pairs, prompts, labels) in self.splits.items()
+            if labels and name != "pool" and prompts < MIN_PROMPTS and pairs > 1.5 * prompts
+        ]
 
 
 def take_dialogues(dialogue_id: np.ndarray, fraction: float, seed: int, purpose: str) -> np.ndarray:

@@ -255,8 +255,9 @@ CASES = [
     ),
     Case(
         "a model that does not exist",
-        "backbone.path: got modle; there is no such folder, and the Hub gave no tokenizer of that name (...); give a "
-        "transformers folder or a Hub name",
+        "backbone.path: got modle; there is no such folder, no tokenizer of that name was downloaded before, and the "
+        "Hub cannot be reached (or HF_HUB_OFFLINE is set); give a folder that holds the model (fit: "
+        "--model.backbone.path FOLDER)",
         lambda _: ["--model.backbone.path=modle"],
     ),
     Case(

@@ -48,10 +48,21 @@ def card(**values: Any) -> dict[str, Any]:
     return {"pair_id": "1", **texts, "probability": 0.9, "before": None, "label": 1, "reason": "kept", **values}
 
 
+def tested(**against: tuple[float, float, float]) -> dict[str, Any]:
+    """What the test pairs say of a round: (difference, low, high) from others."""
+    usual = {"longer": (0.36, 0.2, 0.5), "bag_of_words": (0.29, 0.1, 0.4), "seed": (0.1, -0.02, 0.2)}
+    groups = {"much shorter": {"accuracy": 0.7, "low": 0.5, "high": 0.85, "pairs": 25}}
+    figures = {"pairs": 100, "prompts": 90, "accuracy": 0.8, "accuracy_low": 0.7, "accuracy_high": 0.9}
+    found = {n: dict(zip(("difference", "low", "high"), v, strict=True)) for n, v in {**usual, **against}.items()}
+    return {**figures, "by_length": groups, "against": found}
+
+
 def notes(**values: Any) -> dict[str, Any]:
     """A `report.json`."""
     usual = {
         "pairs": {"seed": 20, "pool": 4, "test": 100},
+        "prompts": {"seed": 13, "pool": 4, "test": 90},
+        "test": tested(),
         "labels": {"pseudo_label_accuracy": 4, "pool_accuracy": 8, "seed_oof_accuracy": 20, "test_accuracy": 100},
         "baselines": {"longer": 0.44, "bag_of_words": 0.51},
         "reliability": [{"pairs": 12, "confidence": 0.56, "right": 6}, {"pairs": 8, "confidence": 0.77, "right": 7}],

@@ -96,7 +96,7 @@ COMMANDS = {
         "one page on a run, or on several side by side",
         "report RUN [RUN ...] [--to FILE]",
         {
-            "runs": {"type": str, "nargs": "+", "help": "run folders of reward models; several are compared"},
+            "runs": {"type": str, "nargs": "+", "help": "run folders; several reward models are compared"},
             "--to": _optional(str, "file to write (default: RUN/report.html; report.html for several)"),
             **_OVERWRITE,
         },

@@ -25,11 +25,12 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from ser_lightning.callbacks.evolution import EvolutionCallback
 from ser_lightning.callbacks.progress import ParameterLine, PhaseProgressBar
 from ser_lightning.cli.arguments import Arguments
-from ser_lightning.cli.commands import PROGRAM
+from ser_lightning.cli.commands import COMMANDS, PROGRAM
 from ser_lightning.cli.diagnosis import Diagnosis, ParseError, null_problems
 from ser_lightning.datamodules.base import PairFiles, model_problems
 from ser_lightning.errors import NothingToDo, Terminated, UserError, raise_problems
-from ser_lightning.runs.files import CONFIG, is_run
+from ser_lightning.report.outcome import next_steps
+from ser_lightning.runs.files import CONFIG, ROUNDS, is_run
 from ser_lightning.runs.folder import (
     RUN_DIR_VARIABLE,
     MetricsFile,
@@ -284,6 +285,9 @@ class SerCLI(LightningCLI):
             if self.arguments.value("--ckpt_path") != "auto":
                 raise
             say(f"nothing to do: {error}")
+            return
+        if subcommand == "fit" and not _get_rank() and (self.run_folder.path / ROUNDS).is_file():
+            say(*next_steps(PROGRAM, str(self.run_folder.path), COMMANDS))
 
 
 def recorded_config(arguments: Arguments) -> Iterator[Path]:

@@ -175,9 +175,23 @@ def _score_chunk(
         prob_a_wins(margin, scorer.temperature).numpy(),
         *(count.numpy() for count in tokens),
         [pair.is_cut for pair in encoded],
+        *(_labels_and_right(margin, rows) if sides == 2 else []),
         [row.content for row in rows],
     ]
     return pa.table([pa.array(column, name.type) for column, name in zip(columns, schema, strict=True)], schema=schema)
+
+
+def _labels_and_right(margin: Tensor, rows: list[FileRow]) -> tuple[list[float | None], list[bool | None]]:
+    """The label of each pair, 1 where the first response is the better one, and whether the rewards agree.
+
+    Without a label both are None; a tie, of rewards or of people, is neither right nor wrong.
+    """
+    labels = [row.pair.label for row in rows]
+    right = [
+        None if label in (None, TIE) or one == 0 else (one > 0) == (label == 1)
+        for one, label in zip(margin.tolist(), labels, strict=True)
+    ]
+    return labels, right
 
 
 def _check_finite(rewards: Tensor, rows: list[FileRow]) -> None:
@@ -201,6 +215,7 @@ def _schema(kind: Kind, has_ids: bool) -> pa.Schema:
             ("probability", pa.float32()),
             *((f"tokens{side}", pa.int64()) for side in sides),
             ("is_cut", pa.bool_()),
+            *([("label", pa.float32()), ("right", pa.bool_())] if kind != "single" else []),
             ("content", pa.string()),
         ]
     )

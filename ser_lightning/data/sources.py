@@ -20,6 +20,7 @@ import pyarrow.parquet
 
 from ser_lightning.data.turns import RepeatedName, read_json, repeated_names
 from ser_lightning.errors import UserError, describe
+from ser_lightning.utils.hub import without_hub
 
 Row = dict[str, Any]
 MAX_ROW = 10_000_000
@@ -259,12 +260,13 @@ def _saved_dataset(folder: Path) -> Source:
 def _hub(path: str, match: re.Match[str]) -> Source:
     name = path.partition("@")[0].partition(":")[0]
     split = match["split"] or "train"
+    is_away = without_hub(name)
     try:
         dataset = datasets.load_dataset(name, match["config"], split=split)
     except Exception as error:  # the Hub client raises more than a dozen kinds
+        why = "the Hub cannot be reached, and it was not downloaded before" if is_away else describe(error)
         raise UserError(
-            f"{path}: got neither a local file nor a Hub data set ({describe(error)}); "
-            "give a file, or owner/name:config@split"
+            f"{path}: got neither a local file nor a Hub data set ({why}); give a file, or owner/name:config@split"
         ) from error
     return _dataset_source(path, dataset, dataset._fingerprint)  # follows the content, and has no public name
 

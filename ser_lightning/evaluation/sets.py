@@ -14,6 +14,8 @@ from ser_lightning.records import PairScores
 from ser_lightning.utils.terminal import new_table, say
 
 NUM_RESAMPLES = 2000
+MIN_PROMPTS = 30
+"""Of fewer prompts an interval over them is little more than a guess."""
 LENGTH_GROUPS = ("much shorter", "shorter", "longer", "much longer")
 """Quarters of a set by the length of the better response against the other one's."""
 

@@ -69,9 +69,14 @@ class Finding:
     meaning: str
 
     @property
+    def figures(self) -> str:
+        """The value and what it is held against."""
+        return f"{self.value:.3f}, {allowed(self.guard)} {self.limit:.3f} is fine"
+
+    @property
     def message(self) -> str:
         """One line: how much, what it means and what to do."""
-        return f"{self.value:.3f}, limit {self.limit:.3f}: {self.meaning}; {self.action}"
+        return f"{self.figures}: {self.meaning}; {self.action}"
 
 
 # What is measured. Each returns (value, limit); "bad" is above the limit, or below it for those in `BAD_BELOW`.
@@ -258,6 +263,11 @@ KINDS = {
     ),
 }
 """name -> what it measures, what is done by default, what that means, and what to do"""
+
+
+def allowed(guard: str) -> str:
+    """On which side of its limit the value of a guard is fine: `at least` or `at most`."""
+    return "at least" if guard in KINDS and KINDS[guard].is_bad_below else "at most"
 
 
 def inspect_round(view: RoundView, guards: dict[str, Guard]) -> list[Finding]:

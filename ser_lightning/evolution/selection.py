@@ -15,6 +15,7 @@ from ser_lightning.evaluation.calibration import MAX_TEMPERATURE, fit_temperatur
 from ser_lightning.records import PairScores, Selection
 
 TELLS_GOOD_FROM_BAD, AMPLIFIES_DIFFERENCE, NO_STATUS = 1, 2, 0
+_STATUS_WORDS = {TELLS_GOOD_FROM_BAD: "one response good, the other bad", AMPLIFIES_DIFFERENCE: "a clear difference"}
 
 
 @dataclass(frozen=True)
@@ -146,9 +147,10 @@ class PaperRule(ThresholdRule):
             )
             found[status] = num_new(scores.pair_id, keep, context.history)
             if found[status] >= needed:
-                message = f"status {status}: {int(keep.sum())} of {len(scores)} pairs kept, {found[status]} of them new"
+                kept = f"{int(keep.sum())} of {len(scores)} pairs kept, {found[status]} of them new"
+                message = f"learning status {status} ({_STATUS_WORDS[status]}): {kept}"
                 return SelectionResult(prob_a_wins(scores.margin, 1.0), keep, status, False, message)
-        counts = ", ".join(f"{n} under status {s}" for s, n in found.items())
+        counts = ", ".join(f"{n} under learning status {s} ({_STATUS_WORDS[s]})" for s, n in found.items())
         message = f"converged: {counts} new pairs, {needed:.0f} needed; p lies in {_range_of_p(scores)}"
         nothing = torch.zeros(len(scores), dtype=torch.bool)
         return SelectionResult(prob_a_wins(scores.margin, 1.0), nothing, NO_STATUS, True, message)

@@ -11,6 +11,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from ser_lightning.errors import UserError, describe, raise_problems
 from ser_lightning.models.tokens import check_is_whole, choose_pad, move_pad
+from ser_lightning.utils.hub import without_hub
 
 BUNDLED_MODEL = "world_lm"
 """Name of the small language model of the embedded synthetic world, which ships with the package."""
@@ -124,6 +125,7 @@ def load_tokenizer(backbone: Backbone) -> PreTrainedTokenizerBase:
             exist, or the template refuses a question and its answer.
     """
     path = backbone.resolved_path()
+    without_hub(path)
     extra = {"gguf_file": backbone.gguf_file} if backbone.gguf_file else {}
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=backbone.trust_remote_code, **extra)
@@ -164,5 +166,15 @@ def not_found(what: str, path: str, error: Exception) -> str:
     folder = Path(path).expanduser()
     if folder.exists():
         return f"backbone.path: no {what} could be loaded from {path} ({reason}); give a transformers folder"
-    hub = "" if path[:1] in "./~" or path.count("/") > 1 else f", and the Hub gave no {what} of that name ({reason})"
-    return f"backbone.path: got {path}; there is no such folder{hub}; give a transformers folder or a Hub name"
+    if path[:1] in "./~" or path.count("/") > 1:
+        return f"backbone.path: got {path}; there is no such folder; give a transformers folder or a Hub name"
+    if without_hub(path):
+        return (
+            f"backbone.path: got {path}; there is no such folder, no {what} of that name was downloaded before, and "
+            "the Hub cannot be reached (or HF_HUB_OFFLINE is set); give a folder that holds the model "
+            "(fit: --model.backbone.path FOLDER)"
+        )
+    return (
+        f"backbone.path: got {path}; there is no such folder, and the Hub gave no {what} of that name ({reason}); give "
+        "a transformers folder or a Hub name"
+    )

@@ -1,9 +1,10 @@
-"""What a report is made of, read from the folder of a run: `rounds.csv`, audits, notes of the callback, the config.
+"""What a report is made of, read from the folder of a run: `rounds.csv`, audits, notes, config, loss, evaluations.
 
 `rounds/<r>/report.json` holds what only the training process knows: texts of some pairs, how many labels an accuracy
 is based on, baselines, versions. A run from before it, or without `ReportCallback`, is read without these.
 """
 
+import csv
 import hashlib
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,20 +16,22 @@ import yaml
 from ser_lightning.evaluation.metrics import wilson_interval
 from ser_lightning.runs.files import (
     CONFIG,
+    EVALUATIONS,
+    METRICS,
     ROUNDS,
-    Audit,
     RoundFiles,
     has_secrets,
     is_run,
-    read_audit,
     read_config,
     read_json,
     read_model,
     read_rounds,
+    reading,
     round_files,
     without_secrets,
 )
-from ser_lightning.runs.shapes import COST, GUARDS, NOTES
+from ser_lightning.runs.pair_tables import Audit, read_audit, read_test_scores
+from ser_lightning.runs.shapes import COST, EVALUATION, GUARDS, NOTES
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,6 +74,18 @@ class Run:
     config: dict[str, Any]
     config_text: str
     rounds: list[Round]
+    losses: np.ndarray = field(default_factory=lambda: np.empty((0, 2)))
+    """(N, 2) optimizer step and training loss."""
+    round_ends: list[int] = field(default_factory=list)
+    """Optimizer steps at which rounds ended."""
+    evaluations: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Figures of `test` and `validate` on named sets, by name."""
+
+    @property
+    def seed_counts(self) -> list[int]:
+        """Seed pairs that each round was scored on out of fold, as far as noted; other numbers are other pairs."""
+        counts = (r.notes.get("labels", {}).get("seed_oof_accuracy") for r in self.rounds)
+        return [count for count in counts if count is not None]
 
     @property
     def delivered(self) -> Round:
@@ -124,10 +139,37 @@ def read_run(path: Path) -> Run:
     if has_secrets(config):
         config = without_secrets(config)
         text = yaml.safe_dump(config, sort_keys=False)
-    found = Run(path.absolute().name, path, config, text, rounds)
+    found = Run(path.absolute().name, path, config, text, rounds, *read_losses(path), _read_evaluations(path))
     if (model := round_files(path, found.delivered.number).model).is_file():
         read_model(model)
     return found
+
+
+def read_losses(path: Path) -> tuple[np.ndarray, list[int]]:
+    """Step and loss of each line of `metrics.csv` that has one, and the steps of the lines of rounds."""
+    file = path / METRICS
+    losses, ends = [], []
+    if file.is_file():
+        with reading(file, has_record=False), file.open(newline="", encoding="utf-8") as lines:
+            for line in csv.DictReader(lines):
+                if line.get("train/loss"):
+                    losses.append((float(line["step"]), float(line["train/loss"])))
+                if line.get("select/round"):
+                    ends.append(int(float(line["step"])))
+    return np.array(losses).reshape(-1, 2), ends
+
+
+def _read_evaluations(path: Path) -> dict[str, dict[str, Any]]:
+    found: dict[str, dict[str, Any]] = {}
+    for name in EVALUATIONS.values():
+        found |= read_json(path / name, EVALUATION)
+    return found
+
+
+def tested_pairs(run: Run) -> frozenset[int] | None:
+    """Ids of the test pairs of the delivered round; None where they are not noted."""
+    scores = read_test_scores(round_files(run.path, run.delivered.number).test_scores)
+    return None if scores is None else frozenset(scores["pair_id"].tolist())
 
 
 def _read_round(files: RoundFiles, row: dict[str, float]) -> Round:

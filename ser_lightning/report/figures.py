@@ -13,7 +13,7 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, MaxNLocator
+from matplotlib.ticker import FixedLocator
 
 from ser_lightning.evaluation.metrics import wilson_interval
 from ser_lightning.report.data import Round, Run, confidence_of, flow_of
@@ -232,12 +232,27 @@ def draw_cost(run: Run) -> str:
                     numbers + shift, height, 0.36, bottom, color=COST_COLOURS[part], label=name, ec="white", lw=0.6
                 )
                 bottom += height
+            bars.set_ylim(0, 1.08 * max(bottom) or 1)  # clear of the frame
         _round_axis(axes, list(numbers))
         axes.grid(False)
         axes.set_ylabel("minutes, left bars")
         other.set_ylabel("million tokens, right bars")
 
     return draw(plot, height=3.7, legend_columns=3)
+
+
+def draw_loss(run: Run) -> str:
+    """Training loss by optimizer step."""
+
+    def plot(axes: Axes) -> None:
+        steps, losses = run.losses.T
+        axes.plot(steps, losses, color=ACCENT, lw=1.2)
+        for end in run.round_ends[:-1]:
+            axes.axvline(end, color=MUTED, lw=1, ls=":")
+        axes.set(xlabel="optimizer step", ylabel="training loss", ylim=(min(0, losses.min()), None))
+        axes.grid(True, axis="y", color=PALE, lw=0.6)
+
+    return draw(plot, height=3.6)
 
 
 def cost_parts(run: Run) -> list[str]:
@@ -258,7 +273,7 @@ def _accuracy_line(axes: Axes, rounds: Sequence[Round], column: str, shift: floa
 def _round_axis(axes: Axes, numbers: Sequence[int]) -> None:
     axes.set_xlabel("round")
     axes.set_xlim(min(numbers) - 0.5, max(numbers) + 0.5)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set_xticks(numbers[:: -(-len(numbers) // 12)])
     axes.grid(True, axis="y", color=PALE, lw=0.6)
     axes.set_axisbelow(True)
 

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 from jinja2 import Environment, StrictUndefined
 
+from ser_lightning.errors import UserError
+from ser_lightning.report.comparison import comparison_table, data_warning, difference_table, run_names
 from ser_lightning.report.data import Round, Run, confidence_of, file_hashes, flat, read_run
 from ser_lightning.report.figures import (
     Picture,
@@ -17,33 +19,40 @@ from ser_lightning.report.figures import (
     draw_cost,
     draw_flow,
     draw_length,
+    draw_loss,
     draw_reliability,
 )
+from ser_lightning.report.policy import is_policy_run, policy_values, read_policy_run
 from ser_lightning.report.tables import (
     FORECAST_NOTE,
     GUARD_NOTE,
+    LENGTH_NOTE,
     READING_NOTE,
     ROUND_COLUMNS,
+    SETS_NOTE,
     asked_for,
-    comparison_table,
     cost_table,
-    data_warning,
-    difference_table,
     fired_guards,
     flow_table,
     forecast_table,
     guard_table,
+    length_table,
     number_text,
+    outcome_of,
     reading_table,
     round_note,
     round_table,
-    run_names,
-    summary_of,
+    sets_table,
 )
 from ser_lightning.runs.shapes import COST_PARTS
 from ser_lightning.utils.atomic import write_text_atomically
 
 CARD_KINDS = {
+    "mistakes": (
+        "Mistakes on the test pairs",
+        "Those that the model is surest of. The label is the human one: is it the model that is wrong? To read, not to "
+        "train on, or the test pairs are no test any more.",
+    ),
     "most": ("Most confident", "If some of these are wrong, the model is wrong where it is surest."),
     "flipped": ("Flipped", "Labelled otherwise in the round before; the surest of them."),
     "least": ("Least confident", "Close to a coin toss; a good place to add human labels."),
@@ -51,7 +60,7 @@ CARD_KINDS = {
 
 
 def write_report(runs: Sequence[Path], to: Path, note: str = "") -> Path:
-    """Write the page of one run, or of several side by side.
+    """Write the page of one run, or of several reward models side by side.
 
     Args:
         runs: run folders.
@@ -62,10 +71,17 @@ def write_report(runs: Sequence[Path], to: Path, note: str = "") -> Path:
         `to`.
 
     Raises:
-        UserError: a folder holds no finished round.
+        UserError: a folder holds no finished round, nothing logged of a policy, or several hold one of a policy.
     """
-    found = [read_run(run) for run in runs]
-    write_text_atomically(to, page_of(found[0], note) if len(found) == 1 else page_of_several(found))
+    policies = [run for run in runs if is_policy_run(run)]
+    if policies and len(runs) > 1:
+        raise UserError(f"report: got {policies[0]}, a run of a policy, among several; give it alone")
+    if policies:
+        text = _render(**policy_values(read_policy_run(policies[0])))
+    else:
+        found = [read_run(run) for run in runs]
+        text = page_of(found[0], note) if len(found) == 1 else page_of_several(found)
+    write_text_atomically(to, text)
     return to
 
 
@@ -80,10 +96,18 @@ def page_of(run: Run, note: str = "") -> str:
         tables.append(("Where the head reads", readings, READING_NOTE))
     return _render(
         title=f"Run {run.name}",
-        summary=f"{note} {summary_of(run)}".strip(),
+        outcome=[*([note] if note else []), *outcome_of(run)],
         asked=asked_for(config, is_solved) + _splits(shown),
         tables=tables,
         pictures=pictures_of(run),
+        more=[
+            (heading, table, text)
+            for heading, table, text in (
+                ("Test pairs by length", length_table(run), LENGTH_NOTE),
+                ("Evaluation sets", sets_table(run), SETS_NOTE),
+            )
+            if table
+        ],
         flow=flow_table(run),
         guards=guard_table(run),
         guard_note=GUARD_NOTE,
@@ -119,7 +143,7 @@ def page_of_several(runs: Sequence[Run]) -> str:
     ]
     return _render(
         title=f"{len(runs)} runs",
-        summary=data_warning(runs),
+        outcome=list(filter(None, [data_warning(runs)])),
         tables=[("Side by side", comparison_table(runs, names), note)],
         pictures=pictures,
         more=more,
@@ -154,6 +178,13 @@ def pictures_of(run: Run) -> list[Picture]:
             f"Round {shown.number}, {len(shown.notes['length'])} pool pairs. A slope means that rewards follow length."
         )
         found.append(Picture("Reward and length", text, note, draw_length(shown)))
+    if len(run.losses):
+        note = (
+            "At each dotted line a round ends. Every fold and every main training starts anew, which makes the teeth."
+        )
+        first, last = run.losses[[0, -1], 1]
+        text = f"Training loss over {len(run.losses)} logged steps, from {first:.3f} to {last:.3f}."
+        found.append(Picture("Training loss", text, note, draw_loss(run)))
     note = "Left bars are minutes, right ones tokens; blue is training, gold is scoring."
     found.append(Picture("Cost", f"Time by round: {_times(run)}.", note, draw_cost(run)))
     return found
@@ -165,7 +196,15 @@ def pictures_of(run: Run) -> list[Picture]:
 def _render(**values: Any) -> str:
     template = files("ser_lightning.report").joinpath("page.html").read_text(encoding="utf-8")
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    usual: dict[str, Any] = {"asked": [], "flow": None, "cost": None, "cards": None, "shown": 0, "more": []}
+    usual: dict[str, Any] = {
+        "asked": [],
+        "flow": None,
+        "cost": None,
+        "cards": None,
+        "shown": 0,
+        "more": [],
+        "samples": [],
+    }
     usual |= {"config_text": "", "versions": {}, "hashes": {}, "guards": None, "guard_note": "", "fired": []}
     return environment.from_string(template).render(usual | values)
 
@@ -173,12 +212,19 @@ def _render(**values: Any) -> str:
 def _cards(shown: Round) -> list[dict[str, Any]] | None:
     """The groups of cards; None where the round has noted none."""
     cards = shown.notes.get("cards")
-    return cards and [{"title": t, "note": n, "cards": cards[key]} for key, (t, n) in CARD_KINDS.items()]
+    return cards and [
+        {"title": title, "note": note, "cards": cards[key], "is_human": key == "mistakes"}
+        for key, (title, note) in CARD_KINDS.items()
+        if key in cards
+    ]
 
 
 def _splits(shown: Round) -> list[tuple[str, str]]:
-    pairs = shown.notes.get("pairs")
-    return [("pairs", ", ".join(f"{count} {name}" for name, count in pairs.items()))] if pairs else []
+    pairs, prompts = shown.notes.get("pairs"), shown.notes.get("prompts", {})
+    if not pairs:
+        return []
+    of = {name: f" of {prompts[name]} prompts" if prompts.get(name) else "" for name in pairs}
+    return [("pairs", ", ".join(f"{count} {name}{of[name]}" for name, count in pairs.items()))]
 
 
 def _times(run: Run) -> str:

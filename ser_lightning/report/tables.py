@@ -1,15 +1,16 @@
-"""The tables and sentences of a report: outcome, settings, rounds, flow, cost, runs side by side."""
+"""The tables and sentences of a report on one run: outcome, settings, rounds, flow, cost."""
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ser_lightning.report.data import Round, Run, flat, flow_of
+from ser_lightning.evolution.guards import allowed
+from ser_lightning.report.data import Round, Run, flow_of
+from ser_lightning.report.outcome import answers
 from ser_lightning.runs.files import how_delivered
 from ser_lightning.runs.shapes import COST_PARTS
 
-BASELINE_NAMES = {"longer": "take the longer", "bag_of_words": "bag of words"}
 _ASKED = {
     "data": "data.path",
     "more pool pairs": "data.pool_path",
@@ -47,28 +48,16 @@ class Table:
     """Long values, which wrap; numbers do not."""
 
 
-def summary_of(run: Run) -> str:
-    """The outcome in a few sentences."""
-    shown, low_high = run.delivered, run.delivered.interval("test_accuracy")
-    share = shown.row["test_accuracy"]
-    text = f"Round {shown.number} is delivered, of rounds {run.rounds[0].number} to {run.rounds[-1].number}"
-    if share == share:
-        text += f": {share:.3f} of the test pairs are right"
-        text += f" (95 % interval {low_high[0]:.3f} to {low_high[1]:.3f})" if low_high else ""
-        text += ", which is worse than a coin" if share < 0.5 else ""
-    baselines = shown.notes.get("baselines", {})
-    if baselines:
-        text += "; the baselines are " + " and ".join(f"{BASELINE_NAMES[k]} {v:.3f}" for k, v in baselines.items())
-        best = max(baselines, key=lambda key: baselines[key])
-        if low_high and low_high[0] <= baselines[best]:
-            text += f". The interval reaches down to “{BASELINE_NAMES[best]}”: it may have learnt no more than that"
-    return text + "."
+def outcome_of(run: Run) -> list[str]:
+    """Whether self-evolution helped, whether the model is good enough, and what next."""
+    measured = {one.number: one.notes.get("test", {}) for one in run.rounds}
+    return answers([one.row for one in run.rounds], measured, same_seed=len(set(run.seed_counts)) <= 1)
 
 
 def asked_for(config: dict[str, Any], is_solved: bool = False) -> list[tuple[str, str]]:
     """What a flat config asked for, in short: names and values; without what has no part in a head that is solved."""
     config = {key: value for key, value in config.items() if not (is_solved and key.endswith(_UNUSED_WHERE_SOLVED))}
-    asked = [(name, _plain(config[key])) for name, key in _ASKED.items() if config.get(key) is not None]
+    asked = [(name, plain(config[key])) for name, key in _ASKED.items() if config.get(key) is not None]
     asked += [(name, _settings(config, keys)) for name, keys in _ASKED_TOGETHER.items()]
     for key in [key for key in config if key.endswith(".rule.class_path")]:
         rule, evolution = key.removesuffix(".class_path"), key.removesuffix(".rule.class_path")
@@ -80,36 +69,112 @@ def asked_for(config: dict[str, Any], is_solved: bool = False) -> list[tuple[str
 
 def _settings(config: dict[str, Any], keys: Sequence[str]) -> str:
     """`name value, name value`; what is null is left out."""
-    given = {key.rpartition(".")[2]: _plain(config[key]) for key in keys if config.get(key) is not None}
+    given = {key.rpartition(".")[2]: plain(config[key]) for key in keys if config.get(key) is not None}
     return ", ".join(f"{name} {value}" for name, value in given.items())
 
 
 def round_note(run: Run) -> str:
     """What stands below the table of rounds."""
     how = how_delivered(one.row["seed_oof_accuracy"] for one in run.rounds)
-    return (
-        f"Round 0 is the seed model; the delivered round is bold, {how}. Accuracies are shares of right answers with "
-        "their 95 % intervals; test and hidden pool labels are only counted and decide nothing."
-    )
+    lines = [f"Round 0 is the seed model; the delivered round is bold, {how}. Accuracies have 95 % intervals.", *_TERMS]
+    if _has_statuses(run):
+        lines.append(
+            "learning status: in the paper's words, 1 where the model tells a good from a bad response, 2 where it "
+            "sees a clear difference, 0 neither"
+        )
+    if len(set(run.seed_counts)) > 1:
+        counts = ", ".join(str(count) for count in run.seed_counts)
+        lines.append(
+            f"The seed has grown ({counts} pairs by round): accuracies out of fold are of different seed pairs, and "
+            "can be compared within equal numbers only."
+        )
+    return "\n".join(lines)
+
+
+_TERMS = (
+    "kept: pool pairs whose label, given by the model, trains the next round",
+    "flipped: pool pairs that the model labels otherwise than in the round before",
+    "labels correct: share that agrees with the human labels in the file, which are only counted and decide nothing",
+    "out of fold: no seed pair is scored by a model that trained on it",
+    "calibration error: mean distance of stated confidence from accuracy, on the seed, out of fold",
+    "length correlation: of reward and length; far from 0, the model may just like long or short responses",
+)
+
+
+def _has_statuses(run: Run) -> bool:
+    """Whether the rule tells statuses apart, as the paper's do."""
+    return any(one.row["status"] == 2 for one in run.rounds)
 
 
 ROUND_COLUMNS = {
-    "pseudo_label_accuracy": "kept labels right",
-    "pool_accuracy": "pool labels right",
+    "pseudo_label_accuracy": "kept labels correct",
+    "pool_accuracy": "pool labels correct",
     "seed_oof_accuracy": "seed, out of fold",
     "test_accuracy": "test",
 }
 
 
 def round_table(run: Run) -> Table:
-    """The rounds, as in `rounds.csv`."""
-    headers = ["round", "scored", "kept", "flipped", "status", *ROUND_COLUMNS.values(), "cal. error", "length corr."]
+    """The rounds, as in `rounds.csv`, with the difference from the seed model on the test pairs."""
+    counts = ["round", "scored", "kept", "flipped", *(["status"] if _has_statuses(run) else [])]
+    names = {"scored": "pool pairs", "status": "learning status"}
+    ends = ["test, less seed model", "calibration error", "length correlation"]
     rows = []
     for one in run.rounds:
-        counts = [f"{one.row[name]:.0f}" for name in ("round", "scored", "kept", "flipped", "status")]
         scales = [number_text(one.row["calibration_error"]), number_text(one.row["length_correlation"], "+.3f")]
-        rows.append([*counts, *(_with_interval(one, column) for column in ROUND_COLUMNS), *scales])
+        rows.append(
+            [
+                *(f"{one.row[name]:.0f}" for name in counts),
+                *(with_interval(one, column) for column in ROUND_COLUMNS),
+                difference(one, "seed"),
+                *scales,
+            ]
+        )
+    headers = [*(names.get(name, name) for name in counts), *ROUND_COLUMNS.values(), *ends]
     return Table(headers, rows, frozenset({run.rounds.index(run.delivered)}))
+
+
+LENGTH_NOTE = (
+    "Of the delivered round. Quarters of the test pairs by length, from those whose better response is much shorter "
+    "than the other to those where it is much longer: a model that just likes length is bad at the top. Intervals are "
+    "over prompts."
+)
+
+
+def length_table(run: Run) -> Table | None:
+    """Accuracy on the test pairs by length of the better response; None where it was not measured."""
+    groups = run.delivered.notes.get("test", {}).get("by_length", {})
+    rows = [[name, f"{one['pairs']:.0f}", _share_cell(one, "low", "high")] for name, one in groups.items()]
+    return Table(["the better response is", "pairs", "right"], rows) if rows else None
+
+
+SETS_NOTE = (
+    "The last test and validate with data.eval_sets, for each set and its groups: quarters by length of the better "
+    "response, categories (data.eval_category), sections of a benchmark. Intervals are over prompts."
+)
+
+
+def sets_table(run: Run) -> Table | None:
+    """Accuracy on named sets and their groups; None without any."""
+    rows: list[list[str]] = []
+    strong: list[int] = []
+    for name, found in run.evaluations.items():
+        strong.append(len(rows))
+        rows.append([name, f"{found['pairs']:.0f}", _share_cell(found, "accuracy_low", "accuracy_high")])
+        for key in ("by_section", "by_category", "by_length"):
+            groups = found.get(key, {})
+            rows += [[group, f"{one['pairs']:.0f}", _share_cell(one, "low", "high")] for group, one in groups.items()]
+    return Table(["set", "pairs", "right"], rows, frozenset(strong)) if rows else None
+
+
+def _share_cell(found: dict[str, float], low: str, high: str) -> str:
+    return f"{found['accuracy']:.3f}\n{found[low]:.3f}–{found[high]:.3f}"
+
+
+def difference(one: Round, other: str) -> str:
+    """Of a round and another model on the test pairs, paired."""
+    found = one.notes.get("test", {}).get("against", {}).get(other)
+    return f"{found['difference']:+.3f}\n{found['low']:+.3f} to {found['high']:+.3f}" if found else "–"
 
 
 FORECAST_NOTE = (
@@ -186,7 +251,10 @@ def flow_table(run: Run) -> Table | None:
     return Table(headers, rows) if rows else None
 
 
-GUARD_NOTE = "A value and its limit; a guard that fired is marked with what it did. No held-out label is read."
+GUARD_NOTE = (
+    "A value, and the side of its limit on which it is fine; a guard that fired is marked with what it did. No "
+    "held-out label is read."
+)
 
 
 def guard_table(run: Run) -> Table | None:
@@ -200,20 +268,30 @@ def guard_table(run: Run) -> Table | None:
 
 
 def fired_guards(run: Run) -> list[str]:
-    """A sentence for every guard that fired."""
+    """A sentence for every guard that fired, with all rounds in which it did the same."""
+    rounds: dict[tuple[str, ...], list[str]] = {}
+    for one in run.rounds:
+        for found in one.guards:
+            if found["fired"]:
+                key = tuple(found[name] for name in ("guard", "level", "meaning", "action"))
+                rounds.setdefault(key, []).append(str(one.number))
     return [
-        f"Round {one.number}, guard {found['guard']} ({found['level']}): {found['meaning']}. To do: {found['action']}."
-        for one in run.rounds
-        for found in one.guards
-        if found["fired"]
+        f"Guard {guard} ({level}) fired in round{'s' if len(numbers) > 1 else ''} {_listed(numbers)}: {meaning}. "
+        f"To do: {action}."
+        for (guard, level, meaning, action), numbers in rounds.items()
     ]
+
+
+def _listed(words: Sequence[str]) -> str:
+    """`1`, `1 and 2`, `1, 2 and 3`."""
+    return " and ".join(filter(None, [", ".join(words[:-1]), words[-1]]))
 
 
 def _guard_cell(found: dict[str, Any] | None) -> str:
     if found is None or found["value"] is None:
         return "–"
     mark = f"! {found['level']}: " if found["fired"] else ""
-    return f"{mark}{found['value']:.3f}\nlimit {found['limit']:.3f}"
+    return f"{mark}{found['value']:.3f}\n{allowed(found['guard'])} {found['limit']:.3f}"
 
 
 def cost_table(run: Run) -> Table:
@@ -224,59 +302,17 @@ def cost_table(run: Run) -> Table:
     rows = []
     for name, tokens, seconds in lines:
         in_all, time = sum(tokens.values()), sum(seconds.values())
-        cells = [f"{_thousands(tokens[part])}\n{seconds[part]:.1f} s" if part in tokens else "–" for part in parts]
-        rate = _thousands(in_all / time) if time and in_all else "–"
-        rows.append([name, *cells, _thousands(in_all), f"{time:.1f}", rate])
+        cells = [f"{thousands(tokens[part])}\n{seconds[part]:.1f} s" if part in tokens else "–" for part in parts]
+        rate = thousands(in_all / time) if time and in_all else "–"
+        rows.append([name, *cells, thousands(in_all), f"{time:.1f}", rate])
     headers = ["round", *(COST_PARTS[part] for part in parts), "tokens", "seconds", "tokens a second"]
     return Table(headers, rows, frozenset({len(rows) - 1}))
-
-
-def comparison_table(runs: Sequence[Run], names: Sequence[str]) -> Table:
-    """A line for each figure, a column for each run."""
-    shown = [run.delivered for run in runs]
-    rows = [["delivered round", *(str(r.number) for r in shown)]]
-    rows += [[name, *(_with_interval(r, column) for r in shown)] for column, name in reversed(ROUND_COLUMNS.items())]
-    for key, name in BASELINE_NAMES.items():
-        rows.append(
-            [f"baseline: {name}", *(number_text(r.notes.get("baselines", {}).get(key, math.nan)) for r in shown)]
-        )
-    rows += [
-        ["pool pairs", *(f"{r.row['scored']:.0f}" for r in shown)],
-        ["kept", *(f"{r.row['kept']:.0f}" for r in shown)],
-        ["calibration error", *(number_text(r.row["calibration_error"]) for r in shown)],
-        ["length correlation", *(number_text(r.row["length_correlation"], "+.3f") for r in shown)],
-        ["tokens", *(_thousands(sum(r.row["tokens"] for r in run.rounds)) for run in runs)],
-        ["seconds", *(f"{sum(r.row['seconds'] for r in run.rounds):.1f}" for run in runs)],
-    ]
-    return Table(["", *names], rows)
-
-
-def difference_table(runs: Sequence[Run], names: Sequence[str]) -> Table:
-    """Settings in which the runs differ."""
-    configs = [_comparable(run.config) for run in runs]
-    keys = dict.fromkeys(key for config in configs for key in config)
-    differing = [key for key in keys if any(config.get(key) != configs[0].get(key) for config in configs)]
-    return Table(
-        ["", *names], [[key, *(_plain(config.get(key)) for config in configs)] for key in differing], is_text=True
-    )
-
-
-def data_warning(runs: Sequence[Run]) -> str:
-    """A sentence where the runs are known to have been measured on different pairs, else nothing."""
-    found = {run.delivered.notes.get("fingerprints", {}).get("data") for run in runs} - {None}
-    return "The runs split different data: their accuracies are of different pairs." if len(found) > 1 else ""
-
-
-def run_names(runs: Sequence[Run]) -> list[str]:
-    """The folders' names; where two are the same, all of them with the folders above."""
-    names = [run.name for run in runs]
-    return names if len(set(names)) == len(names) else [str(run.path) for run in runs]
 
 
 # Formatting
 
 
-def _with_interval(one: Round, column: str) -> str:
+def with_interval(one: Round, column: str) -> str:
     bounds = one.interval(column)
     return number_text(one.row[column]) + (f"\n{bounds[0]:.3f}–{bounds[1]:.3f}" if bounds else "")
 
@@ -289,22 +325,11 @@ def _added(counts: Sequence[dict[str, float]]) -> dict[str, float]:
     return {key: sum(count.get(key, 0.0) for count in counts) for key in {key for count in counts for key in count}}
 
 
-def _thousands(number: float) -> str:
+def thousands(number: float) -> str:
     return f"{number:,.0f}".replace(",", " ")
 
 
-def _plain(value: Any) -> str:
+def plain(value: Any) -> str:
     if isinstance(value, list):
-        return ", ".join(_plain(item) for item in value)
+        return ", ".join(plain(item) for item in value)
     return "null" if value is None else str(value)
-
-
-def _comparable(config: dict[str, Any]) -> dict[str, Any]:
-    """The leaves of a config, with callbacks by their class; which of them there are is no setting of the method."""
-    trainer = config.get("trainer") or {}
-    callbacks = trainer.get("callbacks")
-    if not isinstance(callbacks, list):
-        return flat(config)
-    named = {str(c["class_path"]).rpartition(".")[2]: c.get("init_args") or {} for c in callbacks}
-    rest = {name: value for name, value in trainer.items() if name != "callbacks"}
-    return flat({**config, "trainer": rest}) | {k: v for k, v in flat(named).items() if v != {}}

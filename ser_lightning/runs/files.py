@@ -1,4 +1,4 @@
-"""The files of a run folder: their names, and the one place where each is read and written.
+"""The files of a run folder: their names, and, with `pair_tables.py`, the one place where each is read and written.
 
     config.yaml              the resolved config
     rounds.csv               a line for each round of self-evolution
@@ -20,15 +20,11 @@ from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 import yaml
 
 from ser_lightning.errors import UserError, describe
-from ser_lightning.evolution.selection import SelectionResult
-from ser_lightning.records import PairScores
 from ser_lightning.runs.shapes import COST_PARTS, IDENTITY, LARGE, NUMBER, READING, Shape, check_shape
 from ser_lightning.training.checkpoints import is_whole
 from ser_lightning.utils.checksums import CHECKSUMS, fits_record, write_recorded
@@ -37,12 +33,10 @@ CONFIG = "config.yaml"
 ROUNDS = "rounds.csv"
 STEPS = "steps.csv"
 PAGE = "report.html"
+METRICS = "metrics.csv"
+EVALUATIONS = {command: f"evaluation-{command}.json" for command in ("validate", "test")}
 SAMPLES = "samples"
 EXPORT = "export"
-
-Audit = dict[str, np.ndarray]
-"""Columns of an audit file, (N,) each, in the order of `pair_id`."""
-_REASONS = ("kept", "not sure enough")
 
 
 @dataclass(frozen=True)
@@ -123,7 +117,7 @@ def read_config(run: Path) -> dict[str, Any]:
     file = run / CONFIG
     if not file.is_file():
         raise UserError(f"run: {run} has no {CONFIG}; give the folder of a fit")
-    with _reading(file, has_record=False):
+    with reading(file, has_record=False):
         try:
             config = yaml.safe_load(file.read_text(encoding="utf-8"))
         except yaml.YAMLError as error:
@@ -244,7 +238,7 @@ def read_rounds(run: Path) -> list[dict[str, float]]:
     file = run / ROUNDS
     if not file.is_file():
         raise UserError(f"run: {run} has no {ROUNDS}; give the folder of a fit that has finished round 0")
-    with _reading(file):
+    with reading(file):
         with file.open(newline="", encoding="utf-8") as lines:
             rows = [{name: float(cell) for name, cell in row.items()} for row in csv.DictReader(lines, strict=True)]
         if not rows:
@@ -299,7 +293,7 @@ def read_weights(file: Path) -> dict[str, Any]:
     Raises:
         UserError: it is damaged, or holds more than tensors and plain values.
     """
-    with _reading(file):
+    with reading(file):
         if not is_whole(file):
             raise ValueError("it is cut off, changed, or none")
         try:
@@ -330,7 +324,7 @@ def check_model(file: Path, saved: Mapping[str, Any]) -> None:
         file: where they stand.
         saved: what a `model.pt` holds.
     """
-    with _reading(file, has_record=False):
+    with reading(file, has_record=False):
         if missing := {"weights", "zero", "temperature"} - saved.keys():
             raise ValueError(f"it holds no {min(missing)}")
         _check_tensors(saved["weights"])
@@ -346,7 +340,7 @@ def check_model(file: Path, saved: Mapping[str, Any]) -> None:
 
 def check_weights(file: Path, weights: Any, what: str = "run") -> None:
     """`UserError` where the weights in a file of a `run` or a `model` are no finite tensors by name."""
-    with _reading(file, has_record=False, what=what):
+    with reading(file, has_record=False, what=what):
         _check_tensors(weights)
 
 
@@ -380,66 +374,6 @@ def labels_before(run: Path, round: int | None = None) -> int:
     return kept[-1] if kept else 0
 
 
-def write_audit(path: Path, pool: PairScores, result: SelectionResult) -> None:
-    """One line for every pool pair: its rewards, its label and whether it was kept.
-
-    Args:
-        path: Parquet file to write.
-        pool: (N,) scores.
-        result: (N,) the rule's result.
-    """
-    columns = {
-        "pair_id": pool.pair_id.numpy(),
-        "reward_a": pool.reward_a.numpy(),
-        "reward_b": pool.reward_b.numpy(),
-        "probability": result.prob_a.numpy(),
-        "label": result.label.numpy(),
-        "kept": result.keep.numpy(),
-        "reason": np.where(result.keep.numpy(), *_REASONS),
-    }
-    write_recorded(path, lambda file: pq.write_table(pa.table(columns), file))
-
-
-_AUDIT_KINDS = {
-    **{"pair_id": "i", "reward_a": "f", "reward_b": "f", "probability": "f", "label": "i", "kept": "b", "reason": "O"}
-}
-"""Columns of an audit and numpy's letters for their kinds."""
-
-
-def read_audit(path: Path) -> Audit | None:
-    """The columns of an audit file; None where there is none.
-
-    Raises:
-        UserError: it is damaged.
-    """
-    if not path.is_file():
-        return None
-    with _reading(path):
-        table = pq.ParquetFile(path).read()
-        audit: Audit = {name: table[name].to_numpy() for name in table.column_names}
-        for name, kind in _AUDIT_KINDS.items():
-            if name not in audit or audit[name].dtype.kind != kind:
-                raise ValueError(f"{name} is not what it is in an audit")
-            if kind == "f" and not np.isfinite(audit[name]).all():
-                raise ValueError(f"{name} has NaN or infinity in it")
-        if len(np.unique(audit["pair_id"])) < len(audit["pair_id"]):
-            raise ValueError("a pair stands in it twice")
-        if ((audit["probability"] < 0) | (audit["probability"] > 1)).any():
-            raise ValueError("a probability is none")
-    return audit
-
-
-def write_test_scores(path: Path, test: PairScores) -> None:
-    """The rewards of the test pairs, without labels: what a paired comparison of rounds or runs needs.
-
-    Args:
-        path: Parquet file to write.
-        test: (N,) scores.
-    """
-    columns = {name: getattr(test, name).numpy() for name in ("pair_id", "reward_a", "reward_b")}
-    write_recorded(path, lambda file: pq.write_table(pa.table(columns), file))
-
-
 def write_cost(path: Path, cost: Mapping[str, Mapping[str, float]]) -> None:
     """Tokens and seconds of a round, for each of `COST_PARTS` that it had.
 
@@ -469,14 +403,14 @@ def read_json(path: Path, shape: Shape) -> Any:
     """
     if not path.is_file():
         return [] if isinstance(shape, list) else {}
-    with _reading(path):
+    with reading(path):
         content = json.loads(path.read_text(encoding="utf-8"))
         check_shape(content, shape, "it")
     return content
 
 
 @contextmanager
-def _reading(file: Path, has_record: bool = True, what: str = "run") -> Iterator[None]:
+def reading(file: Path, has_record: bool = True, what: str = "run") -> Iterator[None]:
     """Whatever goes wrong with a file, or is wrong with it, names the file."""
     try:
         if has_record and not fits_record(file):

@@ -11,7 +11,8 @@ from ser_lightning.data.formats import parse_row
 from ser_lightning.data.sources import open_sources
 from ser_lightning.errors import UserError
 from ser_lightning.records import PreferencePair
-from ser_lightning.runs.files import delivered_round, read_audit, round_files, setting
+from ser_lightning.runs.files import delivered_round, round_files, setting
+from ser_lightning.runs.pair_tables import read_audit
 
 
 def read_pool(run: Path, num_pairs: int = 1) -> tuple[list[PreferencePair], Tensor]:

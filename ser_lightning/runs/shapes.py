@@ -32,15 +32,33 @@ _EVIDENCE: Shape = [
     }
 ]
 READING: Shape = {"readings": [str], "question": str, "evidence": _EVIDENCE}
+_GROUP: Shape = {"accuracy": NUMBER, "low": NUMBER, "high": NUMBER, "pairs": NUMBER}
+_PAIRED: Shape = {"difference": NUMBER, "low": NUMBER, "high": NUMBER}
+_TEST: Shape = {
+    **{"pairs?": NUMBER, "prompts?": NUMBER, "accuracy?": NUMBER, "accuracy_low?": NUMBER, "accuracy_high?": NUMBER},
+    **{"by_length?": {"*": _GROUP}, "against?": {"*": _PAIRED}},
+}
+EVALUATION: Shape = {
+    "*": {
+        **{"pairs": NUMBER, "accuracy": NUMBER, "accuracy_low": NUMBER, "accuracy_high": NUMBER},
+        **{"by_length?": {"*": _GROUP}, "by_category?": {"*": _GROUP}, "by_section?": {"*": _GROUP}},
+    }
+}
+SAMPLE: Shape = {
+    **{"prompt": str, "before": str, "after": str, "reward_before": NUMBER, "reward_after": NUMBER},
+    **{"judge_score_before": _LIMIT, "judge_score_after": _LIMIT},
+}
 NOTES: Shape = {
     "readings?": _EVIDENCE,
     "round?": int,
     "pairs?": {"*": int},
+    "prompts?": {"*": int},
+    "test?": _TEST,
     "labels?": {"*": int},
     "baselines?": {"longer?": NUMBER, "bag_of_words?": NUMBER},
     "reliability?": [{"pairs": int, "confidence": NUMBER, "right": NUMBER}],
     "length?": [[NUMBER]],
-    "cards?": {"most": _CARDS, "least": _CARDS, "flipped": _CARDS},
+    "cards?": {"most": _CARDS, "least": _CARDS, "flipped": _CARDS, "mistakes?": _CARDS},
     "versions?": _TEXTS,
     "fingerprints?": _TEXTS,
 }

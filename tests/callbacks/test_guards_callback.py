@@ -44,7 +44,8 @@ def found(round):
 
 def test_labels_turned_round_are_never_trained_on(tiny_model_dir, pairs_file):
     guards = only("disagreement", "stop", 0.05)
-    with pytest.warns(UserWarning, match=r"round 0, guard disagreement: 1\.000, limit 0\.050: labels contradict"):
+    said = r"round 0, guard disagreement: 1\.000, at most 0\.050 is fine: labels contradict"
+    with pytest.warns(UserWarning, match=said):
         _, callback = fit(tiny_model_dir, pairs_file, "run", guards, rule=FlippingRule(0.5), max_rounds=2)
     assert [row.round for row in callback.state.rows] == [0] and callback.state.finished
     assert found(0)["disagreement"]["fired"] and found(0).keys() == {"disagreement"}
@@ -68,8 +69,12 @@ def test_round_0_has_nothing_to_go_back_to(tiny_model_dir, pairs_file):
 
 def test_a_warning_changes_nothing(tiny_model_dir, pairs_file):
     guards = only("chance", "warn", 0.99)
-    with pytest.warns(UserWarning, match="evolution goes on"):
+    with pytest.warns(UserWarning, match="evolution goes on") as warned:
         model, callback = fit(tiny_model_dir, pairs_file, "run", guards)
+    said = [str(one.message) for one in warned if "guard chance" in str(one.message)]
+    assert len(said) == 2 and KINDS["chance"].meaning in said[0]
+    assert said[1].startswith("round 1, guard chance: ")
+    assert said[1].endswith("at least 0.990 is fine (evolution goes on)")
     plain, without = fit(tiny_model_dir, pairs_file, "plain")
     assert equal(weights(model), weights(plain))
     assert [row.kept for row in callback.state.rows] == [row.kept for row in without.state.rows]

@@ -30,17 +30,23 @@ def test_the_table_fits_into_80_columns():
     console = Console(width=80, record=True, file=io.StringIO())
     console.print(rounds_table([row(10), long]))
     text = console.export_text()
-    assert "…" not in text and "20400" in text and "* 3" in text
+    assert "…" not in text and "10200" in text and "* 3" in text and "nan" not in text
 
 
-def test_below_the_table_stands_how_the_round_was_chosen_and_what_it_is_worth(capsys):
-    print_rounds([row(0), row(1, delivered=True)])
+def test_around_the_table_stand_the_outcome_how_the_round_was_chosen_and_what_the_words_mean(capsys):
+    print_rounds([row(0), row(1, delivered=True)], ["It helped."], [20, 20])
     said = capsys.readouterr().out
+    assert said.index("It helped.") < said.index("Rounds of self-evolution") < said.index("* is delivered:")
     assert "* is delivered: chosen out of fold on the seed, without test or pool labels." in said
-    assert "coin" not in said
-    unjudged = [RoundRow(**{**vars(row(n)), "seed_oof_accuracy": float("nan")}) for n in range(2)]
-    worse = RoundRow(**{**vars(unjudged[1]), "test_accuracy": 0.322, "delivered": True})
-    print_rounds([unjudged[0], worse])
+    for word in ("kept", "flipped", "kept correct", "pool correct", "seed oof", "test", "calib. error", "length corr."):
+        assert any(line.startswith(f"{word:14}") for line in said.splitlines()), word
+    assert "different seed pairs" not in said
+    unjudged = [RoundRow(**{**vars(row(n, n == 1)), "seed_oof_accuracy": float("nan")}) for n in range(2)]
+    print_rounds(unjudged)
     said = capsys.readouterr().out
     assert "* is delivered: the last round, unjudged: there were no folds, without test or pool labels." in said
-    assert "The model of round 1 is worse than a coin: 0.322 of the test pairs are right." in said
+
+
+def test_rounds_of_a_seed_that_has_grown_are_not_to_be_compared(capsys):
+    print_rounds([row(0), row(1, delivered=True)], [], [20, 31])
+    assert "seed oof is of different seed pairs (pairs by round: 0: 20, 1: 31)" in capsys.readouterr().out

@@ -81,6 +81,8 @@ def test_a_file_gets_the_rewards_of_plain_transformers_in_its_order(model):
             "tokens_chosen",
             "tokens_rejected",
             "is_cut",
+            "label",
+            "right",
             "content",
         )
     ]
@@ -230,7 +232,7 @@ def test_csv_and_json_lines_hold_what_parquet_holds(model):
     cells = read_csv("out.csv")
     for name, values in found.items():
         assert [line[name] for line in lines] == values
-        if name.startswith(("reward", "prob")):
+        if name.startswith(("reward", "prob", "label")):
             assert [np.float32(row[name]) for row in cells] == [np.float32(value) for value in values]
         else:
             assert [row[name].lower() for row in cells] == [str(value).lower() for value in values]
@@ -414,3 +416,27 @@ def test_texts_that_no_encoding_has_are_scored_as_those_of_a_file_are(model):
     assert scorer.probability(prompts, texts, [PAIRS[0]["rejected"]]).tolist() == pytest.approx(
         found["probability"], abs=1e-5
     )
+
+
+def test_labels_and_who_is_right_stand_beside_the_rewards(model):
+    pairs = [{"prompt": f"What is {n}?", "response_a": f"It is {n}.", "response_b": "No" + " no" * n} for n in range(6)]
+    labels = [1, 0, None, 1, 0, None]
+    rows = [pair if label is None else {**pair, "label": label} for pair, label in zip(pairs, labels, strict=True)]
+    rows.append({"prompt": "Same?", "response_a": "Yes.", "response_b": "No.", "label": 0.5})
+    found = score(model, write(rows))
+    assert found["label"][:6] == labels
+    for label, right, a, b in zip(found["label"], found["right"], found["reward_a"], found["reward_b"], strict=True):
+        assert right is (None if label in (None, 0.5) or a == b else (a > b) == (label == 1))
+    assert (found["label"][6], found["right"][6]) == (0.5, None)
+    assert {True, False} <= {*found["right"]}
+    chosen = score(model, write(PAIRS, "chosen.jsonl"), out="chosen.parquet")
+    assert chosen["label"] == [1] * len(PAIRS)
+    single = [{"prompt": "Hi?", "response": "Ho."}]
+    assert "label" not in score(model, write(single, "single.jsonl"), out="single.parquet")
+
+
+def test_a_pattern_of_several_files_is_refused(model, capsys):
+    write(PAIRS, "one.jsonl")
+    write(PAIRS, "two.jsonl")
+    [line] = problems(capsys, "--model", model, "--data", "*.jsonl", "--out", "out.parquet")
+    assert line == "--data: got *.jsonl, which matches 2 files; give one"

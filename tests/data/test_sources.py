@@ -205,14 +205,17 @@ def test_plain_folder_is_refused(tmp_path):
         read(str(tmp_path))
 
 
-def test_unknown_hub_data_set_is_one_line(monkeypatch):
+@pytest.mark.parametrize(
+    ("is_away", "why"),
+    [(False, "ConnectionError: no network"), (True, "the Hub cannot be reached, and it was not downloaded before")],
+)
+def test_unknown_hub_data_set_is_one_line(monkeypatch, is_away, why):
     def fail(*args, **kwargs):
         raise ConnectionError("no\nnetwork")
 
+    monkeypatch.setattr(sources, "without_hub", lambda name: is_away)
     monkeypatch.setattr(datasets, "load_dataset", fail)
-    with pytest.raises(
-        UserError, match=r"owner/name: got neither a local file nor a Hub data set \(ConnectionError: no network\)"
-    ):
+    with pytest.raises(UserError, match=rf"owner/name: got neither a local file nor a Hub data set \({why}\)"):
         read("owner/name")
 
 

@@ -173,3 +173,11 @@ def test_report_counts_pairs_dialogues_and_labels_and_leaves_out_what_did_not_ha
     assert lines[2] == [*"dropped: empty prompt or response".split(), "2", "0"]
     assert lines[3][-1] == "1"
     assert [line[0] for line in lines[4:]] == ["split", "seed", "val", "pool", "test"]
+
+
+def test_many_pairs_of_few_prompts_are_said_and_few_pairs_are_not():
+    report = DataReport({}, splits={"seed": (73, 13, 73), "val": (0, 0, 0), "pool": (90, 9, 90), "test": (40, 2, 40)})
+    seed, test = report.few_prompts()
+    assert seed.startswith("data: seed has 73 pairs of only 13 prompts, and") and "test has 40 pairs of only 2" in test
+    enough = {"seed": (900, 30, 900), "val": (19, 19, 19), "pool": (0, 0, 0), "test": (20, 15, 20)}
+    assert DataReport({}, splits=enough).few_prompts() == []

@@ -248,4 +248,4 @@ def test_an_ignored_guard_finds_nothing():
 
 def test_the_message_says_what_it_means_and_what_to_do():
     finding = next(f for f in inspect_round(view(before=1 - view().result.label), GuardCallback().guards) if f.fired)
-    assert finding.message == f"1.000, limit 0.350: {KINDS['flips'].meaning}; {KINDS['flips'].action}"
+    assert finding.message == f"1.000, at most 0.350 is fine: {KINDS['flips'].meaning}; {KINDS['flips'].action}"

@@ -65,7 +65,8 @@ def test_paper_rule_moves_on_to_status_2_and_then_has_converged():
     past.append(selection([2, 5], [1, 1], status=2))
     third = PaperRule().select(scores(POOL), context(history=past))
     assert third.converged and not third.keep.any()
-    assert "0 under status 2" in third.message and "under status 1" not in third.message
+    assert "0 under learning status 2 (a clear difference)" in third.message
+    assert "under learning status 1" not in third.message
 
 
 def test_released_rule_is_an_or():

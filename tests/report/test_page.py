@@ -5,7 +5,6 @@ import hashlib
 import json
 import re
 from html import unescape
-from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
@@ -20,46 +19,10 @@ from ser_lightning.report.page import pictures_of, write_report
 from ser_lightning.report.tables import asked_for, cost_table, reading_table
 from ser_lightning.runs.files import write_rounds
 from tests.helpers import read_csv
+from tests.report_pages import Page, page_of
 from tests.report_runs import CONFIG, card, notes, row, write_run
 
 NAN = float("nan")
-
-
-class Page(HTMLParser):
-    """What a browser would make of a page: tables by heading, tags with their attributes, text."""
-
-    def __init__(self, path):
-        super().__init__()
-        self.tags, self.tables, self.text, self.heading = [], {}, "", ""
-        self._open = None
-        self.feed(Path(path).read_text(encoding="utf-8"))
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append((tag, dict(attrs)))
-        self._open = tag
-        if tag == "h2":
-            self.heading = ""
-        if tag == "tr":
-            self.tables.setdefault(self.heading, []).append([])
-        if tag in ("td", "th"):
-            self.tables[self.heading][-1].append("")
-        if tag in ("br", "small"):
-            self.tables[self.heading][-1][-1] += " "
-
-    def handle_endtag(self, tag):
-        self._open = None
-
-    def handle_data(self, data):
-        self.text += data
-        if self._open == "h2":
-            self.heading += data
-        if self._open in ("td", "th", "small"):
-            self.tables[self.heading][-1][-1] += data
-
-
-def page_of(*runs, to="page.html"):
-    write_report([Path(run) for run in runs], Path(to))
-    return Page(to)
 
 
 @pytest.fixture
@@ -73,16 +36,16 @@ def test_the_page_holds_what_rounds_csv_holds(run):
     header, *lines = page_of(run).tables["Rounds"]
     for line, recorded in zip(lines, read_csv(run / "rounds.csv"), strict=True):
         cells = dict(zip(header, line, strict=True))
-        for name in ("round", "scored", "kept", "flipped", "status"):
-            assert cells[name] == recorded[name]
+        for name, column in {"round": "round", "pool pairs": "scored", "kept": "kept", "flipped": "flipped"}.items():
+            assert cells[name] == recorded[column]
         for name, column in {
-            "kept labels right": "pseudo_label",
-            "pool labels right": "pool",
+            "kept labels correct": "pseudo_label",
+            "pool labels correct": "pool",
             "seed, out of fold": "seed_oof",
             "test": "test",
         }.items():
             assert cells[name].split()[0] == f"{float(recorded[f'{column}_accuracy']):.3f}"
-        assert (cells["cal. error"], cells["length corr."]) == ("0.051", "-0.123")
+        assert (cells["calibration error"], cells["length correlation"]) == ("0.051", "-0.123")
 
 
 def test_forecasts_stand_beside_what_came():
@@ -116,27 +79,85 @@ def test_intervals_are_wilson_intervals_of_the_noted_number_of_labels(run):
     header, _, last = page_of(run).tables["Rounds"]
     # By hand, n = 100, p = 0.8, z = 1.96: centre (0.8 + 0.019208) / 1.038416, half width 0.0783.
     assert last[header.index("test")].split() == ["0.800", "0.711–0.867"]
-    text = page_of(run).text
-    assert (
-        "Round 1 is delivered, of rounds 0 to 1: 0.800 of the test pairs are right (95 % interval 0.711 to 0.867)"
-        in text
-    )
-    assert "take the longer 0.440 and bag of words 0.510." in text
-    assert "no more than that" not in text
 
 
-def test_a_model_that_does_not_clear_a_floor_is_said_to_be_no_better():
-    run = write_run("run", [row(0, True)], notes(baselines={"longer": 0.66, "bag_of_words": 0.5}))
-    assert "reaches down to “take the longer”" in page_of(run).text
+def test_the_outcome_stands_at_the_top_and_the_table_has_the_difference_from_the_seed_model(run):
+    page = page_of(run)
+    top = page.text[: page.text.index("tiny-model")]
+    assert "paired difference +0.100, 95 % interval -0.020 to +0.200, which includes 0." in top
+    assert "It beats both baselines. Baselines: take the longer response 0.440" in top
+    header, _, last = page.tables["Rounds"]
+    assert last[header.index("test, less seed model")].split() == ["+0.100", "-0.020", "to", "+0.200"]
 
 
-def test_a_model_below_one_half_is_said_to_be_worse_than_a_coin_and_an_unjudged_one_to_be_unjudged():
-    run = write_run("run", [row(0, True, test_accuracy=0.322, seed_oof_accuracy=float("nan"))], notes())
-    text = page_of(run).text
-    assert "0.322 of the test pairs are right" in text and "which is worse than a coin" in text
+def test_a_learning_status_has_a_column_where_the_rule_tells_statuses_apart(run):
+    assert "learning status" not in page_of(run).text
+    page = page_of(write_run("paper", [row(0), row(1, True, status=2)], notes()))
+    header, _, last = page.tables["Rounds"]
+    assert last[header.index("learning status")] == "2" and "2 where it sees a clear difference" in page.text
+
+
+def test_an_unjudged_round_is_said_to_be_unjudged():
+    text = page_of(write_run("run", [row(0, True, seed_oof_accuracy=float("nan"))], notes())).text
     assert "the delivered round is bold, the last round, unjudged: there were no folds." in text
     other = page_of(write_run("other", [row(0, True)], notes())).text
-    assert "worse than a coin" not in other and "the delivered round is bold, chosen out of fold on the seed." in other
+    assert "the delivered round is bold, chosen out of fold on the seed." in other
+
+
+def test_accuracies_out_of_fold_of_a_seed_that_has_grown_are_said_to_be_of_other_pairs(run):
+    assert "The seed has grown" not in page_of(run).text
+    noted = notes(labels={"seed_oof_accuracy": 31, "test_accuracy": 100})
+    (run / "rounds/1/report.json").write_text(json.dumps(noted))
+    assert "The seed has grown (20, 31 pairs by round)" in page_of(run).text
+
+
+def test_how_many_prompts_are_behind_each_split_is_said(run):
+    assert "20 seed of 13 prompts, 4 pool of 4 prompts, 100 test of 90 prompts" in page_of(run).text
+
+
+def test_contents_lead_to_every_part(run):
+    page = page_of(run)
+    ids = {attributes["id"] for tag, attributes in page.tags if tag == "h2"}
+    links = [attributes["href"] for tag, attributes in page.tags if tag == "a"]
+    assert len(links) == len(page.headings) == len(ids) > 6 and {f"#{name}" for name in ids} == set(links)
+
+
+def test_accuracy_by_length_and_of_evaluation_sets(run):
+    page = page_of(run)
+    assert page.tables["Test pairs by length"][1] == ["much shorter", "25", "0.700  0.500–0.850"]
+    assert "Evaluation sets" not in page.tables
+    group = {"accuracy": 0.5, "low": 0.25, "high": 0.75, "pairs": 8}
+    found = {"pairs": 16, "accuracy": 0.75, "accuracy_low": 0.5, "accuracy_high": 0.9, "length_correlation": NAN}
+    (run / "evaluation-test.json").write_text(json.dumps({"hard": {**found, "by_category": {"law": group}}}))
+    lines = page_of(run).tables["Evaluation sets"][1:]
+    assert lines == [["hard", "16", "0.750  0.500–0.900"], ["law", "8", "0.500  0.250–0.750"]]
+
+
+def test_the_training_loss_is_drawn_with_the_ends_of_rounds(run):
+    assert "Training loss" not in page_of(run).text
+    lines = ["step,train/loss,select/round", "9,0.75,", "19,0.5,", "24,,0", "29,0.25,", "34,,1"]
+    (run / "metrics.csv").write_text("\n".join(lines) + "\n")
+    found = read_run(run)
+    assert found.losses.tolist() == [[9, 0.75], [19, 0.5], [29, 0.25]] and found.round_ends == [24, 34]
+    pictures = {picture.title: picture.alt for picture in pictures_of(found)}
+    assert pictures["Training loss"] == "Training loss over 3 logged steps, from 0.750 to 0.250."
+
+
+def test_rounds_stand_at_whole_numbers(monkeypatch):
+    made, plain = [], report_figures.Figure
+    monkeypatch.setattr(
+        report_figures, "Figure", lambda *args, **kwargs: made.append(plain(*args, **kwargs)) or made[-1]
+    )
+    one = read_run(write_run("one", [row(0, True)], notes()))
+    many = read_run(write_run("many", [row(n, n == 0) for n in range(30)], notes()))
+    for run in (one, many):
+        report_figures.draw_accuracy(run)
+        report_figures.draw_cost(run)
+    ticks = [figure.axes[0].get_xticks().tolist() for figure in made]
+    assert ticks[:2] == [[0], [0]] and ticks[2] == ticks[3] == [*range(0, 30, 3)]
+    for figure in (made[1], made[3]):
+        for axes in figure.axes:
+            assert max(bar.get_y() + bar.get_height() for bar in axes.patches) < 0.95 * axes.get_ylim()[1]
 
 
 def test_the_flow_from_round_to_round(run):
@@ -254,7 +275,7 @@ def test_what_a_response_holds_shows_as_text():
 def test_it_is_one_file_that_needs_no_network_and_no_script(run):
     for page in (page_of(run), page_of(run, write_run("other", [row(0, True)]))):
         links = [value for _, attributes in page.tags for name, value in attributes.items() if name in ("src", "href")]
-        assert links and all(link.startswith("data:") for link in links)
+        assert links and all(link.startswith(("data:", "#")) for link in links)
         assert "script" not in {tag for tag, _ in page.tags}
         assert not re.search(r"@import|url\(", Path("page.html").read_text())
         pictures = [attributes for tag, attributes in page.tags if tag == "img"]
@@ -299,15 +320,16 @@ def test_a_round_that_keeps_nothing_and_figures_that_are_not_defined():
     none = dict.fromkeys(["pseudo_label_accuracy", "pool_accuracy", "seed_oof_accuracy", "test_accuracy"], 0)
     empty = {
         "labels": none,
+        "test": {},
         "baselines": {},
         "reliability": [],
         "length": [],
         "cards": {k: [] for k in ("most", "least", "flipped")},
     }
     page = page_of(write_run("run", rows, notes(**empty), [[0, 0, 0, 0]]))
-    assert page.tables["Rounds"][1] == ["0", "4", "0", "0", "0", *["–"] * 6]
+    assert page.tables["Rounds"][1] == ["0", "4", "0", "0", *["–"] * 7]
     assert "nan" not in page.text.replace("tenant", "")
-    assert "Round 0 is delivered, of rounds 0 to 0." in page.text
+    assert "Only the seed model has been trained" in page.text and "there are no test pairs" in page.text
 
 
 def test_a_run_without_notes_or_audits_still_has_a_page():
@@ -316,7 +338,7 @@ def test_a_run_without_notes_or_audits_still_has_a_page():
         file.unlink()
     (run / "config.yaml").unlink()
     page = page_of(run)
-    assert page.tables["Rounds"][2][8] == "0.700"
+    assert page.tables["Rounds"][2][7] == "0.700"
     assert "Pairs to read" not in page.text and "Confidence" not in page.text
 
 
@@ -337,34 +359,26 @@ def test_guards_stand_in_a_table_and_what_fired_on_top(run):
     page = page_of(run)
     assert page.tables["Guards"] == [
         ["guard", "round 0", "round 1"],
-        ["flips", "–", "! rollback: 0.500  limit 0.350"],
+        ["flips", "–", "! rollback: 0.500  at most 0.350"],
     ]
-    assert "Round 1, guard flips (rollback): it <contradicts> itself. To do: wait." in page.text
-    assert "Round 0, guard" not in page.text and "<contradicts>" not in Path("page.html").read_text()
+    line = "Guard flips (rollback) fired in round 1: it <contradicts> itself. To do: wait."
+    assert line in page.text and "<contradicts>" not in Path("page.html").read_text()
 
 
-def test_several_runs_stand_side_by_side(run):
-    config = copy.deepcopy(CONFIG)
-    config["trainer"]["callbacks"].insert(0, {"class_path": "ser_lightning.ReportCallback"})
-    config["trainer"]["callbacks"][1]["init_args"]["max_rounds"] = 3
-    other = write_run("other", [row(0, True, test_accuracy=0.65)], notes(fingerprints={"data": "other"}), config=config)
-    page = page_of(run, other)
-    side_by_side = {line[0]: line[1:] for line in page.tables["Side by side"]}
-    assert side_by_side[""] == ["run", "other"]
-    assert [cell.split()[0] for cell in side_by_side["test"]] == ["0.800", "0.650"]
-    assert side_by_side["delivered round"] == ["1", "0"]
-    assert side_by_side["tokens"] == ["24 690", "12 345"]
-    assert side_by_side["baseline: bag of words"] == ["0.510", "0.510"]
-    assert page.tables["What differs"][1:] == [["EvolutionCallback.max_rounds", "1", "3"]]
-    assert "different data" in page.text
-    assert {"Rounds of run", "Rounds of other"} <= page.tables.keys()
-    assert sum(tag == "img" for tag, _ in page.tags) == 2
-
-
-def test_runs_of_one_name_are_told_apart_by_their_folders():
-    runs = [write_run(f"{folder}/run", [row(0, True)], notes()) for folder in "ab"]
-    assert page_of(*runs).tables["Side by side"][0] == ["", "a/run", "b/run"]
-    assert "different data" not in page_of(*runs).text
+def test_a_guard_that_fired_in_several_rounds_is_said_once():
+    found = {
+        "guard": "shift",
+        "value": 0.5,
+        "limit": 0.35,
+        "fired": True,
+        "level": "warn",
+        "meaning": "m",
+        "action": "a",
+    }
+    run = write_run("run", [row(0), row(1), row(2, True)], notes())
+    for number in range(3):
+        (run / f"rounds/{number}/guards.json").write_text(json.dumps([found]))
+    assert page_of(run).text.count("Guard shift (warn) fired in rounds 0, 1 and 2: m. To do: a.") == 1
 
 
 def test_the_command_writes_where_it_says(run, capsys):

@@ -8,14 +8,11 @@ import pytest
 import torch
 
 from ser_lightning.errors import UserError
-from ser_lightning.evolution.selection import SelectionResult
-from ser_lightning.records import PairScores
 from ser_lightning.runs.files import (
     ROUNDS,
     RoundRow,
     check_model,
     delivered_round,
-    read_audit,
     read_config,
     read_json,
     read_model,
@@ -23,7 +20,6 @@ from ser_lightning.runs.files import (
     read_weights,
     round_files,
     run_above,
-    write_audit,
     write_json,
     write_rounds,
     write_weights,
@@ -99,20 +95,6 @@ def test_an_older_table_without_the_later_columns_is_read(tmp_path):
     lines = [",".join(line.split(",")[:14]) for line in table().splitlines()]
     (tmp_path / ROUNDS).write_text("\n".join(lines) + "\n")
     assert delivered_round(tmp_path) == 1
-
-
-def test_an_audit_has_a_reason_for_every_pair(tmp_path):
-    ids, reward = torch.arange(3), torch.tensor([2.0, 0.5, -0.1])
-    pool = PairScores(ids, reward, torch.zeros(3), ids, ids)
-    result = SelectionResult(reward.sigmoid(), torch.tensor([True, False, False]), 1, False, "")
-    path = round_files(tmp_path, 0).audit
-    assert read_audit(path) is None
-    path.parent.mkdir(parents=True)
-    write_audit(path, pool, result)
-    audit = read_audit(path)
-    assert audit["label"].tolist() == [1, 1, 0]
-    assert audit["kept"].tolist() == [True, False, False]
-    assert audit["reason"].tolist() == ["kept", "not sure enough", "not sure enough"]
 
 
 def test_a_config_that_is_no_mapping_is_named(tmp_path):

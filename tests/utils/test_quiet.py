@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from ser_lightning.__main__ import main
+from ser_lightning.cli.commands import COMMANDS
 from ser_lightning.utils.quiet import plain_warnings, quieten
 from ser_lightning.utils.terminal import new_table, say, text_of
 
@@ -66,10 +67,15 @@ def test_a_run_speaks_in_lines(tiny_run, tmp_path):
         assert noise not in done.stdout + done.stderr
     assert [line for line in done.stderr.splitlines() if line.startswith("warning: round 0, guard ")]
     assert "Model: 9,360 parameters (0.04 MB), 9,360 of them trained" in lines
-    table = next(i for i, line in enumerate(lines) if line.startswith("Rounds of self-evolution"))
-    assert lines[table - 1].startswith("round 0 | epoch 2, train/loss")
-    assert not [line for line in lines[table:] if "train/loss" in line]
-    assert lines[-1] == "Report: run/report.html"
+    answer = next(i for i, line in enumerate(lines) if line.startswith(("Did self-evolution", "Only the seed model")))
+    assert lines[answer - 2].startswith("round 0 | epoch 2, train/loss") and not lines[answer - 1]
+    assert not [line for line in lines[answer:] if "train/loss" in line]
+    assert any(line.startswith("Rounds of self-evolution") for line in lines[answer:])
+    last = lines.index("Report: run/report.html")
+    assert lines[last + 1] == "What to do with it:"
+    commands = [line.split("#")[0].split()[:4] for line in lines[last + 2 :]]
+    assert ["python", "-m", "ser_lightning", "export"] in commands and len(commands) == len(lines) - last - 2 > 2
+    assert all(command[3] in COMMANDS for command in commands)
 
 
 def test_the_table_of_a_test_has_digits_that_mean_something(tiny_fit, capsys):
