@@ -16,6 +16,7 @@ import venv
 from pathlib import Path
 
 from packaging.requirements import Requirement
+from packaging.version import Version
 
 ROOT = Path(__file__).parent.parent
 SOURCES = ("ser_lightning", "callbacks", "datamodules", "configs", "pyproject.toml", "README.md", "LICENSE")
@@ -70,8 +71,19 @@ def lowest_versions(pyproject: Path, torch: str | None = None) -> list[str]:
     project = tomllib.loads(pyproject.read_text(encoding="utf-8"))["project"]
     extras = project.get("optional-dependencies", {})
     wanted = [*project["dependencies"], *(one for name in extras if name not in NOT_IN_USE for one in extras[name])]
-    pins = [lowest(text) for text in wanted if Requirement(text).name != project["name"]]
-    return [f"torch=={torch}" if torch and Requirement(pin).name == "torch" else pin for pin in pins]
+    pins: dict[str, str] = {}
+    for text in wanted:
+        name, pin = Requirement(text).name, lowest(text)
+        if name != project["name"] and (name not in pins or version_of(pin) > version_of(pins[name])):
+            pins[name] = pin  # of two extras that want the same package, the higher bound counts
+    if torch:
+        pins["torch"] = f"torch=={torch}"
+    return list(pins.values())
+
+
+def version_of(pin: str) -> Version:
+    """The version of a pin, 0 without one."""
+    return max((Version(part.version) for part in Requirement(pin).specifier), default=Version("0"))
 
 
 def install(folder: Path, pins: list[str]) -> Path:

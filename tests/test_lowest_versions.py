@@ -36,10 +36,16 @@ def test_what_a_user_installs_is_pinned_and_what_a_developer_does_is_not(tmp_pat
     pyproject = tmp_path / "pyproject.toml"
     pyproject.write_text(
         '[project]\nname = "me"\ndependencies = ["torch>=2.8", "rich>=13"]\n'
-        '[project.optional-dependencies]\nserve = ["fastapi>=0.110"]\nall = ["me[serve]"]\ndev = ["pytest>=8"]\n'
+        '[project.optional-dependencies]\nserve = ["fastapi>=0.110", "uvicorn>=0.9"]\n'
+        'label = ["uvicorn>=0.34"]\nall = ["me[serve]"]\ndev = ["pytest>=8"]\n'
     )
-    assert lowest_versions(pyproject) == ["torch==2.8", "rich==13", "fastapi==0.110"]
-    assert lowest_versions(pyproject, torch="2.13.0") == ["torch==2.13.0", "rich==13", "fastapi==0.110"]
+    assert lowest_versions(pyproject) == ["torch==2.8", "rich==13", "fastapi==0.110", "uvicorn==0.34"]
+    assert lowest_versions(pyproject, torch="2.13.0") == [
+        "torch==2.13.0",
+        "rich==13",
+        "fastapi==0.110",
+        "uvicorn==0.34",
+    ]
 
 
 def test_every_dependency_has_a_lower_bound():
