@@ -44,7 +44,8 @@ CONFIG_GROUPS = {
     "debug": "Debugging",
 }
 API_GROUPS = {
-    "Reward model": "RewardModule PreferenceDataModule EvolutionCallback Backbone LoraSettings RewardModel Scorer",
+    "Reward model": "RewardModule PreferenceDataModule EvolutionCallback Backbone LoraSettings RewardModel Scorer "
+    "reward_function",
     "Selection rules": "CalibratedRule PaperRule ReleasedRule TopShareRule SelectionContext SelectionResult",
     "Callbacks": "GuardCallback BaselineCallback ReportCallback EvaluationCallback PredictionWriter PoolWriter "
     "PolicyWatch PhaseProgressBar WebhookCallback",
