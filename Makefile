@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 STAGED := build/typecheck
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-rl demo-coevolve bench study study-readings tables test test-all test-browser lint format wheel clean
+.PHONY: help setup demo demo-rl demo-coevolve bench study study-readings tables docs test test-all test-browser lint format wheel clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-15s %s\n", $$1, $$2}'
@@ -18,7 +18,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, $(PYTHON) is " + sys.version.split()[0] + ": make PYTHON=python3.11 ...")'
 	test -x $(RUN) || $(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt torch==$$(sed -n 's/^torch==//p' constraints.txt)
-	$(RUN) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	$(RUN) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,docs]'
 	@touch $@
 
 demo: $(STAMP)  ## Evolve a reward model on the embedded synthetic world (minutes on 2 cores)
@@ -61,6 +61,10 @@ study-readings: $(STAMP)  ## Where the reward is read, on real preferences: make
 
 tables: $(STAMP)  ## Write the tables of docs/ from the results in benchmarks/
 	$(RUN) -m benchmarks.tables
+
+# mkdocs 1.6 is maintained; the banner that mkdocs-material prints is about mkdocs 2.
+docs: $(STAMP)  ## Build the docs as a site into build/site, strictly: open build/site/index.html
+	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --strict --quiet
 
 test: $(STAMP)  ## Run the tests (a few minutes on 2 cores)
 	$(RUN) -m pytest

@@ -281,8 +281,8 @@ SENTENCES = {
     "**A run is checked**": "tests/runs/test_files.py::test_every_byte_of_a_file_with_a_checksum_counts",
     "**A base is checked**": "tests/models/test_fingerprint.py::test_a_run_on_a_base_with_one_changed_matrix",
     "**Rewards in a file**": "tests/cli/test_compare.py::test_rewards_of_other_texts_are_refused",
-    "**What cannot be read**": "tests/cli/test_boundary.py::test_what_comes_from_outside_is_one_line",
-    "**Two starts**": "tests/runs/test_folder.py::test_one_process_trains_in_a_folder",
+    "**A file that cannot be read**": "tests/cli/test_boundary.py::test_what_comes_from_outside_is_one_line",
+    "**Two runs started in one folder**": "tests/runs/test_folder.py::test_one_process_trains_in_a_folder",
 }
 """How a row or an item of `docs/security.md` begins -> how the name of a test of it begins."""
 
