@@ -25,13 +25,13 @@ from ser_lightning.runs.files import (
     CONFIG,
     ROUNDS,
     delivered_round,
-    read_audit,
     read_json,
     read_model,
     read_rounds,
     round_files,
     setting,
 )
+from ser_lightning.runs.pair_tables import read_audit
 from ser_lightning.runs.shapes import NOTES
 from ser_lightning.training.features import FeatureTable, dtype_of
 from ser_lightning.training.linear_head import fit_linear_head

@@ -36,17 +36,25 @@ def make_optimizer(make: OptimizerCallable, parameters: list[Any], name: str) ->
         parameters: what it trains.
         name: its place in the config.
     """
-    # One kernel for many tensors (foreach) takes no sharded tensors beside whole ones, such as a head.
-    kinds = [[p for p in parameters if isinstance(p, DTensor) is is_sharded] for is_sharded in (True, False)]
-    groups = [{"params": kind} for kind in kinds]
     try:
-        optimizer = make(groups if all(kinds) else parameters)
+        optimizer = make(parameters)
     except (TypeError, ValueError) as error:
         raise UserError(f"{name}: got arguments that it refuses ({error}); mend its init_args") from error
     fuse(optimizer)
     for group in optimizer.param_groups:
         group["initial_lr"] = group["lr"]
+        if is_mixed(group["params"]) and group.get("foreach") is None and not group.get("fused"):
+            group["foreach"] = False
     return optimizer
+
+
+def is_mixed(parameters: list[Any]) -> bool:
+    """Whether there are sharded tensors beside whole ones, such as a head.
+
+    PyTorch's kernels for many tensors at once, its default on CUDA, refuse that. Groups of their own would change the
+    optimiser's state, and with it what another number of devices can go on from.
+    """
+    return len({isinstance(p, DTensor) for p in parameters}) > 1
 
 
 def fuse(optimizer: torch.optim.Optimizer, device: str = "cuda") -> None:

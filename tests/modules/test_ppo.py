@@ -441,9 +441,8 @@ def test_responses_that_are_too_long_for_the_reward_model_are_counted(
     seen, judge = [], ModelReward.__call__
     monkeypatch.setattr(ModelReward, "__call__", lambda self, p, texts: seen.extend(texts) or judge(self, p, texts))
     notes = Shaken()
-    with pytest.warns(
-        UserWarning, match=r"responses are longer than its max_length of \d+ tokens.*Lower model\.sampling"
-    ):
+    what, fix = r"responses are longer than its max_length of \d+ tokens", r"here model\.sampling\.max_new_tokens"
+    with pytest.warns(UserWarning, match=f"{what}.*{fix}"):
         fit(module(tiny_model_dir, "full", "rloo", str(tmp_path / "rm")), pairs_file, cache, notes)
     lengths = [len(tiny_tokenizer(text).input_ids) for text in seen]
     assert notes.figures[0]["train/cut_share"] == pytest.approx(sum(n > 3 for n in lengths) / len(lengths))
