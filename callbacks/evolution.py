@@ -25,6 +25,7 @@ from ser_lightning.callbacks.rounds import (
     outcome_sentences,
     print_rounds,
     round_figures,
+    write_advice,
 )
 from ser_lightning.callbacks.state import EvolutionState, seed_credits
 from ser_lightning.errors import NothingToDo, UserError, raise_problems
@@ -33,6 +34,7 @@ from ser_lightning.evolution.guards import Level
 from ser_lightning.evolution.selection import SelectionContext, SelectionResult
 from ser_lightning.evolution.settings import EvolutionSettings
 from ser_lightning.records import PairScores, Selection
+from ser_lightning.report.advice import read_advice
 from ser_lightning.runs.files import (
     RoundFiles,
     RoundRow,
@@ -144,7 +146,8 @@ class EvolutionCallback(Callback):
         if self.state.finished and trainer.is_global_zero:
             rows, counts = self.state.rows, [len(scores) for scores in self.state.seed_scores]
             sentences = outcome_sentences(trainer.datamodule, Path(trainer.default_root_dir), rows, counts)
-            print_rounds(rows, sentences, counts)
+            advice = read_advice(Path(trainer.default_root_dir))
+            print_rounds(rows, [*sentences, *advice], counts)
 
     def state_dict(self) -> dict[str, Any]:
         """Round, phase, history and all that a later round looks back on, as plain values and tensors."""
@@ -356,6 +359,7 @@ class EvolutionCallback(Callback):
         model = read_model(round_files(trainer.default_root_dir, self.state.delivered).model)
         pl_module.reward_model.load_trainable_state(model["weights"])
         pl_module.set_scale(model["temperature"], model["zero"])
+        write_advice(trainer, pl_module, self.state.rows[-1].predicted_gain, self.settings.min_gain)
         self.state.finished = True
         trainer.should_stop = True  # `max_epochs: -1` has no other end
 

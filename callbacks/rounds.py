@@ -2,19 +2,23 @@
 
 import math
 from collections.abc import Collection, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from lightning.pytorch import Trainer
 from rich.table import Table
 from torch import Tensor
 
 from ser_lightning.evaluation.metrics import calibration_error, confidence_and_right, half_credit, length_correlation
 from ser_lightning.evolution.forecast import look_ahead
+from ser_lightning.evolution.learning_curve import LabelGain, label_gains
 from ser_lightning.evolution.selection import SelectionContext, SelectionResult
 from ser_lightning.records import PairScores, Selection
 from ser_lightning.report.outcome import answers, asked_rounds
-from ser_lightning.runs.files import RoundRow, how_delivered
+from ser_lightning.runs.files import ADVICE, RoundRow, how_delivered, write_json
+from ser_lightning.training.reading_choice import seed_differences
 from ser_lightning.utils.durations import duration
 from ser_lightning.utils.terminal import new_table, say
 
@@ -172,6 +176,36 @@ def outcome_sentences(
 
 def _cell(value: float, form: str) -> str:
     return "-" if math.isnan(value) else format(value, form)
+
+
+def write_advice(trainer: Trainer, module: Any, next_round: float, min_gain: float) -> None:
+    """Write what more labels and another round are forecast to gain; every rank reads its share of the seed.
+
+    Args:
+        trainer: of a run whose rounds are over.
+        module: a reward model; what labels gain is forecast where its head is solved exactly.
+        next_round: accuracy that another round is forecast to gain; NaN without a forecast.
+        min_gain: accuracy that is worth its cost.
+    """
+    data: Any = getattr(trainer, "datamodule", None)
+    gains: list[LabelGain] = []
+    seed = data.pair_ids("seed")
+    is_solved = getattr(module, "solves_exactly", False) and module.penalty is not None
+    if is_solved:
+        seed, differences, scale = seed_differences(trainer, module.reward_model)
+    if not trainer.is_global_zero:
+        return
+    if is_solved:
+        target, group = data.seed_labels(seed), data.dialogues(seed).tolist()
+        gains = label_gains(differences / scale, target, group, module.penalty)
+    advice = {
+        "is_solved": is_solved,
+        "seed_pairs": len(seed),
+        "min_gain": min_gain,
+        "labels": [asdict(one) for one in gains],
+        "next_round": None if math.isnan(next_round) else next_round,
+    }
+    write_json(Path(trainer.default_root_dir) / ADVICE, advice)
 
 
 def _share(counts: tuple[int, float]) -> float:

@@ -9,6 +9,7 @@ import numpy as np
 from jinja2 import Environment, StrictUndefined
 
 from ser_lightning.errors import UserError
+from ser_lightning.report.advice import read_advice
 from ser_lightning.report.comparison import comparison_table, data_warning, difference_table, run_names
 from ser_lightning.report.data import Round, Run, confidence_of, file_hashes, flat, read_run
 from ser_lightning.report.figures import (
@@ -96,7 +97,7 @@ def page_of(run: Run, note: str = "") -> str:
         tables.append(("Where the head reads", readings, READING_NOTE))
     return _render(
         title=f"Run {run.name}",
-        outcome=[*([note] if note else []), *outcome_of(run)],
+        outcome=[*([note] if note else []), *outcome_of(run), *read_advice(run.path)],
         asked=asked_for(config, is_solved) + _splits(shown),
         tables=tables,
         pictures=pictures_of(run),

@@ -2,6 +2,7 @@
 
     config.yaml              the resolved config
     rounds.csv               a line for each round of self-evolution
+    advice.json              what more labels and another round are forecast to gain
     rounds/<r>/              model.pt, audit.parquet, test.parquet, cost.json, guards.json, report.json, drift.json
     checksums.json           beside rounds.csv and in each round's folder: what these files are
     checkpoints/last.ckpt    where the run goes on
@@ -35,6 +36,7 @@ STEPS = "steps.csv"
 PAGE = "report.html"
 METRICS = "metrics.csv"
 EVALUATIONS = {command: f"evaluation-{command}.json" for command in ("validate", "test")}
+ADVICE = "advice.json"
 SAMPLES = "samples"
 EXPORT = "export"
 
@@ -386,7 +388,7 @@ def write_cost(path: Path, cost: Mapping[str, Mapping[str, float]]) -> None:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Notes, guards, cost or drift of a round."""
+    """Notes, guards, cost or drift of a round, or the advice of a run."""
     text = json.dumps(content, indent=1) + "\n"
     write_recorded(path, lambda file: file.write(text.encode()))
 
@@ -396,7 +398,7 @@ def read_json(path: Path, shape: Shape) -> Any:
 
     Args:
         path: the file.
-        shape: `NOTES`, `GUARDS` or `COST`.
+        shape: `NOTES`, `GUARDS`, `COST` or `ADVICE`.
 
     Raises:
         UserError: it is damaged.

@@ -66,6 +66,13 @@ GUARDS: Shape = [
     {"guard": str, "value": _LIMIT, "limit": _LIMIT, "fired": bool, "level": str, "action": str, "meaning": str}
 ]
 COST: Shape = {f"{part}?": {"tokens": NUMBER, "seconds": NUMBER} for part in COST_PARTS}
+ADVICE: Shape = {
+    "is_solved": bool,
+    "seed_pairs": int,
+    "min_gain": NUMBER,
+    "labels": [{"labels": int, "gain": NUMBER, "low": NUMBER, "high": NUMBER}],
+    "next_round": _LIMIT,
+}
 IDENTITY: Shape = {"base": str, "template": str, "matrices?": {"*": [NUMBER]}}
 
 

@@ -168,17 +168,30 @@ class ReadingPlan:
                 "backbone.train lora with a reading such as [mean]"
             )
         reward_model.readings = self.candidates
-        shows = trainer.is_global_zero and getattr(trainer.progress_bar_callback, "is_enabled", False)
-        batches = tqdm(data.scoring_dataloader("seed"), desc="Reading the seed", leave=False, disable=not shows)
-        with evaluating(reward_model), trainer.precision_plugin.predict_step_context():
-            own = own_differences(reward_model, map(trainer.strategy.batch_to_device, batches))
-        pair_id, differences, _, scale = joined_differences(gather_over_ranks(own), len(self.candidates))
+        pair_id, differences, scale = seed_differences(trainer, reward_model)
         shape = len(self.candidates), -1
         target, group = data.seed_labels(pair_id), data.dialogues(pair_id).tolist()
         choice = choose_readings(
             differences.unflatten(1, shape), self.candidates, self.sets, target, group, scale.view(shape)
         )
         return trainer.strategy.broadcast(choice)
+
+
+def seed_differences(trainer: Trainer, reward_model: RewardModel) -> tuple[Tensor, Tensor, Tensor]:
+    """Ids of the seed pairs (n,), differences of their states (n, D) and the scale of these (D,), on every rank.
+
+    Args:
+        trainer: with a `PreferenceDataModule`.
+        reward_model: its readings are read.
+    """
+    data: Any = getattr(trainer, "datamodule", None)
+    shows = trainer.is_global_zero and getattr(trainer.progress_bar_callback, "is_enabled", False)
+    loader = data.scoring_dataloader("seed")
+    batches = tqdm(loader, desc="Reading the seed", leave=False, disable=not shows)
+    with evaluating(reward_model), trainer.precision_plugin.predict_step_context():
+        own = own_differences(reward_model, map(trainer.strategy.batch_to_device, batches))
+    pair_id, differences, _, scale = joined_differences(gather_over_ranks(own), len(reward_model.readings))
+    return pair_id, differences, scale
 
 
 def plan_readings(

@@ -1,5 +1,6 @@
 """Two processes do what one does, and end together."""
 
+import json
 import os
 import re
 import shutil
@@ -226,6 +227,16 @@ def test_two_ranks_compute_the_features_that_one_does(tiny_run, on_two_ranks):
     assert torch.allclose(*states, atol=1e-5)
     for a, b in zip(one, two, strict=True):
         assert [a[k] for k in ("pair_id", "label", "kept")] == [b[k] for k in ("pair_id", "label", "kept")]
+
+
+def test_two_ranks_forecast_the_labels_that_one_does(tiny_run, on_two_ranks):
+    head = ("--model.backbone.train=head", "--model.reading=[mean@1]", "--data.seed_fraction=0.85")
+    assert main(["fit", *tiny_run, *head, "--run_dir=one"]) == 0
+    on_two_ranks("fit", *tiny_run, *head, "--run_dir=two", *DDP)
+    one, two = (json.loads(Path(run, "advice.json").read_text()) for run in ("one", "two"))
+    assert [gain["labels"] for gain in one["labels"]] == [100, 200] and one["seed_pairs"] == two["seed_pairs"]
+    for mine, theirs in zip(one["labels"], two["labels"], strict=True):
+        assert mine == pytest.approx(theirs, abs=1e-4)
 
 
 def test_a_frozen_body_in_shards_learns_what_a_whole_one_does(tiny_run, tiny_fit, on_two_ranks):

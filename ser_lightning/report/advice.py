@@ -1,0 +1,67 @@
+"""What to spend next on: labels, another round or a larger body. The same sentences on the page and in the terminal."""
+
+from pathlib import Path
+from typing import Any
+
+from ser_lightning.evolution.learning_curve import MAX_LABELS, MIN_LABELS
+from ser_lightning.runs.files import ADVICE, read_json
+from ser_lightning.runs.shapes import ADVICE as SHAPE
+
+FEW_LABELS = 100
+"""Seeds below it gained more than forecast where this was measured (docs/forecast.md)."""
+
+
+def read_advice(run: Path) -> list[str]:
+    """The sentences on a finished run; none of a run that has not finished, or is from before there was advice.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    advice = read_json(run / ADVICE, SHAPE)
+    return advice_sentences(advice) if advice else []
+
+
+def advice_sentences(advice: dict[str, Any]) -> list[str]:
+    """One sentence on labels, one on a round, and one on the body where neither is forecast to pay.
+
+    Args:
+        advice: what `advice.json` holds; `docs/metrics.md` defines the keys.
+    """
+    gains, next_round = advice["labels"], advice["next_round"]
+    found = [_on_labels(advice)]
+    if next_round is not None:
+        found.append(f"Another round is forecast to gain {_points(next_round)}.")
+    expected = [next_round or 0.0, *(one["gain"] for one in gains)]
+    if gains and max(expected) < advice["min_gain"]:
+        what = "That is below" if next_round is None else "Neither reaches"
+        found.append(
+            f"{what} evolution.min_gain ({_points(advice['min_gain'])}): a larger or better pretrained model "
+            "(model.backbone.path) is the next thing to try; no forecast says what it gains."
+        )
+    return found
+
+
+def _on_labels(advice: dict[str, Any]) -> str:
+    gains = advice["labels"]
+    if not advice["is_solved"]:
+        return (
+            "What more labels gain is not forecast: the body is trained, and would have to be trained again on every "
+            "subset of the seed (model.backbone.train=head forecasts it)."
+        )
+    if not gains:
+        return (
+            f"What more labels gain is not forecast: a seed needs {MIN_LABELS} to {MAX_LABELS} labels of several "
+            f"prompts, this one has {advice['seed_pairs']} labels."
+        )
+    texts = [
+        f"{_points(one['gain'])} from {one['labels']} more labels "
+        f"(95 % interval {100 * one['low']:+.1f} to {100 * one['high']:+.1f})"
+        for one in gains
+    ]
+    few = "; seeds this small have mostly gained more" if advice["seed_pairs"] < FEW_LABELS else ""
+    return f"The seed model is forecast to gain {', '.join(texts)}{few}."
+
+
+def _points(share: float) -> str:
+    """A difference of accuracies in percentage points."""
+    return f"{100 * share:+.1f} points"
