@@ -32,7 +32,7 @@ def answers(rows: Rows, measured: Measured, same_seed: bool = True) -> list[str]
         found.append(
             f"The test pairs are of only {test['prompts']} prompts: all intervals here are rough. Test on more prompts."
         )
-    return [sentence for sentence in [*found, _what_next(rows, delivered, test)] if sentence]
+    return [sentence for sentence in [*found, _what_next(delivered, test)] if sentence]
 
 
 def asked_rounds(rows: Rows) -> list[int]:
@@ -115,19 +115,13 @@ def _good_enough(delivered: Mapping[str, Any], test: Mapping[str, Any]) -> str:
     return f"Is it good enough? {verdict}." + (f" Baselines: {figures}." if figures else "")
 
 
-def _what_next(rows: Rows, delivered: Mapping[str, Any], test: Mapping[str, Any]) -> str:
+def _what_next(delivered: Mapping[str, Any], test: Mapping[str, Any]) -> str:
     if delivered["test_accuracy"] < 0.5:
         return "Next: look whether the labels are the right way round (data.labels, data.columns)."
     against = test.get("against", {})
     if any(against[key]["low"] <= 0 for key in BASELINE_NAMES if against.get(key)):
         return "Next: more human labels (the command query), or a larger model (model.backbone.path)."
-    ahead = rows[-1].get("predicted_last_round", math.nan)
-    if ahead > rows[-1]["round"] and rows[-1]["predicted_gain"] > 0:
-        gain = points(rows[-1]["predicted_gain"])
-        return (
-            f"Next: another round is forecast to gain {gain} (evolution.max_rounds); more human labels may gain more."
-        )
-    return "Next: more human labels; another round is forecast to gain next to nothing." if ahead == ahead else ""
+    return ""  # what labels and another round are forecast to gain is said by `report/advice.py`
 
 
 def interval_text(paired: Mapping[str, float]) -> str:
