@@ -23,8 +23,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from playwright.sync_api import Page, sync_playwright
-
 from benchmarks.shared.results import Results, machine, versions
 
 ROOT = Path(__file__).parents[2]
@@ -100,7 +98,7 @@ class Newcomer:
             process.send_signal(signal.SIGINT)
             process.wait(SERVER_SECONDS)
 
-    def label(self, page: Page, address: str) -> None:
+    def label(self, page: Any, address: str) -> None:
         """Answer by key what the page asks, and reload it in the middle."""
         page.goto(address)
         for number in range(NUM_LABELS):
@@ -133,6 +131,8 @@ def wait_for(look: Any, seconds: float, log: Path) -> Any:
 
 def play(newcomer: Newcomer, pictures: Path) -> None:
     """The tutorial from its third step on, then the recipes."""
+    from playwright.sync_api import sync_playwright  # not needed for the tables
+
     serve = command("python -m ser_lightning serve")
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"))
@@ -153,8 +153,7 @@ def play(newcomer: Newcomer, pictures: Path) -> None:
     best, best_served, parity = blocks(DOCS / "recipes/best_of_n.md", "python")
     with newcomer.server(serve):
         curl = command("curl")
-        with newcomer.timed("wait for the server"):
-            newcomer.run("one request", ["curl", "--retry", "30", "--retry-connrefused", *curl[1:]])
+        newcomer.run("one request", ["curl", "--retry", "30", "--retry-connrefused", *curl[1:]])
         newcomer.code("best of n, and parity with the server", best, best_served, parity)
     newcomer.code("one step of TRL's GRPO", blocks(DOCS / "recipes/trl.md", "python")[0])
 
