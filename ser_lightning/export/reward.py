@@ -203,9 +203,8 @@ def _write_adapter(
     """A peft folder: the adapter's factors, the head among its `modules_to_save`, and the scale."""
     lora, body = source.backbone.lora, trained.body
     assert isinstance(body, PeftModel)
-    arguments = {**loading_arguments(source.backbone, "cpu"), "dtype": getattr(torch, dtype)}
-    for name in ("device_map", "quantization_config"):
-        arguments.pop(name, None)
+    arguments = {**loading_arguments(source.backbone, None), "dtype": getattr(torch, dtype)}
+    arguments.pop("quantization_config", None)
     path = source.backbone.resolved_path()
     base = AutoModelForSequenceClassification.from_pretrained(path, num_labels=1, **arguments)
     config = LoraConfig(

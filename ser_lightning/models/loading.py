@@ -24,15 +24,20 @@ from ser_lightning.models.backbone import Backbone, LoraSettings
 _NEVER_QUANTISED = ["lm_head", "score", "classifier", "pre_classifier", "pooler", "head"]
 
 
-def loading_arguments(backbone: Backbone, device: torch.device | str) -> dict[str, Any]:
-    """What `from_pretrained` needs besides the path; 4-bit weights are made on `device`, and a GPU reads to itself."""
+def loading_arguments(backbone: Backbone, device: torch.device | str | None) -> dict[str, Any]:
+    """What `from_pretrained` needs besides the path.
+
+    Args:
+        backbone: the settings.
+        device: where the weights are read to, None = wherever new tensors are made.
+    """
     arguments: dict[str, Any] = {"dtype": getattr(torch, backbone.dtype)}
     arguments["trust_remote_code"] = backbone.trust_remote_code
     if backbone.attn_implementation:
         arguments["attn_implementation"] = backbone.attn_implementation
     if backbone.gguf_file:
         arguments["gguf_file"] = backbone.gguf_file
-    if backbone.quantize == "nf4" or torch.device(device).type == "cuda":
+    if device is not None:
         arguments["device_map"] = {"": device}
     if backbone.quantize == "nf4":
         arguments["quantization_config"] = quantization_config()

@@ -275,10 +275,12 @@ def policy_state(trainable: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def _load_lm(backbone: Backbone, device: torch.device | str) -> nn.Module:
     path = backbone.resolved_path()
+    # Where it computes: reward models on its base get their heads there, and are no part of the module that is moved.
+    place = None if torch.device(device).type == "cpu" and backbone.quantize == "none" else device
     try:
         with quiet_load_report():
             lm, report = AutoModelForCausalLM.from_pretrained(
-                path, output_loading_info=True, **loading_arguments(backbone, device)
+                path, output_loading_info=True, **loading_arguments(backbone, place)
             )
     except (OSError, ValueError) as error:
         raise UserError(not_found("language model", path, error)) from error

@@ -224,13 +224,15 @@ def merged_model(reward_model: RewardModel) -> nn.Module:
 def _load_model(backbone: Backbone, device: torch.device | str) -> nn.Module:
     path = backbone.resolved_path()
     try:
+        # Only 4-bit weights are made where they are used: of others, a sharded run has no room for all on one device.
+        place = device if backbone.quantize == "nf4" else None
         with quiet_load_report():
             model, report = AutoModelForSequenceClassification.from_pretrained(
                 path,
                 config=read_config(backbone),
                 ignore_mismatched_sizes=True,
                 output_loading_info=True,
-                **loading_arguments(backbone, device),
+                **loading_arguments(backbone, place),
             )
     except UserError:
         raise

@@ -37,8 +37,7 @@ def meta_reward_model(backbone: Backbone, tokenizer: PreTrainedTokenizerBase) ->
     """
     raise_problems(backbone.problems())
     path = backbone.resolved_path()
-    arguments = loading_arguments(backbone, "meta")
-    arguments.pop("device_map", None)
+    arguments = loading_arguments(backbone, None)
     quantization = arguments.pop("quantization_config", None)
     arguments.pop("gguf_file", None)
     try:
