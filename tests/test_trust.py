@@ -282,6 +282,9 @@ SENTENCES = {
     "**A base is checked**": "tests/models/test_fingerprint.py::test_a_run_on_a_base_with_one_changed_matrix",
     "**Rewards in a file**": "tests/cli/test_compare.py::test_rewards_of_other_texts_are_refused",
     "**A file that cannot be read**": "tests/cli/test_boundary.py::test_what_comes_from_outside_is_one_line",
+    "labels, and files of Label Studio": "tests/labelling/test_exchange.py::test_what_is_neither_is_refused",
+    "**The label page**": "tests/labelling/test_server.py::test_another_name_of_the_host_is_refused",
+    "**`serve`**": "tests/serving/test_app.py::test_a_body_that_is_too_large_is_not_read",
     "**Two runs started in one folder**": "tests/runs/test_folder.py::test_one_process_trains_in_a_folder",
 }
 """How a row or an item of `docs/security.md` begins -> how the name of a test of it begins."""

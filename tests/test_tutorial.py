@@ -81,7 +81,8 @@ def test_models_are_compared_as_the_page_says(here):
     assert "accuracy" in Path("gate.yaml").read_text()
 
 
-def test_a_rule_of_ones_own_keeps_more_in_each_round(here, tiny_run):
+def test_a_rule_of_ones_own_keeps_more_in_each_round(here, tiny_run, monkeypatch):
+    monkeypatch.syspath_prepend(here)  # as `python -m` does
     [code] = python_of("howto/selection-rule.md")
     Path("my_rules.py").write_text(code)
     [words] = commands("howto/selection-rule.md")

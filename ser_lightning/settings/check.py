@@ -94,7 +94,8 @@ def _check(root: Tree, tree: Tree, given: Mapping[str, Any], path: list[str], so
         elif name not in tree:
             _unknown(root, [*path, name], value, source, problems)
         elif isinstance(node := tree[name], Key):
-            if not node.fits(yaml.safe_load(value) if source == COMMAND_LINE else value):
+            is_text = source == COMMAND_LINE and isinstance(value, str)
+            if not node.fits(yaml.safe_load(value) if is_text else value):
                 raise Unsure
         else:
             _check(root, node, _table(value), [*path, name], source, problems)

@@ -103,6 +103,7 @@ def test_a_kill_before_a_file_operation_leaves_a_folder_that_a_new_start_takes(s
     assert run_command(*words, *flags) == Ended(0, "")
     left = {path.name for path in (tmp_path / "run").iterdir()}
     assert left == {
+        "advice.json",
         "checkpoints",
         "checksums.json",
         "config.yaml",

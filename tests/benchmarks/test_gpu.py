@@ -193,6 +193,7 @@ def test_a_part_whose_time_is_over_is_killed_with_its_children_and_keeps_its_fig
         return started([sys.executable, "-c", code], **kwargs)
 
     monkeypatch.setattr(suite.subprocess, "Popen", start)
+    monkeypatch.setattr(suite, "IMPORT_SECONDS", 0.5)  # it never says that it is ready
     found = suite.Worker(part, settings).run(3)
     assert found["status"] == "timed out" and found["error"] == ["at work"]
     state = Path(f"/proc/{found['figures']['child']}/stat")

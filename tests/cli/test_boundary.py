@@ -123,7 +123,7 @@ ODD_PATHS = {
     "compare --gate on a folder": (["compare", "run", "run", "--data=rows.jsonl", "--gate=folder"], "folder"),
     "bench --json below a file": (["bench", "--model=run", "--data=rows.jsonl", "--json=rows.jsonl/x"], "rows.jsonl"),
     "report --to below a file": (["report", "run", "--to=rows.jsonl/x.html"], "rows.jsonl"),
-    "report of no run": (["report", f"{LONG}/{LONG}"], "rounds.csv"),
+    "report of no run": (["report", f"{LONG}/{LONG}"], "config.yaml"),
     "query --to below a file": (["query", "--run=run", "--n=2", "--to=rows.jsonl/x"], "rows.jsonl"),
     "export --to below a file": (["export", "run", "--to=rows.jsonl/x"], "rows.jsonl"),
     "export --to too long": (["export", "run", f"--to={LONG}"], "too long"),

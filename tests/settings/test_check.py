@@ -58,6 +58,7 @@ DOUBTS = {
     "nothing wrong": (["--data.seed_fraction=0.2"], []),
     "a wrong value besides": (["--data.max_length=long", "--model.lr=3"], []),
     "a value that takes a parser": (["--model.reading=[last,mean]", "--model.lr=3"], []),
+    "a key below a class": (["--model.optimizer.init_args.lr=3e-2", "--model.optimizer.lr=x", "--model.lr=3"], []),
     "a class of one's own": ([], [("a.yaml", {"model": {"class_path": "my.Module", "init_args": {"lr": 3}}})]),
     "a number as text": ([], [("a.yaml", {"data": {"seed_fraction": "0.2"}, "evolution": {"fold": 3}})]),
     "a config that is none": ([], [("a.yaml", [1]), ("b.yaml", {"evolution": {"fold": 3}})]),
