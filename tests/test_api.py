@@ -3,6 +3,7 @@
 import re
 import runpy
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -73,6 +74,7 @@ def test_a_script_scores_texts(here):
 
 
 def test_a_rule_of_ones_own_is_named_on_the_command_line(here, tiny_run):
+    sys.modules.pop("my_rules", None)  # another test's
     (here / "my_rules.py").write_text(example("class MarginRule"), encoding="utf-8")
     flags = ["--evolution.rule=my_rules.MarginRule", "--evolution.rule.min_margin=0.0", "--run_dir=runs/rule"]
     assert main(["fit", *tiny_run, *flags]) == 0

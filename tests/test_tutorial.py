@@ -5,6 +5,7 @@ import re
 import runpy
 import shlex
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -82,7 +83,7 @@ def test_models_are_compared_as_the_page_says(here):
 
 
 def test_a_rule_of_ones_own_keeps_more_in_each_round(here, tiny_run, monkeypatch):
-    monkeypatch.syspath_prepend(here)  # as `python -m` does
+    monkeypatch.delitem(sys.modules, "my_rules", raising=False)  # another test's
     [code] = python_of("howto/selection-rule.md")
     Path("my_rules.py").write_text(code)
     [words] = commands("howto/selection-rule.md")
