@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.gpu.job import ROOT, Job
+from benchmarks.gpu.job import ROOT, Job, without_paths
 
 
 class Collector:
@@ -25,7 +25,7 @@ class Collector:
         found: dict[str, Any] = {"outcome": report.outcome, "seconds": round(report.duration, 2)}
         found["figures"] = dict(report.user_properties)
         if report.outcome == "failed":
-            found["error"] = str(report.longrepr)[-1500:]
+            found["error"] = without_paths(str(report.longrepr))[-1500:]
         self.tests[report.nodeid.removeprefix("tests/gpu/")] = found
         outcomes = [test["outcome"] for test in self.tests.values()]
         counts = {name: outcomes.count(name) for name in ("passed", "failed", "skipped")}

@@ -3,7 +3,9 @@
 import json
 import os
 import platform
+import re
 import subprocess
+import tempfile
 import time
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
@@ -95,6 +97,12 @@ def commit() -> str | None:
         return subprocess.run(words, capture_output=True, text=True, check=True, timeout=10).stdout.strip() or None
     except (OSError, subprocess.SubprocessError):
         return None
+
+
+def without_paths(text: str) -> str:
+    """A text with files named from the checkout or from their package on, as on any machine."""
+    text = re.sub(r"/[^\s\"']*/(?:site|dist)-packages/", "", text.replace(f"{ROOT}/", ""))
+    return text.replace(f"{tempfile.gettempdir()}/", "")
 
 
 def write_json(file: Path, content: Any) -> None:

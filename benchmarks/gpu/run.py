@@ -22,7 +22,7 @@ from typing import Any
 HERE = Path(__file__).resolve().parent
 sys.path[0] = str(HERE.parents[1])  # the root of the checkout, for `benchmarks` and the package
 
-from benchmarks.gpu.job import Job, commit, write_json  # noqa: E402
+from benchmarks.gpu.job import Job, commit, without_paths, write_json  # noqa: E402
 
 ERROR_LINES = 15
 TINY_SECONDS = 300
@@ -115,7 +115,8 @@ class Worker:
         self.kill()
         found = {"status": status, "seconds": round(time.monotonic() - start, 1)}
         if status != "ok":
-            found["error"] = self.log.read_text(errors="replace").splitlines()[-ERROR_LINES:]
+            lines = self.log.read_text(errors="replace").splitlines()[-ERROR_LINES:]
+            found["error"] = [without_paths(line) for line in lines]
         if self.figures.is_file():
             found |= json.loads(self.figures.read_text())
         return found

@@ -6,7 +6,7 @@ import torch
 
 from ser_lightning.errors import raise_problems
 from ser_lightning.models.backbone import Backbone
-from ser_lightning.models.policy import load_policy
+from ser_lightning.models.policy import Policy
 from ser_lightning.modules.policy_base import PolicyModule
 from ser_lightning.records import Prompt, PromptBatch, Responses
 from ser_lightning.rl.rollout import Generator, Sampling, check_room, response_texts, stop_ids, uniform_numbers
@@ -36,14 +36,10 @@ class GenerateModule(PolicyModule):
         self.sampling = sampling
         self.responses_per_prompt, self.tokens_per_batch = responses_per_prompt, tokens_per_batch
 
-    def configure_model(self) -> None:
-        """Load the policy."""
-        if self._policy is None:
-            self._seed = torch.initial_seed()
-            with torch.device("cpu"):  # Lightning calls this where new tensors are made on the GPU
-                policy = load_policy(self.start.backbone, self.trainer.strategy.root_device, self.start.weights)
-                self._stop_ids = stop_ids(policy.lm.generation_config.eos_token_id, self.tokenizer, self.sampling.stop)
-            self._policy = policy
+    def _load_models(self, device: torch.device) -> Policy:
+        policy = super()._load_models(device)
+        self._stop_ids = stop_ids(policy.lm.generation_config.eos_token_id, self.tokenizer, self.sampling.stop)
+        return policy
 
     def check_prompts(self, prompts: Sequence[Prompt]) -> None:
         """Called by the data module before sampling: `UserError` if a prompt leaves no room for a response."""

@@ -8,7 +8,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ser_lightning.models.backbone import Backbone, load_tokenizer
 from ser_lightning.models.fingerprint import check_identity, identity_of
-from ser_lightning.models.policy import Policy
+from ser_lightning.models.policy import Policy, load_policy
 from ser_lightning.models.probe import Finding, Use, start_findings
 from ser_lightning.models.trainable import trained_part
 from ser_lightning.runs.policy_run import WEIGHTS_PREFIX, PolicyStart, resolve_start
@@ -16,7 +16,7 @@ from ser_lightning.training.strategies import check_strategy
 
 
 class PolicyModule(LightningModule):
-    """Holds a policy, which `configure_model` of a subclass loads.
+    """Holds a policy, which `configure_model` loads.
 
     Args:
         backbone: a pretrained model or the folder of a run that trained a policy, and how it is trained.
@@ -60,6 +60,22 @@ class PolicyModule(LightningModule):
         """What the data module is told before it encodes; whether prompts fit is up to `check_prompts`."""
         is_sft = self.use == "sft"
         return start_findings(self.start.backbone, self.tokenizer, self.use, max_length if is_sft else None)
+
+    def configure_model(self) -> None:
+        """Load the models, once."""
+        if self._policy is None:
+            self._seed = torch.initial_seed()
+            device = self.trainer.strategy.root_device if self._trainer is not None else self.device
+            with torch.device("cpu"):  # Lightning calls this where new tensors are made on the GPU
+                self._policy = self._load_models(device)
+
+    def _load_models(self, device: torch.device) -> Policy:
+        """The policy as training starts from it, and whatever a subclass has beside it.
+
+        Args:
+            device: where it will compute.
+        """
+        return load_policy(self.start.backbone, device, self.start.weights)
 
     def setup(self, stage: str) -> None:
         """Refuse strategies that cannot train this."""

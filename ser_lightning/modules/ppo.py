@@ -117,19 +117,14 @@ class PPOModule(PolicyModule):
 
     # The models.
 
-    def configure_model(self) -> None:
-        """Load policy, reference, critic and judges; `UserError` with the problems of all judges at once."""
-        if self._policy is not None:
-            return
-        device = self.trainer.strategy.root_device
-        self._seed = torch.initial_seed()
+    def _load_models(self, device: torch.device) -> Policy:
+        """Policy, reference, critic and judges; `UserError` with the problems of all judges at once."""
         start = self.start
-        with torch.device("cpu"):  # Lightning calls this where new tensors are made on the GPU
-            policy = load_policy(start.backbone, device, start.weights, True, self._has_critic, self._layout)
-            self._stop_ids = stop_ids(policy.lm.generation_config.eos_token_id, self.tokenizer, self.sampling.stop)
-            # In a list: registered as submodules, the reward models would enter checkpoints and optimisers.
-            self._judges: list[tuple[RewardSum, RewardFunction | None]] = [self._load_judges(policy, device)]
-        self._policy = policy
+        policy = load_policy(start.backbone, device, start.weights, True, self._has_critic, self._layout)
+        self._stop_ids = stop_ids(policy.lm.generation_config.eos_token_id, self.tokenizer, self.sampling.stop)
+        # In a list: registered as submodules, the reward models would enter checkpoints and optimisers.
+        self._judges: list[tuple[RewardSum, RewardFunction | None]] = [self._load_judges(policy, device)]
+        return policy
 
     def check_prompts(self, prompts: Sequence[Prompt]) -> None:
         """Called by the data module before training: `UserError` if a prompt leaves no room for a response."""

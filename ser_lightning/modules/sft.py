@@ -6,7 +6,6 @@ from torch import Tensor
 
 from ser_lightning.errors import raise_problems
 from ser_lightning.models.backbone import Backbone
-from ser_lightning.models.policy import load_policy
 from ser_lightning.modules.policy_base import PolicyModule
 from ser_lightning.records import Padded, ResponseBatch
 from ser_lightning.rl.policy_math import token_logps
@@ -44,14 +43,6 @@ class SFTModule(PolicyModule):
         self.optimizer = optimizer
         self.lr_decay, self.warmup_share, self.max_grad_norm = lr_decay, warmup_share, max_grad_norm
         self._val_sums = torch.zeros(2, dtype=torch.float64)
-
-    def configure_model(self) -> None:
-        """Load the pretrained weights, on the device where 4-bit weights have to be made."""
-        if self._policy is None:
-            self._seed = torch.initial_seed()
-            device = self.trainer.strategy.root_device if self._trainer is not None else self.device
-            with torch.device("cpu"):  # Lightning calls this where new tensors are made on the GPU
-                self._policy = load_policy(self.start.backbone, device, self.start.weights)
 
     def forward(self, batch: ResponseBatch) -> Tensor:
         """(N,) float32 log-probabilities of the N response tokens of a batch, row by row."""

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from importlib import import_module
 from pathlib import Path
+from tempfile import gettempdir
 
 import pytest
 import torch
@@ -205,6 +206,14 @@ def test_a_part_that_no_longer_fits_is_said_and_not_started(suite, settings):
     [line] = suite.run_parts([suite.PARTS[0]], settings)
     assert line[:2] == ("smoke", "no time") and "needs 40 s" in line[3]
     assert not settings.out.exists()
+
+
+def test_results_name_no_folder_of_a_machine():
+    without_paths, root = import_module("benchmarks.gpu.job").without_paths, Path(__file__).parents[2]
+    line = f'File "{root}/benchmarks/gpu/run.py", line 3, "/opt/x/lib/site-packages/torch/a.py:1" in {gettempdir()}/b'
+    assert without_paths(line) == 'File "benchmarks/gpu/run.py", line 3, "torch/a.py:1" in b'
+    for file in (root / "benchmarks" / "gpu" / "results").glob("*.json"):
+        assert not any(part in file.read_text() for part in ("-packages/", "/tmp/", str(root))), file
 
 
 def test_figures_are_not_lost_to_a_later_failure(suite, settings):
