@@ -91,8 +91,6 @@ def forecast_text(row: RoundRow) -> str:
     if row.forecast_accuracy == row.forecast_accuracy:
         past = f"out of fold {row.seed_oof_accuracy:.3f}, forecast {row.forecast_accuracy:.3f} "
         past += f"({row.forecast_low:.3f} to {row.forecast_high:.3f}); "
-    if row.seed_oof_accuracy != row.seed_oof_accuracy:
-        return "no forecast: it needs folds (evolution.folds)"
     if row.predicted_gain != row.predicted_gain:
         return "no forecast yet: a second round is needed for one"
     ahead = f"the next round is forecast to gain {row.predicted_gain:+.4f}"

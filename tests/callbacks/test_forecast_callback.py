@@ -142,4 +142,5 @@ def test_the_log_line_says_what_was_forecast_and_what_is():
     assert forecast_text(now) == f"out of fold 0.550, forecast 0.600 (0.500 to 0.700); {ahead}"
     assert forecast_text(row(1, predicted_gain=0.0125, predicted_last_round=4.0)) == ahead
     assert forecast_text(row(0)) == "no forecast yet: a second round is needed for one"
-    assert forecast_text(row(0, seed_oof_accuracy=math.nan)) == "no forecast: it needs folds (evolution.folds)"
+    without_folds = row(1, seed_oof_accuracy=math.nan, predicted_gain=0.0125, predicted_last_round=4.0)
+    assert forecast_text(without_folds) == ahead  # gain and last round are forecast from the labels alone
