@@ -50,7 +50,8 @@ def go_on_with_arrivals(evolution: Any, trainer: Trainer, pl_module: LightningMo
     new_seed = new_seed[~torch.isin(new_seed.pair_id, torch.cat([s.pair_id for s in state.history]))]
     pool = complete_and_unique(concatenate([old, new]), data.pair_ids("pool"))
     context = evolution.context(trainer, [state.seed_scores[delivered], new_seed])
-    result, selection = evolution.judge(trainer, pool, context)
+    labelling, seen = evolution.with_judge(trainer, pool, context)
+    result, selection = evolution.select(trainer, seen, labelling)
     unseen = evolution.score(trainer, "test", f"round {delivered} | scoring the test pairs")
     figures = drift_figures(old, pool, result, context, new_seed, unseen)
     publish_drift(trainer, round_files(trainer.default_root_dir, state.rows[-1].round + 1).drift, figures)

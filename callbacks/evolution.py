@@ -31,6 +31,7 @@ from ser_lightning.callbacks.state import EvolutionState, seed_credits
 from ser_lightning.errors import NothingToDo, UserError, raise_problems
 from ser_lightning.evolution.forecast import net_label_change
 from ser_lightning.evolution.guards import Level
+from ser_lightning.evolution.pairwise_judge import hold_vote, joined
 from ser_lightning.evolution.selection import SelectionContext, SelectionResult
 from ser_lightning.evolution.settings import EvolutionSettings
 from ser_lightning.records import PairScores, Selection
@@ -78,6 +79,11 @@ class EvolutionCallback(Callback):
             problems.append(f"data: got {type(trainer.datamodule).__name__}; evolution needs a PreferenceDataModule")
         elif len(trainer.datamodule.pair_ids("pool")) == 0 and self.settings.max_rounds > 0:
             problems.append("data: got a pool of no pairs; lower seed_fraction, give pool_path, or set max_rounds to 0")
+        if getattr(pl_module, "compares", False) and self.settings.folds == 0:
+            problems.append(
+                "evolution.folds: got 0 with model.pairwise_judge, which is heard where it helps out of fold; set 2 or "
+                "more"
+            )
         raise_problems(problems)
         self._begin_data_phase(trainer)
 
@@ -238,11 +244,12 @@ class EvolutionCallback(Callback):
         data = trainer.datamodule
         pool = self.score(trainer, "pool", f"round {self.state.round} | labelling the pool")
         context = self.context(trainer, self.state.fold_scores)
-        result, selection = self.judge(trainer, pool, context)
+        labelling, seen = self.with_judge(trainer, pool, context)
+        result, selection = self.select(trainer, seen, labelling)
         pl_module.set_scale(*context.scale())
         self.state.rows.append(self._row(trainer, pool, context, result, selection))
         self._forecast(trainer)
-        level = self._ask_guards(trainer, pool, context, result)
+        level = self._ask_guards(trainer, seen, labelling, result)
         self._write_round(trainer, pl_module, pool, result)
         rank_zero_info(f"Round {self.state.round}: {result.message}; {forecast_text(self.state.rows[-1])}.")
         self.state.history.append(selection)
@@ -251,7 +258,7 @@ class EvolutionCallback(Callback):
             self._finish(trainer, pl_module)
         else:
             data.accept(selection)
-            self._accept_for_folds(trainer, context)
+            self._accept_for_folds(trainer, labelling)
         self.state.fold_scores, self.state.fold_pool_scores = [], []
         self.state.cost = {}
         self.state.earlier_label, self.state.pool_label = self.state.pool_label, result.label
@@ -262,7 +269,31 @@ class EvolutionCallback(Callback):
         seed = concatenate(parts)
         return SelectionContext(seed, trainer.datamodule.seed_labels(seed.pair_id), self.state.history)
 
-    def judge(self, trainer: Trainer, pool: PairScores, context: SelectionContext) -> tuple[SelectionResult, Selection]:
+    def with_judge(
+        self, trainer: Trainer, pool: PairScores, context: SelectionContext
+    ) -> tuple[SelectionContext, PairScores]:
+        """Seed and pool as both views see them, where the module has a pairwise judge and the seed speaks for it.
+
+        So do the scores of the pool by the models of the folds, each with a judge that has not seen its fold.
+        """
+        judge = getattr(trainer.lightning_module, "judge", None)
+        if judge is None:
+            return context, pool
+        data = trainer.datamodule
+        seed = context.scores.pair_id
+        head = judge.learn(seed, context.target, data.dialogues(seed).tolist(), pool.pair_id)
+        vote = hold_vote(context, head)
+        rank_zero_info(f"Round {self.state.round}: {vote.message}.")
+        if not vote.is_heard:
+            return context, pool
+        for fold, scores in enumerate(self.state.fold_pool_scores):
+            left_out = data.pair_ids("seed", fold, self.settings.folds)
+            self.state.fold_pool_scores[fold] = joined(scores, vote.temperature, head.logits(scores.pair_id, left_out))
+        return vote.context, joined(pool, vote.temperature, head.logits(pool.pair_id))
+
+    def select(
+        self, trainer: Trainer, pool: PairScores, context: SelectionContext
+    ) -> tuple[SelectionResult, Selection]:
         """What the rule says of the pool, and the selection that all ranks take."""
         result = self.settings.rule.select(pool, context)
         keep = result.keep
@@ -293,7 +324,7 @@ class EvolutionCallback(Callback):
         """
         for fold, pool in enumerate(self.state.fold_pool_scores):
             past = self.state.fold_history.setdefault(fold, [])
-            _, selection = self.judge(trainer, pool, SelectionContext(context.scores, context.target, past))
+            _, selection = self.select(trainer, pool, SelectionContext(context.scores, context.target, past))
             past.append(selection)
             trainer.datamodule.accept(selection, fold)
 

@@ -180,6 +180,11 @@ class PreferenceDataModule(PairFiles):
         found = zip((training, scoring), self._auto_budgets, strict=True)
         return cast(tuple[int, int], tuple(auto if given == "auto" else given for given, auto in found))
 
+    @property
+    def scoring_budget(self) -> int:
+        """Most padded tokens in a batch without gradients."""
+        return self._budgets()[1]
+
     def train_dataloader(self) -> DataLoader[list[PairBatch]]:
         """Items: the micro-batches of one optimiser step, for this rank."""
         pairs = self._training_pairs()
@@ -216,7 +221,7 @@ class PreferenceDataModule(PairFiles):
     def _measuring(self, split: Literal["val", "test"], nothing: str) -> Any:
         """A loader for the split, if it has pairs, and one for each evaluation set."""
         loaders = [self._scoring_loader(self.data.measured(split))] if len(self.data.rows(split)) else []
-        shard = self._shard(self._budgets()[1])
+        shard = self._shard(self.scoring_budget)
         for one in self.eval_sets:
             loaders.append(make_loader(ScoringBatches(one.store, one.pairs(), shard, one.name), self.num_workers))
         if not loaders:
@@ -231,10 +236,10 @@ class PreferenceDataModule(PairFiles):
         """Every pair of one part of the store as tokens, without labels and this rank's share of them."""
         pairs = PairSet.unlabelled(np.arange(*self.data.store.parts[part : part + 2]))
         self.feature_cost["tokens"] += int(self.data.store.num_tokens[pairs.rows].sum())
-        return self._loader(pairs, self._shard(self._budgets()[1]))
+        return self._loader(pairs, self._shard(self.scoring_budget))
 
     def _scoring_loader(self, pairs: PairSet) -> DataLoader[PairBatch]:
-        return self._loader(pairs, self._shard(self._budgets()[1], self._features()))
+        return self._loader(pairs, self._shard(self.scoring_budget, self._features()))
 
     def _loader(self, pairs: PairSet, shard: Shard) -> DataLoader[PairBatch]:
         return make_loader(ScoringBatches(self.data.store, pairs, shard), self.num_workers)

@@ -4,7 +4,7 @@ Shapes: n pairs, C readings, H the size of a state, D numbers of a view, V views
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor
 from benchmarks.readings.states import StudyPairs
 from ser_lightning.datamodules.splitting import assign_folds, take_dialogues
 from ser_lightning.evaluation.calibration import fit_temperature
+from ser_lightning.evolution.pairwise_judge import JudgeHead, PairwiseJudge, hold_vote
 from ser_lightning.evolution.selection import SelectionContext, SelectionResult, SelectionRule
 from ser_lightning.models.readings import Reading
 from ser_lightning.records import PairScores, Selection
@@ -164,6 +165,8 @@ class Round:
     """Share of the pool that was selected."""
     kept_right: float
     """Share of these labels that are right; NaN where none was kept."""
+    pool_right: float
+    """Share of all labels of the pool that are right."""
 
 
 def evolve(
@@ -173,6 +176,7 @@ def evolve(
     fold: Tensor,
     is_ensemble: bool = False,
     max_rounds: int = MAX_ROUNDS,
+    judge: PairwiseJudge | None = None,
 ) -> list[Round]:
     """Up to `max_rounds` rounds after the seed model; of several views the mean counts, and pairs on which they agree.
 
@@ -183,10 +187,12 @@ def evolve(
         fold: of each seed pair.
         is_ensemble: the models of the folds, averaged, take the place of the one that has seen all of the seed.
         max_rounds: after the seed model.
+        judge: helps to label the pool, where the seed speaks for it.
     """
     folds = [Chain(task.seed[fold != k]) for k in range(int(fold.max()) + 1)]
     main, rounds = Chain(task.seed), list[Round]()
     target = task.target[task.seed]
+    head = None if judge is None else judge_head(task, judge)
 
     def scores_of(chain: Chain, rows: Tensor) -> Tensor:
         chains = folds if is_ensemble and chain is main else [chain]
@@ -198,20 +204,42 @@ def evolve(
         out_of_fold = torch.zeros(len(task.seed), 2, dtype=torch.float64)
         for k, chain in enumerate(folds):
             out_of_fold[fold == k] = chain.rewards(views, task.seed[fold == k]).mean(0)
-        seed_scores = _scores(task.seed, out_of_fold)
-        results = [
-            _select(task.pool, scores_of(chain, task.pool), rule, SelectionContext(seed_scores, target, chain.history))
-            for chain in (*folds, main)
-        ]
+        context = SelectionContext(_scores(task.seed, out_of_fold), target)
+        vote = None if head is None else hold_vote(_by_pair_id(task, context), head)
+        results = []
+        for chain in (*folds, main):
+            rewards, past = scores_of(chain, task.pool), replace(context, history=chain.history)
+            if head is not None and vote is not None and vote.is_heard:
+                left_out = None if chain is main else pair_ids(task, task.seed[~torch.isin(task.seed, chain.rows)])
+                logits = head.logits(pair_ids(task, task.pool), left_out)
+                rewards = rewards / vote.temperature + torch.stack([logits, -logits], 1) / 2
+                past = replace(vote.context, history=chain.history)
+            results.append(_select(task.pool, rewards, rule, past))
         result, test = results[-1], scores_of(main, task.test).mean(0)
-        right = (result.label == task.target[task.pool])[result.keep]
-        share, is_right = float(result.keep.double().mean()), float(right.double().mean())
-        rounds.append(Round(test[:, 0] - test[:, 1], out_of_fold[:, 0] - out_of_fold[:, 1], share, is_right))
+        is_right = result.label == task.target[task.pool]
+        shares = [float(one.double().mean()) for one in (result.keep, is_right[result.keep], is_right)]
+        rounds.append(Round(test[:, 0] - test[:, 1], out_of_fold[:, 0] - out_of_fold[:, 1], *shares))
         if result.converged or not result.keep.any() or len(rounds) > max_rounds:
             return rounds
         for chain, own in zip((*folds, main), results, strict=True):
             labels, sure = own.label[own.keep], own.confidence[own.keep]
             chain.history.append(Selection(task.pool[own.keep], labels, sure, own.status, len(rounds) - 1))
+
+
+def pair_ids(task: Task, rows: Tensor) -> Tensor:
+    """Ids of the pairs in some rows."""
+    return torch.tensor(task.pairs.pair_id)[rows]
+
+
+def _by_pair_id(task: Task, context: SelectionContext) -> SelectionContext:
+    """The same with the pairs' own ids in place of rows."""
+    return replace(context, scores=replace(context.scores, pair_id=pair_ids(task, context.scores.pair_id)))
+
+
+def judge_head(task: Task, judge: PairwiseJudge) -> JudgeHead:
+    """A judge that has learnt the labels of a task."""
+    seed, group = pair_ids(task, task.seed), task.group(task.seed).tolist()
+    return judge.learn(seed, task.target[task.seed], group, pair_ids(task, task.pool))
 
 
 def _scores(rows: Tensor, rewards: Tensor) -> PairScores:
@@ -233,6 +261,12 @@ def _select(rows: Tensor, rewards: Tensor, rule: SelectionRule, context: Selecti
     side = torch.sign(rewards[..., 0] - rewards[..., 1])
     keep = found.keep & (side == side[0]).all(0)
     return SelectionResult(found.prob_a, keep, found.status, found.converged, found.message)
+
+
+def seed_scores(task: Task, view: View, fold: Tensor) -> PairScores:
+    """Of the seed pairs, under their own ids, by heads that were fitted without their fold."""
+    margin = out_of_fold_margins(task, view, fold)
+    return _scores(pair_ids(task, task.seed), torch.stack([margin, -margin], 1) / 2)
 
 
 def out_of_fold_margins(task: Task, view: View, fold: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ the seed keeps.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
 from typing import NamedTuple
@@ -17,30 +18,55 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from benchmarks.readings.heads import Round, Task, View, choose_view, evolve, make_task, make_view, out_of_fold_margins
+from benchmarks.readings.heads import (
+    Round,
+    Task,
+    View,
+    choose_view,
+    evolve,
+    judge_head,
+    make_task,
+    make_view,
+    out_of_fold_margins,
+    pair_ids,
+    seed_scores,
+)
 from benchmarks.readings.queries import FIRST_LABELS, STRATEGIES, ask
-from benchmarks.readings.states import NUM_FIFTHS, StudyPairs, compute_states
+from benchmarks.readings.states import NUM_FIFTHS, StudyPairs, compute_comparisons, compute_states
 from benchmarks.shared.results import Results, Run, versions
 from benchmarks.shared.runs import run_missing, study_arguments
 from ser_lightning.callbacks.rounds import choose_round
 from ser_lightning.evaluation.calibration import fit_temperature
 from ser_lightning.evaluation.metrics import confidence_and_right, half_credit, reliability
-from ser_lightning.evolution.selection import CalibratedRule, PaperRule, ReleasedRule, SelectionRule, TopShareRule
+from ser_lightning.evolution.pairwise_judge import PairwiseJudge, hold_vote
+from ser_lightning.evolution.selection import (
+    CalibratedRule,
+    PaperRule,
+    ReleasedRule,
+    SelectionContext,
+    SelectionRule,
+    TopShareRule,
+)
 from ser_lightning.models.readings import standard_reading
 from ser_lightning.training.linear_head import log_loss
 from ser_lightning.training.reading_choice import candidate_sets
 
 HERE = Path(__file__).parent
 DATA = {
+    "hh_1000": ("hh_helpful_base.jsonl", "hh_helpful_rs.jsonl"),
     "hh": ("hh_helpful_base.jsonl", "hh_helpful_rs.jsonl"),
     "pandalm": ("pandalm_test.jsonl",),
     "ultrafeedback": ("ultrafeedback_sample.jsonl",),
 }
-SEEDS_PER_FIFTH = {"hh": 2, "pandalm": 5, "ultrafeedback": 5}
+FIRST = {"hh_1000": 1000}
+"""Pairs of the files that are taken, where it is not all."""
+SEEDS_PER_FIFTH = {"hh_1000": 5, "hh": 2, "pandalm": 5, "ultrafeedback": 5}
 """Random seeds 1, 2, ... are tested on the first fifth, the next ones on the second, and so on."""
 SHARES = {"5": 0.05, "15": 0.15}
 SIZES = (25, 50, 100, 200, 400, 1000)
-PARTS = (*SHARES, "curve", "all", "queries")
+JUDGED = {"judge_5": "5", "judge_15": "15"}
+"""Parts about the pairwise judge, and their shares of the labels."""
+PARTS = (*SHARES, "curve", "all", "queries", *JUDGED)
 NUM_FOLDS = 5
 CALIBRATED_FOLDS = (2, 3, 5)
 NUM_QUERY_SEEDS = 10
@@ -68,6 +94,7 @@ CONDITIONS = {
     **{f"views_{rule}": Way("views", rule) for rule in ("calibrated", "keep_all")},
     "views_ensemble": Way("views", "keep_all", is_ensemble=True),
 }
+JUDGED_RULES = ("calibrated", "keep_all")
 FEW = ("ours_calibrated", "standard_calibrated")
 """Those of larger data sets, where a condition takes minutes."""
 
@@ -172,6 +199,31 @@ def query_run(pairs: StudyPairs, fifth: int, seed: int) -> Run:
     return found
 
 
+def judge_run(task: Task, judge: PairwiseJudge, seed: int) -> Run:
+    """Evolution with and without a pairwise judge, what the judge is worth by itself, and all labels."""
+    target, everything = task.target[task.test], replace(task, seed=task.train)
+    _, view = choose_view(task)
+    folds = task.folds(NUM_FOLDS, seed)
+    found: Run = {"conditions": {}}
+    for rule in JUDGED_RULES:
+        for name, heard in (("ours", None), ("judge", judge)):
+            rounds = evolve(task, [view], RULES[rule], folds, judge=heard)
+            found["conditions"][f"{name}_{rule}"] = {
+                "credit": [credit_text(one.test, target) for one in rounds],
+                "pool_right": [round(one.pool_right, 4) for one in rounds],
+                "kept_right": [round(one.kept_right, 4) for one in rounds],
+                "delivered": delivered_rounds(rounds, task.target[task.seed]),
+            }
+    head = judge_head(task, judge)
+    alone = head.logits(pair_ids(task, task.test))
+    context = SelectionContext(seed_scores(task, view, folds), task.target[task.seed])
+    found |= {"judge_alone": credit_text(alone, target), "is_heard": hold_vote(context, head).is_heard}
+    standard = make_view(everything, [standard_reading(task.pairs.num_layers)])
+    found["standard_all"] = credit_text(seed_margins(everything, standard), target)
+    found["ours_all"] = credit_text(seed_margins(everything, choose_view(everything)[1]), target)
+    return found
+
+
 @cache
 def load(file: Path) -> StudyPairs:
     """The states of a data set and a body."""
@@ -187,7 +239,7 @@ def run_one(setting: str, seed: int, states: Path) -> Run:
     found: Run = {"setting": setting, "seed": seed, "fifth": fifth, "versions": versions()}
     if part == "queries":
         return {**found, "accuracy": query_run(pairs, fifth, seed)}
-    task = make_task(pairs, fifth, SHARES.get(part, 1.0), seed)
+    task = make_task(pairs, fifth, SHARES.get(JUDGED.get(part, part), 1.0), seed)
     numbers: dict[str, int] = {}
     found["prompt"] = [numbers.setdefault(pairs.prompt[i], len(numbers)) for i in task.test.tolist()]
     if part == "curve":
@@ -196,6 +248,9 @@ def run_one(setting: str, seed: int, states: Path) -> Run:
         longer = pairs.num_tokens[task.test, 0] - pairs.num_tokens[task.test, 1]
         accuracy = float(half_credit(longer.double(), task.target[task.test]).mean())
         return {**found, **both_readings(task), "longer": round(accuracy, 6)}
+    if part in JUDGED:
+        judge = PairwiseJudge(**torch.load(states / f"{data}-{body}-comparisons.pt", weights_only=True))
+        return {**found, "labels": len(task.seed), **judge_run(task, judge, seed)}
     conditions = FEW if len(task.train) > MAX_TRAIN else [*CONDITIONS]
     return {**found, "labels": len(task.seed), **share_run(task, seed, conditions)}
 
@@ -223,8 +278,11 @@ def main() -> None:
     args = parser.parse_args()
     bodies = dict(one.split("=", 1) for one in args.models)
     for data, (body, folder) in ((data, body) for data in args.data for body in bodies.items()):
+        files = [args.data_dir / name for name in DATA[data]]
         if not (file := args.scratch / f"{data}-{body}.pt").is_file():
-            compute_states([args.data_dir / name for name in DATA[data]], Path(folder)).save(file)
+            compute_states(files, Path(folder), FIRST.get(data)).save(file)
+        if set(args.parts) & {*JUDGED} and not (compared := args.scratch / f"{data}-{body}-comparisons.pt").is_file():
+            torch.save(vars(compute_comparisons(files, Path(folder), load(file))), compared)
     tasks = [
         (f"{data}/{body}/{part}", seed)
         for part in args.parts

@@ -17,6 +17,8 @@ from tqdm import tqdm
 from ser_lightning.data.encode import EncodedPair, encode_pairs
 from ser_lightning.data.formats import parse_row
 from ser_lightning.data.packing import num_shared_tokens
+from ser_lightning.evolution.comparison_states import comparison_states
+from ser_lightning.evolution.pairwise_judge import PairwiseJudge
 from ser_lightning.models.backbone import Backbone, load_tokenizer
 from ser_lightning.models.readings import Kind, Reading, turn_tokens
 from ser_lightning.models.reward_model import RewardModel, load_reward_model
@@ -115,6 +117,31 @@ def compute_states(files: Sequence[Path], model: Path, first: int | None = None)
         num_tokens=torch.tensor([[len(ids.ids_a), len(ids.ids_b)] for ids in encoded]),
         pair_id=[pair.pair_id for pair in pairs],
     )
+
+
+def compute_comparisons(files: Sequence[Path], model: Path, pairs: StudyPairs) -> PairwiseJudge:
+    """What a pairwise judge reads of the pairs of some files, in one pass of a body.
+
+    Args:
+        files: of preference pairs.
+        model: folder of a language model.
+        pairs: which of them.
+    """
+    backbone = Backbone(str(model), train="head", dtype="bfloat16")
+    tokenizer, reward_model = load_tokenizer(backbone), load_reward_model(backbone).eval()
+    found = {pair.pair_id: pair for pair in _labelled(files)}
+    ids = sorted(pairs.pair_id)
+    lengths = dict(zip(pairs.pair_id, pairs.num_tokens.sum(1).tolist(), strict=True))
+    longest_first = sorted(ids, key=lambda i: -lengths[i])
+    states = {}
+    for start in tqdm(range(0, len(ids), CHUNK), desc="comparisons"):
+        chunk = longest_first[start : start + CHUNK]
+        with torch.inference_mode():
+            compared = comparison_states(
+                reward_model, tokenizer, [found[i] for i in chunk], (2 * MAX_LENGTH, TOKENS_PER_BATCH)
+            )
+        states |= dict(zip(chunk, compared, strict=True))
+    return PairwiseJudge(torch.tensor(ids), torch.stack([states[i] for i in ids]))
 
 
 def _labelled(files: Sequence[Path]) -> Iterator[PreferencePair]:

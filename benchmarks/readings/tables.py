@@ -6,6 +6,7 @@ Shapes: S random seeds, N test pairs that they share, R resamples.
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -371,6 +372,53 @@ def queries_table(results: Settings) -> str:
     return table([*header, *(f"{name}, difference" for name in STRATEGIES.values())], rows)
 
 
+JUDGED = ("seed", "alone", "alone_last", "judged", "judged_last", "standard_all", "ours_all", "judge")
+"""Models of a run with and without a pairwise judge, in this order."""
+
+
+def judge_table(results: Settings) -> str:
+    """One line for each share of labels and rule: evolution with a pairwise judge, and the same without."""
+    rows = []
+    for where, parts in results.items():
+        for part in ("judge_5", "judge_15"):
+            runs = [*parts.get(part, {}).values()]
+            for rule, name in (("calibrated", "`CalibratedRule`"), ("keep_all", "keep all")) if runs else ():
+                mean, drawn = accuracies(blocks_of(runs, partial(_judged_models, rule=rule)))
+
+                def difference(first: str, second: str, mean: Floats = mean, drawn: Floats = drawn) -> str:
+                    i, j = JUDGED.index(first), JUDGED.index(second)
+                    return str(Estimate.of(float(mean[i] - mean[j]), drawn[:, i] - drawn[:, j]))
+
+                gap = [JUDGED.index(model) for model in ("seed", "judged", "ours_all")]
+                share = share_of(mean[gap], drawn[:, gap])
+                right = [np.mean([run["conditions"][f"{c}_{rule}"]["pool_right"][0] for run in runs]) for c in _WHO]
+                rows.append(
+                    [
+                        *(*_names(where), f"{part.removeprefix('judge_')} %", name, str(len(runs))),
+                        f"{np.mean([run['is_heard'] for run in runs]):.0%}",
+                        *(f"{mean[JUDGED.index(model)]:.3f}" for model in ("seed", "judge")),
+                        f"{right[0]:.3f}, {right[1]:.3f}",
+                        *(difference(model, "seed") for model in JUDGED[1:5]),
+                        *("undefined" if share is None else str(share), difference("judged", "standard_all")),
+                    ]
+                )
+    header = "data|body|labels|rule|runs|judge heard in|seed model|judge by itself|pool labels right, without and with"
+    gains = "gain without: delivered|last round|gain with judge: delivered|last round"
+    more = "share of the gap, with judge|delivered with judge minus standard with all labels"
+    return table([*header.split("|"), *gains.split("|"), *more.split("|")], rows)
+
+
+_WHO = ("ours", "judge")
+
+
+def _judged_models(run: Run, rule: str) -> list[str]:
+    """Credits of `JUDGED`."""
+    found = [run["conditions"][f"{who}_{rule}"] for who in _WHO]
+    ends = [(one["credit"][one["delivered"][DELIVERED]], one["credit"][-1]) for one in found]
+    seed = found[0]["credit"][0]
+    return [seed, *ends[0], *ends[1], run["standard_all"], run["ours_all"], run["judge_alone"]]
+
+
 def tables() -> dict[str, str]:
     """All tables by name."""
     results = by_setting(RESULTS.read())
@@ -381,4 +429,5 @@ def tables() -> dict[str, str]:
         "readings_delivery": delivery_table(results),
         "readings_calibration": calibration_table(results),
         "readings_queries": queries_table(results),
+        "readings_judge": judge_table(results),
     }

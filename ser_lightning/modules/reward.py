@@ -13,10 +13,12 @@ from transformers import PreTrainedTokenizerBase
 from ser_lightning.data.layouts import Layout
 from ser_lightning.errors import UserError, raise_problems
 from ser_lightning.evaluation.metrics import PairMetrics, half_credit
+from ser_lightning.evolution.comparison_states import cache_comparisons
+from ser_lightning.evolution.pairwise_judge import PairwiseJudge
 from ser_lightning.models.backbone import Backbone, load_tokenizer
 from ser_lightning.models.fingerprint import Identity, check_identity, check_trained, identity_of
 from ser_lightning.models.masks import LayoutName
-from ser_lightning.models.probe import Finding, start_findings
+from ser_lightning.models.probe import Finding, num_positions, start_findings
 from ser_lightning.models.readings import QUESTION
 from ser_lightning.models.reward_model import RewardModel, load_reward_model
 from ser_lightning.models.trainable import trainable_state, trained_part
@@ -49,7 +51,9 @@ class RewardModule(LightningModule):
         max_grad_norm: gradients are clipped to this norm.
         reading: where the head reads, a list of `last`, `mean` and `judge`, each alone or with a layer such as
             `mean@12`; `auto` chooses out of fold on the seed; see docs/method.md.
-        question: what `judge` asks about a response.
+        question: what the reading `judge` asks about a response.
+        pairwise_judge: let the model compare both responses of each pair in one prompt, and help to label the pool
+            where the seed says that this makes better labels; costs some three passes over all pairs, once.
         layout: `shared_prompt` computes the prompt of both responses once, with the same result; `padded` gives each
             response a row; `auto` shares prompts where that is exact and, on a GPU,
             FlexAttention works, and logs why where it does not.
@@ -66,6 +70,7 @@ class RewardModule(LightningModule):
         layout: LayoutName = "auto",
         reading: str | list[str] = "last",
         question: str = QUESTION,
+        pairwise_judge: bool = False,
     ) -> None:
         super().__init__()
         raise_problems([*backbone.problems(), *training_problems(warmup_share, max_grad_norm)])
@@ -78,6 +83,8 @@ class RewardModule(LightningModule):
         self.center_rewards_coefficient, self.max_grad_norm = center_rewards_coefficient, max_grad_norm
         self._wanted_layout: LayoutName = layout
         self.reading, self.question = reading, question
+        self.compares = pairwise_judge
+        self.judge: PairwiseJudge | None = None
         self.penalty: float | None = None
         self._evidence: list[dict[str, Any]] = []
         self.temperature, self.zero = 1.0, 0.0
@@ -124,6 +131,7 @@ class RewardModule(LightningModule):
         with torch.device("cpu"):  # Lightning calls this where new tensors are made on the GPU
             self._reward_model = load_reward_model(self.backbone, device, self._wanted_layout, "model.layout")
             self._identity = identity_of(self._reward_model.model, self.tokenizer)
+            self._compare_responses(self._reward_model)
             self._choose_readings(self._reward_model)
             if self._trainer is not None and isinstance(self.trainer.strategy, ShardStrategy):
                 self.trainer.strategy.shard(self, self._reward_model.body)
@@ -147,6 +155,20 @@ class RewardModule(LightningModule):
             reward_model.candidates = reward_model.readings
             if is_start or not plan.is_open:
                 reward_model.drop_unread_layers()
+
+    def _compare_responses(self, reward_model: RewardModel) -> None:
+        """Have the pretrained body compare the responses of every pair, while it still has all of its layers."""
+        if not self.compares or self._trainer is None or self.trainer.state.fn != "fit":
+            return
+        if not reward_model.is_decoder:
+            raise UserError("model.pairwise_judge: got true for an encoder, which cannot be asked; set it to false")
+        data = self.trainer.datamodule
+        if not hasattr(data, "part_ids"):
+            raise UserError("model.pairwise_judge: got true without a PreferenceDataModule, whose pairs it compares")
+        limit = num_positions(reward_model.model.config, reward_model.body)
+        max_length = min(2 * data.max_length, limit or 2 * data.max_length)
+        reward_model.to(self.trainer.strategy.root_device)
+        self.judge = PairwiseJudge(*cache_comparisons(self.trainer, reward_model, self.tokenizer, data, max_length))
 
     @property
     def caches_features(self) -> bool:

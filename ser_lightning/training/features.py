@@ -101,18 +101,25 @@ def _open(file: Path, num_pairs: int, dtype: torch.dtype, num_readings: int) -> 
     return whole.view(num_pairs, 2, num_readings, -1)
 
 
-def body_key(reward_model: RewardModel, precision: str) -> str:
-    """Changes when the body would give other states: with its weights, its settings, the readings or the precision.
+def body_key(reward_model: RewardModel, precision: str, reads: Sequence[Any] | None = None) -> str:
+    """Changes when the body would give other states: with its weights, its settings, what is read, or the precision.
 
     Reads every weight once (a second for each gigabyte or so).
+
+    Args:
+        reward_model: whose body; adapters change nothing before they are trained, and do not count.
+        precision: the trainer's.
+        reads: what is read and where, None = the candidate readings.
     """
     config: Any = reward_model.model.config
     settings = {k: v for k, v in config.to_dict().items() if k not in ("_name_or_path", "pad_token_id")}
     layout = reward_model.layout
-    settings["readings"] = [*map(str, reward_model.candidates), layout.header, layout.question]
+    settings["readings"] = (
+        [*map(str, reward_model.candidates), layout.header, layout.question] if reads is None else list(reads)
+    )
     content = hashlib.sha256(repr((_VERSION, transformers.__version__, precision, sorted(settings.items()))).encode())
     for name, tensor in sorted(reward_model.body.state_dict().items()):
-        if isinstance(tensor, Tensor):
+        if isinstance(tensor, Tensor) and "lora_" not in name:
             content.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
             content.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return f"{content.hexdigest()[:24]}-{_dtype_name(reward_model.body)}"
@@ -127,6 +134,13 @@ def _dtype_name(body: nn.Module) -> str:
     """States are kept as the body holds its weights: half the space for a body in bfloat16, and exact."""
     floats = {p.dtype for p in body.parameters() if p.dtype.is_floating_point}
     return "bfloat16" if floats == {torch.bfloat16} else "float32"
+
+
+def read_file(file: Path, num_rows: int, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """(num_rows, *shape), a private (copy-on-write) map of a file that `write_features` left."""
+    if not num_rows:
+        return torch.empty(0, *shape, dtype=dtype)
+    return torch.from_file(str(file), shared=False, size=num_rows * prod(shape), dtype=dtype).view(num_rows, *shape)
 
 
 def is_whole(file: Path, num_pairs: int, shape: tuple[int, ...], dtype: torch.dtype) -> bool:

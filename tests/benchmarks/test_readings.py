@@ -14,6 +14,7 @@ from benchmarks.readings.queries import STRATEGIES, Question, ask, greedy_inform
 from benchmarks.readings.run import delivered_rounds, run_one
 from benchmarks.readings.states import NUM_FIFTHS, StudyPairs, compute_states
 from ser_lightning.data.encode import encode_conversations
+from ser_lightning.evolution.pairwise_judge import PairwiseJudge
 from ser_lightning.evolution.selection import CalibratedRule, TopShareRule
 from ser_lightning.models.backbone import Backbone, load_tokenizer
 from ser_lightning.models.readings import parse_readings
@@ -119,12 +120,34 @@ def test_evolution_leaves_out_what_views_disagree_on_and_an_ensemble_is_another_
     assert not torch.allclose(one.test, voted.test)
 
 
+def knowing_judge(pairs, noise=0.2):
+    """A judge whose states tell nearly every label."""
+    generator = torch.Generator().manual_seed(1)
+    states = torch.randn(300, 6, generator=generator) * noise
+    states[:, 0] += 2.0 * pairs.label - 1
+    return PairwiseJudge(torch.arange(300), states)
+
+
+def test_with_a_judge_the_models_of_the_folds_still_know_nothing_of_their_fold(pairs):
+    """All that is shared is a scale; with a rule that keeps every label it plays no part in what is kept."""
+    task = make_task(pairs, 0, 80, 1)
+    fold, view, judge = task.folds(4, 1), make_view(task, USUAL, penalty=1.0), knowing_judge(pairs)
+    without, judged = (evolve(task, [view], TopShareRule(1.0, 0.0), fold, judge=j) for j in (None, judge))
+    torch.testing.assert_close(judged[0].out_of_fold, without[0].out_of_fold)
+    torch.testing.assert_close(judged[0].test, without[0].test)  # what is delivered never hears the judge
+    assert judged[0].pool_right > 0.95 > without[0].pool_right
+    everything = view.seed_weight(replace(task, seed=task.train))  # a head on all true labels
+    wanted = view.differences[task.test] @ everything
+    likeness = [float(torch.corrcoef(torch.stack([one[-1].test, wanted]))[0, 1]) for one in (without, judged)]
+    assert likeness[1] > 0.99 > 0.96 > likeness[0]
+
+
 def test_delivery_by_hand():
     """Ten seed pairs; rounds 1 and 2 are right on two more than the seed model, not the same ones."""
 
     def round_with(credit):
         signs = torch.tensor([1.0 if c == "1" else -1.0 for c in credit], dtype=torch.float64)
-        return Round(signs, signs, 0.5, 0.5)
+        return Round(signs, signs, 0.5, 0.5, 0.5)
 
     target = torch.ones(10, dtype=torch.float64)
     found = delivered_rounds([round_with("1111110000"), round_with("1111111100"), round_with("1111111010")], target)
@@ -174,7 +197,8 @@ def test_strategies_ask_for_other_pairs_and_begin_alike(pairs):
 
 def test_every_part_of_the_study_runs_and_fills_its_tables(pairs, tmp_path):
     pairs.save(tmp_path / "pandalm-x.pt")
-    tasks = [("15", 1), ("all", 1), ("curve", 1), ("queries", 1)]
+    torch.save(vars(knowing_judge(pairs)), tmp_path / "pandalm-x-comparisons.pt")
+    tasks = [("15", 1), ("all", 1), ("curve", 1), ("queries", 1), ("judge_15", 1)]
     runs = [run_one(f"pandalm/x/{part}", seed, tmp_path) for part, seed in tasks]
     results = study.by_setting(json.loads(json.dumps(runs)))
     assert "| pandalm | x | 1 | " in study.headline(results)

@@ -1,0 +1,116 @@
+"""What a pairwise judge reads of every pair, computed once and cached beside the pairs.
+
+A pair's number is the state behind the question "A or B?" with response a as A, minus the state with response b as A:
+swapping the responses turns its sign, whichever place the model prefers. Shapes: N pairs, H the size of a state.
+"""
+
+import hashlib
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor
+from tqdm.auto import tqdm
+from transformers import PreTrainedTokenizerBase
+
+from ser_lightning.data.layouts import pad_right
+from ser_lightning.data.packing import cut_by_tokens
+from ser_lightning.evolution.comparisons import QUESTION, encode_comparisons
+from ser_lightning.models.readings import Reading, read_states
+from ser_lightning.models.reward_model import RewardModel
+from ser_lightning.records import PreferencePair
+from ser_lightning.training.features import body_key, check_space, is_whole, read_file, write_features
+from ser_lightning.training.scoring import evaluating
+from ser_lightning.utils.collectives import gather_over_ranks
+
+DEPTH = 5 / 6
+"""Share of the layers below the state that is read (docs/results.md)."""
+_CHUNK = 256
+_VERSION = 1
+
+
+def comparison_states(
+    reward_model: RewardModel, tokenizer: PreTrainedTokenizerBase, pairs: list[PreferencePair], tokens: tuple[int, int]
+) -> Tensor:
+    """(N, H) float32, on the CPU, what the judge reads of some pairs.
+
+    Args:
+        reward_model: a decoder with its pretrained body.
+        tokenizer: with a chat template.
+        pairs: N; their labels are not read.
+        tokens: most tokens of a comparison, and of a batch with its padding.
+    """
+    rows = encode_comparisons(tokenizer, pairs, tokens[0])
+    reading = Reading("last", max(1, round(reward_model.num_layers * DEPTH)))
+    states = torch.empty(len(rows), reward_model.hidden_size)
+    device, pad = next(reward_model.parameters()).device, int(tokenizer.pad_token_id)
+    for batch in cut_by_tokens([len(ids) for ids in rows], tokens[1], rows_per_item=1):
+        inputs = pad_right([rows[i] for i in batch], pad).to(device)
+        states[batch] = read_states(reward_model.body, inputs, [reading])[:, 0].float().cpu()
+    a_first, b_first = states.split(len(pairs))
+    return a_first - b_first
+
+
+def cache_comparisons(
+    trainer: Trainer,
+    reward_model: RewardModel,
+    tokenizer: PreTrainedTokenizerBase,
+    data: Any,
+    max_length: int,
+) -> tuple[Tensor, Tensor]:
+    """Compute what is missing of the comparisons of a data module's pairs, over all ranks.
+
+    Args:
+        trainer: the running trainer.
+        reward_model: its body is as pretraining left it.
+        tokenizer: with a chat template.
+        data: a `PreferenceDataModule`.
+        max_length: most tokens of a comparison.
+
+    Returns:
+        (N,) int64 pair ids, ascending, and their (N, H) float32 numbers.
+    """
+    body = body_key(reward_model, str(trainer.precision), ("comparisons", _VERSION, QUESTION, DEPTH, max_length))
+    key = f"comparisons-{hashlib.sha256(body.encode()).hexdigest()[:24]}"
+    shape, found = (reward_model.hidden_size,), []
+    for part, file in enumerate(data.feature_files(key)):
+        ids = data.part_ids(part)
+        if not all(gather_over_ranks(is_whole(file, len(ids), shape, torch.float32))):
+            check_space(file, len(ids) * shape[0] * 4)
+            states = _computed(trainer, reward_model, tokenizer, data, part, max_length)
+            write_features(file if trainer.local_rank == 0 else None, states, ids, shape, torch.float32)
+            trainer.strategy.barrier("comparisons")
+            rank_zero_info(f"Pairwise judge: comparisons written to {file}")
+        found.append((ids, read_file(file, len(ids), shape, torch.float32)))
+    every_id, every_state = (torch.cat(column) for column in zip(*found, strict=True))
+    order = torch.from_numpy(np.unique(every_id.numpy(), return_index=True)[1])  # a file may hold a pair twice
+    return every_id[order], every_state[order]
+
+
+def _computed(
+    trainer: Trainer,
+    reward_model: RewardModel,
+    tokenizer: PreTrainedTokenizerBase,
+    data: Any,
+    part: int,
+    max_length: int,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Pair ids and what the judge reads of them, by chunks of pairs of like length, those of all ranks."""
+    store = data.data.store
+    rows = np.arange(*store.parts[part : part + 2])
+    order = rows[np.argsort(-store.num_tokens[rows].sum(axis=1), kind="stable")]
+    chunks = np.array_split(order, max(1, math.ceil(len(order) / _CHUNK)))
+    # Every rank takes as many: a gather waits for all of them, and pairs may come twice.
+    turns = math.ceil(len(chunks) / trainer.world_size)
+    mine = [chunks[(turn * trainer.world_size + trainer.global_rank) % len(chunks)] for turn in range(turns)]
+    shows = trainer.is_global_zero and getattr(trainer.progress_bar_callback, "is_enabled", False)
+    bar = tqdm(mine, desc="Comparing responses", leave=False, dynamic_ncols=True, disable=not shows)
+    with evaluating(reward_model), trainer.precision_plugin.predict_step_context():
+        for chunk in bar:
+            pairs = store.read_texts(chunk)
+            states = comparison_states(reward_model, tokenizer, pairs, (max_length, data.scoring_budget))
+            yield from gather_over_ranks((torch.tensor([pair.pair_id for pair in pairs]), states))
