@@ -14,7 +14,7 @@ from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
-from transformers.cache_utils import DynamicCache
+from transformers.cache_utils import Cache
 
 from ser_lightning.data.layouts import PADDED, Layout
 from ser_lightning.errors import UserError, raise_problems
@@ -81,7 +81,7 @@ class Policy(nn.Module):
             return last_hidden(self._body_in(role), inputs)
 
     def next_hidden(
-        self, role: Role, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor, cache: DynamicCache
+        self, role: Role, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor, cache: Cache
     ) -> Tensor:
         """(R, H) hidden states at the last of the new positions, which are added to the cache.
 

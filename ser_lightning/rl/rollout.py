@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
-from transformers.cache_utils import DynamicCache
+from transformers.cache_utils import Cache
 
 from ser_lightning.data.layouts import Layout
 from ser_lightning.data.packing import cut_by_tokens, group_equal
@@ -21,6 +21,7 @@ from ser_lightning.models.policy import Policy, Role
 from ser_lightning.models.probe import num_positions
 from ser_lightning.models.tokens import closing_token
 from ser_lightning.records import Prompt, Rollout, RolloutBatch
+from ser_lightning.rl.kv_cache import can_select, sampling_cache
 from ser_lightning.rl.policy_math import token_logps
 from ser_lightning.utils.seeds import hash_seed
 
@@ -110,7 +111,8 @@ def _sample_batch(
     ids, mask = pad_left(prompts, generator.pad_token_id, device)
     positions = (mask.cumsum(-1) - 1).clamp_min(0)
     stops = torch.tensor(list(generator.stop_ids), device=device)
-    head, cache = policy.head(role), DynamicCache(config=policy.lm.config)
+    head = policy.head(role)
+    cache = sampling_cache(policy.lm.config, ids.shape[1] + uniform.shape[1])
     alive = torch.arange(len(prompts), device=device)
     drawn = torch.full((len(prompts), uniform.shape[1]), -1, dtype=torch.int64, device=device)
     has_ended = torch.zeros(len(prompts), dtype=torch.bool, device=device)
@@ -129,7 +131,7 @@ def _sample_batch(
             break
         positions = positions[:, -1:] + 1
         mask = torch.cat([mask, torch.ones_like(mask[:, :1])], dim=1)
-        if num_running <= 0.875 * len(alive) and _can_leave(cache):
+        if num_running <= 0.875 * len(alive) and can_select(cache):
             kept = is_running.nonzero().squeeze(-1)
             cache.batch_select_indices(kept)
             alive, tokens, mask, positions = alive[kept], tokens[kept], mask[kept], positions[kept]
@@ -145,7 +147,7 @@ def _read_prompts(
     ids: Tensor,
     mask: Tensor,
     positions: Tensor,
-    cache: DynamicCache,
+    cache: Cache,
 ) -> Tensor:
     """(R, H) states that the first tokens are drawn from; a prompt that several rows begin with is read once.
 
@@ -159,7 +161,7 @@ def _read_prompts(
         cache: empty; keys and values of all rows come into it.
     """
     groups = group_equal([tuple(prompt) for prompt in prompts])
-    if len(groups) == len(ids) or not _can_leave(cache):
+    if len(groups) == len(ids) or not can_select(cache):
         return policy.next_hidden(role, ids, mask, positions, cache)
     first = torch.tensor([group[0] for group in groups], device=ids.device)
     owner = torch.empty(len(ids), dtype=torch.int64)
@@ -243,10 +245,6 @@ def pad_left(rows: Sequence[Sequence[int]], pad_token_id: int, device: torch.dev
     ids = torch.tensor([[pad_token_id] * (longest - len(row)) + list(row) for row in rows], device=device)
     mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows], device=device)
     return ids, mask
-
-
-def _can_leave(cache: DynamicCache) -> bool:
-    return all(hasattr(layer, "batch_select_indices") for layer in cache.layers)
 
 
 def _assemble(prompts: Sequence[Sequence[int]], responses: Sequence[_Response], pad_token_id: int) -> Rollout:
