@@ -12,6 +12,7 @@ from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from ser_lightning.data.packing import Tokens
 from ser_lightning.errors import UserError, raise_problems
 from ser_lightning.models.adapter_reward import adapter_reward_model, can_share
 from ser_lightning.models.backbone import Backbone
@@ -34,7 +35,7 @@ from ser_lightning.rl.policy_math import (
     kl_k3,
     sequence_kl,
 )
-from ser_lightning.rl.reward_functions import RewardFunction, RewardSum
+from ser_lightning.rl.reward_functions import RewardSum
 from ser_lightning.rl.reward_sources import load_rewards
 from ser_lightning.rl.rollout import (
     Generator,
@@ -76,7 +77,9 @@ class PPOModule(PolicyModule):
         critic_optimizer: the critic's.
         max_grad_norm: gradients are clipped to this norm, those of policy and critic apart.
         tokens_per_batch: most tokens in a micro-batch of whole responses; changes memory and speed, never the result.
-        tokens_per_sampling_batch: most tokens in a batch of responses that are being sampled.
+            `auto` fills the GPU's memory, as far as can be told, and is 1,536 on a CPU.
+        tokens_per_sampling_batch: most tokens in a batch of responses that are being sampled; `auto` as above, 16,384
+            on a CPU.
         layout: `shared_prompt` computes a prompt once for all responses to it, with the same result; `padded` gives
             each response a row; `auto` shares prompts where that is exact and, on a GPU,
             FlexAttention works, and logs why where it does not.
@@ -96,15 +99,16 @@ class PPOModule(PolicyModule):
         optimizer: OptimizerCallable = lambda p: torch.optim.AdamW(p, lr=1.4e-5, weight_decay=0.0),
         critic_optimizer: OptimizerCallable = lambda p: torch.optim.AdamW(p, lr=1.4e-5, weight_decay=0.0),
         max_grad_norm: float = 1.0,
-        tokens_per_batch: int = 4096,
-        tokens_per_sampling_batch: int = 16384,
+        tokens_per_batch: Tokens = 4096,
+        tokens_per_sampling_batch: Tokens = 16384,
         layout: LayoutName = "auto",
     ) -> None:
         super().__init__(backbone)
         problems = [*backbone.problems(), *sampling.problems(), *ppo.problems(advantage, responses_per_prompt)]
-        limits = {"max_grad_norm": max_grad_norm, "tokens_per_batch": tokens_per_batch}
+        limits: dict[str, Any] = {"max_grad_norm": max_grad_norm, "tokens_per_batch": tokens_per_batch}
         limits["tokens_per_sampling_batch"] = tokens_per_sampling_batch
-        problems += [f"model.{k}: got {value}; need a positive number" for k, value in limits.items() if value <= 0]
+        numbers = {k: value for k, value in limits.items() if value != "auto"}
+        problems += [f"model.{k}: got {value}; need a positive number" for k, value in numbers.items() if value <= 0]
         raise_problems(problems)
         self.reward_model, self.judge = reward_model, judge
         self.kl_control, self.sampling, self.ppo = kl_control, sampling, ppo
@@ -126,14 +130,14 @@ class PPOModule(PolicyModule):
         policy = load_policy(start.backbone, device, start.weights, True, self._has_critic, self._layout)
         self._stop_ids = stop_ids(policy.lm.generation_config.eos_token_id, self.tokenizer, self.sampling.stop)
         # In a list: registered as submodules, the reward models would enter checkpoints and optimisers.
-        self._judges: list[tuple[RewardSum, RewardFunction | None]] = [self._load_judges(policy, device)]
+        self._judges: list[tuple[RewardSum, RewardSum | None]] = [self._load_judges(policy, device)]
         return policy
 
     def check_prompts(self, prompts: Sequence[Prompt]) -> None:
         """Called by the data module before training: `UserError` if a prompt leaves no room for a response."""
         check_room(prompts, self.sampling.max_new_tokens, self.policy.lm.config.get_text_config())
 
-    def _load_judges(self, policy: Policy, device: torch.device) -> tuple[RewardSum, RewardFunction | None]:
+    def _load_judges(self, policy: Policy, device: torch.device) -> tuple[RewardSum, RewardSum | None]:
         def build(run: Any) -> nn.Module | None:
             """A reward model on the policy's base takes no second base."""
             if not can_share(self.start.backbone, run.backbone):
@@ -154,13 +158,23 @@ class PPOModule(PolicyModule):
         return rewards, judge
 
     @property
+    def token_settings(self) -> tuple[Tokens, Tokens]:
+        """Of a micro-batch, and of a batch that is being sampled."""
+        return self.tokens_per_batch, self.tokens_per_sampling_batch
+
+    @property
+    def models_beside(self) -> list[nn.Module]:
+        """The reward models; one on the policy's base is part of that."""
+        return [model for judge in self._judges[0] if judge is not None for model in judge.models]
+
+    @property
     def _has_critic(self) -> bool:
         return self.advantage == "gae"
 
     @property
     def _generator(self) -> Generator:
         pad = int(self.tokenizer.pad_token_id)
-        return Generator(self.sampling, self._stop_ids, pad, self.tokens_per_sampling_batch)
+        return Generator(self.sampling, self._stop_ids, pad, self._tokens(1))
 
     # A step: respond, judge, learn.
 
@@ -195,7 +209,7 @@ class PPOModule(PolicyModule):
         mine = [position * group + k for position in batch.positions for k in range(group)]
         rollout = self._respond("policy", prompts, numbers[mine])
         # The device is busy with this while the host encodes the responses for the reward model.
-        found = measure(self.policy, rollout, self.sampling.temperature, self.tokens_per_batch, self._has_critic)
+        found = measure(self.policy, rollout, self.sampling.temperature, self._tokens(0), self._has_critic)
         reward = self._judges[0][0](*_texts(prompts, response_texts(self.tokenizer, rollout)))
         score = reward - self.ppo.missing_eos_penalty * (~rollout.has_ended).float()
         weight = self.kl_control.weight
@@ -223,7 +237,7 @@ class PPOModule(PolicyModule):
         model = self.trainer.strategy.model
         # Ranks sum their gradients at the end, however many micro-batches each of them had.
         with model.no_sync() if isinstance(model, DistributedDataParallel) else nullcontext():
-            for part in micro_batches(rollout, rows, self.tokens_per_batch, self.policy.layout, self.device):
+            for part in micro_batches(rollout, rows, self._tokens(0), self.policy.layout, self.device):
                 figures = self._policy_backward(experience, part, num_tokens)
                 if self._has_critic:
                     figures.append(self._critic_backward(experience, part, num_tokens))
@@ -297,7 +311,7 @@ class PPOModule(PolicyModule):
 
     def _answer(self, role: Role, prompts: list[Prompt], numbers: Tensor) -> Answers:
         rollout = self._respond(role, prompts, numbers)
-        logp, ref_logp, _ = measure(self.policy, rollout, self.sampling.temperature, self.tokens_per_batch)
+        logp, ref_logp, _ = measure(self.policy, rollout, self.sampling.temperature, self._tokens(0))
         kl = (logp - ref_logp).sum(-1) if role == "policy" else torch.zeros(len(rollout))
         turns, texts = _texts(prompts, response_texts(self.tokenizer, rollout))
         rewards, judge = self._judges[0]

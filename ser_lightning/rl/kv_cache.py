@@ -65,6 +65,9 @@ class _Columns:
 
 
 class _Layer(DynamicLayer):
+    keys: Tensor
+    values: Tensor
+
     def __init__(self, num_columns: int) -> None:
         super().__init__()
         self._of_keys, self._of_values = _Columns(num_columns), _Columns(num_columns)
@@ -79,6 +82,9 @@ class _Layer(DynamicLayer):
 
 class _WindowLayer(DynamicSlidingWindowLayer):
     """Attention gets the columns of the window; those before it stay in memory, which is made for all columns."""
+
+    keys: Tensor
+    values: Tensor
 
     def __init__(self, num_columns: int, sliding_window: int) -> None:
         super().__init__(sliding_window=sliding_window)

@@ -2,14 +2,17 @@
 
 import copy
 from functools import partial
+from types import SimpleNamespace
 
 import lightning.pytorch as pl
 import pytest
 import torch
 
+from ser_lightning.datamodules import responses as responses_module
 from ser_lightning.datamodules.responses import ResponseDataModule
 from ser_lightning.errors import UserError
 from ser_lightning.records import ResponseBatch
+from tests.policy_runs import loaded, sft
 
 BOS, EOS = "<bos>", "<eos>"
 
@@ -289,3 +292,20 @@ def test_neither_response_of_a_tie_is_imitated(load_responses, write_jsonl, make
     alone = load_responses(write_jsonl("alone.jsonl", rows[::2]), **whole)
     imitated = [set(one.data.store.pair_id[one.responses.rows].tolist()) for one in (data, alone)]
     assert imitated[0] == imitated[1] and len(imitated[0]) == len(data.responses) == 15
+
+
+def test_auto_is_what_fits_beside_the_policy(load_responses, path, tiny_model_dir, monkeypatch, caplog):
+    datamodule = load_responses(path, tokens_per_batch="auto")
+    datamodule.trainer = None
+    with caplog.at_level("INFO"):
+        assert datamodule._budget() == 1536
+    assert caplog.messages[-1] == "Batches: auto is 1,536 tokens."
+    module, found = loaded(sft(tiny_model_dir)), []
+    for gib in (1.0, 1.05, 40):
+        monkeypatch.setattr(responses_module, "device_bytes", lambda device, gib=gib: ("GPU", int(gib * 2**30)))
+        strategy = SimpleNamespace(root_device=torch.device("cuda"))
+        datamodule.trainer = SimpleNamespace(strategy=strategy, precision="32-true", lightning_module=module)
+        datamodule._auto_budget = None
+        found.append(datamodule._budget())
+    assert found[0] == 1024 < found[1] < found[2] == 65536
+    assert load_responses(path, tokens_per_batch=77)._budget() == 77
