@@ -247,7 +247,7 @@ class PPOModule(PolicyModule):
 
     def _policy_backward(self, experience: Experience, part: RolloutBatch, num_tokens: Tensor) -> list[Tensor]:
         """Gradients of the policy's loss on a micro-batch; all of `FIGURES` but the last, as sums over its tokens."""
-        old_logp, advantage = (x.view(-1)[part.table_places] for x in (experience.logp, experience.advantage))
+        old_logp, advantage = (x.flatten()[part.table_places] for x in (experience.logp, experience.advantage))
         mask = torch.ones_like(old_logp, dtype=torch.bool)
         logp, entropy = response_logps(self.policy, "policy", part, self.sampling.temperature)
         loss, clip_fraction = clipped_policy_loss(logp, old_logp, advantage, mask, self.ppo.clip_range)
@@ -258,7 +258,7 @@ class PPOModule(PolicyModule):
     def _critic_backward(self, experience: Experience, part: RolloutBatch, num_tokens: Tensor) -> Tensor:
         """Gradients of the critic's loss on a micro-batch; its sum over the tokens."""
         assert experience.value is not None and experience.returns is not None
-        old, target = (x.view(-1)[part.table_places] for x in (experience.value, experience.returns))
+        old, target = (x.flatten()[part.table_places] for x in (experience.value, experience.returns))
         mask = torch.ones_like(old, dtype=torch.bool)
         loss, _ = clipped_value_loss(response_values(self.policy, part), old, target, mask, self.ppo.value_clip_range)
         self.manual_backward(loss / num_tokens)
@@ -272,7 +272,7 @@ class PPOModule(PolicyModule):
         for role in roles:
             parameters = self.policy.parameters_of(role)
             sum_gradients(parameters)
-            norms.append(nn.utils.clip_grad_norm_(parameters, self.max_grad_norm))
+            norms.append(nn.utils.clip_grad_norm_(parameters, self.max_grad_norm).double())
         for role, norm in zip(roles, torch.stack(norms).tolist(), strict=True):
             if not math.isfinite(norm):  # of the gradients of all ranks, so all of them stop here
                 name = "optimizer" if role == "policy" else "critic_optimizer"
