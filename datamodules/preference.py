@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from ser_lightning.data.labels import TIE
+from ser_lightning.data.packing import Tokens
 from ser_lightning.datamodules.base import PairFiles
 from ser_lightning.datamodules.batches import (
     PairSet,
@@ -25,7 +26,7 @@ from ser_lightning.datamodules.batches import (
 from ser_lightning.datamodules.evaluation_sets import EvaluationSet
 from ser_lightning.datamodules.label_firewall import HeldOutLabels, SplitName, seed_problems
 from ser_lightning.errors import UserError, raise_problems
-from ser_lightning.planning.memory import CPU_TOKENS, Tokens, auto_budgets, device_bytes
+from ser_lightning.planning.memory import CPU_TOKENS, auto_budgets, device_bytes
 from ser_lightning.records import PairBatch, PreferencePair, Selection
 from ser_lightning.training.features import FeatureTable, cache_features, dtype_of
 

@@ -15,11 +15,13 @@ from torch.utils.data import DataLoader, Dataset
 from ser_lightning.data.encode import encode_conversations, encode_prompts
 from ser_lightning.data.formats import content_hash
 from ser_lightning.data.layouts import collate_responses
-from ser_lightning.data.packing import cut_by_tokens, num_shared_tokens
+from ser_lightning.data.packing import Tokens, cut_by_tokens, num_shared_tokens
 from ser_lightning.data.reader import PairStore
 from ser_lightning.datamodules.base import PairFiles
 from ser_lightning.datamodules.batches import Phase, Shard, epoch_order, make_loader
 from ser_lightning.errors import UserError, raise_problems
+from ser_lightning.planning.budgets import policy_budget
+from ser_lightning.planning.memory import CPU_TOKENS, device_bytes
 from ser_lightning.records import PreferencePair, ResponseBatch, Turn
 
 _CHUNK = 1024
@@ -122,11 +124,15 @@ class ResponseDataModule(PairFiles):
 
     Args:
         responses_per_step: responses in an optimiser step, over all devices.
-        tokens_per_batch: most padded tokens in a micro-batch; changes memory and speed, never the result.
+        tokens_per_batch: most padded tokens in a micro-batch; changes memory and speed, never the result. `auto` fills
+            the GPU's memory, as far as `plan` can tell, and is 1,536 on a CPU.
     """
 
-    def __init__(self, *args: Any, responses_per_step: int = 16, tokens_per_batch: int = 4096, **kwargs: Any) -> None:
+    def __init__(
+        self, *args: Any, responses_per_step: int = 16, tokens_per_batch: Tokens = 4096, **kwargs: Any
+    ) -> None:
         super().__init__(*args, **kwargs)
+        self._auto_budget: int | None = None
         self.responses_per_step = responses_per_step
         self.tokens_per_batch = tokens_per_batch
         raise_problems(self._problems("responses_per_step", "tokens_per_batch"))
@@ -187,11 +193,24 @@ class ResponseDataModule(PairFiles):
         both = [(np.asarray(start), np.asarray(whole)) for start, whole in zip(starts, wholes, strict=True)]
         return [len(whole) - num_shared_tokens((start, whole)) for start, whole in both]
 
+    def _budget(self) -> int:
+        """Tokens in a micro-batch."""
+        if self.tokens_per_batch != "auto":
+            return self.tokens_per_batch
+        if self._auto_budget is None:
+            self._auto_budget = CPU_TOKENS[0]
+            if self.trainer is not None and self.trainer.strategy.root_device.type == "cuda":
+                module, memory = self.consumer, device_bytes("cuda")[1]
+                precision = str(self.trainer.precision)
+                self._auto_budget = policy_budget(module.policy, module.start.backbone, precision, memory)
+            rank_zero_info(f"Batches: auto is {self._auto_budget:,} tokens.")
+        return self._auto_budget
+
     def train_dataloader(self) -> DataLoader[list[ResponseBatch]]:
         """Items: the micro-batches of one optimiser step, for this rank."""
         epoch = self.trainer.current_epoch if self.trainer is not None else 0
         order = epoch_order(len(self.responses), self.policy.split_seed, Phase(), epoch)
-        shard = self._shard(self.tokens_per_batch)
+        shard = self._shard(self._budget())
         return make_loader(ResponseSteps(self.responses, order, self.responses_per_step, shard), self.num_workers)
 
     def val_dataloader(self) -> Any:
@@ -199,7 +218,7 @@ class ResponseDataModule(PairFiles):
         if len(self.data.rows("val")):
             pairs = self.data.measured("val")
             chosen = self._chosen(pairs.rows, pairs.target)
-            return make_loader(ResponseBatches(chosen, self._shard(self.tokens_per_batch)), self.num_workers)
+            return make_loader(ResponseBatches(chosen, self._shard(self._budget())), self.num_workers)
         if self.trainer is not None and self.trainer.state.fn == "validate":
             raise UserError("validate: got no validation pairs; set data.val_fraction above 0")
         return []

@@ -8,7 +8,7 @@ A pair has no "chosen": chosen and rejected exist only inside the loss.
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from typing import Any, Self, TypedDict
+from typing import Any, Literal, Self, TypedDict
 
 import torch
 from torch import Tensor
@@ -66,6 +66,10 @@ class TensorRecord:
         return type(self)(**{k: change(v) if isinstance(v, moves) else v for k, v in values.items()})
 
 
+Padding = Literal["none", "right", "left", "unknown"]
+"""Where rows of a batch are filled up: nowhere, behind or before the sequence, or anywhere."""
+
+
 @dataclass(frozen=True)
 class Padded(TensorRecord):
     """The layout `padded`: R sequences, a row each."""
@@ -76,6 +80,8 @@ class Padded(TensorRecord):
     """(R, T) int64, 1 = a real token. The padding side is free: nothing may assume one."""
     response: Tensor | None = None
     """(R, M) int64, places of each response's tokens, -1 behind them; None where nobody asks where responses begin."""
+    padding: Padding = "unknown"
+    """What the host knows of the attention mask."""
 
     @property
     def num_tokens(self) -> Tensor:
@@ -237,14 +243,13 @@ class Selection(TensorRecord):
 
 @dataclass(frozen=True)
 class ResponseBatch(TensorRecord):
-    """Labelled pairs -> responses to imitate: a micro-batch of supervised fine-tuning, padded on the right."""
+    """Labelled pairs -> responses to imitate: a micro-batch of supervised fine-tuning, B responses with N tokens."""
 
-    input_ids: Tensor
-    """(B, T) int64, prompt and response."""
-    attention_mask: Tensor
-    """(B, T) int64, 1 = a real token."""
-    response_mask: Tensor
-    """(B, T) bool, True = a token of the response, its end included: what the loss counts."""
+    inputs: Padded
+    """Prompts and responses, padded on the right."""
+    response_places: Tensor
+    """(N,) int64, place of each token of a response, its end included, row by row: what the loss counts. The first of
+    a row is none of them."""
     num_step_tokens: int
     """Response tokens in the whole optimiser step, over all micro-batches and ranks: what the loss is divided by."""
 
@@ -275,7 +280,7 @@ class PromptBatch(TensorRecord):
 
 @dataclass(frozen=True)
 class Rollout(TensorRecord):
-    """Policy -> responses: R prompts with one sampled response each."""
+    """Policy -> responses: R prompts with one sampled response each, on the CPU, where batches are planned."""
 
     input_ids: Tensor
     """(R, P + A) int64, the prompt padded on the left, the response on the right."""
@@ -303,6 +308,20 @@ class Rollout(TensorRecord):
 
     def __len__(self) -> int:
         return self.input_ids.shape[0]
+
+
+@dataclass(frozen=True)
+class RolloutBatch(TensorRecord):
+    """Responses -> losses: a micro-batch of a rollout, some of its responses with N tokens in all."""
+
+    inputs: Inputs
+    """Prompts and responses as a model reads them."""
+    response_ids: Tensor
+    """(N,) int64, the tokens that the policy chose, response by response."""
+    state_places: Tensor
+    """(N,) int64, place of the state that each of them was predicted from."""
+    table_places: Tensor
+    """(N,) int64, where each of them stands in the rollout's table of (R, A), row by row."""
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,9 @@ that ends a response, so all responses are as long as they may be and every side
 import gc
 import statistics
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,8 @@ from transformers.generation.configuration_utils import ContinuousBatchingConfig
 
 from benchmarks.gpu.job import Job
 from benchmarks.gpu.shapes import VOCABULARY, random_weights, write_folder
+from benchmarks.gpu.waits import counted_waits
+from benchmarks.gpu.waits import summary as waits_of
 from benchmarks.rl_speed.clock import StepClock
 from benchmarks.rl_speed.run import timed_module
 from ser_lightning.datamodules.batches import make_loader
@@ -58,6 +62,23 @@ class LightningSteps(Callback):
         self.clock.end_step()
 
 
+class CountedStep(Callback):
+    """Counts the waits for the card in one step of Lightning's trainer, and leaves them in `waits`."""
+
+    def __init__(self, step: int) -> None:
+        self.step, self.waits = step, Counter[str]()
+        self._stack = ExitStack()
+
+    def on_train_batch_start(self, trainer: Trainer, module: Any, batch: Any, batch_idx: int) -> None:
+        """Begin."""
+        if batch_idx == self.step:
+            self.waits = self._stack.enter_context(counted_waits())
+
+    def on_train_batch_end(self, *_: Any, **__: Any) -> None:
+        """End."""
+        self._stack.close()
+
+
 def made_up_prompts(number: int, num_tokens: int) -> list[Prompt]:
     """Prompts of random words, whose encoding is the words' ids."""
     draw = np.random.default_rng(0)
@@ -66,14 +87,15 @@ def made_up_prompts(number: int, num_tokens: int) -> list[Prompt]:
 
 
 def fit_prompts(
-    module: Any, job: Job, num_steps: int, prompts_per_step: int, prompt_tokens: int
+    module: Any, job: Job, num_steps: int, prompts_per_step: int, prompt_tokens: int, *callbacks: Callback
 ) -> list[dict[str, float]]:
     """Some steps of an RL module under a bare Trainer: the seconds of each."""
     clock = CudaClock()
     prompts = made_up_prompts(4 * prompts_per_step, prompt_tokens)
     steps = PromptSteps(prompts, 0, num_steps, prompts_per_step, 0, 0, 1)
     settings: dict[str, Any] = {"accelerator": job.accelerator, "devices": 1, "precision": "bf16-mixed"}
-    trainer = Trainer(**settings, max_epochs=1, log_every_n_steps=1, callbacks=[LightningSteps(clock)], **QUIET)
+    watching = [LightningSteps(clock), *callbacks]
+    trainer = Trainer(**settings, max_epochs=1, log_every_n_steps=1, callbacks=watching, **QUIET)
     trainer.fit(module, make_loader(steps, 0))
     return clock.steps
 
@@ -83,9 +105,9 @@ def count_words(prompts: Sequence[Any], responses: Sequence[Any]) -> list[float]
     return [len(set(str(response).split())) / 100 for response in responses]
 
 
-def ours(folder: Path, job: Job, work: dict[str, int], num_steps: int) -> list[dict[str, float]]:
-    """Steps of our RLOO."""
-    clock = CudaClock()
+def ours(folder: Path, job: Job, work: dict[str, int], num_steps: int, waits: dict[str, Any]) -> list[dict[str, float]]:
+    """Steps of our RLOO; `waits` gets how often one more of them waits for the card, besides the clock."""
+    clock, last = CudaClock(), CountedStep(num_steps)
     settings = PPOSettings(epochs=1, minibatches=1, whiten_advantages=False, missing_eos_penalty=0.0)
     module = timed_module(clock)(
         Backbone(str(folder), lora=LoraSettings(r=16, alpha=32, dropout=0.0), dtype="bfloat16"),
@@ -100,8 +122,9 @@ def ours(folder: Path, job: Job, work: dict[str, int], num_steps: int) -> list[d
         tokens_per_sampling_batch=65536,
         layout="padded" if job.is_tiny else "shared_prompt",
     )
-    fit_prompts(module, job, num_steps, work["prompts_per_step"], work["prompt_tokens"])
-    return clock.steps
+    fit_prompts(module, job, num_steps + 1, work["prompts_per_step"], work["prompt_tokens"], last)
+    waits |= waits_of(last.waits)
+    return clock.steps[:num_steps]
 
 
 def trl(folder: Path, job: Job, work: dict[str, int], num_steps: int, is_continuous: bool) -> list[dict[str, float]]:
@@ -231,8 +254,9 @@ def run(job: Job) -> None:
     work = TINY if job.is_tiny else WORK
     folder = write_folder(job.scratch / f"shape-0.5b{'-tiny' if job.is_tiny else ''}", "0.5b", job.is_tiny)
     num_steps = WARM_UP + (1 if job.is_tiny else 4)
+    waits: dict[str, Any] = {}
     sides: dict[str, Callable[[], list[dict[str, float]]]] = {
-        "ours": lambda: ours(folder, job, work, num_steps),
+        "ours": lambda: ours(folder, job, work, num_steps, waits),
         "trl": lambda: trl(folder, job, work, num_steps, False),
     }
     if not job.is_tiny:
@@ -249,7 +273,7 @@ def run(job: Job) -> None:
             gc.collect()
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
-            job.record(shape="0.5b", work=work, sides=found)
+            job.record(shape="0.5b", work=work, sides=found, waits=waits)
         sampled = samplers(folder, job, work)
     times = found["trl"]["total"] / found["ours"]["total"]
     rates = ", ".join(f"{k} {v['tokens_per_second']:.0f}" for k, v in sampled.items() if "tokens_per_second" in v)

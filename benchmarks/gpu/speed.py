@@ -14,6 +14,7 @@ from typing import Any
 
 from benchmarks.gpu.job import Job
 from benchmarks.gpu.shapes import layer_weights, random_weights, shape_of, write_folder
+from benchmarks.gpu.waits import counted_waits, summary
 from benchmarks.gpu.ways import (
     PAIRS_PER_STEP,
     Pairs,
@@ -161,11 +162,24 @@ def run(job: Job, name: str) -> None:
                     job.record(profiles=results, headline=headline(results, weights, rate))
 
                 found = compare(ways, pairs, settings.repetitions, best[task], note)
+                count_waits(found, ways, best[task], pairs)
                 way, setting = defaults[task]  # slow, so on fewer pairs
                 few = pairs[:: max(1, len(pairs) // (4 if job.is_tiny else 16 if task == "label" else 64))]
                 other = "pipeline" if task == "label" else "trl"
                 found[f"{other}, defaults"] = {"setting": setting, "pairs": len(few), **way.measure(few, setting)}
                 note(found)
+
+
+def count_waits(
+    found: dict[str, Any], ways: Mapping[str, tuple[Way, tuple[Any, ...]]], best: dict[str, Any], pairs: Pairs
+) -> None:
+    """How often ours waits for the card in a step of training, or while it labels as many pairs."""
+    for name in ("packed", "padded"):
+        if name in ways:
+            few = pairs[: 4 * PAIRS_PER_STEP]
+            with counted_waits() as waits:
+                ways[name][0].measure(few, best[name])
+            found[name]["waits"] = summary(waits, -(-len(few) // PAIRS_PER_STEP))
 
 
 def add_liger(tasks: Tasks, folder: Path, train: str, settings: Settings, job: Job) -> None:

@@ -176,6 +176,8 @@ def rl_table(results: Results) -> str:
         f"{measured_on([results['rl']])}, shape of {figures['shape']}, {work['prompts_per_step']} prompts of "
         f"{work['prompt_tokens']} tokens, {work['responses_per_prompt']} responses of {work['new_tokens']} to each."
     )
+    if waits := figures.get("waits"):
+        text += f" The host waits {waits['a_step']:.0f} times for the card in a step of ours."
     return f"{table}\n\n{text}" + (f" Sampling alone, tokens a second: {', '.join(rates)}." if rates else "")
 
 

@@ -123,10 +123,11 @@ def load_models(way: str, folder: Path, device: str) -> Models:
 
 def one_step(models: Models, args: argparse.Namespace) -> dict[str, "Tensor"]:
     """Sample, score, measure, learn, as `PPOModule` does; every figure that says whether two ways agree."""
+    import numpy as np
     import torch
 
-    from ser_lightning.records import Padded
-    from ser_lightning.rl.experience import PPOSettings, make_experience, measure_values
+    from ser_lightning.data.layouts import PADDED
+    from ser_lightning.rl.experience import PPOSettings, make_experience, micro_batches
     from ser_lightning.rl.policy_math import clipped_policy_loss, clipped_value_loss
     from ser_lightning.rl.rollout import Generator, Sampling, response_logps, response_values, uniform_numbers
 
@@ -135,21 +136,26 @@ def one_step(models: Models, args: argparse.Namespace) -> dict[str, "Tensor"]:
     uniform = uniform_numbers((0,), args.responses, args.new_tokens).to(args.device)
     generator = Generator(Sampling(args.new_tokens), [2], 0, tokens_per_batch=16384)
     rollout = generator.sample(models.policy, "policy", prompts, uniform)
-    mask, settings = rollout.response_mask, PPOSettings()
+    [batch] = micro_batches(rollout, np.arange(len(rollout)), 10**9, PADDED, args.device)
+    mask, settings = rollout.response_mask.to(args.device), PPOSettings()
+
+    def table(values: "Tensor") -> "Tensor":
+        return torch.zeros(mask.numel(), device=mask.device).index_copy(0, batch.table_places, values).view(mask.shape)
+
     with torch.no_grad():
-        score = models.reward_model(Padded(rollout.input_ids, rollout.attention_mask))
-        logp = response_logps(models.policy, "policy", rollout, 1.0)[0]
-        ref_logp = response_logps(models.reference, models.reference_role, rollout, 1.0)[0]
-        value = measure_values(models.critic, rollout, 16384)
+        score = models.reward_model(batch.inputs)
+        logp = table(response_logps(models.policy, "policy", batch, 1.0)[0])
+        ref_logp = table(response_logps(models.reference, models.reference_role, batch, 1.0)[0])
+        value = table(response_values(models.critic, batch))
     learned = make_experience(rollout, score, logp, ref_logp, value, 0.05, "gae", 1, settings)
     assert learned.returns is not None
 
     trained = {"policy": models.policy.parameters_of("policy"), "critic": models.critic.parameters_of("critic")}
     optimizers = [torch.optim.AdamW(parameters, lr=1e-3) for parameters in trained.values()]
-    new_logp = response_logps(models.policy, "policy", rollout, 1.0)[0]
+    new_logp = table(response_logps(models.policy, "policy", batch, 1.0)[0])
     policy_loss = clipped_policy_loss(new_logp, logp, learned.advantage, mask, settings.clip_range)[0] / mask.sum()
     policy_loss.backward()
-    new_value = response_values(models.critic, rollout)
+    new_value = table(response_values(models.critic, batch))
     clip = settings.value_clip_range
     value_loss = clipped_value_loss(new_value, value, learned.returns, mask, clip)[0] / mask.sum()
     value_loss.backward()
@@ -157,8 +163,8 @@ def one_step(models: Models, args: argparse.Namespace) -> dict[str, "Tensor"]:
     for optimizer in optimizers:
         optimizer.step()
     with torch.no_grad():
-        after = response_logps(models.policy, "policy", rollout, 1.0)[0]
-        value_after = response_values(models.critic, rollout)
+        after = table(response_logps(models.policy, "policy", batch, 1.0)[0])
+        value_after = table(response_values(models.critic, batch))
     figures = {"tokens": mask.sum(), "score": score, "kl": learned.kl.sum(-1), "value_loss": value_loss}
     # A policy loss of whitened advantages is 0 before the first update; that after it says more.
     moved = {"moved_logp": (after - logp).sum(-1), "moved_value": value_after.sum(-1)}

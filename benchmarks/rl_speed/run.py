@@ -32,7 +32,7 @@ def timed_module(clock: StepClock) -> Any:
     from torch import Tensor
 
     from ser_lightning.modules.ppo import PPOModule
-    from ser_lightning.records import PromptBatch, Rollout
+    from ser_lightning.records import PromptBatch, Rollout, RolloutBatch
     from ser_lightning.rl.experience import Experience
 
     class TimedModule(PPOModule):
@@ -45,14 +45,14 @@ def timed_module(clock: StepClock) -> Any:
             clock.count("tokens", int(rollout.response_mask.sum()))
             return rollout
 
-        def _update(self, *args: Any) -> dict[str, float]:
+        def _update(self, *args: Any) -> Tensor:
             clock.enter("update")
             return super()._update(*args)
 
-        def _policy_backward(self, experience: Experience, rows: Tensor, num_tokens: Tensor) -> dict[str, Tensor]:
-            clock.count("rows_with_gradient", len(rows))
+        def _policy_backward(self, experience: Experience, part: RolloutBatch, num_tokens: Tensor) -> list[Tensor]:
+            clock.count("rows_with_gradient", len(part.inputs.num_tokens))
             clock.count("policy_backwards", 1)
-            return super()._policy_backward(experience, rows, num_tokens)
+            return super()._policy_backward(experience, part, num_tokens)
 
         def on_train_batch_end(self, outputs: Any, batch: PromptBatch, batch_idx: int) -> None:
             clock.end_step()

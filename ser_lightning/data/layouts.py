@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from ser_lightning.data.packing import Lengths, cut_by_tokens, group_equal, num_shared_tokens, pack_by_tokens
-from ser_lightning.records import Inputs, Packed, Padded, ResponseBatch
+from ser_lightning.records import Inputs, Packed, Padded, Padding, ResponseBatch
 
 Ids = Sequence[int] | np.ndarray
 """The ids of one sequence."""
@@ -134,11 +134,12 @@ def collate_responses(
         num_step_tokens: response tokens in the whole optimiser step.
     """
     padded = pad_right(sequences, pad_token_id)
-    ends = padded.num_tokens[:, None]
-    columns = torch.arange(padded.input_ids.shape[1])
-    starts = ends - torch.as_tensor(num_response_tokens, dtype=torch.int64)[:, None]
-    response_mask = (columns >= starts) & (columns < ends)
-    return ResponseBatch(padded.input_ids, padded.attention_mask, response_mask, num_step_tokens)
+    ends, columns = np.array([[len(ids)] for ids in sequences]), np.arange(padded.input_ids.shape[1])
+    starts = np.maximum(
+        ends - np.asarray(num_response_tokens)[:, None], 1
+    )  # no state predicts the first token of a row
+    places = np.flatnonzero((columns >= starts) & (columns < ends))
+    return ResponseBatch(padded, torch.from_numpy(places), num_step_tokens)
 
 
 def pad_right(sequences: Sequence[Ids], pad_token_id: int) -> Padded:
@@ -149,7 +150,8 @@ def pad_right(sequences: Sequence[Ids], pad_token_id: int) -> Padded:
     for i, ids in enumerate(sequences):
         input_ids[i, : len(ids)] = ids
         attention_mask[i, : len(ids)] = 1
-    return Padded(torch.from_numpy(input_ids), torch.from_numpy(attention_mask))
+    padding: Padding = "none" if attention_mask.all() else "right"
+    return Padded(torch.from_numpy(input_ids), torch.from_numpy(attention_mask), padding=padding)
 
 
 def pack_sequences(

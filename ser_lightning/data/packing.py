@@ -2,10 +2,13 @@
 
 from bisect import bisect_left, bisect_right, insort
 from collections.abc import Hashable, Sequence
+from typing import Literal
 
 import numpy as np
 
 Lengths = Sequence[int] | np.ndarray
+Tokens = int | Literal["auto"]
+"""A budget of tokens in a batch; `auto` asks how much fits into the memory of a GPU."""
 
 
 def num_shared_tokens(sequences: Sequence[np.ndarray]) -> int:

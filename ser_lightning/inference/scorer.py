@@ -12,16 +12,20 @@ from typing import Literal, Self, TypeVar, cast
 
 import numpy as np
 import torch
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from ser_lightning.data.encode import EncodedPair, encode_candidates, encode_pairs
 from ser_lightning.data.formats import parse_prompt
-from ser_lightning.data.packing import num_shared_tokens
+from ser_lightning.data.packing import Tokens, num_shared_tokens
 from ser_lightning.data.turns import clean
 from ser_lightning.errors import UserError, raise_problems
 from ser_lightning.evaluation.calibration import prob_a_wins
 from ser_lightning.models.probe import errors, length_finding, num_positions
+from ser_lightning.models.reward_model import RewardModel
+from ser_lightning.planning.budgets import scoring_budget
+from ser_lightning.planning.memory import CPU_TOKENS
 from ser_lightning.records import PreferencePair, Turn
 from ser_lightning.rl.reward_functions import ModelReward, checked_scores, named
 from ser_lightning.rl.reward_sources import load_reward
@@ -72,7 +76,7 @@ class Scorer:
         device: Device = "auto",
         dtype: Dtype = "auto",
         max_length: int | None = None,
-        tokens_per_batch: int = 16384,
+        tokens_per_batch: Tokens = 16384,
         trust_remote_code: bool = False,
     ) -> Self:
         """A reward model from disk.
@@ -84,7 +88,8 @@ class Scorer:
             dtype: number format of the body's weights, `auto` = as they were saved; the head stays in float32.
             max_length: most tokens in a conversation, None = what the folder says; longer prompts lose their oldest
                 turns.
-            tokens_per_batch: most tokens in a batch; changes memory and speed, not the result.
+            tokens_per_batch: most tokens in a batch; changes memory and speed, not the result. `auto` fills the memory
+                that is free on the GPU once the model is there, as far as can be told, and is 4,096 on a CPU.
             trust_remote_code: run the Python files of the folder's model; nothing in the folder can ask for that.
 
         Raises:
@@ -92,7 +97,7 @@ class Scorer:
         """
         name = str(folder)
         numbers = (("max_length", max_length), ("tokens_per_batch", tokens_per_batch))
-        problems = [f"{key}: got {n}; use at least 1" for key, n in numbers if n is not None and n < 1]
+        problems = [f"{key}: got {n}; use at least 1" for key, n in numbers if isinstance(n, int) and n < 1]
         if not Path(folder).expanduser().is_dir():
             problems.append(f"model: got {name}, which is no folder; give a run, an export or a transformers folder")
         if device == "cuda" and not torch.cuda.is_available():
@@ -104,7 +109,7 @@ class Scorer:
         with named(name):
             _set_dtype(reward, dtype)
             _set_max_length(reward, max_length)
-        reward.tokens_per_batch = tokens_per_batch
+        reward.tokens_per_batch = _auto_tokens(reward, place) if tokens_per_batch == "auto" else tokens_per_batch
         return cls(reward)
 
     @property
@@ -314,6 +319,16 @@ def _set_dtype(reward: ModelReward, dtype: Dtype) -> None:
         # Not `body.to`: buffers, such as the frequencies of rotary embeddings, need float32.
         if weight.is_floating_point():
             weight.data = weight.data.to(getattr(torch, dtype))
+
+
+def _auto_tokens(reward: ModelReward, place: str) -> int:
+    """What `auto` is; said in one line."""
+    tokens = CPU_TOKENS[1]
+    if place == "cuda":
+        cached = torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
+        tokens = scoring_budget(cast(RewardModel, reward.reward_model), torch.cuda.mem_get_info()[0] + cached)
+    rank_zero_info(f"Batches: auto is {tokens:,} tokens in scoring.")
+    return tokens
 
 
 def _set_max_length(reward: ModelReward, max_length: int | None) -> None:

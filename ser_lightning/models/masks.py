@@ -7,7 +7,9 @@ masks are not known is not packed.
 
 import copy
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, Literal, cast
 
 import torch
@@ -16,12 +18,13 @@ from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask
 from transformers import AttentionInterface, AttentionMaskInterface, AutoModel, PretrainedConfig, PreTrainedModel
 from transformers.integrations.flex_attention import flex_attention_forward
-from transformers.masking_utils import flex_attention_mask
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import flex_attention_mask, sdpa_mask
 
 from ser_lightning.data.layouts import PADDED, Layout
 from ser_lightning.errors import UserError
 from ser_lightning.models.loading import position_arguments, unwrapped
-from ser_lightning.records import Inputs, Packed, Padded
+from ser_lightning.records import Inputs, Packed, Padded, Padding
 
 LayoutName = Literal["auto", "shared_prompt", "padded"]
 
@@ -33,6 +36,9 @@ MOST_COMPILATIONS = 32
 """A model takes four or six: the first length of rows and all others, each kind of mask, with and without gradients."""
 PACKED_ATTENTION = "packed_flex_attention"
 """What transformers calls `_flex_attention`."""
+PADDED_ATTENTION = "padded_sdpa"
+"""What transformers calls SDPA with the masks of `_padded_mask`."""
+_padding: ContextVar[Padding] = ContextVar("padding", default="unknown")
 
 _MASKS: dict[str, Literal["full", "window", "by_layer"]] = {
     **dict.fromkeys(("gemma", "gpt2", "gpt_neox", "llama", "olmo", "olmo2", "phi", "stablelm"), "full"),
@@ -56,9 +62,9 @@ def choose_layout(wanted: LayoutName, model: PreTrainedModel, device: torch.devi
     Raises:
         UserError: prompts are to be shared where that would not be exact.
     """
-    if wanted == "padded":
-        return PADDED
     kind = torch.device(device).type
+    if wanted == "padded":
+        return _padded(model, kind)
     is_cpu = kind == "cpu"
     problem = sharing_problem(model, is_cpu) if kind in ("cpu", "cuda") else f"packed rows do not run on {kind}"
     if (
@@ -79,6 +85,13 @@ def choose_layout(wanted: LayoutName, model: PreTrainedModel, device: torch.devi
     if wanted == "shared_prompt":
         raise UserError(f"{where}: got shared_prompt, but {problem}; use auto or padded")
     rank_zero_info(f"Layout: padded, as {problem}.")
+    return _padded(model, kind)
+
+
+def _padded(model: PreTrainedModel, kind: str) -> Layout:
+    """The padded layout; on CUDA with masks for whose sake the host does not wait."""
+    if kind == "cuda" and model.config.model_type in _MASKS and model.config._attn_implementation == "sdpa":
+        model.set_attn_implementation(PADDED_ATTENTION)
     return PADDED
 
 
@@ -166,10 +179,52 @@ def last_hidden(body: nn.Module, inputs: Inputs) -> Tensor:
     """
     if isinstance(inputs, Padded):
         extra = position_arguments(body, inputs.attention_mask)
-        return body(input_ids=inputs.input_ids, attention_mask=inputs.attention_mask, **extra).last_hidden_state
+        with padded(inputs.padding):
+            return body(input_ids=inputs.input_ids, attention_mask=inputs.attention_mask, **extra).last_hidden_state
     extra = position_arguments(body, torch.ones_like(inputs.input_ids)) | {"position_ids": inputs.position_ids}
     masks = attention_masks(cast(PretrainedConfig, unwrapped(body).config), inputs)
     return body(input_ids=inputs.input_ids, attention_mask=masks, **extra).last_hidden_state
+
+
+@contextmanager
+def padded(padding: Padding) -> Iterator[None]:
+    """What `PADDED_ATTENTION` is told of the attention masks in this context."""
+    token = _padding.set(padding)
+    try:
+        yield
+    finally:
+        _padding.reset(token)
+
+
+def _padded_mask(
+    *,
+    q_length: int,
+    kv_length: int,
+    attention_mask: Tensor | None = None,
+    local_size: int | None = None,
+    allow_is_causal_skip: bool = True,
+    allow_is_bidirectional_skip: bool = False,
+    **kwargs: Any,
+) -> Tensor | None:
+    """transformers' mask for SDPA, without a look at the values of the attention mask.
+
+    transformers looks whether there is padding at all, in each forward pass, for which the host waits for a GPU. Here
+    it is told. A causal row that is padded on the right needs no mask at all: no real token sees what stands behind it.
+    """
+    padding = _padding.get()
+    is_whole = q_length == kv_length and (local_size is None or kv_length < local_size)
+    if padding == "none" or (padding == "right" and is_whole and allow_is_causal_skip):
+        attention_mask = None
+    may_skip = attention_mask is None or padding == "unknown"
+    return sdpa_mask(
+        q_length=q_length,
+        kv_length=kv_length,
+        attention_mask=attention_mask,
+        local_size=local_size,
+        allow_is_causal_skip=allow_is_causal_skip and may_skip,
+        allow_is_bidirectional_skip=allow_is_bidirectional_skip and may_skip,
+        **kwargs,
+    )
 
 
 def attention_masks(config: PretrainedConfig, packed: Packed) -> Tensor | BlockMask | dict[str, Tensor | BlockMask]:
@@ -271,6 +326,8 @@ def _flex_attention(module: nn.Module, query: Tensor, key: Tensor, value: Tensor
 
 AttentionInterface.register(PACKED_ATTENTION, _flex_attention)
 AttentionMaskInterface.register(PACKED_ATTENTION, flex_attention_mask)
+AttentionInterface.register(PADDED_ATTENTION, sdpa_attention_forward)
+AttentionMaskInterface.register(PADDED_ATTENTION, _padded_mask)
 
 
 _MAKERS: dict[str, Callable[[Packed, int | None], Tensor | BlockMask]] = {

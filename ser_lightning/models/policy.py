@@ -14,7 +14,7 @@ from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
-from transformers.cache_utils import DynamicCache
+from transformers.cache_utils import Cache
 
 from ser_lightning.data.layouts import PADDED, Layout
 from ser_lightning.errors import UserError, raise_problems
@@ -28,9 +28,16 @@ from ser_lightning.models.loading import (
     prepare_body,
     quiet_load_report,
 )
-from ser_lightning.models.masks import PACKED_ATTENTION, LayoutName, choose_layout, last_hidden
+from ser_lightning.models.masks import (
+    PACKED_ATTENTION,
+    PADDED_ATTENTION,
+    LayoutName,
+    choose_layout,
+    last_hidden,
+    padded,
+)
 from ser_lightning.models.trainable import load_exactly, trainable_state
-from ser_lightning.records import Inputs
+from ser_lightning.records import Inputs, Padding
 
 Role = Literal["policy", "reference", "critic"]
 POLICY: Role = "policy"
@@ -63,13 +70,18 @@ class Policy(nn.Module):
         """The policy's body, as peft wraps it."""
         return body_of(self.lm)
 
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        return next(self.parameters()).device
+
     def hidden(self, role: Role, inputs: Inputs) -> Tensor:
         """(R, T, H) or (N, L, H) last hidden states of whole sequences, in their layout; see `masks.last_hidden`."""
         with self._adapter_in(role):
             return last_hidden(self._body_in(role), inputs)
 
     def next_hidden(
-        self, role: Role, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor, cache: DynamicCache
+        self, role: Role, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor, cache: Cache
     ) -> Tensor:
         """(R, H) hidden states at the last of the new positions, which are added to the cache.
 
@@ -89,15 +101,21 @@ class Policy(nn.Module):
             return body(input_ids=input_ids, attention_mask=attention_mask, **arguments).last_hidden_state[:, -1]
 
     @contextmanager
-    def sampling(self) -> Iterator[None]:
-        """Token by token the models take a kernel that is not compiled for rows of a fixed size."""
+    def sampling(self, padding: Padding) -> Iterator[None]:
+        """Token by token the models take a kernel that is not compiled for rows of a fixed size.
+
+        Args:
+            padding: of the prompts, `none` or `left`.
+        """
+        one_by_one = PADDED_ATTENTION if self.lm._supports_sdpa else "eager"
         configs = [body_of(self.lm).config, *(other.config for other in self.others.values())]
         before = [config._attn_implementation for config in configs]
         try:
             for config in configs:
                 if config._attn_implementation == PACKED_ATTENTION:
-                    config._attn_implementation = "sdpa"
-            yield
+                    config._attn_implementation = one_by_one
+            with padded(padding):
+                yield
         finally:
             for config, implementation in zip(configs, before, strict=True):
                 config._attn_implementation = implementation

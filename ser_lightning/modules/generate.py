@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import torch
 
+from ser_lightning.data.packing import Tokens
 from ser_lightning.errors import raise_problems
 from ser_lightning.models.backbone import Backbone
 from ser_lightning.models.policy import Policy
@@ -20,21 +21,27 @@ class GenerateModule(PolicyModule):
         backbone: a pretrained model or the folder of a run of sft.yaml or ppo.yaml.
         sampling: how it answers.
         responses_per_prompt: responses sampled to each prompt.
-        tokens_per_batch: most tokens in a batch; changes memory and speed, never the result.
+        tokens_per_batch: most tokens in a batch; changes memory and speed, never the result. `auto` fills the GPU's
+            memory, as far as can be told, and is 16,384 on a CPU.
     """
 
     def __init__(
-        self, backbone: Backbone, sampling: Sampling, responses_per_prompt: int = 2, tokens_per_batch: int = 16384
+        self, backbone: Backbone, sampling: Sampling, responses_per_prompt: int = 2, tokens_per_batch: Tokens = 16384
     ) -> None:
         super().__init__(backbone)
         problems = [*backbone.problems(), *sampling.problems()]
         if responses_per_prompt < 2:
             problems.append(f"model.responses_per_prompt: got {responses_per_prompt}; a pair needs at least 2")
-        if tokens_per_batch < 1:
+        if tokens_per_batch != "auto" and tokens_per_batch < 1:
             problems.append(f"model.tokens_per_batch: got {tokens_per_batch}; need at least 1")
         raise_problems(problems)
         self.sampling = sampling
         self.responses_per_prompt, self.tokens_per_batch = responses_per_prompt, tokens_per_batch
+
+    @property
+    def token_settings(self) -> tuple[Tokens, Tokens]:
+        """Nothing is trained."""
+        return 1, self.tokens_per_batch
 
     def _load_models(self, device: torch.device) -> Policy:
         policy = super()._load_models(device)
@@ -51,7 +58,7 @@ class GenerateModule(PolicyModule):
         numbers = [uniform_numbers((self._seed, "generate", p.prompt_id), group, width) for p in batch.prompts]
         if not numbers:
             return []
-        generator = Generator(self.sampling, self._stop_ids, int(self.tokenizer.pad_token_id), self.tokens_per_batch)
+        generator = Generator(self.sampling, self._stop_ids, int(self.tokenizer.pad_token_id), self._tokens(1))
         ids = [prompt.ids for prompt in batch.prompts for _ in range(group)]
         with evaluating(self.policy):
             rollout = generator.sample(self.policy, "policy", ids, torch.cat(numbers).to(self.device))

@@ -4,8 +4,10 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
+from torch import nn
 from transformers import PreTrainedTokenizerBase
 
+from ser_lightning.data.packing import Tokens
 from ser_lightning.models.backbone import Backbone, load_tokenizer
 from ser_lightning.models.fingerprint import check_identity, identity_of
 from ser_lightning.models.policy import Policy, load_policy
@@ -34,6 +36,27 @@ class PolicyModule(LightningModule):
         self._start: PolicyStart | None = None
         self._tokenizer: PreTrainedTokenizerBase | None = None
         self._policy: Policy | None = None
+        self.auto_tokens: tuple[int, int] | None = None
+        """What `auto` is for tokens in a batch, in training and in sampling; the data module sets it."""
+
+    @property
+    def token_settings(self) -> tuple[Tokens, Tokens]:
+        """Tokens in a batch, in training and in sampling, as the config has them."""
+        return (1, 1)
+
+    @property
+    def wants_budgets(self) -> bool:
+        """Whether a setting says `auto` and the data module has not yet told what that is."""
+        return self.auto_tokens is None and "auto" in self.token_settings
+
+    def _tokens(self, place: int) -> int:
+        """A budget of `token_settings` as a number."""
+        given = self.token_settings[place]
+        if given != "auto":
+            return given
+        if self.auto_tokens is None:
+            raise RuntimeError("what auto is comes from the data module, with its first loader")
+        return self.auto_tokens[place]
 
     @property
     def start(self) -> PolicyStart:
@@ -55,6 +78,11 @@ class PolicyModule(LightningModule):
         if self._policy is None:
             raise RuntimeError("the models are loaded in configure_model(), which the trainer calls")
         return self._policy
+
+    @property
+    def models_beside(self) -> list[nn.Module]:
+        """Models on the device besides the policy's roles."""
+        return []
 
     def start_findings(self, max_length: int | None) -> list[Finding]:
         """What the data module is told before it encodes; whether prompts fit is up to `check_prompts`."""

@@ -6,25 +6,26 @@ from contextlib import nullcontext
 from dataclasses import fields
 from typing import Any
 
+import numpy as np
 import torch
 from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from ser_lightning.data.packing import Tokens
 from ser_lightning.errors import UserError, raise_problems
 from ser_lightning.models.adapter_reward import adapter_reward_model, can_share
 from ser_lightning.models.backbone import Backbone
 from ser_lightning.models.masks import LayoutName
 from ser_lightning.models.policy import Policy, Role, load_policy
 from ser_lightning.modules.policy_base import PolicyModule
-from ser_lightning.records import Answers, Prompt, PromptBatch, Rollout
+from ser_lightning.records import Answers, Prompt, PromptBatch, Rollout, RolloutBatch
 from ser_lightning.rl.experience import (
     Estimator,
     Experience,
     PPOSettings,
     make_experience,
     measure,
-    measure_values,
     micro_batches,
 )
 from ser_lightning.rl.policy_math import (
@@ -32,10 +33,9 @@ from ser_lightning.rl.policy_math import (
     clipped_policy_loss,
     clipped_value_loss,
     kl_k3,
-    masked_sum,
     sequence_kl,
 )
-from ser_lightning.rl.reward_functions import RewardFunction, RewardSum
+from ser_lightning.rl.reward_functions import RewardSum
 from ser_lightning.rl.reward_sources import load_rewards
 from ser_lightning.rl.rollout import (
     Generator,
@@ -44,7 +44,6 @@ from ser_lightning.rl.rollout import (
     response_logps,
     response_texts,
     response_values,
-    rows_of,
     stop_ids,
     uniform_numbers,
 )
@@ -52,6 +51,11 @@ from ser_lightning.training.schedule import make_optimizer
 from ser_lightning.training.scoring import evaluating
 from ser_lightning.utils.collectives import gather_over_ranks, sum_gradients, sum_over_ranks
 from ser_lightning.utils.seeds import hash_seed
+
+MEANS = ("reward", "kl", "kl_k3", "length", "eos_rate", "cut_share")
+"""Figures of a step that are means over its responses."""
+FIGURES = ("policy_loss", "entropy", "clip_fraction", "approx_kl", "value_loss")
+"""Figures of an update that are means over its tokens."""
 
 
 class PPOModule(PolicyModule):
@@ -73,7 +77,9 @@ class PPOModule(PolicyModule):
         critic_optimizer: the critic's.
         max_grad_norm: gradients are clipped to this norm, those of policy and critic apart.
         tokens_per_batch: most tokens in a micro-batch of whole responses; changes memory and speed, never the result.
-        tokens_per_sampling_batch: most tokens in a batch of responses that are being sampled.
+            `auto` fills the GPU's memory, as far as can be told, and is 1,536 on a CPU.
+        tokens_per_sampling_batch: most tokens in a batch of responses that are being sampled; `auto` as above, 16,384
+            on a CPU.
         layout: `shared_prompt` computes a prompt once for all responses to it, with the same result; `padded` gives
             each response a row; `auto` shares prompts where that is exact and, on a GPU,
             FlexAttention works, and logs why where it does not.
@@ -93,15 +99,16 @@ class PPOModule(PolicyModule):
         optimizer: OptimizerCallable = lambda p: torch.optim.AdamW(p, lr=1.4e-5, weight_decay=0.0),
         critic_optimizer: OptimizerCallable = lambda p: torch.optim.AdamW(p, lr=1.4e-5, weight_decay=0.0),
         max_grad_norm: float = 1.0,
-        tokens_per_batch: int = 4096,
-        tokens_per_sampling_batch: int = 16384,
+        tokens_per_batch: Tokens = 4096,
+        tokens_per_sampling_batch: Tokens = 16384,
         layout: LayoutName = "auto",
     ) -> None:
         super().__init__(backbone)
         problems = [*backbone.problems(), *sampling.problems(), *ppo.problems(advantage, responses_per_prompt)]
-        limits = {"max_grad_norm": max_grad_norm, "tokens_per_batch": tokens_per_batch}
+        limits: dict[str, Any] = {"max_grad_norm": max_grad_norm, "tokens_per_batch": tokens_per_batch}
         limits["tokens_per_sampling_batch"] = tokens_per_sampling_batch
-        problems += [f"model.{k}: got {value}; need a positive number" for k, value in limits.items() if value <= 0]
+        numbers = {k: value for k, value in limits.items() if value != "auto"}
+        problems += [f"model.{k}: got {value}; need a positive number" for k, value in numbers.items() if value <= 0]
         raise_problems(problems)
         self.reward_model, self.judge = reward_model, judge
         self.kl_control, self.sampling, self.ppo = kl_control, sampling, ppo
@@ -123,14 +130,14 @@ class PPOModule(PolicyModule):
         policy = load_policy(start.backbone, device, start.weights, True, self._has_critic, self._layout)
         self._stop_ids = stop_ids(policy.lm.generation_config.eos_token_id, self.tokenizer, self.sampling.stop)
         # In a list: registered as submodules, the reward models would enter checkpoints and optimisers.
-        self._judges: list[tuple[RewardSum, RewardFunction | None]] = [self._load_judges(policy, device)]
+        self._judges: list[tuple[RewardSum, RewardSum | None]] = [self._load_judges(policy, device)]
         return policy
 
     def check_prompts(self, prompts: Sequence[Prompt]) -> None:
         """Called by the data module before training: `UserError` if a prompt leaves no room for a response."""
         check_room(prompts, self.sampling.max_new_tokens, self.policy.lm.config.get_text_config())
 
-    def _load_judges(self, policy: Policy, device: torch.device) -> tuple[RewardSum, RewardFunction | None]:
+    def _load_judges(self, policy: Policy, device: torch.device) -> tuple[RewardSum, RewardSum | None]:
         def build(run: Any) -> nn.Module | None:
             """A reward model on the policy's base takes no second base."""
             if not can_share(self.start.backbone, run.backbone):
@@ -151,13 +158,23 @@ class PPOModule(PolicyModule):
         return rewards, judge
 
     @property
+    def token_settings(self) -> tuple[Tokens, Tokens]:
+        """Of a micro-batch, and of a batch that is being sampled."""
+        return self.tokens_per_batch, self.tokens_per_sampling_batch
+
+    @property
+    def models_beside(self) -> list[nn.Module]:
+        """The reward models; one on the policy's base is part of that."""
+        return [model for judge in self._judges[0] if judge is not None for model in judge.models]
+
+    @property
     def _has_critic(self) -> bool:
         return self.advantage == "gae"
 
     @property
     def _generator(self) -> Generator:
         pad = int(self.tokenizer.pad_token_id)
-        return Generator(self.sampling, self._stop_ids, pad, self.tokens_per_sampling_batch)
+        return Generator(self.sampling, self._stop_ids, pad, self._tokens(1))
 
     # A step: respond, judge, learn.
 
@@ -170,17 +187,20 @@ class PPOModule(PolicyModule):
         torch.manual_seed(hash_seed(self._seed, "dropout", batch.step, self.global_rank))
         with evaluating(self.policy):
             experience, score = self._collect(batch)
-        figures = self._update(experience, batch.step)
-        totals = self._totals(experience, score, self._judges[0][0].num_cut)
-        mean_kl = float(totals["kl"])
-        for name, value in {**totals, "kl_weight": self.kl_control.weight, **figures}.items():
+        means = self._means(experience, score, self._judges[0][0].num_cut)
+        # All figures of the step come to the host at once, behind its last update.
+        values = torch.cat([means, self._update(experience, batch.step)]).tolist()
+        figures = dict(zip((*MEANS, *FIGURES), values, strict=True)) | {"kl_weight": self.kl_control.weight}
+        if not self._has_critic:
+            del figures["value_loss"]
+        for name, value in figures.items():
             is_shown = name in ("reward", "kl", "length")
-            self.log(f"train/{name}", float(value), prog_bar=is_shown, batch_size=1, on_step=True)
-        self.kl_control.update(mean_kl, num_responses)
+            self.log(f"train/{name}", torch.tensor(value), prog_bar=is_shown, batch_size=1, on_step=True)
+        self.kl_control.update(figures["kl"], num_responses)
         self.rl_step = batch.step + 1
 
     def _collect(self, batch: PromptBatch) -> tuple[Experience, Tensor]:
-        """Responses of the current policy with their advantages, and their scores (R,)."""
+        """Responses of the current policy with their advantages, and their scores (R,) on the CPU."""
         group = self.responses_per_prompt
         prompts = [prompt for prompt in batch.prompts for _ in range(group)]
         numbers = uniform_numbers(
@@ -188,103 +208,92 @@ class PPOModule(PolicyModule):
         )
         mine = [position * group + k for position in batch.positions for k in range(group)]
         rollout = self._respond("policy", prompts, numbers[mine])
-        reward = self._judges[0][0](*_texts(prompts, response_texts(self.tokenizer, rollout))).to(self.device)
-        logp, ref_logp = measure(self.policy, rollout, self.sampling.temperature, self.tokens_per_batch)
-        value = measure_values(self.policy, rollout, self.tokens_per_batch) if self._has_critic else None
+        # The device is busy with this while the host encodes the responses for the reward model.
+        found = measure(self.policy, rollout, self.sampling.temperature, self._tokens(0), self._has_critic)
+        reward = self._judges[0][0](*_texts(prompts, response_texts(self.tokenizer, rollout)))
         score = reward - self.ppo.missing_eos_penalty * (~rollout.has_ended).float()
         weight = self.kl_control.weight
-        experience = make_experience(rollout, score, logp, ref_logp, value, weight, self.advantage, group, self.ppo)
-        return experience, reward
+        return make_experience(rollout, score, *found, weight, self.advantage, group, self.ppo), reward
 
     def _respond(self, role: Role, prompts: Sequence[Prompt], numbers: Tensor) -> Rollout:
         return self._generator.sample(self.policy, role, [prompt.ids for prompt in prompts], numbers.to(self.device))
 
-    def _update(self, experience: Experience, step: int) -> dict[str, float]:
-        """The updates of a step; mean figures over them."""
-        sums: dict[str, float] = {}
-        num_updates = 0
+    def _update(self, experience: Experience, step: int) -> Tensor:
+        """The updates of a step; (5,) float64, the mean of `FIGURES` over them."""
+        sums = torch.zeros(len(FIGURES), dtype=torch.float64, device=self.device)
         generator = torch.Generator().manual_seed(hash_seed(self._seed, "minibatches", step, self.global_rank))
         for _ in range(self.ppo.epochs):
-            order = torch.randperm(len(experience.rollout), generator=generator).to(self.device)
-            for rows in order.tensor_split(self.ppo.minibatches):
-                for name, value in self._update_once(experience, rows).items():
-                    sums[name] = sums.get(name, 0.0) + value
-                num_updates += 1
-        return {name: value / num_updates for name, value in sums.items()}
+            order = torch.randperm(len(experience.rollout), generator=generator).numpy()
+            for rows in np.array_split(order, self.ppo.minibatches):
+                sums += self._update_once(experience, rows)
+        return sums / (self.ppo.epochs * self.ppo.minibatches)
 
-    def _update_once(self, experience: Experience, rows: Tensor) -> dict[str, float]:
-        """One optimiser step of policy and critic on some rows."""
-        num_tokens = sum_over_ranks(experience.response_mask[rows].sum())
-        names = ("policy_loss", "entropy", "clip_fraction", "approx_kl", "value_loss")
-        sums = dict.fromkeys(names, torch.zeros((), device=self.device))
+    def _update_once(self, experience: Experience, rows: np.ndarray) -> Tensor:
+        """One optimiser step of policy and critic on some rows; (5,) float64, `FIGURES` as means over their tokens."""
+        rollout = experience.rollout
+        own_tokens = float(rollout.response_mask.numpy()[rows].sum())
+        num_tokens = sum_over_ranks(torch.full((), own_tokens, device=self.device))
+        sums = torch.zeros(len(FIGURES), dtype=torch.float64, device=self.device)
         model = self.trainer.strategy.model
         # Ranks sum their gradients at the end, however many micro-batches each of them had.
         with model.no_sync() if isinstance(model, DistributedDataParallel) else nullcontext():
-            for part in micro_batches(experience.rollout, rows, self.tokens_per_batch, self.policy.layout):
-                for name, value in self._policy_backward(experience, part, num_tokens).items():
-                    sums[name] = sums[name] + value
+            for part in micro_batches(rollout, rows, self._tokens(0), self.policy.layout, self.device):
+                figures = self._policy_backward(experience, part, num_tokens)
                 if self._has_critic:
-                    sums["value_loss"] = sums["value_loss"] + self._critic_backward(experience, part, num_tokens)
+                    figures.append(self._critic_backward(experience, part, num_tokens))
+                sums[: len(figures)] += torch.stack([value.double() for value in figures])
         self._optimizer_steps()
-        totals = sum_over_ranks(torch.stack([sums[name].double() for name in names])) / num_tokens
-        figures = dict(zip(names, totals.tolist(), strict=True))
-        if not self._has_critic:
-            del figures["value_loss"]
-        return figures
+        return sum_over_ranks(sums) / num_tokens
 
-    def _policy_backward(self, experience: Experience, rows: Tensor, num_tokens: Tensor) -> dict[str, Tensor]:
-        """Gradients of the policy's loss on a micro-batch; sums over its tokens of what is reported."""
-        part = rows_of(experience.rollout, rows)
-        mask, width = part.response_mask, part.response_mask.shape[1]
-        old_logp, advantage = experience.logp[rows, :width], experience.advantage[rows, :width]
+    def _policy_backward(self, experience: Experience, part: RolloutBatch, num_tokens: Tensor) -> list[Tensor]:
+        """Gradients of the policy's loss on a micro-batch; all of `FIGURES` but the last, as sums over its tokens."""
+        old_logp, advantage = (x.flatten()[part.table_places] for x in (experience.logp, experience.advantage))
+        mask = torch.ones_like(old_logp, dtype=torch.bool)
         logp, entropy = response_logps(self.policy, "policy", part, self.sampling.temperature)
         loss, clip_fraction = clipped_policy_loss(logp, old_logp, advantage, mask, self.ppo.clip_range)
         self.manual_backward(loss / num_tokens)
-        sums = {
-            "policy_loss": loss,
-            "entropy": masked_sum(entropy, mask),
-            "clip_fraction": clip_fraction * mask.sum(),
-            "approx_kl": masked_sum(kl_k3(old_logp, logp.detach()), mask),
-        }
-        return {name: value.detach() for name, value in sums.items()}
+        approx_kl = kl_k3(old_logp, logp.detach()).sum()
+        return [x.detach() for x in (loss, entropy.sum(), clip_fraction * len(logp), approx_kl)]
 
-    def _critic_backward(self, experience: Experience, rows: Tensor, num_tokens: Tensor) -> Tensor:
+    def _critic_backward(self, experience: Experience, part: RolloutBatch, num_tokens: Tensor) -> Tensor:
         """Gradients of the critic's loss on a micro-batch; its sum over the tokens."""
         assert experience.value is not None and experience.returns is not None
-        part = rows_of(experience.rollout, rows)
-        mask, width = part.response_mask, part.response_mask.shape[1]
-        old, target = experience.value[rows, :width], experience.returns[rows, :width]
+        old, target = (x.flatten()[part.table_places] for x in (experience.value, experience.returns))
+        mask = torch.ones_like(old, dtype=torch.bool)
         loss, _ = clipped_value_loss(response_values(self.policy, part), old, target, mask, self.ppo.value_clip_range)
         self.manual_backward(loss / num_tokens)
         return loss.detach()
 
     def _optimizer_steps(self) -> None:
-        optimizers = self.optimizers()
+        """Clip, check and step; that the norms are read is the one time in an update that the host waits."""
+        optimizers = self.optimizers() if self._has_critic else [self.optimizers()]
         roles: tuple[Role, ...] = ("policy", "critic") if self._has_critic else ("policy",)
-        for role, optimizer in zip(roles, optimizers if self._has_critic else [optimizers], strict=True):
+        norms = []
+        for role in roles:
             parameters = self.policy.parameters_of(role)
             sum_gradients(parameters)
-            norm = float(nn.utils.clip_grad_norm_(parameters, self.max_grad_norm))
+            norms.append(nn.utils.clip_grad_norm_(parameters, self.max_grad_norm).double())
+        for role, norm in zip(roles, torch.stack(norms).tolist(), strict=True):
             if not math.isfinite(norm):  # of the gradients of all ranks, so all of them stop here
                 name = "optimizer" if role == "policy" else "critic_optimizer"
                 raise UserError(
                     f"train: got a gradient norm of {norm} for the {role} in step {self.rl_step}; lower "
                     f"model.{name}.init_args.lr, or look for the cause with --config debug/anomaly.yaml"
                 )
+        for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad()
 
-    def _totals(self, experience: Experience, reward: Tensor, num_cut: int) -> dict[str, float]:
-        """Means over the responses of all ranks; `num_cut` of this one's were too long for the reward model."""
-        rollout = experience.rollout
-        kl = sequence_kl(experience.kl, experience.response_mask)
-        k3 = sequence_kl(kl_k3(experience.logp, experience.logp - experience.kl), experience.response_mask)
-        columns = (reward, kl, k3, rollout.num_response_tokens, rollout.has_ended)
-        sums = [column.double().sum() for column in columns]
-        counts = torch.tensor([num_cut, len(rollout)], dtype=torch.float64, device=self.device)
-        *totals, num_responses = sum_over_ranks(torch.cat([torch.stack(sums), counts])).tolist()
-        names = ("reward", "kl", "kl_k3", "length", "eos_rate", "cut_share")
-        return {name: total / num_responses for name, total in zip(names, totals, strict=True)}
+    def _means(self, experience: Experience, reward: Tensor, num_cut: int) -> Tensor:
+        """(6,) float64 `MEANS` over the responses of all ranks; `num_cut` of this one's were too long for the judge."""
+        rollout, mask = experience.rollout, experience.response_mask
+        k3 = kl_k3(experience.logp, experience.logp - experience.kl)
+        of_tables = torch.stack([sequence_kl(x, mask).double().sum() for x in (experience.kl, k3)])
+        lengths, ended = rollout.response_mask.numpy().sum(), rollout.has_ended.numpy().sum()
+        known = (reward.double().numpy().sum(), lengths, ended, num_cut, len(rollout))
+        counts = torch.tensor(known, dtype=torch.float64).to(self.device, non_blocking=True)
+        totals = sum_over_ranks(torch.cat([counts[:1], of_tables, counts[1:]]))
+        return totals[:-1] / totals[-1]
 
     # Held-out prompts.
 
@@ -302,8 +311,8 @@ class PPOModule(PolicyModule):
 
     def _answer(self, role: Role, prompts: list[Prompt], numbers: Tensor) -> Answers:
         rollout = self._respond(role, prompts, numbers)
-        logp, ref_logp = measure(self.policy, rollout, self.sampling.temperature, self.tokens_per_batch)
-        kl = sequence_kl(logp - ref_logp, rollout.response_mask) if role == "policy" else torch.zeros(len(rollout))
+        logp, ref_logp, _ = measure(self.policy, rollout, self.sampling.temperature, self._tokens(0))
+        kl = (logp - ref_logp).sum(-1) if role == "policy" else torch.zeros(len(rollout))
         turns, texts = _texts(prompts, response_texts(self.tokenizer, rollout))
         rewards, judge = self._judges[0]
         return Answers(
@@ -313,8 +322,8 @@ class PPOModule(PolicyModule):
             reward=rewards(turns, texts),
             judge=judge(turns, texts) if judge else None,
             kl=kl.cpu(),
-            num_tokens=rollout.num_response_tokens.cpu(),
-            has_ended=rollout.has_ended.cpu(),
+            num_tokens=rollout.num_response_tokens,
+            has_ended=rollout.has_ended,
         )
 
     def on_validation_epoch_end(self) -> None:

@@ -7,7 +7,7 @@ from torch import Tensor
 from ser_lightning.errors import raise_problems
 from ser_lightning.models.backbone import Backbone
 from ser_lightning.modules.policy_base import PolicyModule
-from ser_lightning.records import Padded, ResponseBatch
+from ser_lightning.records import ResponseBatch
 from ser_lightning.rl.policy_math import token_logps
 from ser_lightning.rl.rollout import LOGP_CHUNK
 from ser_lightning.training.optim_step import log_on_host, synchronised, training_problems, update
@@ -46,9 +46,8 @@ class SFTModule(PolicyModule):
 
     def forward(self, batch: ResponseBatch) -> Tensor:
         """(N,) float32 log-probabilities of the N response tokens of a batch, row by row."""
-        hidden = self.policy.hidden("policy", Padded(batch.input_ids, batch.attention_mask))
-        is_next = batch.response_mask[:, 1:]
-        states, ids = hidden[:, :-1][is_next], batch.input_ids[:, 1:][is_next]
+        states = self.policy.hidden("policy", batch.inputs).flatten(0, 1)[batch.response_places - 1]
+        ids = batch.inputs.input_ids.flatten()[batch.response_places]
         return token_logps(states, self.policy.head("policy"), ids, 1.0, LOGP_CHUNK)[0]
 
     def training_step(self, step: list[ResponseBatch], batch_idx: int) -> None:

@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from math import ceil
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -243,13 +243,11 @@ def workspace_bytes(reward_model: RewardModel, precision: str) -> int:
 
 # Budgets
 
-Tokens = int | Literal["auto"]
-"""A budget of tokens in a batch; `auto` asks `auto_budgets`."""
 CPU_TOKENS = 1536, 4096
 """Small batches of like length beat large ones on a CPU; training and labelling."""
 _USED_SHARE = 0.8
 """Of the memory that is left: activations are an estimate, and the allocator leaves gaps."""
-_CONTEXT_BYTES = 2**30
+CONTEXT_BYTES = 2**30
 """CUDA's own memory, and the kernels'."""
 _LEAST_TOKENS, _MOST_TOKENS = 1024, 65536
 
@@ -272,11 +270,7 @@ def auto_budgets(
     if device != "cuda":
         return CPU_TOKENS
     trained = [own_part(p) for p in trained_weights(reward_model)]
-    weights = sum(
-        nf4_bytes(p.numel()) if _is_4bit(p) and p.is_meta else own_part(p).numel() * p.element_size()
-        for p in reward_model.parameters()
-    )
-    fixed = _CONTEXT_BYTES + weights + workspace_bytes(reward_model, precision)
+    fixed = CONTEXT_BYTES + held_bytes(reward_model.parameters()) + workspace_bytes(reward_model, precision)
     training = fixed + gradient_bytes(trained) + 8 * sum(p.numel() for p in trained)
     shape = shape_of(reward_model, backbone, precision, device)
     checkpointing = backbone.gradient_checkpointing
@@ -284,12 +278,27 @@ def auto_budgets(
     labelling_token = labelling_activations(shape, 1)
     training_token = training_activations(shape, backbone.train, checkpointing, 1)
     per_token = labelling_token if backbone.train == "head" else max(training_token, labelling_token)
+    left = num_bytes - training
+    return tokens_that_fit(left, per_token), tokens_that_fit(left, labelling_token)
 
-    def budget(taken: int, a_token: int) -> int:
-        tokens = int(_USED_SHARE * (num_bytes - taken)) // a_token // 1024 * 1024
-        return max(_LEAST_TOKENS, min(_MOST_TOKENS, tokens))
 
-    return budget(training, per_token), budget(training, labelling_token)
+def held_bytes(parameters: Iterable[Tensor]) -> int:
+    """Bytes of weights as they lie on one device, or will lie where they are on the meta device."""
+    return sum(
+        nf4_bytes(p.numel()) if _is_4bit(p) and p.is_meta else own_part(p).numel() * p.element_size()
+        for p in parameters
+    )
+
+
+def tokens_that_fit(num_bytes: int, bytes_per_token: int) -> int:
+    """A budget in multiples of 1,024, from 1,024 to 65,536 tokens.
+
+    Args:
+        num_bytes: memory that is left for activations.
+        bytes_per_token: what they take.
+    """
+    tokens = int(_USED_SHARE * num_bytes) // bytes_per_token // 1024 * 1024
+    return max(_LEAST_TOKENS, min(_MOST_TOKENS, tokens))
 
 
 # Shards

@@ -1,18 +1,22 @@
 """Rollouts and their scores -> advantages and losses: what one step of the RL stage learns from."""
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ser_lightning.data.layouts import Layout
-from ser_lightning.models.policy import Policy
-from ser_lightning.records import Rollout
+from ser_lightning.models.policy import Policy, Role
+from ser_lightning.records import Rollout, RolloutBatch
 from ser_lightning.rl import policy_math
-from ser_lightning.rl.rollout import response_logps, response_values, rows_of, sequences_of
+from ser_lightning.rl.rollout import batch_of, response_logps, response_values, sequences_of
 
 Estimator = Literal["gae", "rloo", "grpo"]
+LANGUAGE_MODELS: tuple[Role, ...] = ("policy", "reference")
+CRITIC: Role = "critic"
 
 
 @dataclass
@@ -68,9 +72,11 @@ class PPOSettings:
 
 @dataclass(frozen=True)
 class Experience:
-    """The responses of a step with all that its updates need; R responses, A columns."""
+    """The responses of a step with all that its updates need; R responses, A columns, tables on the device."""
 
     rollout: Rollout
+    response_mask: Tensor
+    """(R, A) bool, the rollout's."""
     logp: Tensor
     """(R, A) float32 log-probabilities under the policy that sampled, before any update."""
     kl: Tensor
@@ -82,60 +88,64 @@ class Experience:
     returns: Tensor | None
     """(R, A) float32 the target of the critic."""
 
-    @property
-    def response_mask(self) -> Tensor:
-        """(R, A) bool."""
-        return self.rollout.response_mask
 
+def micro_batches(
+    rollout: Rollout, rows: np.ndarray, tokens_per_batch: int, layout: Layout, device: torch.device | str
+) -> Iterator[RolloutBatch]:
+    """Responses in batches under a token budget, on a device.
 
-def micro_batches(rollout: Rollout, rows: Tensor, tokens_per_batch: int, layout: Layout) -> list[Tensor]:
-    """Rows in batches under a token budget, as positions in the rollout."""
+    The host plans from what it has, and does not wait for the device: the next batch is laid out while that computes.
+
+    Args:
+        rollout: R responses.
+        rows: (r,) int64 positions of those that are wanted; none gives no batch.
+        tokens_per_batch: most tokens in a batch.
+        layout: of the sequences.
+        device: where the batches go.
+    """
     if not len(rows):  # a rank without a share
-        return []
-    cuts = layout.cut_sequences(*sequences_of(rows_of(rollout, rows)), tokens_per_batch)
-    return [rows[torch.tensor(cut)] for cut in cuts]
+        return
+    for cut in layout.cut_sequences(*sequences_of(rollout, rows), tokens_per_batch):
+        batch = batch_of(rollout, rows[cut], layout)
+        yield (batch.pin_memory() if torch.device(device).type == "cuda" else batch).to(device)
 
 
-def spread(parts: list[tuple[Tensor, Tensor]], like: Tensor) -> Tensor:
+def in_table(parts: Iterable[tuple[Tensor, Tensor]], like: Tensor) -> Tensor:
     """Put what was computed for micro-batches back in place.
 
     Args:
-        parts: rows (r,) and values (r, a) of each micro-batch, a being its own number of columns.
+        parts: `table_places` (N,) and values (N,) of each micro-batch.
         like: (R, A) the mask of the whole.
 
     Returns:
-        (R, A) float32.
+        (R, A) float32, 0 where nothing was computed.
     """
     whole = torch.zeros(like.shape, device=like.device)
-    for rows, values in parts:
-        whole[rows, : values.shape[1]] = values
+    for places, values in parts:
+        whole.view(-1)[places] = values
     return whole
 
 
-def measure(policy: Policy, rollout: Rollout, temperature: float, tokens_per_batch: int) -> tuple[Tensor, Tensor]:
-    """Log-probabilities of sampled tokens under policy and reference, without gradients.
+@torch.no_grad()
+def measure(
+    policy: Policy, rollout: Rollout, temperature: float, tokens_per_batch: int, has_critic: bool = False
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """What the models make of sampled tokens, without gradients.
 
     Returns:
-        Twice (R, A) float32, 0 outside the response mask.
+        Three times (R, A) float32, 0 outside the response mask, on the policy's device: log-probabilities under policy
+        and reference, and the critic's values, None without `has_critic`.
     """
-    logps: dict[str, list[tuple[Tensor, Tensor]]] = {"policy": [], "reference": []}
-    with torch.no_grad():
-        for rows in micro_batches(rollout, _all_rows(rollout), tokens_per_batch, policy.layout):
-            part = rows_of(rollout, rows)
-            for role in ("policy", "reference"):
-                logps[role].append((rows, response_logps(policy, role, part, temperature)[0]))  # type: ignore[arg-type]
-    policy_logp, ref_logp = (spread(logps[role], rollout.response_mask) for role in ("policy", "reference"))
-    return policy_logp, ref_logp
-
-
-def measure_values(policy: Policy, rollout: Rollout, tokens_per_batch: int) -> Tensor:
-    """(R, A) float32 values of the critic, without gradients."""
-    with torch.no_grad():
-        parts = [
-            (rows, response_values(policy, rows_of(rollout, rows)))
-            for rows in micro_batches(rollout, _all_rows(rollout), tokens_per_batch, policy.layout)
-        ]
-    return spread(parts, rollout.response_mask)
+    found: dict[Role, list[tuple[Tensor, Tensor]]] = {"policy": [], "reference": [], "critic": []}
+    rows = np.arange(len(rollout))
+    for batch in micro_batches(rollout, rows, tokens_per_batch, policy.layout, policy.device):
+        for role in LANGUAGE_MODELS:
+            found[role].append((batch.table_places, response_logps(policy, role, batch, temperature)[0]))
+        if has_critic:
+            found["critic"].append((batch.table_places, response_values(policy, batch)))
+    mask = torch.empty(rollout.response_mask.shape, device=policy.device)
+    logp, ref_logp, value = (in_table(found[role], mask) for role in (*LANGUAGE_MODELS, CRITIC))
+    return logp, ref_logp, value if has_critic else None
 
 
 def make_experience(
@@ -156,7 +166,7 @@ def make_experience(
 
     Args:
         rollout: R responses; those to one prompt stand together.
-        score: (R,) reward of each response, penalties for the unfinished already off.
+        score: (R,) reward of each response, penalties for the unfinished already off; on any device.
         logp: (R, A) under the policy.
         ref_logp: (R, A) under the reference.
         value: (R, A) of the critic; None for the critic-free estimators.
@@ -165,7 +175,8 @@ def make_experience(
         group_size: responses to each prompt.
         settings: the rest.
     """
-    mask = rollout.response_mask
+    mask = rollout.response_mask.to(logp.device, non_blocking=True)
+    score = score.to(logp.device, non_blocking=True)
     kl = policy_math.kept(logp - ref_logp, mask)  # unbiased for the KL divergence, of either sign (Schulman, 2020, k1)
     returns = None
     if estimator == "gae":
@@ -178,8 +189,4 @@ def make_experience(
         advantage = policy_math.kept(of_group(total, group_size)[:, None].expand(mask.shape), mask)
     if settings.whiten_advantages:
         advantage = policy_math.whiten(advantage, mask)
-    return Experience(rollout, logp, kl, advantage, value, returns)
-
-
-def _all_rows(rollout: Rollout) -> Tensor:
-    return torch.arange(len(rollout), device=rollout.input_ids.device)
+    return Experience(rollout, mask, logp, kl, advantage, value, returns)

@@ -229,6 +229,11 @@ class RewardSum:
         """Responses of the last call that any of the functions cut, as the one that cut most has counted them."""
         return max(function.num_cut for function in self._functions.values())
 
+    @property
+    def models(self) -> list[nn.Module]:
+        """The reward models among the functions."""
+        return [one.reward_model for one in self._functions.values() if isinstance(one, ModelReward)]
+
     def __call__(self, prompts: Sequence[list[Turn]], responses: Sequence[str]) -> Tensor:
         """(N,) weighted sum."""
         scores = [self._weights[source] * score(prompts, responses) for source, score in self._functions.items()]

@@ -12,19 +12,22 @@ import numpy as np
 import torch
 from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
-from transformers.cache_utils import DynamicCache
+from transformers.cache_utils import Cache
 
+from ser_lightning.data.layouts import Layout
 from ser_lightning.data.packing import cut_by_tokens, group_equal
 from ser_lightning.errors import UserError
 from ser_lightning.models.policy import Policy, Role
 from ser_lightning.models.probe import num_positions
 from ser_lightning.models.tokens import closing_token
-from ser_lightning.records import Packed, Padded, Prompt, Rollout
+from ser_lightning.records import Prompt, Rollout, RolloutBatch
+from ser_lightning.rl.kv_cache import can_select, sampling_cache
 from ser_lightning.rl.policy_math import token_logps
 from ser_lightning.utils.seeds import hash_seed
 
-COLUMNS_PER_CHECK = 8
-"""Tokens that a GPU draws before the host asks which rows have ended."""
+COLUMNS_PER_CHECK = {"cpu": 1, "cuda": 8}
+"""Tokens that a device draws before the host asks which rows have ended: to ask makes it wait for a GPU, which has run
+out of work by the time it gets more."""
 LOGP_CHUNK = 1024
 """Positions whose logits stand in memory at once."""
 
@@ -81,16 +84,17 @@ class Generator:
             uniform: (R, max_new_tokens) random numbers in [0, 1), which choose the tokens.
 
         Returns:
-            R rows in the order of the prompts.
+            R rows in the order of the prompts, on the CPU.
         """
         room = self.sampling.max_new_tokens
         lengths = [len(ids) + room for ids in prompts]
         parts: dict[int, _Response] = {}
         for rows in cut_by_tokens(lengths, self.tokens_per_batch, rows_per_item=1):
-            with policy.sampling():
-                found = _sample_batch(self, policy, role, [prompts[row] for row in rows], uniform[rows])
+            batch = [prompts[row] for row in rows]
+            with policy.sampling("none" if len(set(map(len, batch))) == 1 else "left"):
+                found = _sample_batch(self, policy, role, batch, uniform[rows])
             parts |= dict(zip(rows, found, strict=True))
-        return _assemble(prompts, [parts[row] for row in range(len(prompts))], self.pad_token_id, uniform.device)
+        return _assemble(prompts, [parts[row] for row in range(len(prompts))], self.pad_token_id)
 
 
 @dataclass(frozen=True)
@@ -107,12 +111,11 @@ def _sample_batch(
     ids, mask = pad_left(prompts, generator.pad_token_id, device)
     positions = (mask.cumsum(-1) - 1).clamp_min(0)
     stops = torch.tensor(list(generator.stop_ids), device=device)
-    head, cache = policy.head(role), DynamicCache(config=policy.lm.config)
+    head = policy.head(role)
+    cache = sampling_cache(policy.lm.config, ids.shape[1] + uniform.shape[1])
     alive = torch.arange(len(prompts), device=device)
     drawn = torch.full((len(prompts), uniform.shape[1]), -1, dtype=torch.int64, device=device)
     has_ended = torch.zeros(len(prompts), dtype=torch.bool, device=device)
-    # To ask who has ended makes the host wait for a GPU, which has run out of work by the time it gets more.
-    columns_per_check = 1 if device.type == "cpu" else COLUMNS_PER_CHECK
     last = _read_prompts(policy, role, prompts, ids, mask, positions, cache)
     for column in range(uniform.shape[1]):
         tokens = draw(head(last), uniform[alive, column], generator.sampling.temperature)
@@ -122,22 +125,19 @@ def _sample_batch(
         if column + 1 == uniform.shape[1]:
             break
         is_running, num_running = ~has_ended[alive], len(alive)
-        if column % columns_per_check == 0:
+        if column % COLUMNS_PER_CHECK.get(device.type, 1) == 0:
             num_running = int(is_running.sum())
         if num_running == 0:
             break
         positions = positions[:, -1:] + 1
         mask = torch.cat([mask, torch.ones_like(mask[:, :1])], dim=1)
-        if num_running <= 0.875 * len(alive) and _can_leave(cache):
+        if num_running <= 0.875 * len(alive) and can_select(cache):
             kept = is_running.nonzero().squeeze(-1)
             cache.batch_select_indices(kept)
             alive, tokens, mask, positions = alive[kept], tokens[kept], mask[kept], positions[kept]
         last = policy.next_hidden(role, tokens[:, None], mask, positions, cache)
-    rows = drawn.tolist()
-    return [
-        _Response([token for token in row if token >= 0], ended)
-        for row, ended in zip(rows, has_ended.tolist(), strict=True)
-    ]
+    responses = [[token for token in row if token >= 0] for row in drawn.tolist()]
+    return [_Response(ids, ids[-1] in generator.stop_ids) for ids in responses]
 
 
 def _read_prompts(
@@ -147,7 +147,7 @@ def _read_prompts(
     ids: Tensor,
     mask: Tensor,
     positions: Tensor,
-    cache: DynamicCache,
+    cache: Cache,
 ) -> Tensor:
     """(R, H) states that the first tokens are drawn from; a prompt that several rows begin with is read once.
 
@@ -161,7 +161,7 @@ def _read_prompts(
         cache: empty; keys and values of all rows come into it.
     """
     groups = group_equal([tuple(prompt) for prompt in prompts])
-    if len(groups) == len(ids) or not _can_leave(cache):
+    if len(groups) == len(ids) or not can_select(cache):
         return policy.next_hidden(role, ids, mask, positions, cache)
     first = torch.tensor([group[0] for group in groups], device=ids.device)
     owner = torch.empty(len(ids), dtype=torch.int64)
@@ -239,7 +239,7 @@ def stop_ids(lm_eos: Any, tokenizer: PreTrainedTokenizerBase, stop: list[str]) -
     return sorted(found)
 
 
-def pad_left(rows: Sequence[Sequence[int]], pad_token_id: int, device: torch.device) -> tuple[Tensor, Tensor]:
+def pad_left(rows: Sequence[Sequence[int]], pad_token_id: int, device: torch.device | str) -> tuple[Tensor, Tensor]:
     """(R, P) ids and attention mask of sequences of different lengths."""
     longest = max(map(len, rows))
     ids = torch.tensor([[pad_token_id] * (longest - len(row)) + list(row) for row in rows], device=device)
@@ -247,97 +247,78 @@ def pad_left(rows: Sequence[Sequence[int]], pad_token_id: int, device: torch.dev
     return ids, mask
 
 
-def _can_leave(cache: DynamicCache) -> bool:
-    return all(hasattr(layer, "batch_select_indices") for layer in cache.layers)
-
-
-def _assemble(
-    prompts: Sequence[Sequence[int]], responses: Sequence[_Response], pad_token_id: int, device: torch.device
-) -> Rollout:
-    ids, mask = pad_left(prompts, pad_token_id, device)
+def _assemble(prompts: Sequence[Sequence[int]], responses: Sequence[_Response], pad_token_id: int) -> Rollout:
+    ids, mask = pad_left(prompts, pad_token_id, "cpu")
     longest = max(len(response.ids) for response in responses)
     padded = [[*r.ids, *[pad_token_id] * (longest - len(r.ids))] for r in responses]
     kept = [[True] * len(r.ids) + [False] * (longest - len(r.ids)) for r in responses]
-    response_mask = torch.tensor(kept, device=device)
+    response_mask = torch.tensor(kept)
     return Rollout(
-        input_ids=torch.cat([ids, torch.tensor(padded, device=device)], dim=1),
+        input_ids=torch.cat([ids, torch.tensor(padded)], dim=1),
         attention_mask=torch.cat([mask, response_mask.long()], dim=1),
         response_mask=response_mask,
-        has_ended=torch.tensor([r.has_ended for r in responses], device=device),
+        has_ended=torch.tensor([r.has_ended for r in responses]),
     )
 
 
 def response_texts(tokenizer: PreTrainedTokenizerBase, rollout: Rollout) -> list[str]:
     """R responses as text, without the token that ended them and without special tokens."""
-    lengths = (rollout.num_response_tokens - rollout.has_ended.long()).tolist()
-    kept = [ids[:length] for ids, length in zip(rollout.response_ids.tolist(), lengths, strict=True)]
+    lengths = rollout.response_mask.numpy().sum(1) - rollout.has_ended.numpy()
+    kept = [ids[:length] for ids, length in zip(rollout.response_ids.numpy(), lengths, strict=True)]
     return [text.strip() for text in tokenizer.batch_decode(kept, skip_special_tokens=True)]
 
 
-def rows_of(rollout: Rollout, rows: Tensor) -> Rollout:
-    """Some rows of a rollout, without the columns that are padding in all of them.
+def batch_of(rollout: Rollout, rows: np.ndarray, layout: Layout) -> RolloutBatch:
+    """Some responses of a rollout, laid out for a model; on the CPU, without a look at any device.
 
     Args:
-        rollout: R rows.
-        rows: (r,) positions.
+        rollout: R responses.
+        rows: (r,) int64 positions.
+        layout: of the sequences.
     """
-    mask, response_mask = rollout.attention_mask[rows], rollout.response_mask[rows]
-    num_prompt = rollout.num_prompt_columns
-    first = int(mask[:, :num_prompt].any(0).int().argmax())
-    end = int(response_mask.any(0).sum())
-    return Rollout(
-        input_ids=rollout.input_ids[rows, first : num_prompt + end],
-        attention_mask=mask[:, first : num_prompt + end],
-        response_mask=response_mask[:, :end],
-        has_ended=rollout.has_ended[rows],
+    sequences, keys = sequences_of(rollout, rows)
+    inputs = layout.lay_out(sequences, keys, pad_token_id=0)
+    mask = rollout.response_mask.numpy()[rows]
+    lengths = np.array([len(ids) for ids in sequences])
+    before = lengths - mask.sum(1) - 1
+    places = inputs.places(torch.from_numpy(before[:, None] + np.arange(mask.shape[1])))
+    return RolloutBatch(
+        inputs,
+        response_ids=torch.from_numpy(rollout.response_ids.numpy()[rows][mask]),
+        state_places=torch.from_numpy(places.numpy()[mask]),
+        table_places=torch.from_numpy((rows[:, None] * mask.shape[1] + np.arange(mask.shape[1]))[mask]),
     )
 
 
-def response_states(policy: Policy, role: Role, rollout: Rollout) -> Tensor:
-    """(N, H) states from which the N real response tokens were predicted, row by row."""
-    mask = rollout.response_mask
-    if not policy.layout.shares_prompts:
-        hidden = policy.hidden(role, Padded(rollout.input_ids, rollout.attention_mask))
-        first = rollout.num_prompt_columns - 1
-        return hidden[:, first : first + mask.shape[1]][mask]
-    inputs = policy.layout.lay_out(*sequences_of(rollout), pad_token_id=0).to(mask.device)
-    assert isinstance(inputs, Packed)
-    before = inputs.num_tokens - rollout.num_response_tokens - 1
-    positions = before[:, None] + torch.arange(mask.shape[1], device=mask.device)
-    return policy.hidden(role, inputs).flatten(0, 1)[inputs.places(positions)[mask]]
-
-
-def sequences_of(rollout: Rollout) -> tuple[list[np.ndarray], list[bytes]]:
-    """R sequences without padding, and a key of each, which is equal for responses to the same prompt."""
-    ids, mask = rollout.input_ids.cpu().numpy(), rollout.attention_mask.cpu().numpy().astype(bool)
+def sequences_of(rollout: Rollout, rows: np.ndarray) -> tuple[list[np.ndarray], list[bytes]]:
+    """r sequences without padding, and a key of each, which is equal for responses to the same prompt."""
+    ids, mask = rollout.input_ids.numpy()[rows], rollout.attention_mask.numpy()[rows].astype(bool)
     end = rollout.num_prompt_columns
     keys = [row[:end][is_real[:end]].tobytes() for row, is_real in zip(ids, mask, strict=True)]
     return [row[is_real] for row, is_real in zip(ids, mask, strict=True)], keys
 
 
-def response_logps(policy: Policy, role: Role, rollout: Rollout, temperature: float) -> tuple[Tensor, Tensor]:
+def response_states(policy: Policy, role: Role, batch: RolloutBatch) -> Tensor:
+    """(N, H) states from which the N tokens of the responses were predicted."""
+    return policy.hidden(role, batch.inputs).flatten(0, 1)[batch.state_places]
+
+
+def response_logps(policy: Policy, role: Role, batch: RolloutBatch, temperature: float) -> tuple[Tensor, Tensor]:
     """Log-probabilities of the sampled tokens, and the entropy of the distributions that they came from.
 
     Args:
         policy: the models.
         role: whose log-probabilities.
-        rollout: R rows.
+        batch: N tokens, on the policy's device.
         temperature: what the logits are divided by.
 
     Returns:
-        Twice (R, A) float32 in nats, 0 outside the response mask.
+        Twice (N,) float32 in nats.
     """
-    states = response_states(policy, role, rollout)
-    ids = rollout.response_ids[rollout.response_mask]
-    logp, entropy = token_logps(states, policy.head(role), ids, temperature, LOGP_CHUNK)
-    return in_place(logp, rollout.response_mask), in_place(entropy, rollout.response_mask)
+    states = response_states(policy, role, batch)
+    return token_logps(states, policy.head(role), batch.response_ids, temperature, LOGP_CHUNK)
 
 
-def response_values(policy: Policy, rollout: Rollout) -> Tensor:
-    """(R, A) float32 values that the critic gives the states before each response token, 0 outside the mask."""
-    return in_place(policy.values(response_states(policy, "critic", rollout)), rollout.response_mask)
-
-
-def in_place(values: Tensor, mask: Tensor) -> Tensor:
-    """(R, A) with the (N,) values where the mask is True, row by row, and 0 elsewhere."""
-    return torch.zeros(mask.shape, dtype=values.dtype, device=values.device).masked_scatter(mask, values)
+def response_values(policy: Policy, batch: RolloutBatch) -> Tensor:
+    """(N,) float32 values that the critic gives the states before each response token."""
+    return policy.values(response_states(policy, "critic", batch))

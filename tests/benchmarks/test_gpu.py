@@ -4,6 +4,7 @@ import argparse
 import json
 import subprocess
 import sys
+import warnings
 from importlib import import_module
 from pathlib import Path
 from tempfile import gettempdir
@@ -262,3 +263,21 @@ def test_tables_by_hand():
     row = "| 8b | HH-RLHF | labelling | 100.0 | 50.0, pipeline in batches of 64 | 2.00 | 10.00 | 2.00 | 0.50 | 2.0 |"
     assert row in found["performance.md"]["gpu_speed"].splitlines()
     assert "Measured on Card X (driver 1.2, PyTorch 2.11.0), bfloat16." in found["performance.md"]["gpu_speed"]
+
+
+def test_waits_are_counted_by_the_line_that_makes_them(monkeypatch):
+    waits = import_module("benchmarks.gpu.waits")
+    with waits.counted_waits() as found:  # without a card
+        warnings.warn("called a synchronizing CUDA operation", stacklevel=1)
+    assert not found
+    modes = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", modes.append)
+    with waits.counted_waits() as found:
+        for _ in range(3):
+            warnings.warn("called a synchronizing CUDA operation", stacklevel=1)
+        warnings.warn("something else", stacklevel=1)
+    assert modes == ["warn", "default"]
+    [(place, number)] = found.items()
+    assert place.startswith("tests/benchmarks/test_gpu.py:") and number == 3
+    assert waits.summary(found, 2) == {"a_step": 1.5, "places": {place: 3}}

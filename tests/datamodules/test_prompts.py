@@ -3,6 +3,7 @@
 import itertools
 import json
 from functools import partial
+from types import SimpleNamespace
 
 import lightning.pytorch as pl
 import pytest
@@ -14,7 +15,12 @@ from ser_lightning.data.formats import prompt_hash
 from ser_lightning.datamodules import prompts as prompts_module
 from ser_lightning.datamodules.prompts import PromptDataModule, distinct_prompts
 from ser_lightning.errors import UserError
+from ser_lightning.models.backbone import Backbone
+from ser_lightning.modules.ppo import PPOModule
 from ser_lightning.records import Prompt, PromptBatch
+from ser_lightning.rl.experience import PPOSettings
+from ser_lightning.rl.policy_math import FixedKL
+from ser_lightning.rl.rollout import Sampling
 from ser_lightning.synthetic.world import WORLD_LM_PATH, generate_pairs, gold_scores
 
 
@@ -346,3 +352,56 @@ def test_gold_scores_are_those_of_the_synthetic_pairs():
     assert gold_scores(prompts, [p.response_a for p in pairs]) == [p.gold_a for p in pairs]
     with pytest.raises(ValueError, match="shorter"):
         gold_scores(prompts, [])
+
+
+def ppo(model_dir, of_training, of_sampling) -> PPOModule:
+    settings = FixedKL(0.1), Sampling(8), PPOSettings()
+    module = PPOModule(
+        *(Backbone(str(model_dir)), "ser_lightning.gold_scores", *settings),
+        **{"tokens_per_batch": of_training, "tokens_per_sampling_batch": of_sampling},
+    )  # fmt: skip
+    module.configure_model()
+    return module
+
+
+def on_cuda(datamodule, monkeypatch, num_bytes):
+    """As if a trainer ran it on a GPU of this size."""
+    monkeypatch.setattr(prompts_module, "device_bytes", lambda device: ("GPU", num_bytes))
+    strategy, state = SimpleNamespace(root_device=torch.device("cuda")), SimpleNamespace(fn="fit")
+    datamodule.trainer = SimpleNamespace(strategy=strategy, precision="32-true", state=state)
+
+
+@pytest.mark.parametrize(
+    ("settings", "line"),
+    [
+        (("auto", "auto"), "Batches: auto is {:,} tokens in training and {:,} tokens in sampling."),
+        ((512, "auto"), "Batches: auto is {1:,} tokens in sampling."),
+        (("auto", 512), "Batches: auto is {0:,} tokens in training."),
+    ],
+)
+def test_auto_is_what_fits_beside_all_models_and_is_told_to_the_module(
+    tiny_model_dir, settings, line, monkeypatch, caplog
+):
+    model, datamodule = ppo(tiny_model_dir, *settings), PromptDataModule()
+    assert model.wants_budgets
+    with caplog.at_level("INFO"):
+        datamodule._set_budgets(model)
+    assert model.auto_tokens == (1536, 16384) and not model.wants_budgets
+    sizes = []
+    for gib in (1.01, 1.05, 40):
+        on_cuda(datamodule, monkeypatch, int(gib * 2**30))
+        with caplog.at_level("INFO"):
+            datamodule._set_budgets(model)
+        sizes.append(model.auto_tokens)
+        assert caplog.messages[-1] == line.format(*model.auto_tokens)
+        assert [model._tokens(i) for i in (0, 1)] == [
+            given if given == 512 else auto for given, auto in zip(settings, model.auto_tokens, strict=True)
+        ]
+    assert sizes[0] < sizes[1] < sizes[2] == (65536, 65536)
+
+
+def test_numbers_stay_what_they_are(tiny_model_dir):
+    model = ppo(tiny_model_dir, 100, 200)
+    assert not model.wants_budgets and [model._tokens(i) for i in (0, 1)] == [100, 200]
+    with pytest.raises(RuntimeError, match="comes from the data module"):
+        ppo(tiny_model_dir, "auto", 200)._tokens(0)

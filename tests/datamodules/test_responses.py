@@ -2,14 +2,17 @@
 
 import copy
 from functools import partial
+from types import SimpleNamespace
 
 import lightning.pytorch as pl
 import pytest
 import torch
 
+from ser_lightning.datamodules import responses as responses_module
 from ser_lightning.datamodules.responses import ResponseDataModule
 from ser_lightning.errors import UserError
 from ser_lightning.records import ResponseBatch
+from tests.policy_runs import loaded, sft
 
 BOS, EOS = "<bos>", "<eos>"
 
@@ -19,13 +22,20 @@ def load_responses(load):
     return partial(load, kind=ResponseDataModule)
 
 
+def mask_of(batch) -> torch.Tensor:
+    """(B, T) bool, True = what the loss counts."""
+    mask = torch.zeros_like(batch.inputs.input_ids, dtype=torch.bool)
+    mask.view(-1)[batch.response_places] = True
+    return mask
+
+
 def contents(tokenizer, batches) -> list[tuple[str, str]]:
     """What the model reads and what the loss counts, row by row, as text."""
     found = []
     for batch in batches:
-        assert batch.input_ids.shape == batch.attention_mask.shape == batch.response_mask.shape
-        assert batch.response_mask.dtype == torch.bool
-        for ids, real, mask in zip(batch.input_ids, batch.attention_mask.bool(), batch.response_mask, strict=True):
+        inputs = batch.inputs
+        assert inputs.input_ids.shape == inputs.attention_mask.shape
+        for ids, real, mask in zip(inputs.input_ids, inputs.attention_mask.bool(), mask_of(batch), strict=True):
             assert bool((real[1:] <= real[:-1]).all())  # padded on the right
             found.append((tokenizer.decode(ids[real]), tokenizer.decode(ids[mask])))
     return found
@@ -61,8 +71,8 @@ def test_the_mask_is_true_from_the_first_token_of_the_response_to_its_end(load_r
     [[batch]] = datamodule.train_dataloader()
     letters = {letter: tiny_tokenizer.encode(letter)[0] for letter in "<>aeinrstuHYs"}
     start = [1, *(letters[c] for c in "<user>Hi"), 2, *(letters[c] for c in "<assistant>")]
-    assert batch.input_ids.tolist() == [[*start, letters["Y"], letters["e"], letters["s"], 2]]
-    assert batch.response_mask.tolist() == [[False] * len(start) + [True] * 4]
+    assert batch.inputs.input_ids.tolist() == [[*start, letters["Y"], letters["e"], letters["s"], 2]]
+    assert mask_of(batch).tolist() == [[False] * len(start) + [True] * 4]
     assert batch.num_step_tokens == 4
 
 
@@ -162,7 +172,7 @@ def test_neither_ranks_nor_token_budget_change_a_step(load_responses, path, tiny
         arguments = {"seed_fraction": 0.5, "responses_per_step": 7, "tokens_per_batch": budget}
         ranks = [load_responses(path, rank, world_size, epoch=2, **arguments) for rank in range(world_size)]
         for batch in (batch for datamodule in ranks for step in datamodule.train_dataloader() for batch in step):
-            assert batch.input_ids.numel() <= budget or len(batch.input_ids) == 1
+            assert batch.inputs.input_ids.numel() <= budget or len(batch.inputs.input_ids) == 1
         return steps(tiny_tokenizer, *ranks)
 
     whole = found(1, 4096)
@@ -176,8 +186,8 @@ def test_neither_ranks_nor_token_budget_change_a_step(load_responses, path, tiny
 def test_a_rank_without_a_response_gets_one_of_which_nothing_counts(load_responses, path):
     loaded = [load_responses(path, rank, 3, responses_per_step=2) for rank in range(3)]
     [busy], [idle] = (datamodule.train_dataloader().dataset[0] for datamodule in (loaded[0], loaded[2]))
-    assert torch.equal(idle.input_ids, busy.input_ids)
-    assert bool(busy.response_mask.any()) and not bool(idle.response_mask.any())
+    assert torch.equal(idle.inputs.input_ids, busy.inputs.input_ids)
+    assert len(busy.response_places) and not len(idle.response_places)
     assert idle.num_step_tokens == busy.num_step_tokens > 0
 
 
@@ -216,7 +226,7 @@ def test_every_held_out_response_is_validated_once(
     assert len(held_out) > 5
     found = [row for row in contents(tiny_tokenizer, batches) if row[1]]
     assert sorted(found) == sorted(map(chosen_text, held_out))
-    assert {batch.num_step_tokens for batch in batches} == {sum(int(batch.response_mask.sum()) for batch in batches)}
+    assert {batch.num_step_tokens for batch in batches} == {sum(len(batch.response_places) for batch in batches)}
     assert not set(found) & set(texts_of(tiny_tokenizer, ranks[0]))
 
 
@@ -252,10 +262,10 @@ class Probe(pl.LightningModule):
         self.num_train = self.num_val = 0
 
     def training_step(self, step, batch_idx):
-        self.num_train += sum(int(batch.response_mask.sum()) for batch in step)
+        self.num_train += sum(len(batch.response_places) for batch in step)
 
     def validation_step(self, batch, batch_idx):
-        self.num_val += int(batch.response_mask.sum())
+        self.num_val += len(batch.response_places)
 
     def configure_optimizers(self):
         return None
@@ -282,3 +292,20 @@ def test_neither_response_of_a_tie_is_imitated(load_responses, write_jsonl, make
     alone = load_responses(write_jsonl("alone.jsonl", rows[::2]), **whole)
     imitated = [set(one.data.store.pair_id[one.responses.rows].tolist()) for one in (data, alone)]
     assert imitated[0] == imitated[1] and len(imitated[0]) == len(data.responses) == 15
+
+
+def test_auto_is_what_fits_beside_the_policy(load_responses, path, tiny_model_dir, monkeypatch, caplog):
+    datamodule = load_responses(path, tokens_per_batch="auto")
+    datamodule.trainer = None
+    with caplog.at_level("INFO"):
+        assert datamodule._budget() == 1536
+    assert caplog.messages[-1] == "Batches: auto is 1,536 tokens."
+    module, found = loaded(sft(tiny_model_dir)), []
+    for gib in (1.0, 1.05, 40):
+        monkeypatch.setattr(responses_module, "device_bytes", lambda device, gib=gib: ("GPU", int(gib * 2**30)))
+        strategy = SimpleNamespace(root_device=torch.device("cuda"))
+        datamodule.trainer = SimpleNamespace(strategy=strategy, precision="32-true", lightning_module=module)
+        datamodule._auto_budget = None
+        found.append(datamodule._budget())
+    assert found[0] == 1024 < found[1] < found[2] == 65536
+    assert load_responses(path, tokens_per_batch=77)._budget() == 77

@@ -12,9 +12,9 @@ from ser_lightning.datamodules.prompts import PromptDataModule
 from ser_lightning.models.backbone import Backbone, LoraSettings
 from ser_lightning.models.policy import load_policy
 from ser_lightning.modules.ppo import PPOModule
-from ser_lightning.rl.experience import PPOSettings
+from ser_lightning.rl.experience import PPOSettings, measure
 from ser_lightning.rl.policy_math import FixedKL
-from ser_lightning.rl.rollout import Generator, Sampling, response_logps, uniform_numbers
+from ser_lightning.rl.rollout import Generator, Sampling, uniform_numbers
 from tests.helpers import trainer
 
 PROMPTS = [[5, 9, 17], [33, 8, 44, 12, 90, 7], [61], [70, 71, 72, 73], [70, 71, 72, 73]]
@@ -66,8 +66,7 @@ def test_sampling_draws_what_plain_transformers_on_a_cpu_would(small_model, devi
 def test_log_probabilities_of_a_sample_are_those_of_a_cpu(small_model, device, layout, record_property):
     policy = load_policy(backbone(small_model), device, layout=layout).to(device).eval()
     sampled, _ = sample(policy, device)
-    with torch.no_grad():
-        logp, _ = response_logps(policy, "policy", sampled, 1.0)
+    logp, *_ = measure(policy, sampled, 1.0, 10_000)
     plain = AutoModelForCausalLM.from_pretrained(small_model).double().eval()
     largest = 0.0
     for row, prompt in enumerate(PROMPTS):

@@ -25,6 +25,7 @@ from ser_lightning.models.masks import (
 from ser_lightning.models.reward_model import RewardModel, load_reward_model
 from ser_lightning.records import Padded
 from ser_lightning.training.scoring import evaluating
+from tests.device_reads import DeviceReads
 
 SIZES = {
     "vocab_size": 64,
@@ -127,6 +128,47 @@ def test_packed_is_padded_in_scores_and_gradients(kind):
     layout = choose_layout("shared_prompt", model, "cpu", "layout")
     assert layout.shares_prompts
     assert_same(RewardModel(model).train(), layout)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "gemma2"])  # SDPA has no cap for its scores
+def test_padded_rows_of_a_gpu_are_those_of_transformers_without_a_read(kind):
+    model = RewardModel(model_of(kind)).train()
+    for pairs, padding in ((PAIRS, "right"), ([(PAIRS[0][0], PAIRS[0][0][::-1])], "none")):
+        assert inputs_of(pairs, PADDED).padding == padding
+        model.model.set_attn_implementation("sdpa")
+        expected, slopes = scores_and_gradients(model, PADDED, pairs)
+        model.model.set_attn_implementation(masks.PADDED_ATTENTION)
+        with DeviceReads() as reads:
+            found, own_slopes = scores_and_gradients(model, PADDED, pairs)
+        assert not reads.found or EXPERTS.items() <= KINDS[kind].items()  # routing to experts reads
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+        for name, slope in slopes.items():
+            torch.testing.assert_close(
+                own_slopes[name], slope, atol=1e-5 * max(1.0, float(slope.abs().max())), rtol=1e-4
+            )
+
+
+@pytest.mark.parametrize("kind", ["llama", "mistral", "gemma3_text"])
+def test_padding_of_which_nobody_knows_is_masked_as_ever(kind):
+    model, inputs = RewardModel(model_of(kind)).eval(), inputs_of(PAIRS, PADDED)
+    rows = [ids[mask.bool()] for ids, mask in zip(inputs.input_ids, inputs.attention_mask, strict=True)]
+    width = inputs.input_ids.shape[1]
+    left = Padded(*(torch.stack([torch.cat([torch.zeros(width - len(x), dtype=torch.int64), x]) for x in columns])
+                    for columns in (rows, [torch.ones_like(row) for row in rows])))  # fmt: skip
+    with torch.no_grad():
+        expected = model(inputs)
+        model.model.set_attn_implementation(masks.PADDED_ATTENTION)
+        torch.testing.assert_close(model(left), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_a_gpu_takes_these_masks_for_padded_rows():
+    for kind, device, expected in (("llama", "cuda", masks.PADDED_ATTENTION), ("llama", "cpu", "sdpa")):
+        model = model_of(kind)
+        assert choose_layout("padded", model, device, "layout") is PADDED
+        assert model.config._attn_implementation == expected
+    encoder = AutoModelForSequenceClassification.from_config(AutoConfig.for_model("bert", **SIZES))
+    assert choose_layout("padded", encoder, "cuda", "layout") is PADDED
+    assert encoder.config._attn_implementation == "sdpa"
 
 
 @pytest.mark.parametrize("kind", ["llama", "mistral", "gemma3_text", "gpt2"])

@@ -2,13 +2,14 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
 from ser_lightning.data.layouts import PADDED, Layout
 from ser_lightning.errors import UserError
 from ser_lightning.records import Rollout
-from ser_lightning.rl.experience import PPOSettings, make_experience, measure, measure_values, micro_batches, spread
+from ser_lightning.rl.experience import PPOSettings, in_table, make_experience, measure, micro_batches
 
 PLAIN = PPOSettings(whiten_advantages=False, gamma=0.9, gae_lambda=0.8)
 LENGTHS = [3, 1, 4, 2]
@@ -122,25 +123,31 @@ def test_what_stands_behind_a_response_changes_nothing(estimator):
 @pytest.mark.parametrize("budget", [1, 13, 20, 1000])
 def test_micro_batches_hold_every_row_once_within_the_budget(budget):
     rollout = rollout_of()
-    rows = torch.tensor([3, 0, 2])
-    parts = micro_batches(rollout, rows, budget, PADDED)
-    assert sorted(torch.cat(parts).tolist()) == [0, 2, 3]
-    lengths = rollout.attention_mask.sum(-1)
-    assert all(len(part) == 1 or len(part) * int(lengths[part].max()) <= budget for part in parts)
-    assert micro_batches(rollout, torch.tensor([], dtype=torch.int64), budget, PADDED) == []  # a rank without a share
+    parts = list(micro_batches(rollout, np.array([3, 0, 2]), budget, PADDED, "cpu"))
+    places = [(row, column) for row in (0, 2, 3) for column in range(LENGTHS[row])]
+    assert sorted(divmod(place, 4) for part in parts for place in part.table_places.tolist()) == places
+    assert all(len(part.inputs.input_ids) == 1 or part.inputs.input_ids.numel() <= budget for part in parts)
+    for part in parts:  # the token itself, and the one before it
+        where = part.table_places
+        assert torch.equal(part.response_ids, rollout.response_ids.flatten()[where])
+        before = rollout.input_ids[where // 4, where % 4 + 2]
+        assert torch.equal(part.inputs.input_ids.flatten()[part.state_places], before)
+    assert not list(micro_batches(rollout, np.array([], np.int64), budget, PADDED, "cpu"))  # a rank without a share
 
 
-def test_what_was_spread_stands_where_its_rows_are():
+def test_what_was_computed_stands_in_its_places():
     mask = rollout_of().response_mask
     parts = [
-        (torch.tensor([2]), torch.tensor([[1.0, 2.0, 3.0, 4.0]])),
-        (torch.tensor([3, 1]), torch.tensor([[5.0], [6.0]])),
+        (torch.tensor([8, 9, 10, 11]), torch.tensor([1.0, 2.0, 3.0, 4.0])),
+        (torch.tensor([12, 4]), torch.tensor([5.0, 6.0])),
     ]
-    assert spread(parts, mask).tolist() == [[0, 0, 0, 0], [6, 0, 0, 0], [1, 2, 3, 4], [5, 0, 0, 0]]
+    assert in_table(parts, mask).tolist() == [[0, 0, 0, 0], [6, 0, 0, 0], [1, 2, 3, 4], [5, 0, 0, 0]]
 
 
 class _Table:
     """A policy of looked-up log-probabilities: what a token is depends on its id and the role alone."""
+
+    device = "cpu"
 
     def __init__(self, layout):
         self.layout = layout
@@ -160,8 +167,8 @@ class _Table:
 @pytest.mark.parametrize("budget", [1, 1000])
 def test_measuring_in_batches_gives_each_token_its_own_number(budget, layout):
     rollout = rollout_of()
-    logp, ref_logp = measure(_Table(layout), rollout, 0.5, budget)
-    value = measure_values(_Table(layout), rollout, budget)
+    logp, ref_logp, value = measure(_Table(layout), rollout, 0.5, budget, has_critic=True)
+    assert measure(_Table(layout), rollout, 0.5, budget)[2] is None
     logits = torch.linspace(0, 0.01, 40)
     for i, n in enumerate(LENGTHS):
         for t in range(4):

@@ -1,18 +1,21 @@
+import numpy as np
 import pytest
 import torch
 from scipy.stats import chisquare
 from transformers import AutoModelForCausalLM
 
+from ser_lightning.data.layouts import PADDED, Layout
 from ser_lightning.models.backbone import Backbone, LoraSettings, load_tokenizer
 from ser_lightning.models.policy import Policy, load_policy
+from ser_lightning.rl.experience import in_table, measure
 from ser_lightning.rl.rollout import (
     Generator,
     Sampling,
+    batch_of,
     draw,
     response_logps,
     response_texts,
     response_values,
-    rows_of,
     uniform_numbers,
 )
 
@@ -142,13 +145,16 @@ def test_numbers_depend_on_their_seed_alone():
     assert not torch.equal(uniform_numbers((1, "a", 2), 3, 4), uniform_numbers((1, "a", 3), 3, 4))
 
 
-def test_log_probabilities_are_those_of_each_row_alone_in_plain_transformers(policy, tiny_model_dir):
+@pytest.mark.parametrize("layout", [PADDED, Layout(shares_prompts=True)])
+def test_log_probabilities_are_those_of_each_row_alone_in_plain_transformers(policy, tiny_model_dir, layout):
     lm = AutoModelForCausalLM.from_pretrained(tiny_model_dir).eval()
     with torch.no_grad():
         lm.lm_head.weight.mul_(30)
     rollout = generator().sample(policy, "policy", PROMPTS, uniform_numbers((3,), len(PROMPTS), ROOM))
+    batch = batch_of(rollout, np.arange(len(PROMPTS)), layout)
     with torch.no_grad():
-        logp, entropy = response_logps(policy, "policy", rollout, 0.7)
+        logp, entropy = (in_table([(batch.table_places, x)], rollout.response_mask)
+                         for x in response_logps(policy, "policy", batch, 0.7))  # fmt: skip
     for row, prompt in enumerate(PROMPTS):
         ids = rollout.response_ids[row][rollout.response_mask[row]].tolist()
         logits = lm(input_ids=torch.tensor([prompt + ids])).logits[0, len(prompt) - 1 : -1] / 0.7
@@ -158,16 +164,17 @@ def test_log_probabilities_are_those_of_each_row_alone_in_plain_transformers(pol
         assert not logp[row, len(ids) :].any() and not entropy[row, len(ids) :].any()
 
 
-def test_some_rows_without_their_common_padding_are_the_same_rows(policy):
+def test_some_rows_of_a_rollout_are_the_same_rows(policy):
     with torch.no_grad():
         policy.value_head.weight.normal_()
-        rollout = generator().sample(policy, "policy", PROMPTS, uniform_numbers((3,), len(PROMPTS), ROOM))
-        logp, _ = response_logps(policy, "policy", rollout, 1.0)
-        values = response_values(policy, rollout)
-        for rows in (torch.tensor([2]), torch.tensor([3, 0])):
-            part = rows_of(rollout, rows)
-            width = part.response_mask.shape[1]
-            assert width == rollout.num_response_tokens[rows].max()
-            assert part.num_prompt_columns == max(len(PROMPTS[row]) for row in rows.tolist())
-            assert torch.allclose(response_logps(policy, "policy", part, 1.0)[0], logp[rows, :width], atol=1e-5)
-            assert torch.allclose(response_values(policy, part), values[rows, :width], atol=1e-5)
+    rollout = generator().sample(policy, "policy", PROMPTS, uniform_numbers((3,), len(PROMPTS), ROOM))
+    logp, _, values = measure(policy, rollout, 1.0, 10_000, has_critic=True)
+    assert logp[rollout.response_mask].all() and values[rollout.response_mask].all()
+    for rows in ([2], [3, 0]):
+        part = batch_of(rollout, np.array(rows), PADDED)
+        longest = max(len(PROMPTS[row]) + int(rollout.num_response_tokens[row]) for row in rows)
+        assert part.inputs.input_ids.shape == (len(rows), longest)
+        with torch.no_grad():
+            own, own_values = response_logps(policy, "policy", part, 1.0)[0], response_values(policy, part)
+        assert torch.allclose(own, logp.flatten()[part.table_places], atol=1e-5)
+        assert torch.allclose(own_values, values.flatten()[part.table_places], atol=1e-5)

@@ -1,0 +1,107 @@
+"""What `auto` is for a policy and for a scorer: tokens in a batch that fill a GPU, by the estimates of `memory`."""
+
+from collections.abc import Iterable, Iterator
+from types import SimpleNamespace
+from typing import Any
+
+from torch import nn
+
+from ser_lightning.models.backbone import Backbone
+from ser_lightning.models.policy import POLICY, Policy
+from ser_lightning.models.reward_model import RewardModel
+from ser_lightning.planning.memory import (
+    CONTEXT_BYTES,
+    Shape,
+    gradient_bytes,
+    held_bytes,
+    labelling_activations,
+    shape_of,
+    tokens_that_fit,
+    trained_weights,
+    training_activations,
+    workspace_bytes,
+)
+from ser_lightning.rl.rollout import LOGP_CHUNK
+
+_LOGIT_BYTES = 4 * 4
+"""Of each word for a token that is drawn: logits, probabilities, sums of these and a copy, in float32."""
+_TRAINED_LOGIT_BYTES = 6 * 4
+"""The same for a token of a chunk in the backward pass."""
+
+
+def policy_budget(
+    policy: Policy, backbone: Backbone, precision: str, num_bytes: int, beside: Iterable[nn.Module] = ()
+) -> int:
+    """Tokens in a micro-batch of training that fill a GPU, as `memory.auto_budgets` has it for a reward model.
+
+    Args:
+        policy: with reference and critic, where there are such.
+        backbone: how it is trained.
+        precision: as the trainer calls it.
+        num_bytes: memory of the device.
+        beside: other models on it; what they share with the policy counts once.
+    """
+    shape, trained = _shape_of(policy, backbone, precision), trained_weights(policy)
+    taken = _held(policy, precision, beside) + gradient_bytes(trained) + 8 * sum(p.numel() for p in trained)
+    taken += LOGP_CHUNK * _TRAINED_LOGIT_BYTES * _vocabulary(policy)
+    a_token = training_activations(shape, backbone.train, backbone.gradient_checkpointing, 1)
+    return tokens_that_fit(num_bytes - taken, max(a_token, labelling_activations(shape, 1)))
+
+
+def sampling_budget(
+    policy: Policy,
+    backbone: Backbone,
+    precision: str,
+    num_bytes: int,
+    max_new_tokens: int,
+    is_trained: bool,
+    beside: Iterable[nn.Module] = (),
+) -> int:
+    """Tokens in a batch of responses that are being sampled, prompts and full-length responses, that fill a GPU.
+
+    A token takes keys and values in all layers, and in one layer again while rows leave; as if all of it were prompt,
+    the states that reading takes; and its share of the logits, of which each response has a row.
+
+    Args:
+        policy: as `policy_budget` has it.
+        backbone: as above.
+        precision: as above.
+        num_bytes: as above.
+        max_new_tokens: of a response.
+        is_trained: whether an optimiser keeps its states beside it.
+        beside: as above.
+    """
+    shape = _shape_of(policy, backbone, precision)
+    taken = _held(policy, precision, beside) + 8 * is_trained * sum(p.numel() for p in trained_weights(policy))
+    cached = 2 * (shape.layers + 1) * shape.key_value * shape.num_bytes
+    drawn = _LOGIT_BYTES * _vocabulary(policy) // (max_new_tokens + 1)
+    return tokens_that_fit(num_bytes - taken, cached + labelling_activations(shape, 1) + drawn)
+
+
+def scoring_budget(reward_model: RewardModel, free_bytes: int) -> int:
+    """Tokens in a batch of a reward model that only scores, from the memory that is free once it is there."""
+    dtype = next(reward_model.body.parameters()).dtype
+    backbone = Backbone("", dtype="float32" if dtype.itemsize == 4 else "bfloat16")
+    shape = shape_of(reward_model, backbone, "32-true", "cuda")
+    return tokens_that_fit(free_bytes, labelling_activations(shape, 1))
+
+
+def _held(policy: Policy, precision: str, beside: Iterable[nn.Module]) -> int:
+    """Bytes that are taken whatever is computed."""
+    parameters = {id(p): p for model in (policy, *beside) for p in model.parameters()}
+    return CONTEXT_BYTES + held_bytes(parameters.values()) + workspace_bytes(policy, precision)  # type: ignore[arg-type]
+
+
+def _vocabulary(policy: Policy) -> int:
+    config: Any = policy.lm.config
+    return int(config.get_text_config().vocab_size)
+
+
+def _shape_of(policy: Policy, backbone: Backbone, precision: str) -> Shape:
+    body = SimpleNamespace(named_modules=lambda: _one_role(policy.body))
+    return shape_of(SimpleNamespace(model=policy.lm, body=body), backbone, precision, "cuda")  # type: ignore[arg-type]
+
+
+def _one_role(body: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Modules of a body with the adapter of the policy alone: one role computes at a time."""
+    return ((n, m) for n, m in body.named_modules() if ".lora_A." not in n or n.endswith(f".lora_A.{POLICY}"))
