@@ -188,13 +188,17 @@ class SplitPairs:
         """Changes when a split, a seed label or `split_seed` does; hidden labels do not enter."""
         return self._fingerprints[-1]
 
+    def had(self, fingerprint: str) -> bool:
+        """Whether the data ever had this fingerprint, before or after an arrival."""
+        return fingerprint in self._fingerprints
+
     def mark_arrived(self, fingerprint: str) -> bool:
         """Take what has come since the data had this fingerprint as `arrived_seed` and `arrived_pool`.
 
         Returns:
             Whether the data ever had it, before or after an arrival.
         """
-        if fingerprint not in self._fingerprints:
+        if not self.had(fingerprint):
             return False
         old = self._history[self._fingerprints.index(fingerprint)]
         for name in ("seed", "pool"):

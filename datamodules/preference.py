@@ -2,6 +2,7 @@
 
 import time
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any, Literal, cast
 
 import numpy as np
@@ -28,6 +29,8 @@ from ser_lightning.datamodules.label_firewall import HeldOutLabels, SplitName, s
 from ser_lightning.errors import UserError, raise_problems
 from ser_lightning.planning.memory import CPU_TOKENS, auto_budgets, device_bytes
 from ser_lightning.records import PairBatch, PreferencePair, Selection
+from ser_lightning.runs.files import CONFIG, setting
+from ser_lightning.runs.teacher import Teacher, read_teacher
 from ser_lightning.training.features import FeatureTable, cache_features, dtype_of
 
 Split = Literal["pool", "seed", "val", "test", "all"]
@@ -43,6 +46,8 @@ class PreferenceDataModule(PairFiles):
             `auto` fills the GPU's memory, as far as `plan` can tell, and is 1,536 on a CPU.
         tokens_per_scoring_batch: most padded tokens in a batch without gradients; `auto` as above, 4,096 on a CPU.
         predict_split: pairs that `predict` scores.
+        teacher: folder of a finished run on the same data. `fit` trains on the pseudo-labels that its delivered round
+            keeps, beside the seed, from round 0 on.
         eval_sets: more sets of labelled pairs for `validate` and `test`, each a name and a file such as
             {hard: hard.jsonl}; pairs of dialogues that training sees are left out.
         eval_category: column of these files that holds a pair's category.
@@ -55,6 +60,7 @@ class PreferenceDataModule(PairFiles):
         tokens_per_batch: Tokens = 4096,
         tokens_per_scoring_batch: Tokens = 16384,
         predict_split: Split = "pool",
+        teacher: str | None = None,
         eval_sets: dict[str, str] | None = None,
         eval_category: str | None = None,
         **kwargs: Any,
@@ -64,6 +70,7 @@ class PreferenceDataModule(PairFiles):
         self.tokens_per_batch = tokens_per_batch
         self.tokens_per_scoring_batch = tokens_per_scoring_batch
         self.predict_split = predict_split
+        self.teacher = teacher
         self.eval_sets = [
             EvaluationSet(n, f, self.columns, eval_category, self.labels) for n, f in (eval_sets or {}).items()
         ]
@@ -82,6 +89,8 @@ class PreferenceDataModule(PairFiles):
 
     def prepare_data(self) -> None:
         """Encode the pairs into the cache, unless they are there."""
+        if self.teacher and self.trainer is not None and self.trainer.state.fn == "fit":
+            read_teacher(Path(self.teacher))  # one that cannot teach stops the run before anything is encoded
         super().prepare_data()
         for one in self.eval_sets:
             one.prepare(self.cache_dir, self.tokenizer, self.max_length)
@@ -98,6 +107,35 @@ class PreferenceDataModule(PairFiles):
         if stage == "fit":
             labels = self.data.seed_labels(self.data.rows("seed"))
             raise_problems(seed_problems(labels, "" if len(labels) else self._no_label_hint()))
+            if self.teacher:
+                self._learn_from(read_teacher(Path(self.teacher)))
+
+    def _learn_from(self, teacher: Teacher) -> None:
+        """Accept the labels of another run of the same splits; where a human has labelled a pair since, that counts.
+
+        Other splits would have pairs of the test set among what the teacher was trained on or has labelled.
+        """
+        if not self.data.had(teacher.fingerprint):
+            differing = self._differing_settings(teacher.run)
+            raise UserError(
+                f"data.teacher: got {teacher.run}, which has other splits or seed labels"
+                f"{': ' + ', '.join(differing) if differing else ', though the same settings: has a file changed?'}; "
+                f"give the data of {teacher.run / CONFIG}, or a teacher of this data"
+            )
+        self.accept(self._still_in_pool(teacher.selection))
+        for fold, selection in teacher.fold_selections.items():
+            self.accept(self._still_in_pool(selection), fold)
+        rank_zero_info(
+            f"Teacher: {len(self.accepted)} pseudo-labels of round {teacher.selection.round} of {teacher.run} join the seed."
+        )
+
+    def _differing_settings(self, run: Path) -> list[str]:
+        """`NAME was X and is Y` for settings that decide the splits, against those of another run."""
+        theirs = setting(run, "data", "init_args")
+        own = {**self.paths, "new_data_path": self.more_paths, **vars(self.policy), "max_length": self.max_length}
+        pairs = ((name, theirs.get(name) or [], value or []) for name, value in own.items())
+        listed = ((name, *([one] if isinstance(one, str) else one for one in both)) for name, *both in pairs)
+        return [f"{name} was {old} and is {new}" for name, old, new in listed if old != new]
 
     # What the next epochs train on.
 
@@ -118,6 +156,11 @@ class PreferenceDataModule(PairFiles):
         """
         if fold is not None and not 0 <= fold < num_folds:
             raise ValueError(f"fold: got {fold} of {num_folds}")
+        if fold is not None and len(self.fold_accepted) not in (0, num_folds):
+            raise UserError(
+                f"evolution.folds: got {num_folds}, but {self.teacher or 'the run'} has pseudo-labels for "
+                f"{len(self.fold_accepted)} folds; set it to {len(self.fold_accepted)}"
+            )
         self.phase = Phase(round, fold, num_folds, first_epoch)
 
     def accept(self, selection: Selection, fold: int | None = None) -> None:
