@@ -153,7 +153,7 @@ class EvolutionCallback(Callback):
             rows, counts = self.state.rows, [len(scores) for scores in self.state.seed_scores]
             sentences = outcome_sentences(trainer.datamodule, Path(trainer.default_root_dir), rows, counts)
             advice = read_advice(Path(trainer.default_root_dir))
-            print_rounds(rows, [*sentences, *advice], counts)
+            print_rounds(rows, [*sentences, *advice], counts, trainer.datamodule.teacher)
 
     def state_dict(self) -> dict[str, Any]:
         """Round, phase, history and all that a later round looks back on, as plain values and tensors."""

@@ -17,7 +17,7 @@ from ser_lightning.evolution.learning_curve import LabelGain, label_gains
 from ser_lightning.evolution.selection import SelectionContext, SelectionResult
 from ser_lightning.records import PairScores, Selection
 from ser_lightning.report.outcome import answers, asked_rounds
-from ser_lightning.runs.files import ADVICE, RoundRow, how_delivered, write_json
+from ser_lightning.runs.files import ADVICE, RoundRow, first_round, how_delivered, write_json
 from ser_lightning.training.reading_choice import seed_differences
 from ser_lightning.utils.durations import duration
 from ser_lightning.utils.terminal import new_table, say
@@ -139,16 +139,19 @@ LEGEND = (
 )
 
 
-def print_rounds(rows: list[RoundRow], sentences: Sequence[str] = (), seed_pairs: Sequence[int] = ()) -> None:
+def print_rounds(
+    rows: list[RoundRow], sentences: Sequence[str] = (), seed_pairs: Sequence[int] = (), teacher: str | None = None
+) -> None:
     """The outcome, the table, and what its words mean.
 
     Args:
         rows: of the finished rounds.
         sentences: the outcome.
         seed_pairs: that each round was scored on out of fold; a seed grows where a run goes on with new labels.
+        teacher: the run whose pseudo-labels round 0 was trained on, if any.
     """
     how = how_delivered(row.seed_oof_accuracy for row in rows)
-    note = f"Round 0 is the seed model. * is delivered: {how}, without test or pool labels."
+    note = f"Round 0 is {first_round(teacher)}. * is delivered: {how}, without test or pool labels."
     counts = ", ".join(f"{row.round}: {count}" for row, count in zip(rows, seed_pairs, strict=False))
     grown = [f"seed oof is of different seed pairs (pairs by round: {counts}): compare it within equal numbers only."]
     say("", *sentences, "", rounds_table(rows), note, *(grown if len(set(seed_pairs)) > 1 else []), *LEGEND)

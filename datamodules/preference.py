@@ -133,9 +133,8 @@ class PreferenceDataModule(PairFiles):
         """`NAME was X and is Y` for settings that decide the splits, against those of another run."""
         theirs = setting(run, "data", "init_args")
         own = {**self.paths, "new_data_path": self.more_paths, **vars(self.policy), "max_length": self.max_length}
-        pairs = ((name, theirs.get(name) or [], value or []) for name, value in own.items())
-        listed = ((name, *([one] if isinstance(one, str) else one for one in both)) for name, *both in pairs)
-        return [f"{name} was {old} and is {new}" for name, old, new in listed if old != new]
+        both = ((name, _as_list(theirs.get(name)), _as_list(value)) for name, value in own.items())
+        return [f"{name} was {_shown(old)} and is {_shown(new)}" for name, old, new in both if old != new]
 
     # What the next epochs train on.
 
@@ -379,3 +378,11 @@ class PreferenceDataModule(PairFiles):
         keep = torch.isin(selection.pair_id, self.pair_ids("pool"))
         kept = {name: getattr(selection, name)[keep] for name in ("pair_id", "label", "probability")}
         return replace(selection, **kept)
+
+
+def _as_list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [] if value is None else [value]
+
+
+def _shown(values: list[Any]) -> str:
+    return ", ".join(map(str, values)) or "none"

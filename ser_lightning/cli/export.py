@@ -7,8 +7,9 @@ from jsonargparse import Namespace
 from ser_lightning.cli.commands import COMMANDS
 from ser_lightning.errors import UserError, raise_problems
 from ser_lightning.export.policy import export_policy
+from ser_lightning.export.reading_folder import CODE
 from ser_lightning.export.reward import export, push, summary
-from ser_lightning.runs.files import EXPORT
+from ser_lightning.runs.files import CONFIG, EXPORT
 from ser_lightning.runs.policy_run import POLICY_MODULES, model_kind
 from ser_lightning.runs.reward_run import read_reward_checkpoint
 from ser_lightning.utils.terminal import say
@@ -34,5 +35,11 @@ def main(args: Namespace) -> None:
     else:
         result = export(run, to, args.form, args.dtype, source, args.trust_remote_code)
         say(f"Exported to {to}. {summary(result)}")
+        if (to / CODE).is_file():
+            say(
+                f"It is no plain classifier: score it with {CODE} in it, or train a plain student, whose export is one:",
+                f"  python -m ser_lightning fit --config {run}/{CONFIG} --config student.yaml --data.teacher {run} "
+                "--run_dir NEW",
+            )
     if args.push:
         say(f"Uploaded to {push(to, args.push, args.private)}")

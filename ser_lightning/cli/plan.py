@@ -138,8 +138,9 @@ def make_plan(cli: PlanCLI) -> tuple[dict[str, Any], list[str]]:
                 "seed", 0, evolution.settings.folds
             )  # `UserError` where the seed has too few dialogues for them
     store = data.data.store
-    rows = {name: data.data.rows(name) for name in SPLITS}
+    rows: dict[str, np.ndarray] = {name: data.data.rows(name) for name in SPLITS}
     rows["seed"] = np.concatenate([rows["seed"], data.data.ties()])  # trained on as well
+    rows["taught"] = data.data.rows_of(data.accepted.pair_id.tolist())
     tokens: dict[str, Tokens] = {
         name: count_tokens(store.num_tokens[r], store.num_shared[r]) for name, r in rows.items()
     }

@@ -70,8 +70,9 @@ turn, so give it whole conversations through `apply_chat_template` and do not pu
 _READS = """
 Its head reads states of the language model at {{ readings }} (place and layer): {{ places }}.
 `AutoModelForSequenceClassification` reads one last token alone and does not load this folder; `reward_model.py` in it
-does, with torch and transformers. Nor can vLLM serve it as a classifier: call `load` in a process of your own, or train
-with `--model.reading '[judge]'` or `'[last]'`, whose exports are plain classifiers.
+does, with torch and transformers. Nor can vLLM serve it as a classifier: call `load` in a process of your own, train
+with `--model.reading '[judge]'` or `'[last]'`, whose exports are plain classifiers, or train a plain student of the run
+(`--config student.yaml`).
 """
 _QUANTIZATION = """
 quantization = BitsAndBytesConfig(
@@ -103,6 +104,9 @@ Baselines, intervals and the labels that were taken are in the run's own files. 
 {{ limits }}
 """
 _OWN_LABELS = """- {} of its labels were its own: where its first guesses were wrong, it may have learned them.
+"""
+_TAUGHT = """- It learned from pseudo-labels of another run, `{}`, beside human ones: where these were wrong, it may have
+  learned them.
 """
 _REWARD_LIMITS = """- Its rewards compare responses to one prompt; across prompts they mean little.
 - It inherits the biases of its data: language, length, subject, and the preferences of its annotators."""
@@ -148,6 +152,8 @@ def model_card(
         title, limits = "A reward model", _REWARD_LIMITS
         if own_labels:
             title, limits = f"{title} that labelled data of its own", _OWN_LABELS.format(own_labels) + limits
+        if data.get("teacher"):
+            title, limits = "A reward model that learned from another one", _TAUGHT.format(_shown(data["teacher"])) + limits
     values: dict[str, Any] = {"title": title, "max_length": data.get("max_length")}
     if scale:
         values |= {"zero": f"{scale[0]:.4g}", "temperature": f"{scale[1]:.4g}"}

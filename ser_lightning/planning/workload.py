@@ -96,15 +96,13 @@ def rounds_of(settings: EvolutionSettings, tokens: dict[str, Tokens], pairs_per_
 
     Args:
         settings: of the evolution.
-        tokens: of every split.
+        tokens: of every split, and of what is `taught` to round 0 by another run.
         pairs_per_step: pairs of an optimiser step.
     """
     found = []
     pairs, totals = ({name: getattr(one, field) for name, one in tokens.items()} for field in ("pairs", "total"))
     for number in range(settings.max_rounds + 1):
-        # A round that trains on none of the pool, and one that trains on all of it.
-        ends = (0, pairs["pool"] if number else 0)
-        epochs = [settings.epochs_of_phases(number, pairs["seed"], end, pairs_per_step) for end in ends]
+        epochs = [settings.epochs_of_phases(number, pairs["seed"], end, pairs_per_step) for end in _ends(number, pairs)]
         (trained, scored), (trained_tokens, scored_tokens) = (
             _work(settings, number, epochs, sizes) for sizes in (pairs, totals)
         )
@@ -113,12 +111,17 @@ def rounds_of(settings: EvolutionSettings, tokens: dict[str, Tokens], pairs_per_
     return found
 
 
+def _ends(number: int, sizes: dict[str, int]) -> tuple[int, int]:
+    """The fewest and the most of the pool that a round may train on."""
+    return (0, sizes["pool"]) if number else (sizes.get("taught", 0),) * 2
+
+
 def _work(
     settings: EvolutionSettings, number: int, epochs: Sequence[Sequence[int]], sizes: dict[str, int]
 ) -> tuple[tuple[int, int], int]:
     """What a round trains on at least and at most, and what it scores."""
     is_last = number == settings.max_rounds
-    ends = zip(epochs, (0, sizes["pool"] if number else 0), strict=True)
+    ends = zip(epochs, _ends(number, sizes), strict=True)
     none, whole = (settings.phases(is_last, of_phases, sizes, selected) for of_phases, selected in ends)
     low, high = sorted(round(sum(trained for trained, _ in phases)) for phases in (none, whole))
     return (low, high), round(sum(scored for _, scored in none))

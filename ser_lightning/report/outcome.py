@@ -77,7 +77,7 @@ def _did_it_help(rows: Rows, delivered: Mapping[str, Any], measured: Measured, s
 
 def _seed_model_delivered(rows: Rows, measured: Measured, same_seed: bool) -> str:
     if len(rows) == 1:
-        return "Only the seed model has been trained: there is no round of self-evolution to compare with it."
+        return "Only round 0 has been trained: there is no round of self-evolution to compare with it."
     best = _best_later(rows)
     number, first, now = int(best["round"]), *(round(row["seed_oof_accuracy"], 3) for row in (rows[0], best))
     gain = now - first  # of the figures as they are shown

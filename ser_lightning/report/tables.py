@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ser_lightning.evolution.guards import allowed
-from ser_lightning.report.data import Round, Run, flow_of
+from ser_lightning.report.data import Round, Run, flat, flow_of
 from ser_lightning.report.outcome import answers
-from ser_lightning.runs.files import how_delivered
+from ser_lightning.runs.files import first_round, how_delivered
 from ser_lightning.runs.shapes import COST_PARTS
 
 _ASKED = {
@@ -16,6 +16,7 @@ _ASKED = {
     "more pool pairs": "data.pool_path",
     "test pairs from": "data.test_path",
     "arrived later": "data.new_data_path",
+    "pseudo-labels from": "data.teacher",
     "share with human labels": "data.seed_fraction",
     "model": "model.backbone.path",
 }
@@ -76,7 +77,8 @@ def _settings(config: dict[str, Any], keys: Sequence[str]) -> str:
 def round_note(run: Run) -> str:
     """What stands below the table of rounds."""
     how = how_delivered(one.row["seed_oof_accuracy"] for one in run.rounds)
-    lines = [f"Round 0 is the seed model; the delivered round is bold, {how}. Accuracies have 95 % intervals.", *_TERMS]
+    first = first_round(flat(run.config).get("data.teacher"))
+    lines = [f"Round 0 is {first}; the delivered round is bold, {how}. Accuracies have 95 % intervals.", *_TERMS]
     if _has_statuses(run):
         lines.append(
             "learning status: in the paper's words, 1 where the model tells a good from a bad response, 2 where it "

@@ -223,6 +223,11 @@ def how_delivered(seed_accuracies: Iterable[float]) -> str:
     return "chosen out of fold on the seed" if is_judged else "the last round, unjudged: there were no folds"
 
 
+def first_round(teacher: str | None) -> str:
+    """What round 0 is, in a run with or without `data.teacher`."""
+    return f"the student of {teacher}: seed and its pseudo-labels" if teacher else "the seed model"
+
+
 def write_rounds(run: str | Path, rows: Sequence[RoundRow]) -> None:
     """The whole table again, so that `delivered` is true in every line."""
     names = [f.name for f in fields(RoundRow)]

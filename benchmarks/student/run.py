@@ -1,0 +1,73 @@
+"""What does a plain student keep of a teacher whose own export is no plain classifier, on real human preferences?
+
+    python -m benchmarks.student.run --data-dir FOLDER --model FOLDER   # makes the runs that are missing
+    python -m benchmarks.tables                                         # writes the table of docs/howto/plain-student.md
+
+The teacher reads where `auto` says and trains a head on a frozen body. A student reads the last token and learns from
+the teacher's pseudo-labels beside the seed; the models that it is held against learn from the seed alone, in as many
+steps. Random seed s is tested on one fifth of the prompts, which chooses nothing, and draws another seed of 15 % of the
+other labels. Nothing was tuned: the learning rate is that of `rm.yaml`, and what is trained of the body was set by the
+time that a CPU takes.
+"""
+
+from functools import partial
+from pathlib import Path
+
+from benchmarks.real_preferences.run import DATA, NUM_FIFTHS, Setting, labelled, split_files, test_credit
+from benchmarks.shared.results import Results, Run, delivered
+from benchmarks.shared.runs import fit, run_missing, study_arguments
+
+HERE = Path(__file__).parent
+SETTING = Setting("pandalm", DATA["pandalm"][0], 0.0, NUM_FIFTHS, 0.15)
+BODY = ("--config", "models/smollm2-135m.yaml", "--config", "hardware/cpu.yaml", "--model.backbone.dtype=bfloat16")
+# Folds would fit the scale of the reward, which no accuracy depends on, with five more trainings.
+PLAIN = ("--config", "student.yaml", "--evolution.rule=ser_lightning.TopShareRule", "--evolution.folds=0")
+LORA = (
+    *("--model.reading=[last@15]", "--model.optimizer.init_args.lr=5.0e-4"),
+    *("--model.backbone.lora.target_modules=[q_proj,v_proj]", "--model.backbone.lora.dropout=0"),
+    *("--data.pairs_per_step=8", "--data.max_length=256", "--evolution.seed_epochs=1", "--evolution.min_steps=40"),
+)
+HEAD = ("--model.backbone.train=head",)
+TEACHER = "teacher"
+CONDITIONS = {
+    TEACHER: ("--config", "frozen.yaml"),
+    "seed_head": (*PLAIN, *HEAD),
+    "student_head": (*PLAIN, *HEAD),
+    "seed_lora": (*PLAIN, *LORA),
+    "student_lora": (*PLAIN, *LORA),
+}
+
+
+def run_one(condition: str, seed: int, data_dir: Path, model: Path, scratch: Path) -> Run:
+    """One run and what it says of every test pair."""
+    folder, fifth = scratch / "data", (seed - 1) % NUM_FIFTHS
+    train, test = split_files(SETTING, fifth, data_dir, folder)
+    flags = [*BODY, *CONDITIONS[condition], f"--model.backbone.path={model}"]
+    flags += [f"--data.path={train}", f"--data.test_path={test}", f"--data.seed_fraction={SETTING.seed_fraction}"]
+    if condition.startswith("student"):
+        flags.append(f"--data.teacher={scratch / f'{TEACHER}-{seed}'}")
+    result = fit(condition, flags, seed, scratch)
+    for private, public in ((str(model), "FOLDER_OF_THE_MODEL"), (str(folder), "FOLDER_OF_THE_SPLIT")):
+        result["command"] = result["command"].replace(private, public)
+    number = int(delivered(result)["round"])
+    credit = test_credit(scratch / f"{condition}-{seed}", sorted({0, number}), labelled(test))
+    return {**result, "fifth": fifth, "delivered": number, "test": credit}
+
+
+def main() -> None:
+    """Command line."""
+    parser = study_arguments(__doc__, HERE / "results.jsonl", "runs/benchmark/student")
+    parser.add_argument("--data-dir", type=Path, required=True, help="folder of the files of preference pairs")
+    parser.add_argument(
+        "--model", type=Path, required=True, help="folder of SmolLM2-135M-Instruct as transformers has it"
+    )
+    parser.add_argument("--conditions", nargs="+", choices=[*CONDITIONS], default=[*CONDITIONS])
+    args = parser.parse_args()
+    tasks = [(condition, seed) for seed in args.seeds for condition in CONDITIONS if condition in args.conditions]
+    work = partial(run_one, data_dir=args.data_dir, model=args.model.resolve(), scratch=args.scratch)
+    # A student needs the folder of its teacher, and shares the states of the frozen body with it.
+    run_missing(Results(args.out, "condition", "seed"), tasks, work, args.jobs, together=lambda task: task[1])
+
+
+if __name__ == "__main__":
+    main()
