@@ -125,9 +125,8 @@ class PreferenceDataModule(PairFiles):
         self.accept(self._still_in_pool(teacher.selection))
         for fold, selection in teacher.fold_selections.items():
             self.accept(self._still_in_pool(selection), fold)
-        rank_zero_info(
-            f"Teacher: {len(self.accepted)} pseudo-labels of round {teacher.selection.round} of {teacher.run} join the seed."
-        )
+        what = f"{len(self.accepted)} pseudo-labels of round {teacher.selection.round} of {teacher.run}"
+        rank_zero_info(f"Teacher: {what} join the seed.")
 
     def _differing_settings(self, run: Path) -> list[str]:
         """`NAME was X and is Y` for settings that decide the splits, against those of another run."""

@@ -163,6 +163,19 @@ def _other_config(scene: Scene) -> list[str]:
     return ["--run_dir=run", "--ckpt_path=last", "--data.max_length=48"]
 
 
+def _other_splits(scene: Scene) -> list[str]:
+    assert main(["fit", *scene.flags, "--run_dir=run"]) == 0
+    return ["--data.teacher=run", "--data.split_seed=1", "--run_dir=student"]
+
+
+def _unfinished_teacher(scene: Scene) -> list[str]:
+    assert main(["fit", *scene.flags, "--run_dir=run"]) == 0
+    saved = torch.load("run/checkpoints/last.ckpt", weights_only=True)
+    saved["callbacks"]["EvolutionCallback"]["finished"] = False
+    torch.save(saved, "run/checkpoints/last.ckpt")
+    return ["--data.teacher=run", "--run_dir=student"]
+
+
 def _taken(scene: Scene) -> list[str]:
     Path("run").mkdir()
     Path("run/config.yaml").write_text("{}")
@@ -424,6 +437,17 @@ CASES = [
         "--ckpt_path: got run/checkpoints/last.ckpt, which is damaged (cut off or not a checkpoint); go on from the "
         "newest good one with --ckpt_path run/checkpoints/previous.ckpt",
         _damaged,
+    ),
+    Case(
+        "a teacher of other splits",
+        "data.teacher: got run, which has other splits or seed labels: split_seed was 0 and is 1; give the data of "
+        "run/config.yaml, or a teacher of this data",
+        _other_splits,
+    ),
+    Case(
+        "a teacher that is not finished",
+        "data.teacher: got run, whose evolution is not finished; resume it with --run_dir run --ckpt_path last",
+        _unfinished_teacher,
     ),
     Case(
         "a policy from a run that trained none",

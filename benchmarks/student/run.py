@@ -1,7 +1,7 @@
 """What does a plain student keep of a teacher whose own export is no plain classifier, on real human preferences?
 
     python -m benchmarks.student.run --data-dir FOLDER --model FOLDER   # makes the runs that are missing
-    python -m benchmarks.tables                                         # writes the table of docs/howto/plain-student.md
+    python -m benchmarks.tables                                         # writes the table of the page
 
 The teacher reads where `auto` says and trains a head on a frozen body. A student reads the last token and learns from
 the teacher's pseudo-labels beside the seed; the models that it is held against learn from the seed alone, in as many

@@ -37,7 +37,7 @@ def main(args: Namespace) -> None:
         say(f"Exported to {to}. {summary(result)}")
         if (to / CODE).is_file():
             say(
-                f"It is no plain classifier: score it with {CODE} in it, or train a plain student, whose export is one:",
+                f"It is no plain classifier: score it with its {CODE}, or train a plain student, whose export is one:",
                 f"  python -m ser_lightning fit --config {run}/{CONFIG} --config student.yaml --data.teacher {run} "
                 "--run_dir NEW",
             )

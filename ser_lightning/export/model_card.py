@@ -105,8 +105,8 @@ Baselines, intervals and the labels that were taken are in the run's own files. 
 """
 _OWN_LABELS = """- {} of its labels were its own: where its first guesses were wrong, it may have learned them.
 """
-_TAUGHT = """- It learned from pseudo-labels of another run, `{}`, beside human ones: where these were wrong, it may have
-  learned them.
+_TAUGHT = """- It learned from pseudo-labels of another run, `{}`, beside human ones: where they were wrong, it may have learned
+  them.
 """
 _REWARD_LIMITS = """- Its rewards compare responses to one prompt; across prompts they mean little.
 - It inherits the biases of its data: language, length, subject, and the preferences of its annotators."""
@@ -153,7 +153,8 @@ def model_card(
         if own_labels:
             title, limits = f"{title} that labelled data of its own", _OWN_LABELS.format(own_labels) + limits
         if data.get("teacher"):
-            title, limits = "A reward model that learned from another one", _TAUGHT.format(_shown(data["teacher"])) + limits
+            title = "A reward model that learned from another one"
+            limits = _TAUGHT.format(_shown(data["teacher"])) + limits
     values: dict[str, Any] = {"title": title, "max_length": data.get("max_length")}
     if scale:
         values |= {"zero": f"{scale[0]:.4g}", "temperature": f"{scale[1]:.4g}"}

@@ -52,7 +52,8 @@ def read_teacher(run: Path) -> Teacher:
         state, data = saved["callbacks"][_CALLBACK], saved[_DATA]
         if not state["finished"]:
             raise UserError(
-                f"data.teacher: got {run}, whose evolution is not finished; resume it with --run_dir {run} --ckpt_path last"
+                f"data.teacher: got {run}, whose evolution is not finished; resume it with --run_dir {run} "
+                "--ckpt_path last"
             )
         folds = {int(fold): _latest(past, number) for fold, past in dict(state["fold_history"]).items()}
         fingerprint = str(data["fingerprint"])
@@ -69,7 +70,7 @@ def _kept(run: Path, number: int) -> Selection:
     """What a round has selected, by its audit."""
     file = round_files(run, number).audit
     if (audit := read_audit(file)) is None:
-        raise UserError(f"data.teacher: {file} is gone, which holds the pseudo-labels; give the whole folder of the fit")
+        raise UserError(f"data.teacher: {file} is gone, which holds the pseudo-labels; give a whole run folder")
     kept = audit["kept"]
     prob_a = torch.from_numpy(audit["probability"][kept]).float()
     return Selection(

@@ -61,9 +61,7 @@ def test_a_human_label_that_came_later_wins(load, path, teach, write_jsonl, step
     plain = load(path, seed_fraction=0.5)
     pool = plain.pair_ids("pool")
     asked = plain.lookup(pool[:2])
-    answers = [
-        {"prompt": p.prompt, "response_a": p.response_a, "response_b": p.response_b, "label": 0} for p in asked
-    ]
+    answers = [{"prompt": p.prompt, "response_a": p.response_a, "response_b": p.response_b, "label": 0} for p in asked]
     datamodule = teach(pool[:5], folds={0: pool[:5]}, new_data_path=write_jsonl("answers.jsonl", answers))
     found = trained_on(datamodule, step_contents)
     assert [found[i] for i in pool[:5].tolist()] == [0, 0, 1, 1, 1]
