@@ -71,6 +71,7 @@ class PreferenceDataModule(PairFiles):
         self.tokens_per_scoring_batch = tokens_per_scoring_batch
         self.predict_split = predict_split
         self.teacher = teacher
+        self._teacher: Teacher | None = None
         self.eval_sets = [
             EvaluationSet(n, f, self.columns, eval_category, self.labels) for n, f in (eval_sets or {}).items()
         ]
@@ -90,7 +91,7 @@ class PreferenceDataModule(PairFiles):
     def prepare_data(self) -> None:
         """Encode the pairs into the cache, unless they are there."""
         if self.teacher and self.trainer is not None and self.trainer.state.fn == "fit":
-            read_teacher(Path(self.teacher))  # one that cannot teach stops the run before anything is encoded
+            self._read_teacher()  # one that cannot teach stops the run before anything is encoded
         super().prepare_data()
         for one in self.eval_sets:
             one.prepare(self.cache_dir, self.tokenizer, self.max_length)
@@ -108,7 +109,13 @@ class PreferenceDataModule(PairFiles):
             labels = self.data.seed_labels(self.data.rows("seed"))
             raise_problems(seed_problems(labels, "" if len(labels) else self._no_label_hint()))
             if self.teacher:
-                self._learn_from(read_teacher(Path(self.teacher)))
+                self._learn_from(self._read_teacher())
+
+    def _read_teacher(self) -> Teacher:
+        """The teacher, read once: its checkpoint may be large."""
+        if self._teacher is None:
+            self._teacher = read_teacher(Path(str(self.teacher)))
+        return self._teacher
 
     def _learn_from(self, teacher: Teacher) -> None:
         """Accept the labels of another run of the same splits; where a human has labelled a pair since, that counts.

@@ -3,7 +3,7 @@
 import csv
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -83,6 +83,19 @@ def equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
 def read_csv(path: str | Path) -> list[dict[str, str]]:
     with open(path, newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
+
+
+OWN_CONFIG = "runs/mine/config.yaml"
+"""What commands that go on from a run call its config."""
+
+
+def write_own_config(capsys: Any, words: Iterable[str]) -> None:
+    """A run's own config where a command names it."""
+    if OWN_CONFIG in words:
+        with pytest.raises(SystemExit):
+            main(["fit", "--config", "rm.yaml", "--print_config"])
+        Path(OWN_CONFIG).parent.mkdir(parents=True, exist_ok=True)
+        Path(OWN_CONFIG).write_text(capsys.readouterr().out)
 
 
 def problems_of(capsys: Any, *argv: Any) -> list[str]:

@@ -11,6 +11,7 @@ import pytest
 from ser_lightning.__main__ import COMMANDS, main
 from ser_lightning.cli.arguments import bundled_configs
 from ser_lightning.runs.files import RoundRow
+from tests.helpers import OWN_CONFIG, write_own_config
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
@@ -83,7 +84,7 @@ def test_commands_exist_and_name_bundled_configs(page):
     known = {"fit", "validate", "test", "predict", *COMMANDS}
     for words in commands_of(page):
         assert words[0] in known or words[0] in ("--help", "--version"), words
-        assert set(configs_of(words)) <= set(bundled_configs()), words
+        assert set(configs_of(words)) <= {*bundled_configs(), OWN_CONFIG}, words
 
 
 def test_there_are_commands_with_configs():
@@ -92,6 +93,7 @@ def test_there_are_commands_with_configs():
 
 @pytest.mark.parametrize("words", with_configs(), ids=" ".join)
 def test_commands_parse(words, capsys):
+    write_own_config(capsys, words)
     with pytest.raises(SystemExit) as stopped:
         main([word for word in words if word != "--print_config"] + ["--print_config"])
     assert stopped.value.code == 0

@@ -18,6 +18,7 @@ from benchmarks.sweep.tables import settings_table
 PAGES = (
     *("tutorial.md", "results.md", "defaults.md", "cli.md", "rl.md", "performance.md"),
     *("evaluation.md", "forecast.md", "guards.md", "hardware.md", "security.md"),
+    "howto/plain-student.md",
 )
 
 

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from ser_lightning.__main__ import main
-from tests.helpers import read_csv
+from tests.helpers import read_csv, write_own_config
 from tests.policy_runs import QUIET, sft_flags
 
 ROOT = Path(str(files("ser_lightning.configs")))
@@ -28,6 +28,7 @@ def test_its_own_command_parses(name, capsys):
     assert commands
     assert any(f"--config {name}" in arguments for _, arguments in commands)
     for command, arguments in commands:
+        write_own_config(capsys, shlex.split(arguments))
         with pytest.raises(SystemExit) as stopped:
             main([command, *shlex.split(arguments), "--print_config"])
         assert stopped.value.code == 0

@@ -53,7 +53,7 @@ def test_a_seed_model_is_delivered_because_evolution_lost():
     )
     assert "evolution gained nothing out of fold" in answers(rows((0.7, 0.8, "*"), (0.7, 0.8)), {})[0]
     assert "guards took the later rounds back, so" in answers(rows((0.7, 0.8, "*"), (0.8, 0.8)), {})[0]
-    assert "Only the seed model has been trained" in answers(rows((0.7, 0.8, "*")), {})[0]
+    assert "Only round 0 has been trained" in answers(rows((0.7, 0.8, "*")), {})[0]
     other = answers(rows((0.7, 0.8, "*"), (0.8, 0.8)), {}, same_seed=False)[0]
     assert "no later round is better out of fold, on the seed pairs that all rounds have scored" in other
 

@@ -329,7 +329,7 @@ def test_a_round_that_keeps_nothing_and_figures_that_are_not_defined():
     page = page_of(write_run("run", rows, notes(**empty), [[0, 0, 0, 0]]))
     assert page.tables["Rounds"][1] == ["0", "4", "0", "0", *["–"] * 7]
     assert "nan" not in page.text.replace("tenant", "")
-    assert "Only the seed model has been trained" in page.text and "there are no test pairs" in page.text
+    assert "Only round 0 has been trained" in page.text and "there are no test pairs" in page.text
 
 
 def test_a_run_without_notes_or_audits_still_has_a_page():
