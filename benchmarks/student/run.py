@@ -4,8 +4,8 @@
     python -m benchmarks.tables                                         # writes the table of the page
 
 The teacher reads where `auto` says and trains a head on a frozen body. A student reads the last token and learns from
-the teacher's pseudo-labels beside the seed; the models that it is held against learn from the seed alone, in as many
-steps. Random seed s is tested on one fifth of the prompts, which chooses nothing, and draws another seed of 15 % of the
+the teacher's pseudo-labels beside the seed; the models that it is held against learn from the seed alone, with the same
+settings. Random seed s is tested on one fifth of the prompts, which chooses nothing, and draws another seed of 15 % of the
 other labels. Nothing was tuned: the learning rate is that of `rm.yaml`, and what is trained of the body was set by the
 time that a CPU takes.
 """

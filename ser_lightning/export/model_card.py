@@ -105,7 +105,7 @@ Baselines, intervals and the labels that were taken are in the run's own files. 
 """
 _OWN_LABELS = """- {} of its labels were its own: where its first guesses were wrong, it may have learned them.
 """
-_TAUGHT = """- It learned from pseudo-labels of another run, `{}`, too: where these were wrong, it may have learned them.
+_TAUGHT = """- It learned from pseudo-labels of another run, `{}`, too: where these are wrong, it may be wrong.
 """
 _REWARD_LIMITS = """- Its rewards compare responses to one prompt; across prompts they mean little.
 - It inherits the biases of its data: language, length, subject, and the preferences of its annotators."""
