@@ -5,9 +5,9 @@
 
 The teacher reads where `auto` says and trains a head on a frozen body. A student reads the last token and learns from
 the teacher's pseudo-labels beside the seed; the models that it is held against learn from the seed alone, with the same
-settings. Random seed s is tested on one fifth of the prompts, which chooses nothing, and draws another seed of 15 % of the
-other labels. Nothing was tuned: the learning rate is that of `rm.yaml`, and what is trained of the body was set by the
-time that a CPU takes.
+settings. Random seed s is tested on one fifth of the prompts, which chooses nothing, and draws another seed of 15 % of
+the other labels. Nothing was tuned: the learning rate is that of `rm.yaml`, and what is trained of the body was set by
+the time that a CPU takes.
 """
 
 from functools import partial
@@ -25,7 +25,7 @@ PLAIN = ("--config", "student.yaml", "--evolution.rule=ser_lightning.TopShareRul
 LORA = (
     *("--model.reading=[last@15]", "--model.optimizer.init_args.lr=5.0e-4"),
     *("--model.backbone.lora.target_modules=[q_proj,v_proj]", "--model.backbone.lora.dropout=0"),
-    *("--data.pairs_per_step=8", "--data.max_length=256", "--evolution.seed_epochs=1", "--evolution.min_steps=40"),
+    *("--data.pairs_per_step=8", "--evolution.seed_epochs=1", "--evolution.min_steps=40"),
 )
 HEAD = ("--model.backbone.train=head",)
 TEACHER = "teacher"
