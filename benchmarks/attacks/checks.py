@@ -11,8 +11,12 @@ from typing import Any
 
 from transformers import AutoTokenizer
 
-from benchmarks.attacks.damage import Damage, damage_model, damage_rewards, damage_run, strange_gate
-from benchmarks.attacks.data_files import DataFile, Row, clear, data_file
+from benchmarks.attacks.damage import Damage
+from benchmarks.attacks.damaged_models import damage_model
+from benchmarks.attacks.damaged_rewards import damage_rewards, strange_gate
+from benchmarks.attacks.damaged_runs import damage_run
+from benchmarks.attacks.data_files import DataFile, clear, data_file
+from benchmarks.attacks.rows import Row
 from benchmarks.attacks.scene import Ended, fit_words, results_of, run_command
 from ser_lightning.data.reader import PairStore
 from ser_lightning.data.sources import open_sources
