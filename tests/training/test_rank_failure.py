@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from ser_lightning.__main__ import main
+from tests.command_process import CommandProcess
 from tests.helpers import read_csv
 from tests.policy_runs import sft_flags
 
@@ -94,7 +95,7 @@ def _end_of(words):
     ],
 )
 def test_a_rank_that_dies_ends_the_job_with_the_first_error_on_top_and_the_run_goes_on(
-    tiny_run, tiny_fit, rank, action, first
+    tiny_run, tiny_fit, on_two_ranks, rank, action, first
 ):
     Path("broken.py").write_text(BREAK.format(rank=rank, action=action))
     flags = [*tiny_run, "--run_dir=run", *DDP]
@@ -102,8 +103,7 @@ def test_a_rank_that_dies_ends_the_job_with_the_first_error_on_top_and_the_run_g
     assert code != 0
     lines = [line for line in said.splitlines() if line.startswith("error: ") or "terminated with" in line]
     assert lines and re.match(first, lines[0]), said
-    code, said = _end_of([sys.executable, "-m", "ser_lightning", "fit", *flags, "--ckpt_path=last"])
-    assert code == 0, said
+    on_two_ranks("fit", *flags, "--ckpt_path=last")
     assert [audit["pair_id"] for audit in _audits("run")] == [a["pair_id"] for a in _audits(tiny_fit(name="one"))]
 
 
@@ -300,10 +300,9 @@ def test_one_rank_in_shards_is_one_process(tiny_run):
     """With AdamW, whose state every phase hands on to that of the next round."""
     assert main(["fit", *tiny_run, *GOES_ON, "--run_dir=one"]) == 0
     flags = [*tiny_run, *GOES_ON, "--run_dir=shards", "--trainer.devices=1", "--trainer.strategy=fsdp"]
-    command = [sys.executable, "-m", "ser_lightning", "fit", *flags]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=600)
-    assert done.returncode == 0, done.stderr[-3000:]
+    process = CommandProcess("fit", *flags)
+    said = process.communicate()
+    assert process.returncode == 0, said
     states = [torch.load(f"{name}/checkpoints/last.ckpt", weights_only=True) for name in ("one", "shards")]
     [weights, in_shards] = (state["state_dict"] for state in states)
     assert all(torch.allclose(weights[k], in_shards[k], atol=1e-6) for k in weights)
