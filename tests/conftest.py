@@ -28,11 +28,13 @@ pytest_plugins = ["tests.data_fixtures", "tests.ranks"]
 
 
 @pytest.fixture(autouse=True)
-def _isolated(tmp_path, tmp_path_factory, monkeypatch):
+def _isolated(tmp_path, monkeypatch):
     """A folder, a cache and an environment that are gone after the test, and the same random numbers before it."""
     environment = dict(os.environ)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+    cache = tmp_path.with_name(f"{tmp_path.name}-cache")  # `mktemp` would look through the folders of all tests
+    cache.mkdir()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
     _seed()
     yield
     os.environ.clear()
