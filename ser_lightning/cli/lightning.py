@@ -129,8 +129,8 @@ class SerCLI(LightningCLI):
             args: the command line.
         """
         if not self.arguments.configs:
-            named = [self.arguments.value(flag) for flag in ("--run_dir", "--ckpt_path")]
-            recorded = recorded_config(*named, names_model=bool(self.arguments.model_class()))
+            run_dir, ckpt_path = self.arguments.value("--run_dir"), self.arguments.value("--ckpt_path")
+            recorded = recorded_config(run_dir, ckpt_path, names_model=bool(self.arguments.model_class()))
             self.arguments.configs += [str(recorded)] if recorded else []
         try:
             self.config = parser.parse_args(self.arguments.tokens())
