@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import runpy
 import sys
 import tempfile
 from multiprocessing.connection import Connection
@@ -14,13 +15,18 @@ class CommandProcess:
     """`python -m ser_lightning WORDS` in this folder and environment, with what tests use of `subprocess.Popen`.
 
     Where the start itself is what is tested, start an interpreter.
+
+    Args:
+        words: the command line.
+        script: a Python file to run with it instead of the package.
     """
 
-    def __init__(self, *words: str) -> None:
+    def __init__(self, *words: str, script: str | None = None) -> None:
         reading, writing = os.pipe()
         self.stdout, self.stderr = os.fdopen(reading), tempfile.TemporaryFile("w+")  # noqa: SIM115
         out, errors = Connection(writing, readable=False), Connection(os.dup(self.stderr.fileno()))
-        self._process = _CONTEXT.Process(target=_run, args=(words, os.getcwd(), dict(os.environ), out, errors))
+        job = (words, script, os.getcwd(), dict(os.environ), out, errors)
+        self._process = _CONTEXT.Process(target=_run, args=job, daemon=True)
         self._process.start()
         out.close(), errors.close()
 
@@ -38,21 +44,31 @@ class CommandProcess:
         self._process.kill()
 
     def communicate(self) -> tuple[str, str]:
-        """Wait for its end; what of standard output was not read yet, and all of standard error."""
+        """Wait for its end and its children's; the rest of standard output, and all of standard error."""
         out = self.stdout.read()
         self._process.join()
         self.stderr.seek(0)
         return out, self.stderr.read()
 
 
-def _run(words: list[str], folder: str, environment: dict[str, str], out: Connection, errors: Connection) -> None:
+def _run(
+    words: tuple[str, ...],
+    script: str | None,
+    folder: str,
+    environment: dict[str, str],
+    out: Connection,
+    errors: Connection,
+) -> None:
     from ser_lightning.__main__ import main
 
+    os.setsid()
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(environment)
     os.dup2(out.fileno(), 1)
     os.dup2(errors.fileno(), 2)
     out.close(), errors.close()
-    sys.argv = ["ser_lightning", *words]
+    sys.argv = [script or "ser_lightning", *words]
+    if script:
+        runpy.run_path(script, run_name="__main__")
     sys.exit(main([*words]))
