@@ -3,7 +3,6 @@
 import contextlib
 import functools
 import io
-import json
 import os
 import random
 import shutil
@@ -18,29 +17,46 @@ import lightning.pytorch  # noqa: F401  its log handler keeps the stderr that it
 import numpy as np
 import pytest
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
+from benchmarks.shared import tiny_model
 from ser_lightning.__main__ import main
+from ser_lightning.report import figures, policy
 
+DRAW = figures.draw
 pytest_plugins = ["tests.data_fixtures", "tests.ranks"]
-
-CHAT_TEMPLATE = (
-    "{{ bos_token }}{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}{{ eos_token }}{% endfor %}"
-    "{% if add_generation_prompt %}<assistant>{% endif %}"
-)
 
 
 @pytest.fixture(autouse=True)
-def _isolated(tmp_path, tmp_path_factory, monkeypatch):
+def _isolated(tmp_path, monkeypatch):
     """A folder, a cache and an environment that are gone after the test, and the same random numbers before it."""
     environment = dict(os.environ)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+    cache = tmp_path.with_name(f"{tmp_path.name}-cache")  # `mktemp` would look through the folders of all tests
+    cache.mkdir()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
     _seed()
     yield
     os.environ.clear()
     os.environ.update(environment)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _empty_pictures():
+    """To draw the report of a tiny run takes longer than the run."""
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (figures, policy):
+            patch.setattr(module, "draw", lambda *_, **__: "<svg/>")
+        yield
+
+
+@pytest.fixture(scope="module")
+def real_pictures():
+    """For a module that looks at reports: their pictures are drawn."""
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (figures, policy):
+            patch.setattr(module, "draw", DRAW)
+        yield
 
 
 def _seed() -> None:
@@ -52,52 +68,22 @@ def _seed() -> None:
 @pytest.fixture(scope="session")
 def tiny_tokenizer() -> PreTrainedTokenizerFast:
     """One token a byte, with BOS, EOS, padding and a chat template."""
-    special = ["<pad>", "<bos>", "<eos>"]
-    vocabulary = {token: i for i, token in enumerate(special + sorted(pre_tokenizers.ByteLevel.alphabet()))}
-    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<bos>", eos_token="<eos>", model_max_length=512
-    )
-    fast.chat_template = CHAT_TEMPLATE
-    return fast
+    return tiny_model.byte_tokenizer()
 
 
 @pytest.fixture(scope="session")
-def tiny_model_dir(tiny_tokenizer, tmp_path_factory) -> Path:
+def tiny_model_dir(tmp_path_factory) -> Path:
     """A two-layer Llama of width 16 with that tokenizer, as transformers saves it."""
     folder = tmp_path_factory.mktemp("tiny_model")
-    config = LlamaConfig(
-        vocab_size=len(tiny_tokenizer),
-        hidden_size=16,
-        intermediate_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=2,
-        max_position_embeddings=512,
-        pad_token_id=tiny_tokenizer.pad_token_id,
-        bos_token_id=tiny_tokenizer.bos_token_id,
-        eos_token_id=tiny_tokenizer.eos_token_id,
-    )
-    state = torch.random.get_rng_state()
-    torch.manual_seed(0)
-    LlamaForCausalLM(config).save_pretrained(folder)
-    torch.random.set_rng_state(state)
-    tiny_tokenizer.save_pretrained(folder)
+    tiny_model.write_model(folder)
     return folder
 
 
 @pytest.fixture(scope="session")
 def pairs_file(tmp_path_factory) -> Path:
     """80 pairs in which the answer that holds the right sum was chosen, as JSON lines."""
-    generator = random.Random(0)
     path = tmp_path_factory.mktemp("pairs") / "pairs.jsonl"
-    with path.open("w") as file:
-        for number in range(80):
-            right, wrong = f"It is {2 * number}.", f"It is {2 * number + generator.randint(1, 9)}, I think."
-            row = {"prompt": f"What is {number} plus {number}?", "chosen": right, "rejected": wrong}
-            file.write(json.dumps(row) + "\n")
+    tiny_model.write_pairs(path, 80)
     return path
 
 

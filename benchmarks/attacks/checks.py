@@ -1,5 +1,6 @@
 """One case of each kind: made, given to the commands, and judged."""
 
+import functools
 import json
 import random
 import shutil
@@ -10,9 +11,13 @@ from typing import Any
 
 from transformers import AutoTokenizer
 
-from benchmarks.attacks.damage import Damage, damage_model, damage_rewards, damage_run, strange_gate
-from benchmarks.attacks.data_files import DataFile, Row, clear, data_file
-from benchmarks.attacks.scene import Ended, fit_words, run_command
+from benchmarks.attacks.damage import Damage
+from benchmarks.attacks.damaged_models import damage_model
+from benchmarks.attacks.damaged_rewards import damage_rewards, strange_gate
+from benchmarks.attacks.damaged_runs import damage_run
+from benchmarks.attacks.data_files import DataFile, clear, data_file
+from benchmarks.attacks.rows import Row
+from benchmarks.attacks.scene import Ended, fit_words, results_of, run_command
 from ser_lightning.data.reader import PairStore
 from ser_lightning.data.sources import open_sources
 from ser_lightning.data.store import build_store
@@ -177,21 +182,17 @@ def _judge(damage: Damage, names: tuple[str, ...], scene: Path, folder: Path, so
     return Judged(damage.kind, outcome, tuple(faults))
 
 
-_REFERENCES: dict[tuple[str, str], Produced] = {}
-
-
+@functools.cache
 def reference(name: str, scene: Path, source: str) -> Produced:
     """What a command gives for the sound folders."""
-    if (name, source) not in _REFERENCES:
-        folder = clear(scene / "sound")
-        for one in ("base", "export"):
-            shutil.copytree(scene / one, folder / one)
-        shutil.copytree(scene / source, folder / "run")
-        ended, produced = produce(name, scene, folder)
-        if ended.code or ended.fault:
-            raise RuntimeError(f"{name} fails on a sound folder: {ended}")
-        _REFERENCES[name, source] = produced
-    return _REFERENCES[name, source]
+    folder = clear(scene / "sound")
+    for one in ("base", "export"):
+        shutil.copytree(scene / one, folder / one)
+    shutil.copytree(scene / source, folder / "run")
+    ended, produced = produce(name, scene, folder)
+    if ended.code or ended.fault:
+        raise RuntimeError(f"{name} fails on a sound folder: {ended}")
+    return produced
 
 
 def produce(name: str, scene: Path, folder: Path) -> tuple[Ended, Produced]:
@@ -238,8 +239,6 @@ def _read_test(out: Path, run: Path) -> Produced:
 
 
 def _read_resumed(out: Path, run: Path) -> Produced:
-    from benchmarks.attacks.scene import results_of
-
     return results_of(run)
 
 

@@ -1,9 +1,8 @@
 """Sound folders to be damaged, and commands whose end is judged: a tiny model of bytes, its run, its export."""
 
 import contextlib
+import csv
 import io
-import json
-import random
 import signal
 import traceback
 from collections.abc import Iterator, Sequence
@@ -11,18 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from benchmarks.shared.tiny_model import write_model, write_pairs
 from ser_lightning.__main__ import main
 
 HANGS_AFTER = 60
 """Seconds; the slowest of these commands takes ten."""
-TEMPLATE = (
-    "{{ bos_token }}{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}{{ eos_token }}{% endfor %}"
-    "{% if add_generation_prompt %}<assistant>{% endif %}"
-)
 
 
 @dataclass(frozen=True)
@@ -77,34 +72,6 @@ def _limit() -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 
-def write_model(folder: Path) -> None:
-    """A two-layer Llama of width 16 with a token for each byte."""
-    special = ["<pad>", "<bos>", "<eos>"]
-    vocabulary = {token: i for i, token in enumerate(special + sorted(pre_tokenizers.ByteLevel.alphabet()))}
-    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<bos>", eos_token="<eos>", model_max_length=512
-    )
-    fast.chat_template = TEMPLATE
-    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "max_position_embeddings": 512}
-    heads = {"num_attention_heads": 2, "num_key_value_heads": 2, "vocab_size": len(fast)}
-    ids = {f"{name}_token_id": getattr(fast, f"{name}_token_id") for name in ("pad", "bos", "eos")}
-    torch.manual_seed(0)
-    LlamaForCausalLM(LlamaConfig(**sizes, **heads, **ids)).save_pretrained(folder)
-    fast.save_pretrained(folder)
-
-
-def write_pairs(file: Path, number: int = 60) -> None:
-    """Pairs in which the response with the right sum was chosen."""
-    rng = random.Random(0)
-    with file.open("w") as out:
-        for i in range(number):
-            right, wrong = f"It is {2 * i}.", f"It is {2 * i + rng.randint(1, 9)}, I think."
-            out.write(json.dumps({"prompt": f"What is {i} plus {i}?", "chosen": right, "rejected": wrong}) + "\n")
-
-
 def fit_words(folder: Path, run: Path, *more: str) -> list[str]:
     """A fit of a second or two on the model and the pairs of a scene: seed model and one round, adapters."""
     return [
@@ -132,7 +99,7 @@ def make_scene(folder: Path) -> Path:
     """`base/`, `pairs.jsonl`, `run/`, `half/` (the same run, broken off), `export/`, `rewards.jsonl`."""
     folder.mkdir(parents=True)
     write_model(folder / "base")
-    write_pairs(folder / "pairs.jsonl")
+    write_pairs(folder / "pairs.jsonl", 60)
     must_end_well(*fit_words(folder, folder / "run"))
     must_end_well(*fit_words(folder, folder / "half", "--trainer.max_epochs=5"))
     must_end_well("export", str(folder / "run"), f"--to={folder / 'export'}")
@@ -143,10 +110,6 @@ def make_scene(folder: Path) -> Path:
 
 def results_of(run: Path) -> dict[str, Any]:
     """What a run has found, without its times: rounds, labels, weights."""
-    import csv
-
-    import pyarrow.parquet as pq
-
     with (run / "rounds.csv").open(newline="") as file:
         rounds = [{k: v for k, v in row.items() if k != "seconds"} for row in csv.DictReader(file)]
     found: dict[str, Any] = {"rounds": rounds}

@@ -131,9 +131,26 @@ def trl(folder: Path, job: Job, work: dict[str, int], num_steps: int, is_continu
     """Steps of TRL's RLOO, with the sampler of `generate` or with continuous batching."""
     from datasets import Dataset
     from peft import LoraConfig
-    from trl import RLOOConfig, RLOOTrainer
 
     clock = CudaClock()
+    trainer_class, tell = timed_trl(clock)
+    prompts = made_up_prompts(4 * work["prompts_per_step"], work["prompt_tokens"])
+    trainer = trainer_class(
+        model=AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16),
+        reward_funcs=lambda prompts, completions, **_: count_words(prompts, completions),
+        args=trl_config(job, work, num_steps, is_continuous),
+        train_dataset=Dataset.from_list([{"prompt": prompt.turns} for prompt in prompts]),
+        processing_class=AutoTokenizer.from_pretrained(folder, padding_side="left"),
+        peft_config=LoraConfig(r=16, lora_alpha=32, lora_dropout=0.0, target_modules="all-linear"),
+        callbacks=[tell],
+    )
+    trainer.train()
+    return clock.steps
+
+
+def timed_trl(clock: StepClock) -> tuple[type, TrainerCallback]:
+    """TRL's RLOO trainer and a callback for it, which tell a clock where they are."""
+    from trl import RLOOTrainer
 
     class Steps(TrainerCallback):
         """Tells the clock that a step is over."""
@@ -157,7 +174,14 @@ def trl(folder: Path, job: Job, work: dict[str, int], num_steps: int, is_continu
             clock.enter("update")
             return batch
 
-    config = RLOOConfig(
+    return TimedTrainer, Steps()
+
+
+def trl_config(job: Job, work: dict[str, int], num_steps: int, is_continuous: bool) -> Any:
+    """The same work as `ours`."""
+    from trl import RLOOConfig
+
+    return RLOOConfig(
         output_dir=str(job.scratch / "trl"),
         per_device_train_batch_size=work["prompts_per_step"] * work["responses_per_prompt"],
         gradient_accumulation_steps=1,
@@ -176,18 +200,6 @@ def trl(folder: Path, job: Job, work: dict[str, int], num_steps: int, is_continu
         beta=KL_WEIGHT,
         use_transformers_continuous_batching=is_continuous,
     )
-    prompts = made_up_prompts(4 * work["prompts_per_step"], work["prompt_tokens"])
-    trainer = TimedTrainer(
-        model=AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16),
-        reward_funcs=lambda prompts, completions, **_: count_words(prompts, completions),
-        args=config,
-        train_dataset=Dataset.from_list([{"prompt": prompt.turns} for prompt in prompts]),
-        processing_class=AutoTokenizer.from_pretrained(folder, padding_side="left"),
-        peft_config=LoraConfig(r=16, lora_alpha=32, lora_dropout=0.0, target_modules="all-linear"),
-        callbacks=[Steps()],
-    )
-    trainer.train()
-    return clock.steps
 
 
 def samplers(folder: Path, job: Job, work: dict[str, int]) -> dict[str, dict[str, Any]]:

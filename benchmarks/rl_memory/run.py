@@ -48,19 +48,12 @@ class Models(NamedTuple):
 def write_model(folder: Path, sizes: dict[str, int]) -> None:
     """A random Llama and a tokenizer of one token a byte, and the weights of a reward model on it."""
     import torch
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+    from transformers import LlamaConfig, LlamaForCausalLM
 
+    from benchmarks.shared.tiny_model import byte_tokenizer
     from ser_lightning.models.reward_model import load_reward_model
 
-    vocabulary = {
-        token: i for i, token in enumerate(["<pad>", "<bos>", "<eos>", *sorted(pre_tokenizers.ByteLevel.alphabet())])
-    }
-    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    special = {"pad_token": "<pad>", "bos_token": "<bos>", "eos_token": "<eos>"}
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special).save_pretrained(folder)
+    byte_tokenizer().save_pretrained(folder)
     ids = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
     torch.manual_seed(0)
     model = LlamaForCausalLM(LlamaConfig(**sizes, **ids, tie_word_embeddings=True))

@@ -9,6 +9,7 @@ import inspect
 import json
 import re
 import sys
+from bisect import bisect_left
 from collections.abc import Callable, Collection, Iterator
 from functools import partial
 from importlib import import_module
@@ -67,9 +68,7 @@ class Diagnosis:
             self._check_config(path)
         if len(self.configs) < len(self.arguments.configs):
             return self.problems  # what else is missing may stand in a file that cannot be read
-        for flag in self.arguments.flags:
-            if not flag[0].startswith(("--print_config", "--help", "-h")):
-                self._check_flag(flag)
+        self._check_flags([f for f in self.arguments.flags if not f[0].startswith(("--print_config", "--help", "-h"))])
         self._check_required()
         return self.problems
 
@@ -91,16 +90,28 @@ class Diagnosis:
         kept = self._good_part(lambda part: [*good, _as_flag(part)], content, [], name, good)
         self.configs.append(kept or {})
 
-    def _check_flag(self, flag: list[str]) -> None:
+    def _check_flags(self, flags: list[list[str]]) -> None:
+        """Sort out those that do not parse on top of all that was good before them."""
+        while flags:
+            good = self._good()
+
+            def is_too_long(last: int, good: list[str] = good, flags: list[list[str]] = flags) -> bool:
+                """Whether flags up to this one do not parse; then neither do more of them."""
+                return self._error([*good, *(t for flag in flags[: last + 1] for t in flag)]) is not None
+
+            number = bisect_left(range(len(flags)), True, key=is_too_long)
+            self.flags += flags[:number]
+            for flag in flags[number : number + 1]:
+                self._report_flag(flag)
+            flags = flags[number + 1 :]
+
+    def _report_flag(self, flag: list[str]) -> None:
         good = self._good()
-        error = self._error([*good, *flag])
-        if error is None:
-            self.flags.append(flag)
-        elif not flag[0].startswith("--"):
+        if not flag[0].startswith("--"):
             self.problems.append(f"command line: got {flag[0]!r}, which belongs to no option; options start with --")
-        else:
-            value = flag[0].partition("=")[2] or " ".join(flag[1:])
-            self._report(_key_of(flag).split("."), value, error, "command line", good)
+            return
+        value = flag[0].partition("=")[2] or " ".join(flag[1:])
+        self._report(_key_of(flag).split("."), value, self._error([*good, *flag]) or "", "command line", good)
 
     def _check_required(self) -> None:
         """Report what is missing once all that was given is good; the parser names the gaps of one key at a time."""

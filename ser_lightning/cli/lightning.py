@@ -30,26 +30,23 @@ from ser_lightning.cli.diagnosis import Diagnosis, ParseError, null_problems
 from ser_lightning.datamodules.base import PairFiles, model_problems
 from ser_lightning.errors import NothingToDo, Terminated, UserError, raise_problems
 from ser_lightning.report.outcome import next_steps
-from ser_lightning.runs.files import CONFIG, ROUNDS, is_run
+from ser_lightning.runs.files import ROUNDS, is_run
 from ser_lightning.runs.folder import (
     RUN_DIR_VARIABLE,
     MetricsFile,
     RunFolder,
     choose_folder,
     lock,
-    run_of,
+    recorded_config,
     tidy,
     unlock,
 )
+from ser_lightning.settings.refused import MODULES, lightning_problems, model_name, trust_problems
 from ser_lightning.training.checkpoints import LAST, CheckpointsInPlace, LastCheckpoint
 from ser_lightning.training.rank_failure import FOLLOW_UP_SECONDS, EndAfterSigterm, end_with_parent, lost_rank
 from ser_lightning.training.strategies import strategy_problems
 from ser_lightning.utils.quiet import LOGGERS, plain_warnings
 from ser_lightning.utils.terminal import say, visible
-
-MODULES = ("RewardModule", "SFTModule", "PPOModule", "GenerateModule")
-"""This project's own: they optimise by hand, and hold their numbers in the format that `backbone.dtype` says."""
-PRECISIONS = ("32-true", "16-mixed", "bf16-mixed", "None", "32", "16", "bf16")
 
 
 class Parser(LightningArgumentParser):
@@ -98,8 +95,13 @@ class SerCLI(LightningCLI):
             subclass_mode_model=True,
             subclass_mode_data=True,
             auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,  # no module saves its hyper-parameters, and dumping them takes long
             args=self.arguments.tokens(),
         )
+
+    def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]  # a static method in Lightning
+        """The one command of the command line: a parser for each of all four takes four times as long to build."""
+        return {self.arguments.command: super().subcommands()[self.arguments.command]}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add what every command takes.
@@ -127,7 +129,9 @@ class SerCLI(LightningCLI):
             args: the command line.
         """
         if not self.arguments.configs:
-            self.arguments.configs += [str(path) for path in recorded_config(self.arguments)]
+            run_dir, ckpt_path = self.arguments.value("--run_dir"), self.arguments.value("--ckpt_path")
+            recorded = recorded_config(run_dir, ckpt_path, names_model=bool(self.arguments.model_class()))
+            self.arguments.configs += [str(recorded)] if recorded else []
         try:
             self.config = parser.parse_args(self.arguments.tokens())
         except (ParseError, UnicodeDecodeError) as error:
@@ -135,7 +139,9 @@ class SerCLI(LightningCLI):
             problems = Diagnosis(parser.parse_args, self.arguments).run()
             raise UserError(problems or " ".join(str(error).split())) from None
         config = self.config[self.arguments.command]
-        raise_problems([*trust_problems(config, self.arguments), *_misleading(self.arguments.command, config)])
+        raise_problems(
+            [*trust_problems(config, self.arguments.flags), *lightning_problems(self.arguments.command, config)]
+        )
 
     @property
     def command(self) -> str:
@@ -153,7 +159,7 @@ class SerCLI(LightningCLI):
         if "weights_only" in config and config.weights_only is None:
             config.weights_only = True  # a checkpoint is read as data: one from elsewhere can run no code
         parts = Namespace({key: config.get(key) for key in ("model", "data", "evolution")})
-        if "verbose" in config and _name_of_model(config) in MODULES:
+        if "verbose" in config and model_name(config) in MODULES:
             config.verbose = False  # the table of `EvaluationCallback` has digits that mean something
         raise_problems([*null_problems(parts), *null_problems(config.trainer, "trainer", Trainer)])
         if config.trainer.default_root_dir is not None:
@@ -176,7 +182,7 @@ class SerCLI(LightningCLI):
         recipe = config.clone()
         for key in ("config", "run_dir", *self._subcommand_method_arguments[self.command]):
             recipe.pop(key, None)
-        return self._parser(self.subcommand).dump(recipe, skip_none=False)
+        return self._parser(self.subcommand).dump(recipe, skip_none=False, skip_validation=True)
 
     def _choose_folder(self, config: Namespace) -> RunFolder:
         if _get_rank():
@@ -288,85 +294,6 @@ class SerCLI(LightningCLI):
             return
         if subcommand == "fit" and not _get_rank() and (self.run_folder.path / ROUNDS).is_file():
             say(*next_steps(PROGRAM, str(self.run_folder.path), COMMANDS))
-
-
-def recorded_config(arguments: Arguments) -> Iterator[Path]:
-    """The config of the run that a command without `--config` goes on with or reads a checkpoint of.
-
-    Raises:
-        UserError: it names a run that is not there, or no checkpoint of one that is.
-    """
-    run_dir, ckpt_path = arguments.value("--run_dir"), arguments.value("--ckpt_path")
-    folder = Path(run_dir) if run_dir else None
-    if ckpt_path and ckpt_path not in ("last", "auto"):
-        folder = run_of(Path(ckpt_path)) if Path(ckpt_path).exists() else None
-    if ckpt_path and folder and is_run(folder):
-        yield folder / CONFIG
-    elif not arguments.model_class():
-        raise_problems(_no_run(run_dir, ckpt_path))
-
-
-def _no_run(run_dir: str | None, ckpt_path: str | None) -> Iterator[str]:
-    if ckpt_path and ckpt_path not in ("last", "auto"):
-        is_there = Path(ckpt_path).exists()
-        what = "lies in no folder of a run; give its config with --config" if is_there else "does not exist; check it"
-        yield f"--ckpt_path: got {ckpt_path}, which {what}"
-    elif ckpt_path and not run_dir:
-        yield f"--ckpt_path: got {ckpt_path} without a run; name its folder with --run_dir"
-    elif run_dir and is_run(Path(run_dir)):
-        yield f"--run_dir: got {run_dir}, which holds a run; add --ckpt_path last"
-    elif run_dir and ckpt_path:
-        yield f"--run_dir: got {run_dir}, which holds no run; check its name, or start one with --config rm.yaml"
-
-
-def trust_problems(config: Namespace, arguments: Arguments) -> Iterator[str]:
-    """A line for each setting that lets a model or a checkpoint run code, but stands in a file alone.
-
-    Args:
-        config: the parsed config of the command.
-        arguments: what its user has typed.
-    """
-    for key, granted, risk in (
-        ("trust_remote_code", "true", "runs the Python files of a model"),
-        ("weights_only", "false", "unpickles a checkpoint, which can run code"),
-    ):
-        found = [name for name, value in config.items() if name.split(".")[-1] == key and value is (granted == "true")]
-        typed = [value for flag in arguments.flags for name, value in [_named_value(flag)] if name == key]
-        if found and typed[-1:] != [granted]:
-            name = found[0].replace(".init_args", "")
-            yield f"{name}: got {granted} in a config, which {risk}; say it on the command line: --{name} {granted}"
-
-
-def _named_value(flag: list[str]) -> tuple[str, str]:
-    """The last part of a flag's name and its value."""
-    name, equals, value = flag[0].partition("=")
-    return name.removeprefix("--").split(".")[-1], (value if equals else " ".join(flag[1:])).lower()
-
-
-def _name_of_model(config: Namespace) -> str:
-    return config.model.class_path.rpartition(".")[2] if config.get("model") else ""
-
-
-def _misleading(command: str, config: Namespace) -> Iterator[str]:
-    """A line for each setting of Lightning that this project's modules cannot follow, and for an untrained model."""
-    if config.seed_everything is not None and not 0 <= int(config.seed_everything) < 2**32:
-        yield f"seed_everything: got {config.seed_everything}; give a number from 0 to {2**32 - 1}"
-    if (name := _name_of_model(config)) not in MODULES:
-        return
-    trainer, data = config.trainer, config.data.get("init_args") or Namespace()
-    if str(trainer.precision) not in PRECISIONS:
-        yield f"trainer.precision: got {trainer.precision}; give {', '.join(PRECISIONS[:3])}, or model.backbone.dtype"
-    if trainer.accumulate_grad_batches != 1:
-        place = "data" if "tokens_per_batch" in data else "model"
-        yield (
-            f"trainer.accumulate_grad_batches: got {trainer.accumulate_grad_batches}; leave it out and lower "
-            f"{place}.tokens_per_batch, which splits a step without changing it"
-        )
-    for key in ("gradient_clip_val", "gradient_clip_algorithm"):
-        if trainer[key] is not None:
-            yield f"trainer.{key}: got {trainer[key]}; leave it out and set model.max_grad_norm"
-    if command != "fit" and name == "RewardModule" and not config.get("ckpt_path"):
-        yield f"{command}: got no checkpoint, so its model would be untrained; add --run_dir RUN --ckpt_path last"
 
 
 def run(arguments: Arguments) -> None:

@@ -19,7 +19,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 from ser_lightning.cli.arguments import Arguments
 from ser_lightning.cli.commands import COMMANDS, add_flags
 from ser_lightning.cli.diagnosis import ParseError, null_problems
-from ser_lightning.cli.lightning import MODULES, SerCLI
+from ser_lightning.cli.lightning import SerCLI
 from ser_lightning.data.layouts import Layout
 from ser_lightning.datamodules.label_firewall import SplitName
 from ser_lightning.datamodules.preference import PreferenceDataModule
@@ -46,6 +46,7 @@ from ser_lightning.planning.memory import (
 )
 from ser_lightning.planning.text import as_text
 from ser_lightning.planning.workload import RoundWork, Tokens, count_tokens, largest_batch, read_rate, rounds_of
+from ser_lightning.settings.refused import MODULES
 from ser_lightning.training.reading_choice import plan_readings
 from ser_lightning.training.schedule import make_optimizer
 from ser_lightning.training.strategies import check_optimizer, strategy_kind, strategy_notes, strategy_problems

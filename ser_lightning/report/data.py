@@ -126,6 +126,15 @@ def confidence_of(audit: Audit) -> np.ndarray:
     return np.maximum(audit["probability"], 1 - audit["probability"])
 
 
+def shown_config(run: Path) -> tuple[dict[str, Any], str]:
+    """The config of a run and the text of its file, without secrets."""
+    config, text = read_config(run), (run / CONFIG).read_text(encoding="utf-8")
+    if not has_secrets(config):
+        return config, text
+    config = without_secrets(config)
+    return config, yaml.safe_dump(config, sort_keys=False)
+
+
 def read_run(path: Path) -> Run:
     """A run with its finished rounds; its delivered model is read as well, since the page vouches for it.
 
@@ -133,12 +142,7 @@ def read_run(path: Path) -> Run:
         UserError: it has finished none, or a file in it is damaged.
     """
     rounds = [_read_round(round_files(path, int(row["round"])), row) for row in read_rounds(path)]
-    config, text = {}, ""
-    if is_run(path):
-        config, text = read_config(path), (path / CONFIG).read_text(encoding="utf-8")
-    if has_secrets(config):
-        config = without_secrets(config)
-        text = yaml.safe_dump(config, sort_keys=False)
+    config, text = shown_config(path) if is_run(path) else ({}, "")
     found = Run(path.absolute().name, path, config, text, rounds, *read_losses(path), _read_evaluations(path))
     if (model := round_files(path, found.delivered.number).model).is_file():
         read_model(model)

@@ -8,16 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from ser_lightning.errors import UserError
 from ser_lightning.report.cards import shorten
-from ser_lightning.report.data import flat, read_losses
+from ser_lightning.report.data import flat, read_losses, shown_config
 from ser_lightning.report.figures import ACCENT, GOLD, PALE, Picture, draw
 from ser_lightning.report.tables import Table, number_text
-from ser_lightning.runs.files import CONFIG, SAMPLES, STEPS, has_secrets, read_config, reading, without_secrets
+from ser_lightning.runs.files import SAMPLES, STEPS, reading
 from ser_lightning.runs.policy_run import POLICY_MODULES, model_kind
 from ser_lightning.runs.shapes import SAMPLE, check_shape
 
@@ -67,10 +66,7 @@ def read_policy_run(path: Path) -> PolicyRun:
     Raises:
         UserError: it has logged nothing, or a file in it is damaged.
     """
-    config, text = read_config(path), (path / CONFIG).read_text(encoding="utf-8")
-    if has_secrets(config):
-        config = without_secrets(config)
-        text = yaml.safe_dump(config, sort_keys=False)
+    config, text = shown_config(path)
     steps, (losses, _) = _read_steps(path / STEPS), read_losses(path)
     if not steps and not len(losses):
         raise UserError(f"run: {path} has logged nothing yet; let its fit go on")

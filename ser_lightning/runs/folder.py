@@ -26,7 +26,7 @@ from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
-from ser_lightning.errors import UserError
+from ser_lightning.errors import UserError, raise_problems
 from ser_lightning.runs.files import CONFIG, has_secrets, is_run, run_above
 from ser_lightning.training.checkpoints import LAST, find_checkpoint
 from ser_lightning.utils.atomic import is_running, write_text_atomically
@@ -83,6 +83,40 @@ class RunFolder:
                 f"run folder {self.path}: its config differs: {shown}{more}; resume without --config to use "
                 f"{recorded}, or start another run with another --run_dir"
             )
+
+
+def recorded_config(run_dir: str | None, ckpt_path: str | None, names_model: bool) -> Path | None:
+    """The config of the run that a command without `--config` goes on with or reads a checkpoint of.
+
+    Args:
+        run_dir: the folder that the user named.
+        ckpt_path: a checkpoint, `last` or `auto`.
+        names_model: whether the command line names a model, and so needs no such config.
+
+    Raises:
+        UserError: it needs one, and names a run that is not there or no checkpoint of one that is.
+    """
+    folder = Path(run_dir) if run_dir else None
+    if ckpt_path and ckpt_path not in ("last", "auto"):
+        folder = run_of(Path(ckpt_path)) if Path(ckpt_path).exists() else None
+    if ckpt_path and folder and is_run(folder):
+        return folder / CONFIG
+    if not names_model:
+        raise_problems(_no_run(run_dir, ckpt_path))
+    return None
+
+
+def _no_run(run_dir: str | None, ckpt_path: str | None) -> Iterator[str]:
+    if ckpt_path and ckpt_path not in ("last", "auto"):
+        is_there = Path(ckpt_path).exists()
+        what = "lies in no folder of a run; give its config with --config" if is_there else "does not exist; check it"
+        yield f"--ckpt_path: got {ckpt_path}, which {what}"
+    elif ckpt_path and not run_dir:
+        yield f"--ckpt_path: got {ckpt_path} without a run; name its folder with --run_dir"
+    elif run_dir and is_run(Path(run_dir)):
+        yield f"--run_dir: got {run_dir}, which holds a run; add --ckpt_path last"
+    elif run_dir and ckpt_path:
+        yield f"--run_dir: got {run_dir}, which holds no run; check its name, or start one with --config rm.yaml"
 
 
 def choose_folder(command: str, run_dir: str | None, ckpt_path: str | None, stem: str) -> RunFolder:

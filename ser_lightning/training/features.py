@@ -166,7 +166,7 @@ def cache_features(trainer: Trainer, reward_model: RewardModel, data: Any, compu
         The key of the cache; empty where a file is missing that was not to be computed, or, with one line that says
         why, where features cannot be cached.
     """
-    if reason := _obstacle(trainer, reward_model, data):
+    if reason := _obstacle(trainer, reward_model):
         rank_zero_info(f"Features: not cached, {reason}; the body computes every pair in every round")
         return ""
     key = body_key(reward_model, str(trainer.precision))
@@ -197,7 +197,7 @@ def check_space(file: Path, num_bytes: int) -> None:
         )
 
 
-def _obstacle(trainer: Trainer, reward_model: RewardModel, data: Any) -> str:
+def _obstacle(trainer: Trainer, reward_model: RewardModel) -> str:
     if not reward_model.is_decoder:
         return "this model pools its states in its head"
     if strategy_kind(trainer.strategy) not in ("auto", "ddp"):

@@ -16,6 +16,8 @@ from benchmarks.attacks.run import summary
 from benchmarks.attacks.scene import Ended, fit_words, make_scene, run_command
 from benchmarks.attacks.tables import attacks_table
 
+pytestmark = pytest.mark.usefixtures("real_pictures")
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -33,8 +35,7 @@ def test_a_data_file_is_read_rightly_or_refused(scene, tmp_path, number):
 @pytest.mark.parametrize(
     ("part", "number"), [(p, n) for p, last in (("run", 27), ("model", 18), ("rewards", 12)) for n in range(last)]
 )
-def test_damage_is_refused_or_changes_nothing(scene, tmp_path, monkeypatch, part, number):
-    monkeypatch.setattr(checks, "_REFERENCES", {})
+def test_damage_is_refused_or_changes_nothing(scene, tmp_path, part, number):
     judged = CHECKS[part](number, scene, tmp_path / "case")
     assert judged.faults == (), judged.kind
 
@@ -82,23 +83,35 @@ def test_damage_that_is_believed_is_a_fault(scene, tmp_path, monkeypatch):
 
 # Kills and double starts.
 
-KILL = """
-import os, signal, sys
+KILLER = """
+import json, os, signal, sys
 from pathlib import Path
-from benchmarks.attacks.run import count_operations
+import ser_lightning.cli.lightning
+from benchmarks.attacks.run import count_operations, ended_with, start
 from benchmarks.attacks.scene import run_command
-of = int(sys.argv[1])
-count_operations(Path(sys.argv[2]), lambda now: os.kill(os.getpid(), signal.SIGKILL) if now == of else None)
-sys.exit(run_command(*sys.argv[3:]).code)
+for line in sys.stdin:
+    of, folder, words = json.loads(line)
+    def fit():
+        count_operations(Path(folder) / "run", lambda now: os.kill(os.getpid(), signal.SIGKILL) if now == of else None)
+        return run_command(*words).code
+    print(ended_with(start(fit, Path(folder) / "said.txt")), flush=True)
 """
 
 
+@pytest.fixture(scope="module")
+def killer():
+    """A process that has imported everything and forks, for each line it gets, a run to be killed."""
+    words, environment = [sys.executable, "-c", KILLER], {**os.environ, "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment) as process:
+        yield process
+        process.stdin.close()
+
+
 @pytest.mark.parametrize("of", [2, 3, *(pytest.param(of, marks=pytest.mark.slow) for of in (1, 4, 9, 40))])
-def test_a_kill_before_a_file_operation_leaves_a_folder_that_a_new_start_takes(scene, tmp_path, of):
+def test_a_kill_before_a_file_operation_leaves_a_folder_that_a_new_start_takes(scene, killer, tmp_path, of):
     words = fit_words(scene, tmp_path / "run", "--evolution.max_rounds=0")
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    killed = subprocess.run([sys.executable, "-c", KILL, str(of), str(tmp_path / "run"), *words], env=environment)
-    assert killed.returncode == -signal.SIGKILL
+    print(json.dumps([of, str(tmp_path), words]), file=killer.stdin, flush=True)
+    assert int(killer.stdout.readline()) == -signal.SIGKILL
     flags = ["--ckpt_path=auto"] if list(tmp_path.glob("run/checkpoints/*.ckpt")) else []
     assert run_command(*words, *flags) == Ended(0, "")
     left = {path.name for path in (tmp_path / "run").iterdir()}

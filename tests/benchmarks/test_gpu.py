@@ -1,23 +1,26 @@
 """The suite for a GPU, every part in small on a CPU, and how it keeps time and results."""
 
 import argparse
+import contextlib
 import json
+import os
 import subprocess
 import sys
 import warnings
 from importlib import import_module
 from pathlib import Path
+from select import select
 from tempfile import gettempdir
+from types import SimpleNamespace
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
+from ser_lightning.__main__ import main
 from ser_lightning.models.backbone import Backbone
 from ser_lightning.models.policy import load_policy
 from ser_lightning.models.reward_model import load_reward_model
-
-SCRIPT = Path(__file__).parents[2] / "benchmarks" / "gpu" / "run.py"
 
 
 @pytest.fixture
@@ -87,8 +90,21 @@ def test_kernels(job):
         assert task["milliseconds_by_kind"]["matrix products"] > 0
 
 
-def test_evidence_goes_on_where_it_was(job):
+def test_distributed(job):
+    try:
+        import_module("benchmarks.gpu.distributed").run(job)
+    finally:
+        torch.distributed.destroy_process_group()
+    assert figures(job)["runs"] == {"ddp, lora": {"rounds": 2, "backend": "gloo"}}
+
+
+def test_evidence_goes_on_where_it_was(job, monkeypatch):
+    def run_here(words, **_):
+        assert words[1:3] == ["-m", "ser_lightning"]
+        return subprocess.CompletedProcess(words, main(words[3:]), "", "")
+
     evidence = import_module("benchmarks.gpu.evidence")
+    monkeypatch.setattr(evidence, "subprocess", SimpleNamespace(run=run_here, TimeoutExpired=TimeoutError))
     assert evidence.run(job) is None
     [row] = figures(job)["runs"]
     assert row["rounds"][0]["round"] == 0 and (row["model"], row["data"], row["seed"]) == ("smollm2-135m", "pandalm", 1)
@@ -134,27 +150,20 @@ def test_shared_weights_are_the_same_memory(tmp_path):
 # The one command.
 
 
-def run(*flags):
-    done = subprocess.run([sys.executable, str(SCRIPT), "--tiny", *flags], capture_output=True, text=True, check=False)
-    return done.returncode, done.stdout, done.stderr
-
-
-def test_parts_in_processes_of_their_own_leave_a_file_each(tmp_path):
-    out = tmp_path / "out"
-    places = ["--out", str(out), "--scratch", str(tmp_path / "scratch")]
-    code, text, errors = run(*places, "--only", "correctness", "distributed")
-    assert code == 0, text + errors
-    results = {file.stem: json.loads(file.read_text()) for file in out.glob("*.json")}
-    assert {name: result["status"] for name, result in results.items()} == {"correctness": "ok", "distributed": "ok"}
-    assert results["distributed"]["figures"]["runs"]["ddp, lora"] == {"rounds": 2, "backend": "gloo"}
-    assert results["correctness"]["figures"]["counts"]["passed"] > 0
-    for result in results.values():
-        assert result["tiny"] and result["machine"]["versions"]["torch"] == torch.__version__
-
-
 @pytest.fixture
 def suite():
     return import_module("benchmarks.gpu.run")
+
+
+def test_a_part_in_a_process_of_its_own_leaves_a_file(suite, tmp_path, capfd):
+    out, scratch = tmp_path / "out", tmp_path / "scratch"
+    code = suite.main(["--tiny", "--only", "correctness", "--out", str(out), "--scratch", str(scratch)])
+    assert code == 0, capfd.readouterr().out + (scratch / "correctness.log").read_text()
+    [file] = out.glob("*.json")
+    result = json.loads(file.read_text())
+    assert (file.stem, result["status"], result["tiny"]) == ("correctness", "ok", True)
+    assert result["figures"]["counts"]["passed"] > 0
+    assert result["machine"]["versions"]["torch"] == torch.__version__
 
 
 @pytest.fixture
@@ -179,27 +188,39 @@ def test_what_is_missing_comes_first_then_what_failed(suite, settings):
     assert [part.name for part in suite.chosen_parts(settings)] == ["smoke"]
 
 
+def start_instead(suite, monkeypatch, words):
+    started = subprocess.Popen
+    monkeypatch.setattr(suite.subprocess, "Popen", lambda _, **kwargs: started(words, **kwargs))
+
+
 def test_a_part_whose_time_is_over_is_killed_with_its_children_and_keeps_its_figures(suite, settings, monkeypatch):
-    part = suite.PARTS[0]
     code = (
-        "import subprocess, sys, json, pathlib\n"
+        "import subprocess, json, pathlib\n"
         "child = subprocess.Popen(['sleep', '600'])\n"
-        f"file = pathlib.Path({str(settings.scratch / 'smoke.json')!r})\n"
-        "file.write_text(json.dumps({'figures': {'child': child.pid}}))\n"
+        f"folder = pathlib.Path({str(settings.scratch)!r})\n"
+        "(folder / 'smoke.json').write_text(json.dumps({'figures': {'child': child.pid}}))\n"
         "print('at work', flush=True)\n"
+        "(folder / 'smoke.ready').touch()\n"
         "child.wait()\n"
     )
-    started = subprocess.Popen
-
-    def start(words, **kwargs):
-        return started([sys.executable, "-c", code], **kwargs)
-
-    monkeypatch.setattr(suite.subprocess, "Popen", start)
-    monkeypatch.setattr(suite, "IMPORT_SECONDS", 0.5)  # it never says that it is ready
-    found = suite.Worker(part, settings).run(3)
+    start_instead(suite, monkeypatch, [sys.executable, "-c", code])
+    found = suite.Worker(suite.PARTS[0], settings).run(0.1)
     assert found["status"] == "timed out" and found["error"] == ["at work"]
-    state = Path(f"/proc/{found['figures']['child']}/stat")
-    assert not state.exists() or state.read_text().split()[2] == "Z"
+    with contextlib.suppress(ProcessLookupError), open(os.pidfd_open(found["figures"]["child"])) as ended:
+        assert select([ended], [], [], 60) == ([ended], [], [])
+
+
+def test_a_part_that_never_says_that_it_is_ready_is_killed_as_well(suite, settings, monkeypatch):
+    start_instead(suite, monkeypatch, ["sleep", "600"])
+    monkeypatch.setattr(suite, "IMPORT_SECONDS", 0)
+    assert suite.Worker(suite.PARTS[0], settings).run(0.1)["status"] == "timed out"
+
+
+def test_each_part_leaves_a_file_and_a_line(suite, settings, monkeypatch):
+    start_instead(suite, monkeypatch, ["true"])
+    lines = suite.run_parts(list(suite.PARTS[:2]), settings)
+    assert [line[:2] for line in lines] == [("smoke", "ok"), ("correctness", "ok")]
+    assert {file.stem for file in settings.out.iterdir()} == {"smoke", "correctness"}
 
 
 def test_a_part_that_no_longer_fits_is_said_and_not_started(suite, settings):

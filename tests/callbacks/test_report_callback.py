@@ -15,6 +15,8 @@ import ser_lightning.report.page
 from ser_lightning.callbacks.report import ReportCallback
 from tests.helpers import data, equal, evolution, fit, module, read_csv, trainer, weights
 
+pytestmark = pytest.mark.usefixtures("real_pictures")
+
 
 class Watch(Callback):
     """How many rounds the page of each epoch tells of; stops with an error in a round, if it is told to."""

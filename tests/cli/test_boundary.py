@@ -93,8 +93,8 @@ def test_a_file_that_may_not_be_read_is_named(pairs_file, tmp_path):
     assert done.returncode == 2 and str(file) in done.stderr and "Traceback" not in done.stderr
 
 
-def test_a_category_with_markup_and_commands_is_shown_as_it_is(tiny_run, pairs_file, capsys):
-    assert main(["fit", *tiny_run, "--run_dir=run", "--evolution.max_rounds=0"]) == 0
+def test_a_category_with_markup_and_commands_is_shown_as_it_is(tiny_fit, pairs_file, capsys):
+    tiny_fit("--evolution.max_rounds=0")
     rows = [json.loads(line) for line in pairs_file.read_text().splitlines()]
     kinds = ["[/x]", "\x1b[31mred", "[bold]"]
     Path("rows.jsonl").write_text("".join(json.dumps({**r, "kind": kinds[i % 3]}) + "\n" for i, r in enumerate(rows)))

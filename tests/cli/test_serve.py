@@ -1,10 +1,8 @@
 """`serve` as its users run it: a process, and clients over a real socket."""
 
 import json
-import os
 import signal
 import socket
-import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -13,6 +11,7 @@ import pytest
 import requests
 
 from ser_lightning import Scorer
+from tests.command_process import CommandProcess
 from tests.helpers import problems_of, save_reward_model
 
 PROMPTS = [f"What is {n} plus {n}?" for n in range(40)]
@@ -29,12 +28,11 @@ def model(tiny_tokenizer, tmp_path_factory):
 @contextmanager
 def serving(*argv):
     """A server on a free port; its address, and the process."""
-    command = [sys.executable, "-m", "ser_lightning", "serve", *map(str, argv), "--port=0", "--device=cpu"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=dict(os.environ))
+    process = CommandProcess("serve", *map(str, argv), "--port=0", "--device=cpu")
     try:
         lines = iter(process.stdout.readline, "")
         line = next((one for one in lines if one.startswith("Serving ")), None)
-        assert line is not None, process.stderr.read()
+        assert line is not None, process.communicate()[1]
         yield line.split(" at ")[1].partition(";")[0], process
     finally:
         process.kill()
@@ -54,7 +52,7 @@ def test_many_clients_at_once_get_the_rewards_of_the_scorer_in_order(model):
             found = [reward for rewards in pool.map(ask, range(0, 40, 4)) for reward in rewards]
         assert found == pytest.approx(expected, abs=1e-5)
         process.send_signal(signal.SIGTERM)
-        said, errors = process.communicate(timeout=60)
+        said, errors = process.communicate()
     assert process.returncode == 0 and said.splitlines()[-1] == "Ended" and "Traceback" not in errors
 
 
@@ -77,7 +75,7 @@ def test_an_address_that_others_reach_warns_and_takes_every_name(model):
         answer = requests.get(f"http://127.0.0.1:{port}/", headers={"Host": "rewards.lan"}, timeout=60)
         assert answer.json()["model"].endswith("/model")
         process.send_signal(signal.SIGINT)
-        _, errors = process.communicate(timeout=60)
+        _, errors = process.communicate()
     assert "warning: everybody who reaches 0.0.0.0:" in errors and process.returncode == 0
 
 

@@ -4,7 +4,6 @@ import json
 import re
 import shlex
 import signal
-import subprocess
 import sys
 import urllib.request
 from collections.abc import Iterator
@@ -19,6 +18,7 @@ from ser_lightning.data.formats import parse_row
 from ser_lightning.evolution.query import MostUncertain
 from ser_lightning.labelling.label_file import HumanLabel, LabelFile, read_labels
 from ser_lightning.labelling.pairs import PairFile
+from tests.command_process import CommandProcess
 from tests.helpers import problems_of, read_csv
 
 NUM_PAIRS = 40
@@ -37,16 +37,15 @@ def pairs() -> Path:
 
 
 @contextmanager
-def server(*argv: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+def server(*argv: str) -> Iterator[tuple[CommandProcess, str]]:
     """The command as a process, and the address that it prints."""
-    command = [sys.executable, "-m", "ser_lightning", "label", *argv]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        try:
-            assert process.stdout is not None
-            lines = iter(process.stdout.readline, "")
-            yield process, next(line.split()[-1] for line in lines if line.startswith("Label page:"))
-        finally:
-            process.kill()
+    process = CommandProcess("label", *argv)
+    try:
+        lines = iter(process.stdout.readline, "")
+        yield process, next(line.split()[-1] for line in lines if line.startswith("Label page:"))
+    finally:
+        process.kill()
+        process.communicate()
 
 
 def call(url: str, path: str, body: dict | None = None) -> dict:
@@ -237,7 +236,7 @@ def test_a_browser_gives_thirty_labels_through_a_reload_and_a_kill(pairs):
             page.wait_for_selector("#prompt .text")
             press(page, 5)
             process.kill()
-            process.wait()
+            process.communicate()
             before = page.inner_text("#prompt .text")
             page.keyboard.press("1")
             page.wait_for_selector("#alarm:visible")

@@ -22,6 +22,8 @@ from tests.helpers import read_csv
 from tests.report_pages import Page, page_of
 from tests.report_runs import CONFIG, card, notes, row, write_run
 
+pytestmark = pytest.mark.usefixtures("real_pictures")
+
 NAN = float("nan")
 
 

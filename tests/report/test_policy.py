@@ -13,6 +13,8 @@ from ser_lightning.report.policy import is_policy_run, read_policy_run
 from tests.report_pages import Page, page_of
 from tests.report_runs import notes, row, write_run
 
+pytestmark = pytest.mark.usefixtures("real_pictures")
+
 COLUMNS = ("reward", "judge_score", "kl", "length", "eos_rate", "win_rate", "win_rate_low", "win_rate_high")
 COLUMNS += ("judge_score_low", "judge_score_high", "repetition")
 

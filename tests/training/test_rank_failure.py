@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from ser_lightning.__main__ import main
+from tests.command_process import CommandProcess
 from tests.helpers import read_csv
 from tests.policy_runs import sft_flags
 
@@ -75,11 +76,12 @@ sys.exit(main(sys.argv[1:]))
 """
 
 
-def _end_of(words):
-    """How a job of two ranks ends, and what it says: the pipe closes when the last rank has ended."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    with subprocess.Popen(words, stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True) as job:
-        _, said = job.communicate(timeout=600)
+def _end_of_broken(rank, action, *flags):
+    """How a job of two ranks ends of which one is broken, and what it says."""
+    Path("broken.py").write_text(BREAK.format(rank=rank, action=action))
+    os.environ["PYTHONPATH"] = str(ROOT)  # of rank 1, which Lightning starts
+    job = CommandProcess("fit", *flags, *DDP, script="broken.py")
+    _, said = job.communicate()
     assert "Traceback" not in said, said
     return job.returncode, said
 
@@ -94,24 +96,20 @@ def _end_of(words):
     ],
 )
 def test_a_rank_that_dies_ends_the_job_with_the_first_error_on_top_and_the_run_goes_on(
-    tiny_run, tiny_fit, rank, action, first
+    tiny_run, tiny_fit, on_two_ranks, rank, action, first
 ):
-    Path("broken.py").write_text(BREAK.format(rank=rank, action=action))
-    flags = [*tiny_run, "--run_dir=run", *DDP]
-    code, said = _end_of([sys.executable, "broken.py", "fit", *flags])
+    code, said = _end_of_broken(rank, action, *tiny_run, "--run_dir=run")
     assert code != 0
     lines = [line for line in said.splitlines() if line.startswith("error: ") or "terminated with" in line]
     assert lines and re.match(first, lines[0]), said
-    code, said = _end_of([sys.executable, "-m", "ser_lightning", "fit", *flags, "--ckpt_path=last"])
-    assert code == 0, said
+    on_two_ranks("fit", *tiny_run, "--run_dir=run", *DDP, "--ckpt_path=last")
     assert [audit["pair_id"] for audit in _audits("run")] == [a["pair_id"] for a in _audits(tiny_fit(name="one"))]
 
 
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_sigterm_to_one_of_two_ranks_ends_both(tiny_run, rank):
     """In the middle of training, where the other one waits for it in a collective operation or it for the other."""
-    Path("broken.py").write_text(BREAK.format(rank=rank, action="os.kill(os.getpid(), signal.SIGTERM)"))
-    code, said = _end_of([sys.executable, "broken.py", "fit", *tiny_run, "--run_dir=run", *DDP])
+    code, said = _end_of_broken(rank, "os.kill(os.getpid(), signal.SIGTERM)", *tiny_run, "--run_dir=run")
     assert code != 0, said
     assert Path("run/checkpoints/last.ckpt").is_file()
 
@@ -300,10 +298,9 @@ def test_one_rank_in_shards_is_one_process(tiny_run):
     """With AdamW, whose state every phase hands on to that of the next round."""
     assert main(["fit", *tiny_run, *GOES_ON, "--run_dir=one"]) == 0
     flags = [*tiny_run, *GOES_ON, "--run_dir=shards", "--trainer.devices=1", "--trainer.strategy=fsdp"]
-    command = [sys.executable, "-m", "ser_lightning", "fit", *flags]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=600)
-    assert done.returncode == 0, done.stderr[-3000:]
+    process = CommandProcess("fit", *flags)
+    said = process.communicate()
+    assert process.returncode == 0, said
     states = [torch.load(f"{name}/checkpoints/last.ckpt", weights_only=True) for name in ("one", "shards")]
     [weights, in_shards] = (state["state_dict"] for state in states)
     assert all(torch.allclose(weights[k], in_shards[k], atol=1e-6) for k in weights)
