@@ -23,10 +23,10 @@ from benchmarks.gpu.shapes import VOCABULARY, random_weights, write_folder
 from ser_lightning.__main__ import main as command_line
 from ser_lightning.models.adapter_reward import adapter_reward_model
 from ser_lightning.models.backbone import Backbone, LoraSettings
+from ser_lightning.models.reward_model import load_reward_model
 from ser_lightning.models.trainable import trainable_state
 from ser_lightning.modules.ppo import PPOModule
 from ser_lightning.modules.reward import RewardModule
-from ser_lightning.planning.memory import meta_reward_model
 from ser_lightning.rl.experience import PPOSettings
 from ser_lightning.rl.policy_math import FixedKL
 from ser_lightning.rl.reward_functions import ModelReward, RewardSum
@@ -180,9 +180,9 @@ def train(job: Job, overlay: str) -> None:
 # PPO.
 
 
-def reward_weights(backbone: Backbone, tokenizer: Any) -> dict[str, torch.Tensor]:
+def reward_weights(backbone: Backbone) -> dict[str, torch.Tensor]:
     """What a run would have saved of a reward model on this base, made up."""
-    state = trainable_state(meta_reward_model(backbone, tokenizer))
+    state = trainable_state(load_reward_model(backbone, "meta"))
     return {name: torch.randn(p.shape) * 0.01 for name, p in state.items()}
 
 
@@ -190,7 +190,7 @@ class SharedPPO(PPOModule):
     """`PPOModule` with a made-up reward model on the policy's base, as it takes one from a run folder."""
 
     def _load_judges(self, policy: Any, device: Any) -> Any:
-        model = adapter_reward_model(policy, self.backbone, reward_weights(self.backbone, self.tokenizer), "reward0")
+        model = adapter_reward_model(policy, self.backbone, reward_weights(self.backbone), "reward0")
         reward = ModelReward(model, self.tokenizer, 2048, 0.0, 1.0, "made up")
         return RewardSum({"made up": reward}, {"made up": 1.0}), None
 

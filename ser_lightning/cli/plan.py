@@ -25,7 +25,7 @@ from ser_lightning.datamodules.label_firewall import SplitName
 from ser_lightning.datamodules.preference import PreferenceDataModule
 from ser_lightning.errors import UserError, raise_problems
 from ser_lightning.models.masks import choose_layout
-from ser_lightning.models.reward_model import RewardModel
+from ser_lightning.models.reward_model import RewardModel, load_reward_model
 from ser_lightning.modules.reward import RewardModule
 from ser_lightning.planning.memory import (
     Weights,
@@ -37,7 +37,6 @@ from ser_lightning.planning.memory import (
     gradient_bytes,
     keep_one_shard,
     labelling_activations,
-    meta_reward_model,
     optimizer_bytes,
     shape_of,
     trained_weights,
@@ -119,7 +118,7 @@ def make_plan(cli: PlanCLI) -> tuple[dict[str, Any], list[str]]:
         )
     device = device_of(settings.trainer.accelerator)
     tokenizer = module.tokenizer
-    reward_model = meta_reward_model(module.backbone, tokenizer)
+    reward_model = load_reward_model(module.backbone, "meta")
     layout = choose_layout(settings.model.init_args.layout, reward_model.model, device, "model.layout")
     reading = plan_readings(reward_model, tokenizer, module.reading, module.question)
     if reading.usual:
@@ -179,7 +178,7 @@ def _memory(
         gathered = gathered_bytes(reward_model)
         keep_one_shard(reward_model, _num_ranks(trainer))
     weights, trained = count_weights(reward_model), trained_weights(reward_model)
-    shape = shape_of(reward_model, backbone, precision, device)
+    shape = shape_of(reward_model.model, backbone, precision, device)
     pairs = data.data.store, data.data.rows("all")
     auto = auto_budgets(reward_model, backbone, precision, device, there)
     budgets = [
