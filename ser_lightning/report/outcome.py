@@ -166,9 +166,7 @@ _NEXT: dict[Use, tuple[tuple[str, str], ...]] = {
 """What a model is for -> its lines, and what each does."""
 
 
-def next_steps(
-    program: str, run: str, commands: Collection[str], use: Use = "reward", same: str = ""
-) -> list[str]:
+def next_steps(program: str, run: str, commands: Collection[str], use: Use = "reward", same: str = "") -> list[str]:
     """What to do with a finished run, a line each.
 
     Args:
