@@ -35,7 +35,7 @@ from ser_lightning.rl.policy_math import (
     kl_k3,
     sequence_kl,
 )
-from ser_lightning.rl.reward_functions import RewardSum
+from ser_lightning.rl.reward_functions import RewardFunction, RewardSum
 from ser_lightning.rl.reward_sources import load_rewards
 from ser_lightning.rl.rollout import (
     Generator,
