@@ -202,11 +202,11 @@ def _sft_plan(cli: PlanCLI, module: SFTModule, data: ResponseDataModule) -> tupl
         device,
     )
     steps = count_steps(trainer, len(data.train_dataloader()))
-    has_val = len(data.data.rows("val")) > 0
-    read = {"of": "responses", "splits": {"seed": _lengths(responses.lengths)}, "val_pairs": len(data.data.rows("val"))}
+    val_pairs = len(data.data.rows("val"))
+    read = {"of": "responses", "splits": {"seed": _lengths(responses.lengths)}, "val_pairs": val_pairs}
     done = {
         **asdict(steps),
-        "validations": count_validations(trainer, steps) if has_val else 0,
+        "validations": count_validations(trainer, steps) if val_pairs else 0,
         "work": sft_work(steps, responses.lengths, responses.num_response_tokens, per_step),
     }
     return _policy_plan(cli, module, data, device, memory, read, done)
