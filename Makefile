@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 STAGED := build/typecheck
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-rl demo-coevolve bench study study-readings tables docs test test-all test-browser lint format wheel clean
+.PHONY: help setup demo demo-rl demo-coevolve bench study study-readings tables docs test test-all test-browser lint format wheel release clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-15s %s\n", $$1, $$2}'
@@ -96,6 +96,10 @@ format: $(STAMP)  ## Rewrite the code in the project's style
 
 wheel: $(STAMP)  ## Build dist/*.whl
 	$(RUN) -m pip wheel --no-deps --no-build-isolation --wheel-dir dist .
+
+release: $(STAMP)  ## Check that version, changelog and tag agree, then build dist/*.whl
+	$(RUN) scripts/check_release.py
+	$(MAKE) --no-print-directory wheel
 
 clean:  ## Remove .venv and all caches; runs/ stays
 	rm -rf $(VENV) $(TRL) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache

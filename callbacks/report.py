@@ -1,4 +1,5 @@
-"""`report.html` after every round, and what only the training process knows for it: `rounds/<r>/report.json`."""
+"""`report.html` after every round, or at the end of a policy's training, and what only the training process knows for
+it: `rounds/<r>/report.json`."""
 
 import platform
 from pathlib import Path
@@ -17,6 +18,7 @@ from ser_lightning.callbacks.state import EvolutionState
 from ser_lightning.datamodules.preference import PreferenceDataModule
 from ser_lightning.evaluation.calibration import prob_a_wins
 from ser_lightning.evaluation.metrics import confidence_and_right, reliability
+from ser_lightning.modules.policy_base import PolicyModule
 from ser_lightning.records import PairScores
 from ser_lightning.report.cards import mistake_cards, pool_cards
 from ser_lightning.runs.files import PAGE, ROUNDS, read_weights, round_files, write_json
@@ -29,7 +31,10 @@ NUM_POINTS = 1000
 
 
 class ReportCallback(Callback):
-    """Write `report.html` when a round is over, at the end, and after a crash. A failure only warns."""
+    """Write `report.html` at the end and after a crash, of a reward model also when a round is over.
+
+    A failure only warns.
+    """
 
     def __init__(self) -> None:
         self._num_rounds = 0
@@ -39,11 +44,11 @@ class ReportCallback(Callback):
         """The first hook behind the end of a round: `EvolutionCallback` stands last and ends it at an epoch's end."""
         state = _state_of(trainer)
         if state is not None and len(state.rows) != self._num_rounds:
-            self._write(trainer)
+            self._write(trainer, pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """With the last round."""
-        self._page = self._write(trainer)
+        """With the last round, or the last step of a policy."""
+        self._page = self._write(trainer, pl_module)
         if self._page is not None:
             log_run_artifact(trainer, self._page.parent)
 
@@ -54,21 +59,25 @@ class ReportCallback(Callback):
             self._page = None
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """The rounds that were finished before a crash."""
+        """The rounds or steps that were finished before a crash."""
         why = "ended by an error" if isinstance(exception, Exception) else "interrupted"
-        self._write(trainer, f"The run was {why} and has not finished.")
+        self._write(trainer, pl_module, f"The run was {why} and has not finished.")
 
-    def _write(self, trainer: Trainer, note: str = "") -> Path | None:
-        """The page, if there is a finished round and nothing went wrong."""
-        state = _state_of(trainer)
-        if state is None or not state.rows or trainer.state.fn != "fit" or not trainer.is_global_zero:
+    def _write(self, trainer: Trainer, pl_module: LightningModule, note: str = "") -> Path | None:
+        """The page, if there is something to tell of and nothing went wrong."""
+        if trainer.state.fn != "fit" or not trainer.is_global_zero:
             return None
-        self._num_rounds, folder = len(state.rows), Path(trainer.default_root_dir)
-        if not (folder / ROUNDS).is_file():  # rounds of another run that this one goes on from
-            return None
+        state, folder = _state_of(trainer), Path(trainer.default_root_dir)
+        if isinstance(pl_module, PolicyModule):
+            if note and not trainer.global_step:  # it ended before it began
+                return None
+        elif state is None or not state.rows or not (folder / ROUNDS).is_file():
+            return None  # or only rounds of another run that this one goes on from
         try:
-            for notes in self._write_notes(trainer, state):
-                log_round_tables(trainer, [vars(row) for row in state.rows], notes["cards"], notes["round"])
+            if state is not None:
+                self._num_rounds = len(state.rows)
+                for notes in self._write_notes(trainer, state):
+                    log_round_tables(trainer, [vars(row) for row in state.rows], notes["cards"], notes["round"])
             from ser_lightning.report.page import write_report  # matplotlib is needed from here on, not before
 
             return write_report([folder], folder / PAGE, note)

@@ -56,7 +56,9 @@ class PairFiles(pl.LightningDataModule):
         new_data_path: files that arrived later, in the order of their arrival; labelled pairs join the seed, the others
             the pool, and what was split before stays where it is.
         columns: how the files call prompt, chosen, rejected, response_a, response_b, label, id, system, score_a,
-            score_b or annotator, such as {prompt: question, chosen: response_j}; info.post is post inside info.
+            score_b or annotator, such as {prompt: question, chosen: response_j}; info.post is post inside info. A list
+            of responses is read as all its pairs: {responses: completions.*.response, scores: completions.*.score}, or
+            ranks, of which 1 is best.
         labels: what the labels of the files mean, such as {model_a: a, model_b: b, tie: tie}; null is no label.
             Without it 1, a and true say that response_a is better, 0, b and false that response_b is, 0.5 and tie that
             neither is.

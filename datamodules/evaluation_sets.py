@@ -10,7 +10,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from ser_lightning.data.formats import parse_row
+from ser_lightning.data.formats import parse_rows
 from ser_lightning.data.labels import TIE, Labels
 from ser_lightning.data.reader import PairStore
 from ser_lightning.data.sources import Source, open_sources
@@ -110,9 +110,9 @@ class EvaluationSet:
         found: dict[int, str] = {}
         for source in self._sources:
             for where, row in source.rows():
-                pair = parse_row(row, self.columns, where, self.label_map)
-                if isinstance(pair, PreferencePair):
-                    found.setdefault(pair.pair_id, str(row.get(self.category, "")))
+                for pair in parse_rows(row, self.columns, where, self.label_map):
+                    if isinstance(pair, PreferencePair):
+                        found.setdefault(pair.pair_id, str(row.get(self.category, "")))
         if not any(found.values()):
             raise UserError(f"data.eval_category: got {self.category!r}, which no row of {self.path} has")
         return [found[i] or "none" for i in pair_id.tolist()]

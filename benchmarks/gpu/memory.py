@@ -9,7 +9,7 @@ import io
 import json
 from collections.abc import Callable
 from contextlib import ExitStack
-from functools import wraps
+from functools import partial, wraps
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -23,10 +23,13 @@ from benchmarks.gpu.shapes import VOCABULARY, random_weights, write_folder
 from ser_lightning.__main__ import main as command_line
 from ser_lightning.models.adapter_reward import adapter_reward_model
 from ser_lightning.models.backbone import Backbone, LoraSettings
+from ser_lightning.models.masks import choose_layout
+from ser_lightning.models.reward_model import load_reward_model
 from ser_lightning.models.trainable import trainable_state
 from ser_lightning.modules.ppo import PPOModule
 from ser_lightning.modules.reward import RewardModule
-from ser_lightning.planning.memory import meta_reward_model
+from ser_lightning.planning.memory import device_of
+from ser_lightning.planning.policy import rl_memory
 from ser_lightning.rl.experience import PPOSettings
 from ser_lightning.rl.policy_math import FixedKL
 from ser_lightning.rl.reward_functions import ModelReward, RewardSum
@@ -180,9 +183,9 @@ def train(job: Job, overlay: str) -> None:
 # PPO.
 
 
-def reward_weights(backbone: Backbone, tokenizer: Any) -> dict[str, torch.Tensor]:
+def reward_weights(backbone: Backbone) -> dict[str, torch.Tensor]:
     """What a run would have saved of a reward model on this base, made up."""
-    state = trainable_state(meta_reward_model(backbone, tokenizer))
+    state = trainable_state(load_reward_model(backbone, "meta"))
     return {name: torch.randn(p.shape) * 0.01 for name, p in state.items()}
 
 
@@ -190,9 +193,22 @@ class SharedPPO(PPOModule):
     """`PPOModule` with a made-up reward model on the policy's base, as it takes one from a run folder."""
 
     def _load_judges(self, policy: Any, device: Any) -> Any:
-        model = adapter_reward_model(policy, self.backbone, reward_weights(self.backbone, self.tokenizer), "reward0")
+        model = adapter_reward_model(policy, self.backbone, reward_weights(self.backbone), "reward0")
         reward = ModelReward(model, self.tokenizer, 2048, 0.0, 1.0, "made up")
         return RewardSum({"made up": reward}, {"made up": 1.0}), None
+
+
+def planned_ppo(module: SharedPPO, work: dict[str, int]) -> dict[str, Any]:
+    """The memory that `plan` would give for these settings, in bytes."""
+    module.to("meta").configure_model()
+    device = device_of("auto")
+    layout = choose_layout("auto", module.policy.lm, device, "layout")
+    sizes = np.full(1, work["prompt_tokens"]), work["prompts_per_step"], work["prompts_per_step"]
+    return rl_memory(module, module.configure_optimizers(), *sizes, layout, "bf16-mixed", device)
+
+
+def _ppo_headline(peak: int, expected: int, seconds: float) -> str:
+    return f"{peak / 2**30:.2f} GiB at most, plan {expected / 2**30:.2f}; {seconds:.1f} s a step"
 
 
 def ppo(job: Job) -> None:
@@ -217,7 +233,8 @@ def ppo(job: Job) -> None:
         peaks.watch(SharedPPO, "configure_model", "loading")
         for method, name in (("_respond", "sampling"), ("_collect", "sampling and scoring"), ("_update", "update")):
             peaks.watch(SharedPPO, method, name, lambda _: job.record(peaks=peaks.allocated, reserved=peaks.reserved))
-        module = SharedPPO(
+        make = partial(
+            SharedPPO,
             backbone,
             "made up",
             FixedKL(0.05),
@@ -228,8 +245,10 @@ def ppo(job: Job) -> None:
             tokens_per_batch=work["tokens_per_batch"],
             tokens_per_sampling_batch=4 * work["tokens_per_batch"],
         )
-        steps = fit_prompts(module, job, num_steps=2, **{k: work[k] for k in ("prompts_per_step", "prompt_tokens")})
-    peak = max(peaks.allocated.values())
+        plan = planned_ppo(make(), work)
+        job.record(plan=plan)
+        steps = fit_prompts(make(), job, num_steps=2, **{k: work[k] for k in ("prompts_per_step", "prompt_tokens")})
+    peak, expected = max(peaks.allocated.values()), max(plan["all"].values())
     seconds = [step["total"] for step in steps]
     job.record(work=work, peaks=peaks.allocated, reserved=peaks.reserved)
-    job.record(step_seconds=seconds, headline=f"{peak / 2**30:.2f} GiB at most, {seconds[-1]:.1f} s a step")
+    job.record(step_seconds=seconds, headline=_ppo_headline(peak, expected, seconds[-1]))

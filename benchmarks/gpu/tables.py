@@ -77,7 +77,9 @@ def memory_table(results: Results) -> str:
             rows.append([*cells, f"{plan / peak:.2f}"])
     ppo = results.get("memory_ppo_24gb", {}).get("figures", {})
     if ppo.get("peaks"):
-        rows.append(["PPO, 4 bits, four models", "all", "24 GB", _gibibytes(max(ppo["peaks"].values())), "-", "-"])
+        peak, plan = max(ppo["peaks"].values()), max(ppo.get("plan", {}).get("all", {}).values(), default=0)
+        said = [_gibibytes(plan), f"{plan / peak:.2f}"] if plan else ["-", "-"]
+        rows.append(["PPO, 4 bits, four models", "all", "24 GB", _gibibytes(peak), *said])
     if not rows:
         return missing("Peak memory of 8B models", parts)
     header = ["overlay", "use", "allowed", "peak, GiB", "`plan`, GiB", "plan over peak"]

@@ -214,12 +214,13 @@ COMMANDS = {
     ),
     "plan": Command(
         "cli.plan:main",
-        "what a fit of a reward model will take: weights, memory, tokens, time; takes the flags of `fit` as well",
-        "plan --config rm.yaml [--config OVERLAY ...] [--key value ...]",
+        "what a fit of a reward model or a policy will take: weights, memory, tokens, steps, time; takes the flags of "
+        "`fit` as well",
+        "plan --config rm.yaml|sft.yaml|ppo.yaml [--config OVERLAY ...] [--key value ...]",
         {
             **_JSON,
-            "--like": _optional(str, "run folder whose rounds say how fast this machine is"),
-            "--pairs_per_second": _optional(float, "how fast pairs are trained on and scored"),
+            "--like": _optional(str, "run folder of a reward model whose rounds say how fast this machine is"),
+            "--pairs_per_second": _optional(float, "how fast a reward model trains on pairs and scores them"),
         },
     ),
 }

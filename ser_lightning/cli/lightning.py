@@ -25,11 +25,12 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from ser_lightning.callbacks.evolution import EvolutionCallback
 from ser_lightning.callbacks.progress import ParameterLine, PhaseProgressBar
 from ser_lightning.cli.arguments import Arguments
-from ser_lightning.cli.commands import COMMANDS, PROGRAM
+from ser_lightning.cli.commands import COMMANDS, PROGRAM, RUNS
 from ser_lightning.cli.diagnosis import Diagnosis, ParseError, null_problems
 from ser_lightning.datamodules.base import PairFiles, model_problems
 from ser_lightning.errors import NothingToDo, Terminated, UserError, raise_problems
-from ser_lightning.report.outcome import next_steps
+from ser_lightning.modules.policy_base import PolicyModule
+from ser_lightning.report.outcome import next_steps, same_flags
 from ser_lightning.runs.files import ROUNDS, is_run
 from ser_lightning.runs.folder import (
     RUN_DIR_VARIABLE,
@@ -292,8 +293,18 @@ class SerCLI(LightningCLI):
                 raise
             say(f"nothing to do: {error}")
             return
-        if subcommand == "fit" and not _get_rank() and (self.run_folder.path / ROUNDS).is_file():
-            say(*next_steps(PROGRAM, str(self.run_folder.path), COMMANDS))
+        if subcommand == "fit" and not _get_rank():
+            say(*self._next_steps())
+
+    def _next_steps(self) -> list[str]:
+        """What to do with a run that is finished, where it left something."""
+        run, commands = self.run_folder.path, [*RUNS, *COMMANDS]
+        if (run / ROUNDS).is_file():
+            return next_steps(PROGRAM, str(run), commands)
+        if not isinstance(self.model, PolicyModule) or not (run / LAST).is_file():
+            return []
+        same = same_flags(self.model.backbone, self.datamodule.paths["path"])
+        return next_steps(PROGRAM, str(run), commands, self.model.use, same)
 
 
 def run(arguments: Arguments) -> None:

@@ -1,4 +1,4 @@
-"""`python -m ser_lightning plan`: what a `fit` of a reward model will take, before any weights are loaded.
+"""`python -m ser_lightning plan`: what a `fit` will take, before the weights of a pretrained model are loaded.
 
 Takes the command line of `fit`. Only the tokenizer and the pairs are read, which end up in the cache of encoded pairs.
 """
@@ -6,6 +6,7 @@ Takes the command line of `fit`. Only the tokenizer and the pairs are read, whic
 import json
 from collections.abc import Iterable
 from dataclasses import asdict, replace
+from math import ceil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -15,18 +16,26 @@ from jsonargparse import Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser
+from torch.optim import Optimizer
 
 from ser_lightning.cli.arguments import Arguments
 from ser_lightning.cli.commands import COMMANDS, add_flags
 from ser_lightning.cli.diagnosis import ParseError, null_problems
 from ser_lightning.cli.lightning import SerCLI
 from ser_lightning.data.layouts import Layout
+from ser_lightning.datamodules.base import PairFiles
 from ser_lightning.datamodules.label_firewall import SplitName
 from ser_lightning.datamodules.preference import PreferenceDataModule
-from ser_lightning.errors import UserError, raise_problems
+from ser_lightning.datamodules.prompts import PromptDataModule
+from ser_lightning.datamodules.responses import ResponseDataModule
+from ser_lightning.errors import UserError, problems_of, raise_problems
+from ser_lightning.models.adapter_reward import AdapterRewardModel
 from ser_lightning.models.masks import choose_layout
-from ser_lightning.models.reward_model import RewardModel
+from ser_lightning.models.reward_model import RewardModel, load_reward_model
+from ser_lightning.modules.generate import GenerateModule
+from ser_lightning.modules.ppo import PPOModule
 from ser_lightning.modules.reward import RewardModule
+from ser_lightning.modules.sft import SFTModule
 from ser_lightning.planning.memory import (
     Weights,
     auto_budgets,
@@ -37,16 +46,26 @@ from ser_lightning.planning.memory import (
     gradient_bytes,
     keep_one_shard,
     labelling_activations,
-    meta_reward_model,
     optimizer_bytes,
     shape_of,
     trained_weights,
     training_activations,
     workspace_bytes,
 )
+from ser_lightning.planning.policy import (
+    count_steps,
+    count_validations,
+    held_out_answers,
+    models_among,
+    rl_memory,
+    rl_work,
+    role_weights,
+    sft_memory,
+    sft_work,
+)
 from ser_lightning.planning.text import as_text
 from ser_lightning.planning.workload import RoundWork, Tokens, count_tokens, largest_batch, read_rate, rounds_of
-from ser_lightning.settings.refused import MODULES
+from ser_lightning.rl.reward_functions import ModelReward
 from ser_lightning.training.reading_choice import plan_readings
 from ser_lightning.training.schedule import make_optimizer
 from ser_lightning.training.strategies import check_optimizer, strategy_kind, strategy_notes, strategy_problems
@@ -84,15 +103,15 @@ class PlanCLI(SerCLI):
 
 def main(arguments: Arguments) -> None:
     """Run the command with the command line of a `fit`."""
-    if (kind := arguments.model_class()) in MODULES and kind != RewardModule.__name__:
-        raise UserError(f"plan: got {kind}; plan is for reward models, give rm.yaml")
+    if arguments.model_class() == GenerateModule.__name__:
+        raise UserError("plan: got GenerateModule, which trains nothing; give rm.yaml, sft.yaml or ppo.yaml")
     try:
         cli = PlanCLI(arguments)
     except (ParseError, MisconfigurationException) as error:
         raise UserError(" ".join(str(error).split())) from error
     if cli.settings.json:
         data = cli.settings.data.init_args
-        read = [data.get(key) for key in ("path", "pool_path", "test_path", "new_data_path")]
+        read = [data.get(key) for key in ("path", "pool_path", "test_path", "new_data_path", "prompt_path")]
         inputs = [path for one in read if one for path in ([one] if isinstance(one, str) else one)]
         inputs += [*cli.arguments.configs, cli.model.backbone.path, *filter(None, [cli.settings.like])]
         raise_problems(output_problems("--json", cli.settings.json, inputs, cli.settings.overwrite))
@@ -112,15 +131,24 @@ def make_plan(cli: PlanCLI) -> tuple[dict[str, Any], list[str]]:
     Raises:
         UserError: what `fit` would stop at before its first step.
     """
-    settings, module, data = cli.settings, cli.model, cli.datamodule
-    if not isinstance(module, RewardModule) or not isinstance(data, PreferenceDataModule):
-        raise UserError(
-            f"plan: got {type(module).__name__} with {type(data).__name__}; it knows runs of rm.yaml alone, a "
-            "RewardModule with a PreferenceDataModule"
-        )
+    module, data = cli.model, cli.datamodule
+    if isinstance(module, RewardModule) and isinstance(data, PreferenceDataModule):
+        return _reward_plan(cli, module, data)
+    if isinstance(module, SFTModule) and isinstance(data, ResponseDataModule):
+        return _sft_plan(cli, module, data)
+    if isinstance(module, PPOModule) and isinstance(data, PromptDataModule):
+        return _rl_plan(cli, module, data)
+    raise UserError(
+        f"plan: got {type(module).__name__} with {type(data).__name__}; it knows RewardModule with "
+        "PreferenceDataModule, SFTModule with ResponseDataModule and PPOModule with PromptDataModule"
+    )
+
+
+def _reward_plan(cli: PlanCLI, module: RewardModule, data: PreferenceDataModule) -> tuple[dict[str, Any], list[str]]:
+    settings = cli.settings
     device = device_of(settings.trainer.accelerator)
     tokenizer = module.tokenizer
-    reward_model = meta_reward_model(module.backbone, tokenizer)
+    reward_model = load_reward_model(module.backbone, "meta")
     layout = choose_layout(settings.model.init_args.layout, reward_model.model, device, "model.layout")
     reading = plan_readings(reward_model, tokenizer, module.reading, module.question)
     if reading.usual:
@@ -149,7 +177,7 @@ def make_plan(cli: PlanCLI) -> tuple[dict[str, Any], list[str]]:
     is_cached = module.backbone.train == "head" and reward_model.is_decoder and is_whole
     rounds = [] if evolution is None else rounds_of(evolution.settings.settled(is_cached), tokens, data.pairs_per_step)
     plan = {
-        "model": {"path": module.backbone.path, **_weights(reward_model)},
+        "model": {"path": module.backbone.path, **_weights(count_weights(reward_model))},
         "memory": _memory(module, reward_model, data, layout, settings.trainer, device),
         "data": _data(data, tokens, layout),
         "rounds": _rounds(rounds, settings, tokens["all"].total if is_cached else None),
@@ -158,8 +186,128 @@ def make_plan(cli: PlanCLI) -> tuple[dict[str, Any], list[str]]:
     return plan, strategy_problems(settings.trainer.strategy, module.backbone.train, module.backbone.quantize)
 
 
-def _weights(reward_model: RewardModel) -> dict[str, Any]:
-    kinds = {kind: weights for kind, weights in count_weights(reward_model).items() if weights.trained + weights.frozen}
+# Policies
+
+
+def _sft_plan(cli: PlanCLI, module: SFTModule, data: ResponseDataModule) -> tuple[dict[str, Any], list[str]]:
+    trainer = cli.settings.trainer
+    device, num_ranks = _set_up(cli)
+    responses, per_step = data.responses, data.responses_per_step
+    memory = sft_memory(
+        module,
+        _optimizers(module)[0],
+        responses.lengths,
+        ceil(per_step / num_ranks),
+        data.tokens_per_batch,
+        str(trainer.precision or "32-true"),
+        device,
+    )
+    steps = count_steps(trainer, len(data.train_dataloader()))
+    val_pairs = len(data.data.rows("val"))
+    read = {"of": "responses", "splits": {"seed": _lengths(responses.lengths)}, "val_pairs": val_pairs}
+    done = {
+        **asdict(steps),
+        "validations": count_validations(trainer, steps) if val_pairs else 0,
+        "work": sft_work(steps, responses.lengths, responses.num_response_tokens, per_step),
+    }
+    return _policy_plan(cli, module, data, device, memory, read, done)
+
+
+def _rl_plan(cli: PlanCLI, module: PPOModule, data: PromptDataModule) -> tuple[dict[str, Any], list[str]]:
+    trainer = cli.settings.trainer
+    device, num_ranks = _set_up(cli)
+    raise_problems(module.step_problems(data.prompts_per_step))
+    prompts = {"train": data.train_prompts, "val": data.val_prompts}
+    lengths = {name: np.array([len(prompt.ids) for prompt in some]) for name, some in prompts.items()}
+    optimizers = _optimizers(module)
+    memory = rl_memory(
+        module,
+        optimizers,
+        np.concatenate([*lengths.values()]),
+        ceil(data.prompts_per_step / num_ranks),
+        data.val_prompts_per_batch,
+        choose_layout(cli.settings.model.init_args.layout, module.policy.lm, device, "model.layout"),
+        str(trainer.precision or "32-true"),
+        device,
+    )
+    updates = module.ppo.epochs * module.ppo.minibatches * len(optimizers)
+    steps = count_steps(trainer, len(data.train_dataloader()), updates)
+    validations = count_validations(trainer, steps)
+    at_once = data.val_prompts_per_batch * num_ranks
+    answers = held_out_answers(trainer, len(data.val_prompts), at_once, validations)
+    held_out = {} if answers is None else {"answers to held-out prompts": {"all": answers}}
+    work = rl_work(steps, data.prompts_per_step, module) | held_out
+    read = {"of": "prompts", "splits": {name: _lengths(some) for name, some in lengths.items()}}
+    done = {**asdict(steps), "validations": validations, "work": work}
+    return _policy_plan(cli, module, data, device, memory, read, done)
+
+
+def _set_up(cli: PlanCLI) -> tuple[str, int]:
+    """Models on the meta device and encoded data, as before the first step of a fit; the device and how many.
+
+    Raises:
+        UserError: the problems of both.
+    """
+    settings, module, data = cli.settings, cli.model, cli.datamodule
+    if settings.like or settings.pairs_per_second is not None:
+        name = "--like" if settings.like else "--pairs_per_second"
+        raise UserError(f"{name}: got {settings[name[2:]]}; no rate is known of a policy, leave it out")
+    num_ranks = _num_ranks(settings.trainer)
+    # What data modules ask a trainer for.
+    asked = {"reload_dataloaders_every_n_epochs": settings.trainer.reload_dataloaders_every_n_epochs}
+    asked |= {"lightning_module": module, "global_rank": 0, "world_size": num_ranks, "current_epoch": 0}
+    data.trainer = SimpleNamespace(**asked, state=SimpleNamespace(fn="fit"), strategy=settings.trainer.strategy)
+
+    def set_up_data() -> None:
+        data.prepare_data()
+        data.setup("fit")
+
+    found = problems_of(set_up_data) + problems_of(module.to("meta").configure_model)
+    raise_problems(found or problems_of(data.train_dataloader))  # which asks the module whether prompts fit
+    return device_of(settings.trainer.accelerator), num_ranks
+
+
+def _optimizers(module: SFTModule | PPOModule) -> list[Optimizer]:
+    made = module.configure_optimizers()
+    return made if isinstance(made, list) else [made]
+
+
+def _lengths(num_tokens: np.ndarray) -> dict[str, int]:
+    median, high = np.percentile(num_tokens, (50, 95)) if len(num_tokens) else (0, 0)
+    return {"number": len(num_tokens), "median": int(median), "high": int(high), "total": int(num_tokens.sum())}
+
+
+def _policy_plan(
+    cli: PlanCLI,
+    module: SFTModule | PPOModule,
+    data: PairFiles,
+    device: str,
+    memory: dict[str, Any],
+    read: dict[str, Any],
+    steps: dict[str, Any],
+) -> tuple[dict[str, Any], list[str]]:
+    trainer = cli.settings.trainer
+    owner, there = device_bytes(device)
+    rewards = models_among(module.rewards.values()) if isinstance(module, PPOModule) else []
+    plan = {
+        "model": {"path": module.backbone.path, **_weights(role_weights(module.policy, rewards))},
+        "memory": {"device": device, "memory_of": owner, "device_bytes": there, **memory},
+        "data": read | _rows_read(data, len(data.data.rows("all"))),
+        "steps": steps,
+        "checks": [
+            *map(asdict, module.start_findings(data.max_length)),
+            *_reward_checks(module),
+            *_device_checks(trainer, device),
+        ],
+    }
+    return plan, strategy_problems(trainer.strategy, "policy", module.backbone.quantize)
+
+
+# Parts
+
+
+def _weights(found: dict[str, Weights]) -> dict[str, Any]:
+    kinds = {kind: weights for kind, weights in found.items() if weights.trained + weights.frozen}
     columns = ([getattr(w, name) for w in kinds.values()] for name in ("trained", "frozen", "num_bytes"))
     return {"kinds": {kind: asdict(w) for kind, w in kinds.items()}, "all": asdict(Weights(*map(sum, columns)))}
 
@@ -181,7 +329,7 @@ def _memory(
         gathered = gathered_bytes(reward_model)
         keep_one_shard(reward_model, _num_ranks(trainer))
     weights, trained = count_weights(reward_model), trained_weights(reward_model)
-    shape = shape_of(reward_model, backbone, precision, device)
+    shape = shape_of(reward_model.model, backbone, precision, device)
     pairs = data.data.store, data.data.rows("all")
     auto = auto_budgets(reward_model, backbone, precision, device, there)
     budgets = [
@@ -213,26 +361,25 @@ def _memory(
         "device_bytes": there,
         "optimizer": type(optimizer).__name__,
         "batch_tokens": {"training": train_tokens, "labelling": label_tokens},
+        "budgets": {"training": "data.tokens_per_batch", "labelling": "data.tokens_per_scoring_batch"},
         "kinds": kinds,
         "all": {use: sum(kind[use] for kind in kinds.values()) for use in ("training", "labelling")},
     }
 
 
 def _data(data: PreferenceDataModule, tokens: dict[str, Tokens], layout: Layout) -> dict[str, Any]:
-    read = data.report.read.values()
-    rows, cut = (sum(counts[name] for counts in read) for name in ("rows", "cut"))
     splits = {
         name: {**asdict(t), "prompt_share": round(t.prompt_share, 4), "saved_share": round(t.saved_share, 4)}
         for name, t in tokens.items()
         if t.pairs
     }
-    return {
-        "splits": splits,
-        "rows": rows,
-        "dropped": rows - tokens["all"].pairs,
-        "cut": cut,
-        "shares_prompts": layout.shares_prompts,
-    }
+    return {"splits": splits, **_rows_read(data, tokens["all"].pairs), "shares_prompts": layout.shares_prompts}
+
+
+def _rows_read(data: PairFiles, num_pairs: int) -> dict[str, int]:
+    read = data.report.read.values()
+    rows, cut = (sum(counts[name] for counts in read) for name in ("rows", "cut"))
+    return {"rows": rows, "dropped": rows - num_pairs, "cut": cut}
 
 
 def _rounds(rounds: list[RoundWork], settings: Namespace, cached_tokens: int | None) -> dict[str, Any]:
@@ -264,6 +411,17 @@ def _rounds(rounds: list[RoundWork], settings: Namespace, cached_tokens: int | N
 
 def _check(name: str, note: str | None, fine: str = "") -> dict[str, str]:
     return {"check": name, "says": "ok" if note is None else "note", "text": fine if note is None else note}
+
+
+def _reward_checks(module: SFTModule | PPOModule) -> Iterable[dict[str, str]]:
+    """What each reward holds in memory beside the policy."""
+    for source, reward in module.rewards.items() if isinstance(module, PPOModule) else ():
+        if not isinstance(reward, ModelReward):
+            yield _check("reward", f"{source}: a function, whose memory is not counted")
+        elif isinstance(reward.reward_model, AdapterRewardModel):
+            yield _check("reward", None, f"{source}: an adapter and a head on the policy's base")
+        else:
+            yield _check("reward", None, f"{source}: a model of its own")
 
 
 def _device_checks(trainer: Namespace, device: str) -> Iterable[dict[str, str]]:

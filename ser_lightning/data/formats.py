@@ -2,10 +2,10 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
-from ser_lightning.data.columns import given_columns, lists_in, with_paths
+from ser_lightning.data.columns import given_columns, lists_in, pair_rows, with_paths
 from ser_lightning.data.labels import TIE, Labels, count_votes, majority, read_label, read_scores, shown, shown_names
 from ser_lightning.data.turns import (
     clean,
@@ -22,7 +22,7 @@ from ser_lightning.data.turns import (
 from ser_lightning.errors import UserError
 from ser_lightning.records import PreferencePair, Turn
 
-Drop = Literal["empty", "identical", "dialogues_part", "no_response", "answered"]
+Drop = Literal["empty", "identical", "dialogues_part", "no_response", "answered", "short_list"]
 """Why a row is no pair, see `DROPS`."""
 
 DROPS: dict[str, str] = {
@@ -31,6 +31,7 @@ DROPS: dict[str, str] = {
     "dialogues_part": "dialogues part before the last turn",
     "no_response": "the last turn is not the assistant's",
     "answered": "the prompt ends with a turn of the assistant",
+    "short_list": "lists of fewer than two responses",
 }
 
 _ASSISTANT = "assistant"
@@ -93,6 +94,25 @@ def canonical_pair(
         votes = tuple(1 - vote for vote in votes)
     pair_id = content_hash(context, first, second)
     return PreferencePair(pair_id, prompt, first, second, label, source_id, votes, annotator)
+
+
+def parse_rows(
+    row: Mapping[str, Any], columns: Mapping[str, str], where: str, labels: Labels | None = None
+) -> Iterator[PreferencePair | Drop]:
+    """What `parse_row` makes of a row, or of each pair of a list of responses.
+
+    Args:
+        row: the file's columns.
+        columns: as for `parse_row`; `responses` names a list, `scores` or `ranks` what it is worth.
+        where: file and line, for messages.
+        labels: what the labels of the file mean.
+    """
+    is_empty = True
+    for pair, mapping in pair_rows(row, columns, where):
+        is_empty = False
+        yield parse_row(pair, mapping, where, labels)
+    if is_empty:
+        yield "short_list"
 
 
 def parse_row(

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from ser_lightning.data.columns import absent_columns, check_mapping, with_paths
+from ser_lightning.data.columns import LIST_COLUMNS, absent_columns, check_mapping, with_paths
 from ser_lightning.data.formats import (
     parse_candidates,
     parse_prompt,
@@ -100,7 +100,9 @@ def open_source(path: str) -> Any:
 
 
 def column_problems(columns: Mapping[str, str]) -> list[str]:
-    """Problems of a column mapping, a line each."""
+    """Problems of a column mapping, a line each; of a list of responses only `fit` makes pairs."""
+    if lists := [name for name in LIST_COLUMNS if name in columns]:
+        return [f"columns: got {lists[0]}, which data.columns of fit alone takes; write a row for each pair"]
     return check_mapping(_without_response(columns))
 
 

@@ -23,7 +23,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ser_lightning.data.columns import absent_columns, columns_left, with_paths
 from ser_lightning.data.encode import ENCODING_VERSION, EncodedPair, encode_pairs
-from ser_lightning.data.formats import earlier_prompts, parse_row, prompt_hash
+from ser_lightning.data.formats import earlier_prompts, parse_rows, prompt_hash
 from ser_lightning.data.labels import Labels, count_votes, majority, shown_names
 from ser_lightning.data.packing import num_shared_tokens
 from ser_lightning.data.sources import Source
@@ -143,20 +143,19 @@ def _parsed(
     causes = Causes()
     rows = itertools.chain.from_iterable(source.rows() for source in sources)
     for where, raw in tqdm(rows, desc="Encoding pairs", unit=" pairs", disable=None):
-        counts["rows"] += 1
         row = with_paths(raw, columns)
         present.update(dict.fromkeys(row))
         try:
-            pair = parse_row(row, columns, where, labels)
+            pairs = list(parse_rows(row, columns, where, labels))
         except UserError as error:
+            counts["rows"] += 1
             causes.add(error.problems)
             if causes.is_full:
                 break
             continue
-        if isinstance(pair, PreferencePair):
-            yield pair
-        else:
-            counts[pair] += 1
+        counts["rows"] += len(pairs)  # of a list every pair counts as a row
+        counts.update(pair for pair in pairs if not isinstance(pair, PreferencePair))
+        yield from (pair for pair in pairs if isinstance(pair, PreferencePair))
     if lines := causes.lines():
         raise UserError(absent_columns(columns, present) or lines)
 

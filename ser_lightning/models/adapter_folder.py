@@ -7,12 +7,19 @@ import json
 from pathlib import Path
 from typing import Any
 
+import torch
 from peft import PeftConfig, PeftModel, get_peft_model_state_dict
 from peft.utils import load_peft_weights
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from ser_lightning.errors import UserError
-from ser_lightning.models.loading import keep_differentiable, quantization_config, quiet_load_report
+from ser_lightning.models.loading import (
+    is_meta,
+    keep_differentiable,
+    meta_arguments,
+    quantization_config,
+    quiet_load_report,
+)
 
 ADAPTER = "adapter_config.json"
 SCALE = "reward_scale.json"
@@ -25,12 +32,15 @@ def write_scale(folder: Path, zero: float, temperature: float, template_hash: st
     (folder / SCALE).write_text(json.dumps({**values, "base_quantize": quantize}, indent=2) + "\n")
 
 
-def load_adapter_folder(folder: Path, trust_remote_code: bool = False) -> PreTrainedModel:
+def load_adapter_folder(
+    folder: Path, trust_remote_code: bool = False, device: torch.device | str = "cpu"
+) -> PreTrainedModel:
     """The base with the adapter on it; its config holds the scale as that of a merged export does.
 
     Args:
         folder: has an `adapter_config.json`; of other people's, without a scale, the base is loaded as it was saved.
         trust_remote_code: run the Python files of the base.
+        device: `meta` reads no weights of the base.
 
     Raises:
         UserError: the base cannot be loaded, is another kind of model, or the folder has no head.
@@ -41,7 +51,12 @@ def load_adapter_folder(folder: Path, trust_remote_code: bool = False) -> PreTra
     try:
         with quiet_load_report():
             base, report = AutoModelForSequenceClassification.from_pretrained(
-                path, num_labels=1, output_loading_info=True, trust_remote_code=trust_remote_code, **bits
+                path,
+                num_labels=1,
+                output_loading_info=True,
+                trust_remote_code=trust_remote_code,
+                **bits,
+                **meta_arguments(device),
             )
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
@@ -53,7 +68,7 @@ def load_adapter_folder(folder: Path, trust_remote_code: bool = False) -> PreTra
     if missing := sorted(key for key in report["missing_keys"] if key.startswith(prefix) and ".pooler." not in key):
         raise UserError(f"got an adapter whose base {path} lacks {missing[0]}; give the base that it was trained on")
     try:
-        model = PeftModel.from_pretrained(base, str(folder))
+        model = PeftModel.from_pretrained(base, str(folder), low_cpu_mem_usage=is_meta(device))
     except (KeyError, RuntimeError) as error:  # a tensor is missing, or of another shape
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"got an adapter without the right weights ({reason}); give a whole reward model") from error

@@ -67,7 +67,7 @@ def base_fingerprint(model: nn.Module) -> str:
     for name, module in sorted(modules, key=itemgetter(0)):
         for own, p in module.named_parameters(recurse=False):
             is_kept = p.ndim == 1 or isinstance(module, nn.Embedding)
-            if p.requires_grad or not p.dtype.is_floating_point or not is_kept:
+            if p.requires_grad or not p.dtype.is_floating_point or not is_kept or p.device.type == "meta":
                 continue
             values = p.detach().flatten()
             sample = values[:: max(1, len(values) // _MAX_VALUES)].to(torch.bfloat16).cpu().view(torch.int16)

@@ -16,6 +16,7 @@ from peft.tuners.lora import LoraLayer
 from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import AutoConfig, BitsAndBytesConfig, PretrainedConfig, PreTrainedTokenizerBase
+from transformers.integrations import replace_with_bnb_linear
 from transformers.utils import logging as transformers_logging
 
 from ser_lightning.errors import UserError
@@ -42,6 +43,37 @@ def loading_arguments(backbone: Backbone, device: torch.device | str | None) -> 
     if backbone.quantize == "nf4":
         arguments["quantization_config"] = quantization_config()
     return arguments
+
+
+def is_meta(device: torch.device | str) -> bool:
+    """Whether tensors on a device have shapes and no values, so that there is nothing to read for them."""
+    return torch.device(device).type == "meta"
+
+
+def meta_arguments(device: torch.device | str) -> dict[str, Any]:
+    """An argument with which `from_pretrained` looks for every weight and reads none, where a device is `meta`."""
+    return {"device_map": {"": "meta"}} if is_meta(device) else {}
+
+
+def meta_model(auto: Any, backbone: Backbone) -> nn.Module:
+    """What `auto.from_pretrained` would load, on the meta device: made from the config, no weights are read.
+
+    Weights that `nf4` will pack are `Params4bit` of their full shape and the body's number format.
+
+    Args:
+        auto: `AutoModelForSequenceClassification` or the like.
+        backbone: the settings.
+    """
+    arguments = loading_arguments(backbone, None)
+    quantization = arguments.pop("quantization_config", None)
+    arguments.pop("gguf_file", None)
+    config = read_config(backbone)
+    with torch.device("meta"):
+        model = auto.from_config(config, **arguments)
+    if quantization is not None:
+        skipped = [*quantization.llm_int8_skip_modules, *(model._keep_in_fp32_modules or [])]
+        model = replace_with_bnb_linear(model, skipped, quantization)
+    return model
 
 
 def read_config(backbone: Backbone) -> PretrainedConfig:

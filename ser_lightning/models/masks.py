@@ -23,7 +23,7 @@ from transformers.masking_utils import flex_attention_mask, sdpa_mask
 
 from ser_lightning.data.layouts import PADDED, Layout
 from ser_lightning.errors import UserError
-from ser_lightning.models.loading import position_arguments, unwrapped
+from ser_lightning.models.loading import is_meta, position_arguments, unwrapped
 from ser_lightning.records import Inputs, Packed, Padded, Padding
 
 LayoutName = Literal["auto", "shared_prompt", "padded"]
@@ -56,12 +56,14 @@ def choose_layout(wanted: LayoutName, model: PreTrainedModel, device: torch.devi
         wanted: `auto` shares prompts where that is exact and says so where it is not. On CUDA it first tries it in
             small, and pads where FlexAttention fails; `shared_prompt` does not ask.
         model: a transformers model with a head, as its body is wrapped.
-        device: where it computes.
+        device: where it computes; on `meta` nothing does, and no layout is better than another.
         where: how errors call the setting.
 
     Raises:
         UserError: prompts are to be shared where that would not be exact.
     """
+    if is_meta(device):
+        return PADDED
     kind = torch.device(device).type
     if wanted == "padded":
         return _padded(model, kind)

@@ -6,7 +6,7 @@ With `train: lora` there is one frozen base (optionally in 4 bits) in memory, an
 
 import copy
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, Literal
 
 import torch
@@ -21,9 +21,11 @@ from ser_lightning.errors import UserError, raise_problems
 from ser_lightning.models.backbone import Backbone, load_tokenizer, not_found
 from ser_lightning.models.loading import (
     check_vocabulary,
+    is_meta,
     keep_in_float32,
     loading_arguments,
     lora_config,
+    meta_model,
     position_arguments,
     prepare_body,
     quiet_load_report,
@@ -215,7 +217,7 @@ def load_policy(
 
     Args:
         backbone: the pretrained model and how it is trained, `lora` or `full`.
-        device: where 4-bit weights are made.
+        device: where 4-bit weights are made; `meta` reads no weights of the pretrained model.
         start: trained weights of a policy to start from, as `policy_state` gives them.
         has_reference: keep the starting policy beside it, frozen.
         has_critic: add a critic, whose body starts as the base and whose head starts at 0.
@@ -231,13 +233,15 @@ def load_policy(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(torch.initial_seed())
         lm = _load_lm(backbone, device)
-        prepare_body(lm, backbone, POLICY)
-        _check_head(lm)
-        chosen = choose_layout(layout, lm, device, "model.layout")
-        if backbone.train == "lora":
-            policy = _with_adapters(lm, backbone, start, has_reference, has_critic)
-        else:
-            policy = _with_copies(lm.requires_grad_(True), start, has_reference, has_critic)
+        with torch.device("meta") if is_meta(device) else nullcontext():
+            prepare_body(lm, backbone, POLICY)
+            if not is_meta(device):
+                _check_head(lm)
+            chosen = choose_layout(layout, lm, device, "model.layout")
+            if backbone.train == "lora":
+                policy = _with_adapters(lm, backbone, start, has_reference, has_critic)
+            else:
+                policy = _with_copies(lm.requires_grad_(True), start, has_reference, has_critic)
     policy.layout = chosen
     return policy.train()  # transformers loads for inference, with dropout off
 
@@ -293,6 +297,13 @@ def policy_state(trainable: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def _load_lm(backbone: Backbone, device: torch.device | str) -> nn.Module:
     path = backbone.resolved_path()
+    if is_meta(device):
+        try:
+            lm = meta_model(AutoModelForCausalLM, backbone)
+        except (OSError, ValueError) as error:
+            raise UserError(not_found("language model", path, error)) from error
+        check_vocabulary(lm, load_tokenizer(backbone))
+        return lm
     # Where it computes: reward models on its base get their heads there, and are no part of the module that is moved.
     place = None if torch.device(device).type == "cpu" and backbone.quantize == "none" else device
     try:

@@ -4,6 +4,7 @@ A decoder's reward is read where its `readings` say, an encoder keeps its own po
 """
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
@@ -21,8 +22,10 @@ from ser_lightning.models.backbone import Backbone, load_tokenizer, not_found
 from ser_lightning.models.loading import (
     check_vocabulary,
     forget_gguf,
+    is_meta,
     keep_in_float32,
     loading_arguments,
+    meta_model,
     prepare_body,
     quiet_load_report,
     read_config,
@@ -168,7 +171,7 @@ def load_reward_model(
 
     Args:
         backbone: the pretrained body and how it is trained.
-        device: where 4-bit weights are made, and where the reward model will compute.
+        device: where 4-bit weights are made, and where the reward model will compute; `meta` reads no weights.
         layout: see `masks.choose_layout`.
         where: how errors call the layout's setting.
 
@@ -179,7 +182,8 @@ def load_reward_model(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(torch.initial_seed())
         model = _load_model(backbone, device)
-        prepare_body(model, backbone)
+        with torch.device("meta") if is_meta(device) else nullcontext():
+            prepare_body(model, backbone)
     return RewardModel(model, choose_layout(layout, model, device, where)).train()  # loaded with dropout off
 
 
@@ -224,6 +228,10 @@ def merged_model(reward_model: RewardModel) -> nn.Module:
 def _load_model(backbone: Backbone, device: torch.device | str) -> nn.Module:
     path = backbone.resolved_path()
     try:
+        if is_meta(device):
+            model = meta_model(AutoModelForSequenceClassification, backbone)
+            check_vocabulary(model, load_tokenizer(backbone))
+            return model
         # Only 4-bit weights are made where they are used: of others, a sharded run has no room for all on one device.
         place = device if backbone.quantize == "nf4" else None
         with quiet_load_report():

@@ -35,7 +35,7 @@ from ser_lightning.rl.policy_math import (
     kl_k3,
     sequence_kl,
 )
-from ser_lightning.rl.reward_functions import RewardSum
+from ser_lightning.rl.reward_functions import RewardFunction, RewardSum
 from ser_lightning.rl.reward_sources import load_rewards
 from ser_lightning.rl.rollout import (
     Generator,
@@ -137,6 +137,11 @@ class PPOModule(PolicyModule):
         """Called by the data module before training: `UserError` if a prompt leaves no room for a response."""
         check_room(prompts, self.sampling.max_new_tokens, self.policy.lm.config.get_text_config())
 
+    @property
+    def rewards(self) -> dict[str, RewardFunction]:
+        """What `reward_model` and `judge` name, by source; loaded by `configure_model`."""
+        return {name: one for found in self._judges[0] if found is not None for name, one in found.functions.items()}
+
     def _load_judges(self, policy: Policy, device: torch.device) -> tuple[RewardSum, RewardSum | None]:
         def build(run: Any) -> nn.Module | None:
             """A reward model on the policy's base takes no second base."""
@@ -180,10 +185,8 @@ class PPOModule(PolicyModule):
 
     def training_step(self, batch: PromptBatch, batch_idx: int) -> None:
         """One step: sample responses, score them, and update policy and critic several times."""
+        raise_problems(self.step_problems(batch.num_step_prompts))
         num_responses = batch.num_step_prompts * self.responses_per_prompt
-        if self.ppo.minibatches > num_responses:
-            got = f"got {self.ppo.minibatches} for {num_responses} responses in a step"
-            raise UserError(f"ppo.minibatches: {got}; use at most as many")
         torch.manual_seed(hash_seed(self._seed, "dropout", batch.step, self.global_rank))
         with evaluating(self.policy):
             experience, score = self._collect(batch)
@@ -198,6 +201,14 @@ class PPOModule(PolicyModule):
             self.log(f"train/{name}", torch.tensor(value), prog_bar=is_shown, batch_size=1, on_step=True)
         self.kl_control.update(figures["kl"], num_responses)
         self.rl_step = batch.step + 1
+
+    def step_problems(self, num_prompts: int) -> list[str]:
+        """What is wrong with a step of so many prompts."""
+        num_responses = num_prompts * self.responses_per_prompt
+        if self.ppo.minibatches <= num_responses:
+            return []
+        got = f"got {self.ppo.minibatches} for {num_responses} responses in a step"
+        return [f"ppo.minibatches: {got}; use at most as many"]
 
     def _collect(self, batch: PromptBatch) -> tuple[Experience, Tensor]:
         """Responses of the current policy with their advantages, and their scores (R,) on the CPU."""

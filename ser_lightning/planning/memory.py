@@ -1,6 +1,6 @@
-"""How many weights a reward model has and what memory a training of it takes, from its config alone.
+"""How many weights a model has and what memory a training of it takes, from its config alone.
 
-The model is built on the meta device, where tensors have shapes and no values. Counts of weights and bytes of weights,
+The model is loaded on the meta device, where tensors have shapes and no values. Counts of weights and bytes of weights,
 gradients and optimiser state are exact; activations are an estimate.
 """
 
@@ -12,12 +12,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerBase
-from transformers.integrations import replace_with_bnb_linear
 
-from ser_lightning.errors import UserError, raise_problems
-from ser_lightning.models.backbone import Backbone, not_found
-from ser_lightning.models.loading import check_vocabulary, loading_arguments, prepare_body, read_config
+from ser_lightning.models.backbone import Backbone
 from ser_lightning.models.reward_model import RewardModel
 from ser_lightning.training.strategies import kept_whole, layers_of
 from ser_lightning.utils.collectives import own_part
@@ -25,34 +21,6 @@ from ser_lightning.utils.collectives import own_part
 KINDS = ("embeddings", "body", "adapters", "head")
 _NF4_BLOCK, _ABSMAX_BLOCK = 64, 256
 _BNB_BLOCK = 256
-
-
-def meta_reward_model(backbone: Backbone, tokenizer: PreTrainedTokenizerBase) -> RewardModel:
-    """The reward model as `load_reward_model` makes it, on the meta device: no weights are read.
-
-    Weights that `nf4` will pack are `Params4bit` of their full shape and the body's number format.
-
-    Raises:
-        UserError: as `load_reward_model` does.
-    """
-    raise_problems(backbone.problems())
-    path = backbone.resolved_path()
-    arguments = loading_arguments(backbone, None)
-    quantization = arguments.pop("quantization_config", None)
-    arguments.pop("gguf_file", None)
-    try:
-        config = read_config(backbone)
-        with torch.device("meta"):
-            model = AutoModelForSequenceClassification.from_config(config, **arguments)
-    except (OSError, ValueError) as error:
-        raise UserError(not_found("model", path, error)) from error
-    check_vocabulary(model, tokenizer)
-    if quantization is not None:
-        skipped = [*quantization.llm_int8_skip_modules, *(model._keep_in_fp32_modules or [])]
-        model = replace_with_bnb_linear(model, skipped, quantization)
-    with torch.device("meta"):
-        prepare_body(model, backbone)
-        return RewardModel(model)
 
 
 # Weights
@@ -83,8 +51,13 @@ def count_weights(reward_model: RewardModel) -> dict[str, Weights]:
         kind = "head" if name.startswith(heads) else "adapters" if "lora_" in name else "body"
         counts = found["embeddings" if is_embedding else kind]
         counts[0 if p.requires_grad else 1] += p.numel()
-        counts[2] += nf4_bytes(p.numel()) if _is_4bit(p) else p.numel() * p.element_size()
+        counts[2] += weight_bytes(p)
     return {kind: Weights(*counts) for kind, counts in found.items()}
+
+
+def weight_bytes(p: Tensor) -> int:
+    """Bytes of a meta weight, as it will be loaded."""
+    return nf4_bytes(p.numel()) if _is_4bit(p) else p.numel() * p.element_size()
 
 
 def nf4_bytes(num_weights: int) -> int:
@@ -168,19 +141,21 @@ class Shape:
     residual_bytes: int
 
 
-def shape_of(reward_model: RewardModel, backbone: Backbone, precision: str, device: str) -> Shape:
-    """The shape of a reward model.
+def shape_of(model: nn.Module, backbone: Backbone, precision: str, device: str, adapter: str = "default") -> Shape:
+    """The shape of a model.
 
     Args:
-        reward_model: on any device, also meta.
+        model: a transformers model with a head, on any device, also meta; its body may be wrapped by peft.
         backbone: how it is trained.
         precision: as the trainer calls it, such as `bf16-mixed`.
         device: `cpu` or `cuda`.
+        adapter: the one that is trained; a body may have several.
     """
-    config: Any = reward_model.model.config.get_text_config()  # type: ignore[operator, union-attr]
+    config: Any = model.config.get_text_config()  # type: ignore[operator, union-attr]
+    body: nn.Module = getattr(model, str(model.base_model_prefix))
     layers, hidden, heads = config.num_hidden_layers, config.hidden_size, config.num_attention_heads
     head_size = getattr(config, "head_dim", None) or hidden // heads
-    names = [name for name, _ in reward_model.body.named_modules()]
+    names = [name for name, _ in body.named_modules()]
     is_half = backbone.dtype == "bfloat16" or precision.startswith(("bf16", "16"))
     return Shape(
         layers=layers,
@@ -188,15 +163,16 @@ def shape_of(reward_model: RewardModel, backbone: Backbone, precision: str, devi
         inner=getattr(config, "intermediate_size", None) or 4 * hidden,
         key_value=(getattr(config, "num_key_value_heads", None) or heads) * head_size,
         mlp_tensors=3 if any("gate" in name for name in names) else 2,
-        adapters=_adapter_bytes(reward_model, backbone, precision, device) // layers,
+        adapters=_adapter_bytes(body, backbone, precision, device, adapter) // layers,
         num_bytes=2 if is_half else 4,
-        residual_bytes=reward_model.model.get_input_embeddings().weight.element_size(),  # type: ignore[operator, union-attr]
+        residual_bytes=model.get_input_embeddings().weight.element_size(),  # type: ignore[operator, union-attr]
     )
 
 
-def _adapter_bytes(reward_model: RewardModel, backbone: Backbone, precision: str, device: str) -> int:
-    """Bytes that all adapters keep of a token: their inputs, the masks of the dropout on these, and inner states."""
-    inner = [m for name, m in reward_model.body.named_modules() if ".lora_A." in name and isinstance(m, nn.Linear)]
+def _adapter_bytes(body: nn.Module, backbone: Backbone, precision: str, device: str, adapter: str) -> int:
+    """Bytes that an adapter keeps of a token: its inputs, the masks of the dropout on these, and inner states."""
+    end = f".lora_A.{adapter}"
+    inner = [m for name, m in body.named_modules() if name.endswith(end) and isinstance(m, nn.Linear)]
     kept = 2 if precision.endswith("-mixed") else 4
     # A CPU multiplies by a mask of numbers, a GPU keeps one of booleans.
     mask = 0 if backbone.lora.dropout == 0 else 4 if device == "cpu" else 1
@@ -232,13 +208,13 @@ def labelling_activations(shape: Shape, num_tokens: int) -> int:
     return num_tokens * (states + shape.num_bytes * shape.mlp_tensors * shape.inner)
 
 
-def workspace_bytes(reward_model: RewardModel, precision: str) -> int:
+def workspace_bytes(module: nn.Module, precision: str) -> int:
     """Copies of weights in half precision: all trained ones in autocast, and the largest 4-bit layer unpacked."""
-    looked_up = {id(m.weight) for m in reward_model.modules() if isinstance(m, nn.Embedding)}
-    multiplied = (p for p in trained_weights(reward_model) if p.dim() > 1 and id(p) not in looked_up)
+    looked_up = {id(m.weight) for m in module.modules() if isinstance(m, nn.Embedding)}
+    multiplied = (p for p in trained_weights(module) if p.dim() > 1 and id(p) not in looked_up)
     is_cast = precision.endswith("-mixed")
     copied = sum(p.numel() for p in multiplied if p.dtype == torch.float32) if is_cast else 0
-    return 2 * (copied + max((p.numel() for p in reward_model.parameters() if _is_4bit(p)), default=0))
+    return 2 * (copied + max((p.numel() for p in module.parameters() if _is_4bit(p)), default=0))
 
 
 # Budgets
@@ -272,7 +248,7 @@ def auto_budgets(
     trained = [own_part(p) for p in trained_weights(reward_model)]
     fixed = CONTEXT_BYTES + held_bytes(reward_model.parameters()) + workspace_bytes(reward_model, precision)
     training = fixed + gradient_bytes(trained) + 8 * sum(p.numel() for p in trained)
-    shape = shape_of(reward_model, backbone, precision, device)
+    shape = shape_of(reward_model.model, backbone, precision, device)
     checkpointing = backbone.gradient_checkpointing
     # With a frozen body the largest batch is the one that computes its features.
     labelling_token = labelling_activations(shape, 1)

@@ -16,7 +16,11 @@ def as_text(plan: dict[str, Any]) -> str:
     Args:
         plan: as `plan.make_plan` gives it.
     """
-    parts = (_model(plan["model"]), _memory(plan["memory"]), _data(plan["data"]), _rounds(plan["rounds"]))
+    parts = [_model(plan["model"]), _memory(plan["memory"])]
+    if "rounds" in plan:
+        parts += [_data(plan["data"]), _rounds(plan["rounds"])]
+    else:
+        parts += [_policy_data(plan["data"]), _steps(plan["steps"], plan["data"])]
     return "\n\n".join("\n".join(lines) for lines in (*parts, _checks(plan["checks"])))
 
 
@@ -29,20 +33,20 @@ def _model(model: dict[str, Any]) -> list[str]:
 
 
 def _memory(memory: dict[str, Any]) -> list[str]:
-    there = memory["device_bytes"]
+    there, uses = memory["device_bytes"], [*memory["all"]]
     rows: list[tuple[str, ...]] = [
-        (kind, size(v["training"]), size(v["labelling"])) for kind, v in memory["kinds"].items()
+        (kind, *(size(v[use]) if v[use] else "-" for use in uses)) for kind, v in memory["kinds"].items()
     ]
-    both = [memory["all"][use] for use in ("training", "labelling")]
-    rows.append(("all", *map(size, both)))
-    rows.append((f"of the {memory['memory_of']}'s {size(there)}", *(f"{n / there:.0%}" for n in both)))
-    tokens = memory["batch_tokens"]
-    rows.append(("tokens of the largest batch", f"{tokens['training']:,}", f"{tokens['labelling']:,}"))
+    totals = [memory["all"][use] for use in uses]
+    rows.append(("all", *map(size, totals)))
+    rows.append((f"of the {memory['memory_of']}'s {size(there)}", *(f"{n / there:.0%}" for n in totals)))
+    rows.append(("tokens of the largest batch", *(f"{memory['batch_tokens'][use]:,}" for use in uses)))
     title = f"Memory, with {memory['optimizer']}, without the libraries and the pairs themselves"
-    lines = [title, *_table(("", "training", "labelling"), rows)]
-    if max(both) > there:
-        lines += ["It will not fit. Lower data.tokens_per_batch or data.tokens_per_scoring_batch, train"]
-        lines += ["adapters, quantize to nf4, or set backbone.gradient_checkpointing."]
+    lines = [title, *_table(("", *uses), rows)]
+    if max(totals) > there:
+        budgets = " or ".join(dict.fromkeys(memory["budgets"].values()))
+        text = f"It will not fit. Lower {budgets}, train adapters, quantize to nf4, or set backbone."
+        lines += wrap(f"{text}gradient_checkpointing.", 80)
     return lines
 
 
@@ -65,6 +69,41 @@ def _data(data: dict[str, Any]) -> list[str]:
         f"{data['rows']:,} rows read, {data['dropped']:,} dropped, {data['cut']:,} prompts cut to fit.",
         f"Sharing prompts {how}.",
     ]
+
+
+def _policy_data(data: dict[str, Any]) -> list[str]:
+    rows = [
+        (name, *(f"{split[key]:,}" for key in ("number", "median", "high", "total")))
+        for name, split in data["splits"].items()
+    ]
+    what = "responses, tokens with their prompts" if data["of"] == "responses" else "prompts, tokens"
+    lines = [
+        f"Data: distinct {what}",
+        *_table((data["of"], "number", "tokens, median", "95%", "tokens"), rows),
+        f"{data['rows']:,} rows of pairs read, {data['dropped']:,} dropped.",
+    ]
+    return [*lines, f"Validation is on {data['val_pairs']:,} pairs held out."] if data.get("val_pairs") else lines
+
+
+def _steps(steps: dict[str, Any], data: dict[str, Any]) -> list[str]:
+    total = steps["total"]
+    parts = {"step": "a step", "epoch": f"an epoch of {steps['per_epoch']:,}", "all": f"all {total:,}" if total else ""}
+    if total is None:
+        del parts["all"]
+    rows = [
+        (name, *("-" if part not in counts else short(counts[part]) for part in parts))
+        for name, counts in steps["work"].items()
+        if any(part in counts for part in parts)
+    ]
+    lines = ["Steps", *_table(("", *parts.values()), rows)]
+    if total is None:
+        return [*lines, "Nothing ends the run: set trainer.max_epochs or trainer.max_steps."]
+    if data["of"] == "prompts":
+        prompts, number = steps["work"]["prompts"]["all"], data["splits"]["train"]["number"]
+        lines.append(f"{prompts / number:,.1f} passes over the prompts to train on.")
+    number = steps["validations"]
+    validated = f"{number:,} validation{'' if number == 1 else 's'}. " if number else ""
+    return [*lines, f"{validated}Time: no rate is known of a policy."]
 
 
 def _rounds(rounds: dict[str, Any]) -> list[str]:
@@ -90,8 +129,9 @@ _SPAN = "A later round trains on as many pool pairs as its rule takes: none to a
 
 def _checks(checks: Sequence[dict[str, str]]) -> list[str]:
     lines = ["Checks"]
+    width = max((len(check["check"]) for check in checks), default=0)
     for check in checks:
-        start = f"  {check['says']:5}{check['check']:12}"
+        start = f"  {check['says']:5}{check['check']:{width}} "
         lines += wrap(check["text"], 80, initial_indent=start, subsequent_indent=" " * len(start))
     return lines
 

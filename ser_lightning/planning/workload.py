@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ser_lightning.data.layouts import Layout
+from ser_lightning.data.layouts import PADDED, Layout
 from ser_lightning.data.reader import PairStore
 from ser_lightning.errors import UserError
 from ser_lightning.evolution.settings import EvolutionSettings
@@ -68,9 +68,20 @@ def largest_batch(
     """
     num_tokens = store.num_tokens[rows]
     alone = num_tokens.sum(axis=1) - store.num_shared[rows] if layout.shares_prompts else 2 * num_tokens.max(axis=1)
-    longest = int(alone.max(initial=0))
+    return fullest_batch(int(alone.max(initial=0)), most_pairs or len(rows), budget, layout)
+
+
+def fullest_batch(longest: int, most_items: int, budget: int, layout: Layout = PADDED) -> int:
+    """Most tokens in a batch, padding included.
+
+    Args:
+        longest: tokens of the largest item, such as a pair or a response with its prompt. It may exceed the budget.
+        most_items: that there are to share a batch.
+        budget: of tokens.
+        layout: of the sequences.
+    """
     limit = min(budget, layout.max_batch_tokens or budget)
-    tokens = max(longest, min(limit, longest * (most_pairs or len(rows))))
+    tokens = max(longest, min(limit, longest * most_items))
     return -(-tokens // layout.row_multiple) * layout.row_multiple
 
 

@@ -4,11 +4,15 @@ The sentences are the same on the page and in the terminal. They are made of `ro
 of the rounds, as `callbacks.baselines.measure_round` finds it.
 """
 
+import json
 import math
+import shlex
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from ser_lightning.evaluation.sets import MIN_PROMPTS
+from ser_lightning.models.backbone import Backbone
+from ser_lightning.models.probe import Use
 
 BASELINE_NAMES = {"longer": "take the longer response", "bag_of_words": "bag of words on the seed"}
 Rows = Sequence[Mapping[str, Any]]
@@ -139,24 +143,77 @@ def _or_low(value: float) -> float:
     return -math.inf if math.isnan(value) else value
 
 
-_NEXT = (
-    ("label", "label --run {run}", "label the pairs that are worth it"),
-    ("export", "export {run}", "the model as a plain transformers folder"),
-    ("score", "score --model {run} --data pairs.jsonl --out scores.csv", "rewards of your own pairs"),
-    ("serve", "serve {run}", "the model behind HTTP"),
-    ("report", "report {run} OTHER_RUN", "compare it with another run"),
-)
-"""Command, its line, what it is for."""
+_POOL = "predict --config generate.yaml{same} --model.backbone.path {run}"
+_RL = "fit --config ppo.yaml{same} --model.backbone.path {run} --model.reward_model RM_RUN"
+_NEXT: dict[Use, tuple[tuple[str, str], ...]] = {
+    "reward": (
+        ("label --run {run}", "label the pairs that are worth it"),
+        ("export {run}", "the model as a plain transformers folder"),
+        ("score --model {run} --data pairs.jsonl --out scores.csv", "rewards of your own pairs"),
+        ("serve {run}", "the model behind HTTP"),
+        ("report {run} OTHER_RUN", "compare it with another run"),
+    ),
+    "sft": (
+        (_RL, "train it against a reward model"),
+        (_POOL, "its responses as a pool of pairs"),
+        ("export {run}", "the policy as a plain transformers folder"),
+    ),
+    "policy": (
+        ("export {run}", "the policy as a plain transformers folder"),
+        (_POOL, "its responses as a pool of pairs for a reward model"),
+    ),
+}
+"""What a model is for -> its lines, and what each does."""
 
 
-def next_steps(program: str, run: str, commands: Collection[str]) -> list[str]:
-    """What to do with a finished run of a reward model, a line each.
+def next_steps(program: str, run: str, commands: Collection[str], use: Use = "reward", same: str = "") -> list[str]:
+    """What to do with a finished run, a line each.
 
     Args:
         program: what a command line begins with.
         run: folder of the run.
         commands: those that there are.
+        use: what the model of the run is for.
+        same: flags that a command on the same policy needs, as `same_flags` gives them.
     """
-    lines = [(f"  {program} {line.format(run=run)}", why) for name, line, why in _NEXT if name in commands]
+    lines = [
+        (f"  {program} {line.format(run=run, same=same)}", why)
+        for line, why in _NEXT[use]
+        if line.split()[0] in commands
+    ]
     width = max(len(line) for line, _ in lines)
+    if width > _WIDEST:
+        return ["What to do with it:", *(text for line, why in lines for text in (f"  # {why}", line))]
     return ["What to do with it:", *(f"{line:{width}}  # {why}" for line, why in lines)]
+
+
+_WIDEST = 80
+"""Beyond that what a line is for stands above it."""
+
+
+def same_flags(backbone: Backbone, paths: str | Sequence[str]) -> str:
+    """What another command must be told to go on with a policy: how it was trained, and the same pairs.
+
+    Args:
+        backbone: of the run.
+        paths: `data.path` of the run.
+    """
+    usual = Backbone("", train="full")
+    found = {
+        f"model.backbone.{name}": getattr(backbone, name)
+        for name in ("train", "dtype", "quantize", "template", "trust_remote_code")
+        if getattr(backbone, name) != getattr(usual, name)
+    }
+    if backbone.train == "lora":
+        found |= {
+            f"model.backbone.lora.{name}": getattr(backbone.lora, name)
+            for name in ("r", "alpha", "target_modules")
+            if getattr(backbone.lora, name) != getattr(usual.lora, name)
+        }
+    if paths != "synthetic":
+        found["data.path"] = paths
+    return "".join(f" --{name} {shlex.quote(_as_yaml(value))}" for name, value in found.items())
+
+
+def _as_yaml(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)

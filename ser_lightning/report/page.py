@@ -78,7 +78,7 @@ def write_report(runs: Sequence[Path], to: Path, note: str = "") -> Path:
     if policies and len(runs) > 1:
         raise UserError(f"report: got {policies[0]}, a run of a policy, among several; give it alone")
     if policies:
-        text = _render(**policy_values(read_policy_run(policies[0])))
+        text = _render(**policy_values(read_policy_run(policies[0]), note))
     else:
         found = [read_run(run) for run in runs]
         text = page_of(found[0], note) if len(found) == 1 else page_of_several(found)

@@ -69,7 +69,7 @@ def read_policy_run(path: Path) -> PolicyRun:
     config, text = shown_config(path)
     steps, (losses, _) = _read_steps(path / STEPS), read_losses(path)
     if not steps and not len(losses):
-        raise UserError(f"run: {path} has logged nothing yet; let its fit go on")
+        raise UserError(f"run: {path} has logged nothing; let its fit go on, or lower trainer.log_every_n_steps")
     return PolicyRun(path.absolute().name, config, text, steps, losses, _read_samples(path / SAMPLES))
 
 
@@ -92,13 +92,13 @@ def _read_samples(folder: Path) -> list[dict[str, Any]]:
     return found
 
 
-def policy_values(run: PolicyRun) -> dict[str, Any]:
-    """What the page of a policy is rendered from."""
+def policy_values(run: PolicyRun, note: str = "") -> dict[str, Any]:
+    """What the page of a policy is rendered from, its outcome behind a note."""
     config = flat(run.config)
     keys = {"data": "data.path", "model": "model.backbone.path", "reward": "model.reward_model", "judge": "model.judge"}
     return {
         "title": f"Run {run.name}",
-        "outcome": _outcome(run),
+        "outcome": [*([note] if note else []), *_outcome(run)],
         "asked": [(name, str(config[key])) for name, key in keys.items() if config.get(key) is not None],
         "tables": [("Steps", _steps_table(run.steps), STEPS_NOTE)] if run.steps else [],
         "pictures": _pictures(run),

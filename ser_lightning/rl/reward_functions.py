@@ -219,15 +219,18 @@ class RewardSum:
     Args:
         functions: reward function of each source.
         weights: weight of each source.
+
+    Attributes:
+        functions: as given.
     """
 
     def __init__(self, functions: dict[str, RewardFunction], weights: dict[str, float]) -> None:
-        self._functions, self._weights = functions, weights
+        self.functions, self._weights = functions, weights
 
     @property
     def num_cut(self) -> int:
         """Responses of the last call that any of the functions cut, as the one that cut most has counted them."""
-        return max(function.num_cut for function in self._functions.values())
+        return max(function.num_cut for function in self.functions.values())
 
     @property
     def models(self) -> list[nn.Module]:
@@ -236,7 +239,7 @@ class RewardSum:
 
     def __call__(self, prompts: Sequence[list[Turn]], responses: Sequence[str]) -> Tensor:
         """(N,) weighted sum."""
-        scores = [self._weights[source] * score(prompts, responses) for source, score in self._functions.items()]
+        scores = [self._weights[source] * score(prompts, responses) for source, score in self.functions.items()]
         return torch.stack(scores).sum(0)
 
 

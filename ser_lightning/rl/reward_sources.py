@@ -20,7 +20,13 @@ from transformers import (
 from ser_lightning.errors import UserError, describe, raise_problems
 from ser_lightning.models.adapter_folder import ADAPTER, load_adapter_folder
 from ser_lightning.models.backbone import load_tokenizer, not_found
-from ser_lightning.models.loading import check_layers, quiet_load_report, vocabulary_problem
+from ser_lightning.models.loading import (
+    check_layers,
+    is_meta,
+    meta_arguments,
+    quiet_load_report,
+    vocabulary_problem,
+)
 from ser_lightning.models.masks import choose_layout
 from ser_lightning.models.probe import empty_response_problem, num_positions
 from ser_lightning.models.readings import noted_readings
@@ -90,7 +96,7 @@ def load_reward(
     Args:
         source: run folder of a reward-model fit, transformers folder of a classifier with one label (such as an
             export), or the dotted path of a function `(prompts, responses) -> scores`.
-        device: where a model goes.
+        device: where a model goes; on `meta` the weights of pretrained models and of folders are not read.
         allow_uncalibrated: take a reward model whose scale was never fitted.
         build: makes the reward model of a run where it can, such as one on a base that is loaded already, else None.
         trust_remote_code: run the Python files of the source's model.
@@ -140,18 +146,19 @@ def _reward_of_folder(
         tokenizer = AutoTokenizer.from_pretrained(folder, **code)
         check_is_whole(tokenizer)
         if (folder / ADAPTER).is_file():
-            model = load_adapter_folder(folder, trust_remote_code)
+            model = load_adapter_folder(folder, trust_remote_code, device)
             raise_problems(_config_problems(model.config, takes_any_scale))
         else:
             config = AutoConfig.from_pretrained(folder, **code)
             raise_problems(_config_problems(config, takes_any_scale))
             check_layers(folder, config)
-            model, missing = _load_classifier(folder, config, code)
+            model, missing = _load_classifier(folder, config, code, device)
         if problem := vocabulary_problem(model, tokenizer):
             raise UserError(problem)
         max_length = int(min(tokenizer.model_max_length, num_positions(model.config, model) or math.inf))
         reward_model = read_folder(model, folder, choose_layout("auto", model, device, source))
-        check_weights(folder, dict(model.named_parameters()), "model")
+        if not is_meta(device):
+            check_weights(folder, dict(model.named_parameters()), "model")
     except UserError:
         raise
     except Exception as error:  # what a config of other types and sizes leads to
@@ -171,14 +178,14 @@ def _reward_of_folder(
 
 
 def _load_classifier(
-    folder: Path, config: PretrainedConfig, code: dict[str, bool]
+    folder: Path, config: PretrainedConfig, code: dict[str, bool], device: torch.device | str
 ) -> tuple[PreTrainedModel, list[str]]:
     """What plain transformers loads of a folder, and the weights that it lacks."""
     # A head of several readings has another size; `read_folder` brings it.
     has_readings = noted_readings(config) is not None
     with quiet_load_report() if has_readings else nullcontext():
         model, report = AutoModelForSequenceClassification.from_pretrained(
-            folder, output_loading_info=True, ignore_mismatched_sizes=has_readings, **code
+            folder, output_loading_info=True, ignore_mismatched_sizes=has_readings, **code, **meta_arguments(device)
         )
     mismatched = {key for key, *_ in report["mismatched_keys"]} - {"score.weight"}
     return model, sorted({*report["missing_keys"], *mismatched})

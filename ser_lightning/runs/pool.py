@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ser_lightning.data.formats import parse_row
+from ser_lightning.data.formats import parse_rows
 from ser_lightning.data.sources import open_sources
 from ser_lightning.errors import UserError
 from ser_lightning.records import PreferencePair
@@ -49,6 +49,6 @@ def _pairs_of(run: Path) -> Iterator[PreferencePair]:
     paths = [str(path) for one in given for path in (one if isinstance(one, list) else [one])]
     for source in open_sources(paths, data.get("synthetic_pairs", 0), data.get("split_seed", 0)):
         for where, row in source.rows():
-            pair = parse_row(row, columns, where, data.get("labels"))
-            if isinstance(pair, PreferencePair):
-                yield replace(pair, label=None)
+            for pair in parse_rows(row, columns, where, data.get("labels")):
+                if isinstance(pair, PreferencePair):
+                    yield replace(pair, label=None)

@@ -3,7 +3,7 @@
 from importlib.metadata import version
 
 __version__ = "0.1.0"
-"""The one place of the version. A release is tagged `v` and this, and takes over `[Unreleased]` of CHANGELOG.md."""
+"""The one place of the version. A release is tagged `v` and this, see docs/howto/release.md."""
 _PACKAGES = ("torch", "lightning", "transformers", "peft")
 
 

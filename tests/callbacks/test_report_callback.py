@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import shlex
 import shutil
 from pathlib import Path
 
@@ -12,8 +13,11 @@ from lightning.pytorch import seed_everything
 from lightning.pytorch.callbacks import Callback
 
 import ser_lightning.report.page
+from ser_lightning.__main__ import main
 from ser_lightning.callbacks.report import ReportCallback
+from ser_lightning.runs.folder import MetricsFile
 from tests.helpers import data, equal, evolution, fit, module, read_csv, trainer, weights
+from tests.policy_runs import QUIET, responses, sft, sft_flags
 
 pytestmark = pytest.mark.usefixtures("real_pictures")
 
@@ -170,3 +174,48 @@ def test_cards_say_nothing_of_the_hidden_labels(fitted, tiny_model_dir, pairs_fi
         assert [one[key] for key in ("cards", "length", "reliability", "labels")] == [
             other[key] for key in ("cards", "length", "reliability", "labels")
         ]
+
+
+# Policies
+
+
+def test_a_policy_has_its_page_and_the_next_commands_at_the_end_of_fit(tiny_model_dir, pairs_file, capsys):
+    flags = sft_flags(tiny_model_dir, pairs_file, "lora")
+    assert main(["fit", *flags, "--run_dir=run", "--trainer.log_every_n_steps=1"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    last = lines.index("Report: run/report.html")
+    assert lines[last + 1] == "What to do with it:"
+    assert "The training loss went from" in Path("run/report.html").read_text()
+    commands = [shlex.split(line) for line in lines[last + 2 :] if not line.startswith("  #")]
+    assert [command[3] for command in commands] == ["fit", "predict", "export"]
+    # They work as they stand, on this policy and these pairs.
+    words = [word.replace("RM_RUN", "ser_lightning.gold_scores") for word in commands[0][4:]]
+    assert main(["plan", *words, "--model.judge=null", *QUIET]) == 0
+    more = ["--run_dir=pool", "--data.predict_split=val", "--model.sampling.max_new_tokens=2", *QUIET]
+    assert main(["predict", *commands[1][4:], *more]) == 0 and Path("pool/pool.jsonl").is_file()
+    assert main(["export", *commands[2][4:]]) == 0 and Path("run/export/config.json").is_file()
+
+
+def test_a_policy_that_is_broken_off_has_a_page_that_says_so(tiny_model_dir, pairs_file):
+    class Fails(Callback):
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            if trainer.global_step == self.step:
+                raise RuntimeError("the lights went out")
+
+    def run(step, name):
+        callback = Fails()
+        callback.step = step
+        loggers = {"logger": [MetricsFile(Path(name, "metrics.csv"))], "log_every_n_steps": 1}
+        seed_everything(0, verbose=False)
+        with pytest.raises(RuntimeError, match="lights"):
+            trainer(name, ReportCallback(), callback, max_epochs=1, **loggers).fit(
+                sft(tiny_model_dir), responses(pairs_file)
+            )
+        return Path(name, "report.html")
+
+    config = {"model": {"class_path": "ser_lightning.SFTModule", "init_args": {"backbone": {"path": "tiny"}}}}
+    for name in ("late", "early"):
+        Path(name).mkdir()
+        Path(name, "config.yaml").write_text(json.dumps(config))
+    assert "The run was ended by an error and has not finished." in run(2, "late").read_text()
+    assert not run(0, "early").exists()

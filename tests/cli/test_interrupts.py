@@ -104,6 +104,6 @@ def test_every_other_command_ends_and_leaves_nothing(
 
 @SIGNALS
 def test_plan_ends(tiny_run, interrupted, monkeypatch, number, code):
-    monkeypatch.setattr("ser_lightning.cli.plan.meta_reward_model", lambda *_: os.kill(os.getpid(), number))
+    monkeypatch.setattr("ser_lightning.cli.plan.load_reward_model", lambda *_: os.kill(os.getpid(), number))
     assert interrupted("plan", *tiny_run, "--json=out.json") == (code, AGAIN)
     assert not Path("out.json").exists()

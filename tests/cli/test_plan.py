@@ -2,18 +2,24 @@
 
 import json
 import shutil
+import sys
 from dataclasses import fields
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 import transformers
 
 from ser_lightning.__main__ import main
 from ser_lightning.data.layouts import PADDED, Layout
+from ser_lightning.datamodules.responses import ResponseSteps
 from ser_lightning.planning.workload import count_tokens, largest_batch
+from ser_lightning.rl.rollout import Generator
 from ser_lightning.runs.files import RoundRow, write_rounds
 from tests.helpers import data, problems_of, read_csv
+from tests.policy_runs import QUIET, sft_flags
 
 
 def plan(capsys, *args):
@@ -179,12 +185,132 @@ def test_what_is_known_to_be_wrong_is_said_after_the_tables(capsys, tiny_run):
     assert "error: trainer.strategy: got FSDPStrategy" in capsys.readouterr().err
 
 
-def test_other_runs_and_rates_without_a_source_are_refused(capsys, tiny_run):
-    for config, kind in (("sft.yaml", "SFTModule"), ("ppo.yaml", "PPOModule")):
-        found = problems_of(capsys, "plan", "--config", config)
-        assert found == [f"plan: got {kind}; plan is for reward models, give rm.yaml"]
+def test_rates_without_a_source_and_runs_that_train_nothing_are_refused(capsys, tiny_run, tiny_model_dir, pairs_file):
     assert "run: nowhere has no rounds.csv" in problems_of(capsys, "plan", *tiny_run, "--like=nowhere")[-1]
     assert "--pairs_per_second: got 0.0" in problems_of(capsys, "plan", *tiny_run, "--pairs_per_second=0")[-1]
+    sft = sft_flags(tiny_model_dir, pairs_file)
+    for flag in ("--like=old", "--pairs_per_second=2.0"):
+        name, _, value = flag.partition("=")
+        found = problems_of(capsys, "plan", *sft, flag)
+        assert found == [f"{name}: got {value}; no rate is known of a policy, leave it out"]
+    found = problems_of(capsys, "plan", "--config", "generate.yaml")
+    assert found == ["plan: got GenerateModule, which trains nothing; give rm.yaml, sft.yaml or ppo.yaml"]
+
+
+# Policies
+
+
+@pytest.fixture(autouse=True)
+def _rewards(monkeypatch):
+    """A reward under a dotted path."""
+    judge = lambda prompts, responses: [float(len(text)) for text in responses]  # noqa: E731
+    monkeypatch.setitem(sys.modules, "my_rewards", SimpleNamespace(lengths=judge))
+
+
+@pytest.fixture
+def ppo_flags(tiny_model_dir, pairs_file):
+    """`--config ppo.yaml` and the flags that make it a run of some seconds: one pass over the prompts, in 8 steps."""
+    return [
+        *("--config", "ppo.yaml", f"--model.backbone.path={tiny_model_dir}", "--model.reward_model=my_rewards.lengths"),
+        *("--model.judge=null", "--model.sampling.max_new_tokens=5", "--model.advantage=rloo"),
+        *("--model.responses_per_prompt=2", "--model.ppo.minibatches=2", f"--data.path={pairs_file}"),
+        *("--data.max_length=64", "--data.prompts_per_step=8", "--data.steps_per_epoch=2", "--data.num_val_prompts=6"),
+        *("--data.val_prompts_per_batch=4", "--trainer.max_epochs=4", *QUIET),
+    ]
+
+
+@pytest.mark.parametrize("more", [(), ("--data.responses_per_step=7", "--trainer.max_steps=5")], ids=["whole", "cut"])
+def test_a_run_of_sft_reads_what_was_foretold(capsys, tiny_model_dir, pairs_file, monkeypatch, more):
+    flags = [*sft_flags(tiny_model_dir, pairs_file), *more]
+    text, found = plan(capsys, *flags)
+    read, item = [], ResponseSteps.__getitem__
+    monkeypatch.setattr(ResponseSteps, "__getitem__", lambda self, step: read.append(item(self, step)) or read[-1])
+    assert main(["fit", *flags, "--run_dir=run"]) == 0
+    steps = torch.load("run/checkpoints/last.ckpt", weights_only=True)["global_step"]
+    assert found["steps"]["total"] == steps
+    trained = [batch for step in read[:steps] for batch in step]  # a loader may be a step ahead
+    work = found["steps"]["work"]
+    assert work["responses"]["all"] == sum(len(batch.input_ids) for batch in trained)
+    columns = {"tokens": "attention_mask", "response tokens": "response_mask"}
+    for name, column in columns.items():
+        share = 1e-9 if not more else 0.05  # of a part of an epoch it is the mean
+        assert work[name]["all"] == pytest.approx(sum(int(getattr(b, column).sum()) for b in trained), rel=share)
+    assert max(batch.input_ids.numel() for batch in trained) <= found["memory"]["batch_tokens"]["training"]
+    assert max(map(len, text.splitlines())) <= 80 and found["data"]["splits"]["seed"]["number"] > 0
+
+
+def test_a_run_of_the_rl_stage_samples_what_was_foretold(capsys, ppo_flags, monkeypatch):
+    text, found = plan(capsys, *ppo_flags)
+    assert max(map(len, text.splitlines())) <= 80 and "1.0 passes over the prompts" in text
+    sampled, sample = [], Generator.sample
+
+    def watched(self, policy, role, prompts, uniform):
+        rollout = sample(self, policy, role, prompts, uniform)
+        sampled.append((prompts, int(rollout.response_mask.sum())))
+        return rollout
+
+    monkeypatch.setattr(Generator, "sample", watched)
+    assert main(["fit", *ppo_flags, "--run_dir=run"]) == 0
+    steps, work = found["steps"], found["steps"]["work"]
+    assert steps["total"] == int(read_csv("run/steps.csv")[-1]["step"]) == 8
+    trained = [(prompts, tokens) for prompts, tokens in sampled if len(prompts) == 16]
+    assert sum(len(prompts) for prompts, _ in trained) == work["responses"]["all"] == 2 * work["prompts"]["all"]
+    assert 0 < sum(tokens for _, tokens in trained) <= work["sampled tokens, at most"]["all"] == 8 * 16 * 5
+    everyone = {tuple(ids) for prompts, _ in trained for ids in prompts}
+    assert len(everyone) == found["data"]["splits"]["train"]["number"]
+    assert sum(map(len, everyone)) == found["data"]["splits"]["train"]["total"]
+    others = sum(len(prompts) for prompts, _ in sampled) - work["responses"]["all"]
+    assert work["answers to held-out prompts"]["all"] == others == 6 * (2 + 4)
+    assert steps["validations"] == 4
+    optimizer_steps = torch.load("run/checkpoints/last.ckpt", weights_only=True)["global_step"]
+    assert work["optimizer steps"]["all"] == optimizer_steps
+
+
+def test_a_reward_model_on_the_base_of_the_policy_adds_adapter_and_head(capsys, ppo_flags, tiny_fit, tiny_model_dir):
+    tiny_fit("--model.backbone.train=lora", name="reward")
+    shutil.copytree(tiny_model_dir, "model")
+    lora = [*ppo_flags, "--model.backbone.train=lora", "--model.reward_model=reward"]
+    _, shared = plan(capsys, *lora)
+    saved = torch.load("reward/rounds/0/model.pt", weights_only=True)["weights"]
+    assert shared["model"]["kinds"]["reward models"]["frozen"] == sum(p.numel() for p in saved.values())
+    assert check(shared, "reward")["text"] == "reward: an adapter and a head on the policy's base"
+    # Of a policy on another base, no weights of which are read.
+    Path("model/model.safetensors").unlink()
+    _, apart = plan(capsys, *lora, "--model.backbone.path=model")
+    assert check(apart, "reward")["text"] == "reward: a model of its own"
+    base = apart["model"]["kinds"]["base"]["frozen"]
+    more = apart["model"]["kinds"]["reward models"]["frozen"] - shared["model"]["kinds"]["reward models"]["frozen"]
+    assert 0 < more < base and apart["memory"]["all"]["training"] > shared["memory"]["all"]["training"]
+    assert "a function, whose memory is not counted" in check(plan(capsys, *ppo_flags)[1], "reward")["text"]
+
+
+WRONG_POLICIES = {
+    "three at once": ["--data.sed_fraction=0.2", "--model.bakcbone.path=x", "--data.max_length=long"],
+    "no model": ["--model.backbone.path=nowhere"],
+    "no file": ["--data.path=pears.jsonl"],
+    "no reward and no judge": ["--model.reward_model=nowhere/run", "--model.judge=my_rewards.nobody"],
+    "an optimizer that refuses": ["--model.optimizer.init_args.weight_decay=-1"],
+    "too many minibatches": ["--model.ppo.minibatches=50"],
+    "no room for a response": ["--model.sampling.max_new_tokens=500"],
+    "no reloading": ["--trainer.reload_dataloaders_every_n_epochs=0"],
+    "a head alone": ["--model.backbone.train=head"],
+    "no test prompts": ["--data.test_fraction=0"],
+}
+
+
+@pytest.mark.parametrize("more", WRONG_POLICIES.values(), ids=WRONG_POLICIES)
+def test_errors_are_those_of_a_fit_of_a_policy(capsys, ppo_flags, more):
+    planned, fitted = (problems_of(capsys, command, *ppo_flags, *more) for command in ("plan", "fit"))
+    assert planned == fitted and planned
+
+
+def test_problems_of_the_data_and_of_the_models_come_together(capsys, ppo_flags):
+    wrong = ["--data.test_fraction=0", "--model.reward_model=nowhere/run"]
+    found = problems_of(capsys, "plan", *ppo_flags, *wrong)
+    assert "test: got no prompts to hold out" in found[0] and "reward nowhere/run: got no such folder" in found[1]
+    sharded = main(["plan", *ppo_flags, "--trainer.strategy=fsdp"])
+    said = capsys.readouterr()
+    assert sharded == 2 and "Steps" in said.out and "got fsdp for a policy" in said.err
 
 
 def test_token_figures_by_hand():

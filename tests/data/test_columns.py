@@ -52,7 +52,7 @@ def test_a_list_of_answers_says_how_to_name_two_of_them():
         "answers": [{"model": "m", "answer": "It is made of leaves."}, {"model": "n", "answer": "x"}],
     }
     with pytest.raises(
-        UserError, match="answers is a list of 2: write a row for each pair of them, or name two"
+        UserError, match="answers is a list of 2: for all its pairs, columns: {responses: answers..*.answer}, where"
     ) as found:
         parse_row(row, {}, "here")
     assert found.value.problems[0].endswith("{response_a: answers.0.answer, response_b: answers.1.answer}")

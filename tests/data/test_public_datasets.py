@@ -1,6 +1,7 @@
 """Every row of the tables in `docs/datasets.md` is read with the flags beside it, and does what its last cell says."""
 
 import json
+import random
 import re
 from pathlib import Path
 
@@ -8,10 +9,11 @@ import pytest
 import yaml
 
 from ser_lightning.data.columns import check_mapping
-from ser_lightning.data.formats import DROPS, parse_row
+from ser_lightning.data.formats import DROPS, parse_row, parse_rows
 from ser_lightning.data.labels import check_labels
-from ser_lightning.data.scoring_rows import RowCounts, open_source, read_rows
+from ser_lightning.data.scoring_rows import RowCounts, column_problems, open_source, read_rows
 from ser_lightning.errors import UserError
+from ser_lightning.records import PreferencePair
 
 PAGE = Path(__file__).parents[2] / "docs" / "datasets.md"
 
@@ -25,7 +27,9 @@ def tables() -> dict[str, list[list[str]]]:
     return found
 
 
-READ = [row for heading, rows in tables().items() if not heading.startswith("Not read") for row in rows]
+LISTS = [row for heading, rows in tables().items() if heading == "Ranked lists" for row in rows]
+OTHERS = ("Not read", "Ranked lists")
+READ = [row for heading, rows in tables().items() if not heading.startswith(OTHERS) for row in rows]
 REFUSED = [row for heading, rows in tables().items() if heading.startswith("Not read") for row in rows]
 
 
@@ -76,6 +80,37 @@ def test_a_row_is_read_as_the_page_says(name, row, flags, outcome, tmp_path):
     assert {scored.pair.response_a, scored.pair.response_b} == {pair.response_a, pair.response_b}
 
 
+def outcome_of(pair) -> str:
+    """A pair as the table of lists writes it; nothing of its order is left where nobody won."""
+    if not isinstance(pair, PreferencePair):
+        return f"dropped: {DROPS[pair]}"
+    texts = [f"`{text}`" for text in (pair.response_a, pair.response_b)]
+    if pair.label is None or pair.label == 0.5:
+        return (" ties " if pair.label else " and ").join(sorted(texts)) + ("" if pair.label else " without a label")
+    return " over ".join(texts if pair.label == 1 else texts[::-1])
+
+
+def written(cell: str) -> list[str]:
+    """The outcomes of a cell, those without a winner in the order of their texts."""
+    found = []
+    for part in cell.split(", "):
+        a, how, b, more = re.fullmatch(r"(`[^`]+`) (over|ties|and) (`[^`]+`)(.*)|.*", part).groups()
+        found.append(part if how in (None, "over") else f"{min(a, b)} {how} {max(a, b)}{more}")
+    return sorted(found)
+
+
+@pytest.mark.parametrize(("name", "row", "flags", "outcome"), LISTS, ids=[row[0] for row in LISTS])
+def test_a_list_is_read_as_the_pairs_of_the_page(name, row, flags, outcome):
+    columns = flags_of(flags)["columns"]
+    assert not check_mapping(columns)
+    pairs = list(parse_rows(row_of(row), columns, "here"))
+    assert sorted(map(outcome_of, pairs)) == written(outcome)
+    texts = [pair for pair in pairs if isinstance(pair, PreferencePair)]
+    assert all("tea" in pair.prompt[-1]["content"] for pair in texts)
+    assert len({json.dumps(pair.prompt) for pair in texts}) <= 1
+    assert "which data.columns of fit alone takes" in column_problems(columns)[0]
+
+
 @pytest.mark.parametrize(("name", "row", "message", "advice"), REFUSED, ids=[row[0] for row in REFUSED])
 def test_a_row_that_is_not_read_gets_the_message_of_the_page(name, row, message, advice):
     with pytest.raises(UserError) as error:
@@ -106,3 +141,66 @@ def test_a_file_of_nested_columns_goes_through_a_data_module_and_a_path_that_no_
         load(
             write_jsonl("comparisons.jsonl", rows), **{**given, "columns": {**given["columns"], "prompt": "info.title"}}
         )
+
+
+LISTED = {"prompt": "q", "responses": "answers.*.text", "ranks": "answers.*.place"}
+
+
+def ranked_rows(number, length=4):
+    """Lists whose pairs are known: of two, the one with the lower number in its text is better; the last two tie."""
+    return [
+        {
+            "q": f"Is number {i} a fruit?",
+            "answers": [
+                {"text": f"{i}-{k}", "place": min(k, length - 2)}
+                for k in random.Random(i).sample(range(length), length)
+            ],
+        }
+        for i in range(number)
+    ]
+
+
+def test_all_pairs_of_a_list_come_into_one_split_with_their_labels_and_ties(load, write_jsonl):
+    file = write_jsonl("lists.jsonl", ranked_rows(40))
+    data = load(file, columns=LISTED, seed_fraction=0.5)
+    assert {name: counts["rows"] for name, counts in data.report.read.items()}["path"] == 40 * 6
+    split_of = {}
+    for split in ("seed", "pool", "test"):
+        for pair in data.data.store.read_texts(data.data.rows(split)):
+            split_of.setdefault(pair.prompt[-1]["content"], set()).add(split)
+    assert len(split_of) == 40 and all(len(splits) == 1 for splits in split_of.values())
+    assert {split for splits in split_of.values() for split in splits} == {"seed", "pool", "test"}
+    rows = data.data.rows("seed")
+    pairs, labels = data.data.store.read_texts(rows), data.data.seed_labels(rows)
+    assert len(pairs) == 5 * len({json.dumps(pair.prompt) for pair in pairs})  # the sixth is the tie
+    for pair, label in zip(pairs, labels.tolist(), strict=True):
+        assert label == (pair.response_a < pair.response_b)
+    assert len(data.data.ties()) == len(pairs) // 5
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"answers": "Yes."}, "got a str in answers; give a list, one entry for each response"),
+        ({"answers": ["a", "b"], "s": [1]}, "got 1 scores in s for 2 responses in answers; give one each"),
+        ({"answers": ["a", "b"]}, "got no column s; give a list"),
+        ({"answers": ["a", "b"], "s": [1, "good"]}, "got 'good' in s 2; give a number"),
+        ({"answers": ["a", "b"], "s": [1, None]}, "got no s 2 beside the other score; give both, or neither"),
+        ({"answers": ["a"] * 201, "s": [1] * 201}, "got 201 entries in answers; at most 200 are read"),
+    ],
+)
+def test_lists_that_do_not_fit_are_refused(row, message):
+    with pytest.raises(UserError, match=f"here: {message}"):
+        list(parse_rows({"prompt": "Tea?", **row}, {"responses": "answers", "scores": "s"}, "here"))
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"ranks": "r"}, "got ranks without responses; name the column that lists the responses"),
+        ({"responses": "r", "chosen": "c"}, "got responses beside chosen; map a list of responses or two of them"),
+        ({"responses": "r", "scores": "s", "ranks": "t"}, "got scores and ranks; map one of them"),
+    ],
+)
+def test_mappings_of_lists_are_checked(columns, message):
+    assert check_mapping(columns) == [f"columns: {message}"]

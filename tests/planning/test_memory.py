@@ -9,7 +9,7 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 from transformers import BertConfig, BertForSequenceClassification, LlamaConfig, LlamaForCausalLM
 
 from ser_lightning.errors import UserError
-from ser_lightning.models.backbone import Backbone, LoraSettings, load_tokenizer
+from ser_lightning.models.backbone import Backbone, LoraSettings
 from ser_lightning.models.reward_model import load_reward_model
 from ser_lightning.planning.memory import (
     CPU_TOKENS,
@@ -20,7 +20,6 @@ from ser_lightning.planning.memory import (
     gradient_bytes,
     keep_one_shard,
     labelling_activations,
-    meta_reward_model,
     nf4_bytes,
     optimizer_bytes,
     shape_of,
@@ -61,7 +60,7 @@ def odd_dir(tiny_tokenizer, tmp_path_factory):
 
 def both(folder, **settings):
     backbone = Backbone(folder, **settings)
-    return meta_reward_model(backbone, load_tokenizer(backbone)), load_reward_model(backbone)
+    return load_reward_model(backbone, "meta"), load_reward_model(backbone)
 
 
 def num_bytes(tensors):
@@ -116,7 +115,7 @@ def test_an_encoder_is_counted_too(tmp_path, tiny_tokenizer):
     kinds = count_weights(meta)
     assert sum(w.num_bytes for w in kinds.values()) == num_bytes(real.parameters())
     assert kinds["head"].trained == sum(p.numel() for p in real.model.classifier.parameters())
-    assert shape_of(meta, Backbone("x"), "32-true", "cpu").mlp_tensors == 2
+    assert shape_of(meta.model, Backbone("x"), "32-true", "cpu").mlp_tensors == 2
 
 
 def test_nf4_by_hand():
@@ -168,14 +167,14 @@ def test_activations_are_about_those_that_autograd_keeps(tmp_path, tiny_tokenize
     tiny_tokenizer.save_pretrained(tmp_path)
     backbone = Backbone(str(tmp_path), train=train, dtype=dtype, lora=LoraSettings(dropout=dropout))
     reward_model = load_reward_model(backbone)
-    shape = shape_of(reward_model, backbone, "32-true", "cpu")
+    shape = shape_of(reward_model.model, backbone, "32-true", "cpu")
     assert training_activations(shape, train, False, 512) == pytest.approx(kept_bytes(reward_model, 512), rel=0.25)
 
 
 @pytest.mark.parametrize("settings", [{}, {"dtype": "bfloat16"}, {"dtype": "bfloat16", "quantize": "nf4"}])
 def test_checkpointing_leaves_the_inputs_of_layers_and_one_layer(odd_dir, settings):
     meta, real = both(odd_dir, gradient_checkpointing=True, **settings)
-    shape = shape_of(meta, Backbone(odd_dir, **settings), "32-true", "cpu")
+    shape = shape_of(meta.model, Backbone(odd_dir, **settings), "32-true", "cpu")
     layer = (training_activations(shape, "lora", False, 512) - 512 * 4 * 76) // 2
     kept = training_activations(shape, "lora", True, 512) - layer
     assert kept == 512 * (4 * 76 + 2 * shape.residual_bytes * 76)
@@ -186,7 +185,7 @@ def test_checkpointing_leaves_the_inputs_of_layers_and_one_layer(odd_dir, settin
 
 def test_autocast_halves_the_body_and_copies_what_is_trained(odd_dir):
     meta, _ = both(odd_dir, train="full")
-    shapes = [shape_of(meta, Backbone(odd_dir, train="full"), p, "cuda") for p in ("32-true", "bf16-mixed")]
+    shapes = [shape_of(meta.model, Backbone(odd_dir, train="full"), p, "cuda") for p in ("32-true", "bf16-mixed")]
     assert [shape.num_bytes for shape in shapes] == [4, 2]
     assert workspace_bytes(meta, "32-true") == 0
     linear = (m.weight.numel() for m in meta.modules() if isinstance(m, torch.nn.Linear))
@@ -200,7 +199,7 @@ def test_auto_budgets_are_those_of_a_plan_and_fit_its_memory(tmp_path, tiny_toke
     )
     tiny_tokenizer.save_pretrained(tmp_path)
     backbone = Backbone(str(tmp_path), **settings)
-    loaded, meta = load_reward_model(backbone), meta_reward_model(backbone, load_tokenizer(backbone))
+    loaded, meta = load_reward_model(backbone), load_reward_model(backbone, "meta")
     budgets = []
     for gib in (1.0, 1.25, 1.5, 2.0, 3.0, 8.0):
         found = auto_budgets(meta, backbone, "32-true", "cuda", int(gib * 2**30))
@@ -208,7 +207,7 @@ def test_auto_budgets_are_those_of_a_plan_and_fit_its_memory(tmp_path, tiny_toke
         real = auto_budgets(loaded, backbone, "32-true", "cuda", int(gib * 2**30))
         assert all(abs(one - other) <= 2048 for one, other in zip(found, real, strict=True))
         budgets.append(found)
-        shape = shape_of(meta, backbone, "32-true", "cuda")
+        shape = shape_of(meta.model, backbone, "32-true", "cuda")
         used = training_activations(shape, backbone.train, backbone.gradient_checkpointing, found[0])
         assert found[0] == 1024 or used < gib * 2**30 - sum(kind.num_bytes for kind in count_weights(meta).values())
     for one, next_one in zip(budgets, budgets[1:], strict=False):
@@ -217,11 +216,11 @@ def test_auto_budgets_are_those_of_a_plan_and_fit_its_memory(tmp_path, tiny_toke
     assert auto_budgets(meta, backbone, "32-true", "cpu", 2**40) == CPU_TOKENS
 
 
-def test_problems_are_those_of_loading(odd_dir, tmp_path, tiny_tokenizer):
+def test_problems_are_those_of_loading(odd_dir):
     with pytest.raises(UserError, match="backbone.path: got ./nowhere; there is no such folder"):
-        meta_reward_model(Backbone("./nowhere"), tiny_tokenizer)
+        load_reward_model(Backbone("./nowhere"), "meta")
     with pytest.raises(UserError, match="4-bit weights cannot be trained"):
-        meta_reward_model(Backbone(odd_dir, train="full", quantize="nf4"), tiny_tokenizer)
+        load_reward_model(Backbone(odd_dir, train="full", quantize="nf4"), "meta")
 
 
 def test_a_gpu_that_is_asked_for_need_not_be_here():

@@ -1,11 +1,13 @@
 """The sentences at the top: what they say follows from the intervals, and from which round is delivered."""
 
 import math
+import shlex
 
 import pytest
 
 from ser_lightning.evaluation.sets import MIN_PROMPTS
-from ser_lightning.report.outcome import answers, asked_rounds, next_steps, points
+from ser_lightning.models.backbone import Backbone, LoraSettings
+from ser_lightning.report.outcome import answers, asked_rounds, next_steps, points, same_flags
 from tests.report_runs import row
 
 NAN = math.nan
@@ -119,3 +121,18 @@ def test_next_steps_are_commands_that_there_are():
         "prog score --model runs/x --data pairs.jsonl --out scores.csv",
     ]
     assert len({line.index("#") for line in steps[1:]}) == 1
+
+
+def test_flags_of_the_same_policy_are_those_that_are_not_usual():
+    assert same_flags(Backbone("x", train="full"), "synthetic") == ""
+    lora = LoraSettings(r=4, target_modules=["q_proj", "v_proj"])
+    flags = same_flags(Backbone("x", dtype="bfloat16", lora=lora), ["one file.jsonl", "two.jsonl"])
+    assert shlex.split(flags) == [
+        *("--model.backbone.train", "lora", "--model.backbone.dtype", "bfloat16", "--model.backbone.lora.r", "4"),
+        *("--model.backbone.lora.target_modules", '["q_proj", "v_proj"]'),
+        *("--data.path", '["one file.jsonl", "two.jsonl"]'),
+    ]
+    long = next_steps("prog", "runs/x", ["fit", "predict"], "sft", flags)
+    assert long[1].strip().startswith("# ") and long[2].startswith(
+        "  prog fit --config ppo.yaml --model.backbone.train"
+    )

@@ -88,7 +88,7 @@ def test_what_has_no_page_says_so(capsys):
     empty = policy_run("empty")
     reward = write_run("reward", [row(0, True)], notes())
     assert is_policy_run(empty) and not is_policy_run(reward)
-    with pytest.raises(UserError, match="has logged nothing yet"):
+    with pytest.raises(UserError, match="has logged nothing; let its fit go on"):
         write_report([empty], Path("page.html"))
     with pytest.raises(UserError, match="a run of a policy, among several; give it alone"):
         write_report([reward, empty], Path("page.html"))

@@ -101,6 +101,25 @@ def test_an_export_judges_as_plain_transformers_and_as_its_run(reward_run):
     assert torch.allclose(rewards, load_reward(str(reward_run))(PROMPTS, RESPONSES), rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.parametrize("flags", [(), ("--model.backbone.quantize=nf4",), ("--model.reading=[last@1]",)])
+def test_on_the_meta_device_every_source_has_the_weights_of_the_loaded_one_and_no_values(tiny_fit, flags):
+    run = tiny_fit("--model.backbone.train=lora", *flags)
+    export(run, Path("merged"))
+    sources = ["run", "merged"]
+    if not any("reading" in flag for flag in flags):
+        export(run, Path("adapter"), "adapter")
+        sources.append("adapter")
+    for source in sources:
+        found, loaded = (load_reward(source, device).reward_model for device in ("meta", "cpu"))
+        names = [{n for n, _ in model.named_parameters()} for model in (found, loaded)]
+        assert names[0] == names[1] and all(p.is_meta for p in found.parameters()), source
+        kinds = [{n: p.shape for n, p in m.named_parameters() if p.is_floating_point()} for m in (found, loaded)]
+        assert all(kinds[0][name] == shape for name, shape in kinds[1].items())
+    Path("merged/model.safetensors").unlink()
+    with pytest.raises(UserError, match="reward merged: got no classifier from the folder"):
+        load_reward("merged", "meta")
+
+
 def test_a_run_may_be_built_by_the_caller_who_keeps_its_gradients(reward_run):
     mine = torch.nn.Linear(1, 1)
     mine.layout, mine.forward = PADDED, lambda inputs: inputs.num_tokens.float()
