@@ -20,14 +20,12 @@ from ser_lightning.datamodules.base import PairFiles, Paths
 from ser_lightning.datamodules.batches import Phase, epoch_order, make_loader
 from ser_lightning.datamodules.label_firewall import SplitName
 from ser_lightning.errors import Causes, UserError, problems_of, raise_problems
-from ser_lightning.planning.budgets import policy_budget, sampling_budget
-from ser_lightning.planning.memory import CPU_TOKENS, device_bytes
+from ser_lightning.planning.budgets import rl_budgets
+from ser_lightning.planning.memory import device_bytes
 from ser_lightning.records import Prompt, PromptBatch, Turn
 
 _CHUNK = 1024
 """Prompts that are read or encoded at once."""
-CPU_SAMPLING_TOKENS = 16384
-"""In a batch of responses: on a CPU too a token of many rows costs little more than one of a few."""
 
 PromptSplit = Literal["train", "val"]
 """What `predict` can answer."""
@@ -237,14 +235,12 @@ class PromptDataModule(PairFiles):
             self._set_budgets(self.consumer)
 
     def _set_budgets(self, module: Any) -> None:
-        training, sampling = CPU_TOKENS[0], CPU_SAMPLING_TOKENS
-        if self.trainer is not None and self.trainer.strategy.root_device.type == "cuda":
-            memory, beside = device_bytes("cuda")[1], module.models_beside
-            place = module.policy, module.start.backbone, str(self.trainer.precision), memory
-            training = policy_budget(*place, beside)
-            is_trained = self.trainer.state.fn == "fit"
-            sampling = sampling_budget(*place, module.sampling.max_new_tokens, is_trained, beside)
-        module.auto_tokens = training, sampling
+        device = "cpu" if self.trainer is None else self.trainer.strategy.root_device.type
+        precision, is_trained = "32-true", False
+        if self.trainer is not None:
+            precision, is_trained = str(self.trainer.precision), self.trainer.state.fn == "fit"
+        place = module.policy, module.start.backbone, precision, device, device_bytes(device)[1]
+        module.auto_tokens = rl_budgets(*place, module.sampling.max_new_tokens, is_trained, module.models_beside)
         chosen = zip(module.token_settings, module.auto_tokens, ("training", "sampling"), strict=True)
         said = (f"{tokens:,} tokens in {use}" for given, tokens, use in chosen if given == "auto")
         rank_zero_info(f"Batches: auto is {' and '.join(said)}.")

@@ -36,7 +36,9 @@ from ser_lightning.modules.generate import GenerateModule
 from ser_lightning.modules.ppo import PPOModule
 from ser_lightning.modules.reward import RewardModule
 from ser_lightning.modules.sft import SFTModule
+from ser_lightning.planning.budgets import policy_budget, rl_budgets
 from ser_lightning.planning.memory import (
+    CPU_TOKENS,
     Weights,
     auto_budgets,
     count_weights,
@@ -198,7 +200,7 @@ def _sft_plan(cli: PlanCLI, module: SFTModule, data: ResponseDataModule) -> tupl
         _optimizers(module)[0],
         responses.lengths,
         ceil(per_step / num_ranks),
-        data.tokens_per_batch,
+        cast(int, data.tokens_per_batch),
         str(trainer.precision or "32-true"),
         device,
     )
@@ -227,6 +229,7 @@ def _rl_plan(cli: PlanCLI, module: PPOModule, data: PromptDataModule) -> tuple[d
         ceil(data.prompts_per_step / num_ranks),
         data.val_prompts_per_batch,
         choose_layout(cli.settings.model.init_args.layout, module.policy.lm, device, "model.layout"),
+        cast(tuple[int, int], module.token_settings),
         str(trainer.precision or "32-true"),
         device,
     )
@@ -262,9 +265,23 @@ def _set_up(cli: PlanCLI) -> tuple[str, int]:
         data.prepare_data()
         data.setup("fit")
 
-    found = problems_of(set_up_data) + problems_of(module.to("meta").configure_model)
-    raise_problems(found or problems_of(data.train_dataloader))  # which asks the module whether prompts fit
-    return device_of(settings.trainer.accelerator), num_ranks
+    device = device_of(settings.trainer.accelerator)
+    raise_problems(problems_of(set_up_data) + problems_of(module.to("meta").configure_model))
+    _settle_auto(module, data, str(settings.trainer.precision or "32-true"), device)
+    raise_problems(problems_of(data.train_dataloader))  # which asks the module whether prompts fit
+    return device, num_ranks
+
+
+def _settle_auto(module: Any, data: Any, precision: str, device: str) -> None:
+    """Put numbers in the place of `auto` for tokens in a batch, as a fit finds them on this device."""
+    place = module.policy, module.backbone, precision
+    there = device_bytes(device)[1]
+    if isinstance(module, PPOModule):
+        auto = rl_budgets(*place, device, there, module.sampling.max_new_tokens, True, module.models_beside)
+        settled = [own if given == "auto" else given for given, own in zip(module.token_settings, auto, strict=True)]
+        module.tokens_per_batch, module.tokens_per_sampling_batch = settled
+    elif data.tokens_per_batch == "auto":
+        data.tokens_per_batch = policy_budget(*place, there) if device == "cuda" else CPU_TOKENS[0]
 
 
 def _optimizers(module: SFTModule | PPOModule) -> list[Optimizer]:

@@ -1,7 +1,6 @@
 """What `auto` is for a policy and for a scorer: tokens in a batch that fill a GPU, by the estimates of `memory`."""
 
-from collections.abc import Iterable, Iterator
-from types import SimpleNamespace
+from collections.abc import Iterable
 from typing import Any
 
 from torch import nn
@@ -11,6 +10,7 @@ from ser_lightning.models.policy import POLICY, Policy
 from ser_lightning.models.reward_model import RewardModel
 from ser_lightning.planning.memory import (
     CONTEXT_BYTES,
+    CPU_TOKENS,
     Shape,
     gradient_bytes,
     held_bytes,
@@ -23,6 +23,8 @@ from ser_lightning.planning.memory import (
 )
 from ser_lightning.rl.rollout import LOGP_CHUNK
 
+CPU_SAMPLING_TOKENS = 16384
+"""In a batch of responses: on a CPU too a token of many rows costs little more than one of a few."""
 _LOGIT_BYTES = 4 * 4
 """Of each word for a token that is drawn: logits, probabilities, sums of these and a copy, in float32."""
 _TRAINED_LOGIT_BYTES = 6 * 4
@@ -41,7 +43,7 @@ def policy_budget(
         num_bytes: memory of the device.
         beside: other models on it; what they share with the policy counts once.
     """
-    shape, trained = _shape_of(policy, backbone, precision), trained_weights(policy)
+    shape, trained = shape_of(policy.lm, backbone, precision, "cuda", POLICY), trained_weights(policy)
     taken = _held(policy, precision, beside) + gradient_bytes(trained) + 8 * sum(p.numel() for p in trained)
     taken += LOGP_CHUNK * _TRAINED_LOGIT_BYTES * _vocabulary(policy)
     a_token = training_activations(shape, backbone.train, backbone.gradient_checkpointing, 1)
@@ -71,18 +73,51 @@ def sampling_budget(
         is_trained: whether an optimiser keeps its states beside it.
         beside: as above.
     """
-    shape = _shape_of(policy, backbone, precision)
+    shape = shape_of(policy.lm, backbone, precision, "cuda", POLICY)
     taken = _held(policy, precision, beside) + 8 * is_trained * sum(p.numel() for p in trained_weights(policy))
-    cached = 2 * (shape.layers + 1) * shape.key_value * shape.num_bytes
+    cached = cache_bytes(shape, 1)
     drawn = _LOGIT_BYTES * _vocabulary(policy) // (max_new_tokens + 1)
     return tokens_that_fit(num_bytes - taken, cached + labelling_activations(shape, 1) + drawn)
+
+
+def rl_budgets(
+    policy: Policy,
+    backbone: Backbone,
+    precision: str,
+    device: str,
+    num_bytes: int,
+    max_new_tokens: int,
+    is_trained: bool,
+    beside: Iterable[nn.Module] = (),
+) -> tuple[int, int]:
+    """What `auto` is in the RL stage: tokens in a micro-batch of training, and in a batch that is being sampled.
+
+    Args:
+        policy: as `policy_budget` has it.
+        backbone: as above.
+        precision: as above.
+        device: `cpu`, where both are constants, or `cuda`.
+        num_bytes: as above.
+        max_new_tokens: of a response.
+        is_trained: whether an optimiser keeps its states beside it.
+        beside: as above.
+    """
+    if device != "cuda":
+        return CPU_TOKENS[0], CPU_SAMPLING_TOKENS
+    place, beside = (policy, backbone, precision, num_bytes), list(beside)
+    return policy_budget(*place, beside), sampling_budget(*place, max_new_tokens, is_trained, beside)
+
+
+def cache_bytes(shape: Shape, num_tokens: int) -> int:
+    """Keys and values of all layers, and those of one layer again while rows leave."""
+    return 2 * (shape.layers + 1) * shape.key_value * shape.num_bytes * num_tokens
 
 
 def scoring_budget(reward_model: RewardModel, free_bytes: int) -> int:
     """Tokens in a batch of a reward model that only scores, from the memory that is free once it is there."""
     dtype = next(reward_model.body.parameters()).dtype
     backbone = Backbone("", dtype="float32" if dtype.itemsize == 4 else "bfloat16")
-    shape = shape_of(reward_model, backbone, "32-true", "cuda")
+    shape = shape_of(reward_model.model, backbone, "32-true", "cuda")
     return tokens_that_fit(free_bytes, labelling_activations(shape, 1))
 
 
@@ -95,13 +130,3 @@ def _held(policy: Policy, precision: str, beside: Iterable[nn.Module]) -> int:
 def _vocabulary(policy: Policy) -> int:
     config: Any = policy.lm.config
     return int(config.get_text_config().vocab_size)
-
-
-def _shape_of(policy: Policy, backbone: Backbone, precision: str) -> Shape:
-    body = SimpleNamespace(named_modules=lambda: _one_role(policy.body))
-    return shape_of(SimpleNamespace(model=policy.lm, body=body), backbone, precision, "cuda")  # type: ignore[arg-type]
-
-
-def _one_role(body: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Modules of a body with the adapter of the policy alone: one role computes at a time."""
-    return ((n, m) for n, m in body.named_modules() if ".lora_A." not in n or n.endswith(f".lora_A.{POLICY}"))

@@ -19,6 +19,7 @@ from ser_lightning.models.backbone import Backbone
 from ser_lightning.models.policy import POLICY, Policy
 from ser_lightning.modules.ppo import PPOModule
 from ser_lightning.modules.sft import SFTModule
+from ser_lightning.planning.budgets import cache_bytes
 from ser_lightning.planning.memory import (
     Shape,
     Weights,
@@ -127,6 +128,7 @@ def rl_memory(
     prompts_per_step: int,
     prompts_per_val_batch: int,
     layout: Layout,
+    budgets: tuple[int, int],
     precision: str,
     device: str,
 ) -> dict[str, Any]:
@@ -139,6 +141,7 @@ def rl_memory(
         prompts_per_step: of one device.
         prompts_per_val_batch: prompts that a device answers at once in validation.
         layout: of whole responses, see `masks.choose_layout`.
+        budgets: most tokens in a micro-batch of training, and in a batch that is being sampled.
         precision: as the trainer calls it.
         device: `cpu` or `cuda`.
     """
@@ -148,15 +151,15 @@ def rl_memory(
     longest_prompt, shortest_prompt = int(prompt_lengths.max()), int(prompt_lengths.min())
     longest, num_responses = longest_prompt + room, prompts_per_step * group
     drawn_at_once = max(num_responses, prompts_per_val_batch)
-    sampled = fullest_batch(longest, drawn_at_once, module.tokens_per_sampling_batch)
-    sampled_rows = max(1, min(drawn_at_once, module.tokens_per_sampling_batch // (shortest_prompt + room)))
+    sampled = fullest_batch(longest, drawn_at_once, budgets[1])
+    sampled_rows = max(1, min(drawn_at_once, budgets[1] // (shortest_prompt + room)))
     # Responses to one prompt that share it come into one micro-batch, and may exceed its budget.
     item, items = longest, num_responses
     if layout.shares_prompts:
         item, items = longest_prompt + group * room, prompts_per_step
-    scored = fullest_batch(item, items, module.tokens_per_batch, layout)
+    scored = fullest_batch(item, items, budgets[0], layout)
     at_once = math.ceil(items / module.ppo.minibatches)
-    trained = min(scored, fullest_batch(item, at_once, module.tokens_per_batch, layout))
+    trained = min(scored, fullest_batch(item, at_once, budgets[0], layout))
     logits = [_logit_rows(tokens, item - longest_prompt, item) for tokens in (scored, trained)]
     scoring = [labelling_activations(shape, scored), *_judging(rewards, longest, num_responses, precision, device)]
     rows = {
@@ -177,8 +180,8 @@ def rl_memory(
         "workspace, estimate": dict.fromkeys(RL_PHASES, workspace_bytes(policy, precision)),
     }
     tokens = {"sampling": sampled, "scoring": scored, "training": trained}
-    budgets = dict.fromkeys(RL_PHASES, "model.tokens_per_batch") | {"sampling": "model.tokens_per_sampling_batch"}
-    return _summed(rows, RL_PHASES, tokens, budgets, optimizers)
+    names = dict.fromkeys(RL_PHASES, "model.tokens_per_batch") | {"sampling": "model.tokens_per_sampling_batch"}
+    return _summed(rows, RL_PHASES, tokens, names, optimizers)
 
 
 RL_PHASES = ("sampling", "scoring", "training")
@@ -187,11 +190,6 @@ RL_PHASES = ("sampling", "scoring", "training")
 def models_among(rewards: Iterable[RewardFunction]) -> list[ModelReward]:
     """Those that are models."""
     return [reward for reward in rewards if isinstance(reward, ModelReward)]
-
-
-def cache_bytes(shape: Shape, num_tokens: int) -> int:
-    """Keys and values of all layers, and one layer's keys or values again while a token joins them."""
-    return num_tokens * shape.key_value * shape.num_bytes * (2 * shape.layers + 1)
 
 
 def _judging(

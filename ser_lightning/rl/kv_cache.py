@@ -23,7 +23,7 @@ def sampling_cache(config: PretrainedConfig, num_columns: int) -> DynamicCache:
         if type(layer) is DynamicLayer:
             cache.layers[i] = _Layer(num_columns)
         elif type(layer) is DynamicSlidingWindowLayer:
-            cache.layers[i] = _WindowLayer(num_columns, layer.sliding_window)
+            cache.layers[i] = _WindowLayer(num_columns, sliding_window=layer.sliding_window)
     return cache
 
 
@@ -64,37 +64,48 @@ class _Columns:
         return room[:, :, start : end + num_new]
 
 
-class _Layer(DynamicLayer):
+class _InPlace:
+    """Mixed into a layer of transformers: its keys and values are views of memory for all columns."""
+
     keys: Tensor
     values: Tensor
 
-    def __init__(self, num_columns: int) -> None:
-        super().__init__()
-        self._of_keys, self._of_values = _Columns(num_columns), _Columns(num_columns)
+    def __init__(self, num_columns: int, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self._num_columns = num_columns
+        self._forget()
 
+    def _forget(self) -> None:
+        self._of_keys, self._of_values = _Columns(self._num_columns), _Columns(self._num_columns)
+
+    def append(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """All keys and values, with those of new tokens at the end."""
+        if not self.is_initialized:  # type: ignore[attr-defined]
+            self.lazy_initialization(keys, values)  # type: ignore[attr-defined]
+        return self._of_keys.append(self.keys, keys), self._of_values.append(self.values, values)
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """Keep some rows. The memory of all of them is given back now, not when the layer reads its next token."""
+        super().batch_select_indices(indices)  # type: ignore[misc]
+        self._forget()
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Repeat every row, and give the memory of the single ones back."""
+        super().batch_repeat_interleave(repeats)  # type: ignore[misc]
+        self._forget()
+
+
+class _Layer(_InPlace, DynamicLayer):
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        if not self.is_initialized:
-            self.lazy_initialization(key_states, value_states)
-        self.keys = self._of_keys.append(self.keys, key_states)
-        self.values = self._of_values.append(self.values, value_states)
+        self.keys, self.values = self.append(key_states, value_states)
         return self.keys, self.values
 
 
-class _WindowLayer(DynamicSlidingWindowLayer):
+class _WindowLayer(_InPlace, DynamicSlidingWindowLayer):
     """Attention gets the columns of the window; those before it stay in memory, which is made for all columns."""
 
-    keys: Tensor
-    values: Tensor
-
-    def __init__(self, num_columns: int, sliding_window: int) -> None:
-        super().__init__(sliding_window=sliding_window)
-        self._of_keys, self._of_values = _Columns(num_columns), _Columns(num_columns)
-
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        if not self.is_initialized:
-            self.lazy_initialization(key_states, value_states)
+        keys, values = self.append(key_states, value_states)
         self.cumulative_length += key_states.shape[-2]
-        keys = self._of_keys.append(self.keys, key_states)
-        values = self._of_values.append(self.values, value_states)
         self.keys, self.values = (x[:, :, -self.sliding_window + 1 :, :] for x in (keys, values))
         return keys, values

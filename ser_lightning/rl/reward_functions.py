@@ -235,7 +235,7 @@ class RewardSum:
     @property
     def models(self) -> list[nn.Module]:
         """The reward models among the functions."""
-        return [one.reward_model for one in self._functions.values() if isinstance(one, ModelReward)]
+        return [one.reward_model for one in self.functions.values() if isinstance(one, ModelReward)]
 
     def __call__(self, prompts: Sequence[list[Turn]], responses: Sequence[str]) -> Tensor:
         """(N,) weighted sum."""

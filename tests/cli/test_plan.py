@@ -230,12 +230,15 @@ def test_a_run_of_sft_reads_what_was_foretold(capsys, tiny_model_dir, pairs_file
     assert found["steps"]["total"] == steps
     trained = [batch for step in read[:steps] for batch in step]  # a loader may be a step ahead
     work = found["steps"]["work"]
-    assert work["responses"]["all"] == sum(len(batch.input_ids) for batch in trained)
-    columns = {"tokens": "attention_mask", "response tokens": "response_mask"}
-    for name, column in columns.items():
+    assert work["responses"]["all"] == sum(len(batch.inputs.input_ids) for batch in trained)
+    came = {
+        "tokens": sum(int(batch.inputs.attention_mask.sum()) for batch in trained),
+        "response tokens": sum(len(batch.response_places) for batch in trained),
+    }
+    for name, number in came.items():
         share = 1e-9 if not more else 0.05  # of a part of an epoch it is the mean
-        assert work[name]["all"] == pytest.approx(sum(int(getattr(b, column).sum()) for b in trained), rel=share)
-    assert max(batch.input_ids.numel() for batch in trained) <= found["memory"]["batch_tokens"]["training"]
+        assert work[name]["all"] == pytest.approx(number, rel=share)
+    assert max(batch.inputs.input_ids.numel() for batch in trained) <= found["memory"]["batch_tokens"]["training"]
     assert max(map(len, text.splitlines())) <= 80 and found["data"]["splits"]["seed"]["number"] > 0
 
 
@@ -337,3 +340,20 @@ def test_no_batch_is_larger_than_foretold(pairs_file, tiny_tokenizer):
                 inputs = layout.lay_out([a for a, _ in ids] + [b for _, b in ids], keys, 0)
                 assert inputs.input_ids.numel() <= most
             assert most <= max(budget, 200) + 64
+
+
+@pytest.mark.parametrize(
+    ("config", "explicit"),
+    [
+        ("ppo.yaml", {"model.tokens_per_batch": 1536, "model.tokens_per_sampling_batch": 16384}),
+        ("sft.yaml", {"data.tokens_per_batch": 1536}),
+    ],
+)
+def test_auto_budgets_of_a_policy_are_planned_as_a_fit_takes_them(config, explicit):
+    """Those of a CPU are constants (docs/performance.md)."""
+    more = ["--model.reward_model=builtins.len"] if config == "ppo.yaml" else []
+    for name, settings in (("auto", dict.fromkeys(explicit, "auto")), ("numbers", explicit)):
+        flags = [f"--{key}={value}" for key, value in settings.items()]
+        assert main(["plan", "--config", config, *more, *flags, f"--json={name}.json"]) == 0
+    plans = [json.loads(Path(f"{name}.json").read_text()) for name in ("auto", "numbers")]
+    assert plans[0]["memory"] == plans[1]["memory"] and plans[0]["steps"] == plans[1]["steps"]

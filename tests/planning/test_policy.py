@@ -8,16 +8,16 @@ import pytest
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch.utils.data import DataLoader
-from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from ser_lightning.data.layouts import PADDED, Layout
 from ser_lightning.models.backbone import Backbone, LoraSettings
 from ser_lightning.models.policy import POLICY, load_policy, policy_state
 from ser_lightning.modules.ppo import PPOModule
 from ser_lightning.modules.sft import SFTModule
+from ser_lightning.planning.budgets import cache_bytes
 from ser_lightning.planning.memory import gradient_bytes, optimizer_bytes, shape_of, trained_weights
 from ser_lightning.planning.policy import (
-    cache_bytes,
     count_steps,
     count_validations,
     held_out_answers,
@@ -28,6 +28,7 @@ from ser_lightning.planning.policy import (
 )
 from ser_lightning.records import Padded
 from ser_lightning.rl.experience import PPOSettings
+from ser_lightning.rl.kv_cache import sampling_cache
 from ser_lightning.rl.policy_math import FixedKL
 from ser_lightning.rl.rollout import Sampling
 
@@ -99,13 +100,14 @@ def wide_dir(tiny_tokenizer, tmp_path_factory):
 
 def test_the_cache_has_the_bytes_of_a_real_one(wide_dir):
     backbone = Backbone(wide_dir, train="lora")
-    policy, cache = load_policy(backbone), DynamicCache()
+    policy = load_policy(backbone)
+    cache = sampling_cache(policy.lm.config, 20)
     ids = torch.randint(3, 100, (2, 20))
     with torch.no_grad():
         policy.next_hidden(POLICY, ids, torch.ones_like(ids), torch.arange(20).expand(2, 20), cache)
     kept = num_bytes(tensor for layer in cache.layers for tensor in (layer.keys, layer.values))
     shape = shape_of(policy.lm, backbone, "32-true", "cpu", POLICY)
-    assert cache_bytes(shape, 40) == kept + num_bytes([cache.layers[0].keys])
+    assert cache_bytes(shape, 40) == kept + num_bytes([cache.layers[0].keys, cache.layers[0].values])
 
 
 def kept_for_backward(policy, run):
@@ -148,7 +150,8 @@ def ppo(path, train="lora", advantage="gae", group=1, **kwargs):
 
 def planned(module, layout=PADDED, prompts=4, lengths=(5, 20)):
     made = module.configure_optimizers()
-    return rl_memory(module, made, np.array(lengths), prompts, 2, layout, "32-true", "cpu")
+    budgets = module.token_settings
+    return rl_memory(module, made, np.array(lengths), prompts, 2, layout, budgets, "32-true", "cpu")
 
 
 def test_the_phases_of_a_step_hold_what_they_need_and_no_more(tiny_model_dir):

@@ -1,5 +1,7 @@
 """The cache of sampling against transformers' own, to the bit."""
 
+import gc
+
 import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
@@ -99,3 +101,20 @@ def test_layers_of_other_kinds_are_those_of_transformers():
     plain, own = DynamicCache(config=config), sampling_cache(config, 9)
     assert type(own.layers[0]) is type(plain.layers[0]) and type(own.layers[1]) is not type(plain.layers[1])
     assert not can_select(own)
+
+
+@pytest.mark.parametrize("kind", ["llama", "mistral"])
+def test_the_memory_of_rows_that_leave_is_given_back_at_once(kind):
+    model = lm_of(kind)
+    cache = sampling_cache(model.config, 40)
+    with torch.no_grad():
+        model(torch.randint(3, 16, (8, 6)), past_key_values=cache, use_cache=True)
+    cache.batch_select_indices(torch.tensor([1]))
+    gc.collect()
+    held = {
+        tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes()
+        for tensor in gc.get_objects()
+        if isinstance(tensor, torch.Tensor) and tensor.ndim == 4 and tensor.shape[0] == 8
+    }
+    assert not held
+    assert all(layer.keys.shape[0] == 1 for layer in cache.layers)
