@@ -151,6 +151,7 @@ def _reward_plan(cli: PlanCLI, module: RewardModule, data: PreferenceDataModule)
     device = device_of(settings.trainer.accelerator)
     tokenizer = module.tokenizer
     reward_model = load_reward_model(module.backbone, "meta")
+    module.check_judge(reward_model)
     layout = choose_layout(settings.model.init_args.layout, reward_model.model, device, "model.layout")
     reading = plan_readings(reward_model, tokenizer, module.reading, module.question)
     if reading.usual:
@@ -163,7 +164,7 @@ def _reward_plan(cli: PlanCLI, module: RewardModule, data: PreferenceDataModule)
     evolution = cli.evolution
     if evolution is not None:
         every = settings.trainer.reload_dataloaders_every_n_epochs
-        evolution.setup(SimpleNamespace(reload_dataloaders_every_n_epochs=every, datamodule=data), None, "fit")
+        evolution.setup(SimpleNamespace(reload_dataloaders_every_n_epochs=every, datamodule=data), module, "fit")
         if evolution.settings.folds:
             data.data.rows(
                 "seed", 0, evolution.settings.folds
@@ -183,9 +184,22 @@ def _reward_plan(cli: PlanCLI, module: RewardModule, data: PreferenceDataModule)
         "memory": _memory(module, reward_model, data, layout, settings.trainer, device),
         "data": _data(data, tokens, layout),
         "rounds": _rounds(rounds, settings, tokens["all"].total if is_cached else None),
-        "checks": [*map(asdict, module.start_findings(data.max_length)), *_device_checks(settings.trainer, device)],
+        "checks": [
+            *map(asdict, module.start_findings(data.max_length)),
+            *_judge_checks(module, store.num_tokens),
+            *_device_checks(settings.trainer, device),
+        ],
     }
     return plan, strategy_problems(settings.trainer.strategy, module.backbone.train, module.backbone.quantize)
+
+
+def _judge_checks(module: RewardModule, num_tokens: np.ndarray) -> Iterable[dict[str, str]]:
+    """What a pairwise judge reads beside the rounds: both responses twice, in each order."""
+    if module.compares:
+        tokens = 2 * int(num_tokens.sum())
+        yield _check(
+            "pairwise judge", f"reads at most some {tokens:,} tokens before the first round, once, not in the table"
+        )
 
 
 # Policies

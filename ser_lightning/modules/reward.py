@@ -160,8 +160,7 @@ class RewardModule(LightningModule):
         """Have the pretrained body compare the responses of every pair, while it still has all of its layers."""
         if not self.compares or self._trainer is None or self.trainer.state.fn != "fit":
             return
-        if not reward_model.is_decoder:
-            raise UserError("model.pairwise_judge: got true for an encoder, which cannot be asked; set it to false")
+        self.check_judge(reward_model)
         data = self.trainer.datamodule
         if not hasattr(data, "part_ids"):
             raise UserError("model.pairwise_judge: got true without a PreferenceDataModule, whose pairs it compares")
@@ -169,6 +168,11 @@ class RewardModule(LightningModule):
         max_length = min(2 * data.max_length, limit or 2 * data.max_length)
         reward_model.to(self.trainer.strategy.root_device)
         self.judge = PairwiseJudge(*cache_comparisons(self.trainer, reward_model, self.tokenizer, data, max_length))
+
+    def check_judge(self, reward_model: RewardModel) -> None:
+        """`UserError` for a pairwise judge that the model cannot be."""
+        if self.compares and not reward_model.is_decoder:
+            raise UserError("model.pairwise_judge: got true for an encoder, which cannot be asked; set it to false")
 
     @property
     def caches_features(self) -> bool:

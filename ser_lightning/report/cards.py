@@ -19,6 +19,9 @@ Lookup = Callable[[list[int]], Sequence[PreferencePair]]
 def pool_cards(lookup: Lookup, audit: Audit, before: Audit | None) -> dict[str, list[dict[str, Any]]]:
     """Pool pairs to read: the surest, the least sure, and the surest of those whose label has flipped.
 
+    Where a pairwise judge has overruled the reward model, so that a label contradicts the rewards, the surest of these
+    as `overruled`.
+
     Args:
         lookup: texts of pairs, which come without a label.
         audit: (N,) columns of the round's audit.
@@ -33,6 +36,11 @@ def pool_cards(lookup: Lookup, audit: Audit, before: Audit | None) -> dict[str, 
     # As in the audit: a wins above one half, and nothing has flipped where there was no label.
     flipped = ~np.isnan(earlier) & ((earlier > 0.5) != (probability > 0.5))
     chosen = {"most": order[:NUM_CARDS], "least": order[::-1][:NUM_CARDS], "flipped": order[flipped[order]][:NUM_CARDS]}
+    # Without a judge a label follows its margin, up to what rounding does to a tie.
+    margin = audit["reward_a"] - audit["reward_b"]
+    overruled = (np.abs(margin) > 1e-6) & ((margin > 0) != (probability > 0.5))
+    if overruled.any():
+        chosen["overruled"] = order[overruled[order]][:NUM_CARDS]
     return {
         kind: [
             _card(pair, float(probability[row]), int(audit["label"][row]), str(audit["reason"][row]), earlier[row])

@@ -56,6 +56,11 @@ CARD_KINDS = {
     ),
     "most": ("Most confident", "If some of these are wrong, the model is wrong where it is surest."),
     "flipped": ("Flipped", "Labelled otherwise in the round before; the surest of them."),
+    "overruled": (
+        "Labels against the reward model",
+        "Here the pairwise judge has overruled it: the two views disagree, and human labels are worth most. Without a "
+        "judge, look for swapped sides in the selection rule.",
+    ),
     "least": ("Least confident", "Close to a coin toss; a good place to add human labels."),
 }
 

@@ -58,7 +58,7 @@ NOTES: Shape = {
     "baselines?": {"longer?": NUMBER, "bag_of_words?": NUMBER},
     "reliability?": [{"pairs": int, "confidence": NUMBER, "right": NUMBER}],
     "length?": [[NUMBER]],
-    "cards?": {"most": _CARDS, "least": _CARDS, "flipped": _CARDS, "mistakes?": _CARDS},
+    "cards?": {"most": _CARDS, "least": _CARDS, "flipped": _CARDS, "mistakes?": _CARDS, "overruled?": _CARDS},
     "versions?": _TEXTS,
     "fingerprints?": _TEXTS,
 }

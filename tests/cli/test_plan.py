@@ -357,3 +357,12 @@ def test_auto_budgets_of_a_policy_are_planned_as_a_fit_takes_them(config, explic
         assert main(["plan", "--config", config, *more, *flags, f"--json={name}.json"]) == 0
     plans = [json.loads(Path(f"{name}.json").read_text()) for name in ("auto", "numbers")]
     assert plans[0]["memory"] == plans[1]["memory"] and plans[0]["steps"] == plans[1]["steps"]
+
+
+def test_a_pairwise_judge_is_in_the_plan_and_refused_where_fit_refuses_it(tiny_run, capsys):
+    assert main(["plan", *tiny_run, "--model.pairwise_judge=true", "--json=plan.json"]) == 0
+    [note] = [one for one in json.loads(Path("plan.json").read_text())["checks"] if one["check"] == "pairwise judge"]
+    assert "tokens before the first round" in note["text"]
+    wrong = ["--model.pairwise_judge=true", "--evolution.folds=0", "--evolution.rule=ser_lightning.TopShareRule"]
+    assert main(["plan", *tiny_run, *wrong]) == 2
+    assert "folds: got 0 with model.pairwise_judge" in capsys.readouterr().err

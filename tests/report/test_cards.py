@@ -17,6 +17,8 @@ def test_cards_are_the_surest_the_least_sure_and_those_that_flipped():
     audit = {
         "pair_id": np.arange(100, 107),
         "probability": probability,
+        "reward_a": 3 * probability,
+        "reward_b": 3 * (1 - probability),
         "label": (probability > 0.5).astype(np.int8),
         "reason": np.array(["kept"] * 7, object),
     }
@@ -30,6 +32,22 @@ def test_cards_are_the_surest_the_least_sure_and_those_that_flipped():
     assert (surest["prompt"], surest["response_b"], surest["label"]) == ("user: <p101>", "b101", 1)
     assert surest["before"] == pytest.approx(0.9)
     assert cards["least"][0]["before"] is None
+
+
+def test_labels_that_contradict_their_rewards_are_those_of_the_judge():
+    probability = np.array([0.9, 0.6, 0.3, 0.8], np.float32)
+    audit = {
+        "pair_id": np.arange(4),
+        "probability": probability,
+        "reward_a": np.array([0.0, 0.0, 2.0, 1.0], np.float32),
+        "reward_b": np.array([1.0, 0.5, 1.0, 0.0], np.float32),
+        "label": (probability > 0.5).astype(np.int8),
+        "reason": np.array(["kept"] * 4, object),
+    }
+    cards = pool_cards(texts, audit, None)
+    assert [card["pair_id"] for card in cards["overruled"]] == ["0", "2", "1"]
+    one_view = audit | {"reward_a": probability, "reward_b": 1 - probability}
+    assert "overruled" not in pool_cards(texts, one_view, None)
 
 
 def test_long_and_broken_texts_are_cut_and_mended():
