@@ -11,7 +11,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial, wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from unittest.mock import patch
 
 import numpy as np
@@ -204,7 +204,8 @@ def planned_ppo(module: SharedPPO, work: dict[str, int]) -> dict[str, Any]:
     device = device_of("auto")
     layout = choose_layout("auto", module.policy.lm, device, "layout")
     sizes = np.full(1, work["prompt_tokens"]), work["prompts_per_step"], work["prompts_per_step"]
-    return rl_memory(module, module.configure_optimizers(), *sizes, layout, "bf16-mixed", device)
+    budgets = cast(tuple[int, int], module.token_settings)
+    return rl_memory(module, module.configure_optimizers(), *sizes, layout, budgets, "bf16-mixed", device)
 
 
 def _ppo_headline(peak: int, expected: int, seconds: float) -> str:

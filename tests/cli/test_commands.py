@@ -73,7 +73,10 @@ WORDS = [
         "--strategy: got 'X'; give Random or MostUncertain, or the dotted path of a class of your own with a "
         "method choose(prob_a, pairs, num_pairs)",
     ),
-    (["plan", "--config", "ppo.yaml"], "plan: got PPOModule; plan is for reward models, give rm.yaml"),
+    (
+        ["plan", "--config", "ppo.yaml"],
+        "model.reward_model: required, got nothing; set it with --model.reward_model or in a config",
+    ),
 ]
 
 
