@@ -19,6 +19,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ser_lightning.data.layouts import pad_right
 from ser_lightning.data.packing import cut_by_tokens
+from ser_lightning.errors import UserError
 from ser_lightning.evolution.comparisons import QUESTION, encode_comparisons
 from ser_lightning.models.readings import Reading, read_states
 from ser_lightning.models.reward_model import RewardModel
@@ -43,6 +44,9 @@ def comparison_states(
         tokenizer: with a chat template.
         pairs: N; their labels are not read.
         tokens: most tokens of a comparison, and of a batch with its padding.
+
+    Raises:
+        UserError: a state is not finite.
     """
     rows = encode_comparisons(tokenizer, pairs, tokens[0])
     reading = Reading("last", max(1, round(reward_model.num_layers * DEPTH)))
@@ -51,6 +55,11 @@ def comparison_states(
     for batch in cut_by_tokens([len(ids) for ids in rows], tokens[1], rows_per_item=1):
         inputs = pad_right([rows[i] for i in batch], pad).to(device)
         states[batch] = read_states(reward_model.body, inputs, [reading])[:, 0].float().cpu()
+    if not torch.isfinite(states).all():
+        raise UserError(
+            "model.pairwise_judge: got NaN or infinity from the model; set backbone.dtype to bfloat16 or float32, or "
+            "pairwise_judge to false"
+        )
     a_first, b_first = states.split(len(pairs))
     return a_first - b_first
 
@@ -103,7 +112,10 @@ def _computed(
     store = data.data.store
     rows = np.arange(*store.parts[part : part + 2])
     order = rows[np.argsort(-store.num_tokens[rows].sum(axis=1), kind="stable")]
-    chunks = np.array_split(order, max(1, math.ceil(len(order) / _CHUNK)))
+    if not len(order):
+        return
+    num_chunks = max(trainer.world_size, math.ceil(len(order) / _CHUNK))
+    chunks = np.array_split(order, min(num_chunks, len(order)))
     # Every rank takes as many: a gather waits for all of them, and pairs may come twice.
     turns = math.ceil(len(chunks) / trainer.world_size)
     mine = [chunks[(turn * trainer.world_size + trainer.global_rank) % len(chunks)] for turn in range(turns)]

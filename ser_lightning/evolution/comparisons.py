@@ -11,6 +11,8 @@ from ser_lightning.records import PreferencePair, Turn
 QUESTION = "Which response to the user is better, more helpful and correct: A or B? Answer with one letter."
 MIN_PART = 8
 """Tokens that a conversation or a response keeps at least, however little room there is."""
+_SEAMS = 12
+"""Tokens that a cut may make more of: where it falls between two characters, they are put together otherwise."""
 
 
 def encode_comparisons(
@@ -66,7 +68,7 @@ def _shortened(
     tokenizer: PreTrainedTokenizerBase, texts: tuple[str, str, str], num_tokens: int
 ) -> tuple[str, str, str]:
     conversation, a, b = texts
-    part = max(MIN_PART, num_tokens // 3)
+    part = max(MIN_PART, (num_tokens - _SEAMS) // 3)
     return (
         _cut(tokenizer, conversation, lambda ids: ids[-part:]),
         _cut(tokenizer, a, lambda ids: ids[:part]),

@@ -106,6 +106,17 @@ def test_a_judged_run_that_was_broken_off_goes_on_as_if_nothing_had_happened(
     assert len({hashlib.sha256(file.read_bytes()).hexdigest() for file in files}) == 1
 
 
+def test_two_ranks_compare_and_label_as_one(tiny_run, tiny_fit, on_two_ranks):
+    flags = ("--model.pairwise_judge=true", "--model.optimizer.init_args.lr=1e-7")  # so that the judge is heard
+    on_two_ranks("fit", *tiny_run, *flags, "--run_dir=two", "--trainer.devices=2", "--trainer.strategy=ddp")
+    one, two = (
+        pq.read_table(Path(run, "rounds", "0", "audit.parquet")).to_pydict()
+        for run in (tiny_fit(*flags, name="one"), "two")
+    )
+    assert one["pair_id"] == two["pair_id"] and one["label"] == two["label"] and one["kept"] == two["kept"]
+    assert one["probability"] == pytest.approx(two["probability"], abs=1e-4)
+
+
 def test_what_cannot_be_judged_is_refused(tiny_model_dir, pairs_file, monkeypatch):
     with pytest.raises(UserError, match=r"folds: got 0 with model\.pairwise_judge"):
         trainer("run", evolution(folds=0)).fit(judged(tiny_model_dir), data(pairs_file))

@@ -4,6 +4,7 @@ import pytest
 import torch
 from transformers import AutoModel
 
+from ser_lightning.errors import UserError
 from ser_lightning.evolution import comparison_states as judging
 from ser_lightning.evolution.comparisons import encode_comparisons
 from ser_lightning.models.backbone import Backbone, load_tokenizer
@@ -36,6 +37,15 @@ def test_batches_change_nothing_and_a_swap_turns_the_sign(tiny_model_dir):
     assert torch.allclose(found, states(tiny_model_dir, PAIRS, (400, 1)), atol=1e-5)
     swapped = [PreferencePair(p.pair_id, p.prompt, p.response_b, p.response_a, None) for p in PAIRS]
     assert torch.allclose(found, -states(tiny_model_dir, swapped), atol=1e-5)
+
+
+def test_states_that_are_not_finite_are_refused(tiny_model_dir):
+    backbone = Backbone(str(tiny_model_dir), train="head")
+    model = load_reward_model(backbone).eval()
+    with torch.no_grad():
+        model.body.norm.weight.fill_(torch.nan)
+        with pytest.raises(UserError, match="pairwise_judge: got NaN"):
+            judging.comparison_states(model, load_tokenizer(backbone), PAIRS, (400, 1000))
 
 
 @pytest.mark.parametrize("train", ["head", "lora", "full"])
