@@ -43,13 +43,15 @@ def test_the_ranks_get_the_flags_and_resume_by_themselves(start, tmp_path):
 
 
 def test_before_the_time_limit_the_job_goes_back_into_the_queue(start, tmp_path):
-    job = start(3600)
+    """SLURM ends a job that goes back; the script itself may be waiting for its ranks by then, or not yet."""
+    job, said = start(3600), tmp_path / "scontrol.txt"
     try:
         while not (tmp_path / "srun.txt").exists():
             assert job.poll() is None
             time.sleep(0.01)
         job.send_signal(signal.SIGUSR1)
-        job.wait(600)
-        assert (tmp_path / "scontrol.txt").read_text().split() == ["requeue", "77"]
+        while not said.exists() or len(said.read_text().split()) < 2:
+            time.sleep(0.01)
+        assert said.read_text().split() == ["requeue", "77"]
     finally:
         os.killpg(job.pid, signal.SIGKILL)
