@@ -153,3 +153,18 @@ def break_off(monkeypatch: pytest.MonkeyPatch, step: int, *names: str) -> None:
 
     for name in names:
         monkeypatch.setattr(os, name, breaking(getattr(os, name)))
+
+
+def kept_for_backward(model: torch.nn.Module, run: Callable[[], object]) -> int:
+    """Bytes that autograd keeps of a forward pass, weights aside."""
+    weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    kept: dict[int, torch.Tensor] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        if tensor.untyped_storage().data_ptr() not in weights:
+            kept[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        run()
+    return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())

@@ -146,14 +146,7 @@ def model_card(
         tags=["ser-lightning", "policy"] if what == "policy" else ["ser-lightning", "reward-model"],
         base_model=backbone["path"] if is_hub_name and "/" in backbone["path"] else None,
     )
-    title, limits = "A policy", _POLICY_LIMITS
-    if what != "policy":
-        title, limits = "A reward model", _REWARD_LIMITS
-        if own_labels:
-            title, limits = f"{title} that labelled data of its own", _OWN_LABELS.format(own_labels) + limits
-        if data.get("teacher"):
-            title = "A reward model that learned from another one"
-            limits = _TAUGHT.format(_shown(data["teacher"])) + limits
+    title, limits = _title_and_limits(what, own_labels, data.get("teacher"))
     values: dict[str, Any] = {"title": title, "max_length": data.get("max_length")}
     if scale:
         values |= {"zero": f"{scale[0]:.4g}", "temperature": f"{scale[1]:.4g}"}
@@ -174,6 +167,18 @@ def model_card(
         "limits": limits,
     }
     ModelCard.from_template(card_data, template_str=_TEMPLATE, **values).save(folder / "README.md")
+
+
+def _title_and_limits(what: str, own_labels: int, teacher: str | None) -> tuple[str, str]:
+    """What it is, and what to beware of."""
+    if what == "policy":
+        return "A policy", _POLICY_LIMITS
+    title, limits = "A reward model", _REWARD_LIMITS
+    if own_labels:
+        title, limits = f"{title} that labelled data of its own", _OWN_LABELS.format(own_labels) + limits
+    if teacher:
+        title, limits = "A reward model that learned from another one", _TAUGHT.format(_shown(teacher)) + limits
+    return title, limits
 
 
 def _use(what: str, is_4bit: bool, is_read_plainly: bool, values: dict[str, Any]) -> str:

@@ -25,9 +25,9 @@ from ser_lightning.rl.rollout import LOGP_CHUNK
 
 CPU_SAMPLING_TOKENS = 16384
 """In a batch of responses: on a CPU too a token of many rows costs little more than one of a few."""
-_LOGIT_BYTES = 4 * 4
+LOGIT_BYTES = 4 * 4
 """Of each word for a token that is drawn: logits, probabilities, sums of these and a copy, in float32."""
-_TRAINED_LOGIT_BYTES = 6 * 4
+TRAINED_LOGIT_BYTES = 6 * 4
 """The same for a token of a chunk in the backward pass."""
 
 
@@ -45,7 +45,7 @@ def policy_budget(
     """
     shape, trained = shape_of(policy.lm, backbone, precision, "cuda", POLICY), trained_weights(policy)
     taken = _held(policy, precision, beside) + gradient_bytes(trained) + 8 * sum(p.numel() for p in trained)
-    taken += LOGP_CHUNK * _TRAINED_LOGIT_BYTES * _vocabulary(policy)
+    taken += LOGP_CHUNK * TRAINED_LOGIT_BYTES * vocabulary_size(policy)
     a_token = training_activations(shape, backbone.train, backbone.gradient_checkpointing, 1)
     return tokens_that_fit(num_bytes - taken, max(a_token, labelling_activations(shape, 1)))
 
@@ -76,7 +76,7 @@ def sampling_budget(
     shape = shape_of(policy.lm, backbone, precision, "cuda", POLICY)
     taken = _held(policy, precision, beside) + 8 * is_trained * sum(p.numel() for p in trained_weights(policy))
     cached = cache_bytes(shape, 1)
-    drawn = _LOGIT_BYTES * _vocabulary(policy) // (max_new_tokens + 1)
+    drawn = LOGIT_BYTES * vocabulary_size(policy) // (max_new_tokens + 1)
     return tokens_that_fit(num_bytes - taken, cached + labelling_activations(shape, 1) + drawn)
 
 
@@ -127,6 +127,7 @@ def _held(policy: Policy, precision: str, beside: Iterable[nn.Module]) -> int:
     return CONTEXT_BYTES + held_bytes(parameters.values()) + workspace_bytes(policy, precision)  # type: ignore[arg-type]
 
 
-def _vocabulary(policy: Policy) -> int:
+def vocabulary_size(policy: Policy) -> int:
+    """Logits of a token."""
     config: Any = policy.lm.config
     return int(config.get_text_config().vocab_size)

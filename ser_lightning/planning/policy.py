@@ -19,7 +19,7 @@ from ser_lightning.models.backbone import Backbone
 from ser_lightning.models.policy import POLICY, Policy
 from ser_lightning.modules.ppo import PPOModule
 from ser_lightning.modules.sft import SFTModule
-from ser_lightning.planning.budgets import cache_bytes
+from ser_lightning.planning.budgets import LOGIT_BYTES, TRAINED_LOGIT_BYTES, cache_bytes, vocabulary_size
 from ser_lightning.planning.memory import (
     Shape,
     Weights,
@@ -35,12 +35,6 @@ from ser_lightning.planning.memory import (
 from ser_lightning.planning.workload import fullest_batch
 from ser_lightning.rl.reward_functions import ModelReward, RewardFunction
 from ser_lightning.rl.rollout import LOGP_CHUNK
-
-_LOGIT_COPIES = 4
-"""Tables in float32 of the size of the logits that stand in memory at once, where tokens are drawn or measured."""
-_TRAINED_LOGIT_COPIES = 6
-"""The same in the backward pass of a chunk."""
-
 
 # Weights
 
@@ -115,7 +109,7 @@ def sft_memory(
         "optimiser": {"training": optimizer_bytes(optimizer)},
         "gradients": {"training": gradient_bytes(trained_weights(policy))},
         "activations, estimate": {"training": _update_activations(module, shape, tokens)},
-        "logits, estimate": {"training": _logit_bytes(policy, chunk, _TRAINED_LOGIT_COPIES)},
+        "logits, estimate": {"training": _logit_bytes(policy, chunk, TRAINED_LOGIT_BYTES)},
         "workspace, estimate": {"training": workspace_bytes(policy, precision)},
     }
     return _summed(rows, ("training",), {"training": tokens}, {"training": "data.tokens_per_batch"}, [optimizer])
@@ -153,13 +147,8 @@ def rl_memory(
     drawn_at_once = max(num_responses, prompts_per_val_batch)
     sampled = fullest_batch(longest, drawn_at_once, budgets[1])
     sampled_rows = max(1, min(drawn_at_once, budgets[1] // (shortest_prompt + room)))
-    # Responses to one prompt that share it come into one micro-batch, and may exceed its budget.
-    item, items = longest, num_responses
-    if layout.shares_prompts:
-        item, items = longest_prompt + group * room, prompts_per_step
-    scored = fullest_batch(item, items, budgets[0], layout)
-    at_once = math.ceil(items / module.ppo.minibatches)
-    trained = min(scored, fullest_batch(item, at_once, budgets[0], layout))
+    item = longest_prompt + group * room if layout.shares_prompts else longest
+    scored, trained = _update_batches(module, item, prompts_per_step, layout, budgets[0])
     logits = [_logit_rows(tokens, item - longest_prompt, item) for tokens in (scored, trained)]
     scoring = [labelling_activations(shape, scored), *_judging(rewards, longest, num_responses, precision, device)]
     rows = {
@@ -173,15 +162,28 @@ def rl_memory(
             "training": _update_activations(module, shape, trained),
         },
         "logits, estimate": {
-            "sampling": _logit_bytes(policy, sampled_rows, _LOGIT_COPIES),
-            "scoring": _logit_bytes(policy, logits[0], _LOGIT_COPIES),
-            "training": _logit_bytes(policy, logits[1], _TRAINED_LOGIT_COPIES),
+            "sampling": _logit_bytes(policy, sampled_rows, LOGIT_BYTES),
+            "scoring": _logit_bytes(policy, logits[0], LOGIT_BYTES),
+            "training": _logit_bytes(policy, logits[1], TRAINED_LOGIT_BYTES),
         },
         "workspace, estimate": dict.fromkeys(RL_PHASES, workspace_bytes(policy, precision)),
     }
     tokens = {"sampling": sampled, "scoring": scored, "training": trained}
     names = dict.fromkeys(RL_PHASES, "model.tokens_per_batch") | {"sampling": "model.tokens_per_sampling_batch"}
     return _summed(rows, RL_PHASES, tokens, names, optimizers)
+
+
+def _update_batches(
+    module: PPOModule, item: int, prompts_per_step: int, layout: Layout, budget: int
+) -> tuple[int, int]:
+    """Tokens in the fullest micro-batch of scoring, and of training.
+
+    Responses to one prompt that share it come into one micro-batch, and may exceed its budget: `item` tokens.
+    """
+    items = prompts_per_step if layout.shares_prompts else prompts_per_step * module.responses_per_prompt
+    scored = fullest_batch(item, items, budget, layout)
+    at_once = math.ceil(items / module.ppo.minibatches)
+    return scored, min(scored, fullest_batch(item, at_once, budget, layout))
 
 
 RL_PHASES = ("sampling", "scoring", "training")
@@ -214,8 +216,8 @@ def _logit_rows(tokens: int, num_response_tokens: int, num_item_tokens: int) -> 
     return min(LOGP_CHUNK, tokens * num_response_tokens // num_item_tokens)
 
 
-def _logit_bytes(policy: Policy, num_rows: int, copies: int) -> int:
-    return copies * 4 * num_rows * int(policy.lm.config.get_text_config().vocab_size)  # type: ignore[operator, union-attr]
+def _logit_bytes(policy: Policy, num_rows: int, bytes_each: int) -> int:
+    return bytes_each * num_rows * vocabulary_size(policy)
 
 
 def _summed(

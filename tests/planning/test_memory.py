@@ -30,6 +30,7 @@ from ser_lightning.planning.memory import (
 from ser_lightning.records import Padded
 from ser_lightning.training.strategies import spread
 from ser_lightning.utils.collectives import own_part
+from tests.helpers import kept_for_backward
 
 WIDE = {
     "hidden_size": 256,
@@ -143,18 +144,7 @@ def test_optimisers_of_bitsandbytes_keep_what_they_say(odd_dir):
 
 
 def kept_bytes(reward_model, num_tokens):
-    """What autograd keeps of a forward pass, weights aside."""
-    weights = {p.untyped_storage().data_ptr() for p in reward_model.parameters()}
-    kept = {}
-
-    def keep(tensor):
-        if tensor.untyped_storage().data_ptr() not in weights:
-            kept[tensor.untyped_storage().data_ptr()] = tensor
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        run(reward_model, num_tokens)
-    return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+    return kept_for_backward(reward_model, lambda: run(reward_model, num_tokens))
 
 
 @pytest.mark.parametrize("train", ["full", "lora"])

@@ -31,6 +31,7 @@ from ser_lightning.rl.experience import PPOSettings
 from ser_lightning.rl.kv_cache import sampling_cache
 from ser_lightning.rl.policy_math import FixedKL
 from ser_lightning.rl.rollout import Sampling
+from tests.helpers import kept_for_backward
 
 SETTINGS = [
     {"train": train, "dtype": dtype, "quantize": quantize}
@@ -108,21 +109,6 @@ def test_the_cache_has_the_bytes_of_a_real_one(wide_dir):
     kept = num_bytes(tensor for layer in cache.layers for tensor in (layer.keys, layer.values))
     shape = shape_of(policy.lm, backbone, "32-true", "cpu", POLICY)
     assert cache_bytes(shape, 40) == kept + num_bytes([cache.layers[0].keys, cache.layers[0].values])
-
-
-def kept_for_backward(policy, run):
-    """Bytes that autograd keeps of a forward pass, weights aside."""
-    weights = {p.untyped_storage().data_ptr() for p in policy.parameters()}
-    kept = {}
-
-    def keep(tensor):
-        if tensor.untyped_storage().data_ptr() not in weights:
-            kept[tensor.untyped_storage().data_ptr()] = tensor
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        run()
-    return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
 
 
 @pytest.mark.parametrize("train", ["full", "lora"])
