@@ -4,22 +4,21 @@ Shapes: S random seeds, N test pairs that they share, R resamples.
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from benchmarks.shared.bootstrap import Block, Estimate, Floats, accuracies, credits, share_of
+from benchmarks.readings.grouping import DELIVERED, Runs, Settings, blocks_of, by_setting, names
+from benchmarks.readings.judge_table import judge_table
+from benchmarks.shared.bootstrap import Estimate, Floats, accuracies, credits, share_of
 from benchmarks.shared.intervals import t_interval
 from benchmarks.shared.markdown import table
 from benchmarks.shared.results import Results, Run
 
 PAGE = "results.md"
 RESULTS = Results(Path(__file__).parent / "results.jsonl", "setting", "seed")
-DELIVERED = "accuracy_0"
-"""Way of delivering in all tables but that of ways."""
 HARM = 0.01
 CONDITIONS = {
     "standard_calibrated": "standard, `CalibratedRule`",
@@ -58,39 +57,6 @@ STRATEGIES = {
     "information_batch": "expected information, greedy batch",
     "views": "disagreement of the two views",
 }
-
-Runs = Mapping[int, Run]
-"""By random seed."""
-Settings = Mapping[str, Mapping[str, Runs]]
-"""By data set and body (`pandalm/NAME`), and part of the study."""
-
-
-def by_setting(found: Iterable[Run]) -> Settings:
-    """Results in the order of the tables."""
-    results: dict[str, dict[str, dict[int, Run]]] = defaultdict(lambda: defaultdict(dict))
-    for one in found:
-        where, _, part = one["setting"].rpartition("/")
-        results[where][part][one["seed"]] = one
-    return dict(sorted(results.items()))
-
-
-def blocks_of(runs: Iterable[Run], models: Callable[[Run], Sequence[str]]) -> list[Block]:
-    """A block for each fifth of the prompts.
-
-    Args:
-        runs: each with its `fifth` and the `prompt` of its test pairs.
-        models: from a run to the credits of the same number of models.
-    """
-    fifths: dict[int, list[Run]] = defaultdict(list)
-    for run in runs:
-        fifths[run["fifth"]].append(run)
-    return [
-        Block(
-            np.stack([[credits(text) for text in models(run)] for run in own]).transpose(1, 0, 2),
-            np.array(own[0]["prompt"]),
-        )
-        for own in fifths.values()
-    ]
 
 
 def with_all_labels(parts: Mapping[str, Runs], part: str) -> tuple[list[Run], dict[int, Run]]:
@@ -231,7 +197,7 @@ def headline(results: Settings) -> str:
         point = min(label_curve(parts), key=lambda p: abs(np.log(p.labels / labels)), default=None)
         rows.append(
             [
-                *(*_names(where), str(found.num_runs), f"{labels:.0f} of {every:.0f}"),
+                *(*names(where), str(found.num_runs), f"{labels:.0f} of {every:.0f}"),
                 *(str(found.seed_over_standard_all), str(found.over_standard_all)),
                 *("undefined" if found.share is None else str(found.share), _multiplier(point)),
                 f"{np.mean([run['longer'] for run in whole]):.3f}",
@@ -240,11 +206,6 @@ def headline(results: Settings) -> str:
     header = "data|body|runs|labels|(a) `auto`, seed model, minus standard with all labels|(a) evolved"
     more = "(b) share of the gap closed by evolution|(c) label multiplier|longer response"
     return table([*header.split("|"), *more.split("|")], rows)
-
-
-def _names(where: str) -> list[str]:
-    data, _, body = where.partition("/")
-    return [data, body]
 
 
 def _multiplier(point: Point | None) -> str:
@@ -265,7 +226,7 @@ def labels_table(results: Settings) -> str:
             multiplier = "-" if is_last else _multiplier(point).partition(" at ")[0]
             figures = point.standard, point.ours, point.difference, point.over_standard_all
             number = f"{point.labels}, all" if is_last else str(point.labels)
-            rows.append([*_names(where), number, *map(str, figures), multiplier])
+            rows.append([*names(where), number, *map(str, figures), multiplier])
     header = "data|body|labels|standard reading|`auto`|difference|`auto` minus standard with all labels"
     return table([*header.split("|"), "label multiplier"], rows)
 
@@ -283,7 +244,7 @@ def conditions_table(results: Settings) -> str:
                 figures = found.seed_model, found.delivered, found.gain, found.last_gain, found.over_ours
                 rows.append(
                     [
-                        *(*_names(where), f"{part} %", name, str(found.num_runs), *map(str, figures)),
+                        *(*names(where), f"{part} %", name, str(found.num_runs), *map(str, figures)),
                         "undefined" if found.share is None else str(found.share),
                         f"{np.mean([run['kept'][0] for run in runs]):.0%}",
                         f"{np.mean(right):.3f}" if right else "-",
@@ -338,7 +299,7 @@ def calibration_table(results: Settings) -> str:
                 bins = [one for run in runs for one in run["calibration"][folds]]
                 error, confidence, right = pooled_error(bins)
                 row = folds, f"{error:.3f}", f"{confidence:.3f}", f"{right:.3f}"
-                rows.append([*_names(where), f"{part} %", *row])
+                rows.append([*names(where), f"{part} %", *row])
     header = "data|body|labels|folds|calibration error|mean stated confidence|share right"
     return table(header.split("|"), rows)
 
@@ -364,59 +325,12 @@ def queries_table(results: Settings) -> str:
             if any(size not in run["random"] for run in runs):
                 continue
             at_random = [run["random"][size] for run in runs]
-            row = [*_names(where), size, str(len(runs)), t_interval(at_random)]
+            row = [*names(where), size, str(len(runs)), t_interval(at_random)]
             for name in STRATEGIES:
                 row.append(t_interval([run[name][size] - run["random"][size] for run in runs]))
             rows.append(row)
     header = ["data", "body", "labels", "random seeds", "at random"]
     return table([*header, *(f"{name}, difference" for name in STRATEGIES.values())], rows)
-
-
-JUDGED = ("seed", "alone", "alone_last", "judged", "judged_last", "standard_all", "ours_all", "judge")
-"""Models of a run with and without a pairwise judge, in this order."""
-
-
-def judge_table(results: Settings) -> str:
-    """One line for each share of labels and rule: evolution with a pairwise judge, and the same without."""
-    rows = []
-    for where, parts in results.items():
-        for part in ("judge_5", "judge_15"):
-            runs = [*parts.get(part, {}).values()]
-            for rule, name in (("calibrated", "`CalibratedRule`"), ("keep_all", "keep all")) if runs else ():
-                mean, drawn = accuracies(blocks_of(runs, partial(_judged_models, rule=rule)))
-
-                def difference(first: str, second: str, mean: Floats = mean, drawn: Floats = drawn) -> str:
-                    i, j = JUDGED.index(first), JUDGED.index(second)
-                    return str(Estimate.of(float(mean[i] - mean[j]), drawn[:, i] - drawn[:, j]))
-
-                gap = [JUDGED.index(model) for model in ("seed", "judged", "ours_all")]
-                share = share_of(mean[gap], drawn[:, gap])
-                right = [np.mean([run["conditions"][f"{c}_{rule}"]["pool_right"][0] for run in runs]) for c in _WHO]
-                rows.append(
-                    [
-                        *(*_names(where), f"{part.removeprefix('judge_')} %", name, str(len(runs))),
-                        f"{np.mean([run['is_heard'] for run in runs]):.0%}",
-                        *(f"{mean[JUDGED.index(model)]:.3f}" for model in ("seed", "judge")),
-                        f"{right[0]:.3f}, {right[1]:.3f}",
-                        *(difference(model, "seed") for model in JUDGED[1:5]),
-                        *("undefined" if share is None else str(share), difference("judged", "standard_all")),
-                    ]
-                )
-    header = "data|body|labels|rule|runs|judge heard in|seed model|judge by itself|pool labels right, without and with"
-    gains = "gain without: delivered|last round|gain with judge: delivered|last round"
-    more = "share of the gap, with judge|delivered with judge minus standard with all labels"
-    return table([*header.split("|"), *gains.split("|"), *more.split("|")], rows)
-
-
-_WHO = ("ours", "judge")
-
-
-def _judged_models(run: Run, rule: str) -> list[str]:
-    """Credits of `JUDGED`."""
-    found = [run["conditions"][f"{who}_{rule}"] for who in _WHO]
-    ends = [(one["credit"][one["delivered"][DELIVERED]], one["credit"][-1]) for one in found]
-    seed = found[0]["credit"][0]
-    return [seed, *ends[0], *ends[1], run["standard_all"], run["ours_all"], run["judge_alone"]]
 
 
 def tables() -> dict[str, str]:
