@@ -81,7 +81,7 @@ class EvolutionCallback(Callback):
             problems.append("data: got a pool of no pairs; lower seed_fraction, give pool_path, or set max_rounds to 0")
         if getattr(pl_module, "compares", False) and self.settings.folds == 0:
             problems.append(
-                "evolution.folds: got 0 with model.pairwise_judge, which is heard where it helps out of fold; set 2 or "
+                "evolution.folds: got 0 with model.pairwise_judge, which is used where it helps out of fold; set 2 or "
                 "more"
             )
         raise_problems(problems)
@@ -284,7 +284,7 @@ class EvolutionCallback(Callback):
         head = judge.learn(seed, context.target, data.dialogues(seed).tolist(), pool.pair_id)
         vote = hold_vote(context, head)
         rank_zero_info(f"Round {self.state.round}: {vote.message}.")
-        if not vote.is_heard:
+        if not vote.is_used:
             return context, pool
         for fold, scores in enumerate(self.state.fold_pool_scores):
             left_out = data.pair_ids("seed", fold, self.settings.folds)

@@ -209,7 +209,7 @@ def evolve(
         results = []
         for chain in (*folds, main):
             rewards, past = scores_of(chain, task.pool), replace(context, history=chain.history)
-            if head is not None and vote is not None and vote.is_heard:
+            if head is not None and vote is not None and vote.is_used:
                 left_out = None if chain is main else pair_ids(task, task.seed[~torch.isin(task.seed, chain.rows)])
                 logits = head.logits(pair_ids(task, task.pool), left_out)
                 rewards = rewards / vote.temperature + torch.stack([logits, -logits], 1) / 2

@@ -32,14 +32,14 @@ def judge_table(results: Settings) -> str:
                 rows.append(
                     [
                         *(*names(where), f"{part.removeprefix('judge_')} %", name, str(len(runs))),
-                        f"{np.mean([run['is_heard'] for run in runs]):.0%}",
+                        f"{np.mean([run['is_used'] for run in runs]):.0%}",
                         *(f"{mean[JUDGED.index(model)]:.3f}" for model in ("seed", "judge")),
                         f"{right[0]:.3f}, {right[1]:.3f}",
                         *(difference(model, "seed") for model in JUDGED[1:5]),
                         *("undefined" if share is None else str(share), difference("judged", "standard_all")),
                     ]
                 )
-    header = "data|body|labels|rule|runs|judge heard in|seed model|judge by itself|pool labels right, without and with"
+    header = "data|body|labels|rule|runs|judge used in|seed model|judge by itself|pool labels right, without and with"
     gains = "gain without: delivered|last round|gain with judge: delivered|last round"
     more = "share of the gap, with judge|delivered with judge minus standard with all labels"
     return table([*header.split("|"), *gains.split("|"), *more.split("|")], rows)

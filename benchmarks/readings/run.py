@@ -206,8 +206,8 @@ def judge_run(task: Task, judge: PairwiseJudge, seed: int) -> Run:
     folds = task.folds(NUM_FOLDS, seed)
     found: Run = {"conditions": {}}
     for rule in JUDGED_RULES:
-        for name, heard in (("ours", None), ("judge", judge)):
-            rounds = evolve(task, [view], RULES[rule], folds, judge=heard)
+        for name, used in (("ours", None), ("judge", judge)):
+            rounds = evolve(task, [view], RULES[rule], folds, judge=used)
             found["conditions"][f"{name}_{rule}"] = {
                 "credit": [credit_text(one.test, target) for one in rounds],
                 "pool_right": [round(one.pool_right, 4) for one in rounds],
@@ -217,7 +217,7 @@ def judge_run(task: Task, judge: PairwiseJudge, seed: int) -> Run:
     head = judge_head(task, judge)
     alone = head.logits(pair_ids(task, task.test))
     context = SelectionContext(seed_scores(task, view, folds), task.target[task.seed])
-    found |= {"judge_alone": credit_text(alone, target), "is_heard": hold_vote(context, head).is_heard}
+    found |= {"judge_alone": credit_text(alone, target), "is_used": hold_vote(context, head).is_used}
     standard = make_view(everything, [standard_reading(task.pairs.num_layers)])
     found["standard_all"] = credit_text(seed_margins(everything, standard), target)
     found["ours_all"] = credit_text(seed_margins(everything, choose_view(everything)[1]), target)

@@ -2,7 +2,7 @@
 
 It sees more than a reward model, which reads one response at a time, but gives no reward of its own: so it labels, and
 what learns from its labels is delivered. Its head is fitted on the human labels of the seed, out of fold where the seed
-itself is scored. It has a say only where that makes the labels better, by the seed. Shapes: N pairs, H the size of a
+itself is scored. It is used only where that makes the labels better, by the seed. Shapes: N pairs, H the size of a
 state, n pairs of the seed, m other pairs.
 """
 
@@ -103,18 +103,18 @@ class JudgeHead:
 
 @dataclass(frozen=True)
 class Vote:
-    """What both views say of the seed, out of fold, and whether the judge is heard.
+    """What both views say of the seed, out of fold, and whether the judge is used.
 
     Attributes:
         context: the seed with both views' scores, or with the reward model's alone.
         temperature: of the reward model's margins.
-        is_heard: whether the log loss of both together is below that of the reward model.
+        is_used: whether the log loss of both together is below that of the reward model.
         message: one sentence for the log.
     """
 
     context: SelectionContext
     temperature: float
-    is_heard: bool
+    is_used: bool
     message: str
 
 
@@ -131,17 +131,17 @@ def hold_vote(context: SelectionContext, head: JudgeHead) -> Vote:
     loss, loss_of_both = (
         float(log_loss(scores.margin / fit_temperature(scores.margin, target), target).mean()) for scores in (own, both)
     )
-    is_heard = loss_of_both < loss
+    is_used = loss_of_both < loss
     right, right_alone, right_both = (
         float(half_credit(margin, target).mean()) for margin in (own.margin, head.seed_logits(own.pair_id), both.margin)
     )
     message = (
         f"of the seed, out of fold, the pairwise judge has {right_alone:.3f} right, the reward model {right:.3f}, both "
         f"together {right_both:.3f}; log loss {loss_of_both:.3f} against {loss:.3f}, so the judge "
-        f"{'helps to label the pool' if is_heard else 'is not heard'}"
+        f"{'helps to label the pool' if is_used else 'is not used'}"
     )
-    found = SelectionContext(both, target, context.history) if is_heard else context
-    return Vote(found, temperature, is_heard, message)
+    found = SelectionContext(both, target, context.history) if is_used else context
+    return Vote(found, temperature, is_used, message)
 
 
 def joined(scores: PairScores, temperature: float, logits: Tensor) -> PairScores:

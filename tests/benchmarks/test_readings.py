@@ -134,7 +134,7 @@ def test_with_a_judge_the_models_of_the_folds_still_know_nothing_of_their_fold(p
     fold, view, judge = task.folds(4, 1), make_view(task, USUAL, penalty=1.0), knowing_judge(pairs)
     without, judged = (evolve(task, [view], TopShareRule(1.0, 0.0), fold, judge=j) for j in (None, judge))
     torch.testing.assert_close(judged[0].out_of_fold, without[0].out_of_fold)
-    torch.testing.assert_close(judged[0].test, without[0].test)  # what is delivered never hears the judge
+    torch.testing.assert_close(judged[0].test, without[0].test)  # what is delivered never uses the judge
     assert judged[0].pool_right > 0.95 > without[0].pool_right
     everything = view.seed_weight(replace(task, seed=task.train))  # a head on all true labels
     wanted = view.differences[task.test] @ everything

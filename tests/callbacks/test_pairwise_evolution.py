@@ -71,7 +71,7 @@ def test_the_chain_of_a_fold_has_a_judge_that_never_saw_the_fold(tiny_model_dir,
     assert asked == [*folds, None, None]  # behind the last round no fold needs labels
 
 
-def test_a_judge_at_chance_is_not_heard_and_changes_nothing(tiny_model_dir, pairs_file, monkeypatch, caplog):
+def test_a_judge_at_chance_is_not_used_and_changes_nothing(tiny_model_dir, pairs_file, monkeypatch, caplog):
     def compare(trainer, reward_model, tokenizer, data, max_length):
         pair_id = torch.from_numpy(data.data.store.pair_id.copy()).sort().values
         return pair_id, torch.randn(len(pair_id), 4, generator=torch.Generator().manual_seed(3))
@@ -84,7 +84,7 @@ def test_a_judge_at_chance_is_not_heard_and_changes_nothing(tiny_model_dir, pair
         with caplog.at_level("INFO"):
             trainer(name, evolution(seed_epochs=8)).fit(model, data(pairs_file))
         found.append(weights(model))
-    assert "the judge is not heard" in caplog.text
+    assert "the judge is not used" in caplog.text
     assert equal(*found)
 
 
@@ -107,7 +107,7 @@ def test_a_judged_run_that_was_broken_off_goes_on_as_if_nothing_had_happened(
 
 
 def test_two_ranks_compare_and_label_as_one(tiny_run, tiny_fit, on_two_ranks):
-    flags = ("--model.pairwise_judge=true", "--model.optimizer.init_args.lr=1e-7")  # so that the judge is heard
+    flags = ("--model.pairwise_judge=true", "--model.optimizer.init_args.lr=1e-7")  # so that the judge is used
     on_two_ranks("fit", *tiny_run, *flags, "--run_dir=two", "--trainer.devices=2", "--trainer.strategy=ddp")
     one, two = (
         pq.read_table(Path(run, "rounds", "0", "audit.parquet")).to_pydict()

@@ -1,4 +1,4 @@
-"""The judge's head, its calibration, and when it is heard."""
+"""The judge's head, its calibration, and when it is used."""
 
 import pytest
 import torch
@@ -70,17 +70,17 @@ def test_a_pair_that_was_not_compared_is_an_error():
             learnt(states, label).logits(torch.tensor([0, unknown]))
 
 
-def test_a_good_judge_beside_a_poor_model_is_heard_and_a_poor_one_is_not():
+def test_a_good_judge_beside_a_poor_model_is_used_and_a_poor_one_is_not():
     generator = torch.Generator().manual_seed(1)
-    for strength, noise, is_heard in ((2.0, 3.0, True), (0.0, 0.3, False)):
+    for strength, noise, is_used in ((2.0, 3.0, True), (0.0, 0.3, False)):
         states, label = states_and_labels(strength)
         target = label[:NUM_SEED]
         margin = (2 * target - 1) + noise * torch.randn(NUM_SEED, generator=generator)
         context = SelectionContext(scores(SEED, margin), target)
         vote = hold_vote(context, learnt(states, label))
-        assert vote.is_heard == is_heard
-        assert (vote.context is context) != is_heard
-        assert ("helps" in vote.message) == is_heard
+        assert vote.is_used == is_used
+        assert (vote.context is context) != is_used
+        assert ("helps" in vote.message) == is_used
 
 
 def test_joined_margins_are_sums_of_logits_and_levels_stay():
