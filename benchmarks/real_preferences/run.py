@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 
 from benchmarks.rules.run import CONDITIONS as RULES
 from benchmarks.shared.results import Results, Run, delivered
-from benchmarks.shared.runs import fit, run_missing, study_arguments
+from benchmarks.shared.runs import add_pairs_and_model, fit, run_missing, study_arguments
 from ser_lightning.data.formats import parse_row
 from ser_lightning.records import PreferencePair
 
@@ -161,10 +161,7 @@ def _test_set(task: tuple[str, str, int]) -> tuple[str, int]:
 def main() -> None:
     """Command line."""
     parser = study_arguments(__doc__, HERE / "results.jsonl", "runs/benchmark/study")
-    parser.add_argument("--data-dir", type=Path, required=True, help="folder of the files of preference pairs")
-    parser.add_argument(
-        "--model", type=Path, required=True, help="folder of SmolLM2-135M-Instruct as transformers has it"
-    )
+    add_pairs_and_model(parser)
     parser.add_argument("--settings", nargs="+", choices=[*SETTINGS], default=[*SETTINGS])
     parser.add_argument("--conditions", nargs="+", choices=[*CONDITIONS, BASELINES], default=[*CONDITIONS, BASELINES])
     parser.set_defaults(seeds=None)  # five for each fifth that is tested on; settings were tried on 1001 and up

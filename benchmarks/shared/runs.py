@@ -85,6 +85,14 @@ def study_arguments(description: str | None, results: Path, scratch: str) -> arg
     return parser
 
 
+def add_pairs_and_model(parser: argparse.ArgumentParser) -> None:
+    """Arguments of studies on real pairs: `--data-dir` and `--model`."""
+    parser.add_argument("--data-dir", type=Path, required=True, help="folder of the files of preference pairs")
+    parser.add_argument(
+        "--model", type=Path, required=True, help="folder of SmolLM2-135M-Instruct as transformers has it"
+    )
+
+
 def run_missing(
     results: Results,
     tasks: Iterable[tuple[Any, ...]],

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from benchmarks.real_preferences.run import DATA, NUM_FIFTHS, Setting, labelled, split_files, test_credit
 from benchmarks.shared.results import Results, Run, delivered
-from benchmarks.shared.runs import fit, run_missing, study_arguments
+from benchmarks.shared.runs import add_pairs_and_model, fit, run_missing, study_arguments
 
 HERE = Path(__file__).parent
 SETTING = Setting("pandalm", DATA["pandalm"][0], 0.0, NUM_FIFTHS, 0.15)
@@ -57,10 +57,7 @@ def run_one(condition: str, seed: int, data_dir: Path, model: Path, scratch: Pat
 def main() -> None:
     """Command line."""
     parser = study_arguments(__doc__, HERE / "results.jsonl", "runs/benchmark/student")
-    parser.add_argument("--data-dir", type=Path, required=True, help="folder of the files of preference pairs")
-    parser.add_argument(
-        "--model", type=Path, required=True, help="folder of SmolLM2-135M-Instruct as transformers has it"
-    )
+    add_pairs_and_model(parser)
     parser.add_argument("--conditions", nargs="+", choices=[*CONDITIONS], default=[*CONDITIONS])
     args = parser.parse_args()
     tasks = [(condition, seed) for seed in args.seeds for condition in CONDITIONS if condition in args.conditions]
