@@ -42,7 +42,7 @@ class Settings:
         repetitions: turns of what is compared.
     """
 
-    train_budgets: tuple[int, ...] = (8192, 16384, 32768)
+    train_budgets: tuple[int, ...] = (16384, 32768)
     train_batches: tuple[int, ...] = (8, 16, 32)
     label_budgets: tuple[int, ...] = (16384, 65536)
     label_batches: tuple[int, ...] = (64, 256, 1024)
