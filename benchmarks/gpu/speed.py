@@ -54,7 +54,7 @@ SETTINGS = {
     "135m": Settings(),
     "0.5b": Settings(),
     "1.5b": Settings(train_budgets=(4096, 8192, 16384), train_batches=(4, 8, 16)),
-    "8b": Settings((4096, 8192), (4, 16), (16384, 32768), (64, 256), repetitions=2),
+    "8b": Settings((4096, 8192), (4, 8), (16384, 32768), (64, 256), seconds=0.4, repetitions=2),
 }
 TINY = Settings((256,), (2,), (512,), (4,), seconds=0.02, repetitions=1)
 
@@ -65,6 +65,15 @@ def fastest(way: Way, settings: tuple[Any, ...], pairs: Pairs) -> tuple[Any, dic
         return settings[0], {}
     tried = {setting: way.measure(pairs, setting) for setting in settings}
     return max(tried, key=lambda s: tried[s]["pairs_per_second"]), {str(k): v for k, v in tried.items()}
+
+
+def measure_within(way: Way, pairs: Pairs, settings: list[Any]) -> tuple[Any, dict[str, Any]]:
+    """A measurement in the largest setting for which the card is large enough, and which that is."""
+    for setting in sorted(settings, reverse=True):
+        result = way.measure(pairs, setting)
+        if "error" not in result:
+            break
+    return setting, result
 
 
 def compare(
@@ -92,8 +101,10 @@ def compare(
         found[name] = {"setting": best[name], "tried": tried}
     runs: dict[str, list[dict[str, Any]]] = {name: [] for name in ways}
     for _ in range(repetitions):
-        for name, (way, _) in ways.items():
-            runs[name].append(way.measure(pairs, best[name]))
+        for name, (way, settings) in ways.items():
+            best[name], result = measure_within(way, pairs, [s for s in settings if s <= best[name]])
+            found[name]["setting"] = best[name]
+            runs[name].append(result)
         for name, results in runs.items():
             rates = [result["pairs_per_second"] for result in results]
             found[name] |= {**results[-1], "pairs_per_second": statistics.median(rates), "runs": rates}
@@ -201,7 +212,7 @@ def enough_pairs(way: tuple[Way, tuple[Any, ...]], lengths: Any, seconds: float,
     pairs = make_pairs(lengths_of(lengths, least, seed=1), seed=1)
     way[0].measure(pairs, way[1][0])
     pairs_per_second = way[0].measure(pairs, way[1][0])["pairs_per_second"]
-    number = 8 if job.is_tiny else least * max(2, round(pairs_per_second * seconds / least))
+    number = 8 if job.is_tiny else least * max(1, round(pairs_per_second * seconds / least))
     return make_pairs(lengths_of(lengths, number, seed=0), seed=0)
 
 

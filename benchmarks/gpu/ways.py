@@ -18,7 +18,7 @@ from benchmarks.speed.lengths import text_of
 from benchmarks.speed.work import Counter, Store
 from ser_lightning.datamodules.batches import PairSet, ScoringBatches, Shard, TrainingSteps, make_loader
 from ser_lightning.models.backbone import Backbone, LoraSettings
-from ser_lightning.models.loading import unwrapped
+from ser_lightning.models.loading import use_liger_kernels
 from ser_lightning.modules.reward import RewardModule
 from ser_lightning.training.scoring import evaluating
 
@@ -41,9 +41,11 @@ class Clock:
         self.counter.tokens, self.start = 0, time.perf_counter()
 
     def end(self) -> None:
-        """Training is over."""
+        """Training is over; waits behind it, for an optimiser that moves to the CPU, are none of its steps'."""
         synchronize()
         self.seconds = time.perf_counter() - self.start
+        if torch.cuda.is_available():
+            torch.cuda.set_sync_debug_mode("default")
 
     def for_lightning(self) -> Callback:
         """A callback of Lightning's trainer that tells this clock."""
@@ -124,17 +126,10 @@ def our_module(folder: Path, train: str, layout: str, job: Job, has_liger: bool 
     module.configure_model()
     module.to(job.device)
     if has_liger:
-        use_liger(unwrapped(module.reward_model.body))
+        use_liger_kernels(module.reward_model.model, job.device)
     # Lightning moves a module to the CPU behind a fit: 16 GB each time, and an end to what is shared.
     module.cpu = lambda: module  # type: ignore[method-assign]
     return module
-
-
-def use_liger(model: Any) -> None:
-    """Liger's kernels in one model alone; its rotation of queries and keys would change every model of the kind."""
-    from liger_kernel.transformers import _apply_liger_kernel_to_instance
-
-    _apply_liger_kernel_to_instance(model, rope=False, cross_entropy=False, fused_linear_cross_entropy=False)
 
 
 def _trainer(job: Job, *callbacks: Callback) -> Trainer:
@@ -180,7 +175,7 @@ def label_pipeline(folder: Path, job: Job, attention: str = "sdpa", has_liger: b
     """A transformers pipeline over the texts of all conversations, tokenisation included."""
     model = _classifier(folder, torch.bfloat16, attention)
     if has_liger:
-        use_liger(model.model)
+        use_liger_kernels(model, job.device)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     classify = pipeline("text-classification", model=model, tokenizer=tokenizer, device=job.device)
 
@@ -214,7 +209,7 @@ def train_trl(folder: Path, train: str, job: Job, attention: str = "sdpa", has_l
     model = _classifier(folder, dtype, attention)
     body = model.model
     if has_liger:
-        use_liger(body)
+        use_liger_kernels(model, job.device)
     if train != "full":
         adapters = LoraConfig(
             task_type="SEQ_CLS", r=LORA["r"], lora_alpha=LORA["alpha"], lora_dropout=0.0, target_modules="all-linear"

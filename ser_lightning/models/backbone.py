@@ -59,6 +59,7 @@ class Backbone:
             `Question: {Q}\\n\\nAnswer: {A}`; anything else is the path of a file with a Jinja chat template.
         attn_implementation: attention kernel as transformers names it; None lets it choose.
         gradient_checkpointing: recompute activations in the backward pass to save memory.
+        use_liger_kernel: on a CUDA GPU, compute norms and MLPs with Liger's fused kernels (extra `liger`).
         gguf_file: name of a GGUF file in `path`, for models that ship as one.
         trust_remote_code: run the Python files that come with a model; its author's code then does as it likes. Only
             the command line can set it.
@@ -72,6 +73,7 @@ class Backbone:
     template: str = "auto"
     attn_implementation: str | None = None
     gradient_checkpointing: bool = False
+    use_liger_kernel: bool = False
     gguf_file: str | None = None
     trust_remote_code: bool = False
 

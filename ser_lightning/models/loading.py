@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import wraps
@@ -11,12 +12,15 @@ from typing import Any
 import torch
 from bitsandbytes.functional import dequantize_4bit
 from bitsandbytes.nn import Linear4bit
-from peft import LoraConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
+from lightning.pytorch.utilities import rank_zero_info
+from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
 from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import AutoConfig, BitsAndBytesConfig, PretrainedConfig, PreTrainedTokenizerBase
 from transformers.integrations import replace_with_bnb_linear
+from transformers.integrations.liger import apply_liger_kernel
+from transformers.utils import is_liger_kernel_available
 from transformers.utils import logging as transformers_logging
 
 from ser_lightning.errors import UserError
@@ -157,7 +161,8 @@ def prepare_body(model: nn.Module, backbone: Backbone, adapter: str = "default")
     if backbone.train != "full":
         body.requires_grad_(False)
     if backbone.quantize != "none":
-        body = prepare_model_for_kbit_training(body, use_gradient_checkpointing=False)
+        # No `prepare_model_for_kbit_training`: it casts norms and embeddings to float32, and with them all states
+        # between 4-bit layers, which is 1 GiB of weights and half of the activations of an 8B model.
         keep_differentiable(body)
     if backbone.train == "lora":
         try:
@@ -169,6 +174,38 @@ def prepare_body(model: nn.Module, backbone: Backbone, adapter: str = "default")
     if backbone.gradient_checkpointing:
         unwrapped(body).enable_input_require_grads()
         unwrapped(body).gradient_checkpointing_enable({"use_reentrant": False})
+
+
+def use_liger_kernels(model: nn.Module, device: torch.device | str) -> None:
+    """Give the norms and gated MLPs of one model Liger's Triton kernels, with which a batch needs less time and memory.
+
+    Args:
+        model: a transformers model with a head on top of its body, which may be wrapped by peft.
+        device: where it will compute. Away from CUDA its own kernels stay, which is said in one line.
+
+    Raises:
+        UserError: on CUDA, if the package is missing or has no kernels for the model.
+    """
+    if is_meta(device):
+        return
+    if torch.device(device).type != "cuda":
+        rank_zero_info("Kernels: the model's own, as backbone.use_liger_kernel needs a CUDA GPU.")
+        return
+    if not is_liger_kernel_available():
+        raise UserError(
+            "backbone.use_liger_kernel: got true, but liger-kernel is missing; pip install 'ser-lightning[liger]'"
+        )
+    from liger_kernel.transformers.monkey_patch import MODEL_TYPE_TO_APPLY_LIGER_FN
+
+    body: Any = unwrapped(getattr(model, str(model.base_model_prefix)))
+    kind = body.config.model_type
+    if kind not in MODEL_TYPE_TO_APPLY_LIGER_FN:
+        raise UserError(f"backbone.use_liger_kernel: got true, but Liger has no kernels for a {kind}; set it to false")
+    # Liger also replaces the classes that later models are made of, which may be meant for a CPU.
+    classes = vars(sys.modules[type(body).__module__])
+    before = dict(classes)
+    apply_liger_kernel(body, dict.fromkeys(("rope", "cross_entropy", "fused_linear_cross_entropy"), False))
+    classes.update(before)
 
 
 def leave_casts_to_autocast(body: nn.Module) -> None:

@@ -29,6 +29,7 @@ from ser_lightning.models.loading import (
     position_arguments,
     prepare_body,
     quiet_load_report,
+    use_liger_kernels,
 )
 from ser_lightning.models.masks import (
     PACKED_ATTENTION,
@@ -235,6 +236,8 @@ def load_policy(
         lm = _load_lm(backbone, device)
         with torch.device("meta") if is_meta(device) else nullcontext():
             prepare_body(lm, backbone, POLICY)
+            if backbone.use_liger_kernel:
+                use_liger_kernels(lm, device)
             if not is_meta(device):
                 _check_head(lm)
             chosen = choose_layout(layout, lm, device, "model.layout")

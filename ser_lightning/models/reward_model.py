@@ -29,6 +29,7 @@ from ser_lightning.models.loading import (
     prepare_body,
     quiet_load_report,
     read_config,
+    use_liger_kernels,
 )
 from ser_lightning.models.masks import LayoutName, choose_layout
 from ser_lightning.models.readings import (
@@ -184,6 +185,8 @@ def load_reward_model(
         model = _load_model(backbone, device)
         with torch.device("meta") if is_meta(device) else nullcontext():
             prepare_body(model, backbone)
+    if backbone.use_liger_kernel:
+        use_liger_kernels(model, device)
     return RewardModel(model, choose_layout(layout, model, device, where)).train()  # loaded with dropout off
 
 

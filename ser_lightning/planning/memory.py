@@ -125,10 +125,11 @@ class Shape:
         hidden: H, width of a state.
         inner: width of a layer's MLP.
         key_value: width of all keys of a layer, and of all values.
-        mlp_tensors: what an MLP keeps of its inner width: 3 where it is gated, else 2.
+        mlp_tensors: what an MLP keeps of its inner width: 3 where it is gated (2 with Liger's kernels), else 2.
+        norm_bytes: of a number in the input of a norm as the norm keeps it.
         adapters: bytes that a layer's adapters keep of a token.
         num_bytes: of a number in the body's computation, 2 or 4.
-        residual_bytes: of a number between layers: in the format of the embeddings, which 4-bit bodies have in float32.
+        residual_bytes: of a number between layers: in the format of the embeddings.
     """
 
     layers: int
@@ -136,6 +137,7 @@ class Shape:
     inner: int
     key_value: int
     mlp_tensors: int
+    norm_bytes: int
     adapters: int
     num_bytes: int
     residual_bytes: int
@@ -157,55 +159,69 @@ def shape_of(model: nn.Module, backbone: Backbone, precision: str, device: str, 
     head_size = getattr(config, "head_dim", None) or hidden // heads
     names = [name for name, _ in body.named_modules()]
     is_half = backbone.dtype == "bfloat16" or precision.startswith(("bf16", "16"))
+    is_gated = any("gate" in name for name in names)
+    is_fused = backbone.use_liger_kernel and device == "cuda"
+    residual = model.get_input_embeddings().weight.element_size()  # type: ignore[operator, union-attr]
     return Shape(
         layers=layers,
         hidden=hidden,
         inner=getattr(config, "intermediate_size", None) or 4 * hidden,
         key_value=(getattr(config, "num_key_value_heads", None) or heads) * head_size,
-        mlp_tensors=3 if any("gate" in name for name in names) else 2,
-        adapters=_adapter_bytes(body, backbone, precision, device, adapter) // layers,
+        mlp_tensors=3 if is_gated and not is_fused else 2,
+        norm_bytes=residual if is_fused else 4,
+        adapters=_adapter_bytes(body, backbone, precision, device, adapter, residual) // layers,
         num_bytes=2 if is_half else 4,
-        residual_bytes=model.get_input_embeddings().weight.element_size(),  # type: ignore[operator, union-attr]
+        residual_bytes=residual,
     )
 
 
-def _adapter_bytes(body: nn.Module, backbone: Backbone, precision: str, device: str, adapter: str) -> int:
+def _adapter_bytes(
+    body: nn.Module, backbone: Backbone, precision: str, device: str, adapter: str, residual_bytes: int
+) -> int:
     """Bytes that an adapter keeps of a token: its inputs, the masks of the dropout on these, and inner states."""
     end = f".lora_A.{adapter}"
-    inner = [m for name, m in body.named_modules() if name.endswith(end) and isinstance(m, nn.Linear)]
+    inner = {name: m for name, m in body.named_modules() if name.endswith(end) and isinstance(m, nn.Linear)}
     kept = 2 if precision.endswith("-mixed") else 4
     # A CPU multiplies by a mask of numbers, a GPU keeps one of booleans.
     mask = 0 if backbone.lora.dropout == 0 else 4 if device == "cpu" else 1
-    return sum((kept + mask) * m.in_features + kept * m.out_features for m in inner)
+    inputs = [(name.split(".")[:-3], m.in_features) for name, m in inner.items()]
+    if not mask and kept == residual_bytes:  # neither cast nor masked: queries, keys and values keep the same tensor
+        inputs = [entry for number, entry in enumerate(inputs) if entry not in inputs[:number]]
+    return (kept + mask) * sum(width for _, width in inputs) + kept * sum(m.out_features for m in inner.values())
 
 
 def training_activations(shape: Shape, train: str, checkpointing: bool, num_tokens: int) -> int:
-    """Estimated bytes that the forward pass of a micro-batch keeps for the backward pass.
+    """Estimated bytes of a micro-batch at the peak: what the forward pass keeps, and gradients within a layer.
 
-    A layer keeps for each token, with s bytes a number: the float32 inputs of both norms (8 H); queries, keys, values
-    and what attention gives, whose kernels keep no table of scores (s (2 H + 2 K)); the inner states of the MLP (3 s I,
-    2 where it is not gated). Where its own weights are trained, also the inputs of all linear layers and the normed
-    states behind both norms' scales (s (5 H + I)); where adapters are, what these keep. With checkpointing every layer
-    keeps its input alone, and one layer at a time the rest. Behind the last one stands a norm (4 H).
+    A layer keeps for each token, with s bytes a number: the inputs of both norms (8 H, in float32); queries, keys,
+    values and what attention gives, whose kernels keep no table of scores (s (2 H + 2 K)); the inner states of the MLP
+    (3 s I, 2 where it is not gated). Where its own weights are trained, also the inputs of all linear layers and the
+    normed states behind both norms' scales (s (5 H + I)); where adapters are, what these keep. With checkpointing every
+    layer keeps its input alone, and one layer at a time the rest. Behind the last one stands a norm (4 H). The backward
+    pass of an MLP has two gradients of its inner states at a time (2 s I).
 
-    Against what autograd keeps in six layers of a small Llama this is 0.85 to 1.23 of it, mostly 1.02 to 1.04.
+    Against what six layers of a small Llama have in memory at the peak this is 0.83 to 1.17 of it.
     """
     if train == "head":
         return 4 * shape.hidden  # a state a sequence; the body runs without gradients
     s, hidden, inner = shape.num_bytes, shape.hidden, shape.inner
-    layer = 8 * hidden + s * (2 * hidden + 2 * shape.key_value + shape.mlp_tensors * inner)
+    layer = 2 * shape.norm_bytes * hidden + s * (2 * hidden + 2 * shape.key_value + shape.mlp_tensors * inner)
     if train == "full":
         layer += s * (5 * hidden + inner)
     else:
         layer += shape.adapters
     kept = shape.layers * shape.residual_bytes * hidden + layer if checkpointing else shape.layers * layer
-    return num_tokens * (kept + 4 * hidden)
+    return num_tokens * (kept + 4 * hidden + 2 * s * inner)
 
 
 def labelling_activations(shape: Shape, num_tokens: int) -> int:
-    """Estimated bytes at a layer's widest place, without gradients: residual, normed state, an MLP's inner states."""
-    states = (4 + shape.residual_bytes + shape.num_bytes) * shape.hidden
-    return num_tokens * (states + shape.num_bytes * shape.mlp_tensors * shape.inner)
+    """Estimated bytes at a layer's widest place, without gradients, which is within its MLP.
+
+    There are four states (of the layer before, of the residual stream behind attention, normed, and being added), and
+    the MLP's inner states, of which an adapter's output is one more while it is added.
+    """
+    num_inner = shape.mlp_tensors + (shape.adapters > 0)
+    return num_tokens * (4 * shape.residual_bytes * shape.hidden + shape.num_bytes * num_inner * shape.inner)
 
 
 def workspace_bytes(module: nn.Module, precision: str) -> int:
