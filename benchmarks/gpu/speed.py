@@ -54,7 +54,7 @@ SETTINGS = {
     "135m": Settings(),
     "0.5b": Settings(),
     "1.5b": Settings(train_budgets=(4096, 8192, 16384), train_batches=(4, 8, 16)),
-    "8b": Settings((4096, 8192), (4, 8), (16384, 32768), (64, 256), seconds=0.4, repetitions=2),
+    "8b": Settings((4096, 8192), (4, 8), (16384, 32768), (16, 64), seconds=0.4, repetitions=2),
 }
 TINY = Settings((256,), (2,), (512,), (4,), seconds=0.02, repetitions=1)
 
@@ -212,7 +212,7 @@ def enough_pairs(way: tuple[Way, tuple[Any, ...]], lengths: Any, seconds: float,
     pairs = make_pairs(lengths_of(lengths, least, seed=1), seed=1)
     way[0].measure(pairs, way[1][0])
     pairs_per_second = way[0].measure(pairs, way[1][0])["pairs_per_second"]
-    number = 8 if job.is_tiny else least * max(1, round(pairs_per_second * seconds / least))
+    number = 8 if job.is_tiny else least * max(2, round(pairs_per_second * seconds / least))
     return make_pairs(lengths_of(lengths, number, seed=0), seed=0)
 
 
