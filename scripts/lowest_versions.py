@@ -20,8 +20,8 @@ from packaging.version import Version
 
 ROOT = Path(__file__).parent.parent
 SOURCES = ("ser_lightning", "callbacks", "datamodules", "configs", "pyproject.toml", "README.md", "LICENSE")
-NOT_IN_USE = ("dev", "docs")
-"""Extras that no command needs: they are for those who work on this project."""
+NOT_IN_USE = ("dev", "docs", "liger")
+"""Extras for those who work on this project, and one that needs a GPU."""
 
 IMPORT_ALL = """
 import importlib, pkgutil, ser_lightning

@@ -267,9 +267,10 @@ def test_tables_by_hand():
     memory = {"gigabytes": 12, "plan": plan, "peaks": peaks, "paged_bytes": 2**30}
     ways = {
         "packed": {"pairs_per_second": 100.0, "tokens_per_pair": 300, "peak_bytes": 2**31, "setting": 8192},
+        "packed, Liger": {"pairs_per_second": 120.0, "tokens_per_pair": 300, "peak_bytes": 2**30, "setting": 8192},
         "packed, adapters": {"pairs_per_second": 80.0, "setting": 8192},
         "padded, adapters": {"pairs_per_second": 40.0, "setting": 8192},
-        "pipeline": {"pairs_per_second": 50.0, "setting": 64},
+        "pipeline": {"pairs_per_second": 50.0, "tokens_per_pair": 640, "setting": 64},
         "pipeline, defaults": {"pairs_per_second": 10.0, "setting": 1},
     }
     speed = {"shape": "8b", "layer_weights": 1000, "matmul_rate": 1.2e8, "profiles": {"hh": {"label": {"ways": ways}}}}
@@ -281,9 +282,27 @@ def test_tables_by_hand():
     found = tables.tables(results)
     assert "| `qlora_12gb` | training | 12 GB | 8.0 | 9.0 | 1.12 |" in found["hardware.md"]["gpu_memory"]
     assert "| `qlora_12gb` | labelling | 12 GB | 6.0 | 6.0 | 1.00 |" in found["hardware.md"]["gpu_memory"]
-    row = "| 8b | HH-RLHF | labelling | 100.0 | 50.0, pipeline in batches of 64 | 2.00 | 10.00 | 2.00 | 0.50 | 2.0 |"
+    row = "| 8b | HH-RLHF | labelling | 100.0 (300 tokens a pair) | 120.0 (300 tokens a pair) | 50.0 (640 tokens a pair), "
+    row += "pipeline in batches of 64 | 2.40 | 12.00 | 2.00 | 0.60 | 1.0 |"
     assert row in found["performance.md"]["gpu_speed"].splitlines()
     assert "Measured on Card X (driver 1.2, PyTorch 2.11.0), bfloat16." in found["performance.md"]["gpu_speed"]
+
+
+def test_a_setting_that_is_too_large_gives_way_to_the_next():
+    speed, ways = import_module("benchmarks.gpu.speed"), import_module("benchmarks.gpu.ways")
+
+    def work(pairs, setting, counter):
+        if setting > 8:
+            raise torch.OutOfMemoryError
+        counter.tokens = 10 * len(pairs)
+        return 2.0
+
+    way = ways.Way(torch.nn.Identity(), work)
+    pairs = [([1], [2])] * 4
+    assert speed.measure_within(way, pairs, [4, 8, 16, 32]) == (8, way.measure(pairs, 8))
+    assert way.measure(pairs, 8)["pairs_per_second"] == 2.0
+    setting, result = speed.measure_within(way, pairs, [16])
+    assert setting == 16 and result["error"] == "out of memory"
 
 
 def test_waits_are_counted_by_the_line_that_makes_them(monkeypatch):
