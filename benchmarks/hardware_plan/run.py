@@ -70,7 +70,7 @@ def main() -> None:
             file = args.scratch / "plan.json"
             flags = ["--config", "rm.yaml", "--config", f"models/{model}.yaml", "--config", f"hardware/{overlay}.yaml"]
             own = ["--model.backbone.path", str(args.scratch / model), "--data.path", str(args.scratch / "pairs.jsonl")]
-            own += ["--data.cache_dir", str(args.scratch / "cache"), "--json", str(file)]
+            own += ["--data.cache_dir", str(args.scratch / "cache"), "--overwrite", "--json", str(file)]
             words = [sys.executable, "-m", "ser_lightning", "plan", *flags, *own, "--data.seed_fraction", "0.5"]
             run_child(words, child_environment(os.cpu_count() or 1))
             plan = json.loads(file.read_text())

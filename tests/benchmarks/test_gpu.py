@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import json
 import os
+import re
 import subprocess
 import sys
 import warnings
@@ -303,6 +304,14 @@ def test_a_setting_that_is_too_large_gives_way_to_the_next():
     assert way.measure(pairs, 8)["pairs_per_second"] == 2.0
     setting, result = speed.measure_within(way, pairs, [16])
     assert setting == 16 and result["error"] == "out of memory"
+
+
+def test_the_readme_has_the_memory_that_was_measured():
+    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    cells = dict(re.findall(r"^\| `(hardware/[^`]+)` \|.*\| ([^|]+) \|$", readme, re.MULTILINE))
+    assert len(cells) == 4
+    measured = import_module("benchmarks.gpu.tables").memory_measured()
+    assert cells == dict.fromkeys(cells, "no") | measured
 
 
 def test_waits_are_counted_by_the_line_that_makes_them(monkeypatch):
