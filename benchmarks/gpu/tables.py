@@ -109,8 +109,14 @@ def speed_table(results: Results) -> str:
                 rows.append(_speed_row(figures, profile, task, found["ways"]))
     if not rows:
         return missing("Pairs a second on a GPU", parts)
-    header = ["model", "lengths of", "", "pairs a second", "with Liger's kernels", "best of others", "ours is faster by"]
-    header += ["than their defaults by", "than our padded rows by", "of the matrix-product rate", "peak, GiB"]
+    header = ["model", "lengths of", "", "pairs a second", "with Liger's kernels", "best of others"]
+    header += [
+        "ours is faster by",
+        "than their defaults by",
+        "than our padded rows by",
+        "of the matrix-product rate",
+        "peak, GiB",
+    ]
     return _table(header, rows) + f"\n\n{measured_on(results[p] for p in parts if p in results)}, bfloat16."
 
 

@@ -283,8 +283,8 @@ def test_tables_by_hand():
     found = tables.tables(results)
     assert "| `qlora_12gb` | training | 12 GB | 8.0 | 9.0 | 1.12 |" in found["hardware.md"]["gpu_memory"]
     assert "| `qlora_12gb` | labelling | 12 GB | 6.0 | 6.0 | 1.00 |" in found["hardware.md"]["gpu_memory"]
-    row = "| 8b | HH-RLHF | labelling | 100.0 (300 tokens a pair) | 120.0 (300 tokens a pair) | 50.0 (640 tokens a pair), "
-    row += "pipeline in batches of 64 | 2.40 | 12.00 | 2.00 | 0.60 | 1.0 |"
+    row = "| 8b | HH-RLHF | labelling | 100.0 (300 tokens a pair) | 120.0 (300 tokens a pair) | 50.0 (640 tokens a "
+    row += "pair), pipeline in batches of 64 | 2.40 | 12.00 | 2.00 | 0.60 | 1.0 |"
     assert row in found["performance.md"]["gpu_speed"].splitlines()
     assert "Measured on Card X (driver 1.2, PyTorch 2.11.0), bfloat16." in found["performance.md"]["gpu_speed"]
 
