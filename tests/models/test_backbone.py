@@ -17,6 +17,8 @@ from transformers import (
 
 from ser_lightning.errors import UserError
 from ser_lightning.models.backbone import Backbone, LoraSettings, load_tokenizer
+from ser_lightning.models.loading import use_liger_kernels
+from ser_lightning.models.policy import load_policy
 from ser_lightning.models.reward_model import load_reward_model, merged_model
 from ser_lightning.records import Padded
 from ser_lightning.training.scoring import evaluating
@@ -356,3 +358,20 @@ def test_nf4_has_the_same_gradients_after_scoring_as_before(tmp_path, tiny_token
     after = gradients()
     assert any("layers.0" in name and g.abs().sum() > 0 for name, g in before.items())
     assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_without_ligers_package_a_gpu_run_is_refused(tiny_model_dir, monkeypatch):
+    monkeypatch.setattr("ser_lightning.models.loading.is_liger_kernel_available", lambda: False)
+    with pytest.raises(UserError, match=r"liger-kernel is missing; pip install 'ser-lightning\[liger\]'"):
+        use_liger_kernels(load_reward_model(Backbone(str(tiny_model_dir))).model, "cuda")
+
+
+def test_the_setting_for_ligers_kernels_reaches_reward_models_and_policies(tiny_model_dir, caplog):
+    for load in (load_reward_model, load_policy):
+        caplog.clear()
+        with caplog.at_level("INFO"):
+            load(Backbone(str(tiny_model_dir)))
+            assert "Kernels" not in caplog.text
+            load(Backbone(str(tiny_model_dir), use_liger_kernel=True))
+            load(Backbone(str(tiny_model_dir), use_liger_kernel=True), "meta")
+        assert caplog.text.count("Kernels: the model's own, as backbone.use_liger_kernel needs a CUDA GPU.") == 1
