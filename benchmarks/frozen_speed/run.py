@@ -34,9 +34,9 @@ NUM_PAIRS = 5000
 WIDTH = {
     "hidden_size": 896,
     "intermediate_size": 32,
-    "num_attention_heads": 14,
-    "num_key_value_heads": 2,
-    "head_dim": 8,
+    "num_attention_heads": 1,
+    "num_key_value_heads": 1,
+    "head_dim": 16,
 }
 NUM_LAYERS = 5
 NUM_REAL_PAIRS = 100
