@@ -1,4 +1,4 @@
-"""Which round is delivered, by log loss or by accuracy out of fold on the seed: the table, where the test is the judge."""
+"""The rounds that log loss and accuracy deliver, each out of fold on the seed; the test pairs say which were better."""
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -27,16 +27,19 @@ def loss_table(results: Settings) -> str:
     for where, parts in results.items():
         for part in (part for part in PARTS if part in parts):
             runs, shares = [*parts[part].values()], f"{part.removeprefix('judge_')} %"
-            rows += [[*names(where), shares, group, *_line(runs, ways)] for group, ways in _ways(part, runs[0]).items()]
+            for group, ways in _ways(part, runs).items():
+                own = [run for run in runs if run["conditions"].keys() >= set(ways)]
+                rows.append([*names(where), shares, group, *_line(own, ways)])
     header = "data|body|labels|conditions|random seeds|chooses another round|gain by accuracy|gain by log loss"
     return table([*header.split("|"), "log loss minus accuracy"], rows)
 
 
-def _ways(part: str, run: Run) -> dict[str, list[str]]:
+def _ways(part: str, runs: Sequence[Run]) -> dict[str, list[str]]:
     """Conditions of each group, without groups that are one that stands above: on large data sets few were run."""
+    every = dict.fromkeys(name for run in runs for name in run["conditions"])
     found: dict[str, list[str]] = {}
     for group, is_in in GROUPS.items():
-        ways = [name for name in run["conditions"] if is_in(name)]
+        ways = [name for name in every if is_in(name)]
         if ways and ways not in found.values() and part.startswith("judge") == ways[0].startswith("judge"):
             found[group] = ways
     return found

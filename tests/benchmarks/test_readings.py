@@ -201,6 +201,8 @@ def test_every_part_of_the_study_runs_and_fills_its_tables(pairs, tmp_path):
     torch.save(vars(knowing_judge(pairs)), tmp_path / "pandalm-x-comparisons.pt")
     tasks = [("15", 1), ("all", 1), ("curve", 1), ("queries", 1), ("judge_15", 1)]
     runs = [run_one(f"pandalm/x/{part}", seed, tmp_path) for part, seed in tasks]
+    few = run_one("pandalm/x/15", 2, tmp_path, ["standard_calibrated"])
+    assert [*few["conditions"]] == ["standard_calibrated"]
     results = study.by_setting(json.loads(json.dumps(runs)))
     assert "| pandalm | x | 1 | " in study.headline(results)
     made = [study.labels_table, study.conditions_table, study.calibration_table, study.queries_table]
@@ -254,7 +256,8 @@ def test_what_log_loss_delivers_is_held_against_what_accuracy_delivers():
         return {**where, "conditions": {"ours_calibrated": way, "ours_paper": {**way, "delivered": first}}}
 
     first = {"accuracy_0": 0, "loss_0": 0}
-    found = study.by_setting([run(1, 1, 2), run(2, 2, 2)])
+    runs = [run(1, 1, 2), run(2, 2, 2)]
+    found = study.by_setting(runs)
     alone, every = ([*map(str.strip, line.strip("| ").split("|"))] for line in loss_table(found).splitlines()[2:])
     # Accuracy delivers 0.6 and 0.8, log loss 0.8 twice, and the seed model has 0.5.
     assert alone[:8] == ["x", "y", "15 %", "`auto`, `CalibratedRule`", "2", "50%", "+0.2000", "+0.3000"]
@@ -262,3 +265,5 @@ def test_what_log_loss_delivers_is_held_against_what_accuracy_delivers():
     # The other rule delivers the seed model under both criteria: half of it.
     assert every[3:8] == ["`auto` and two views, every rule", "2", "25%", "+0.1000", "+0.1500"]
     assert every[8].startswith("0.050 [0.000, ")
+    del runs[0]["conditions"]["ours_paper"]  # the first run has fewer conditions
+    assert [line.split("|")[5].strip() for line in loss_table(found).splitlines()[2:]] == ["2", "1"]
