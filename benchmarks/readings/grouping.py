@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 
-from benchmarks.shared.bootstrap import Block, credits
+from benchmarks.shared.bootstrap import Block, Floats, credits
 from benchmarks.shared.results import Run
 
 DELIVERED = "accuracy_0"
@@ -26,19 +26,21 @@ def by_setting(found: Iterable[Run]) -> Settings:
     return dict(sorted(results.items()))
 
 
-def blocks_of(runs: Iterable[Run], models: Callable[[Run], Sequence[str]]) -> list[Block]:
+def blocks_of(runs: Iterable[Run], models: Callable[[Run], Sequence[str | Floats]]) -> list[Block]:
     """A block for each fifth of the prompts.
 
     Args:
         runs: each with its `fifth` and the `prompt` of its test pairs.
-        models: from a run to the credits of the same number of models.
+        models: from a run to the credits of the same number of models, as text or as numbers.
     """
     fifths: dict[int, list[Run]] = defaultdict(list)
     for run in runs:
         fifths[run["fifth"]].append(run)
     return [
         Block(
-            np.stack([[credits(text) for text in models(run)] for run in own]).transpose(1, 0, 2),
+            np.stack([[credits(c) if isinstance(c, str) else c for c in models(run)] for run in own]).transpose(
+                1, 0, 2
+            ),
             np.array(own[0]["prompt"]),
         )
         for own in fifths.values()

@@ -230,8 +230,15 @@ def load(file: Path) -> StudyPairs:
     return StudyPairs.load(file)
 
 
-def run_one(setting: str, seed: int, states: Path) -> Run:
-    """A part of the study on a data set and a body."""
+def run_one(setting: str, seed: int, states: Path, conditions: Sequence[str] | None = None) -> Run:
+    """A part of the study on a data set and a body.
+
+    Args:
+        setting: data set, body and part.
+        seed: of the run.
+        states: folder of the bodies' states.
+        conditions: with a share of the labels, None = all, or `FEW` on large data sets.
+    """
     torch.set_num_threads(1)
     data, body, part = setting.split("/")
     pairs = load(states / f"{data}-{body}.pt")
@@ -251,7 +258,7 @@ def run_one(setting: str, seed: int, states: Path) -> Run:
     if part in JUDGED:
         judge = PairwiseJudge(**torch.load(states / f"{data}-{body}-comparisons.pt", weights_only=True))
         return {**found, "labels": len(task.seed), **judge_run(task, judge, seed)}
-    conditions = FEW if len(task.train) > MAX_TRAIN else [*CONDITIONS]
+    conditions = conditions or (FEW if len(task.train) > MAX_TRAIN else [*CONDITIONS])
     return {**found, "labels": len(task.seed), **share_run(task, seed, conditions)}
 
 
@@ -274,6 +281,9 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", required=True, metavar="NAME=FOLDER", help="bodies as transformers has")
     parser.add_argument("--data", nargs="+", choices=[*DATA], default=["pandalm", "hh"])
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=[*PARTS])
+    parser.add_argument(
+        "--conditions", nargs="+", choices=[*CONDITIONS], help="default: all, or two on large data sets"
+    )
     parser.set_defaults(seeds=None)
     args = parser.parse_args()
     bodies = dict(one.split("=", 1) for one in args.models)
@@ -290,7 +300,12 @@ def main() -> None:
         for body in bodies
         for seed in args.seeds or seeds_of(data, part)
     ]
-    run_missing(Results(args.out, "setting", "seed"), tasks, partial(run_one, states=args.scratch), args.jobs)
+    run_missing(
+        Results(args.out, "setting", "seed"),
+        tasks,
+        partial(run_one, states=args.scratch, conditions=args.conditions),
+        args.jobs,
+    )
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ import numpy as np
 
 from benchmarks.readings.grouping import DELIVERED, Runs, Settings, blocks_of, by_setting, names
 from benchmarks.readings.judge_table import judge_table
+from benchmarks.readings.loss_table import loss_table
 from benchmarks.shared.bootstrap import Estimate, Floats, accuracies, credits, share_of
 from benchmarks.shared.intervals import t_interval
 from benchmarks.shared.markdown import table
@@ -341,6 +342,7 @@ def tables() -> dict[str, str]:
         "readings_labels": labels_table(results),
         "readings_conditions": conditions_table(results),
         "readings_delivery": delivery_table(results),
+        "readings_loss": loss_table(results),
         "readings_calibration": calibration_table(results),
         "readings_queries": queries_table(results),
         "readings_judge": judge_table(results),

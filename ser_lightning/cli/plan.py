@@ -29,6 +29,7 @@ from ser_lightning.datamodules.preference import PreferenceDataModule
 from ser_lightning.datamodules.prompts import PromptDataModule
 from ser_lightning.datamodules.responses import ResponseDataModule
 from ser_lightning.errors import UserError, problems_of, raise_problems
+from ser_lightning.evolution.comparison_states import comparison_length
 from ser_lightning.models.adapter_reward import AdapterRewardModel
 from ser_lightning.models.masks import choose_layout
 from ser_lightning.models.reward_model import RewardModel, load_reward_model
@@ -66,7 +67,15 @@ from ser_lightning.planning.policy import (
     sft_work,
 )
 from ser_lightning.planning.text import as_text
-from ser_lightning.planning.workload import RoundWork, Tokens, count_tokens, largest_batch, read_rate, rounds_of
+from ser_lightning.planning.workload import (
+    RoundWork,
+    Tokens,
+    count_tokens,
+    judge_work,
+    largest_batch,
+    read_rate,
+    rounds_of,
+)
 from ser_lightning.rl.reward_functions import ModelReward
 from ser_lightning.training.reading_choice import plan_readings
 from ser_lightning.training.schedule import make_optimizer
@@ -152,6 +161,7 @@ def _reward_plan(cli: PlanCLI, module: RewardModule, data: PreferenceDataModule)
     tokenizer = module.tokenizer
     reward_model = load_reward_model(module.backbone, "meta")
     module.check_judge(reward_model)
+    judge_length = comparison_length(reward_model, data.max_length) if module.compares else None
     layout = choose_layout(settings.model.init_args.layout, reward_model.model, device, "model.layout")
     reading = plan_readings(reward_model, tokenizer, module.reading, module.question)
     if reading.usual:
@@ -179,27 +189,18 @@ def _reward_plan(cli: PlanCLI, module: RewardModule, data: PreferenceDataModule)
     is_whole = strategy_kind(settings.trainer.strategy) != "fsdp"
     is_cached = module.backbone.train == "head" and reward_model.is_decoder and is_whole
     rounds = [] if evolution is None else rounds_of(evolution.settings.settled(is_cached), tokens, data.pairs_per_step)
+    judged = None if judge_length is None else asdict(judge_work(tokenizer, store, judge_length))
     plan = {
         "model": {"path": module.backbone.path, **_weights(count_weights(reward_model))},
         "memory": _memory(module, reward_model, data, layout, settings.trainer, device),
         "data": _data(data, tokens, layout),
-        "rounds": _rounds(rounds, settings, tokens["all"].total if is_cached else None),
+        "rounds": {**_rounds(rounds, settings, tokens["all"].total if is_cached else None), "pairwise_judge": judged},
         "checks": [
             *map(asdict, module.start_findings(data.max_length)),
-            *_judge_checks(module, store.num_tokens),
             *_device_checks(settings.trainer, device),
         ],
     }
     return plan, strategy_problems(settings.trainer.strategy, module.backbone.train, module.backbone.quantize)
-
-
-def _judge_checks(module: RewardModule, num_tokens: np.ndarray) -> Iterable[dict[str, str]]:
-    """What a pairwise judge reads beside the rounds: both responses twice, in each order."""
-    if module.compares:
-        tokens = 2 * int(num_tokens.sum())
-        yield _check(
-            "pairwise judge", f"reads at most some {tokens:,} tokens before the first round, once, not in the table"
-        )
 
 
 # Policies

@@ -21,6 +21,7 @@ from ser_lightning.data.layouts import pad_right
 from ser_lightning.data.packing import cut_by_tokens
 from ser_lightning.errors import UserError
 from ser_lightning.evolution.comparisons import QUESTION, encode_comparisons
+from ser_lightning.models.probe import num_positions
 from ser_lightning.models.readings import Reading, read_states
 from ser_lightning.models.reward_model import RewardModel
 from ser_lightning.records import PreferencePair
@@ -32,6 +33,16 @@ DEPTH = 5 / 6
 """Share of the layers below the state that is read (docs/results.md)."""
 _CHUNK = 256
 _VERSION = 1
+
+
+def comparison_length(reward_model: RewardModel, max_length: int) -> int:
+    """Most tokens of a comparison: those of two conversations, or what the model has positions for.
+
+    Args:
+        reward_model: a decoder.
+        max_length: most tokens of a conversation.
+    """
+    return min(2 * max_length, num_positions(reward_model.model.config, reward_model.body) or 2 * max_length)
 
 
 def comparison_states(

@@ -33,7 +33,7 @@ from ser_lightning.runs.files import (
 )
 from ser_lightning.runs.pair_tables import read_audit
 from ser_lightning.runs.shapes import NOTES
-from ser_lightning.training.features import FeatureTable, dtype_of
+from ser_lightning.training.features import FeatureTable, cached_keys, dtype_of
 from ser_lightning.training.linear_head import fit_linear_head
 
 NUM_FOLDS = 5
@@ -166,13 +166,12 @@ def _find_table(
     ids = audit["pair_id"][:32]
     wanted = torch.from_numpy((audit["reward_a"] - audit["reward_b"])[:32]).double()
     rows = data.data.rows_of(ids.tolist())
-    for file in sorted(store.folders[0].glob("features-*.bin")):
-        key = file.stem.removeprefix("features-")
+    for key in cached_keys(store.folders[0]):
         files = data.feature_files(key)
         try:
             table = FeatureTable(files, store.parts, dtype_of(key), len(candidates), columns)
             margins = _differences(table, rows).double() @ weight[0].double()
-        except (OSError, RuntimeError, KeyError):  # another body's, of another shape
+        except (OSError, RuntimeError):  # another body's, of another shape
             continue
         if float((margins - wanted).abs().max()) <= 0.01 * float(wanted.abs().max()):
             return table

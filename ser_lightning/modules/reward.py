@@ -13,12 +13,12 @@ from transformers import PreTrainedTokenizerBase
 from ser_lightning.data.layouts import Layout
 from ser_lightning.errors import UserError, raise_problems
 from ser_lightning.evaluation.metrics import PairMetrics, half_credit
-from ser_lightning.evolution.comparison_states import cache_comparisons
+from ser_lightning.evolution.comparison_states import cache_comparisons, comparison_length
 from ser_lightning.evolution.pairwise_judge import PairwiseJudge
 from ser_lightning.models.backbone import Backbone, load_tokenizer
 from ser_lightning.models.fingerprint import Identity, check_identity, check_trained, identity_of
 from ser_lightning.models.masks import LayoutName
-from ser_lightning.models.probe import Finding, num_positions, start_findings
+from ser_lightning.models.probe import Finding, start_findings
 from ser_lightning.models.readings import QUESTION
 from ser_lightning.models.reward_model import RewardModel, load_reward_model
 from ser_lightning.models.trainable import trainable_state, trained_part
@@ -164,8 +164,7 @@ class RewardModule(LightningModule):
         data = self.trainer.datamodule
         if not hasattr(data, "part_ids"):
             raise UserError("model.pairwise_judge: got true without a PreferenceDataModule, whose pairs it compares")
-        limit = num_positions(reward_model.model.config, reward_model.body)
-        max_length = min(2 * data.max_length, limit or 2 * data.max_length)
+        max_length = comparison_length(reward_model, data.max_length)
         reward_model.to(self.trainer.strategy.root_device)
         self.judge = PairwiseJudge(*cache_comparisons(self.trainer, reward_model, self.tokenizer, data, max_length))
 

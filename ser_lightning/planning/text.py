@@ -116,6 +116,9 @@ def _rounds(rounds: dict[str, Any]) -> list[str]:
         rows.append((*cells, _span(work["tokens"], short), *seconds))
     heads = ("round", "pairs trained on", "scored", "tokens", "time")
     lines = ["Rounds", *_table(heads[: len(rows[0])], rows), _SPAN]
+    if judge := rounds["pairwise_judge"]:
+        work = f"{judge['sequences']:,} sequences, some {short(judge['tokens'])} tokens"
+        lines += wrap(f"Before them the pairwise judge reads every pair in both orders, once: {work}.", 80)
     if rounds["cached_tokens"] is not None:
         tokens = short(rounds["cached_tokens"])
         return [*lines, f"The frozen body computes every pair once, {tokens} tokens, and no round computes it again."]

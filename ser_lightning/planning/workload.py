@@ -5,10 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from transformers import PreTrainedTokenizerBase
 
 from ser_lightning.data.layouts import PADDED, Layout
 from ser_lightning.data.reader import PairStore
 from ser_lightning.errors import UserError
+from ser_lightning.evolution.comparisons import encode_comparisons
 from ser_lightning.evolution.settings import EvolutionSettings
 from ser_lightning.runs.files import read_rounds
 
@@ -136,6 +138,36 @@ def _work(
     none, whole = (settings.phases(is_last, of_phases, sizes, selected) for of_phases, selected in ends)
     low, high = sorted(round(sum(trained for trained, _ in phases)) for phases in (none, whole))
     return (low, high), round(sum(scored for _, scored in none))
+
+
+@dataclass(frozen=True)
+class JudgeWork:
+    """What a pairwise judge reads before the first round, once.
+
+    Attributes:
+        sequences: forward passes of one sequence: both orders of every pair.
+        tokens: of all of them; of a sample's mean where there are more pairs than `SAMPLE`.
+    """
+
+    sequences: int
+    tokens: int
+
+
+SAMPLE = 1000
+"""Pairs that are encoded for an estimate."""
+
+
+def judge_work(tokenizer: PreTrainedTokenizerBase, store: PairStore, max_length: int) -> JudgeWork:
+    """The work of a pairwise judge on all pairs of a store.
+
+    Args:
+        tokenizer: with a chat template.
+        store: the encoded pairs, with their texts.
+        max_length: most tokens of a comparison.
+    """
+    rows = np.unique(np.linspace(0, len(store) - 1, min(SAMPLE, len(store)), dtype=np.int64))
+    read = sum(map(len, encode_comparisons(tokenizer, store.read_texts(rows), max_length)))
+    return JudgeWork(2 * len(store), round(read * len(store) / max(1, len(rows))))
 
 
 def read_rate(run: Path) -> float:

@@ -130,6 +130,12 @@ def dtype_of(key: str) -> torch.dtype:
     return _DTYPES[key.rsplit("-", 1)[1]]
 
 
+def cached_keys(folder: Path) -> list[str]:
+    """Every `body_key` under which a folder of a store holds states; a pairwise judge's comparisons have none."""
+    keys = [file.stem.removeprefix("features-") for file in sorted(folder.glob("features-*.bin"))]
+    return [key for key in keys if key.rpartition("-")[2] in _DTYPES]
+
+
 def _dtype_name(body: nn.Module) -> str:
     """States are kept as the body holds its weights: half the space for a body in bfloat16, and exact."""
     floats = {p.dtype for p in body.parameters() if p.dtype.is_floating_point}

@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM
 
 from benchmarks.readings import tables as study
 from benchmarks.readings.heads import Round, evolve, make_task, make_view
+from benchmarks.readings.loss_table import loss_table
 from benchmarks.readings.queries import STRATEGIES, Question, ask, greedy_information
 from benchmarks.readings.run import delivered_rounds, run_one
 from benchmarks.readings.states import NUM_FIFTHS, StudyPairs, compute_states
@@ -200,10 +201,13 @@ def test_every_part_of_the_study_runs_and_fills_its_tables(pairs, tmp_path):
     torch.save(vars(knowing_judge(pairs)), tmp_path / "pandalm-x-comparisons.pt")
     tasks = [("15", 1), ("all", 1), ("curve", 1), ("queries", 1), ("judge_15", 1)]
     runs = [run_one(f"pandalm/x/{part}", seed, tmp_path) for part, seed in tasks]
+    few = run_one("pandalm/x/15", 2, tmp_path, ["standard_calibrated"])
+    assert [*few["conditions"]] == ["standard_calibrated"]
     results = study.by_setting(json.loads(json.dumps(runs)))
     assert "| pandalm | x | 1 | " in study.headline(results)
     made = [study.labels_table, study.conditions_table, study.calibration_table, study.queries_table]
     assert [len(table(results).splitlines()) - 2 for table in made] == [5, len(study.CONDITIONS), 3, 3]
+    assert len(loss_table(results).splitlines()) == 2 + 5
     assert len(study.delivery_table(results).splitlines()) == 2 + len(study.GROUPS) * len(study.DELIVERIES)
 
 
@@ -240,3 +244,26 @@ def test_a_condition_is_held_against_all_labels_of_both_readings():
     assert (found.gain.mean, found.over_standard_all.mean) == pytest.approx((0.1, -0.1))
     # 0.1 of the 0.4 to all labels with the same reading.
     assert found.share.mean == pytest.approx(0.25) and found.seed_over_standard_all.mean == pytest.approx(-0.2)
+
+
+def test_what_log_loss_delivers_is_held_against_what_accuracy_delivers():
+    """Two random seeds on the same ten pairs, whose rounds have 5, 6 and 8 right."""
+    rounds = ["1111100000", "1111110000", "1111111100"]
+
+    def run(seed, by_accuracy, by_loss):
+        way = {"credit": rounds, "delivered": {"accuracy_0": by_accuracy, "loss_0": by_loss}}
+        where = {"setting": "x/y/15", "seed": seed, "fifth": 0, "prompt": [*range(10)]}
+        return {**where, "conditions": {"ours_calibrated": way, "ours_paper": {**way, "delivered": first}}}
+
+    first = {"accuracy_0": 0, "loss_0": 0}
+    runs = [run(1, 1, 2), run(2, 2, 2)]
+    found = study.by_setting(runs)
+    alone, every = ([*map(str.strip, line.strip("| ").split("|"))] for line in loss_table(found).splitlines()[2:])
+    # Accuracy delivers 0.6 and 0.8, log loss 0.8 twice, and the seed model has 0.5.
+    assert alone[:8] == ["x", "y", "15 %", "`auto`, `CalibratedRule`", "2", "50%", "+0.2000", "+0.3000"]
+    assert alone[8].startswith("0.100 [0.000, ")
+    # The other rule delivers the seed model under both criteria: half of it.
+    assert every[3:8] == ["`auto` and two views, every rule", "2", "25%", "+0.1000", "+0.1500"]
+    assert every[8].startswith("0.050 [0.000, ")
+    del runs[0]["conditions"]["ours_paper"]  # the first run has fewer conditions
+    assert [line.split("|")[5].strip() for line in loss_table(found).splitlines()[2:]] == ["2", "1"]

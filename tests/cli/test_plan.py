@@ -15,6 +15,9 @@ import transformers
 from ser_lightning.__main__ import main
 from ser_lightning.data.layouts import PADDED, Layout
 from ser_lightning.datamodules.responses import ResponseSteps
+from ser_lightning.evolution import comparison_states
+from ser_lightning.models.readings import read_states
+from ser_lightning.planning import workload
 from ser_lightning.planning.workload import count_tokens, largest_batch
 from ser_lightning.rl.rollout import Generator
 from ser_lightning.runs.files import RoundRow, write_rounds
@@ -359,10 +362,36 @@ def test_auto_budgets_of_a_policy_are_planned_as_a_fit_takes_them(config, explic
     assert plans[0]["memory"] == plans[1]["memory"] and plans[0]["steps"] == plans[1]["steps"]
 
 
-def test_a_pairwise_judge_is_in_the_plan_and_refused_where_fit_refuses_it(tiny_run, capsys):
-    assert main(["plan", *tiny_run, "--model.pairwise_judge=true", "--json=plan.json"]) == 0
-    [note] = [one for one in json.loads(Path("plan.json").read_text())["checks"] if one["check"] == "pairwise judge"]
-    assert "tokens before the first round" in note["text"]
+def test_the_sequences_and_tokens_of_a_pairwise_judge_are_those_that_fit_computes(
+    capsys, tiny_run, tiny_fit, monkeypatch
+):
+    judge = "--model.pairwise_judge=true"
+    text, found = plan(capsys, *tiny_run, judge)
+    lengths = []
+
+    def counted(body, inputs, readings):
+        lengths.extend(inputs.num_tokens.tolist())
+        return read_states(body, inputs, readings)
+
+    monkeypatch.setattr(comparison_states, "read_states", counted)
+    tiny_fit(judge)
+    foretold = found["rounds"]["pairwise_judge"]
+    assert foretold == {"sequences": len(lengths), "tokens": sum(lengths)}
+    assert foretold["sequences"] == 2 * found["data"]["splits"]["all"]["pairs"] == 160
+    assert f"once: 160 sequences, some {sum(lengths):,} tokens." in " ".join(text.split())
+    assert plan(capsys, *tiny_run)[1]["rounds"]["pairwise_judge"] is None
+
+
+def test_a_pairwise_judge_on_many_pairs_is_estimated_from_a_sample(capsys, tiny_run, monkeypatch):
+    judge = ["--model.pairwise_judge=true", "--data.max_length=400"]  # room for all: no two are cut to one length
+    exact = plan(capsys, *tiny_run, *judge)[1]["rounds"]["pairwise_judge"]
+    monkeypatch.setattr(workload, "SAMPLE", 20)
+    sampled = plan(capsys, *tiny_run, *judge)[1]["rounds"]["pairwise_judge"]
+    assert sampled["sequences"] == exact["sequences"] and sampled["tokens"] != exact["tokens"]
+    assert sampled["tokens"] == pytest.approx(exact["tokens"], rel=0.1)
+
+
+def test_a_pairwise_judge_is_refused_where_fit_refuses_it(tiny_run, capsys):
     wrong = ["--model.pairwise_judge=true", "--evolution.folds=0", "--evolution.rule=ser_lightning.TopShareRule"]
     assert main(["plan", *tiny_run, *wrong]) == 2
     assert "folds: got 0 with model.pairwise_judge" in capsys.readouterr().err

@@ -13,7 +13,7 @@ from ser_lightning.datamodules.preference import PreferenceDataModule
 from ser_lightning.models.readings import QUESTION
 from ser_lightning.models.reward_model import RewardModel
 from ser_lightning.records import Features, PairBatch
-from ser_lightning.training.features import FeatureTable, body_key, dtype_of, write_features
+from ser_lightning.training.features import FeatureTable, body_key, cached_keys, dtype_of, write_features
 from tests.helpers import data, equal, evolution, module, trainer, weights
 
 
@@ -278,3 +278,17 @@ def test_damaged_features_are_computed_again(tiny_model_dir, pairs_file, body_ca
     assert [file.read_bytes() for file in cached()] == whole and sum(body_calls) == 2 * calls
     evolve(tiny_model_dir, pairs_file, "third")
     assert sum(body_calls) == 2 * calls
+
+
+def test_keys_of_cached_states_are_told_from_the_other_files_beside_them(tmp_path):
+    for name in (
+        "features-0b-float32.bin",
+        "features-0a-bfloat16.bin",
+        "features-comparisons-0c.bin",  # of a pairwise judge
+        "features-0d.bin",  # of an earlier version
+        "features-0a-bfloat16.bin.sha256",
+        "texts.arrow",
+    ):
+        (tmp_path / name).touch()
+    assert cached_keys(tmp_path) == ["0a-bfloat16", "0b-float32"]
+    assert [dtype_of(key) for key in cached_keys(tmp_path)] == [torch.bfloat16, torch.float32]
