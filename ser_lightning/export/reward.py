@@ -127,7 +127,7 @@ def _question(source: RewardRun) -> str:
 def summary(result: SelfTest) -> str:
     """The self-test of a reward model, for people."""
     kept = result.num_pairs - result.num_reordered
-    why = f"tolerance {TOLERANCE:.0e}" if result.is_exact else "fewer bits; --dtype float32 has the least"
+    why = f"tolerance {TOLERANCE:.0e}" if result.is_exact else "fewer bits than float32; least without --dtype"
     return (
         f"{result.num_pairs} made-up pairs, scored with plain transformers: rewards differ from the trained model's by "
         f"at most {result.largest:.1e} ({why}), where their standard deviation is {result.spread:.1e}; {kept} of "

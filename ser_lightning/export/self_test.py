@@ -49,7 +49,8 @@ class SelfTest:
         is_wrong = self.deviation > limit or self.num_reordered > MAX_REORDERED * self.num_pairs
         if not is_wrong and not (self.is_exact and self.largest > TOLERANCE):
             return None
-        fix = "is the base what it was?" if self.is_exact else "--dtype float32 rounds least; is the base what it was?"
+        own = "" if self.is_exact else "without --dtype it is rounded as the run was; "
+        fix = f"{own}is the base what it was?"
         return (
             f"export: the folder's {what} differ by up to {self.largest:.2e} from the trained model's, whose spread is "
             f"{self.spread:.2e}, and order {self.num_reordered} of {self.num_pairs} pairs otherwise; {fix}"

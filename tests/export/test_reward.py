@@ -123,7 +123,7 @@ def test_fewer_bits_are_merged_in_16_and_their_drift_is_reported(tiny_fit, quant
     tiny_fit("--model.backbone.train=lora", f"--model.backbone.quantize={quantize}")
     capsys.readouterr()
     assert main(["export", "run", "--dtype=bfloat16", "--to=out"]) == 0
-    assert "(fewer bits; " in capsys.readouterr().out
+    assert "(fewer bits than float32; " in capsys.readouterr().out
     model = AutoModelForSequenceClassification.from_pretrained("out")
     assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
     assert not hasattr(model.config, "quantization_config")
