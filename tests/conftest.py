@@ -50,13 +50,11 @@ def _empty_pictures():
         yield
 
 
-@pytest.fixture(scope="module")
-def real_pictures():
-    """For a module that looks at reports: their pictures are drawn."""
-    with pytest.MonkeyPatch.context() as patch:
-        for module in (figures, policy):
-            patch.setattr(module, "draw", DRAW)
-        yield
+@pytest.fixture
+def real_pictures(monkeypatch):
+    """For a test that looks at pictures of a report, or at what they may stumble over: they are drawn."""
+    for module in (figures, policy):
+        monkeypatch.setattr(module, "draw", DRAW)
 
 
 def _seed() -> None:
