@@ -114,9 +114,7 @@ def test_a_sigterm_to_one_of_two_ranks_ends_both(tiny_run, rank):
     assert Path("run/checkpoints/last.ckpt").is_file()
 
 
-def test_a_rank_that_waits_in_a_collective_operation_hears_a_sigterm():
-    """Python's handlers are not run while it waits; rank 1 never comes."""
-    rank = """
+WAITS = """
 import os, signal, sys
 from types import SimpleNamespace
 import torch
@@ -129,15 +127,20 @@ if sys.argv[1] == "0":
     print("waits", flush=True)
     torch.distributed.barrier()
 else:
-    sys.stdin.read()
+    signal.pause()
 """
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "GLOO_SOCKET_IFNAME": "lo"}
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "env": environment, "text": True}
-    ranks = [subprocess.Popen([sys.executable, "-c", rank, str(n)], **pipes) for n in range(2)]
+
+
+def test_a_rank_that_waits_in_a_collective_operation_hears_a_sigterm(monkeypatch):
+    """Python's handlers are not run while it waits; rank 1 never comes."""
+    Path("waits.py").write_text(WAITS)
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
+    ranks = [CommandProcess(str(number), script="waits.py") for number in range(2)]
     assert ranks[0].stdout.readline() == "waits\n"
     ranks[0].send_signal(signal.SIGTERM)
-    assert ranks[0].wait(timeout=600) == 128 + signal.SIGTERM
-    ranks[1].communicate("", timeout=600)
+    ranks[0].communicate()
+    assert ranks[0].returncode == 128 + signal.SIGTERM
+    ranks[1].kill()
 
 
 def test_a_rank_ends_with_the_process_that_started_it():
