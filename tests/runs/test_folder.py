@@ -1,6 +1,5 @@
 """The folder of a run: never overwritten, resumed or refused, the same for all ranks."""
 
-import os
 import shutil
 import tempfile
 from pathlib import Path
