@@ -1,5 +1,6 @@
 """Command lines in processes of their own, forked from one that has imported everything: they start at once."""
 
+import gc
 import multiprocessing
 import os
 import runpy
@@ -66,6 +67,7 @@ def _run(
 ) -> None:
     from ser_lightning.__main__ import main
 
+    gc.freeze()  # as in conftest.py
     os.setsid()
     os.chdir(folder)
     os.environ.clear()

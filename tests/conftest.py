@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import gc
 import io
 import os
 import random
@@ -25,6 +26,12 @@ from ser_lightning.report import figures, policy
 
 DRAW = figures.draw
 pytest_plugins = ["tests.data_fixtures", "tests.ranks"]
+
+
+def pytest_collection_finish():
+    """What was imported stays: the garbage collector, which took a fifth of the time, no longer goes through it."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
