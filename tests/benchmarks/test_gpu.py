@@ -67,7 +67,6 @@ def test_memory_of_ppo(job):
     assert len(figures(job)["step_seconds"]) == 2
 
 
-@pytest.mark.slow
 def test_rl(job):
     import_module("benchmarks.gpu.rl").run(job)
     found = figures(job)
