@@ -32,12 +32,7 @@ def test_a_data_file_is_read_rightly_or_refused(scene, tmp_path, number):
 
 
 @pytest.mark.parametrize(
-    ("part", "number"),
-    [
-        pytest.param(part, number, marks=[pytest.mark.slow] if part == "run" and number % 2 else [])
-        for part, last in (("run", 27), ("model", 18), ("rewards", 12))
-        for number in range(last)
-    ],
+    ("part", "number"), [(p, n) for p, last in (("run", 27), ("model", 18), ("rewards", 12)) for n in range(last)]
 )
 def test_damage_is_refused_or_changes_nothing(scene, tmp_path, part, number):
     judged = CHECKS[part](number, scene, tmp_path / "case")
