@@ -15,7 +15,8 @@ from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities import rank_zero_warn
 
 from ser_lightning.errors import UserError
-from ser_lightning.runs.files import CONFIG, PAGE, ROUNDS, has_secrets, read_config
+from ser_lightning.runs.config import has_secrets, read_config
+from ser_lightning.runs.files import CONFIG, PAGE, ROUNDS
 
 CARD_COLUMNS = ("pair_id", "prompt", "response_a", "response_b", "probability", "before", "label", "reason")
 

@@ -36,17 +36,9 @@ from ser_lightning.evolution.selection import SelectionContext, SelectionResult
 from ser_lightning.evolution.settings import EvolutionSettings
 from ser_lightning.records import PairScores, Selection
 from ser_lightning.report.advice import read_advice
-from ser_lightning.runs.files import (
-    RoundFiles,
-    RoundRow,
-    read_model,
-    read_weights,
-    round_files,
-    write_cost,
-    write_rounds,
-    write_weights,
-)
+from ser_lightning.runs.files import RoundFiles, RoundRow, round_files, write_cost, write_rounds
 from ser_lightning.runs.pair_tables import write_audit, write_test_scores
+from ser_lightning.runs.weights import read_model, read_weights, write_weights
 from ser_lightning.training.scoring import concatenate, score_pairs
 from ser_lightning.utils.seeds import hash_seed
 

@@ -21,8 +21,9 @@ from ser_lightning.evaluation.metrics import confidence_and_right, reliability
 from ser_lightning.modules.policy_base import PolicyModule
 from ser_lightning.records import PairScores
 from ser_lightning.report.cards import mistake_cards, pool_cards
-from ser_lightning.runs.files import PAGE, ROUNDS, read_weights, round_files, write_json
+from ser_lightning.runs.files import PAGE, ROUNDS, round_files, write_json
 from ser_lightning.runs.pair_tables import read_audit, read_test_scores
+from ser_lightning.runs.weights import read_weights
 from ser_lightning.utils.terminal import say
 from ser_lightning.utils.versions import package_versions
 

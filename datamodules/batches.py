@@ -59,6 +59,22 @@ class Shard:
     features: FeatureTable | None = None
     needs_equal_counts: bool = False
 
+    def count(self, batches: Sequence[Any]) -> int:
+        """How many of all ranks' batches this rank reads, as many as every other one."""
+        return math.ceil(len(batches) / self.world_size)
+
+    def pick(self, batches: Sequence[Any], index: int) -> tuple[Any, bool]:
+        """This rank's batch number `index`, and whether it only fills up: the last batch, the cheapest to repeat.
+
+        Raises:
+            IndexError: beyond `count`.
+        """
+        if not 0 <= index < self.count(batches):
+            raise IndexError(index)
+        place = index * self.world_size + self.rank
+        is_filler = place >= len(batches)
+        return batches[-1 if is_filler else place], is_filler
+
     def cut(self, store: PairStore, rows: np.ndarray) -> list[list[int]]:
         """Positions in `rows` (of the store), one list a batch, the largest pair first where tokens matter."""
         if self.features is not None:
@@ -202,15 +218,10 @@ class ScoringBatches(Dataset[PairBatch]):
         self.batches = shard.cut(store, pairs.rows)
 
     def __len__(self) -> int:
-        return math.ceil(len(self.batches) / self.shard.world_size)
+        return self.shard.count(self.batches)
 
     def __getitem__(self, index: int) -> PairBatch:
-        if not 0 <= index < len(self):
-            raise IndexError(index)
-        place = index * self.shard.world_size + self.shard.rank
-        is_filler = place >= len(self.batches)
-        # The last batch holds the shortest pairs: the cheapest one to repeat.
-        batch = self.batches[-1] if is_filler else self.batches[place]
+        batch, is_filler = self.shard.pick(self.batches, index)
         return make_batch(self.store, self.pairs, batch, self.shard, len(batch), is_filler, self.eval_set)
 
 

@@ -29,7 +29,8 @@ from ser_lightning.datamodules.label_firewall import HeldOutLabels, SplitName, s
 from ser_lightning.errors import UserError, raise_problems
 from ser_lightning.planning.memory import CPU_TOKENS, auto_budgets, device_bytes
 from ser_lightning.records import PairBatch, PreferencePair, Selection
-from ser_lightning.runs.files import CONFIG, setting
+from ser_lightning.runs.config import setting
+from ser_lightning.runs.files import CONFIG
 from ser_lightning.runs.teacher import Teacher, read_teacher
 from ser_lightning.training.features import FeatureTable, cache_features, dtype_of
 

@@ -107,16 +107,11 @@ class ResponseBatches(Dataset[ResponseBatch]):
         self.batches = cut_by_tokens(responses.lengths, shard.tokens_per_batch, rows_per_item=1)
 
     def __len__(self) -> int:
-        return math.ceil(len(self.batches) / self.shard.world_size)
+        return self.shard.count(self.batches)
 
     def __getitem__(self, index: int) -> ResponseBatch:
-        if not 0 <= index < len(self):
-            raise IndexError(index)
-        place = index * self.shard.world_size + self.shard.rank
-        is_filler = place >= len(self.batches)
-        # The last batch holds the shortest responses: the cheapest one to repeat.
-        batch = np.asarray(self.batches[-1 if is_filler else place])
-        return self.responses.batch(batch, self.shard.pad_token_id, self.num_tokens, is_filler)
+        batch, is_filler = self.shard.pick(self.batches, index)
+        return self.responses.batch(np.asarray(batch), self.shard.pad_token_id, self.num_tokens, is_filler)
 
 
 class ResponseDataModule(PairFiles):

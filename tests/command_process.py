@@ -1,5 +1,6 @@
 """Command lines in processes of their own, forked from one that has imported everything: they start at once."""
 
+import gc
 import multiprocessing
 import os
 import runpy
@@ -7,8 +8,8 @@ import sys
 import tempfile
 from multiprocessing.connection import Connection
 
-_CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["ser_lightning.cli.lightning", "ser_lightning.cli.serve", "ser_lightning.cli.score"])
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(["ser_lightning.cli.lightning", "ser_lightning.cli.serve", "ser_lightning.cli.score"])
 
 
 class CommandProcess:
@@ -26,9 +27,14 @@ class CommandProcess:
         self.stdout, self.stderr = os.fdopen(reading), tempfile.TemporaryFile("w+")  # noqa: SIM115
         out, errors = Connection(writing, readable=False), Connection(os.dup(self.stderr.fileno()))
         job = (words, script, os.getcwd(), dict(os.environ), out, errors)
-        self._process = _CONTEXT.Process(target=_run, args=job, daemon=True)
+        self._process = CONTEXT.Process(target=_run, args=job, daemon=True)
         self._process.start()
         out.close(), errors.close()
+
+    @property
+    def pid(self) -> int:
+        """Of the process."""
+        return self._process.pid
 
     @property
     def returncode(self) -> int | None:
@@ -61,6 +67,7 @@ def _run(
 ) -> None:
     from ser_lightning.__main__ import main
 
+    gc.freeze()  # as in conftest.py
     os.setsid()
     os.chdir(folder)
     os.environ.clear()

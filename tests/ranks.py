@@ -1,41 +1,49 @@
 """Two processes that are ranks of one another and stay up: each command runs on both, and no import is paid twice."""
 
 import contextlib
-import json
+import gc
 import os
 import socket
-import subprocess
 import sys
 import traceback
 from collections.abc import Callable, Iterator
-from pathlib import Path
+from multiprocessing.connection import Connection
+from multiprocessing.context import ForkServerProcess
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+from tests.command_process import CONTEXT
+
+Rank = tuple[ForkServerProcess, Connection]
+"""A process, and where it takes command lines and gives exit codes."""
 
 
-def _start() -> list[subprocess.Popen]:
+def _start() -> Iterator[Rank]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    shared = {**os.environ, "PYTHONPATH": str(ROOT), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    return [
-        subprocess.Popen(
-            [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT,
-            env={**shared, "WORLD_SIZE": "2", "RANK": str(rank), "LOCAL_RANK": str(rank)},
-        )
-        for rank in range(2)
-    ]  # fmt: skip
+    for number in range(2):
+        ours, theirs = CONTEXT.Pipe()
+        rank = CONTEXT.Process(target=_serve, args=(theirs, number, port), daemon=True)
+        rank.start()
+        theirs.close()
+        yield rank, ours
 
 
 @pytest.fixture(scope="session")
-def _two_ranks() -> Iterator[list[subprocess.Popen]]:
-    ranks: list[subprocess.Popen] = []
+def _two_ranks() -> Iterator[list[Rank]]:
+    ranks: list[Rank] = []
     yield ranks
-    for rank in ranks:
-        rank.stdin.close()
-        rank.wait()
+    for rank, jobs in ranks:
+        jobs.close()
+        rank.join()
+
+
+def _reply(jobs: Connection) -> int | None:
+    try:
+        return jobs.recv()
+    except EOFError:  # it has ended
+        return None
 
 
 @pytest.fixture
@@ -45,48 +53,48 @@ def on_two_ranks(_two_ranks, tmp_path) -> Callable[..., str]:
     def run(*words: str) -> str:
         if not _two_ranks:
             _two_ranks.extend(_start())
-        job = {"folder": str(tmp_path), "environment": dict(os.environ), "words": words}
-        for rank in _two_ranks:
-            print(json.dumps(job), file=rank.stdin, flush=True)
-        replies = [rank.stdout.readline() for rank in _two_ranks]  # empty where a rank has ended
+        for _, jobs in _two_ranks:
+            jobs.send((str(tmp_path), dict(os.environ), words))
+        codes = [_reply(jobs) for _, jobs in _two_ranks]
         said = [(tmp_path / f"rank-{number}.txt").read_text() for number in range(2)]
-        if replies != ["0\n", "0\n"]:
+        if codes != [0, 0]:
             while _two_ranks:  # the next test gets new ones
-                _two_ranks.pop().kill()
+                _two_ranks.pop()[0].kill()
             pytest.fail("\n".join(text[-3000:] for text in said))
         return said[0]
 
     return run
 
 
-def _exit_code(words: list[str]) -> int:
+def _exit_code(words: tuple[str, ...]) -> int:
     """Of one command line; an exception is told where standard error goes."""
     from ser_lightning.__main__ import main
 
     try:
         with contextlib.redirect_stdout(sys.stderr):
-            return main(words)
+            return main([*words])
     except Exception:
         traceback.print_exc()
         return 1
 
 
-def _serve() -> None:
-    """Run the command lines that come in, one a line, and answer each with its exit code."""
-    number, answers = os.environ["RANK"], os.fdopen(os.dup(1), "w")
-    own = {name: os.environ[name] for name in ("MASTER_ADDR", "MASTER_PORT", "WORLD_SIZE", "RANK", "LOCAL_RANK")}
-    for line in sys.stdin:
-        job = json.loads(line)
+def _serve(jobs: Connection, number: int, port: int) -> None:
+    """Run the command lines that come in, and answer each with its exit code."""
+    own = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
+    own |= {"RANK": str(number), "LOCAL_RANK": str(number)}
+    sys.path.insert(0, "")
+    gc.freeze()  # as in conftest.py
+    while True:
+        try:
+            folder, environment, words = jobs.recv()
+        except EOFError:
+            return
         os.environ.clear()
-        os.environ.update(job["environment"] | own)
-        os.chdir(job["folder"])
-        sys.path[0] = job["folder"]
+        os.environ.update(environment | own)
+        os.chdir(folder)
+        sys.path[0] = folder
         with open(f"rank-{number}.txt", "w") as said, contextlib.redirect_stderr(said):
-            code = _exit_code(job["words"])
-        print(code, file=answers, flush=True)
+            code = _exit_code(words)
+        jobs.send(code)
         if code:
             sys.exit(code)  # or the other rank would wait for this one
-
-
-if __name__ == "__main__":
-    _serve()

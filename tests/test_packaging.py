@@ -59,6 +59,7 @@ def test_the_wheel_holds_every_file_of_the_checkout(wheel):
     assert not [name for name in held if name.split("/")[0] in ("callbacks", "datamodules", "configs", "tests")]
 
 
+@pytest.mark.slow  # two processes that import everything
 def test_the_wheel_runs_from_any_folder(installed, tmp_path):
     shown = run_installed(installed, tmp_path, "fit", "--config", "rm.yaml", "--print_config")
     assert "ser_lightning.RewardModule" in shown

@@ -60,12 +60,12 @@ def edit_config(run, change):
 
 
 @pytest.fixture
-def strange_run(tiny_run, strange_model):
+def strange_run(tiny_fit, strange_model):
     """A run whose own config asks that the Python files of its model be run."""
-    assert main(["fit", *tiny_run, "--run_dir=run", "--trainer.enable_progress_bar=false"]) == 0
+    run = tiny_fit()
     backbone = {"path": str(strange_model), "trust_remote_code": True}
-    edit_config(Path("run"), lambda c: c["model"]["init_args"]["backbone"].update(backbone))
-    return Path("run")
+    edit_config(run, lambda c: c["model"]["init_args"]["backbone"].update(backbone))
+    return run
 
 
 def commands(pairs_file):

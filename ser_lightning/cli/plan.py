@@ -4,7 +4,6 @@ Takes the command line of `fit`. Only the tokenizer and the pairs are read, whic
 """
 
 import json
-from collections.abc import Iterable
 from dataclasses import asdict, replace
 from math import ceil
 from pathlib import Path
@@ -30,30 +29,20 @@ from ser_lightning.datamodules.prompts import PromptDataModule
 from ser_lightning.datamodules.responses import ResponseDataModule
 from ser_lightning.errors import UserError, problems_of, raise_problems
 from ser_lightning.evolution.comparison_states import comparison_length
-from ser_lightning.models.adapter_reward import AdapterRewardModel
 from ser_lightning.models.masks import choose_layout
-from ser_lightning.models.reward_model import RewardModel, load_reward_model
+from ser_lightning.models.reward_model import load_reward_model
 from ser_lightning.modules.generate import GenerateModule
 from ser_lightning.modules.ppo import PPOModule
 from ser_lightning.modules.reward import RewardModule
 from ser_lightning.modules.sft import SFTModule
 from ser_lightning.planning.budgets import policy_budget, rl_budgets
+from ser_lightning.planning.checks import device_checks, ranks_of, reward_checks
 from ser_lightning.planning.memory import (
     CPU_TOKENS,
     Weights,
-    auto_budgets,
     count_weights,
     device_bytes,
     device_of,
-    gathered_bytes,
-    gradient_bytes,
-    keep_one_shard,
-    labelling_activations,
-    optimizer_bytes,
-    shape_of,
-    trained_weights,
-    training_activations,
-    workspace_bytes,
 )
 from ser_lightning.planning.policy import (
     count_steps,
@@ -66,20 +55,11 @@ from ser_lightning.planning.policy import (
     sft_memory,
     sft_work,
 )
+from ser_lightning.planning.reward import reward_memory
 from ser_lightning.planning.text import as_text
-from ser_lightning.planning.workload import (
-    RoundWork,
-    Tokens,
-    count_tokens,
-    judge_work,
-    largest_batch,
-    read_rate,
-    rounds_of,
-)
-from ser_lightning.rl.reward_functions import ModelReward
+from ser_lightning.planning.workload import RoundWork, Tokens, count_tokens, judge_work, read_rate, rounds_of
 from ser_lightning.training.reading_choice import plan_readings
-from ser_lightning.training.schedule import make_optimizer
-from ser_lightning.training.strategies import check_optimizer, strategy_kind, strategy_notes, strategy_problems
+from ser_lightning.training.strategies import strategy_kind, strategy_problems
 from ser_lightning.utils.atomic import output_problems, write_text_atomically
 from ser_lightning.utils.terminal import say
 
@@ -192,12 +172,25 @@ def _reward_plan(cli: PlanCLI, module: RewardModule, data: PreferenceDataModule)
     judged = None if judge_length is None else asdict(judge_work(tokenizer, store, judge_length))
     plan = {
         "model": {"path": module.backbone.path, **_weights(count_weights(reward_model))},
-        "memory": _memory(module, reward_model, data, layout, settings.trainer, device),
+        "memory": _on(
+            device,
+            reward_memory(
+                module,
+                reward_model,
+                (store, data.data.rows("all")),
+                layout,
+                (data.tokens_per_batch, data.tokens_per_scoring_batch),
+                data.pairs_per_step,
+                str(settings.trainer.precision or "32-true"),
+                device,
+                None if is_whole else ranks_of(settings.trainer),
+            ),
+        ),
         "data": _data(data, tokens, layout),
         "rounds": {**_rounds(rounds, settings, tokens["all"].total if is_cached else None), "pairwise_judge": judged},
         "checks": [
             *map(asdict, module.start_findings(data.max_length)),
-            *_device_checks(settings.trainer, device),
+            *device_checks(settings.trainer, device),
         ],
     }
     return plan, strategy_problems(settings.trainer.strategy, module.backbone.train, module.backbone.quantize)
@@ -270,7 +263,7 @@ def _set_up(cli: PlanCLI) -> tuple[str, int]:
     if settings.like or settings.pairs_per_second is not None:
         name = "--like" if settings.like else "--pairs_per_second"
         raise UserError(f"{name}: got {settings[name[2:]]}; no rate is known of a policy, leave it out")
-    num_ranks = _num_ranks(settings.trainer)
+    num_ranks = ranks_of(settings.trainer)
     # What data modules ask a trainer for.
     asked = {"reload_dataloaders_every_n_epochs": settings.trainer.reload_dataloaders_every_n_epochs}
     asked |= {"lightning_module": module, "global_rank": 0, "world_size": num_ranks, "current_epoch": 0}
@@ -319,17 +312,16 @@ def _policy_plan(
     steps: dict[str, Any],
 ) -> tuple[dict[str, Any], list[str]]:
     trainer = cli.settings.trainer
-    owner, there = device_bytes(device)
     rewards = models_among(module.rewards.values()) if isinstance(module, PPOModule) else []
     plan = {
         "model": {"path": module.backbone.path, **_weights(role_weights(module.policy, rewards))},
-        "memory": {"device": device, "memory_of": owner, "device_bytes": there, **memory},
+        "memory": _on(device, memory),
         "data": read | _rows_read(data, len(data.data.rows("all"))),
         "steps": steps,
         "checks": [
             *map(asdict, module.start_findings(data.max_length)),
-            *_reward_checks(module),
-            *_device_checks(trainer, device),
+            *reward_checks(module),
+            *device_checks(trainer, device),
         ],
     }
     return plan, strategy_problems(trainer.strategy, "policy", module.backbone.quantize)
@@ -344,59 +336,9 @@ def _weights(found: dict[str, Weights]) -> dict[str, Any]:
     return {"kinds": {kind: asdict(w) for kind, w in kinds.items()}, "all": asdict(Weights(*map(sum, columns)))}
 
 
-def _memory(
-    module: RewardModule,
-    reward_model: RewardModel,
-    data: PreferenceDataModule,
-    layout: Layout,
-    trainer: Namespace,
-    device: str,
-) -> dict[str, Any]:
-    """Bytes by kind on one device, of training and of labelling; leaves the reward model with the shard of one rank."""
-    backbone, precision = module.backbone, str(trainer.precision or "32-true")
-    copies, gathered = workspace_bytes(reward_model, precision), (0, 0)
+def _on(device: str, memory: dict[str, Any]) -> dict[str, Any]:
     owner, there = device_bytes(device)
-    is_sharded = strategy_kind(trainer.strategy) == "fsdp"
-    if is_sharded:
-        gathered = gathered_bytes(reward_model)
-        keep_one_shard(reward_model, _num_ranks(trainer))
-    weights, trained = count_weights(reward_model), trained_weights(reward_model)
-    shape = shape_of(reward_model.model, backbone, precision, device)
-    pairs = data.data.store, data.data.rows("all")
-    auto = auto_budgets(reward_model, backbone, precision, device, there)
-    budgets = [
-        own if given == "auto" else given
-        for given, own in zip((data.tokens_per_batch, data.tokens_per_scoring_batch), auto, strict=True)
-    ]
-    train_tokens = largest_batch(*pairs, layout, budgets[0], data.pairs_per_step)
-    label_tokens = largest_batch(*pairs, layout, budgets[1])
-    optimizer = make_optimizer(module.optimizer, trained, "model.optimizer")
-    check_optimizer(optimizer, is_sharded and backbone.train == "full", "model.optimizer")
-    state, gradients = optimizer_bytes(optimizer), gradient_bytes(trained)
-    adapters = weights["adapters"].num_bytes
-    rows = {
-        "weights": (sum(w.num_bytes for w in weights.values()) - adapters,) * 2,
-        "adapters": (adapters,) * 2,
-        "optimiser": (state,) * 2,
-        "gradients": (gradients, 0),
-        "copy of the start": (gradients if device == "cpu" else 0,) * 2,
-        "activations, estimate": (
-            training_activations(shape, backbone.train, backbone.gradient_checkpointing, train_tokens),
-            labelling_activations(shape, label_tokens),
-        ),
-        "workspace, estimate": (copies + gathered[0], copies + gathered[1]),
-    }
-    kinds = {name: dict(zip(("training", "labelling"), pair, strict=True)) for name, pair in rows.items() if any(pair)}
-    return {
-        "device": device,
-        "memory_of": owner,
-        "device_bytes": there,
-        "optimizer": type(optimizer).__name__,
-        "batch_tokens": {"training": train_tokens, "labelling": label_tokens},
-        "budgets": {"training": "data.tokens_per_batch", "labelling": "data.tokens_per_scoring_batch"},
-        "kinds": kinds,
-        "all": {use: sum(kind[use] for kind in kinds.values()) for use in ("training", "labelling")},
-    }
+    return {"device": device, "memory_of": owner, "device_bytes": there, **memory}
 
 
 def _data(data: PreferenceDataModule, tokens: dict[str, Tokens], layout: Layout) -> dict[str, Any]:
@@ -439,40 +381,3 @@ def _rounds(rounds: list[RoundWork], settings: Namespace, cached_tokens: int | N
         own = {} if cached_tokens is None else {"tokens": (0, cached_tokens if work.round == 0 else 0)}
         found.append({**asdict(work), **own, "seconds": seconds})
     return {"rounds": found, "rate": rate, "source": source, "cached_tokens": cached_tokens}
-
-
-def _check(name: str, note: str | None, fine: str = "") -> dict[str, str]:
-    return {"check": name, "says": "ok" if note is None else "note", "text": fine if note is None else note}
-
-
-def _reward_checks(module: SFTModule | PPOModule) -> Iterable[dict[str, str]]:
-    """What each reward holds in memory beside the policy."""
-    for source, reward in module.rewards.items() if isinstance(module, PPOModule) else ():
-        if not isinstance(reward, ModelReward):
-            yield _check("reward", f"{source}: a function, whose memory is not counted")
-        elif isinstance(reward.reward_model, AdapterRewardModel):
-            yield _check("reward", None, f"{source}: an adapter and a head on the policy's base")
-        else:
-            yield _check("reward", None, f"{source}: a model of its own")
-
-
-def _device_checks(trainer: Namespace, device: str) -> Iterable[dict[str, str]]:
-    """Warnings: no such GPU here, or a set-up that was never tested."""
-    if device == "cuda" and device_bytes(device)[0] != "GPU":
-        yield _check("device", "there is no GPU here: memory is compared with that of this machine")
-    if strategy_kind(trainer.strategy) == "fsdp":
-        yield _check("strategy", None, f"fsdp: memory is that of one of {_num_ranks(trainer)} ranks")
-    for note in strategy_notes(trainer.strategy, device, _count(trainer.devices), trainer.num_nodes):
-        yield _check("strategy", note)
-
-
-def _num_ranks(trainer: Namespace) -> int:
-    return _count(trainer.devices) * int(trainer.num_nodes)
-
-
-def _count(devices: Any) -> int:
-    """Processes on a node, as far as the setting says; `auto` and -1 count as one."""
-    if isinstance(devices, list):
-        return len(devices)
-    text = str(devices)
-    return max(1, int(text)) if text.lstrip("-").isdigit() else text.count(",") + 1

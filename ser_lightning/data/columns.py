@@ -1,7 +1,7 @@
-"""How files call what the project reads: `data.columns` gives a name of the project the column of the file.
+"""Names of columns: `data.columns` maps the project's names to the columns of a file.
 
-A column may lie inside another one: `info.post` is the key `post` of `info`, `summaries.0.text` the `text` of the first
-of `summaries`, and `summaries.*.text` the list of the `text` of each.
+A column may be nested in another one: `info.post` is the key `post` of `info`, `summaries.0.text` the `text` of the
+first of `summaries`, and `summaries.*.text` the list of the `text` of each.
 """
 
 from collections.abc import Collection, Iterator, Mapping
@@ -15,7 +15,7 @@ from ser_lightning.errors import UserError
 COLUMNS = ("prompt", "chosen", "rejected", "response_a", "response_b", "label", "id")
 """Names that are read wherever a file has them; a mapping gives the names in the file."""
 LIST_COLUMNS = ("responses", "scores", "ranks")
-"""A list of responses to one prompt, and beside it one of what they are worth: a high score is good, a low rank is."""
+"""A list of responses to one prompt, and beside it their scores (higher is better) or ranks (lower is better)."""
 MAPPED_COLUMNS = ("system", "score_a", "score_b", "annotator", *LIST_COLUMNS)
 """Names that are read only where a mapping names their column: many files have such columns for something else."""
 _OF_PAIRS = ("chosen", "rejected", "response_a", "response_b", "label", "score_a", "score_b")
@@ -97,7 +97,7 @@ def _list_in(row: Mapping[str, Any], column: str, where: str) -> list[Any]:
 
 
 def given_columns(row: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, str]:
-    """Name of the project -> column of the row, for all that may be read.
+    """The project's names -> columns of the row, for all that may be read.
 
     A file that is not mapped may stand beside one that is, so the project's own names always count.
     """
@@ -106,7 +106,7 @@ def given_columns(row: Mapping[str, Any], columns: Mapping[str, str]) -> dict[st
 
 
 def with_paths(row: Mapping[str, Any], columns: Mapping[str, str]) -> Mapping[str, Any]:
-    """The row, and in it what lies inside its columns where a mapping names that.
+    """The row, with the nested values that a mapping names as columns of their own.
 
     Example:
         >>> with_paths({"info": {"post": "Tea?"}}, {"prompt": "info.post"})["info.post"]
@@ -153,7 +153,7 @@ def columns_left(present: Collection[str], columns: Mapping[str, str]) -> list[s
 def unread_columns(row: Mapping[str, Any], columns: Mapping[str, str]) -> str:
     """`; no column label ...`, for a message about missing labels: the columns of a row that nothing reads.
 
-    Empty where the row has labels, or says by `chosen` and `rejected` who is better.
+    Empty where the row has labels, or says by `chosen` and `rejected` which response is better.
     """
     row = with_paths(row, columns)
     unread = [name for name in columns_left(row, columns) if name != "response"]

@@ -1,7 +1,7 @@
 """Conversations -> ids, always through the tokenizer's chat template.
 
-A dialogue that is too long loses its oldest turns, then the front of its last turn; a response is never cut, and all
-responses that are compared see exactly the same prompt.
+A dialogue that is too long loses its oldest turns, then the beginning of its last turn; a response is never cut, and
+all responses that are compared see exactly the same prompt.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -18,7 +18,7 @@ from ser_lightning.records import PreferencePair, Turn
 Encoding = TypeVar("Encoding")
 _MAX_TRIES = 8
 ENCODING_VERSION = 2
-"""Part of the cache key: raise it when the same pair would come out as other ids."""
+"""Part of the cache key: raise it when the same pair would be encoded as other ids."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class EncodedPair:
     Attributes:
         ids_a: prompt and response a, T_a ids.
         ids_b: the same prompt and response b, T_b ids.
-        is_cut: whether the prompt lost something to fit.
+        is_cut: whether the prompt was truncated to fit.
     """
 
     ids_a: list[int]
@@ -167,9 +167,9 @@ def encode_responses(
 def encode_front(
     tokenizer: PreTrainedTokenizerBase, prompt: list[Turn], response: str, max_length: int
 ) -> list[int] | None:
-    """Ids of as much of the front of a response as fits, behind what a reward model sees before its longest responses.
+    """Ids of the longest beginning of a response that fits behind the shortest cut of its prompt.
 
-    That is the shortest cut of the prompt, since in training a long response leaves no more of it.
+    In training, a response that long leaves no more of its prompt.
 
     Args:
         tokenizer: has a `chat_template`.

@@ -23,7 +23,7 @@ from ser_lightning.errors import UserError
 from ser_lightning.records import PreferencePair, Turn
 
 Drop = Literal["empty", "identical", "dialogues_part", "no_response", "answered", "short_list"]
-"""Why a row is no pair, see `DROPS`."""
+"""Why a row is not a usable pair, see `DROPS`."""
 
 DROPS: dict[str, str] = {
     "empty": "empty prompt or response",
@@ -47,7 +47,7 @@ def _as_int(digest: Any) -> int:
 
 
 def prompt_hash(prompt: list[Turn]) -> int:
-    """63-bit hash of a prompt, deaf to case and white space, so that the splits do not share a retyped prompt."""
+    """63-bit hash of a prompt that ignores case and white space, so that the splits do not share a retyped prompt."""
     return content_hash(*map(_plain, prompt))
 
 
@@ -84,7 +84,7 @@ def canonical_pair(
         second: the other response.
         label: 1 when `first` is the better one, 0 when `second` is, 0.5 for a tie, None when it is unlabelled.
         source_id: the file's own id.
-        votes: labels of single annotators, as `label`.
+        votes: labels of individual annotators, as `label`.
         annotator: who gave the one vote.
     """
     context = json.dumps(prompt)
@@ -103,7 +103,7 @@ def parse_rows(
 
     Args:
         row: the file's columns.
-        columns: as for `parse_row`; `responses` names a list, `scores` or `ranks` what it is worth.
+        columns: as for `parse_row`; `responses` names a list, `scores` or `ranks` what its responses are worth.
         where: file and line, for messages.
         labels: what the labels of the file mean.
     """
@@ -127,7 +127,7 @@ def parse_row(
         labels: what the labels of the file mean, `LABELS` by default.
 
     Returns:
-        The canonical pair, or why the row is none.
+        The canonical pair, or why the row is not a pair.
 
     Raises:
         UserError: the row is in no known format.
@@ -212,7 +212,7 @@ def parse_candidates(
 
 
 def parse_response(text: Any, prompt: list[Turn], where: str, column: str) -> str:
-    """A response that stands by itself; of a transcript, what comes behind the prompt.
+    """A single response; of a transcript, what follows the prompt.
 
     Args:
         text: what the file has.
@@ -256,7 +256,7 @@ def _response_columns(values: Mapping[str, Any], row: Mapping[str, Any], where: 
 def _label_and_votes(
     values: Mapping[str, Any], names: tuple[str, str], given: Mapping[str, str], where: str, labels: Labels | None
 ) -> tuple[float | None, tuple[float, ...]]:
-    """Who is better by all that the row says of it, and the votes of its annotators, if it has any."""
+    """Which response is better by all that the row says of it, and the votes of its annotators, if it has any."""
     is_ordered, value = names[0] == "chosen", values.get("label")
     votes: tuple[float, ...] = ()
     if isinstance(value, list):

@@ -1,4 +1,4 @@
-"""Which response is better: what a row says of it by a label, by the votes of several annotators, or by two scores."""
+"""Which response is better: by a label, by the votes of several annotators, or by two scores."""
 
 import math
 from collections.abc import Collection, Mapping, Sequence
@@ -8,7 +8,7 @@ from ser_lightning.data.turns import clean, is_blank
 from ser_lightning.errors import UserError
 
 Labels = Mapping[str, str | None]
-"""What stands in the label column -> a, b, tie, or null for nobody has said."""
+"""Value in the label column -> a, b, tie, or null for no label."""
 
 LABELS: Labels = {
     **{"1": "a", "1.0": "a", "a": "a", "true": "a"},
@@ -32,16 +32,16 @@ def check_labels(labels: Mapping[str, str | None]) -> list[str]:
 
 
 def read_label(value: Any, where: str, labels: Labels | None, is_extra: bool = False) -> float | None:
-    """1: the first is better, 0: the second is, 0.5: a tie, None: nobody has said.
+    """1: the first is better, 0: the second is, 0.5: a tie, None: no label.
 
     Args:
         value: what the file has.
         where: file and line, for messages.
         labels: what the labels of the file mean, `LABELS` by default.
-        is_extra: the row says without it who is better, so that a strange value may be about something else.
+        is_extra: the row has another label beside it, so that an unknown value may mean something else.
 
     Raises:
-        UserError: the value means nothing that is known.
+        UserError: the value is not in the label map.
     """
     text = clean(str(int(value) if isinstance(value, float) and value.is_integer() else value)).strip()
     known = {str(key).strip().lower(): meaning for key, meaning in (LABELS if labels is None else labels).items()}

@@ -25,8 +25,8 @@ class Layout:
         is_one_row: a packed batch is one row, for kernels that skip what is masked; else rows are as long as the
             largest pair, since a dense mask costs the square of their length.
         row_multiple: packed rows are filled up to a multiple of this many tokens, for kernels that want few lengths.
-        header: ids behind which, the last time they come in a sequence, its response begins; () = nobody asks.
-        question: ids that are put behind every sequence.
+        header: ids whose last occurrence in a sequence ends where its response begins; () = there is no question.
+        question: ids that are appended to every sequence.
     """
 
     shares_prompts: bool = False
@@ -109,7 +109,7 @@ PADDED = Layout()
 
 
 def response_start(ids: Ids, header: Sequence[int]) -> int:
-    """Position behind the last time that `header` comes in a sequence; 0, the whole of it, where it never does.
+    """Position after the last occurrence of `header` in a sequence; 0, the whole of it, if there is none.
 
     Example:
         >>> response_start([5, 1, 2, 9, 1, 2, 7, 8], header=(1, 2))

@@ -1,4 +1,4 @@
-"""Rows of a file in its own order and on its own sides, for commands that write a result beside each row.
+"""Rows of a file in its own order, their responses as well, for commands that write a result beside each row.
 
 Training wants the opposite, see `ser_lightning/data/formats.py`: there a and b follow from the content alone.
 """
@@ -28,7 +28,7 @@ Kind = Literal["chosen", "sides", "single"]
 """A row has chosen and rejected, response_a and response_b, or a response alone."""
 _PAIRS = (("chosen", "rejected"), ("response_a", "response_b"))
 _VERDICTS = ("label", "score_a", "score_b", "annotator")
-"""Columns that say who is better."""
+"""Columns that say which response is better."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class RowCounts:
 
     rows: int = 0
     dropped: Counter[str] = field(default_factory=Counter)
-    """Rows that are no pair, by the reason."""
+    """Rows that are not usable, by reason."""
     kinds: set[Kind] = field(default_factory=set)
     has_ids: bool = False
     columns: dict[str, None] = field(default_factory=dict)
@@ -107,7 +107,7 @@ def column_problems(columns: Mapping[str, str]) -> list[str]:
 
 
 def survey(source: Any, columns: Mapping[str, str], labels: Labels | None = None) -> RowCounts:
-    """Read a file once, so that what is wrong with it shows before a model is loaded.
+    """Read a file once, so that its problems are reported before a model is loaded.
 
     Raises:
         UserError: up to ten causes at once, or rows of single responses among pairs, or columns that no row has.

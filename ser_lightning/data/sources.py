@@ -24,7 +24,7 @@ from ser_lightning.utils.hub import without_hub
 
 Row = dict[str, Any]
 MAX_ROW = 10_000_000
-"""Characters of a row. To encode one takes some 100 bytes of memory each, and no model reads a hundredth of them."""
+"""Most characters of a row: encoding takes some 100 bytes of memory for each, and no model reads a hundredth of it."""
 _PARQUET_BUFFER = 1 << 20
 """Bytes of a column that are read at a time."""
 _SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")

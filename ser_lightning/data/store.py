@@ -73,7 +73,7 @@ def default_cache() -> Path:
 
 
 def is_complete(folder: Path) -> bool:
-    """Whether the store is there, and every file of it is what was written; reads them all."""
+    """Whether the store is there with all files intact; reads them all."""
     return checksums_fit(folder / CHECKSUMS)
 
 
@@ -125,7 +125,7 @@ def build_store(
 
 
 def _sweep(cache: Path) -> None:
-    """Take away what processes of this machine were writing when they were killed."""
+    """Delete the drafts that killed processes of this machine have left."""
     for draft in cache.glob(f"*.{socket.gethostname()}.*.draft"):
         process = draft.suffixes[-2].removeprefix(".")
         if process.isdigit() and not is_running(int(process)):
@@ -177,7 +177,7 @@ class _StoreWriter:
         self.texts = pyarrow.ipc.new_stream(str(folder / "texts.arrow"), TEXTS)
 
     def add_role(self, role: str, pairs: Iterator[PreferencePair]) -> None:
-        """Encode and write the pairs of one role; a pair that came before only adds its label."""
+        """Encode and write the pairs of one role; a pair that is there already only adds its label."""
         position: dict[int, int | None] = {}
         while chunk := list(itertools.islice(pairs, self.chunk_size)):
             fresh: dict[int, PreferencePair] = {}

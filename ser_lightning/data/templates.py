@@ -1,4 +1,4 @@
-"""Conversations -> text, through the tokenizer's chat template, which is code of whoever made the model.
+"""Conversations -> text, through the tokenizer's chat template, which is code by the model's author.
 
 transformers renders it in Jinja's sandbox, where it can read and write nothing. Here it also gets the same date every
 day, and a limit of time, memory and size: a template that loops or multiplies strings ends in one line.
@@ -28,7 +28,7 @@ MAX_SECONDS, MAX_SECONDS_PER_TURN = 10.0, 1e-3
 MAX_GROWTH, MAX_EXTRA = 100, 1_000_000
 """Most characters that a template may make of each character of a conversation, and most that it may add."""
 MAX_BYTES = 2 * 1024**3
-"""By which the process may grow while a template is rendered."""
+"""Most by which the process may grow while a template is rendered."""
 _STATM = Path("/proc/self/statm")
 
 

@@ -1,4 +1,4 @@
-"""Whatever a file calls a conversation -> turns: the one reader, which refuses by name what it would have to leave out.
+"""Conversations in files -> turns: the only reader; what it cannot represent is an error that names it.
 
 A conversation is a list of turns, a transcript (`Human: ... Assistant: ...`) or a plain text.
 """
@@ -100,7 +100,7 @@ def is_dialogue(text: str) -> bool:
 
 
 def has_next_turn(text: str) -> bool:
-    """Whether the human speaks behind a response."""
+    """Whether the human speaks after a response."""
     return "\n\nHuman:" in _unix(text)
 
 
@@ -130,7 +130,7 @@ def is_open(turns: Sequence[Turn]) -> bool:
 
 
 def join(prompt: list[Turn], dialogue: list[Turn], where: str, columns: tuple[str, str]) -> list[Turn]:
-    """A dialogue behind its prompt, each turn once: files repeat the prompt there, a part of it, or nothing of it.
+    """A dialogue after its prompt, each turn once: files repeat the prompt there, a part of it, or nothing of it.
 
     Args:
         prompt: may be empty.
@@ -182,7 +182,7 @@ class RepeatedName(Exception):
 
 
 def read_json(text: str) -> Any:
-    """What a text says in JSON; `RepeatedName` where an object has a key twice, `ValueError` where it is none."""
+    """What a text says in JSON; `RepeatedName` where an object has a key twice, `ValueError` where it is not JSON."""
     return json.loads(text, object_pairs_hook=_without_repeats)
 
 
@@ -206,7 +206,7 @@ def repeated_names(names: Sequence[Any]) -> list[Any]:
 
 
 def read_text(value: Any, where: str, column: str) -> str:
-    """A text that Arrow and tokenizers take; nothing is an empty text.
+    """A text that Arrow and tokenizers accept; an empty value is an empty text.
 
     Raises:
         UserError: it is something else.

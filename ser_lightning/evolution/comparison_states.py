@@ -1,7 +1,8 @@
 """What a pairwise judge reads of every pair, computed once and cached beside the pairs.
 
-A pair's number is the state behind the question "A or B?" with response a as A, minus the state with response b as A:
-swapping the responses turns its sign, whichever place the model prefers. Shapes: N pairs, H the size of a state.
+A pair is represented by the hidden state after the question "A or B?" with response a as A, minus the state with
+response b as A: swapping the responses flips its sign, so that a preference for the first place cancels.
+Shapes: N pairs, H the size of a state.
 """
 
 import hashlib
@@ -48,7 +49,7 @@ def comparison_length(reward_model: RewardModel, max_length: int) -> int:
 def comparison_states(
     reward_model: RewardModel, tokenizer: PreTrainedTokenizerBase, pairs: list[PreferencePair], tokens: tuple[int, int]
 ) -> Tensor:
-    """(N, H) float32, on the CPU, what the judge reads of some pairs.
+    """(N, H) float32 on the CPU, the states that the judge reads, one for each pair.
 
     Args:
         reward_model: a decoder with its pretrained body.
@@ -82,17 +83,17 @@ def cache_comparisons(
     data: Any,
     max_length: int,
 ) -> tuple[Tensor, Tensor]:
-    """Compute what is missing of the comparisons of a data module's pairs, over all ranks.
+    """Compute the comparisons of a data module's pairs that the cache lacks, over all ranks.
 
     Args:
         trainer: the running trainer.
-        reward_model: its body is as pretraining left it.
+        reward_model: its body has its pretrained weights.
         tokenizer: with a chat template.
         data: a `PreferenceDataModule`.
         max_length: most tokens of a comparison.
 
     Returns:
-        (N,) int64 pair ids, ascending, and their (N, H) float32 numbers.
+        (N,) int64 pair ids, ascending, and their (N, H) float32 states.
     """
     body = body_key(reward_model, str(trainer.precision), ("comparisons", _VERSION, QUESTION, DEPTH, max_length))
     key = f"comparisons-{hashlib.sha256(body.encode()).hexdigest()[:24]}"

@@ -10,9 +10,9 @@ from ser_lightning.records import PreferencePair, Turn
 
 QUESTION = "Which response to the user is better, more helpful and correct: A or B? Answer with one letter."
 MIN_PART = 8
-"""Tokens that a conversation or a response keeps at least, however little room there is."""
+"""Minimum number of tokens that are kept of a conversation or a response."""
 _SEAMS = 12
-"""Tokens that a cut may make more of: where it falls between two characters, they are put together otherwise."""
+"""Extra tokens that a cut may cause: text that is split between two characters may be tokenized differently."""
 
 
 def encode_comparisons(
@@ -20,8 +20,8 @@ def encode_comparisons(
 ) -> list[list[int]]:
     """Ids of a user turn that shows the conversation and both responses, up to where the answer begins.
 
-    A comparison that is too long keeps the end of the conversation and the start of both responses, a third of the
-    room each at most.
+    A comparison that is too long keeps the end of the conversation and the start of both responses, each at
+    most a third of the available tokens.
 
     Args:
         tokenizer: has a `chat_template`.

@@ -1,6 +1,6 @@
-"""What the rounds so far let expect of the next: its accuracy out of fold, and when evolution converges.
+"""Forecast of the next round from the rounds so far: its accuracy out of fold, and when evolution converges.
 
-Not `forecast.py`, which counts the tokens of a run before its first round. Nothing here sees a hidden label or a test
+`planning/workload.py` counts the tokens of a run before its first round. Nothing here sees a hidden label or a test
 pair. N is the number of pool pairs, M of seed pairs. `docs/forecast.md` says where the constants come from and what it
 is worth.
 """
@@ -14,39 +14,39 @@ from torch import Tensor
 from ser_lightning.evaluation.metrics import Z_95
 
 FIRST_CHANGE = 0.13
-"""Share of the pool's labels that round 1 changes, where nothing is known."""
+"""Share of the pool's labels that round 1 changes, before anything is measured."""
 LASTING = 0.5
-"""Of what round 1 changes, the share that stays changed; the rest goes back and forth."""
+"""Share of the labels changed by round 1 that stay changed; the others flip back and forth."""
 DECAY = 0.5
 """Net label change of a round as a share of that of the round before."""
 NET_SHARE, NET_SHARE_ERROR = 0.3, 0.15
-"""Accuracy that a net label change of 1 gains, where nothing is known, and the standard deviation of that belief."""
+"""Prior mean and standard deviation of the accuracy that a net label change of 1 gains."""
 
 
 @dataclass(frozen=True)
 class Outlook:
-    """What is forecast behind a round."""
+    """The forecast that a round ends with."""
 
     gain: float
-    """Accuracy that the next round gains; below 0 where it loses."""
+    """Gain in accuracy of the next round; negative for a loss."""
     accuracy: float
     """Accuracy of the next round on the seed, out of fold; NaN without folds."""
     low: float
     """Lower end of its 95 % interval."""
     high: float
     rounds_left: int
-    """Rounds that still gain enough; 0: evolution has converged."""
+    """Number of further rounds that gain at least `min_gain`; 0 = evolution has converged."""
 
 
 def net_label_change(label: Tensor, before: Tensor, earlier: Tensor | None) -> float:
-    """How much further from the labels of two rounds ago a round has come: share of the pool, below 0 for a way back.
+    """Net change of a round's labels since two rounds ago, as a share of the pool; negative if they moved back.
 
-    Labels that go back and forth from round to round add nothing to it, however many they are.
+    Labels that flip back and forth from round to round cancel, however many they are.
 
     Args:
         label: (N,) labels of the round.
         before: (N,) those of the round before.
-        earlier: (N,) those of two rounds before; without any, as in round 1, a fixed share of the change counts.
+        earlier: (N,) those of two rounds before; None, as in round 1, counts a fixed share of the change.
     """
     if earlier is None:
         return LASTING * _changed_share(label, before)
@@ -54,16 +54,16 @@ def net_label_change(label: Tensor, before: Tensor, earlier: Tensor | None) -> f
 
 
 def look_ahead(seed_credits: Sequence[Tensor], net_label_changes: Sequence[float], min_gain: float) -> Outlook:
-    """Forecast the round behind R + 1 rounds.
+    """Forecast the round that follows R + 1 rounds.
 
     A round gains its net label change times a net share. The change shrinks by `DECAY` from round to round; the net
-    share is a prior belief and what the seed has gained so far, each weighed by its precision.
+    share combines a prior with the gain on the seed so far, each weighted by its precision.
 
     Args:
         seed_credits: for each of the R + 1 rounds the (M,) credit (1 right, 0.5 tie, 0 wrong) of the same seed pairs,
             scored out of fold. M is 0 without folds.
-        net_label_changes: of the R rounds behind the first, each the `net_label_change` of its labels.
-        min_gain: accuracy that makes a round worth its compute, above 0.
+        net_label_changes: of the R rounds after the first, each the `net_label_change` of its labels.
+        min_gain: minimum gain in accuracy that makes a round worth its compute, above 0.
     """
     ahead = DECAY * net_label_changes[-1] if net_label_changes else LASTING * FIRST_CHANGE
     share, share_error = net_share(seed_credits, net_label_changes)
@@ -85,7 +85,7 @@ def net_share(seed_credits: Sequence[Tensor], net_label_changes: Sequence[float]
 
     Args:
         seed_credits: for each round the (M,) credit of the same pairs; M may be 0.
-        net_label_changes: of the rounds behind the first.
+        net_label_changes: of the rounds after the first.
     """
     if not net_label_changes or not len(seed_credits[0]):
         return NET_SHARE, NET_SHARE_ERROR

@@ -1,6 +1,6 @@
-"""Drift guards: signs that self-training goes wrong, from the seed out of fold and the round's own numbers alone.
+"""Drift guards: signs of failing self-training, from the seed out of fold and the round's own figures alone.
 
-Self-training fails quietly: a model that has gone wrong is as sure of itself as a good one. Nothing here sees a hidden
+Self-training fails quietly: a failing model is as confident as a good one. Nothing here sees a hidden
 label. Shapes: N pool pairs, M seed pairs. `docs/guards.md` has what each is worth on injected faults and without any.
 """
 
@@ -19,16 +19,16 @@ from ser_lightning.records import PairScores
 Level = Literal["ignore", "warn", "stop", "rollback"]
 """`stop`: the round's labels are not used and evolution ends; `rollback`: its model is not delivered either."""
 NUM_STANDARD_ERRORS = 3.0
-"""A difference of shares counts as real from here on."""
+"""From this many standard errors on, a difference of shares counts as real."""
 KS_P_VALUE = 1e-4
-"""The distance of two samples counts as real where chance exceeds it once in 10,000."""
+"""The KS distance of two samples counts as real if its p-value is below this."""
 TIE = 1e-4
-"""A smaller margin counts as no preference."""
+"""Margins below this count as no preference."""
 
 
 @dataclass(frozen=True)
 class Guard:
-    """What is done when a guard fires, and when it does."""
+    """When a guard fires, and what is done then."""
 
     level: Level
     threshold: float
@@ -40,7 +40,7 @@ class RoundView:
 
     round: int
     pool: PairScores
-    """(N,) the scores that the labels were made of."""
+    """(N,) the scores that the labels were made from."""
     fold_pool: list[PairScores]
     """For each fold (N,) scores of the pool by the model that has not seen the fold; empty in the last round."""
     result: SelectionResult
@@ -62,7 +62,7 @@ class Finding:
     value: float
     """NaN where it cannot be measured; it does not fire then."""
     limit: float
-    """The threshold, or what chance can do where that is further away."""
+    """The threshold, or the limit of what chance explains if that is further away."""
     fired: bool
     level: Level
     action: str
@@ -70,7 +70,7 @@ class Finding:
 
     @property
     def figures(self) -> str:
-        """The value and what it is held against."""
+        """The value and its limit."""
         return f"{self.value:.3f}, {allowed(self.guard)} {self.limit:.3f} is fine"
 
     @property
@@ -83,7 +83,7 @@ class Finding:
 
 
 def chance(view: RoundView, threshold: float) -> tuple[float, float]:
-    """Lower end of the 95 % interval of the accuracy out of fold, which a coin must not reach."""
+    """Lower end of the 95 % interval of the accuracy out of fold, which must not be that of chance."""
     credit = view.seed_credits[-1]
     if len(credit) == 0:
         return math.nan, threshold
@@ -91,7 +91,7 @@ def chance(view: RoundView, threshold: float) -> tuple[float, float]:
 
 
 def decline(view: RoundView, threshold: float) -> tuple[float, float]:
-    """Accuracy out of fold that was lost against the best earlier round, beyond two standard errors of the pairs."""
+    """Accuracy out of fold lost since the best earlier round, beyond two standard errors of the paired difference."""
     *earlier, now = view.seed_credits
     if not earlier or len(now) < 2:
         return math.nan, threshold
@@ -100,26 +100,26 @@ def decline(view: RoundView, threshold: float) -> tuple[float, float]:
 
 
 def disagreement(view: RoundView, threshold: float) -> tuple[float, float]:
-    """Share of kept labels that contradict the rewards they were made of."""
+    """Share of kept labels that contradict the rewards they were made from."""
     if not view.result.keep.any():
         return math.nan, threshold
     return float(1 - half_credit(view.pool.margin, view.result.label.float())[view.result.keep].mean()), threshold
 
 
 def flips(view: RoundView, threshold: float) -> tuple[float, float]:
-    """Share of pool labels that are others than in the round before."""
+    """Share of pool labels that differ from those of the round before."""
     if view.label_before is None:
         return math.nan, threshold
     return float((view.label_before != view.result.label).double().mean()), threshold
 
 
 def length(view: RoundView, threshold: float) -> tuple[float, float]:
-    """How much more often the model expects the longer response to win, of the pairs it keeps, than people say it does.
+    """How much more often the model expects the longer response to win, on the pairs it keeps, than people do.
 
-    It expects what its margins say on the scale that was fitted out of fold. Counting its labels instead would blame
+    The expectation is that of its margins on the scale fitted out of fold. Counting its labels instead would blame
     any model that knows little more than length: where the longer wins 64 of 100 times, the likelier label is the
-    longer one every time. The human labels are those of the seed pairs that the model is as sure of, out of fold: being
-    longer is a good sign in some data, and more so among clear pairs.
+    longer one every time. The human labels are those of the seed pairs of which the model is as confident, out of
+    fold: being longer is a good sign in some data, and more so among clear pairs.
     """
     scores = view.context.scores
     if len(scores) == 0 or not view.result.keep.any():
@@ -139,12 +139,12 @@ def position(view: RoundView, threshold: float) -> tuple[float, float]:
 
 
 def ties(view: RoundView, threshold: float) -> tuple[float, float]:
-    """Share of pool pairs whose rewards are equal or no numbers."""
+    """Share of pool pairs whose rewards are equal or not finite."""
     return float((~(view.pool.margin.abs() > TIE)).double().mean()), threshold
 
 
 def spread(view: RoundView, threshold: float) -> tuple[float, float]:
-    """Standard deviation of the seed's margins, out of fold, over that of round 0."""
+    """Standard deviation of the seed's margins, out of fold, divided by that of round 0."""
     first, now = view.seed_rounds[0].margin, view.seed_rounds[-1].margin
     if view.round == 0 or len(first) < 2 or float(first.std()) == 0:
         return math.nan, threshold
@@ -152,7 +152,7 @@ def spread(view: RoundView, threshold: float) -> tuple[float, float]:
 
 
 def shift(view: RoundView, threshold: float) -> tuple[float, float]:
-    """KS distance of pool and seed: of lengths, and in round 0 of how sure models are that have seen neither."""
+    """KS distance of pool and seed: of lengths, and in round 0 of the confidence of models trained on neither."""
     scores = view.context.scores
     samples = [(scores.tokens_a + scores.tokens_b, view.pool.tokens_a + view.pool.tokens_b)]
     if view.round == 0 and view.fold_pool:
@@ -166,7 +166,7 @@ def shift(view: RoundView, threshold: float) -> tuple[float, float]:
 def overconfidence(view: RoundView, threshold: float) -> tuple[float, float]:
     """Mean confidence stated for the pool's labels, less the upper end of the 95 % interval of accuracy out of fold.
 
-    Low entropy alone is no fault: on clear pairs a good model is sure. It is one where human labels do not bear it out.
+    Confidence alone is no fault: on clear pairs a good model is confident. It is one if human labels do not support it.
     """
     credit, confidence = view.seed_credits[-1], view.result.confidence
     if len(credit) == 0 or len(confidence) == 0:
@@ -271,7 +271,7 @@ def allowed(guard: str) -> str:
 
 
 def inspect_round(view: RoundView, guards: dict[str, Guard]) -> list[Finding]:
-    """What every guard that is not ignored has found, in the order of `KINDS`.
+    """The findings of all guards that are not ignored, in the order of `KINDS`.
 
     Args:
         view: the round.

@@ -1,10 +1,10 @@
-"""What more human labels are worth: a learning curve on subsets of the seed, out of fold, carried on.
+"""What more human labels are worth: a learning curve on subsets of the seed, out of fold, extrapolated.
 
 Heads on frozen states are solved in milliseconds, so the seed model can be fitted again with fewer labels and judged on
 seed pairs that none of them has seen. The curve is a power law of the number of labels m, accuracy = a - b m^-c with
-b >= 0. Few labels cannot tell c: it is `EXPONENT` in the forecast, and anywhere in `EXPONENTS` in the interval.
-`docs/forecast.md` says how far off this is. Nothing here sees a label of the pool or a test pair.
-Shapes: n seed pairs, d of them that are no tie, D numbers of a difference, K sizes of subsets.
+b >= 0. Few labels do not determine c: it is `EXPONENT` in the forecast, and anywhere in `EXPONENTS` in the interval.
+`docs/forecast.md` says how accurate this is. Nothing here sees a label of the pool or a test pair.
+Shapes: n seed pairs, d of them no ties, D numbers of a difference, K sizes of subsets.
 """
 
 import math
@@ -24,10 +24,10 @@ SHARES = (1 / 8, 1 / 4, 1 / 2, 1)
 NUM_FOLDS = 5
 EXPONENT, EXPONENTS = 0.5, (0.1, 1.0)
 SCATTER = 0.15
-"""Over the root of the labels: standard deviation of the gain from one draw of labels to another, beside the curve."""
+"""Times 1 / sqrt(labels): standard deviation of the gain between draws of labels, on top of the error of the curve."""
 MORE_LABELS = (100, 200)
 MIN_LABELS, MAX_LABELS = 50, 2000
-"""Seeds of which there is a forecast: fewer labels make no curve, and of more 100 are not worth the minutes."""
+"""Sizes of seeds that get a forecast: fewer labels give no curve, and with more, 100 labels gain too little."""
 _NUM_RESAMPLES = 1000
 _FITS = 2
 """Fits of a fold and size, times the share that they take: small subsets differ more from one another."""
@@ -36,14 +36,14 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class LearningCurve:
-    """How well heads on ever more of the seed's labels do out of fold."""
+    """Out-of-fold results of heads fitted on growing subsets of the seed's labels."""
 
     sizes: Floats
     """(K,) labels of a head, in the mean over folds."""
     credit: Tensor
     """(K, d) float64, mean credit of each seed pair by the heads of a size that never saw its prompt."""
     group: np.ndarray
-    """(d,) equal for pairs that may know one another."""
+    """(d,) equal for pairs of one dialogue."""
     num_labels: int
     """n."""
 
@@ -57,7 +57,7 @@ class LabelGain:
     gain: float
     """Accuracy of the seed model with them less that without, never below 0."""
     low: float
-    """Of its 95 % interval; below 0 where the labels may as well do harm."""
+    """Lower end of its 95 % interval; negative where the labels may do harm."""
     high: float
 
 
@@ -72,12 +72,12 @@ def label_gains(differences: Tensor, target: Tensor, group: Sequence[int], penal
 def learning_curve(
     differences: Tensor, target: Tensor, group: Sequence[int], penalty: float, seed: int = 0
 ) -> LearningCurve:
-    """Fit heads on random subsets of the seed, each on whole prompts as far as its size allows.
+    """Fit heads on random subsets of the seed, which keep the pairs of a dialogue together as far as their size allows.
 
     Args:
         differences: (n, D), scaled.
         target: (n,) human labels, 0.5 for a tie: it is trained on, and no part of an accuracy.
-        group: n numbers, equal for pairs that may know one another; two different ones at least.
+        group: n numbers, equal for pairs of one dialogue; at least two different ones.
         penalty: of the head, the same for every size, as it weighs against the sum of the losses.
         seed: of the subsets.
     """
@@ -108,7 +108,7 @@ def _in_random_order(groups: np.ndarray, generator: np.random.Generator) -> np.n
 
 
 def label_gain(curve: LearningCurve, labels: int, seed: int = 0) -> LabelGain:
-    """What so many more labels than the seed's are forecast to gain.
+    """The forecast gain of a number of labels beyond the seed's.
 
     Args:
         curve: of the seed.
@@ -148,6 +148,6 @@ def power_law(sizes: Floats, accuracy: Floats, exponent: float) -> tuple[float, 
 
 
 def _carried_on(sizes: Floats, accuracy: Floats, steps: Floats, exponent: float) -> float:
-    """What the second of two numbers of labels gains over the first."""
+    """The gain of the second of two numbers of labels over the first."""
     _, b = power_law(sizes, accuracy, exponent)
     return float(b * (steps[0] ** -exponent - steps[1] ** -exponent))

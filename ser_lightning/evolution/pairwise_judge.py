@@ -23,7 +23,7 @@ _CHUNK = 4096
 
 @dataclass(frozen=True)
 class PairwiseJudge:
-    """What a language model's states say of pairs, see `evolution/comparison_states.py`.
+    """The states of a language model for pairs, see `evolution/comparison_states.py`.
 
     Attributes:
         pair_id: (N,) int64, ascending.
@@ -46,8 +46,8 @@ class PairwiseJudge:
         Args:
             pair_id: (n,) of the seed.
             target: (n,) their labels.
-            group: (n,) equal for pairs that may know one another.
-            pool: ids of the pairs to label; with the seed they tell how much each number varies.
+            group: (n,) equal for pairs of one dialogue.
+            pool: ids of the pairs to label; with the seed they give the scale of each number.
         """
         scale = difference_scale(map(self.at, torch.cat([pair_id, pool]).split(_CHUNK)))
         states = self.at(pair_id) / scale
@@ -57,7 +57,7 @@ class PairwiseJudge:
 
 @dataclass(frozen=True)
 class JudgeHead:
-    """A judge that has learnt from the seed.
+    """A judge with a head that is fitted on the seed.
 
     Attributes:
         judge: whose head it is.
@@ -77,7 +77,7 @@ class JudgeHead:
 
     @property
     def temperature(self) -> float:
-        """What makes a margin a logit, by the seed out of fold."""
+        """The temperature that turns margins into logits, fitted on the seed out of fold."""
         return fit_temperature(self.out_of_fold, self.target)
 
     def logits(self, pair_id: Tensor, left_out: Tensor | None = None) -> Tensor:
@@ -103,7 +103,7 @@ class JudgeHead:
 
 @dataclass(frozen=True)
 class Vote:
-    """What both views say of the seed, out of fold, and whether the judge is used.
+    """Out-of-fold scores of the seed by both views, and whether the judge is used.
 
     Attributes:
         context: the seed with both views' scores, or with the reward model's alone.
@@ -119,11 +119,11 @@ class Vote:
 
 
 def hold_vote(context: SelectionContext, head: JudgeHead) -> Vote:
-    """Ask the seed whether the judge makes better labels.
+    """Decide on the seed whether the judge makes better labels.
 
     Args:
         context: (n,) the reward model's scores of the seed, out of fold.
-        head: has learnt from the same seed.
+        head: fitted on the same seed.
     """
     own, target = context.scores, context.target
     temperature = fit_temperature(own.margin, target)
@@ -145,7 +145,7 @@ def hold_vote(context: SelectionContext, head: JudgeHead) -> Vote:
 
 
 def joined(scores: PairScores, temperature: float, logits: Tensor) -> PairScores:
-    """Rewards in units of their temperature, moved apart by what the judge says.
+    """Rewards divided by their temperature, with the judge's log-odds added to their difference.
 
     Args:
         scores: (m,) of the reward model.

@@ -34,7 +34,7 @@ class Random:
 
 
 class MostUncertain:
-    """The least sure pairs, whatever they are."""
+    """The pairs of the lowest confidence."""
 
     def choose(self, prob_a: Tensor, pairs: Sequence[PreferencePair], num_pairs: int) -> list[int]:
         """As `QueryStrategy` says."""

@@ -1,4 +1,4 @@
-"""Learning status and selection: which of its own labels a reward model is trusted with (SER, section 3.2).
+"""Learning status and selection: which of its pseudo-labels a reward model keeps (SER, section 3.2).
 
 A rule is a small object with one method, `select(scores, context) -> SelectionResult`; another rule is one class and
 one line of YAML. Shapes: N pool pairs, M seed pairs. `p` is the probability that a response is good, sigmoid(reward).
@@ -20,7 +20,7 @@ _STATUS_WORDS = {TELLS_GOOD_FROM_BAD: "one response good, the other bad", AMPLIF
 
 @dataclass(frozen=True)
 class SelectionContext:
-    """What a rule may know beside the pool's scores: human labels of the seed, and its own earlier selections."""
+    """What a rule may know besides the scores of the pool: human labels of the seed, and its own earlier selections."""
 
     scores: PairScores
     """(M,) rewards of the seed pairs, each by a model that was not trained on it."""
@@ -49,7 +49,7 @@ class SelectionResult:
     converged: bool
     """Nothing new is left to learn from the pool: evolution stops."""
     message: str
-    """One sentence for the log: what was kept, and why so much or little."""
+    """One sentence for the log: how much was kept, and why."""
 
     @property
     def confidence(self) -> Tensor:
@@ -69,7 +69,7 @@ class SelectionRule(Protocol):
     """Whether `select` reads the out-of-fold scores, which cost a training for every fold."""
 
     def select(self, scores: PairScores, context: SelectionContext) -> SelectionResult:
-        """Judge the pool."""
+        """Label the pool, and choose the pairs to keep."""
         ...
 
 
@@ -101,7 +101,7 @@ def num_new(pair_id: Tensor, keep: Tensor, history: list[Selection]) -> int:
 
 
 class ThresholdRule:
-    """Fixed thresholds on the raw rewards, as the paper and its released code have them; a base, not a rule.
+    """Fixed thresholds on the raw rewards, as in the paper and its released code; a base class, not a rule.
 
     Args:
         tau_low: p below which a response counts as bad (paper: 0.45).
@@ -173,8 +173,8 @@ class ReleasedRule(ThresholdRule):
 class CalibratedRule:
     """Ours: keep the pairs whose expected correctness reaches a target, on a scale fitted out of fold on the seed.
 
-    A label that is right with probability q carries (2q - 1)^2 of the information of a sure one, so k kept labels of
-    mean correctness q are worth k (2q - 1)^2 sure ones. Without a `target` the rule takes the one that makes this
+    A label that is right with probability q carries (2q - 1)^2 of the information of a certain one, so k kept labels of
+    mean correctness q are worth k (2q - 1)^2 certain ones. Without a `target` the rule takes the one that makes this
     number largest: a better seed model gets a higher target by itself.
 
     Args:
@@ -221,7 +221,7 @@ class CalibratedRule:
 
 
 class TopShareRule:
-    """A baseline: keep the surest share of the pool, whatever it is worth. 1.0 keeps all.
+    """A baseline: keep the most confident share of the pool, whatever its accuracy. 1.0 keeps all.
 
     Args:
         share: share of the pool to keep, in (0, 1].
@@ -263,7 +263,7 @@ def most_informative_target(confidence: Tensor) -> float:
 def status_of(scores: PairScores, zero: float, temperature: float, keep: Tensor) -> int:
     """Learning status of a calibrated model: 2 once most kept pairs have both responses on one side of the zero.
 
-    A model that only tells good from bad is sure where the two lie on different sides of the zero; one that also
+    A model that only tells good from bad is confident where the two lie on different sides of the zero; one that also
     orders two good or two bad responses with confidence amplifies differences (SER, section 3.2, on our scale).
     """
     if not keep.any():

@@ -14,16 +14,16 @@ class EvolutionSettings:
     """How a run evolves; the arguments of `EvolutionCallback`.
 
     Args:
-        rule: which of its own labels the model is trusted with.
-        max_rounds: rounds after the seed model, at most; in a run that continues another, after the rounds of that.
+        rule: which of its pseudo-labels the model keeps.
+        max_rounds: most rounds after the seed model; in a run that continues another, after those of that run.
         seed_epochs: epochs over the seed in round 0.
         epochs_per_round: epochs over seed and selected pairs in every later round.
         folds: parts of the seed that are left out in turn, to score the seed by models that have not seen it; each
             costs one more training a round. 0 goes without: no calibration, and the last round is delivered.
-        restart: what starts anew in a round: the `weights` (and the optimiser), or `nothing`.
-        min_gain: accuracy (a share, above 0) that makes a round worth its compute; evolution is forecast to converge
-            where no further round gains as much.
-        min_steps: optimiser steps of a phase at least: a small seed gets more epochs.
+        restart: what is reset at the start of a round: the `weights` (and the optimiser), or `nothing`.
+        min_gain: minimum gain in accuracy (a share, above 0) that makes a round worth its compute; evolution is
+            forecast to converge where no further round gains as much.
+        min_steps: minimum number of optimiser steps of a phase: a small seed gets more epochs.
         stop_by: what ends evolution before `max_rounds`: the `rule` alone, or the `forecast` of convergence as well.
     """
 

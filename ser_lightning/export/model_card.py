@@ -9,7 +9,8 @@ from huggingface_hub import ModelCard, ModelCardData
 
 from ser_lightning.export.reading_folder import is_plain
 from ser_lightning.models.readings import Reading
-from ser_lightning.runs.files import ROUNDS, STEPS, read_config
+from ser_lightning.runs.config import read_config
+from ser_lightning.runs.files import ROUNDS, STEPS
 from ser_lightning.utils.versions import package_versions
 
 _COLUMNS = {

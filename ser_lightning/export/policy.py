@@ -21,7 +21,7 @@ from ser_lightning.models.policy import load_policy
 from ser_lightning.models.probe import errors, start_findings
 from ser_lightning.models.tokens import closing_token, question
 from ser_lightning.rl.rollout import stop_ids
-from ser_lightning.runs.files import read_config
+from ser_lightning.runs.config import read_config
 from ser_lightning.runs.policy_run import read_policy_backbone, resolve_start
 from ser_lightning.training.scoring import evaluating
 

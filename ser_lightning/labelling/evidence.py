@@ -21,18 +21,11 @@ from ser_lightning.errors import UserError, describe
 from ser_lightning.evaluation.metrics import half_credit, wilson_interval
 from ser_lightning.evaluation.sets import prompt_interval
 from ser_lightning.models.backbone import backbone_from, load_tokenizer
-from ser_lightning.runs.files import (
-    CONFIG,
-    ROUNDS,
-    delivered_round,
-    read_json,
-    read_model,
-    read_rounds,
-    round_files,
-    setting,
-)
+from ser_lightning.runs.config import setting
+from ser_lightning.runs.files import CONFIG, ROUNDS, delivered_round, read_json, read_rounds, round_files
 from ser_lightning.runs.pair_tables import read_audit
 from ser_lightning.runs.shapes import NOTES
+from ser_lightning.runs.weights import read_model
 from ser_lightning.training.features import FeatureTable, cached_keys, dtype_of
 from ser_lightning.training.linear_head import fit_linear_head
 

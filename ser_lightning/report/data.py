@@ -14,24 +14,22 @@ import numpy as np
 import yaml
 
 from ser_lightning.evaluation.metrics import wilson_interval
+from ser_lightning.runs.config import has_secrets, read_config, without_secrets
 from ser_lightning.runs.files import (
     CONFIG,
     EVALUATIONS,
     METRICS,
     ROUNDS,
     RoundFiles,
-    has_secrets,
     is_run,
-    read_config,
     read_json,
-    read_model,
     read_rounds,
     reading,
     round_files,
-    without_secrets,
 )
 from ser_lightning.runs.pair_tables import Audit, read_audit, read_test_scores
 from ser_lightning.runs.shapes import COST, EVALUATION, GUARDS, NOTES
+from ser_lightning.runs.weights import read_model
 
 
 @dataclass(frozen=True, eq=False)

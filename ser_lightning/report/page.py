@@ -1,12 +1,13 @@
 """A run as one page that needs no network, or several runs side by side."""
 
 from collections.abc import Sequence
+from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, StrictUndefined, Template
 
 from ser_lightning.errors import UserError
 from ser_lightning.report.advice import read_advice
@@ -199,9 +200,15 @@ def pictures_of(run: Run) -> list[Picture]:
 # Formatting
 
 
-def _render(**values: Any) -> str:
-    template = files("ser_lightning.report").joinpath("page.html").read_text(encoding="utf-8")
+@cache
+def _template() -> Template:
+    """The page, compiled once: a run writes it after every round."""
+    source = files("ser_lightning.report").joinpath("page.html").read_text(encoding="utf-8")
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    return environment.from_string(source)
+
+
+def _render(**values: Any) -> str:
     usual: dict[str, Any] = {
         "asked": [],
         "flow": None,
@@ -212,7 +219,7 @@ def _render(**values: Any) -> str:
         "samples": [],
     }
     usual |= {"config_text": "", "versions": {}, "hashes": {}, "guards": None, "guard_note": "", "fired": []}
-    return environment.from_string(template).render(usual | values)
+    return _template().render(usual | values)
 
 
 def _cards(shown: Round) -> list[dict[str, Any]] | None:

@@ -33,8 +33,9 @@ from ser_lightning.models.readings import noted_readings
 from ser_lightning.models.reward_model import read_folder
 from ser_lightning.models.tokens import check_is_whole
 from ser_lightning.rl.reward_functions import FunctionReward, ModelReward, RewardFunction, RewardSum, named
-from ser_lightning.runs.files import ROUNDS, check_weights, is_run, scale_problem
+from ser_lightning.runs.files import ROUNDS, is_run
 from ser_lightning.runs.reward_run import RewardRun, read_reward_run
+from ser_lightning.runs.weights import check_weights, scale_problem
 
 _SOURCES = (
     "give the run folder of a fit, a transformers folder with a classifier of one label, or the dotted path of a "

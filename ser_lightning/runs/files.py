@@ -1,4 +1,4 @@
-"""The files of a run folder: their names, and, with `pair_tables.py`, the one place where each is read and written.
+"""The files of a run folder: their names, how each is read, and the tables and JSON files of its rounds.
 
     config.yaml              the resolved config
     rounds.csv               a line for each round of self-evolution
@@ -9,7 +9,8 @@
     report.html, steps.csv, samples/<step>.jsonl, export/
 
 `docs/metrics.md` defines the columns and keys. Every reader checks what it reads: the checksum, the names, that numbers
-are numbers. What does not fit is a `UserError` that names the file.
+are numbers. What does not fit is a `UserError` that names the file. `config.py`, `weights.py` and `pair_tables.py` hold
+the others.
 """
 
 import csv
@@ -22,12 +23,9 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import torch
-import yaml
 
 from ser_lightning.errors import UserError, describe
-from ser_lightning.runs.shapes import COST_PARTS, IDENTITY, LARGE, NUMBER, READING, Shape, check_shape
-from ser_lightning.training.checkpoints import is_whole
+from ser_lightning.runs.shapes import COST_PARTS, Shape, check_shape
 from ser_lightning.utils.checksums import CHECKSUMS, fits_record, write_recorded
 
 CONFIG = "config.yaml"
@@ -105,82 +103,6 @@ def is_run(folder: Path) -> bool:
 def run_above(file: Path, name: str = CONFIG, levels: int = 3) -> Path | None:
     """The nearest folder above a file, at most so many levels up, that holds a run's `name`; None without one."""
     return next((folder for folder in [*file.absolute().parents][:levels] if (folder / name).is_file()), None)
-
-
-# The config.
-
-
-def read_config(run: Path) -> dict[str, Any]:
-    """The resolved config of a run.
-
-    Raises:
-        UserError: the folder has none, or it is no mapping.
-    """
-    file = run / CONFIG
-    if not file.is_file():
-        raise UserError(f"run: {run} has no {CONFIG}; give the folder of a fit")
-    with reading(file, has_record=False):
-        try:
-            config = yaml.safe_load(file.read_text(encoding="utf-8"))
-        except yaml.YAMLError as error:
-            raise ValueError(f"no YAML: {' '.join(str(error).split())[:200]}") from error
-        if not isinstance(config, dict):
-            raise UserError(f"run: {file} holds no config; give the folder of a fit")
-        _check_size(config)
-    return config
-
-
-_MAX_NODES = 100_000
-"""Of a config; one that refers to itself, or to the same part again and again, would have no end."""
-
-
-def _check_size(config: Any) -> None:
-    waiting, seen = [config], 0
-    while waiting:
-        node, seen = waiting.pop(), seen + 1
-        if seen > _MAX_NODES:
-            raise ValueError(f"it has more than {_MAX_NODES:,} values")
-        waiting += node.values() if isinstance(node, dict) else node if isinstance(node, list) else []
-
-
-def setting(run: Path, *keys: str) -> dict[str, Any]:
-    """A table in a run's config.
-
-    Args:
-        run: the run folder.
-        keys: that lead to the table.
-
-    Raises:
-        UserError: there is none.
-    """
-    table: Any = read_config(run)
-    for key in keys:
-        table = table.get(key) if isinstance(table, dict) else None
-    if not isinstance(table, dict):
-        raise UserError(f"run: {run / CONFIG} has no table {'.'.join(keys)}; give the folder of a fit")
-    return table
-
-
-SECRET_KEYS = ("url", "token", "key", "secret", "password", "authorization")
-HIDDEN = "(hidden)"
-
-
-def without_secrets(config: Any) -> Any:
-    """A config for others to read: what lies under keys such as `url` or `api_key` is hidden."""
-    if isinstance(config, dict):
-        return {k: HIDDEN if _is_secret(k, value) else without_secrets(value) for k, value in config.items()}
-    return [without_secrets(item) for item in config] if isinstance(config, list) else config
-
-
-def has_secrets(config: Any) -> bool:
-    """Whether `without_secrets` would hide anything."""
-    return bool(without_secrets(config) != config)
-
-
-def _is_secret(key: Any, value: Any) -> bool:
-    """The last word of the key tells; the name of an environment variable is no secret."""
-    is_named = str(key).lower().replace("-", "_").rpartition("_")[2] in SECRET_KEYS
-    return is_named and isinstance(value, str) and bool(value) and not value.startswith("$")
 
 
 # Rounds.
@@ -287,87 +209,6 @@ def delivered_round(run: Path) -> int:
         marked = f"{len(found)} rounds" if found else "no round"
         raise UserError(f"run: {run / ROUNDS} marks {marked} as delivered; is it damaged?")
     return found[0]
-
-
-def write_weights(file: Path, content: Mapping[str, Any]) -> None:
-    """Weights and plain values by name, as a round's `model.pt` holds them, or the state at the end of a phase."""
-    write_recorded(file, lambda stream: torch.save(content, stream))
-
-
-def read_weights(file: Path) -> dict[str, Any]:
-    """What a round's `model.pt` or a checkpoint holds, as data: nothing in it is run.
-
-    Raises:
-        UserError: it is damaged, or holds more than tensors and plain values.
-    """
-    with reading(file):
-        if not is_whole(file):
-            raise ValueError("it is cut off, changed, or none")
-        try:
-            saved = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-        except Exception as error:  # the reader of tensors fails on damage in every way there is
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:150]
-            raise ValueError(f"no tensors and plain values: {reason}") from error
-        if not isinstance(saved, dict):
-            raise ValueError(f"it holds a {type(saved).__name__}, no weights by name")
-    return saved
-
-
-def read_model(file: Path) -> dict[str, Any]:
-    """`weights`, `zero`, `temperature`, `identity` and `reading` of a round's `model.pt`.
-
-    Raises:
-        UserError: it is damaged.
-    """
-    saved = read_weights(file)
-    check_model(file, saved)
-    return {"identity": None, "reading": None, **saved}
-
-
-def check_model(file: Path, saved: Mapping[str, Any]) -> None:
-    """`UserError` where weights, scale or identity of a reward model are none.
-
-    Args:
-        file: where they stand.
-        saved: what a `model.pt` holds.
-    """
-    with reading(file, has_record=False):
-        if missing := {"weights", "zero", "temperature"} - saved.keys():
-            raise ValueError(f"it holds no {min(missing)}")
-        _check_tensors(saved["weights"])
-        if not saved["weights"]:
-            raise ValueError("it holds no weights")
-        if problem := scale_problem(saved["zero"], saved["temperature"]):
-            raise ValueError(problem)
-        if saved.get("identity") is not None:
-            check_shape(saved["identity"], IDENTITY, "identity")
-        if saved.get("reading") is not None:
-            check_shape(saved["reading"], READING, "reading")
-
-
-def check_weights(file: Path, weights: Any, what: str = "run") -> None:
-    """`UserError` where the weights in a file of a `run` or a `model` are no finite tensors by name."""
-    with reading(file, has_record=False, what=what):
-        _check_tensors(weights)
-
-
-def _check_tensors(weights: Any) -> None:
-    """`ValueError` where these are no finite tensors by name."""
-    if not isinstance(weights, dict):
-        raise ValueError("it holds no weights by name")
-    for name, tensor in weights.items():
-        if not isinstance(name, str) or not isinstance(tensor, torch.Tensor):
-            raise ValueError(f"{name} is no tensor")
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            raise ValueError(f"{name} has NaN or infinity in it")
-
-
-def scale_problem(zero: Any, temperature: Any) -> str | None:
-    """What is wrong with the scale of a reward model; None where nothing is."""
-    numbers = [type(value) in NUMBER and abs(value) < LARGE for value in (zero, temperature)]
-    if all(numbers) and temperature > 0:
-        return None
-    return f"it has the zero {zero!r} and the temperature {temperature!r}; need finite numbers, the second above 0"
 
 
 def labels_before(run: Path, round: int | None = None) -> int:

@@ -27,7 +27,8 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
 from ser_lightning.errors import UserError, raise_problems
-from ser_lightning.runs.files import CONFIG, has_secrets, is_run, run_above
+from ser_lightning.runs.config import has_secrets
+from ser_lightning.runs.files import CONFIG, is_run, run_above
 from ser_lightning.training.checkpoints import LAST, find_checkpoint
 from ser_lightning.utils.atomic import is_running, write_text_atomically
 

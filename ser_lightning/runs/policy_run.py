@@ -8,7 +8,9 @@ from torch import Tensor
 from ser_lightning.errors import UserError
 from ser_lightning.models.backbone import Backbone, backbone_from
 from ser_lightning.models.policy import policy_state
-from ser_lightning.runs.files import CONFIG, check_weights, is_run, read_config, read_weights, setting
+from ser_lightning.runs.config import read_config, setting
+from ser_lightning.runs.files import CONFIG, is_run
+from ser_lightning.runs.weights import check_weights, read_weights
 from ser_lightning.training.checkpoints import LAST, is_whole, newest_whole
 
 POLICY_MODULES = ("SFTModule", "PPOModule")

@@ -11,7 +11,8 @@ from ser_lightning.data.formats import parse_rows
 from ser_lightning.data.sources import open_sources
 from ser_lightning.errors import UserError
 from ser_lightning.records import PreferencePair
-from ser_lightning.runs.files import delivered_round, round_files, setting
+from ser_lightning.runs.config import setting
+from ser_lightning.runs.files import delivered_round, round_files
 from ser_lightning.runs.pair_tables import read_audit
 
 

@@ -13,16 +13,9 @@ from ser_lightning.models.backbone import Backbone, backbone_from, load_tokenize
 from ser_lightning.models.fingerprint import check_identity, check_trained, identity_of
 from ser_lightning.models.probe import errors, start_findings
 from ser_lightning.models.reward_model import RewardModel, load_reward_model
-from ser_lightning.runs.files import (
-    CONFIG,
-    check_model,
-    delivered_round,
-    read_model,
-    read_weights,
-    round_files,
-    run_above,
-    setting,
-)
+from ser_lightning.runs.config import setting
+from ser_lightning.runs.files import CONFIG, delivered_round, round_files, run_above
+from ser_lightning.runs.weights import check_model, read_model, read_weights
 from ser_lightning.training.reading_choice import apply_readings
 
 MODULE_PREFIX = "_reward_model."

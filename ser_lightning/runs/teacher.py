@@ -9,8 +9,9 @@ import torch
 
 from ser_lightning.errors import UserError
 from ser_lightning.records import Selection
-from ser_lightning.runs.files import delivered_round, read_weights, reading, round_files
+from ser_lightning.runs.files import delivered_round, reading, round_files
 from ser_lightning.runs.pair_tables import read_audit
+from ser_lightning.runs.weights import read_weights
 from ser_lightning.training.checkpoints import LAST
 
 _CALLBACK, _DATA = "EvolutionCallback", "PreferenceDataModule"

@@ -18,7 +18,7 @@ from ser_lightning.utils.atomic import write_atomically
 LAST = Path("checkpoints") / "last.ckpt"
 PREVIOUS = "previous.ckpt"
 _PARTS = {"state_dict": dict, "callbacks": dict, "loops": dict, "epoch": int, "global_step": int}
-"""Of a checkpoint, and what they are."""
+"""The parts of a checkpoint, and their types."""
 
 
 def find_checkpoint(folder: Path | None, ckpt_path: str) -> Path | None:
@@ -53,7 +53,7 @@ def find_checkpoint(folder: Path | None, ckpt_path: str) -> Path | None:
 
 
 def is_whole(path: Path) -> bool:
-    """Whether a checkpoint is what was written, by the checksums in it; reads it. Folders are taken on trust."""
+    """Whether a checkpoint matches the checksums in it; reads it whole. Folders are not checked."""
     if path.is_dir():  # as sharded strategies write them
         return True
     try:

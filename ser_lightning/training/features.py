@@ -102,9 +102,9 @@ def _open(file: Path, num_pairs: int, dtype: torch.dtype, num_readings: int) -> 
 
 
 def body_key(reward_model: RewardModel, precision: str, reads: Sequence[Any] | None = None) -> str:
-    """Changes when the body would give other states: with its weights, its settings, what is read, or the precision.
+    """A key of the states that the body gives: of its weights, its settings, what is read, and the precision.
 
-    Reads every weight once (a second for each gigabyte or so).
+    Reads every weight once (about a second per gigabyte).
 
     Args:
         reward_model: whose body; adapters change nothing before they are trained, and do not count.
@@ -150,7 +150,7 @@ def read_file(file: Path, num_rows: int, shape: tuple[int, ...], dtype: torch.dt
 
 
 def is_whole(file: Path, num_pairs: int, shape: tuple[int, ...], dtype: torch.dtype) -> bool:
-    """Whether a cache file of states (num_pairs, *shape) is there and what was written; reads it."""
+    """Whether a cache file of states (num_pairs, *shape) is there and intact; reads it."""
     size = num_pairs * prod(shape) * dtype.itemsize
     return file.is_file() and file.stat().st_size == size and checksums_fit(_record(file))
 
@@ -160,13 +160,13 @@ def _record(file: Path) -> Path:
 
 
 def cache_features(trainer: Trainer, reward_model: RewardModel, data: Any, computes: bool = True) -> str:
-    """Compute what is missing of the features of a data module's pairs, over all ranks.
+    """Compute the features of a data module's pairs that the cache lacks, over all ranks.
 
     Args:
         trainer: the running trainer.
         reward_model: its body is frozen.
         data: says where the files belong (`feature_files`) and what is in a part (`part_ids`, `part_dataloader`).
-        computes: false only looks for what is there.
+        computes: False only looks for files that are there.
 
     Returns:
         The key of the cache; empty where a file is missing that was not to be computed, or, with one line that says
@@ -228,7 +228,7 @@ def write_features(
     """Write states as they come to the rows of their pairs.
 
     Args:
-        file: appears whole or not at all; None only goes through the states, which other ranks wait for.
+        file: appears whole or not at all; None only consumes the states, since other ranks wait for this one.
         states: pair ids (B,) with states (B, *shape); pairs may come more than once.
         ids: (N,) pair id of each row; a pair may have several.
         shape: of a pair's states.

@@ -4,7 +4,7 @@
 
 A difference x_i is the states of response a minus those of response b, scaled by `difference_scale`, and swapping both
 turns x_i and t_i: so there is nothing for an intercept to learn. The penalty takes the place of learning rate and
-epochs, and is chosen out of fold. It weighs against the sum of the losses, so it stays as labels are added.
+epochs, and is chosen out of fold. It stands beside the sum of the losses, so it need not change as labels are added.
 Shapes: n pairs, D numbers of a difference (K readings of H), g groups, m other pairs.
 """
 
@@ -16,14 +16,14 @@ import torch
 from torch import Tensor
 
 PENALTIES = tuple(10.0 ** (exponent / 2) for exponent in range(-4, 5))
-"""What `choose_penalty` tries: 0.01 to 100, on differences whose every reading has a mean square of 1."""
+"""The candidates of `choose_penalty`: 0.01 to 100, on differences whose every reading has a mean square of 1."""
 _RANK_TOLERANCE = 1e-10
 
 
 def difference_scale(differences: Iterable[Tensor], num_readings: int = 1) -> Tensor:
-    """(D,) what differences are divided by: then all numbers vary alike, and every reading has a mean square of 1.
+    """(D,) divisor of the differences: it gives all columns one variance, and every reading a mean square of 1.
 
-    No label is read, so the whole pool can tell.
+    No label is read, so the pool may take part.
 
     Args:
         differences: chunks (n, D) of the pairs to learn from, labelled or not.
@@ -52,7 +52,7 @@ def fit_linear_head(differences: Tensor, target: Tensor, penalty: float) -> Tens
 
 @dataclass(frozen=True)
 class PenaltyChoice:
-    """A penalty and how well it does out of fold."""
+    """A penalty and its out-of-fold results."""
 
     penalty: float
     margin: Tensor
@@ -73,7 +73,7 @@ def choose_penalty(
     Args:
         differences: (n, D), scaled.
         target: (n,) labels.
-        group: n numbers, equal for pairs that may know one another; a group is never split.
+        group: n numbers, equal for pairs of one dialogue; a group is never split.
         num_folds: parts that are left out in turn.
         penalties: to choose from.
     """

@@ -1,4 +1,4 @@
-"""Losses of the reward model: Bradley-Terry for the margin, and an anchor for the zero that Bradley-Terry leaves free.
+"""Losses of the reward model: Bradley-Terry for the margin, and a term for their mean, which Bradley-Terry leaves free.
 
 Shapes: B pairs. Rewards are logits in float32.
 """

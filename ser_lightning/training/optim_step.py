@@ -15,7 +15,7 @@ from ser_lightning.utils.collectives import own_part, sum_over_ranks
 
 
 def training_problems(warmup_share: float, max_grad_norm: float) -> list[str]:
-    """What is wrong with the settings of a training, a line each."""
+    """Problems of the settings of a training, one line each."""
     found = []
     if not 0 <= warmup_share < 1:
         found.append(f"model.warmup_share: got {warmup_share}; need a share in [0, 1)")
@@ -27,21 +27,21 @@ def training_problems(warmup_share: float, max_grad_norm: float) -> list[str]:
 def synchronised(module: LightningModule, is_last: bool) -> AbstractContextManager:
     """Ranks exchange gradients in the backward pass of the last micro-batch of a step only.
 
-    Those of weights in shards they exchange in each: otherwise every rank would hold the gradients of a whole body.
+    Gradients of sharded weights are exchanged in each: otherwise every rank would hold those of the whole body.
     """
     model = module.trainer.strategy.model
     return model.no_sync() if isinstance(model, DistributedDataParallel) and not is_last else nullcontext()
 
 
 def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float) -> Tensor:
-    """Scale gradients so that all of them together have this norm at most.
+    """Scale gradients down so that their total norm is at most `max_norm`.
 
     Args:
-        parameters: whole ones, whose gradients are equal on every rank, and ones in shards.
-        max_norm: the norm.
+        parameters: whole ones, whose gradients are equal on every rank, and sharded ones.
+        max_norm: maximum total norm.
 
     Returns:
-        (), the norm before, over all weights of all ranks.
+        (), the total norm before, over all weights of all ranks.
     """
     parameters = list(parameters)
     gradients = [p.grad for p in parameters if p.grad is not None]
@@ -97,6 +97,6 @@ def update(
 def log_on_host(module: LightningModule, name: str, value: float, batch_size: int) -> None:
     """Log a figure of a step that is on the host already.
 
-    A number would go to the device, from where the progress bar and the loggers fetch it again, each by itself.
+    As a number it would be moved to the device, and fetched from there by the progress bar and by every logger.
     """
     module.log(name, torch.tensor(value), prog_bar=True, batch_size=batch_size, on_step=True)

@@ -1,4 +1,4 @@
-"""One rank dies: the others end soon, and leave the first word to the error that began it."""
+"""When a rank dies, the others end soon, and the original error is printed first."""
 
 import os
 import signal
@@ -10,7 +10,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 
 FOLLOW_UP_SECONDS = 3.0
-"""How long a rank that has only lost another one waits, so that the other's error stands above its own."""
+"""How long a rank that has only lost another one waits, so that the error of that one is printed first."""
 _LOST = ("Connection closed by peer", "Connection reset by peer", "Socket Timeout", "Broken pipe")
 
 
@@ -24,11 +24,11 @@ def lost_rank(error: BaseException) -> str | None:
 
 
 class EndAfterSigterm(Callback):
-    """Bounds how long one of several ranks takes to end after SIGTERM, which need not reach the others.
+    """Limits the time that one of several ranks takes to end after SIGTERM, which need not reach the others.
 
     Lightning answers the signal with a collective operation, and ends the rank at its next batch. A rank that waits for
-    the others comes to neither: Python runs no handler while a thread of C++ waits. So the signal is read from the file
-    that it is written to at once. The others end when they lose this rank.
+    the others reaches neither: Python runs no handler while C++ code waits. So a thread reads the signal from the file
+    descriptor of `signal.set_wakeup_fd`. The others end when they lose this rank.
 
     Args:
         grace_seconds: time to end by itself.
@@ -38,7 +38,7 @@ class EndAfterSigterm(Callback):
         self.grace_seconds = grace_seconds
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begin to listen, where there are several ranks."""
+        """Start the thread, if there are several ranks."""
         if trainer.world_size > 1:
             signals, written = os.pipe()
             os.set_blocking(written, False)

@@ -1,7 +1,7 @@
 """Which readings a head gets, chosen out of fold on the seed alone.
 
-Few labels choose badly among many candidates, so there are few, the first is the one to beat, and another is taken only
-where it is better beyond doubt (docs/results.md has what that is worth against the lowest loss of all).
+With few labels, a choice among many candidates is unreliable: so there are few, the first is the default, and another
+is taken only where it is clearly better (docs/results.md compares this with taking the lowest loss of all).
 Shapes: n seed pairs, C candidate readings, H the size of a state.
 """
 
@@ -64,13 +64,13 @@ class SetEvidence:
 
     @property
     def name(self) -> str:
-        """As YAML has it."""
+        """As written in YAML."""
         return ", ".join(map(str, self.readings))
 
 
 @dataclass(frozen=True)
 class ReadingChoice:
-    """What was chosen, and the evidence for every set."""
+    """The chosen set of readings, and the evidence for every set."""
 
     chosen: SetEvidence
     table: list[SetEvidence]
@@ -103,14 +103,14 @@ def choose_readings(
     group: Sequence[int],
     scale: Tensor | None = None,
 ) -> ReadingChoice:
-    """Fit a head for each set out of fold, and take the first unless another is better beyond doubt.
+    """Fit a head for each set out of fold, and take the first unless another is clearly better.
 
     Args:
         differences: (n, C, H) states of response a minus those of b.
         candidates: C readings.
         sets: of candidates.
         target: (n,) labels.
-        group: (n,) equal for pairs that may know one another.
+        group: (n,) equal for pairs of one dialogue.
         scale: (C, H) of the differences of all pairs, None = of these.
     """
     if scale is None:
@@ -132,7 +132,7 @@ def choose_readings(
 
 @dataclass(frozen=True)
 class ReadingPlan:
-    """What a reward model may read, before the seed has been asked.
+    """The readings that a reward model may use, before the choice on the seed.
 
     Attributes:
         sets: of readings to choose from, the usual one first.
@@ -146,7 +146,7 @@ class ReadingPlan:
 
     @property
     def usual(self) -> list[Reading]:
-        """The set that is taken where nothing speaks for another."""
+        """The default set."""
         return self.sets[0]
 
     @property
@@ -155,11 +155,11 @@ class ReadingPlan:
         return len(self.sets) > 1
 
     def choose(self, trainer: Trainer, reward_model: RewardModel) -> ReadingChoice:
-        """Ask the labels of the seed, once, before anything is trained; the same answer on every rank.
+        """Choose on the labels of the seed, once, before anything is trained; the same choice on every rank.
 
         Args:
             trainer: with a data module.
-            reward_model: its body is as pretraining left it.
+            reward_model: its body has its pretrained weights.
         """
         data: Any = getattr(trainer, "datamodule", None)
         if data is None or not hasattr(data, "seed_labels"):
@@ -232,7 +232,7 @@ def plan_readings(
 
 
 def question_length(tokenizer: PreTrainedTokenizerBase, wanted: str | Sequence[str], question: str) -> int:
-    """How many tokens the setting `model.reading` may put behind each conversation.
+    """How many tokens the setting `model.reading` may append to each conversation.
 
     Raises:
         UserError: the template cannot ask; `auto` does not ask then.
@@ -274,7 +274,7 @@ Differences = tuple[Tensor, Tensor, Tensor, Tensor | None]
 
 
 def own_differences(reward_model: RewardModel, batches: Iterable[PairBatch]) -> Differences:
-    """What this rank has of some batches of pairs, on the CPU; rows that only fill up a rank are left out."""
+    """This rank's part of some batches of pairs, on the CPU; rows that only fill up a rank are left out."""
     parts, scale = [], None
     for batch in batches:
         inputs = batch.inputs

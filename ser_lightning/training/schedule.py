@@ -1,4 +1,4 @@
-"""The injected optimisers, and the course of their learning rates over a training of known length."""
+"""The configured optimisers, and their learning-rate schedule over a known number of steps."""
 
 from typing import Any, Literal
 
@@ -58,11 +58,11 @@ def is_mixed(parameters: list[Any]) -> bool:
 
 
 def fuse(optimizer: torch.optim.Optimizer, device: str = "cuda") -> None:
-    """One kernel for all of Adam's arithmetic, where the user has not said how; PyTorch leaves it to be asked for.
+    """Use the fused kernel of Adam, which PyTorch does not by default, where the user has chosen none.
 
     Args:
         optimizer: changed in place if it is PyTorch's Adam or AdamW.
-        device: type of the devices on which it is worth it.
+        device: type of the devices that have it.
     """
     if type(optimizer) not in (torch.optim.Adam, torch.optim.AdamW):
         return

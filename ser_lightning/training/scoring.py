@@ -66,7 +66,7 @@ def evaluating(module: nn.Module) -> Iterator[None]:
 class ScoreBuffer:
     """Collects the scores of batches in one block of memory.
 
-    A list of small tensors would keep the heap between them from being used again: some 8 KB a pair were lost.
+    A list of small tensors would fragment the heap, which cost some 8 KB a pair.
 
     Args:
         num_pairs: how many are expected; more are taken as well.

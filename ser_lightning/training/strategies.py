@@ -34,7 +34,7 @@ _NEAREST = (
 
 
 class ShardStrategy(DDPStrategy):
-    """A body in shards, one a rank, gathered layer by layer as it computes (FSDP2); DDP for the head and for adapters.
+    """Shards a body over the ranks and gathers it layer by layer (FSDP2); DDP for the head and for adapters.
 
     A body that is trained has its gradients and its optimiser's state in the same shards. Checkpoints hold whole
     tensors, as those of one process do.
@@ -87,7 +87,7 @@ def spread(body: nn.Module, mesh: DeviceMesh) -> None:
 
 
 def kept_whole(body: nn.Module) -> list[nn.Parameter]:
-    """What of a body does not go into shards: the few weights that are trained in a frozen one, its adapters."""
+    """The weights of a body that are not sharded: the few that are trained in a frozen one, its adapters."""
     trained = [p for p in body.parameters() if p.requires_grad]
     return trained if len(trained) < len(list(body.parameters())) else []
 
@@ -149,7 +149,7 @@ def strategy_kind(strategy: str | Strategy) -> str:
 
 
 def strategy_problems(strategy: str | Strategy, train: str = "lora", quantize: str = "none") -> list[str]:
-    """What is known to be wrong with a strategy, a line each, with the nearest right one.
+    """Known problems of a strategy, one line each, with the closest strategy that works.
 
     Args:
         strategy: as for `strategy_kind`.
@@ -170,7 +170,7 @@ def strategy_problems(strategy: str | Strategy, train: str = "lora", quantize: s
 
 
 def strategy_notes(strategy: str | Strategy, device: str, num_devices: int, num_nodes: int) -> list[str]:
-    """What has never been run, a line each; it may work.
+    """What has never been tested, one line each; it may work.
 
     Args:
         strategy: as for `strategy_kind`.

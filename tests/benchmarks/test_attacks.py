@@ -1,9 +1,7 @@
 """Attacks in small: the generators of the long script (`benchmarks/attacks/run.py`), and what they are to find."""
 
 import json
-import os
 import signal
-import subprocess
 import sys
 from pathlib import Path
 
@@ -15,6 +13,7 @@ from benchmarks.attacks.data_files import FORMATS, clear, data_file
 from benchmarks.attacks.run import summary
 from benchmarks.attacks.scene import Ended, fit_words, make_scene, run_command
 from benchmarks.attacks.tables import attacks_table
+from tests.command_process import CommandProcess
 
 pytestmark = pytest.mark.usefixtures("real_pictures")
 
@@ -83,35 +82,26 @@ def test_damage_that_is_believed_is_a_fault(scene, tmp_path, monkeypatch):
 
 # Kills and double starts.
 
-KILLER = """
-import json, os, signal, sys
+KILLED = """
+import os, signal, sys
 from pathlib import Path
-import ser_lightning.cli.lightning
 from benchmarks.attacks.run import count_operations, ended_with, start
 from benchmarks.attacks.scene import run_command
-for line in sys.stdin:
-    of, folder, words = json.loads(line)
-    def fit():
-        count_operations(Path(folder) / "run", lambda now: os.kill(os.getpid(), signal.SIGKILL) if now == of else None)
-        return run_command(*words).code
-    print(ended_with(start(fit, Path(folder) / "said.txt")), flush=True)
+of, folder, *words = sys.argv[1:]
+def fit():
+    count_operations(Path(folder), lambda now: os.kill(os.getpid(), signal.SIGKILL) if now == int(of) else None)
+    return run_command(*words).code
+print(ended_with(start(fit, Path("said.txt"))))
 """
 
 
-@pytest.fixture(scope="module")
-def killer():
-    """A process that has imported everything and forks, for each line it gets, a run to be killed."""
-    words, environment = [sys.executable, "-c", KILLER], {**os.environ, "PYTHONPATH": str(ROOT)}
-    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment) as process:
-        yield process
-        process.stdin.close()
-
-
 @pytest.mark.parametrize("of", [2, 3, *(pytest.param(of, marks=pytest.mark.slow) for of in (1, 4, 9, 40))])
-def test_a_kill_before_a_file_operation_leaves_a_folder_that_a_new_start_takes(scene, killer, tmp_path, of):
+def test_a_kill_before_a_file_operation_leaves_a_folder_that_a_new_start_takes(scene, tmp_path, of):
     words = fit_words(scene, tmp_path / "run", "--evolution.max_rounds=0")
-    print(json.dumps([of, str(tmp_path), words]), file=killer.stdin, flush=True)
-    assert int(killer.stdout.readline()) == -signal.SIGKILL
+    Path("killed.py").write_text(KILLED)
+    killed = CommandProcess(str(of), str(tmp_path / "run"), *words, script="killed.py")
+    ended, said = killed.communicate()
+    assert ended == f"{-signal.SIGKILL:d}\n", said
     flags = ["--ckpt_path=auto"] if list(tmp_path.glob("run/checkpoints/*.ckpt")) else []
     assert run_command(*words, *flags) == Ended(0, "")
     left = {path.name for path in (tmp_path / "run").iterdir()}

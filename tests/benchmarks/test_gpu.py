@@ -35,7 +35,8 @@ def figures(job):
     return json.loads(job.file.read_text())["figures"]
 
 
-@pytest.mark.parametrize("shape", [pytest.param("135m", marks=pytest.mark.slow), "0.5b"])
+@pytest.mark.slow
+@pytest.mark.parametrize("shape", ["135m", "0.5b"])
 def test_speed(job, shape):
     import_module("benchmarks.gpu.speed").run(job, shape)
     found = figures(job)
@@ -156,6 +157,7 @@ def suite():
     return import_module("benchmarks.gpu.run")
 
 
+@pytest.mark.slow
 def test_a_part_in_a_process_of_its_own_leaves_a_file(suite, tmp_path, capfd):
     out, scratch = tmp_path / "out", tmp_path / "scratch"
     code = suite.main(["--tiny", "--only", "correctness", "--out", str(out), "--scratch", str(scratch)])

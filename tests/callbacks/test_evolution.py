@@ -315,7 +315,7 @@ def unbroken_run(tiny_model_dir, pairs_file, tmp_path_factory):
     return run, weights(model)
 
 
-@pytest.mark.parametrize("epoch", [1, 3, 4, 7])
+@pytest.mark.parametrize("epoch", [*(pytest.param(n, marks=pytest.mark.slow) for n in (1, 3)), 4, 7])
 def test_a_crashed_run_goes_on_as_if_nothing_had_happened(tiny_model_dir, pairs_file, unbroken_run, epoch):
     unbroken, expected = unbroken_run
     settings = {"rule": CalibratedRule(min_change_share=0.0), **CRASHED}

@@ -19,8 +19,6 @@ from ser_lightning.runs.folder import MetricsFile
 from tests.helpers import data, equal, evolution, fit, module, read_csv, trainer, weights
 from tests.policy_runs import QUIET, responses, sft, sft_flags
 
-pytestmark = pytest.mark.usefixtures("real_pictures")
-
 
 class Watch(Callback):
     """How many rounds the page of each epoch tells of; stops with an error in a round, if it is told to."""
@@ -82,6 +80,7 @@ def test_a_crash_leaves_the_page_of_the_finished_rounds(tiny_model_dir, pairs_fi
     assert not Path("early/report.html").exists()
 
 
+@pytest.mark.usefixtures("real_pictures")
 def test_a_resumed_run_tells_of_the_rounds_before_the_break(tiny_model_dir, pairs_file):
     with pytest.raises(RuntimeError, match="the lights went out"):
         fit(tiny_model_dir, pairs_file, "run", Watch(fail_in=1))  # a run from before the callback
@@ -152,6 +151,7 @@ def test_the_bins_give_the_calibration_error_of_the_round(fitted):
         assert error == pytest.approx(float(row["calibration_error"]), abs=1e-5)
 
 
+@pytest.mark.usefixtures("real_pictures")
 def test_without_folds_there_is_no_reliability_and_still_a_page(tiny_model_dir, pairs_file):
     fit(tiny_model_dir, pairs_file, "run", ReportCallback(), folds=0)
     assert notes_of("run", 1)["reliability"] == []
@@ -179,6 +179,7 @@ def test_cards_say_nothing_of_the_hidden_labels(fitted, tiny_model_dir, pairs_fi
 # Policies
 
 
+@pytest.mark.usefixtures("real_pictures")
 def test_a_policy_has_its_page_and_the_next_commands_at_the_end_of_fit(tiny_model_dir, pairs_file, capsys):
     flags = sft_flags(tiny_model_dir, pairs_file, "lora")
     assert main(["fit", *flags, "--run_dir=run", "--trainer.log_every_n_steps=1"]) == 0

@@ -21,7 +21,8 @@ from ser_lightning.export.reward import export
 from ser_lightning.models.backbone import Backbone
 from ser_lightning.models.reward_model import load_reward_model
 from ser_lightning.records import Padded
-from ser_lightning.runs.files import delivered_round, write_weights
+from ser_lightning.runs.files import delivered_round
+from ser_lightning.runs.weights import write_weights
 from ser_lightning.training.scoring import evaluating
 from tests.helpers import read_csv
 

@@ -18,8 +18,9 @@ from ser_lightning.labelling.evidence import (
     last_accuracy,
     open_cached_run,
 )
-from ser_lightning.runs.files import read_model, round_files
+from ser_lightning.runs.files import round_files
 from ser_lightning.runs.pair_tables import read_audit
+from ser_lightning.runs.weights import read_model
 from ser_lightning.training.linear_head import fit_linear_head
 from tests.helpers import read_csv
 

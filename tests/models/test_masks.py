@@ -369,7 +369,8 @@ def test_flex_attention_gives_scores_and_gradients_of_padded_rows(kind, compilat
 
 
 # Of one window for all layers and of two; what several windows compute is tested above.
-@pytest.mark.parametrize("kind", ["llama", pytest.param("gemma3_text", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["llama", "gemma3_text"])
 def test_many_batches_are_compiled_for_once(kind, compilations):
     """The first length of a row, and all others; with and without gradients. TorchDynamo gives up at 8."""
     model = model_of(kind)

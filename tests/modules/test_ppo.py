@@ -493,7 +493,7 @@ class Killed(Callback):
             raise KeyError("killed")
 
 
-@pytest.mark.parametrize("sanity_steps", [-1, 0])
+@pytest.mark.parametrize("sanity_steps", [-1, pytest.param(0, marks=pytest.mark.slow)])
 def test_a_broken_run_goes_on_as_if_it_had_never_stopped(lora_flags, monkeypatch, sanity_steps):
     flags = [*lora_flags, f"--trainer.num_sanity_val_steps={sanity_steps}", "--run_dir"]
     assert main([*flags, "whole"]) == 0

@@ -22,8 +22,6 @@ from tests.helpers import read_csv
 from tests.report_pages import Page, page_of
 from tests.report_runs import CONFIG, card, notes, row, write_run
 
-pytestmark = pytest.mark.usefixtures("real_pictures")
-
 NAN = float("nan")
 
 
@@ -99,6 +97,7 @@ def test_a_learning_status_has_a_column_where_the_rule_tells_statuses_apart(run)
     assert last[header.index("learning status")] == "2" and "2 where it sees a clear difference" in page.text
 
 
+@pytest.mark.usefixtures("real_pictures")
 def test_an_unjudged_round_is_said_to_be_unjudged():
     text = page_of(write_run("run", [row(0, True, seed_oof_accuracy=float("nan"))], notes())).text
     assert "the delivered round is bold, the last round, unjudged: there were no folds." in text
@@ -135,6 +134,7 @@ def test_accuracy_by_length_and_of_evaluation_sets(run):
     assert lines == [["hard", "16", "0.750  0.500–0.900"], ["law", "8", "0.500  0.250–0.750"]]
 
 
+@pytest.mark.usefixtures("real_pictures")
 def test_the_training_loss_is_drawn_with_the_ends_of_rounds(run):
     assert "Training loss" not in page_of(run).text
     lines = ["step,train/loss,select/round", "9,0.75,", "19,0.5,", "24,,0", "29,0.25,", "34,,1"]
@@ -145,6 +145,7 @@ def test_the_training_loss_is_drawn_with_the_ends_of_rounds(run):
     assert pictures["Training loss"] == "Training loss over 3 logged steps, from 0.750 to 0.250."
 
 
+@pytest.mark.usefixtures("real_pictures")
 def test_rounds_stand_at_whole_numbers(monkeypatch):
     made, plain = [], report_figures.Figure
     monkeypatch.setattr(
@@ -199,6 +200,7 @@ def test_cost_adds_up(run):
     ]
 
 
+@pytest.mark.usefixtures("real_pictures")
 def test_cost_is_split_by_what_it_went_for():
     cost = {
         "train_folds": {"tokens": 8000, "seconds": 1.5},
@@ -258,6 +260,7 @@ def test_the_choice_of_readings_stands_in_a_table_with_the_chosen_one_bold():
     assert table.strong == {1}
 
 
+@pytest.mark.usefixtures("real_pictures")
 def test_what_a_response_holds_shows_as_text():
     evil = '<script>alert("1")</script> <img src=x onerror=alert(2)> </div> {{ 7 * 7 }} &amp; $x$'
     cards = {"most": [card(prompt=evil, response_a=evil)], "least": [], "flipped": []}
@@ -274,6 +277,7 @@ def test_what_a_response_holds_shows_as_text():
     assert "</pre><script>alert(3)</script>" in several.text
 
 
+@pytest.mark.usefixtures("real_pictures")
 def test_it_is_one_file_that_needs_no_network_and_no_script(run):
     for page in (page_of(run), page_of(run, write_run("other", [row(0, True)]))):
         links = [value for _, attributes in page.tags for name, value in attributes.items() if name in ("src", "href")]
@@ -284,12 +288,14 @@ def test_it_is_one_file_that_needs_no_network_and_no_script(run):
         assert pictures and all(len(picture["alt"]) > 20 for picture in pictures)
 
 
+@pytest.mark.usefixtures("real_pictures")
 def test_the_same_run_gives_the_same_bytes(run):
     page_of(run, to="one.html")
     page_of(run, to="two.html")
     assert Path("one.html").read_bytes() == Path("two.html").read_bytes()
 
 
+@pytest.mark.usefixtures("real_pictures")
 def test_changing_a_figure_changes_its_picture(run):
     before = read_run(run)
     other = write_run("other", [row(0), row(1, True, test_accuracy=0.79)], notes())
@@ -298,6 +304,7 @@ def test_changing_a_figure_changes_its_picture(run):
     assert draw_reliability(read_run(surer).rounds[0]) != draw_reliability(before.rounds[0])
 
 
+@pytest.mark.usefixtures("real_pictures")
 def test_no_label_of_an_axis_is_cut_off(monkeypatch):
     made, plain = [], report_figures.Figure
     monkeypatch.setattr(
@@ -316,6 +323,7 @@ def test_no_label_of_an_axis_is_cut_off(monkeypatch):
             assert -3 < box.x0 < box.x1 < figure.bbox.width + 3
 
 
+@pytest.mark.usefixtures("real_pictures")
 def test_a_round_that_keeps_nothing_and_figures_that_are_not_defined():
     gaps = dict.fromkeys(["pseudo_label_accuracy", "pool_accuracy", "seed_oof_accuracy", "test_accuracy"], NAN)
     rows = [row(0, True, kept=0, status=0, calibration_error=NAN, length_correlation=NAN, **gaps)]
@@ -334,6 +342,7 @@ def test_a_round_that_keeps_nothing_and_figures_that_are_not_defined():
     assert "Only round 0 has been trained" in page.text and "there are no test pairs" in page.text
 
 
+@pytest.mark.usefixtures("real_pictures")
 def test_a_run_without_notes_or_audits_still_has_a_page():
     run = write_run("run", [row(0), row(1, True)])
     for file in run.glob("rounds/*/audit.parquet"):
@@ -409,6 +418,7 @@ def test_a_folder_without_a_readable_round_is_the_users_to_mend(run, damage, lin
     assert not Path("page.html").exists()
 
 
+@pytest.mark.usefixtures("real_pictures")
 @pytest.mark.browser
 @pytest.mark.parametrize(("width", "kind"), [(1280, "wide"), (360, "narrow")])
 def test_a_browser_shows_it(run, width, kind, tmp_path_factory):

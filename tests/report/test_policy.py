@@ -13,8 +13,6 @@ from ser_lightning.report.policy import is_policy_run, read_policy_run
 from tests.report_pages import Page, page_of
 from tests.report_runs import notes, row, write_run
 
-pytestmark = pytest.mark.usefixtures("real_pictures")
-
 COLUMNS = ("reward", "judge_score", "kl", "length", "eos_rate", "win_rate", "win_rate_low", "win_rate_high")
 COLUMNS += ("judge_score_low", "judge_score_high", "repetition")
 
@@ -39,6 +37,7 @@ def policy_run(name="policy", module="PPOModule", steps=(), losses=(), samples=(
     return folder
 
 
+@pytest.mark.usefixtures("real_pictures")
 def test_whether_training_helped_follows_from_the_interval_of_the_win_rate():
     better = step(8, win_rate=0.75, win_rate_low=0.6, win_rate_high=0.9, judge_score=0.7)
     text = page_of(policy_run(steps=[step(0), better])).text
@@ -51,6 +50,7 @@ def test_whether_training_helped_follows_from_the_interval_of_the_win_rate():
     assert "Did training help? No, it did harm." in worse
 
 
+@pytest.mark.usefixtures("real_pictures")
 def test_a_second_scorer_that_fell_is_named_and_one_that_is_not_there_is_left_out():
     fell = [step(0), step(4, judge_score=0.9, judge_score_low=0.8), step(8, judge_score=0.6)]
     page = page_of(policy_run(steps=fell))
@@ -74,6 +74,7 @@ def test_answers_of_the_last_validation_stand_side_by_side_as_text():
         read_policy_run(run)
 
 
+@pytest.mark.usefixtures("real_pictures")
 def test_a_run_of_sft_has_its_loss(capsys):
     run = policy_run("sft", "SFTModule", losses=[(4, 3.5), (9, 2.25)])
     assert main(["report", "sft"]) == 0 and capsys.readouterr().out == "Report: sft/report.html\n"

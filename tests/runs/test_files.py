@@ -8,23 +8,20 @@ import pytest
 import torch
 
 from ser_lightning.errors import UserError
+from ser_lightning.runs.config import read_config
 from ser_lightning.runs.files import (
     ROUNDS,
     RoundRow,
-    check_model,
     delivered_round,
-    read_config,
     read_json,
-    read_model,
     read_rounds,
-    read_weights,
     round_files,
     run_above,
     write_json,
     write_rounds,
-    write_weights,
 )
 from ser_lightning.runs.shapes import COST, GUARDS, NOTES
+from ser_lightning.runs.weights import check_model, read_model, read_weights, write_weights
 
 COLUMNS = (
     "round,scored,kept,flipped,status,pseudo_label_accuracy,pool_accuracy,seed_oof_accuracy,test_accuracy,calibration_error,"

@@ -1,9 +1,6 @@
 """The folder of a run: never overwritten, resumed or refused, the same for all ranks."""
 
-import os
 import shutil
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,8 +20,10 @@ from ser_lightning.errors import UserError
 from ser_lightning.records import PairScores
 from ser_lightning.runs.folder import MetricsFile, choose_folder, run_of
 from ser_lightning.training.checkpoints import _swap, is_whole
+from tests.command_process import CommandProcess
 from tests.helpers import break_off, problems_of, read_csv
 
+ROOT = Path(__file__).parents[2]
 BORING = """
 model:
   class_path: lightning.pytorch.demos.boring_classes.BoringModel
@@ -292,16 +291,16 @@ def test_the_run_of_a_checkpoint(tmp_path):
     assert run_of(tmp_path / "run/checkpoints/x.ckpt") == Path("run")
 
 
-def test_two_ranks_share_one_folder():
+def test_two_ranks_share_one_folder(monkeypatch):
+    Path("script.py").write_text("import sys; from ser_lightning.__main__ import main; sys.exit(main(sys.argv[1:]))")
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))  # of the rank that Lightning starts
     flags = ["--trainer.strategy=ddp", "--trainer.devices=2", "--trainer.max_epochs=1"]
-    command = [sys.executable, "-m", "ser_lightning", *FIT, *flags]
-    done = subprocess.run(
-        command, capture_output=True, text=True, timeout=600, env=os.environ | {"OMP_NUM_THREADS": "1"}
-    )
-    assert done.returncode == 0, done.stderr
+    started = CommandProcess(*FIT, *flags, script="script.py")
+    _, said = started.communicate()
+    assert started.returncode == 0, said
     (run,) = Path("runs").iterdir()
     assert (run / "checkpoints/last.ckpt").exists()
-    assert {p.name for p in Path().iterdir()} == {"boring.yaml", "runs"}
+    assert {p.name for p in Path().iterdir()} == {"boring.yaml", "runs", "script.py"}
 
 
 def test_ranks_that_are_started_one_by_one_need_a_name(capsys, monkeypatch):
@@ -380,9 +379,10 @@ def test_one_line_for_each_phase(capsys, monkeypatch):
 
 def test_one_process_trains_in_a_folder(tiny_run, capsys):
     """Another process holds the lock; it is told of, and gone with its owner however that ends."""
-    code = "import sys, time; from pathlib import Path; from ser_lightning.runs.folder import lock; "
+    code = "import time; from pathlib import Path; from ser_lightning.runs.folder import lock; "
     code += "file = lock(Path('run')); print('held', flush=True); time.sleep(600)"
-    owner = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    Path("holds.py").write_text(code)
+    owner = CommandProcess(script="holds.py")
     try:
         assert owner.stdout.readline() == "held\n"
         for more in ([], ["--ckpt_path=auto"]):
@@ -390,7 +390,7 @@ def test_one_process_trains_in_a_folder(tiny_run, capsys):
             assert f"--run_dir: got run, in which process {owner.pid} on " in capsys.readouterr().err
     finally:
         owner.kill()
-        owner.wait()
+        owner.communicate()
     Path("run/.rounds.csv.999999999").write_text("half")
     assert main(["fit", *tiny_run, "--run_dir=run", "--evolution.max_rounds=0"]) == 0
     assert not Path("run/.rounds.csv.999999999").exists()

@@ -92,7 +92,10 @@ def _end_of_broken(rank, action, *flags):
         (1, "raise UserError('disk: got a mouse; get a cat')", "error: disk: got a mouse; get a cat"),
         (0, "os.kill(os.getpid(), signal.SIGKILL)", "error: ranks: got 'Connection "),
         # Lightning, which started it, may be faster in seeing it than the collective operation.
-        (1, "os.kill(os.getpid(), signal.SIGKILL)", "(error: ranks: got 'Connection |.* terminated with code -9)"),
+        pytest.param(
+            *(1, "os.kill(os.getpid(), signal.SIGKILL)", "(error: ranks: got 'Connection |.* terminated with code -9)"),
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_a_rank_that_dies_ends_the_job_with_the_first_error_on_top_and_the_run_goes_on(
@@ -106,7 +109,7 @@ def test_a_rank_that_dies_ends_the_job_with_the_first_error_on_top_and_the_run_g
     assert [audit["pair_id"] for audit in _audits("run")] == [a["pair_id"] for a in _audits(tiny_fit(name="one"))]
 
 
-@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("rank", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_sigterm_to_one_of_two_ranks_ends_both(tiny_run, rank):
     """In the middle of training, where the other one waits for it in a collective operation or it for the other."""
     code, said = _end_of_broken(rank, "os.kill(os.getpid(), signal.SIGTERM)", *tiny_run, "--run_dir=run")
@@ -114,9 +117,7 @@ def test_a_sigterm_to_one_of_two_ranks_ends_both(tiny_run, rank):
     assert Path("run/checkpoints/last.ckpt").is_file()
 
 
-def test_a_rank_that_waits_in_a_collective_operation_hears_a_sigterm():
-    """Python's handlers are not run while it waits; rank 1 never comes."""
-    rank = """
+WAITS = """
 import os, signal, sys
 from types import SimpleNamespace
 import torch
@@ -129,15 +130,20 @@ if sys.argv[1] == "0":
     print("waits", flush=True)
     torch.distributed.barrier()
 else:
-    sys.stdin.read()
+    signal.pause()
 """
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "GLOO_SOCKET_IFNAME": "lo"}
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "env": environment, "text": True}
-    ranks = [subprocess.Popen([sys.executable, "-c", rank, str(n)], **pipes) for n in range(2)]
+
+
+def test_a_rank_that_waits_in_a_collective_operation_hears_a_sigterm(monkeypatch):
+    """Python's handlers are not run while it waits; rank 1 never comes."""
+    Path("waits.py").write_text(WAITS)
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
+    ranks = [CommandProcess(str(number), script="waits.py") for number in range(2)]
     assert ranks[0].stdout.readline() == "waits\n"
     ranks[0].send_signal(signal.SIGTERM)
-    assert ranks[0].wait(timeout=600) == 128 + signal.SIGTERM
-    ranks[1].communicate("", timeout=600)
+    ranks[0].communicate()
+    assert ranks[0].returncode == 128 + signal.SIGTERM
+    ranks[1].kill()
 
 
 def test_a_rank_ends_with_the_process_that_started_it():
