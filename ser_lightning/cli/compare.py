@@ -209,44 +209,51 @@ def compare(
     Raises:
         UserError: no pair has rewards of both.
     """
-    both = torch.stack([torch.isfinite(one).all(0) for one in scored]).all(0)
-    if not both.any():
+    places = torch.stack([torch.isfinite(one).all(0) for one in scored]).all(0).nonzero().flatten()
+    if not len(places):
         raise UserError(_NOTHING_SCORED)
-    places = both.nonzero().flatten().tolist()
-    rows = [pairs.rows[i] for i in places]
-    target = torch.tensor([float(row.pair.label or 0) for row in rows])
-    prompt = _prompts(rows)
+    rows, scored = [pairs.rows[i] for i in places], [one[:, places] for one in scored]
     kind = [pairs.categories[i] for i in places] if pairs.categories else []
-    scores, found = [], []
-    for values, side in zip(scored, sides, strict=True):
-        reward_a, tokens_a, reward_b, tokens_b = values[:, both]
-        one = PairScores(torch.arange(len(places)), reward_a, reward_b, tokens_a.long(), tokens_b.long())
-        scores.append(one)
-        found.append(set_figures(Scored("", one, target, prompt, kind), side.temperature))
-    credit = [half_credit(one.margin, target) for one in scores]
-    figures: dict[str, float] = {}
-    if len(credit) == 2:
-        result = paired(*credit, same_order(*(one.margin for one in scores)), prompt)
-        figures |= {name: value for name, value in asdict(result).items() if name in _OF_BOTH}
-    figures |= {f"{name}_{side}": one[name] for side, one in zip("ab", found, strict=False) for name in _OF_EACH}
-    figures |= {"longer_accuracy": found[0]["longer_accuracy"], "pairs": len(places)}
-    groups = ("by_length", "by_category", "reliability")
-    detail: dict[str, Any] = {f"{g}_{s}": one[g] for s, one in zip("ab", found, strict=False) for g in groups}
-    detail["not_scored"] = len(pairs.rows) - len(places)
+    figures, detail = _by_labels(rows, scored, [side.temperature for side in sides], kind)
+    detail["not_scored"] = len(pairs.rows) - len(rows)
     if not pairs.unlabelled:
         return figures, detail, pairs.notes
     predicted = [
-        _predict(name, side, rows, pairs.unlabelled, values[:, both], trust_remote_code)
+        _predict(name, side, rows, pairs.unlabelled, values, trust_remote_code)
         for name, side, values in zip(models, sides, scored, strict=True)
     ]
-    powered, num_unlabelled = _with_pool(credit, predicted, prompt, _prompts(pairs.unlabelled))
-    for name, one in powered.items():
-        low, high = (
-            ("low", "high") if name == "difference" else (name.replace("_", f"_{end}_") for end in ("low", "high"))
-        )
-        figures |= {name: one.value, low: one.low, high: one.high}
-    detail["unlabelled"] = {"pairs": num_unlabelled, **{name: asdict(one) for name, one in powered.items()}}
-    return figures, detail, [_pool_line(len(places), num_unlabelled, powered), *pairs.notes]
+    found, num_unlabelled = _with_pool(rows, scored, pairs.unlabelled, predicted)
+    for name, estimate in found.items():
+        low, high, _ = _ESTIMATED[name]
+        figures |= {name: estimate.value, low: estimate.low, high: estimate.high}
+    detail["unlabelled"] = {"pairs": num_unlabelled, **{name: asdict(estimate) for name, estimate in found.items()}}
+    return figures, detail, [_pool_line(len(rows), num_unlabelled, found), *pairs.notes]
+
+
+def _by_labels(
+    rows: Sequence[FileRow], scored: Sequence[Tensor], temperatures: Sequence[float], categories: Sequence[str]
+) -> tuple[dict[str, float], dict[str, Any]]:
+    """What the labelled pairs say, all of which have rewards; arguments as of `compare`."""
+    target, prompt = _targets(rows), _prompts(rows)
+    scores, found = [], []
+    for (reward_a, tokens_a, reward_b, tokens_b), temperature in zip(scored, temperatures, strict=True):
+        one = PairScores(torch.arange(len(rows)), reward_a, reward_b, tokens_a.long(), tokens_b.long())
+        scores.append(one)
+        found.append(set_figures(Scored("", one, target, prompt, categories), temperature))
+    figures: dict[str, float] = {}
+    if len(scores) == 2:
+        credit_a, credit_b = (half_credit(one.margin, target) for one in scores)
+        result = paired(credit_a, credit_b, same_order(scores[0].margin, scores[1].margin), prompt)
+        figures |= {name: value for name, value in asdict(result).items() if name in _OF_BOTH}
+    by_side = dict(zip("ab", found, strict=False))
+    figures |= {f"{name}_{side}": one[name] for side, one in by_side.items() for name in _OF_EACH}
+    figures |= {"longer_accuracy": found[0]["longer_accuracy"], "pairs": len(rows)}
+    groups = ("by_length", "by_category", "reliability")
+    return figures, {f"{group}_{side}": one[group] for side, one in by_side.items() for group in groups}
+
+
+def _targets(rows: Sequence[FileRow]) -> Tensor:
+    return torch.tensor([float(row.pair.label or 0) for row in rows])
 
 
 def _prompts(rows: Sequence[FileRow]) -> np.ndarray:
@@ -265,12 +272,17 @@ def _predict(
 
 
 def _with_pool(
-    credit: Sequence[Tensor], predicted: Sequence[tuple[Tensor, Tensor]], prompt: np.ndarray, pool_prompt: np.ndarray
+    rows: Sequence[FileRow],
+    scored: Sequence[Tensor],
+    pool: Sequence[FileRow],
+    predicted: Sequence[tuple[Tensor, Tensor]],
 ) -> tuple[dict[str, Estimate], int]:
-    """Estimates of all figures, and how many unlabelled pairs have a reward of every model."""
-    usable = torch.stack([torch.isfinite(pool) for _, pool in predicted]).all(0)
-    probs, pools = [prob for prob, _ in predicted], [pool[usable] for _, pool in predicted]
-    return estimates(credit, probs, pools, prompt, pool_prompt[usable.numpy()]), int(usable.sum())
+    """The figures of `_ESTIMATED`, and how many unlabelled pairs have a reward of every model."""
+    usable = torch.stack([torch.isfinite(prob) for _, prob in predicted]).all(0)
+    credit = [half_credit(values[0] - values[2], _targets(rows)) for values in scored]
+    probs, pool_probs = [prob for prob, _ in predicted], [prob[usable] for _, prob in predicted]
+    found = estimates(credit, probs, pool_probs, _prompts(rows), _prompts(pool)[usable.numpy()])
+    return found, int(usable.sum())
 
 
 def _pool_line(num_labels: int, num_unlabelled: int, powered: dict[str, Estimate]) -> str:
@@ -286,7 +298,7 @@ def _pool_line(num_labels: int, num_unlabelled: int, powered: dict[str, Estimate
 
 def _examples(rows: Sequence[FileRow], scored: Sequence[Tensor], number: int) -> list[str]:
     """Pairs that one side orders right and the other wrong, the surest mistakes first."""
-    target = torch.tensor([float(row.pair.label or 0) for row in rows]) * 2 - 1
+    target = _targets(rows) * 2 - 1
     margins = [(values[0] - values[2]) * target for values in scored]
     if len(margins) == 1:
         return []
@@ -380,7 +392,7 @@ def _changes(rows: Sequence[FileRow], sides: Sequence[Side], seen: list[float]) 
     order = np.random.default_rng(0).permutation(len(rows))
     for start in range(0, len(order), CHUNK // 8):
         chunk = [rows[i] for i in order[start : start + CHUNK // 8]]
-        target = torch.tensor([float(row.pair.label or 0) for row in chunk])
+        target = _targets(chunk)
         margins = [values[0] - values[2] for values in (side.score(chunk) for side in sides)]
         usable = torch.isfinite(margins[0]) & torch.isfinite(margins[1])
         change = half_credit(margins[1], target) - half_credit(margins[0], target)

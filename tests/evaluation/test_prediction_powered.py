@@ -73,7 +73,7 @@ def test_a_prompt_on_both_sides_is_one_draw():
         power = min(1.0, -np.dot(u, v) / np.dot(v, v))
         mean = y[labelled].mean() + power * (f[rest].mean() - f[labelled].mean())
         error = sum((a + power * b) ** 2 for a, b in zip(u, v, strict=True)) ** 0.5
-        assert 0 < power and found.power == pytest.approx(power)
+        assert power > 0 and found.power == pytest.approx(power)
         interval = stats.t.interval(0.95, num_labelled - 1, mean, error)
         assert (found.mean, found.low, found.high) == pytest.approx((mean, *interval))
 
