@@ -1,6 +1,6 @@
 """Do the intervals of `compare --unlabelled` hold what they should hold, and how much narrower are they?
 
-    python -m benchmarks.prediction_powered.run   # makes the conditions that are missing, ten minutes
+    python -m benchmarks.prediction_powered.run   # makes the conditions that are missing, a quarter of an hour
     python -m benchmarks.tables                   # writes the table into docs/evaluation.md
 
 Pairs are drawn from a distribution whose true accuracies are known. Each draw makes the intervals that `compare` would
@@ -24,9 +24,15 @@ from benchmarks.prediction_powered.tables import RESULTS
 from benchmarks.shared.results import Run, versions
 from benchmarks.shared.runs import run_missing
 from ser_lightning.evaluation.metrics import half_credit
-from ser_lightning.evaluation.prediction_powered import Estimate, estimate, estimates, expected_credit
+from ser_lightning.evaluation.prediction_powered import (
+    MIN_PROMPTS,
+    Estimate,
+    estimate,
+    estimates,
+    expected_credit,
+)
 
-NUM_DRAWS = 2000
+NUM_DRAWS = 1000
 TRUTH_PROMPTS = 300_000
 
 
@@ -45,17 +51,20 @@ class World:
     """Of the difference of the true rewards, in logits: how clear the better response is."""
     is_blind: bool = False
     """How sure the models are has nothing to do with how right they are."""
+    min_prompts: int = MIN_PROMPTS
+    """With fewer the labels decide alone."""
 
 
 WORLDS = {
-    "30 labels": World(30, 300),
-    "60 labels": World(60, 600),
+    "100 labels": World(100, 1000),
+    "100 labels, clear pairs": World(100, 1000, spread=6.0),
+    "100 labels, blind confidence": World(100, 1000, is_blind=True),
     "200 labels": World(200, 2000),
     "200 labels, as many unlabelled": World(200, 200),
-    "60 prompts of 3 pairs": World(60, 600, 3),
-    "180 labels, prompts on both sides": World(60, 600, 3, is_shared=True),
-    "60 labels, clear pairs": World(60, 600, spread=6.0),
-    "60 labels, blind confidence": World(60, 600, is_blind=True),
+    "100 prompts of 3 pairs": World(100, 1000, 3),
+    "300 labels, prompts on both sides": World(100, 1000, 3, is_shared=True),
+    "60 labels, if they were enough": World(60, 600, min_prompts=60),
+    "60 labels, clear pairs, if they were enough": World(60, 600, spread=6.0, min_prompts=60),
 }
 
 
@@ -88,7 +97,8 @@ def world_intervals(world: World, num_draws: int, seed: int) -> Iterator[tuple[s
         some, rest = order[:num_labels], order[num_labels:]
         credit = [half_credit(margin[some], target[some]) for margin in margins]
         prob, pool = ([torch.sigmoid(margin[rows]) for margin in margins] for rows in (some, rest))
-        for name, one in estimates(credit, prob, pool, prompt[some], prompt[rest]).items():
+        found = estimates(credit, prob, pool, prompt[some], prompt[rest], world.min_prompts)
+        for name, one in found.items():
             yield name, one, truth[name]
 
 
@@ -170,6 +180,7 @@ def run_one(condition: str, num_draws: int = NUM_DRAWS) -> Run:
     made_with = versions("numpy", "scipy", "torch", "scikit-learn")
     return {
         "condition": condition,
+        "number": seed,
         "draws": num_draws,
         **settings,
         "figures": summary(found),
@@ -178,4 +189,4 @@ def run_one(condition: str, num_draws: int = NUM_DRAWS) -> Run:
 
 
 if __name__ == "__main__":
-    run_missing(RESULTS, [(name,) for name in (*WORLDS, *OWN_POOL)], partial(run_one), jobs=1)
+    run_missing(RESULTS, [(name,) for name in (*OWN_POOL, *WORLDS)], partial(run_one), jobs=1)

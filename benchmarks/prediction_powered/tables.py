@@ -31,4 +31,5 @@ def coverage_table(found: Sequence[Run]) -> str:
 
 def tables() -> dict[str, str]:
     """All tables by name."""
-    return {"coverage": coverage_table(RESULTS.read())}
+    runs = sorted(RESULTS.read(), key=lambda run: run["number"])
+    return {"coverage": coverage_table(runs)}

@@ -22,8 +22,8 @@ from ser_lightning.errors import UserError, raise_problems
 from ser_lightning.evaluation.calibration import prob_a_wins
 from ser_lightning.evaluation.metrics import half_credit
 from ser_lightning.evaluation.paired_tests import first_decision, paired, same_order
-from ser_lightning.evaluation.prediction_powered import Estimate, estimates
-from ser_lightning.evaluation.sets import MIN_PROMPTS, Scored, set_figures
+from ser_lightning.evaluation.prediction_powered import MIN_PROMPTS, Estimate, estimates
+from ser_lightning.evaluation.sets import Scored, set_figures
 from ser_lightning.evaluation.thresholds import failures, make_gate, read_gate
 from ser_lightning.inference.sides import CHUNK, Side, is_student, open_side, predicting_side, score_all
 from ser_lightning.records import PairScores

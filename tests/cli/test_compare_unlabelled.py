@@ -41,6 +41,12 @@ def write_rewards(name, margin, texts):
     Path(name).write_text("".join(lines))
 
 
+def texts_of(name):
+    """Prompt and both responses of each row of a file."""
+    rows = map(json.loads, Path(f"{name}.jsonl").read_text().splitlines())
+    return [(row["prompt"], row["response_a"], row["response_b"]) for row in rows]
+
+
 @pytest.fixture
 def drawn():
     """200 pairs with a label and 2,000 without in one file, and rewards of two models of different noise."""
@@ -134,21 +140,24 @@ def test_pairs_that_may_mislead_are_not_used_and_a_line_says_why(drawn, capsys):
     row = json.loads(lines[0])
     Path("ties.jsonl").write_text("".join([json.dumps({**row, "label": 0.5}) + "\n", *lines[1:]]))
     Path("few.jsonl").write_text("".join([*lines[:20], *lines[NUM_LABELS:]]))
-    for name, why in {"ties": "--data has 1 ties", "few": "--data has labels of 20 prompts, and 30 are needed"}.items():
-        main(["compare", "new.jsonl", f"--data={name}.jsonl", f"--unlabelled={name}.jsonl", f"--json={name}.json"])
-        if name == "ties":
-            shown = " ".join(capsys.readouterr().out.split())
-            assert f"Unlabelled pairs are not used: {why}" in shown
-            assert "unlabelled" not in json.loads(Path("ties.json").read_text())
+    kept = [*range(20), *range(NUM_LABELS, NUM_LABELS + NUM_POOL)]
+    write_rewards("rewards.jsonl", drawn[1]["new"][kept], texts_of("few"))
+    cases = {
+        "ties": ("new.jsonl", "--data has 1 ties"),
+        "few": ("rewards.jsonl", "--data has labels of 20 prompts, and 100 are needed"),
+    }
+    for name, (rewards, why) in cases.items():
+        data = [f"--data={name}.jsonl", f"--unlabelled={name}.jsonl"]
+        assert main(["compare", rewards, *data, f"--json={name}.json"]) == 0
+        assert f"Unlabelled pairs are not used: {why}" in " ".join(capsys.readouterr().out.split())
+        assert "unlabelled" not in json.loads(Path(f"{name}.json").read_text())
     assert main(["compare", "new.jsonl", "--data=pairs.jsonl", "--unlabelled=few.jsonl"]) == 2
     assert "--unlabelled: got another file than --data beside new.jsonl" in capsys.readouterr().err
     Path("labelled.jsonl").write_text("".join(lines[:NUM_LABELS]))
     assert main(["compare", "new.jsonl", "--data=labelled.jsonl", "--unlabelled=labelled.jsonl"]) == 2
     assert "--unlabelled: got no pair to use in labelled.jsonl" in capsys.readouterr().err
-    assert (
-        main(["compare", "new.jsonl", "old.jsonl", "--data=pairs.jsonl", "--unlabelled=pairs.jsonl", "--sequential"])
-        == 2
-    )
+    both = ["compare", "new.jsonl", "old.jsonl", "--data=pairs.jsonl"]
+    assert main([*both, "--unlabelled=pairs.jsonl", "--sequential"]) == 2
     assert "--sequential: got it with --gate, --json or --unlabelled" in capsys.readouterr().err
     assert main(["compare", "new.jsonl", "--data=pairs.jsonl", "--sequential"]) == 2
     assert "--sequential: got one model" in capsys.readouterr().err
@@ -197,7 +206,7 @@ def test_a_student_is_not_helped(evolved, capsys):
     config = yaml.safe_load(Path("run/config.yaml").read_text())
     config["data"]["init_args"]["teacher"] = "runs/teacher"
     Path("run/config.yaml").write_text(yaml.safe_dump(config))
-    rows = [{"prompt": f"What is {n} plus {n}?", "chosen": f"{2 * n}.", "rejected": f"{n}!"} for n in range(300, 360)]
+    rows = [{"prompt": f"What is {n} plus {n}?", "chosen": f"{2 * n}.", "rejected": f"{n}!"} for n in range(300, 420)]
     Path("heldout.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert main(["compare", "run", "--data=heldout.jsonl", "--unlabelled=heldout.jsonl"]) == 2  # it has labels only
     Path("more.jsonl").write_text(Path("heldout.jsonl").read_text())
@@ -206,7 +215,7 @@ def test_a_student_is_not_helped(evolved, capsys):
 
 
 def test_prompts_of_the_seed_are_left_out_of_the_unlabelled_pairs(evolved, pairs_file, capsys):
-    rows = [{"prompt": f"What is {n} plus {n}?", "chosen": f"{2 * n}.", "rejected": f"{n}!"} for n in range(300, 360)]
+    rows = [{"prompt": f"What is {n} plus {n}?", "chosen": f"{2 * n}.", "rejected": f"{n}!"} for n in range(300, 420)]
     Path("heldout.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     words = ["compare", "run", "--data=heldout.jsonl", f"--unlabelled={pairs_file}", "--json=found.json"]
     assert main(words) == 0
