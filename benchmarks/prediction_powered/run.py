@@ -32,7 +32,7 @@ from ser_lightning.evaluation.prediction_powered import (
     expected_credit,
 )
 
-NUM_DRAWS = 1000
+WORLD_DRAWS, OWN_POOL_DRAWS = 500, 1000
 TRUTH_PROMPTS = 300_000
 
 
@@ -168,10 +168,11 @@ def summary(found: Iterator[tuple[str, Estimate, float]]) -> list[Run]:
     ]
 
 
-def run_one(condition: str, num_draws: int = NUM_DRAWS) -> Run:
-    """A line of the results."""
+def run_one(condition: str, num_draws: int | None = None) -> Run:
+    """A line of the results, of as many draws as the study takes unless told otherwise."""
     torch.set_num_threads(1)
     world, seed = WORLDS.get(condition), [*WORLDS, *OWN_POOL].index(condition)
+    num_draws = num_draws or (OWN_POOL_DRAWS if world is None else WORLD_DRAWS)
     if world is not None:
         found, settings = world_intervals(world, num_draws, seed), asdict(world)
     else:

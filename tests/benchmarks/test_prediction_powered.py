@@ -28,9 +28,7 @@ def test_intervals_hold_the_truth_as_often_as_they_say(condition):
 
 def test_a_seed_model_may_predict_on_the_pool_of_its_run_and_the_evolved_model_may_not():
     """The evolved model is surer of pairs that it labelled itself, so its estimate is too high."""
-    by = {
-        name: run_one(condition, 60)["figures"][0] for condition, name in zip(OWN_POOL, ("itself", "seed"), strict=True)
-    }
+    by = {case.predictor: run_one(condition, 60)["figures"][0] for condition, case in OWN_POOL.items()}
     low, high = bounds(60)
     assert low <= by["seed model"]["covered"] <= high and abs(by["seed model"]["error"]) < 0.01
     assert by["itself"]["error"] > 0.01 and by["itself"]["covered"] < by["itself"]["labels_covered"]
