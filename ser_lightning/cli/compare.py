@@ -17,7 +17,15 @@ from torch import Tensor
 from ser_lightning.data.columns import unread_columns
 from ser_lightning.data.formats import prompt_hash
 from ser_lightning.data.labels import TIE, check_labels
-from ser_lightning.data.scoring_rows import FileRow, RowCounts, column_problems, open_source, read_rows, survey
+from ser_lightning.data.scoring_rows import (
+    VERDICTS,
+    FileRow,
+    RowCounts,
+    column_problems,
+    open_source,
+    read_rows,
+    survey,
+)
 from ser_lightning.errors import UserError, raise_problems
 from ser_lightning.evaluation.calibration import prob_a_wins
 from ser_lightning.evaluation.metrics import half_credit
@@ -157,7 +165,8 @@ def with_unlabelled(pairs: Pairs, data: Sequence[FileRow], args: Namespace) -> P
     """
     rows = [row for row in data if row.pair.label is None]
     if not _is_one_file(args):
-        source, columns = open_source(args.unlabelled), args.columns or {}
+        source = open_source(args.unlabelled, "--unlabelled")
+        columns = {name: column for name, column in (args.columns or {}).items() if name not in VERDICTS}
         kinds = survey(source, columns, args.labels).kinds
         rows = [] if "single" in kinds else [*read_rows(source, columns, RowCounts(), labels=args.labels)]
     if not rows:

@@ -224,6 +224,17 @@ def test_prompts_of_the_seed_are_left_out_of_the_unlabelled_pairs(evolved, pairs
     shown = " ".join(capsys.readouterr().out.split())
     assert f"{left_out} unlabelled pairs have a prompt that run was trained on, and are left out." in shown
     assert json.loads(Path("found.json").read_text())["unlabelled"]["pairs"] == total - left_out
+    # Its columns are those of --data, but for what says who is better, which it need not have.
+    renamed = [{"prompt": r["prompt"], "one": r["chosen"], "two": r["rejected"], "who": "one"} for r in rows]
+    Path("renamed.jsonl").write_text("".join(json.dumps(row) + "\n" for row in renamed))
+    bare = [{name: value for name, value in row.items() if name != "who"} for row in renamed]
+    Path("bare.jsonl").write_text("".join(json.dumps(row) + "\n" for row in bare))
+    mapped = "--columns={response_a: one, response_b: two, label: who}"
+    more = [mapped, "--labels={one: a}", "--unlabelled=bare.jsonl", "--json=mapped.json"]
+    assert main(["compare", "run", "--data=renamed.jsonl", *more]) == 0
+    assert json.loads(Path("mapped.json").read_text())["unlabelled"]["pairs"] == len(rows)
+    assert main(["compare", "run", "--data=heldout.jsonl", "--unlabelled=nowhere.jsonl"]) == 2
+    assert "nowhere.jsonl" in capsys.readouterr().err
     config = Path("run/config.yaml")
     config.write_text(config.read_text().replace(str(pairs_file), "gone.jsonl"))
     assert main([*words, "--overwrite"]) == 2
