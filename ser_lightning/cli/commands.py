@@ -103,12 +103,15 @@ COMMANDS = {
     ),
     "compare": Command(
         "cli.compare:main",
-        "two reward models on the same labelled pairs, and a gate that a build can fail at; A and B are run folders, "
-        "exports, or files that `score` wrote for the same data",
-        "compare A B --data FILE",
+        "one reward model on labelled pairs, or two on the same ones, and a gate that a build can fail at; A and B are "
+        "run folders, exports, or files that `score` wrote for the same data",
+        "compare A [B] --data FILE",
         {
             "models": {"type": str, "nargs": "+", "help": "A and B; with --make_gate any number of baseline runs"},
             "--data": _required("file of labelled pairs"),
+            "--unlabelled": _optional(
+                str, "file of pairs drawn like those of --data, which narrow the intervals; its labels are not read"
+            ),
             **_COLUMNS,
             **_LABELS,
             "--category": _optional(str, "column that holds a pair's category"),

@@ -1,262 +1,316 @@
-"""A/B: two reward models on the same labelled pairs, and a gate that a build can fail at.
+"""A/B: one reward model on labelled pairs, or two on the same ones, and a gate that a build can fail at.
 
 A and B are run folders, exports, or files that `score` wrote for the same data.
 """
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.csv
-import pyarrow.parquet
 import torch
 from jsonargparse import Namespace
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from ser_lightning.data.columns import unread_columns
 from ser_lightning.data.formats import prompt_hash
-from ser_lightning.data.labels import Labels, check_labels
-from ser_lightning.data.scoring_rows import FileRow, RowCounts, column_problems, open_source, read_rows, survey
+from ser_lightning.data.labels import TIE, check_labels
+from ser_lightning.data.scoring_rows import (
+    VERDICTS,
+    FileRow,
+    RowCounts,
+    column_problems,
+    open_source,
+    read_rows,
+    survey,
+)
 from ser_lightning.errors import UserError, raise_problems
+from ser_lightning.evaluation.calibration import prob_a_wins
 from ser_lightning.evaluation.metrics import half_credit
 from ser_lightning.evaluation.paired_tests import first_decision, paired, same_order
+from ser_lightning.evaluation.prediction_powered import MIN_PROMPTS, Estimate, estimates
 from ser_lightning.evaluation.sets import Scored, set_figures
 from ser_lightning.evaluation.thresholds import failures, make_gate, read_gate
-from ser_lightning.inference.scorer import Scorer
+from ser_lightning.inference.sides import CHUNK, Side, is_student, open_side, predicting_side, score_all
 from ser_lightning.records import PairScores
+from ser_lightning.runs.files import is_run
+from ser_lightning.runs.pool import trained_prompts
 from ser_lightning.utils.atomic import output_problems, write_text_atomically
 from ser_lightning.utils.terminal import new_table, say
 
 ALPHA = 0.05
-CHUNK = 256
 _OF_BOTH = ("difference", "low", "high", "agreement", "only_a", "only_b", "p_value")
 _OF_EACH = ("accuracy", "accuracy_low", "accuracy_high", "calibration_error", "tie_share", "length_correlation")
-FIGURES = (*_OF_BOTH, *(f"{name}_{side}" for side in "ab" for name in _OF_EACH), "longer_accuracy", "pairs")
-"""What a gate may name."""
+_OF_SET = ("longer_accuracy", "pairs")
+FIGURES = (*_OF_BOTH, *(f"{name}_{side}" for side in "ab" for name in _OF_EACH), *_OF_SET)
+"""What a gate may name; of one model those of A and of the set."""
+_ESTIMATED = {
+    "accuracy_a": ("accuracy_low_a", "accuracy_high_a", "A"),
+    "accuracy_b": ("accuracy_low_b", "accuracy_high_b", "B"),
+    "difference": ("low", "high", "B less A"),
+}
+"""Figures that unlabelled pairs help with -> the ends of their intervals, and what they are called."""
 _NOTHING_SCORED = "compare: got no pair that both have a reward for; give files of the same --data, or mend NaNs"
 
 
-class Side(Protocol):
-    """Something that gives rows rewards."""
+@dataclass(frozen=True)
+class Pairs:
+    """The pairs of a comparison."""
 
-    @property
-    def temperature(self) -> float:
-        """Divides differences of rewards before the sigmoid."""
-
-    def score(self, rows: Sequence[FileRow]) -> Tensor:
-        """(4, N) reward and tokens of the first response, reward and tokens of the second; NaN where it cannot."""
-
-
-@dataclass
-class ModelSide:
-    """A model that scores as it is asked."""
-
-    scorer: Scorer
-
-    @property
-    def temperature(self) -> float:
-        """The model's."""
-        return self.scorer.temperature
-
-    def score(self, rows: Sequence[FileRow]) -> Tensor:
-        """Rows that do not fit have no reward."""
-        found = torch.full((4, len(rows)), torch.nan)
-        encoded = self.scorer.encode([row.pair for row in rows])
-        places = [i for i, pair in enumerate(encoded) if pair]
-        pairs = [pair for pair in encoded if pair]
-        if places:
-            rewards = self.scorer.score_encoded(pairs, 2, lambda number: None)
-            lengths = torch.tensor([[len(p.ids_a) for p in pairs], [len(p.ids_b) for p in pairs]]).float()
-            found[:, places] = torch.stack([rewards[0], lengths[0], rewards[1], lengths[1]])
-        return found
-
-
-class FileSide:
-    """Rewards that `score` wrote down.
-
-    Args:
-        file: .parquet, .csv or .jsonl.
-        rows: labelled pairs of the data.
-        num_rows: that the data has, labelled or not.
-
-    Raises:
-        UserError: it holds no rewards of pairs, or rewards of other pairs.
-    """
-
-    temperature = 1.0
-
-    def __init__(self, file: Path, rows: Sequence[FileRow], num_rows: int) -> None:
-        table = _read_table(file)
-        names = next((pair for pair in (("_chosen", "_rejected"), ("_a", "_b")) if f"reward{pair[0]}" in table), None)
-        if names is None or "row" not in table:
-            raise UserError(f"{file}: got no rewards of pairs in it; give a file that `score` wrote")
-        wanted = [f"{kind}{side}" for side in names for kind in ("reward", "tokens")]
-        if missing := [name for name in (*wanted, "probability", "content") if name not in table]:
-            raise UserError(f"{file}: got no column {missing[0]}; run `score` again")
-        self._place = {row: i for i, row in enumerate(table["row"])}
-        strangers = [row for row in self._place if not isinstance(row, int) or not 0 <= row < num_rows]
-        known = [row for row in rows if row.number in self._place]
-        strangers += [row.number for row in known if row.content != table["content"][self._place[row.number]]]
-        if strangers or not self._place:
-            example = f", such as row {strangers[0]}" if strangers else ""
-            raise UserError(f"{file}: got rewards of other texts than those of --data{example}; give the same data")
-        try:
-            self._values = torch.tensor([table[name] for name in wanted], dtype=torch.float32)
-            odds = torch.tensor(table["probability"], dtype=torch.float64).clamp(1e-6, 1 - 1e-6).logit()
-        except (TypeError, ValueError) as error:
-            raise UserError(f"{file}: got rewards that are no numbers ({error}); run `score` again") from error
-        margin = self._values[0] - self._values[2]
-        usable = (margin != 0) & (odds.abs() > 1e-3)
-        self.temperature = float((margin[usable].double() / odds[usable]).median()) if usable.any() else 1.0
-
-    def score(self, rows: Sequence[FileRow]) -> Tensor:
-        """Look the rows up by their number."""
-        found = torch.full((4, len(rows)), torch.nan)
-        for i, row in enumerate(rows):
-            if (place := self._place.get(row.number)) is not None:
-                found[:, i] = self._values[:, place]
-        return found
-
-
-def _read_table(file: Path) -> dict[str, list[Any]]:
-    """The columns of a file that `score` wrote."""
-    try:
-        if file.suffix == ".jsonl":
-            rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
-            return {name: [row[name] for row in rows] for name in (rows or [{}])[0]}
-        read = pyarrow.parquet.read_table if file.suffix == ".parquet" else pyarrow.csv.read_csv
-        return dict(read(file).to_pydict())
-    except (pa.ArrowException, ValueError, LookupError, TypeError, AttributeError, RecursionError, OSError) as error:
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise UserError(f"{file}: got no table of rewards ({reason}); give a file that `score` wrote") from error
+    rows: list[FileRow]
+    """Labelled, in the order of their file."""
+    categories: list[str]
+    """Of each; empty without --category."""
+    num_rows: int
+    """Of the file of the labelled pairs."""
+    num_ties: int
+    """Of its rows that are labelled a tie."""
+    unlabelled: list[FileRow] = field(default_factory=list)
+    """Of --unlabelled."""
+    notes: list[str] = field(default_factory=list)
+    """What of it is not used, and why."""
 
 
 def main(args: Namespace) -> int:
     """Run the command with its flags; 1 where a gate is not kept."""
     raise_problems(_problems(args))
-    rows, categories, num_rows = labelled_rows(args.data, args.columns or {}, args.category, args.labels)
-    sides = [open_side(name, rows, num_rows, args.trust_remote_code) for name in args.models]
+    pairs = read_pairs(args)
+    known = [*pairs.rows, *(pairs.unlabelled if _is_one_file(args) else [])]
+    sides = [open_side(name, known, pairs.num_rows, args.trust_remote_code) for name in args.models]
     if args.make_gate:
-        return _write_gate(args, rows, sides)
+        return _write_gate(args, pairs, sides)
     if args.sequential:
-        return _decide(rows, sides)
-    scored = [score_all(side, rows, name) for side, name in zip(sides, args.models, strict=True)]
-    figures, detail = compare(rows, scored, [side.temperature for side in sides], categories)
-    _print(args.models, figures, detail, _examples(rows, scored, args.examples))
+        return _decide(pairs.rows, sides)
+    scored = [score_all(side, pairs.rows, name) for side, name in zip(sides, args.models, strict=True)]
+    figures, detail, lines = compare(pairs, args.models, sides, scored, args.trust_remote_code)
+    _print(args.models, figures, detail, [*lines, *_examples(pairs.rows, scored, args.examples)])
     if args.json:
         write_text_atomically(Path(args.json), json.dumps({**figures, **detail}, indent=1) + "\n")
-    failed = failures(read_gate(Path(args.gate), FIGURES), figures) if args.gate else []
+    failed = failures(read_gate(Path(args.gate), _known_figures(args)), figures) if args.gate else []
     say(*failed)
     return 1 if failed else 0
 
 
 def _problems(args: Namespace) -> list[str]:
     found = [*column_problems(args.columns or {}), *check_labels(args.labels or {})]
-    if not args.make_gate and len(args.models) != 2:
-        found.append(f"compare: got {len(args.models)} models; give two, or baseline runs with --make_gate")
+    if not args.make_gate and len(args.models) > 2:
+        found.append(f"compare: got {len(args.models)} models; give one or two, or baseline runs with --make_gate")
     if args.make_gate and (args.gate or args.sequential):
         found.append("--make_gate: got it with --gate or --sequential, which need two models; give one of them")
-    if args.sequential and (args.gate or args.json):
-        found.append("--sequential: got it with --gate or --json, which need all pairs scored; leave one out")
-    inputs = [*args.models, args.data, *([args.gate] if args.gate else [])]
+    if args.sequential and (args.gate or args.json or args.unlabelled):
+        found.append("--sequential: got it with --gate, --json or --unlabelled, which need all pairs; leave one out")
+    if args.sequential and len(args.models) == 1:
+        found.append("--sequential: got one model; give two")
+    if args.unlabelled and not _is_one_file(args) and (files := [m for m in args.models if Path(m).is_file()]):
+        found.append(
+            f"--unlabelled: got another file than --data beside {files[0]}, which has rewards of --data; score one "
+            "file that holds the pairs with and without labels, and give it as both"
+        )
+    inputs = [*args.models, args.data, *filter(None, (args.gate, args.unlabelled))]
     for flag in ("json", "make_gate"):
         if args[flag]:
             found += output_problems(f"--{flag}", args[flag], inputs, args.overwrite)
     if args.gate:
-        read_gate(Path(args.gate), FIGURES)  # before anything is scored
+        read_gate(Path(args.gate), _known_figures(args))  # before anything is scored
     return found
 
 
-def labelled_rows(
-    path: str, columns: dict[str, str], category: str | None, labels: Labels | None = None
-) -> tuple[list[FileRow], list[str], int]:
-    """The labelled pairs of a file in its order, their categories, and how many rows it has in all.
+def _is_one_file(args: Namespace) -> bool:
+    """Whether --unlabelled is --data, whose pairs without a label are meant then."""
+    return args.unlabelled is not None and Path(args.unlabelled).resolve() == Path(args.data).resolve()
+
+
+def _known_figures(args: Namespace) -> tuple[str, ...]:
+    return FIGURES if len(args.models) > 1 else (*(f"{name}_a" for name in _OF_EACH), *_OF_SET)
+
+
+def read_pairs(args: Namespace) -> Pairs:
+    """The pairs that the flags name.
 
     Raises:
-        UserError: there is none, or no such column.
+        UserError: there is none, or no such column, or the files of a run that say what it knows are gone.
     """
-    source = open_source(path)
-    counts = survey(source, columns, labels)
-    rows = [row for row in read_rows(source, columns, RowCounts(), labels=labels) if row.pair.is_decided]
+    source, columns = open_source(args.data), args.columns or {}
+    counts = survey(source, columns, args.labels)
+    found = list(read_rows(source, columns, RowCounts(), labels=args.labels))
+    rows = [row for row in found if row.pair.is_decided]
     if not rows or "single" in counts.kinds:
         hint = unread_columns(next(iter(source.rows()))[1], columns)
         raise UserError(
-            f"--data: got no labelled pair in {path} ({counts.rows} rows); give chosen and rejected or labels{hint}"
+            f"--data: got no labelled pair in {args.data} ({counts.rows} rows); give chosen and rejected or labels"
+            f"{hint}"
         )
-    if category is None:
-        return rows, [], counts.rows
-    values = [row.get(category) for _, row in source.rows()]
-    if all(value is None for value in values):
-        raise UserError(f"--category: got {category!r}, which no row of {path} has")
-    return rows, [str(values[row.number]) for row in rows], counts.rows
+    categories = []
+    if args.category is not None:
+        values = [row.get(args.category) for _, row in source.rows()]
+        if all(value is None for value in values):
+            raise UserError(f"--category: got {args.category!r}, which no row of {args.data} has")
+        categories = [str(values[row.number]) for row in rows]
+    pairs = Pairs(rows, categories, counts.rows, sum(row.pair.label == TIE for row in found))
+    return with_unlabelled(pairs, found, args) if args.unlabelled else pairs
 
 
-def open_side(name: str, rows: Sequence[FileRow], num_rows: int, trust_remote_code: bool = False) -> Side:
-    """A model, or a file of its rewards of these rows, of `num_rows` in their file."""
-    if Path(name).is_file():
-        return FileSide(Path(name), rows, num_rows)
-    return ModelSide(Scorer.load(name, trust_remote_code=trust_remote_code))
+def with_unlabelled(pairs: Pairs, data: Sequence[FileRow], args: Namespace) -> Pairs:
+    """The pairs with those of --unlabelled that may be used.
+
+    Args:
+        pairs: labelled ones.
+        data: all rows of --data.
+        args: the flags.
+
+    Raises:
+        UserError: --unlabelled has no pair, or files of a run are gone.
+    """
+    rows = [row for row in data if row.pair.label is None]
+    if not _is_one_file(args):
+        source = open_source(args.unlabelled, "--unlabelled")
+        columns = {name: column for name, column in (args.columns or {}).items() if name not in VERDICTS}
+        kinds = survey(source, columns, args.labels).kinds
+        rows = [] if "single" in kinds else [*read_rows(source, columns, RowCounts(), labels=args.labels)]
+    if not rows:
+        raise UserError(f"--unlabelled: got no pair to use in {args.unlabelled}; give pairs like those of --data")
+    if why := _why_unusable(pairs, args.models):
+        return replace(pairs, notes=[f"Unlabelled pairs are not used: {why}."])
+    notes = []
+    for name in (name for name in args.models if is_run(Path(name))):
+        known = _known_prompts(Path(name))
+        fresh = [row for row in rows if prompt_hash(row.pair.prompt) not in known]
+        if left_out := len(rows) - len(fresh):
+            notes.append(f"{left_out:,} unlabelled pairs have a prompt that {name} was trained on, and are left out.")
+        rows = fresh
+    return replace(pairs, unlabelled=rows, notes=notes)
 
 
-def score_all(side: Side, rows: Sequence[FileRow], name: str) -> Tensor:
-    """(4, N) what `Side.score` gives for all rows, with a progress bar."""
-    if isinstance(side, FileSide):
-        return side.score(rows)
-    with tqdm(total=len(rows), desc=f"Scoring with {Path(name).name}", unit=" pairs", disable=None) as bar:
-        parts = []
-        for start in range(0, len(rows), CHUNK):
-            parts.append(side.score(rows[start : start + CHUNK]))
-            bar.update(parts[-1].shape[1])
-    return torch.cat(parts, 1)
+def _why_unusable(pairs: Pairs, models: Sequence[str]) -> str | None:
+    """Why pairs without labels would mislead, or say nothing; None where they may be used."""
+    if pairs.num_ties:
+        return f"--data has {pairs.num_ties:,} ties, which are left out, and nobody knows which unlabelled pairs are"
+    if students := [name for name in models if is_student(name)]:
+        return f"{students[0]} is a student, which was trained on labels of its teacher's pool from its first round on"
+    prompts = len({prompt_hash(row.pair.prompt) for row in pairs.rows})
+    return f"--data has labels of {prompts} prompts, and {MIN_PROMPTS} are needed" if prompts < MIN_PROMPTS else None
+
+
+def _known_prompts(run: Path) -> set[int]:
+    try:
+        return trained_prompts(run)
+    except UserError as error:
+        raise UserError(
+            f"--unlabelled: got {run}, whose files do not tell which pairs it knows ({'; '.join(error.problems)}); "
+            "give its export, and pairs that it was not trained on"
+        ) from error
 
 
 def compare(
-    rows: Sequence[FileRow], scored: Sequence[Tensor], temperatures: Sequence[float], categories: Sequence[str]
-) -> tuple[dict[str, float], dict[str, Any]]:
-    """All figures by name, as a gate may ask for them, and groups and bins of each side.
+    pairs: Pairs, models: Sequence[str], sides: Sequence[Side], scored: Sequence[Tensor], trust_remote_code: bool
+) -> tuple[dict[str, float], dict[str, Any], list[str]]:
+    """All figures by name, as a gate may ask for them; groups and bins of each side; and lines on unlabelled pairs.
 
     Args:
-        rows: N labelled pairs.
-        scored: (4, N) of A and of B.
-        temperatures: of A and of B.
-        categories: N, or empty.
+        pairs: N labelled pairs, and unlabelled ones.
+        models: names of A, or of A and B.
+        sides: of the same.
+        scored: (4, N) of the same.
+        trust_remote_code: as `Scorer.load` has it.
 
     Raises:
         UserError: no pair has rewards of both.
     """
-    both = torch.isfinite(scored[0]).all(0) & torch.isfinite(scored[1]).all(0)
-    if not both.any():
+    places = torch.stack([torch.isfinite(one).all(0) for one in scored]).all(0).nonzero().flatten()
+    if not len(places):
         raise UserError(_NOTHING_SCORED)
-    places = both.nonzero().flatten().tolist()
-    target = torch.tensor([float(rows[i].pair.label or 0) for i in places])
-    prompt = np.asarray([prompt_hash(rows[i].pair.prompt) for i in places])
-    kind = [categories[i] for i in places] if categories else []
-    sides = []
-    for values, temperature in zip(scored, temperatures, strict=True):
-        reward_a, tokens_a, reward_b, tokens_b = values[:, both]
-        scores = PairScores(torch.arange(len(places)), reward_a, reward_b, tokens_a.long(), tokens_b.long())
-        sides.append((scores, set_figures(Scored("", scores, target, prompt, kind), temperature)))
-    credits = [half_credit(scores.margin, target) for scores, _ in sides]
-    order = same_order(sides[0][0].margin, sides[1][0].margin)
-    result = paired(credits[0], credits[1], order, prompt)
-    figures: dict[str, float] = {name: value for name, value in asdict(result).items() if name in _OF_BOTH}
-    for side, (_, found) in zip("ab", sides, strict=True):
-        figures |= {f"{name}_{side}": found[name] for name in _OF_EACH}
-    figures |= {"longer_accuracy": sides[0][1]["longer_accuracy"], "pairs": len(places)}
+    rows, scored = [pairs.rows[i] for i in places], [one[:, places] for one in scored]
+    kind = [pairs.categories[i] for i in places] if pairs.categories else []
+    figures, detail = _by_labels(rows, scored, [side.temperature for side in sides], kind)
+    detail["not_scored"] = len(pairs.rows) - len(rows)
+    if not pairs.unlabelled:
+        return figures, detail, pairs.notes
+    predicted = [
+        _predict(name, side, rows, pairs.unlabelled, values, trust_remote_code)
+        for name, side, values in zip(models, sides, scored, strict=True)
+    ]
+    found, num_unlabelled = _with_pool(rows, scored, pairs.unlabelled, predicted)
+    for name, estimate in found.items():
+        low, high, _ = _ESTIMATED[name]
+        figures |= {name: estimate.value, low: estimate.low, high: estimate.high}
+    detail["unlabelled"] = {"pairs": num_unlabelled, **{name: asdict(estimate) for name, estimate in found.items()}}
+    return figures, detail, [_pool_line(len(rows), num_unlabelled, found), *pairs.notes]
+
+
+def _by_labels(
+    rows: Sequence[FileRow], scored: Sequence[Tensor], temperatures: Sequence[float], categories: Sequence[str]
+) -> tuple[dict[str, float], dict[str, Any]]:
+    """What the labelled pairs say, all of which have rewards; arguments as of `compare`."""
+    target, prompt = _targets(rows), _prompts(rows)
+    scores, found = [], []
+    for (reward_a, tokens_a, reward_b, tokens_b), temperature in zip(scored, temperatures, strict=True):
+        one = PairScores(torch.arange(len(rows)), reward_a, reward_b, tokens_a.long(), tokens_b.long())
+        scores.append(one)
+        found.append(set_figures(Scored("", one, target, prompt, categories), temperature))
+    figures: dict[str, float] = {}
+    if len(scores) == 2:
+        credit_a, credit_b = (half_credit(one.margin, target) for one in scores)
+        result = paired(credit_a, credit_b, same_order(scores[0].margin, scores[1].margin), prompt)
+        figures |= {name: value for name, value in asdict(result).items() if name in _OF_BOTH}
+    by_side = dict(zip("ab", found, strict=False))
+    figures |= {f"{name}_{side}": one[name] for side, one in by_side.items() for name in _OF_EACH}
+    figures |= {"longer_accuracy": found[0]["longer_accuracy"], "pairs": len(rows)}
     groups = ("by_length", "by_category", "reliability")
-    detail: dict[str, Any] = {f"{g}_{s}": found[g] for s, (_, found) in zip("ab", sides, strict=True) for g in groups}
-    return figures, {**detail, "not_scored": len(rows) - len(places)}
+    return figures, {f"{group}_{side}": one[group] for side, one in by_side.items() for group in groups}
+
+
+def _targets(rows: Sequence[FileRow]) -> Tensor:
+    return torch.tensor([float(row.pair.label or 0) for row in rows])
+
+
+def _prompts(rows: Sequence[FileRow]) -> np.ndarray:
+    return np.asarray([prompt_hash(row.pair.prompt) for row in rows])
+
+
+def _predict(
+    name: str, side: Side, rows: Sequence[FileRow], pool: Sequence[FileRow], scored: Tensor, trust_remote_code: bool
+) -> tuple[Tensor, Tensor]:
+    """(N,) and (M,) probability that a wins in labelled and unlabelled pairs; NaN where there is no reward."""
+    by = predicting_side(name, side, trust_remote_code)
+    labelled = scored if by is side else score_all(by, rows, f"{name} (round 0)")
+    both = (labelled, score_all(by, pool, name))
+    first, second = (prob_a_wins(values[0] - values[2], by.temperature) for values in both)
+    return first, second
+
+
+def _with_pool(
+    rows: Sequence[FileRow],
+    scored: Sequence[Tensor],
+    pool: Sequence[FileRow],
+    predicted: Sequence[tuple[Tensor, Tensor]],
+) -> tuple[dict[str, Estimate], int]:
+    """The figures of `_ESTIMATED`, and how many unlabelled pairs have a reward of every model."""
+    usable = torch.stack([torch.isfinite(prob) for _, prob in predicted]).all(0)
+    credit = [half_credit(values[0] - values[2], _targets(rows)) for values in scored]
+    probs, pool_probs = [prob for prob, _ in predicted], [prob[usable] for _, prob in predicted]
+    found = estimates(credit, probs, pool_probs, _prompts(rows), _prompts(pool)[usable.numpy()])
+    return found, int(usable.sum())
+
+
+def _pool_line(num_labels: int, num_unlabelled: int, powered: dict[str, Estimate]) -> str:
+    """What was used, and both widths of each interval."""
+    widths = ", ".join(
+        f"{_ESTIMATED[name][2]} {one.width:.3f} (labels alone {one.labels_width:.3f})"
+        if one.uses_unlabelled
+        else f"{_ESTIMATED[name][2]} {one.labels_width:.3f} (labels alone: the unlabelled pairs do not narrow it)"
+        for name, one in powered.items()
+    )
+    return f"Width of the 95 % intervals with {num_labels:,} labels and {num_unlabelled:,} unlabelled pairs: {widths}."
 
 
 def _examples(rows: Sequence[FileRow], scored: Sequence[Tensor], number: int) -> list[str]:
     """Pairs that one side orders right and the other wrong, the surest mistakes first."""
-    target = torch.tensor([float(row.pair.label or 0) for row in rows]) * 2 - 1
+    target = _targets(rows) * 2 - 1
     margins = [(values[0] - values[2]) * target for values in scored]
+    if len(margins) == 1:
+        return []
     gap = torch.where(torch.sign(margins[0]) != torch.sign(margins[1]), (margins[0] - margins[1]).abs(), torch.nan)
     order = torch.nan_to_num(gap, nan=-1.0).argsort(descending=True).tolist()
     lines = []
@@ -273,40 +327,52 @@ def _short(text: str) -> str:
     return words if len(words) <= 40 else f"{words[:39]}…"
 
 
-def _print(models: Sequence[str], figures: dict[str, float], detail: dict[str, Any], examples: list[str]) -> None:
-    table = new_table("", "A", "B", title="A/B")
-    table.add_row("right", *(f"{figures[f'accuracy_{s}']:.3f}" for s in "ab"))
-    interval = [f"{figures[f'accuracy_low_{s}']:.3f} to {figures[f'accuracy_high_{s}']:.3f}" for s in "ab"]
+def _print(models: Sequence[str], figures: dict[str, float], detail: dict[str, Any], lines: list[str]) -> None:
+    sides = "ab"[: len(models)]
+    table = new_table("", *sides.upper(), title="A/B" if len(models) > 1 else "Labelled pairs")
+    table.add_row("right", *(f"{figures[f'accuracy_{s}']:.3f}" for s in sides))
+    interval = [f"{figures[f'accuracy_low_{s}']:.3f} to {figures[f'accuracy_high_{s}']:.3f}" for s in sides]
     table.add_row("  95 %, over prompts", *interval)
     for title, name in (("calibration error", "calibration_error"), ("ties", "tie_share")):
-        table.add_row(title, *(f"{figures[f'{name}_{s}']:.3f}" for s in "ab"))
-    table.add_row("correlation with length", *(f"{figures[f'length_correlation_{s}']:+.2f}" for s in "ab"))
+        table.add_row(title, *(f"{figures[f'{name}_{s}']:.3f}" for s in sides))
+    table.add_row("correlation with length", *(f"{figures[f'length_correlation_{s}']:+.2f}" for s in sides))
     for key in ("by_length", "by_category"):
         for group, found in detail[f"{key}_a"].items():
-            other = detail[f"{key}_b"][group]
-            table.add_row(f"  {group[:24]} ({found['pairs']})", f"{found['accuracy']:.3f}", f"{other['accuracy']:.3f}")
-    left_out = f"{detail['not_scored']} pairs have no reward from one of both and are left out."
+            shares = [f"{detail[f'{key}_{s}'][group]['accuracy']:.3f}" for s in sides]
+            table.add_row(f"  {group[:24]} ({found['pairs']})", *shares)
+    left_out = f"{detail['not_scored']} pairs have no reward from every model and are left out."
     say(
-        *(f"{side}: {model}" for side, model in zip("AB", models, strict=True)),
+        *(f"{side}: {model}" for side, model in zip("AB", models, strict=False)),
         table,
-        f"B less A: {figures['difference']:+.3f} ({figures['low']:+.3f} to {figures['high']:+.3f}); only A right "
-        f"{figures['only_a']:.0f}, only B {figures['only_b']:.0f}, p {figures['p_value']:.2g} (McNemar); they order "
-        f"{figures['agreement']:.1%} of {figures['pairs']:.0f} pairs alike; take the longer: "
-        f"{figures['longer_accuracy']:.3f}.",
+        _difference_line(figures) if len(models) > 1 else _set_line(figures),
         *([left_out] if detail["not_scored"] else []),
-        *examples,
+        *lines,
     )
 
 
-def _write_gate(args: Namespace, rows: Sequence[FileRow], sides: Sequence[Side]) -> int:
-    runs = []
+def _difference_line(figures: dict[str, float]) -> str:
+    return (
+        f"B less A: {figures['difference']:+.3f} ({figures['low']:+.3f} to {figures['high']:+.3f}); only A right "
+        f"{figures['only_a']:.0f}, only B {figures['only_b']:.0f}, p {figures['p_value']:.2g} (McNemar); they order "
+        f"{figures['agreement']:.1%} of {figures['pairs']:.0f} pairs alike; take the longer: "
+        f"{figures['longer_accuracy']:.3f}."
+    )
+
+
+def _set_line(figures: dict[str, float]) -> str:
+    return f"{figures['pairs']:,.0f} pairs; take the longer: {figures['longer_accuracy']:.3f}."
+
+
+def _write_gate(args: Namespace, pairs: Pairs, sides: Sequence[Side]) -> int:
+    names = {"accuracy": "accuracy_a", "low": "accuracy_low_a", "high": "accuracy_high_a"}
+    runs, shown = [], []
     for side, name in zip(sides, args.models, strict=True):
-        values = score_all(side, rows, name)
-        figures, _ = compare(rows, [values, values], [side.temperature] * 2, [])
-        names = {"accuracy": "accuracy_a", "low": "accuracy_low_a", "high": "accuracy_high_a"}
+        scored = score_all(side, pairs.rows, name)
+        figures, _, lines = compare(pairs, [name], [side], [scored], args.trust_remote_code)
         runs.append({k: figures[v] for k, v in {**names, "calibration_error": "calibration_error_a"}.items()})
+        shown += [f"{name}: {line}" for line in lines]
     gate = make_gate(Path(args.make_gate), runs)
-    say(f"{args.make_gate}: from {len(runs)} runs, " + ", ".join(f"{k} {v}" for k, v in gate.items()))
+    say(*shown, f"{args.make_gate}: from {len(runs)} runs, " + ", ".join(f"{k} {v}" for k, v in gate.items()))
     return 0
 
 
@@ -335,7 +401,7 @@ def _changes(rows: Sequence[FileRow], sides: Sequence[Side], seen: list[float]) 
     order = np.random.default_rng(0).permutation(len(rows))
     for start in range(0, len(order), CHUNK // 8):
         chunk = [rows[i] for i in order[start : start + CHUNK // 8]]
-        target = torch.tensor([float(row.pair.label or 0) for row in chunk])
+        target = _targets(chunk)
         margins = [values[0] - values[2] for values in (side.score(chunk) for side in sides)]
         usable = torch.isfinite(margins[0]) & torch.isfinite(margins[1])
         change = half_credit(margins[1], target) - half_credit(margins[0], target)

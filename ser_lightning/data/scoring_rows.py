@@ -27,7 +27,7 @@ from ser_lightning.records import PreferencePair, Turn
 Kind = Literal["chosen", "sides", "single"]
 """A row has chosen and rejected, response_a and response_b, or a response alone."""
 _PAIRS = (("chosen", "rejected"), ("response_a", "response_b"))
-_VERDICTS = ("label", "score_a", "score_b", "annotator")
+VERDICTS = ("label", "score_a", "score_b", "annotator")
 """Columns that say which response is better."""
 
 
@@ -85,17 +85,21 @@ class CandidateRow:
     source_id: str | None
 
 
-def open_source(path: str) -> Any:
+def open_source(path: str, flag: str = "--data") -> Any:
     """The `Source` of a path, as `ser_lightning/data/sources.py` opens it.
+
+    Args:
+        path: of a file.
+        flag: that named it, for messages.
 
     Raises:
         UserError: if there is nothing to read.
     """
     if path == "synthetic":
-        raise UserError("--data: got synthetic; give a file (`predict` scores pairs of the synthetic world)")
+        raise UserError(f"{flag}: got synthetic; give a file (`predict` scores pairs of the synthetic world)")
     sources = open_sources(path, num_synthetic=0, seed=0)
     if len(sources) > 1:
-        raise UserError(f"--data: got {path}, which matches {len(sources)} files; give one")
+        raise UserError(f"{flag}: got {path}, which matches {len(sources)} files; give one")
     return sources[0]
 
 
@@ -223,7 +227,7 @@ def _pair(
     if not isinstance(pair, PreferencePair):
         return str(pair)
     # Which side a is on shows when the row is read again as if its first response were the better one.
-    bare = {name: column for name, column in columns.items() if name not in _VERDICTS}
+    bare = {name: column for name, column in columns.items() if name not in VERDICTS}
     first_better = parse_row({**row, "label": 1}, bare, where)
     if not isinstance(first_better, PreferencePair) or first_better.label == 1:
         return replace(pair, votes=())

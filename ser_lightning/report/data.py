@@ -147,15 +147,15 @@ def read_run(path: Path) -> Run:
     return found
 
 
-def read_losses(path: Path) -> tuple[np.ndarray, list[int]]:
+def read_losses(path: Path, column: str = "train/loss") -> tuple[np.ndarray, list[int]]:
     """Step and loss of each line of `metrics.csv` that has one, and the steps of the lines of rounds."""
     file = path / METRICS
     losses, ends = [], []
     if file.is_file():
         with reading(file, has_record=False), file.open(newline="", encoding="utf-8") as lines:
             for line in csv.DictReader(lines):
-                if line.get("train/loss"):
-                    losses.append((float(line["step"]), float(line["train/loss"])))
+                if line.get(column):
+                    losses.append((float(line["step"]), float(line[column])))
                 if line.get("select/round"):
                     ends.append(int(float(line["step"])))
     return np.array(losses).reshape(-1, 2), ends

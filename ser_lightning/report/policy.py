@@ -32,12 +32,26 @@ _COLUMNS = {
     "repetition": "repetition",
 }
 """Column of `steps.csv` and its name on the page."""
+_SETTINGS = {
+    "data": "data.path",
+    "model": "model.backbone.path",
+    "trained": "model.backbone.train",
+    "reward": "model.reward_model",
+    "second scorer": "model.judge",
+    "advantage": "model.advantage",
+    "learning rate": "model.optimizer.lr",
+    "epochs": "trainer.max_epochs",
+}
+"""What a setting is called on the page, and its key."""
 STEPS_NOTE = (
     "On the same held-out prompts at every step; step 0 is the starting policy.\n"
     "reward: what the policy is trained on\n"
     "second scorer: one that it is not trained on (model.judge); it falls where the policy games the reward\n"
     "win rate: share of prompts whose answer scores higher than that of the starting policy, by the second scorer if "
-    "there is one"
+    "there is one; a tie counts half\n"
+    "KL: how far the policy has moved from the reference policy, from 0 on\n"
+    "tokens, ended by EOS: of an answer, and the share of answers that end by themselves before the token limit\n"
+    "repetition: share of runs of three words that occur earlier in the answer"
 )
 
 
@@ -50,7 +64,9 @@ class PolicyRun:
     config_text: str
     steps: list[Step]
     losses: np.ndarray
-    """(N, 2) optimizer step and training loss; none of the RL stage."""
+    """(N, 2) optimizer steps made and training loss; none of the RL stage."""
+    held_out: np.ndarray
+    """(N, 2) the same of the held-out pairs of SFT, after each epoch; none without `data.val_fraction`."""
     samples: list[dict[str, Any]] = field(default_factory=list)
     """Of the last validation."""
 
@@ -68,9 +84,12 @@ def read_policy_run(path: Path) -> PolicyRun:
     """
     config, text = shown_config(path)
     steps, (losses, _) = _read_steps(path / STEPS), read_losses(path)
+    held_out, _ = read_losses(path, "val/loss")
     if not steps and not len(losses):
         raise UserError(f"run: {path} has logged nothing; let its fit go on, or lower trainer.log_every_n_steps")
-    return PolicyRun(path.absolute().name, config, text, steps, losses, _read_samples(path / SAMPLES))
+    made = np.array([1, 0])  # Lightning counts the step of a line from 0
+    samples = _read_samples(path / SAMPLES)
+    return PolicyRun(path.absolute().name, config, text, steps, losses + made, held_out + made, samples)
 
 
 def _read_steps(file: Path) -> list[Step]:
@@ -95,24 +114,23 @@ def _read_samples(folder: Path) -> list[dict[str, Any]]:
 def policy_values(run: PolicyRun, note: str = "") -> dict[str, Any]:
     """What the page of a policy is rendered from, its outcome behind a note."""
     config = flat(run.config)
-    keys = {"data": "data.path", "model": "model.backbone.path", "reward": "model.reward_model", "judge": "model.judge"}
     return {
         "title": f"Run {run.name}",
         "outcome": [*([note] if note else []), *_outcome(run)],
-        "asked": [(name, str(config[key])) for name, key in keys.items() if config.get(key) is not None],
+        "asked": [(name, str(config[key])) for name, key in _SETTINGS.items() if config.get(key) is not None],
         "tables": [("Steps", _steps_table(run.steps), STEPS_NOTE)] if run.steps else [],
         "pictures": _pictures(run),
-        "samples": [{name: _cut(value) for name, value in sample.items()} for sample in run.samples],
+        "samples": [
+            {name: _cut(value) for name, value in sample.items()} | {"better": _better(sample)}
+            for sample in run.samples
+        ],
         "config_text": run.config_text,
     }
 
 
 def _outcome(run: PolicyRun) -> list[str]:
     if not run.steps:
-        first, last = run.losses[[0, -1], 1]
-        return [
-            f"The training loss went from {first:.3f} to {last:.3f} nats a token, in {run.losses[-1, 0]:.0f} steps."
-        ]
+        return _outcome_of_sft(run)
     first, last = run.steps[0], run.steps[-1]
     if last is first:
         return ["Only the starting policy has been asked: there is no step to compare with it."]
@@ -127,10 +145,29 @@ def _outcome(run: PolicyRun) -> list[str]:
         + (f", the second scorer from {first['judge_score']:.3f} to {last['judge_score']:.3f}" if judged else "")
         + f"; answers have {last['length']:.0f} tokens instead of {first['length']:.0f}.",
     ]
+    if low <= 0.5 <= high:
+        found.append("Next: ask more held-out prompts (data.num_val_prompts), which makes the interval narrower.")
     best = max(run.steps, key=lambda step: step["judge_score"] if judged else step["reward"])
     if judged and best is not last and best["judge_score_low"] > last["judge_score"]:
         found.append(f"The second scorer likes step {best['step']:.0f} best: the policy may game its reward since.")
     return found
+
+
+def _outcome_of_sft(run: PolicyRun) -> list[str]:
+    """How well a run without rewards imitates: it cannot say whether its answers are better."""
+    (start, first), (end, last) = run.losses[[0, -1]]
+    found = [
+        f"The training loss went from {first:.3f} nats a token at step {start:.0f} to {last:.3f} at step {end:.0f}."
+    ]
+    if len(run.held_out):
+        losses = run.held_out[:, 1]
+        found.append(f"On held-out responses it went from {losses[0]:.3f} after the first epoch to {losses[-1]:.3f}.")
+        if losses.min() < losses[-1]:
+            best = f"{losses.min():.3f} after {run.held_out[losses.argmin(), 0]:.0f} steps"
+            found.append(f"There it was lowest, {best}: train for fewer epochs.")
+    else:
+        found.append("No response was held out (data.val_fraction), so it may know these alone.")
+    return [*found, "Whether its answers are better, a run against a reward model shows (ppo.yaml)."]
 
 
 def _steps_table(steps: list[Step]) -> Table:
@@ -150,13 +187,18 @@ def _pictures(run: PolicyRun) -> list[Picture]:
     if len(run.losses):
         text = f"Training loss over {len(run.losses)} logged steps."
         found.append(Picture("Training loss", text, "", _curve(run.losses[:, 0], run.losses[:, 1], "nats a token")))
+    if len(run.held_out):
+        text = "Loss on held-out responses: " + ", ".join(number_text(value) for value in run.held_out[:, 1])
+        curve = _curve(run.held_out[:, 0], run.held_out[:, 1], "nats a token", GOLD)
+        found.append(Picture("Loss on held-out responses", text, "", curve))
     x = np.array([step["step"] for step in run.steps])
-    for name in ("reward", "judge_score", "kl"):
+    for name in ("win_rate", "reward", "judge_score", "kl"):
         y = np.array([step[name] for step in run.steps])
         if len(y) and not np.isnan(y).all():
             bounds = [np.array([step.get(f"{name}_{end}", math.nan) for step in run.steps]) for end in ("low", "high")]
             text = f"{_COLUMNS[name]} by step: " + ", ".join(number_text(value) for value in y)
             note = "" if np.isnan(bounds[0]).all() else "The band is the 95 % interval over prompts."
+            note += " 0.5 is no change." if name == "win_rate" else ""
             colour = GOLD if name == "judge_score" else ACCENT
             found.append(Picture(_COLUMNS[name], text, note, _curve(x, y, _COLUMNS[name], colour, *bounds)))
     return found
@@ -181,6 +223,13 @@ def _curve(
         axes.grid(True, axis="y", color=PALE, lw=0.6)
 
     return draw(plot, height=3.4)
+
+
+def _better(sample: dict[str, Any]) -> str:
+    """Which answer scores higher, `before` or `after`; empty where neither does."""
+    score = "judge_score" if sample["judge_score_after"] is not None else "reward"
+    before, after = (sample[f"{score}_{name}"] for name in ("before", "after"))
+    return "after" if after > before else "before" if before > after else ""
 
 
 def _cut(value: Any) -> Any:

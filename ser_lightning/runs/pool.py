@@ -1,4 +1,4 @@
-"""The pool of a run, as texts: what people can label next."""
+"""The pool of a run, as texts: what people can label next, and what its seed model has not seen."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -7,13 +7,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ser_lightning.data.formats import parse_rows
+from ser_lightning.data.formats import parse_rows, prompt_hash
 from ser_lightning.data.sources import open_sources
 from ser_lightning.errors import UserError
 from ser_lightning.records import PreferencePair
 from ser_lightning.runs.config import setting
 from ser_lightning.runs.files import delivered_round, round_files
-from ser_lightning.runs.pair_tables import read_audit
+from ser_lightning.runs.pair_tables import read_audit, read_test_scores
 
 
 def read_pool(run: Path, num_pairs: int = 1) -> tuple[list[PreferencePair], Tensor]:
@@ -40,6 +40,23 @@ def read_pool(run: Path, num_pairs: int = 1) -> tuple[list[PreferencePair], Tens
         )
     pairs = [pairs_by_id[pair_id] for pair_id in sorted(pairs_by_id)]
     return pairs, torch.tensor([prob_a[pair.pair_id] for pair in pairs])
+
+
+def trained_prompts(run: Path) -> set[int]:
+    """`prompt_hash` of the prompts of a run's files that its seed model may know: of all but pool and test pairs.
+
+    Args:
+        run: folder of a fit that has delivered a model.
+
+    Raises:
+        UserError: the files that its config names are gone.
+    """
+    unseen: set[int] = set()
+    for number in {0, delivered_round(run)}:
+        files = round_files(run, number)
+        for table in (read_audit(files.audit), read_test_scores(files.test_scores)):
+            unseen |= set() if table is None else set(table["pair_id"].tolist())
+    return {prompt_hash(pair.prompt) for pair in _pairs_of(run) if pair.pair_id not in unseen}
 
 
 def _pairs_of(run: Path) -> Iterator[PreferencePair]:

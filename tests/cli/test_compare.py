@@ -100,7 +100,7 @@ def test_wrong_input_is_one_line(runs, capsys, tmp_path):
     )
     data = "--data=pairs.jsonl"
     cases = {
-        ("good",): "got 1 models",
+        ("good", "good", "good"): "got 3 models",
         ("good", "bad", "--data=none.jsonl"): "no labelled pair",
         ("good", "bad", "--gate=gate.yaml"): "did you mean accuracy_b",
         ("good", "nowhere"): "which is no folder",

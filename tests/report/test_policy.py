@@ -22,7 +22,7 @@ def step(number, **values):
     return {"step": number, **usual, **values}
 
 
-def policy_run(name="policy", module="PPOModule", steps=(), losses=(), samples=()):
+def policy_run(name="policy", module="PPOModule", steps=(), losses=(), samples=(), held_out=()):
     folder = Path(name)
     (folder / "samples").mkdir(parents=True)
     config = {"model": {"class_path": f"ser_lightning.{module}", "init_args": {"backbone": {"path": "tiny"}}}}
@@ -31,7 +31,8 @@ def policy_run(name="policy", module="PPOModule", steps=(), losses=(), samples=(
         lines = [",".join(steps[0]), *(",".join("" if v is None else str(v) for v in s.values()) for s in steps)]
         (folder / "steps.csv").write_text("\n".join(lines) + "\n")
     if losses:
-        (folder / "metrics.csv").write_text("step,train/loss\n" + "".join(f"{s},{x}\n" for s, x in losses))
+        lines = [*(f"{s},{x}," for s, x in losses), *(f"{s},,{x}" for s, x in held_out)]
+        (folder / "metrics.csv").write_text("\n".join(["step,train/loss,val/loss", *lines]) + "\n")
     for number, one in enumerate(samples):
         (folder / "samples" / f"{9 + number}.jsonl").write_text(json.dumps(one) + "\n")
     return folder
@@ -74,15 +75,54 @@ def test_answers_of_the_last_validation_stand_side_by_side_as_text():
         read_policy_run(run)
 
 
+def test_the_answer_that_scores_higher_is_marked_and_no_other():
+    scores = {"reward_before": -1.0, "reward_after": 2.5, "judge_score_before": None, "judge_score_after": None}
+    texts = {"prompt": "Why?", "before": "So.", "after": "Because."}
+    judged = {"judge_score_before": 0.5, "judge_score_after": 0.25}
+    cases = {
+        "reward": (scores, ["answer", "answer better"]),
+        "judge": (scores | judged, ["answer better", "answer"]),
+        "tie": (scores | {"reward_after": -1.0}, ["answer", "answer"]),
+    }
+    for name, (found, expected) in cases.items():
+        page = page_of(policy_run(name, steps=[step(0), step(8)], samples=[texts | found]))
+        classes = [attributes.get("class", "") for tag, attributes in page.tags if tag == "div"]
+        assert [one for one in classes if one.startswith("answer")] == expected, name
+
+
+def test_the_win_rate_has_a_curve_and_the_next_step_is_named_where_nothing_is_shown():
+    page = page_of(policy_run(steps=[step(0), step(8)]))
+    pictures = [attributes["alt"] for tag, attributes in page.tags if tag == "img"]
+    assert pictures[0] == "win rate by step: 0.500, 0.500" and "0.5 is no change." in page.text
+    assert "Next: ask more held-out prompts (data.num_val_prompts)" in page.text
+    better = page_of(policy_run("better", steps=[step(0), step(8, win_rate_low=0.55)]))
+    assert "Next:" not in better.text
+
+
 @pytest.mark.usefixtures("real_pictures")
 def test_a_run_of_sft_has_its_loss(capsys):
+    """Lightning counts steps from 0: the line of step 4 is that of the fifth."""
     run = policy_run("sft", "SFTModule", losses=[(4, 3.5), (9, 2.25)])
     assert main(["report", "sft"]) == 0 and capsys.readouterr().out == "Report: sft/report.html\n"
     page = Page(run / "report.html")
-    assert "The training loss went from 3.500 to 2.250 nats a token, in 9 steps." in page.text
+    assert "The training loss went from 3.500 nats a token at step 5 to 2.250 at step 10." in page.text
+    assert "No response was held out (data.val_fraction)" in page.text
     assert [attributes["alt"] for tag, attributes in page.tags if tag == "img"] == [
         "Training loss over 2 logged steps."
     ]
+
+
+def test_a_run_of_sft_with_held_out_responses_says_when_they_were_fitted_best():
+    losses = [(4, 3.5), (9, 2.25)]
+    run = policy_run("sft", "SFTModule", losses=losses, held_out=[(4, 3.75), (9, 3.25), (14, 3.5)])
+    page = page_of(run)
+    assert "On held-out responses it went from 3.750 after the first epoch to 3.500." in page.text
+    assert "There it was lowest, 3.250 after 10 steps: train for fewer epochs." in page.text
+    assert [attributes["alt"] for tag, attributes in page.tags if tag == "img"][1] == (
+        "Loss on held-out responses: 3.750, 3.250, 3.500"
+    )
+    last = page_of(policy_run("last", "SFTModule", losses=losses, held_out=[(4, 3.75), (9, 3.25)]))
+    assert "train for fewer epochs" not in last.text and "No response was held out" not in last.text
 
 
 def test_what_has_no_page_says_so(capsys):
