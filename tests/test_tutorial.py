@@ -38,7 +38,7 @@ def here(tmp_path, pairs_file, tiny_tokenizer, monkeypatch):
     """A folder with a file of pairs under the names of the pages, and a reward model `runs/mine`."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
-    for name in ("pairs.jsonl", "labelled.jsonl", "heldout.jsonl"):
+    for name in ("pairs.jsonl", "labelled.jsonl", "heldout.jsonl", "unlabelled.jsonl"):
         shutil.copy(pairs_file, tmp_path / name)
     for name in ("mine", "old", "new", "base-1", "base-2", "base-3"):
         save_reward_model(tmp_path / "runs" / name, tiny_tokenizer, 128, reward_temperature=2.0, reward_zero=0.5)

@@ -363,9 +363,9 @@ def test_auto_budgets_of_a_policy_are_planned_as_a_fit_takes_them(config, explic
 
 
 def test_the_sequences_and_tokens_of_a_pairwise_judge_are_those_that_fit_computes(
-    capsys, tiny_run, tiny_fit, monkeypatch
+    tmp_path, capsys, tiny_run, tiny_fit, monkeypatch
 ):
-    judge = "--model.pairwise_judge=true"
+    judge, cache = "--model.pairwise_judge=true", f"--data.cache_dir={tmp_path / 'cache'}"  # no other test's states
     text, found = plan(capsys, *tiny_run, judge)
     lengths = []
 
@@ -374,7 +374,7 @@ def test_the_sequences_and_tokens_of_a_pairwise_judge_are_those_that_fit_compute
         return read_states(body, inputs, readings)
 
     monkeypatch.setattr(comparison_states, "read_states", counted)
-    tiny_fit(judge)
+    tiny_fit(judge, cache)
     foretold = found["rounds"]["pairwise_judge"]
     assert foretold == {"sequences": len(lengths), "tokens": sum(lengths)}
     assert foretold["sequences"] == 2 * found["data"]["splits"]["all"]["pairs"] == 160
