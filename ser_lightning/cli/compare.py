@@ -77,6 +77,7 @@ def main(args: Namespace) -> int:
     """Run the command with its flags; 1 where a gate is not kept."""
     raise_problems(_problems(args))
     pairs = read_pairs(args)
+    say(*_leaks(pairs.rows, args.models))
     known = [*pairs.rows, *(pairs.unlabelled if _is_one_file(args) else [])]
     sides = [open_side(name, known, pairs.num_rows, args.trust_remote_code) for name in args.models]
     if args.make_gate:
@@ -191,6 +192,22 @@ def _why_unusable(pairs: Pairs, models: Sequence[str]) -> str | None:
         return f"{students[0]} is a student, which was trained on labels of its teacher's pool from its first round on"
     prompts = len({prompt_hash(row.pair.prompt) for row in pairs.rows})
     return f"--data has labels of {prompts} prompts, and {MIN_PROMPTS} are needed" if prompts < MIN_PROMPTS else None
+
+
+def _leaks(rows: Sequence[FileRow], models: Sequence[str]) -> list[str]:
+    """A line for each run that was trained on prompts of these labelled pairs; none where its files are gone."""
+    found = []
+    for name in (name for name in models if is_run(Path(name))):
+        try:
+            known = trained_prompts(Path(name))
+        except UserError:
+            continue
+        if number := sum(prompt_hash(row.pair.prompt) in known for row in rows):
+            found.append(
+                f"warning: --data: {name} was trained on the prompts of {number:,} of {len(rows):,} labelled pairs, so its "
+                "accuracy here says little; give pairs that it has not seen"
+            )
+    return found
 
 
 def _known_prompts(run: Path) -> set[int]:
