@@ -59,6 +59,7 @@ class Killed(Callback):
             raise KeyboardInterrupt
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on(small_model, pairs_file, device, accelerator, record_property):
     settings = {"max_rounds": 1, "epochs_per_round": 2, "restart": "nothing"}
 

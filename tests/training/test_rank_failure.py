@@ -90,7 +90,9 @@ def _end_of_broken(rank, action, *flags):
     ("rank", "action", "first"),
     [
         (1, "raise UserError('disk: got a mouse; get a cat')", "error: disk: got a mouse; get a cat"),
-        (0, "os.kill(os.getpid(), signal.SIGKILL)", "error: ranks: got 'Connection "),
+        pytest.param(
+            *(0, "os.kill(os.getpid(), signal.SIGKILL)", "error: ranks: got 'Connection "), marks=pytest.mark.slow
+        ),
         # Lightning, which started it, may be faster in seeing it than the collective operation.
         pytest.param(
             *(1, "os.kill(os.getpid(), signal.SIGKILL)", "(error: ranks: got 'Connection |.* terminated with code -9)"),
