@@ -13,6 +13,14 @@ SIGNALS = pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (s
 AGAIN = "interrupted; give the same command again"
 
 
+@pytest.fixture(autouse=True)
+def _ctrl_c_arrives():
+    """A shell that starts the suite in the background has it ignore SIGINT."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 class Send(Callback):
     """Sends this process a signal in the middle of an epoch, or of another command's loop.
 
