@@ -16,6 +16,7 @@ from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
     LlamaConfig,
+    LlamaForCausalLM,
     LlamaForSequenceClassification,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -105,6 +106,13 @@ def problems_of(capsys: Any, *argv: Any) -> list[str]:
     said = capsys.readouterr().err
     assert "Traceback" not in said and "usage:" not in said
     return [line.removeprefix("error: ") for line in said.splitlines() if line.startswith("error: ")]
+
+
+def save_language_model(folder: Path, tokenizer: PreTrainedTokenizerBase, **config: int) -> str:
+    """A random Llama of the given sizes and its tokenizer; the folder."""
+    LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), **config)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
 
 
 def save_reward_model(folder: Path, tokenizer: PreTrainedTokenizerBase, max_length: int, **config: Any) -> None:

@@ -5,7 +5,7 @@ A and B are run folders, exports, or files that `score` wrote for the same data.
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,29 +14,22 @@ import torch
 from jsonargparse import Namespace
 from torch import Tensor
 
-from ser_lightning.data.columns import unread_columns
 from ser_lightning.data.formats import prompt_hash
-from ser_lightning.data.labels import TIE, check_labels
+from ser_lightning.data.labels import check_labels
 from ser_lightning.data.scoring_rows import (
-    VERDICTS,
     FileRow,
-    RowCounts,
     column_problems,
-    open_source,
-    read_rows,
-    survey,
 )
 from ser_lightning.errors import UserError, raise_problems
 from ser_lightning.evaluation.calibration import prob_a_wins
 from ser_lightning.evaluation.metrics import half_credit
 from ser_lightning.evaluation.paired_tests import first_decision, paired, same_order
-from ser_lightning.evaluation.prediction_powered import MIN_PROMPTS, Estimate, estimates
+from ser_lightning.evaluation.prediction_powered import Estimate, estimates
 from ser_lightning.evaluation.sets import Scored, set_figures
 from ser_lightning.evaluation.thresholds import failures, make_gate, read_gate
-from ser_lightning.inference.sides import CHUNK, Side, is_student, open_side, predicting_side, score_all
+from ser_lightning.inference.compared_pairs import Pairs, is_one_file, leaks, read_pairs
+from ser_lightning.inference.sides import CHUNK, Side, open_side, predicting_side, score_all
 from ser_lightning.records import PairScores
-from ser_lightning.runs.files import is_run
-from ser_lightning.runs.pool import trained_prompts
 from ser_lightning.utils.atomic import output_problems, write_text_atomically
 from ser_lightning.utils.terminal import new_table, say
 
@@ -55,30 +48,12 @@ _ESTIMATED = {
 _NOTHING_SCORED = "compare: got no pair that both have a reward for; give files of the same --data, or mend NaNs"
 
 
-@dataclass(frozen=True)
-class Pairs:
-    """The pairs of a comparison."""
-
-    rows: list[FileRow]
-    """Labelled, in the order of their file."""
-    categories: list[str]
-    """Of each; empty without --category."""
-    num_rows: int
-    """Of the file of the labelled pairs."""
-    num_ties: int
-    """Of its rows that are labelled a tie."""
-    unlabelled: list[FileRow] = field(default_factory=list)
-    """Of --unlabelled."""
-    notes: list[str] = field(default_factory=list)
-    """What of it is not used, and why."""
-
-
 def main(args: Namespace) -> int:
     """Run the command with its flags; 1 where a gate is not kept."""
     raise_problems(_problems(args))
     pairs = read_pairs(args)
-    say(*_leaks(pairs.rows, args.models))
-    known = [*pairs.rows, *(pairs.unlabelled if _is_one_file(args) else [])]
+    say(*leaks(pairs.rows, args.models))
+    known = [*pairs.rows, *(pairs.unlabelled if is_one_file(args) else [])]
     sides = [open_side(name, known, pairs.num_rows, args.trust_remote_code) for name in args.models]
     if args.make_gate:
         return _write_gate(args, pairs, sides)
@@ -104,7 +79,7 @@ def _problems(args: Namespace) -> list[str]:
         found.append("--sequential: got it with --gate, --json or --unlabelled, which need all pairs; leave one out")
     if args.sequential and len(args.models) == 1:
         found.append("--sequential: got one model; give two")
-    if args.unlabelled and not _is_one_file(args) and (files := [m for m in args.models if Path(m).is_file()]):
+    if args.unlabelled and not is_one_file(args) and (files := [m for m in args.models if Path(m).is_file()]):
         found.append(
             f"--unlabelled: got another file than --data beside {files[0]}, which has rewards of --data; score one "
             "file that holds the pairs with and without labels, and give it as both"
@@ -118,106 +93,8 @@ def _problems(args: Namespace) -> list[str]:
     return found
 
 
-def _is_one_file(args: Namespace) -> bool:
-    """Whether --unlabelled is --data, whose pairs without a label are meant then."""
-    return args.unlabelled is not None and Path(args.unlabelled).resolve() == Path(args.data).resolve()
-
-
 def _known_figures(args: Namespace) -> tuple[str, ...]:
     return FIGURES if len(args.models) > 1 else (*(f"{name}_a" for name in _OF_EACH), *_OF_SET)
-
-
-def read_pairs(args: Namespace) -> Pairs:
-    """The pairs that the flags name.
-
-    Raises:
-        UserError: there is none, or no such column, or the files of a run that say what it knows are gone.
-    """
-    source, columns = open_source(args.data), args.columns or {}
-    counts = survey(source, columns, args.labels)
-    found = list(read_rows(source, columns, RowCounts(), labels=args.labels))
-    rows = [row for row in found if row.pair.is_decided]
-    if not rows or "single" in counts.kinds:
-        hint = unread_columns(next(iter(source.rows()))[1], columns)
-        raise UserError(
-            f"--data: got no labelled pair in {args.data} ({counts.rows} rows); give chosen and rejected or labels"
-            f"{hint}"
-        )
-    categories = []
-    if args.category is not None:
-        values = [row.get(args.category) for _, row in source.rows()]
-        if all(value is None for value in values):
-            raise UserError(f"--category: got {args.category!r}, which no row of {args.data} has")
-        categories = [str(values[row.number]) for row in rows]
-    pairs = Pairs(rows, categories, counts.rows, sum(row.pair.label == TIE for row in found))
-    return with_unlabelled(pairs, found, args) if args.unlabelled else pairs
-
-
-def with_unlabelled(pairs: Pairs, data: Sequence[FileRow], args: Namespace) -> Pairs:
-    """The pairs with those of --unlabelled that may be used.
-
-    Args:
-        pairs: labelled ones.
-        data: all rows of --data.
-        args: the flags.
-
-    Raises:
-        UserError: --unlabelled has no pair, or files of a run are gone.
-    """
-    rows = [row for row in data if row.pair.label is None]
-    if not _is_one_file(args):
-        source = open_source(args.unlabelled, "--unlabelled")
-        columns = {name: column for name, column in (args.columns or {}).items() if name not in VERDICTS}
-        kinds = survey(source, columns, args.labels).kinds
-        rows = [] if "single" in kinds else [*read_rows(source, columns, RowCounts(), labels=args.labels)]
-    if not rows:
-        raise UserError(f"--unlabelled: got no pair to use in {args.unlabelled}; give pairs like those of --data")
-    if why := _why_unusable(pairs, args.models):
-        return replace(pairs, notes=[f"Unlabelled pairs are not used: {why}."])
-    notes = []
-    for name in (name for name in args.models if is_run(Path(name))):
-        known = _known_prompts(Path(name))
-        fresh = [row for row in rows if prompt_hash(row.pair.prompt) not in known]
-        if left_out := len(rows) - len(fresh):
-            notes.append(f"{left_out:,} unlabelled pairs have a prompt that {name} was trained on, and are left out.")
-        rows = fresh
-    return replace(pairs, unlabelled=rows, notes=notes)
-
-
-def _why_unusable(pairs: Pairs, models: Sequence[str]) -> str | None:
-    """Why pairs without labels would mislead, or say nothing; None where they may be used."""
-    if pairs.num_ties:
-        return f"--data has {pairs.num_ties:,} ties, which are left out, and nobody knows which unlabelled pairs are"
-    if students := [name for name in models if is_student(name)]:
-        return f"{students[0]} is a student, which was trained on labels of its teacher's pool from its first round on"
-    prompts = len({prompt_hash(row.pair.prompt) for row in pairs.rows})
-    return f"--data has labels of {prompts} prompts, and {MIN_PROMPTS} are needed" if prompts < MIN_PROMPTS else None
-
-
-def _leaks(rows: Sequence[FileRow], models: Sequence[str]) -> list[str]:
-    """A line for each run that was trained on prompts of these labelled pairs; none where its files are gone."""
-    found = []
-    for name in (name for name in models if is_run(Path(name))):
-        try:
-            known = trained_prompts(Path(name))
-        except UserError:
-            continue
-        if number := sum(prompt_hash(row.pair.prompt) in known for row in rows):
-            found.append(
-                f"warning: --data: {name} was trained on the prompts of {number:,} of {len(rows):,} labelled pairs, so "
-                "its accuracy here says little; give pairs that it has not seen"
-            )
-    return found
-
-
-def _known_prompts(run: Path) -> set[int]:
-    try:
-        return trained_prompts(run)
-    except UserError as error:
-        raise UserError(
-            f"--unlabelled: got {run}, whose files do not tell which pairs it knows ({'; '.join(error.problems)}); "
-            "give its export, and pairs that it was not trained on"
-        ) from error
 
 
 def compare(

@@ -204,8 +204,10 @@ def use_liger_kernels(model: nn.Module, device: torch.device | str) -> None:
     # Liger also replaces the classes that later models are made of, which may be meant for a CPU.
     classes = vars(sys.modules[type(body).__module__])
     before = dict(classes)
-    apply_liger_kernel(body, dict.fromkeys(("rope", "cross_entropy", "fused_linear_cross_entropy"), False))
-    classes.update(before)
+    try:
+        apply_liger_kernel(body, dict.fromkeys(("rope", "cross_entropy", "fused_linear_cross_entropy"), False))
+    finally:
+        classes.update(before)
 
 
 def leave_casts_to_autocast(body: nn.Module) -> None:

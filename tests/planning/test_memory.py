@@ -6,7 +6,7 @@ import torch
 from torch.distributed._tools.fsdp2_mem_tracker import FSDPMemTracker
 from torch.distributed.device_mesh import init_device_mesh
 from torch.testing._internal.distributed.fake_pg import FakeStore
-from transformers import BertConfig, BertForSequenceClassification, LlamaConfig, LlamaForCausalLM
+from transformers import BertConfig, BertForSequenceClassification
 
 from ser_lightning.errors import UserError
 from ser_lightning.models.backbone import Backbone, LoraSettings
@@ -30,7 +30,7 @@ from ser_lightning.planning.memory import (
 from ser_lightning.records import Padded
 from ser_lightning.training.strategies import spread
 from ser_lightning.utils.collectives import own_part
-from tests.helpers import kept_for_backward
+from tests.helpers import kept_for_backward, save_language_model
 from tests.peak_memory import PeakMemory
 
 WIDE = {
@@ -55,9 +55,7 @@ def odd_dir(tiny_tokenizer, tmp_path_factory):
     folder = tmp_path_factory.mktemp("odd")
     sizes = {"hidden_size": 76, "intermediate_size": 451, "num_hidden_layers": 2}
     heads = {"num_attention_heads": 2, "num_key_value_heads": 1}
-    LlamaForCausalLM(LlamaConfig(vocab_size=len(tiny_tokenizer), **sizes, **heads)).save_pretrained(folder)
-    tiny_tokenizer.save_pretrained(folder)
-    return str(folder)
+    return save_language_model(folder, tiny_tokenizer, **sizes, **heads)
 
 
 def both(folder, **settings):
@@ -154,9 +152,7 @@ def wide_dir(tiny_tokenizer, tmp_path_factory):
     folder = tmp_path_factory.mktemp("wide")
     sizes = {"hidden_size": 128, "intermediate_size": 448, "num_hidden_layers": 6}
     heads = {"num_attention_heads": 8, "num_key_value_heads": 2}
-    LlamaForCausalLM(LlamaConfig(vocab_size=len(tiny_tokenizer), **sizes, **heads)).save_pretrained(folder)
-    tiny_tokenizer.save_pretrained(folder)
-    return folder
+    return save_language_model(folder, tiny_tokenizer, **sizes, **heads)
 
 
 @pytest.mark.parametrize("train", ["full", "lora"])
@@ -165,8 +161,7 @@ def wide_dir(tiny_tokenizer, tmp_path_factory):
 def test_activations_are_about_those_that_autograd_keeps(tmp_path, tiny_tokenizer, train, dtype, dropout):
     sizes = {"hidden_size": 96, "intermediate_size": 256, "num_hidden_layers": 6}
     heads = {"num_attention_heads": 6, "num_key_value_heads": 2}
-    LlamaForCausalLM(LlamaConfig(vocab_size=len(tiny_tokenizer), **sizes, **heads)).save_pretrained(tmp_path)
-    tiny_tokenizer.save_pretrained(tmp_path)
+    save_language_model(tmp_path, tiny_tokenizer, **sizes, **heads)
     backbone = Backbone(str(tmp_path), train=train, dtype=dtype, lora=LoraSettings(dropout=dropout))
     reward_model = load_reward_model(backbone)
     shape = shape_of(reward_model.model, backbone, "32-true", "cpu")
@@ -216,10 +211,7 @@ def test_autocast_halves_the_body_and_copies_what_is_trained(odd_dir):
 
 @pytest.mark.parametrize("settings", SETTINGS)
 def test_auto_budgets_are_those_of_a_plan_and_fit_its_memory(tmp_path, tiny_tokenizer, settings):
-    LlamaForCausalLM(LlamaConfig(**{**WIDE, "num_hidden_layers": 2}, vocab_size=len(tiny_tokenizer))).save_pretrained(
-        tmp_path
-    )
-    tiny_tokenizer.save_pretrained(tmp_path)
+    save_language_model(tmp_path, tiny_tokenizer, **WIDE, num_hidden_layers=2)
     backbone = Backbone(str(tmp_path), **settings)
     loaded, meta = load_reward_model(backbone), load_reward_model(backbone, "meta")
     budgets = []
@@ -283,8 +275,7 @@ def test_the_shard_of_a_rank_has_the_bytes_of_a_real_one(odd_dir, four_ranks, se
 def test_what_is_gathered_is_what_torch_counts(tmp_path, tiny_tokenizer, four_ranks):
     """By its own tracker, less the shards; activations of a few tokens are next to nothing."""
     sizes = {"hidden_size": 76, "intermediate_size": 451, "num_hidden_layers": 4, "num_attention_heads": 2}
-    LlamaForCausalLM(LlamaConfig(vocab_size=len(tiny_tokenizer), **sizes)).save_pretrained(tmp_path)
-    tiny_tokenizer.save_pretrained(tmp_path)
+    save_language_model(tmp_path, tiny_tokenizer, **sizes)
     meta, real = both(str(tmp_path), train="full")
     training, labelling = gathered_bytes(meta)
     spread(real.body, four_ranks)

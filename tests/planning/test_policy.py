@@ -8,7 +8,6 @@ import pytest
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch.utils.data import DataLoader
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from ser_lightning.data.layouts import PADDED, Layout
 from ser_lightning.models.backbone import Backbone, LoraSettings
@@ -31,7 +30,7 @@ from ser_lightning.rl.experience import PPOSettings
 from ser_lightning.rl.kv_cache import sampling_cache
 from ser_lightning.rl.policy_math import FixedKL
 from ser_lightning.rl.rollout import Sampling
-from tests.helpers import kept_for_backward
+from tests.helpers import kept_for_backward, save_language_model
 
 SETTINGS = [
     {"train": train, "dtype": dtype, "quantize": quantize}
@@ -94,9 +93,7 @@ def wide_dir(tiny_tokenizer, tmp_path_factory):
     folder = tmp_path_factory.mktemp("wide")
     sizes = {"hidden_size": 96, "intermediate_size": 256, "num_hidden_layers": 6}
     heads = {"num_attention_heads": 6, "num_key_value_heads": 2}
-    LlamaForCausalLM(LlamaConfig(vocab_size=len(tiny_tokenizer), **sizes, **heads)).save_pretrained(folder)
-    tiny_tokenizer.save_pretrained(folder)
-    return str(folder)
+    return save_language_model(folder, tiny_tokenizer, **sizes, **heads)
 
 
 def test_the_cache_has_the_bytes_of_a_real_one(wide_dir):
