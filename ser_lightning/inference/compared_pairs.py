@@ -118,7 +118,7 @@ def leaks(rows: Sequence[FileRow], models: Sequence[str]) -> list[str]:
             continue
         if number := sum(prompt_hash(row.pair.prompt) in known for row in rows):
             found.append(
-                f"warning: --data: {name} was trained on the prompts of {number:,} of {len(rows):,} labelled pairs, so "
+                f"warning: --data: {name} may know the prompts of {number:,} of {len(rows):,} labelled pairs, so "
                 "its accuracy here says little; give pairs that it has not seen"
             )
     return found

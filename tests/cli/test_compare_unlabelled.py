@@ -247,13 +247,13 @@ def test_labelled_pairs_that_a_run_was_trained_on_are_named(evolved, pairs_file,
     """Its file of training pairs holds its test pairs as well, which it has not seen."""
     number, total = len(trained_prompts(evolved)), len(pairs_file.read_text().splitlines())
     assert 0 < number < total
-    line = f"warning: --data: run was trained on the prompts of {number} of {total} labelled pairs"
+    line = f"warning: --data: run may know the prompts of {number} of {total} labelled pairs"
     assert main(["compare", "run", f"--data={pairs_file}"]) == 0
     assert line in " ".join(capsys.readouterr().out.split())
     rows = [{"prompt": f"What is {n} plus {n}?", "chosen": f"{2 * n}.", "rejected": f"{n}!"} for n in range(300, 420)]
     Path("heldout.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert main(["compare", "run", "--data=heldout.jsonl"]) == 0
-    assert "was trained on" not in capsys.readouterr().out
+    assert "may know" not in capsys.readouterr().out
     config = Path("run/config.yaml")
     config.write_text(config.read_text().replace(str(pairs_file), "gone.jsonl"))
     assert main(["compare", "run", f"--data={pairs_file}"]) == 0
