@@ -18,6 +18,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from benchmarks.readings.answers import compute_answers, usual_view
 from benchmarks.readings.heads import (
     Round,
     Task,
@@ -66,7 +67,7 @@ SHARES = {"5": 0.05, "15": 0.15}
 SIZES = (25, 50, 100, 200, 400, 1000)
 JUDGED = {"judge_5": "5", "judge_15": "15"}
 """Parts about the pairwise judge, and their shares of the labels."""
-PARTS = (*SHARES, "curve", "all", "queries", *JUDGED)
+PARTS = (*SHARES, "curve", "all", "queries", "answers", *JUDGED)
 NUM_FOLDS = 5
 CALIBRATED_FOLDS = (2, 3, 5)
 NUM_QUERY_SEEDS = 10
@@ -199,6 +200,19 @@ def query_run(pairs: StudyPairs, fifth: int, seed: int) -> Run:
     return found
 
 
+def answer_run(pairs: StudyPairs, fifth: int, seed: int, answers: Tensor) -> Run:
+    """The judge's answer by itself, and heads on ever more labels without and with it."""
+    num_train = int((pairs.fifth != fifth).sum())
+    found: Run = {"sizes": {}}
+    for size in (n for n in SIZES if n < num_train):
+        task = make_task(pairs, fifth, size, seed)
+        target, views = task.target[task.test], {"usual": usual_view(task), "with_answer": usual_view(task, answers)}
+        found["answer"] = credit_text(answers[task.test, 0] - answers[task.test, 1], target)
+        credit = {name: credit_text(seed_margins(task, view), target) for name, view in views.items()}
+        found["sizes"][str(size)] = {"labels": len(task.seed), "credit": credit}
+    return found
+
+
 def judge_run(task: Task, judge: PairwiseJudge, seed: int) -> Run:
     """Evolution with and without a pairwise judge, what the judge is worth by itself, and all labels."""
     target, everything = task.target[task.test], replace(task, seed=task.train)
@@ -251,6 +265,9 @@ def run_one(setting: str, seed: int, states: Path, conditions: Sequence[str] | N
     found["prompt"] = [numbers.setdefault(pairs.prompt[i], len(numbers)) for i in task.test.tolist()]
     if part == "curve":
         return {**found, "sizes": curve_run(pairs, fifth, seed)}
+    if part == "answers":
+        answers = torch.load(states / f"{data}-{body}-answers.pt", weights_only=True)
+        return {**found, **answer_run(pairs, fifth, seed, answers)}
     if part == "all":
         longer = pairs.num_tokens[task.test, 0] - pairs.num_tokens[task.test, 1]
         accuracy = float(half_credit(longer.double(), task.target[task.test]).mean())
@@ -293,6 +310,8 @@ def main() -> None:
             compute_states(files, Path(folder), FIRST.get(data)).save(file)
         if set(args.parts) & {*JUDGED} and not (compared := args.scratch / f"{data}-{body}-comparisons.pt").is_file():
             torch.save(vars(compute_comparisons(files, Path(folder), load(file))), compared)
+        if "answers" in args.parts and not (answered := args.scratch / f"{data}-{body}-answers.pt").is_file():
+            torch.save(compute_answers(Path(folder), load(file)), answered)
     tasks = [
         (f"{data}/{body}/{part}", seed)
         for part in args.parts

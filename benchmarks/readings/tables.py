@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks.readings.answer_table import answer_table
 from benchmarks.readings.grouping import DELIVERED, Runs, Settings, blocks_of, by_setting, names
 from benchmarks.readings.judge_table import judge_table
 from benchmarks.readings.loss_table import loss_table
@@ -346,4 +347,5 @@ def tables() -> dict[str, str]:
         "readings_calibration": calibration_table(results),
         "readings_queries": queries_table(results),
         "readings_judge": judge_table(results),
+        "readings_answers": answer_table(results),
     }

@@ -9,6 +9,8 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from benchmarks.readings import tables as study
+from benchmarks.readings.answer_table import answer_table
+from benchmarks.readings.answers import compute_answers, usual_view
 from benchmarks.readings.heads import Round, evolve, make_task, make_view
 from benchmarks.readings.loss_table import loss_table
 from benchmarks.readings.queries import STRATEGIES, Question, ask, greedy_information
@@ -18,7 +20,7 @@ from ser_lightning.data.encode import encode_conversations
 from ser_lightning.evolution.pairwise_judge import PairwiseJudge
 from ser_lightning.evolution.selection import CalibratedRule, TopShareRule
 from ser_lightning.models.backbone import Backbone, load_tokenizer
-from ser_lightning.models.readings import parse_readings
+from ser_lightning.models.readings import QUESTION, parse_readings
 
 READINGS = ["last@6", "mean@3", "last@4", "judge@4"]
 USUAL = parse_readings(["mean@3", "judge@4"], 6)
@@ -59,6 +61,38 @@ def test_states_are_those_of_plain_transformers(tiny_model_dir, tmp_path):
         last = found.states[:, :, found.readings.index(f"last@{found.num_layers}")].flatten(0, 1)
         assert (last.float() - state.float()).abs().amax(1).min() < 0.05
         assert (last.float() - state.float()).abs().amax(1).median() > 0.05  # another response's is another state
+
+
+def test_the_answer_is_that_of_the_plain_language_model(tiny_model_dir, tmp_path):
+    row = {"prompt": "Say one.", "chosen": "one it is.", "rejected": "never."}
+    (tmp_path / "pairs.jsonl").write_text(json.dumps(row) + "\n")
+    pairs = compute_states([tmp_path / "pairs.jsonl"], tiny_model_dir)
+    found, label = compute_answers(tiny_model_dir, pairs), int(pairs.label[0])
+    tokenizer = load_tokenizer(Backbone(str(tiny_model_dir)))
+    model = AutoModelForCausalLM.from_pretrained(tiny_model_dir).eval()
+    yes, no = (tokenizer.encode(word, add_special_tokens=False)[0] for word in ("Yes", "No"))
+    wanted = []
+    for response in (row["chosen"], row["rejected"]):
+        contents = row["prompt"], response, QUESTION
+        turns = [{"role": r, "content": c} for r, c in zip(("user", "assistant", "user"), contents, strict=True)]
+        ids = tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=True)["input_ids"]
+        with torch.no_grad():
+            logits = model(torch.tensor([ids])).logits[0, -1].log_softmax(0)
+        wanted.append(float(logits[yes] - logits[no]))
+    assert found[0].tolist() == pytest.approx(wanted[:: 1 if label else -1], abs=0.02)  # states are in bfloat16
+    assert abs(wanted[0]) > 0.1  # which a state of another place, or an answer of other words, would not give
+
+
+def test_an_answer_that_tells_the_labels_is_followed(pairs):
+    """With few labels a head finds one telling number where it finds no direction among many."""
+    task = make_task(pairs, 0, 20, 1)
+    tells = torch.stack([pairs.label, 1 - pairs.label], 1) + 0.1 * torch.randn(300, 2) + 7
+    right = {}
+    for name, answers in (("without", None), ("with", tells)):
+        view = usual_view(task, answers)
+        margin = view.differences[task.test] @ view.seed_weight(task)
+        right[name] = float(((margin > 0) == (task.target[task.test] > 0.5)).double().mean())
+    assert right["with"] > 0.95 > right["without"]
 
 
 def test_prompts_and_their_labels_stay_together(pairs):
@@ -199,14 +233,15 @@ def test_strategies_ask_for_other_pairs_and_begin_alike(pairs):
 def test_every_part_of_the_study_runs_and_fills_its_tables(pairs, tmp_path):
     pairs.save(tmp_path / "pandalm-x.pt")
     torch.save(vars(knowing_judge(pairs)), tmp_path / "pandalm-x-comparisons.pt")
-    tasks = [("15", 1), ("all", 1), ("curve", 1), ("queries", 1), ("judge_15", 1)]
+    torch.save(torch.rand(300, 2), tmp_path / "pandalm-x-answers.pt")
+    tasks = [("15", 1), ("all", 1), ("curve", 1), ("queries", 1), ("judge_15", 1), ("answers", 1)]
     runs = [run_one(f"pandalm/x/{part}", seed, tmp_path) for part, seed in tasks]
     few = run_one("pandalm/x/15", 2, tmp_path, ["standard_calibrated"])
     assert [*few["conditions"]] == ["standard_calibrated"]
     results = study.by_setting(json.loads(json.dumps(runs)))
     assert "| pandalm | x | 1 | " in study.headline(results)
-    made = [study.labels_table, study.conditions_table, study.calibration_table, study.queries_table]
-    assert [len(table(results).splitlines()) - 2 for table in made] == [5, len(study.CONDITIONS), 3, 3]
+    made = [study.labels_table, study.conditions_table, study.calibration_table, study.queries_table, answer_table]
+    assert [len(table(results).splitlines()) - 2 for table in made] == [5, len(study.CONDITIONS), 3, 3, 4]
     assert len(loss_table(results).splitlines()) == 2 + 5
     assert len(study.delivery_table(results).splitlines()) == 2 + len(study.GROUPS) * len(study.DELIVERIES)
 
