@@ -7,6 +7,7 @@ score it), and a main phase that trains on everything and labels the pool. See `
 import math
 import os
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -259,7 +260,8 @@ class EvolutionCallback(Callback):
     def context(self, trainer: Trainer, parts: list[PairScores]) -> SelectionContext:
         """Human labels of seed pairs beside these scores of them, and the history."""
         seed = concatenate(parts)
-        return SelectionContext(seed, trainer.datamodule.seed_labels(seed.pair_id), self.state.history)
+        has_zero = not getattr(trainer.lightning_module, "solves_exactly", False)
+        return SelectionContext(seed, trainer.datamodule.seed_labels(seed.pair_id), self.state.history, has_zero)
 
     def with_judge(
         self, trainer: Trainer, pool: PairScores, context: SelectionContext
@@ -316,7 +318,7 @@ class EvolutionCallback(Callback):
         """
         for fold, pool in enumerate(self.state.fold_pool_scores):
             past = self.state.fold_history.setdefault(fold, [])
-            _, selection = self.select(trainer, pool, SelectionContext(context.scores, context.target, past))
+            _, selection = self.select(trainer, pool, replace(context, history=past))
             past.append(selection)
             trainer.datamodule.accept(selection, fold)
 

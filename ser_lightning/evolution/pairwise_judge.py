@@ -140,7 +140,7 @@ def hold_vote(context: SelectionContext, head: JudgeHead) -> Vote:
         f"together {right_both:.3f}; log loss {loss_of_both:.3f} against {loss:.3f}, so the judge "
         f"{'helps to label the pool' if is_used else 'is not used'}"
     )
-    found = SelectionContext(both, target, context.history) if is_used else context
+    found = replace(context, scores=both) if is_used else context
     return Vote(found, temperature, is_used, message)
 
 

@@ -4,7 +4,7 @@ A rule is a small object with one method, `select(scores, context) -> SelectionR
 one line of YAML. Shapes: N pool pairs, M seed pairs. `p` is the probability that a response is good, sigmoid(reward).
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import torch
@@ -28,6 +28,8 @@ class SelectionContext:
     """(M,) float32, 1 where a is the better response."""
     history: list[Selection] = field(default_factory=list)
     """The selections of the earlier rounds, oldest first."""
+    has_zero: bool = True
+    """Whether training pulls rewards to 0; a head that is solved on differences leaves their zero open."""
 
     def scale(self) -> tuple[float, float]:
         """Temperature and zero of the reward, fitted on the seed; 1 and 0 where nothing was scored out of fold."""
@@ -103,6 +105,8 @@ def num_new(pair_id: Tensor, keep: Tensor, history: list[Selection]) -> int:
 class ThresholdRule:
     """Fixed thresholds on the raw rewards, as in the paper and its released code; a base class, not a rule.
 
+    A head that is solved on differences of states leaves the zero of its rewards open: the mean of the pool takes it.
+
     Args:
         tau_low: p below which a response counts as bad (paper: 0.45).
         tau_high: p above which a response counts as good (paper: 0.55).
@@ -128,12 +132,21 @@ class ThresholdRule:
         self.tau_low, self.tau_high, self.tau_delta = tau_low, tau_high, tau_delta
         self.min_new_share = min_new_share
 
+    @staticmethod
+    def anchored(scores: PairScores, context: SelectionContext) -> PairScores:
+        """The rewards that are cut: with the mean of the pool as their zero where training has left it open."""
+        if context.has_zero or len(scores) == 0:
+            return scores
+        mean = (scores.reward_a.mean() + scores.reward_b.mean()) / 2
+        return replace(scores, reward_a=scores.reward_a - mean, reward_b=scores.reward_b - mean)
+
 
 class PaperRule(ThresholdRule):
     """The paper's rule, read literally: status 1 until it finds too few new pairs, then status 2, then converged."""
 
     def select(self, scores: PairScores, context: SelectionContext) -> SelectionResult:
         """Status 1, else status 2, else converged."""
+        scores = self.anchored(scores, context)
         past = context.history[-1].status if context.history else TELLS_GOOD_FROM_BAD
         needed = max(1.0, self.min_new_share * len(scores))
         found = {}
@@ -161,6 +174,7 @@ class ReleasedRule(ThresholdRule):
 
     def select(self, scores: PairScores, context: SelectionContext) -> SelectionResult:
         """Either status is enough."""
+        scores = self.anchored(scores, context)
         clear = amplifies_difference(scores, self.tau_delta)
         keep = tells_good_from_bad(scores, self.tau_low, self.tau_high) | clear
         new = num_new(scores.pair_id, keep, context.history)

@@ -4,6 +4,7 @@ import math
 import shutil
 from collections import Counter
 from pathlib import Path
+from typing import ClassVar
 
 import pyarrow.parquet as pq
 import pytest
@@ -363,3 +364,20 @@ def test_without_folds_the_last_round_is_delivered(tiny_model_dir, pairs_file):
 def test_the_papers_rule_runs(tiny_model_dir, pairs_file):
     _, callback = fit(tiny_model_dir, pairs_file, "run", rule=PaperRule(tau_low=0.5, tau_high=0.5), folds=0)
     assert callback.state.finished
+
+
+@pytest.mark.parametrize("train", ["head", "full"])
+def test_rules_know_whether_training_gives_the_reward_a_zero(tiny_model_dir, pairs_file, train):
+    """A head that is solved on differences has none, in the chains of the folds either."""
+
+    class Asked(TopShareRule):
+        seen: ClassVar[list[bool]] = []
+
+        def select(self, scores, context):
+            self.seen.append(context.has_zero)
+            return super().select(scores, context)
+
+    Asked.seen.clear()
+    model, callback = module(tiny_model_dir, train=train), evolution(rule=Asked(0.5), folds=2, max_rounds=1)
+    trainer("run", callback).fit(model, data(pairs_file))
+    assert len(Asked.seen) >= 4 and set(Asked.seen) == {train != "head"}

@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -88,6 +89,23 @@ def test_paper_rule_on_rewards_off_centre_says_where_p_lies():
     off = PairScores(off.pair_id, off.reward_a + 9, off.reward_b + 9, off.tokens_a, off.tokens_b)
     result = PaperRule().select(off, context())
     assert result.converged and "p lies in [0.99" in result.message
+
+
+@pytest.mark.parametrize("rule", [PaperRule, ReleasedRule])
+def test_where_training_leaves_the_zero_open_the_mean_of_the_pool_takes_it(rule):
+    """Adding a number to every reward then changes nothing, and the thresholds cut around the mean."""
+    near = scores(POOL)
+    mean = torch.cat([near.reward_a, near.reward_b]).mean()
+    centred, off = (
+        replace(near, reward_a=near.reward_a + shift, reward_b=near.reward_b + shift) for shift in (-mean, 9.0)
+    )
+    wanted = rule().select(centred, context())
+    for pool in (near, off):
+        found = rule().select(pool, replace(context(), has_zero=False))
+        assert torch.equal(found.keep, wanted.keep) and found.status == wanted.status
+    assert wanted.keep.any() and not torch.equal(wanted.keep, rule().select(near, context()).keep)
+    nothing = rule().select(scores(POOL)[torch.zeros(6, dtype=torch.bool)], replace(context(), has_zero=False))
+    assert len(nothing.keep) == 0
 
 
 @pytest.mark.parametrize("rule", [PaperRule, ReleasedRule])
