@@ -75,10 +75,13 @@ COMMANDS = {
     "export": Command(
         "cli.export:main",
         "write a run's model as an ordinary transformers folder",
-        "export RUN [--to FOLDER]` or `export --ckpt_path FILE --to FOLDER",
+        "export RUN [--to FOLDER]`, `export --ckpt_path FILE --to FOLDER` or `export --answer MODEL --to FOLDER",
         {
             "run": {**_optional(str, "run folder of a fit: what it delivered"), "nargs": "?"},
             "--ckpt_path": _optional(str, "another checkpoint of a run"),
+            "--answer": _optional(
+                str, "a language model in place of a run: what it answers, Yes or No, as a reward that takes no label"
+            ),
             "--to": _optional(str, "folder to write (default: RUN/export)"),
             "--form": {
                 "type": Literal["merged", "adapter"],

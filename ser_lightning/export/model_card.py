@@ -75,6 +75,20 @@ does, with torch and transformers. Nor can vLLM serve it as a classifier: call `
 with `--model.reading '[judge]'` or `'[last]'`, whose exports are plain classifiers, or train a plain student of the run
 (`--config student.yaml`).
 """
+_ANSWER = """
+# What a language model answers, as a reward
+
+The reward of a response is the log-odds of Yes against No, as `{{ model }}` answers a question about it. No label has
+trained or calibrated it.
+{{ asks }}
+```python
+{{ code }}
+```
+Conversations may have {{ max_length }} tokens.
+
+## Checked
+{{ checked }}
+"""
 _QUANTIZATION = """
 quantization = BitsAndBytesConfig(
     load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype="bfloat16",
@@ -168,6 +182,14 @@ def model_card(
         "limits": limits,
     }
     ModelCard.from_template(card_data, template_str=_TEMPLATE, **values).save(folder / "README.md")
+
+
+def answer_text(model: str, question: str, max_length: int, checked: str) -> str:
+    """The card of a language model's own answer, see `export/answer.py`."""
+    code = _render(_PLAIN_CODE, {"auto_class": "AutoModelForSequenceClassification", "arguments": ""})
+    asks = _render(_ASKS, {"question": question})
+    values = {"model": _shown(model), "asks": f"\n{asks}\n", "code": code, "max_length": max_length}
+    return _render(_ANSWER, {**values, "checked": checked})
 
 
 def _title_and_limits(what: str, own_labels: int, teacher: str | None) -> tuple[str, str]:

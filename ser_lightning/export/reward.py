@@ -88,7 +88,7 @@ def export(
     number_format = dtype or source.backbone.dtype
     draft = to.with_name(f".{to.name}.{os.getpid()}.draft")
     try:
-        result = _write_tested(source, trained, tokenizer, draft, form, number_format)
+        result = write_tested(source, trained, tokenizer, draft, form, number_format)
         kept = f"{weights}; the body in {number_format}"
         scale = source.zero, source.temperature
         model_card(run, draft, form, kept, summary(result), scale, own_labels, trained.readings, _question(source))
@@ -98,7 +98,7 @@ def export(
     return result
 
 
-def _write_tested(
+def write_tested(
     source: RewardRun,
     trained: RewardModel,
     tokenizer: PreTrainedTokenizerBase,

@@ -233,7 +233,7 @@ def load_policy(
     raise_problems(problems)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(torch.initial_seed())
-        lm = _load_lm(backbone, device)
+        lm = load_language_model(backbone, device)
         with torch.device("meta") if is_meta(device) else nullcontext():
             prepare_body(lm, backbone, POLICY)
             if backbone.use_liger_kernel:
@@ -298,7 +298,8 @@ def policy_state(trainable: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: value for name, value in trainable.items() if not _is_critic(name)}
 
 
-def _load_lm(backbone: Backbone, device: torch.device | str) -> nn.Module:
+def load_language_model(backbone: Backbone, device: torch.device | str) -> nn.Module:
+    """A causal language model with its head, as it was pretrained; `UserError` where it is none or lacks weights."""
     path = backbone.resolved_path()
     if is_meta(device):
         try:

@@ -66,7 +66,8 @@ WORDS = [
     ),
     (
         ["export"],
-        "export: got nothing to export; use `export RUN [--to FOLDER]` or `export --ckpt_path FILE --to FOLDER`",
+        "export: got nothing to export; use `export RUN [--to FOLDER]`, `export --ckpt_path FILE --to FOLDER` or "
+        "`export --answer MODEL --to FOLDER`",
     ),
     (
         ["query", "--run=run", "--strategy=X"],

@@ -80,7 +80,7 @@ def test_nothing_to_export_is_one_line():
 def test_what_to_export_is_named_once(capsys):
     assert main(["export"]) == main(["export", "run", "--ckpt_path=x"]) == main(["export", "run", "--private"]) == 2
     lines = capsys.readouterr().err.splitlines()
-    assert "got nothing to export" in lines[0] and "got both RUN and --ckpt_path" in lines[1]
+    assert "got nothing to export" in lines[0] and "got RUN and --ckpt_path" in lines[1]
     assert "--private: got it without --push" in lines[2]
 
 

@@ -1,0 +1,105 @@
+"""A language model's own answer to the question of `judge`, as a reward model that no label has trained.
+
+The reward of a response is the log-odds of Yes against No behind "Was that a helpful, correct and well-written
+response?": the difference of two rows of the output matrix, on the state behind the question and the last layer. So it
+is a linear head like any other, and its folder a plain classifier.
+"""
+
+import os
+import shutil
+from pathlib import Path
+
+import torch
+from huggingface_hub import ModelCard, ModelCardData
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from ser_lightning.errors import UserError, raise_problems
+from ser_lightning.export.model_card import answer_text
+from ser_lightning.export.reward import Dtype, summary, write_tested
+from ser_lightning.export.self_test import SelfTest
+from ser_lightning.models.backbone import Backbone, load_tokenizer
+from ser_lightning.models.policy import load_language_model
+from ser_lightning.models.probe import errors, num_positions, start_findings
+from ser_lightning.models.readings import QUESTION, Reading
+from ser_lightning.models.reward_model import RewardModel, load_reward_model
+from ser_lightning.runs.reward_run import RewardRun
+
+WORDS = ("Yes", "No")
+
+
+def export_answer(
+    model: str,
+    to: Path,
+    dtype: Dtype = "float32",
+    question: str = QUESTION,
+    trust_remote_code: bool = False,
+) -> SelfTest:
+    """Write what a language model answers as a folder that every command takes where it takes an export.
+
+    The folder's temperature is 1: the reward is in logits of the model, and not calibrated.
+
+    Args:
+        model: folder or Hub name of a language model with a chat template.
+        to: folder to write; must not exist. It appears when the self-test has passed.
+        dtype: number format of the body.
+        question: to be answered by Yes or No.
+        trust_remote_code: run the Python files of the model.
+
+    Returns:
+        The self-test of the folder.
+
+    Raises:
+        UserError: if `to` exists, or the model cannot answer: an encoder, a template that refuses the question.
+    """
+    if to.exists():
+        raise UserError(f"--to: {to} exists already; name another folder or remove it")
+    backbone = Backbone(
+        model, train="head", dtype="bfloat16" if dtype == "bfloat16" else "float32", trust_remote_code=trust_remote_code
+    )
+    tokenizer = load_tokenizer(backbone)
+    raise_problems(errors(start_findings(backbone, tokenizer, "reward")))
+    reward_model = answering_model(backbone, tokenizer, question)
+    positions = num_positions(reward_model.model.config, reward_model.body) or tokenizer.model_max_length
+    max_length = min(positions, tokenizer.model_max_length) - len(reward_model.layout.question)
+    reading = {"readings": [str(one) for one in reward_model.readings], "question": question}
+    source = RewardRun(backbone, max_length, {}, zero=0.0, temperature=1.0, reading=reading)
+    draft = to.with_name(f".{to.name}.{os.getpid()}.draft")
+    try:
+        result = write_tested(source, reward_model, tokenizer, draft, "merged", dtype)
+        card_data = ModelCardData(library_name="transformers", pipeline_tag="text-classification")
+        text = answer_text(model, question, max_length, summary(result))
+        ModelCard(f"---\n{card_data.to_yaml()}\n---\n{text}\n").save(draft / "README.md")
+        os.rename(draft, to)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+    return result
+
+
+def answering_model(backbone: Backbone, tokenizer: PreTrainedTokenizerBase, question: str = QUESTION) -> RewardModel:
+    """The reward model whose head is the answer.
+
+    Args:
+        backbone: of a decoder.
+        tokenizer: of the same model.
+        question: to be answered by Yes or No.
+    """
+    reward_model = load_reward_model(backbone)
+    if not reward_model.is_decoder:
+        raise UserError(f"--answer: got {backbone.path}, an encoder, which cannot be asked; give a language model")
+    head = answer_direction(backbone, tokenizer)
+    reward_model.read_as(tokenizer, [str(Reading("judge", reward_model.num_layers))], question)
+    with torch.no_grad():
+        reward_model.model.score.weight.copy_(head[None])
+    return reward_model.eval()
+
+
+def answer_direction(backbone: Backbone, tokenizer: PreTrainedTokenizerBase) -> Tensor:
+    """(H,) float32, the output matrix's row of Yes minus that of No, each word's first token."""
+    yes, no = (tokenizer.encode(word, add_special_tokens=False)[0] for word in WORDS)
+    if yes == no:
+        raise UserError(
+            f"--answer: got {backbone.path}, whose tokenizer begins {' and '.join(WORDS)} alike; give another"
+        )
+    rows = load_language_model(backbone, "cpu").get_output_embeddings().weight
+    return rows[yes].detach().float() - rows[no].detach().float()
