@@ -154,15 +154,13 @@ def _find_table(
     The cache may hold those of other bodies for the same pairs, and only the body itself could tell its key.
     """
     store = data.data.store
-    candidates = list(dict.fromkeys(name for row in reading["evidence"] for name in row["readings"].split(", ")))
-    columns = [candidates.index(name) for name in reading["readings"]]
     ids = audit["pair_id"][:32]
     wanted = torch.from_numpy((audit["reward_a"] - audit["reward_b"])[:32]).double()
     rows = data.data.rows_of(ids.tolist())
     for key in cached_keys(store.folders[0]):
         files = data.feature_files(key)
         try:
-            table = FeatureTable(files, store.parts, dtype_of(key), len(candidates), columns)
+            table = FeatureTable(files, store.parts, dtype_of(key), len(reading["readings"]))
             margins = _differences(table, rows).double() @ weight[0].double()
         except (OSError, RuntimeError):  # another body's, of another shape
             continue
