@@ -119,7 +119,7 @@ def body_key(reward_model: RewardModel, precision: str, reads: Sequence[Any] | N
         if isinstance(tensor, Tensor) and "lora_" not in name:
             content.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
             content.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    return f"{content.hexdigest()[:24]}-{_dtype_name(reward_model.body)}"
+    return f"{content.hexdigest()[:24]}-{str(_dtype(reward_model.body)).removeprefix('torch.')}"
 
 
 def dtype_of(key: str) -> torch.dtype:
@@ -133,10 +133,10 @@ def cached_keys(folder: Path) -> list[str]:
     return [key for key in keys if key.rpartition("-")[2] in _DTYPES]
 
 
-def _dtype_name(body: nn.Module) -> str:
+def _dtype(body: nn.Module) -> torch.dtype:
     """States are kept as the body holds its weights: half the space for a body in bfloat16, and exact."""
     floats = {p.dtype for p in body.parameters() if p.dtype.is_floating_point}
-    return "bfloat16" if floats == {torch.bfloat16} else "float32"
+    return torch.bfloat16 if floats == {torch.bfloat16} else torch.float32
 
 
 def read_file(file: Path, num_rows: int, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
@@ -189,6 +189,11 @@ def cache_features(
     return key
 
 
+def feature_bytes(reward_model: RewardModel, num_pairs: int, num_readings: int) -> int:
+    """What the states of pairs take on the disk; the model may be on the meta device."""
+    return num_pairs * 2 * num_readings * reward_model.hidden_size * _dtype(reward_model.body).itemsize
+
+
 def seed_states(trainer: Trainer, reward_model: RewardModel, data: Any, readings: Sequence[Reading]) -> States:
     """The states of the seed alone, at more readings than the head is going to have.
 
@@ -216,7 +221,7 @@ def seed_states(trainer: Trainer, reward_model: RewardModel, data: Any, readings
     file = data.feature_files(f"seed-{hashlib.sha256(body.encode()).hexdigest()[:24]}")[0]
     if not _is_there(reward_model, file, len(ids), readings):
         _compute(trainer, reward_model, data, file, rows, readings)
-    return ids, read_file(file, len(ids), shape, dtype_of(body))
+    return ids, read_file(file, len(ids), shape, _dtype(reward_model.body))
 
 
 def _shape(reward_model: RewardModel, readings: Sequence[Reading]) -> tuple[int, int, int]:
@@ -226,8 +231,8 @@ def _shape(reward_model: RewardModel, readings: Sequence[Reading]) -> tuple[int,
 
 def _is_there(reward_model: RewardModel, file: Path, num_pairs: int, readings: Sequence[Reading]) -> bool:
     """Whether every rank has a cache file; each may look at the disk of another node."""
-    dtype = _DTYPES[_dtype_name(reward_model.body)]
-    found = all(gather_over_ranks(is_whole(file, num_pairs, _shape(reward_model, readings), dtype)))
+    shape, dtype = _shape(reward_model, readings), _dtype(reward_model.body)
+    found = all(gather_over_ranks(is_whole(file, num_pairs, shape, dtype)))
     if found:
         rank_zero_info(f"Features: found in the cache, {file}")
     return found
@@ -243,9 +248,9 @@ def _compute(
     known: States | None = None,
 ) -> None:
     """Write a cache file of the store's rows, over all ranks, without computing what is known."""
-    ids, dtype = torch.from_numpy(data.data.store.pair_id[rows]), _DTYPES[_dtype_name(reward_model.body)]
-    shape = _shape(reward_model, readings)
-    check_space(file, len(ids) * prod(shape) * dtype.itemsize)
+    check_space(file, feature_bytes(reward_model, len(rows), len(readings)))
+    ids = torch.from_numpy(data.data.store.pair_id[rows])
+    shape, dtype = _shape(reward_model, readings), _dtype(reward_model.body)
     missing = rows if known is None else rows[~np.isin(ids.numpy(), known[0].numpy())]
     states = computed_states(trainer, reward_model, data, missing, readings)
     given = [] if known is None else [known]
