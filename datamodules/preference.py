@@ -1,5 +1,6 @@
 """The data module: files in, batches out, and the only owner of splits and accepted labels."""
 
+from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -305,8 +306,17 @@ class PreferenceDataModule(PairFiles):
         if self._table is None:
             files, dtype = self.feature_files(self._feature_key), dtype_of(self._feature_key)
             table = FeatureTable(files, self.data.store.parts, dtype, len(self.consumer.reward_model.readings))
-            self._table = table.scaled_by(np.concatenate([self.data.rows("seed"), self.data.rows("pool")]))
+            self._table = table.scaled_by(self._seed_and_pool())
         return self._table
+
+    def _seed_and_pool(self) -> np.ndarray:
+        return np.concatenate([self.data.rows("seed"), self.data.rows("pool")])
+
+    def scaled_differences(self) -> Iterator[Tensor]:
+        """Chunks (n, D) of what a head that is solved exactly reads of the pairs of seed and pool, without labels."""
+        table = self._features()
+        assert table is not None, "only cached states are scaled"
+        yield from table.differences(self._seed_and_pool())
 
     def cache_features(self, known: States | None = None) -> None:
         """Find the states of every pair in the cache; `fit` computes what is not there.

@@ -105,15 +105,8 @@ class CachedRun:
         if len(np.unique(group)) < 2:
             return None
         target = torch.cat([self.data.seed_labels(seed), torch.tensor([float(labels[i]) for i in new.tolist()])])
-        differences = _differences(self.table, self.data.data.rows_of(ids.tolist()))
+        differences = torch.cat([*self.table.differences(self.data.data.rows_of(ids.tolist()))])
         return label_gain(differences, target, group, np.arange(len(ids)) >= len(seed), self.penalty)
-
-
-def _differences(table: FeatureTable, rows: np.ndarray) -> Tensor:
-    """(n, D) float32 states of a minus those of b, scaled if the table has a scale."""
-    first, second = table.states(rows).float().unbind(1)
-    found = (first - second).flatten(1)
-    return found if table.scale is None else found / table.scale
 
 
 def open_cached_run(run: Path) -> CachedRun:
@@ -161,7 +154,7 @@ def _find_table(
         files = data.feature_files(key)
         try:
             table = FeatureTable(files, store.parts, dtype_of(key), len(reading["readings"]))
-            margins = _differences(table, rows).double() @ weight[0].double()
+            margins = torch.cat([*table.differences(rows)]).double() @ weight[0].double()
         except (OSError, RuntimeError):  # another body's, of another shape
             continue
         if float((margins - wanted).abs().max()) <= 0.01 * float(wanted.abs().max()):

@@ -24,7 +24,7 @@ from ser_lightning.models.reward_model import RewardModel, load_reward_model
 from ser_lightning.models.trainable import trainable_state, trained_part
 from ser_lightning.records import PairBatch, PairScores
 from ser_lightning.runs.reward_run import MODULE_PREFIX
-from ser_lightning.training.linear_head import fit_linear_head, log_loss
+from ser_lightning.training.linear_head import curvature_root, fit_linear_head, log_loss
 from ser_lightning.training.losses import bradley_terry, centring
 from ser_lightning.training.optim_step import log_on_host, synchronised, training_problems, update
 from ser_lightning.training.reading_choice import (
@@ -86,6 +86,7 @@ class RewardModule(LightningModule):
         self.compares = pairwise_judge
         self.judge: PairwiseJudge | None = None
         self.penalty: float | None = None
+        self._root: Tensor | None = None
         self._evidence: list[dict[str, Any]] = []
         self.temperature, self.zero = 1.0, 0.0
         self._reward_model: RewardModel | None = None
@@ -121,6 +122,7 @@ class RewardModule(LightningModule):
         passes over pairs would be slow.
         """
         check_strategy(self.trainer, self.backbone.train, self.backbone.quantize)
+        self._root = None  # of other pairs, perhaps
         self.configure_model()
 
     @property
@@ -253,7 +255,10 @@ class RewardModule(LightningModule):
                 "checkpoint: got one without the penalty of its head, of another version of ser-lightning or another "
                 "strategy; go on with that one, or start a new run"
             )
-        weight = fit_linear_head(differences / scale, target, self.penalty)
+        if len(pair_id) >= len(scale) and self._root is None:  # with fewer pairs a root costs more than it saves
+            self._root = curvature_root(self.trainer.datamodule.scaled_differences(), self.penalty)
+        root = self._root if len(pair_id) >= len(scale) else None
+        weight = fit_linear_head(differences / scale, target, self.penalty, root)
         # Every rank has solved the same; one answer for all, as their libraries may round differently.
         weight = self.trainer.strategy.broadcast(weight)
         self.reward_model.model.score.weight.copy_((weight / scale)[None])

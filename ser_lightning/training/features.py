@@ -84,10 +84,15 @@ class FeatureTable:
 
     def scaled_by(self, rows: np.ndarray) -> "FeatureTable":
         """The same table with the scale of these pairs' differences; no label is read."""
-        chunks = (self.states(rows[i : i + _CHUNK]) for i in range(0, len(rows), _CHUNK))
-        differences = ((a - b).flatten(1) for a, b in (c.float().unbind(1) for c in chunks))
-        scale = difference_scale(differences, self.num_readings)
+        plain = FeatureTable(self.files, self.parts, self.dtype, self.num_readings)
+        scale = difference_scale(plain.differences(rows), self.num_readings)
         return FeatureTable(self.files, self.parts, self.dtype, self.num_readings, scale)
+
+    def differences(self, rows: np.ndarray) -> Iterator[Tensor]:
+        """Chunks (n, K * H) float32 of the pairs' states of a minus those of b, scaled if the table has a scale."""
+        for start in range(0, len(rows), _CHUNK):
+            first, second = self.states(rows[start : start + _CHUNK]).float().flatten(2).unbind(1)
+            yield first - second if self.scale is None else (first - second) / self.scale
 
 
 def _open(file: Path, num_pairs: int, dtype: torch.dtype, num_readings: int) -> Tensor:
