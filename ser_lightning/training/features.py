@@ -79,8 +79,13 @@ class FeatureTable:
     def states(self, rows: np.ndarray) -> Tensor:
         """(n, 2, K, H) states of both responses of n pairs."""
         part = np.searchsorted(self.parts, rows, side="right") - 1
-        places = zip(part, rows - self.parts[part], strict=True)
-        return torch.stack([self._maps[p][row] for p, row in places])
+        size = max(one.shape[-1] for one in self._maps)  # an empty part has none
+        found = torch.empty(len(rows), 2, self.num_readings, size, dtype=self.dtype)
+        for number, one in enumerate(self._maps):
+            here = np.flatnonzero(part == number)
+            if len(here):
+                found[here] = one[rows[here] - self.parts[number]]
+        return found
 
     def scaled_by(self, rows: np.ndarray) -> "FeatureTable":
         """The same table with the scale of these pairs' differences; no label is read."""

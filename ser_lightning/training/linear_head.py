@@ -10,6 +10,7 @@ Shapes: n pairs, D numbers of a difference (K readings of H), g groups, m other 
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -56,8 +57,9 @@ def fit_linear_head(differences: Tensor, target: Tensor, penalty: float, root: T
             axes, triangle = torch.linalg.qr(x.T)
             x = triangle.T
         root = curvature_root([x], penalty)
-    upper = root.numpy().T  # without a copy in the order that BLAS reads
-    weight = _minimum(x, target, penalty, lambda u: dtrsv(upper, u), lambda g: dtrsv(upper, g, trans=1))
+    lower = np.asfortranarray(root.numpy())  # BLAS would copy it in every step
+    solve = partial(dtrsv, lower, lower=1)
+    weight = _minimum(x, target, penalty, partial(solve, trans=1), solve)
     return weight if axes is None else axes @ weight
 
 
