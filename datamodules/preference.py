@@ -324,7 +324,8 @@ class PreferenceDataModule(PairFiles):
         Args:
             known: states of some pairs, as `seed_states` gives them at the readings of the head.
         """
-        is_fit = self.trainer is not None and self.trainer.state.fn == "fit"
+        assert self.trainer is not None, "a trainer computes the states"
+        is_fit = self.trainer.state.fn == "fit"
         self._feature_key = cache_features(self.trainer, self.consumer.reward_model, self, is_fit, known)
 
     # Lookups for modules and callbacks.

@@ -80,8 +80,7 @@ class ReadingChoice:
 
     def measured_as(self, found: SetEvidence) -> "ReadingChoice":
         """The same choice, with the figures that its set has on the scale of all pairs."""
-        figures = {"penalty": found.penalty, "accuracy": found.accuracy, "log_loss": found.log_loss}
-        chosen = replace(self.chosen, **figures)
+        chosen = replace(self.chosen, penalty=found.penalty, accuracy=found.accuracy, log_loss=found.log_loss)
         return replace(self, chosen=chosen, table=[chosen if one is self.chosen else one for one in self.table])
 
     def evidence(self) -> list[dict[str, Any]]:
