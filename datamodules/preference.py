@@ -1,6 +1,6 @@
 """The data module: files in, batches out, and the only owner of splits and accepted labels."""
 
-import time
+from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -32,7 +32,7 @@ from ser_lightning.records import PairBatch, PreferencePair, Selection
 from ser_lightning.runs.config import setting
 from ser_lightning.runs.files import CONFIG
 from ser_lightning.runs.teacher import Teacher, read_teacher
-from ser_lightning.training.features import FeatureTable, cache_features, dtype_of
+from ser_lightning.training.features import FeatureTable, States, cache_features, dtype_of
 
 Split = Literal["pool", "seed", "val", "test", "all"]
 """What `predict` can score."""
@@ -282,11 +282,9 @@ class PreferenceDataModule(PairFiles):
         """The pairs of `predict_split`."""
         return self.scoring_dataloader(self.predict_split)
 
-    def part_dataloader(self, part: int) -> DataLoader[PairBatch]:
-        """Every pair of one part of the store as tokens, without labels and this rank's share of them."""
-        pairs = PairSet.unlabelled(np.arange(*self.data.store.parts[part : part + 2]))
-        self.feature_cost["tokens"] += int(self.data.store.num_tokens[pairs.rows].sum())
-        return self._loader(pairs, self._shard(self.scoring_budget))
+    def token_dataloader(self, rows: np.ndarray) -> DataLoader[PairBatch]:
+        """Rows of the store as tokens, without labels and this rank's share of them."""
+        return self._loader(PairSet.unlabelled(rows), self._shard(self.scoring_budget))
 
     def _scoring_loader(self, pairs: PairSet) -> DataLoader[PairBatch]:
         return self._loader(pairs, self._shard(self.scoring_budget, self._features()))
@@ -302,18 +300,33 @@ class PreferenceDataModule(PairFiles):
         if self.trainer is None or not getattr(self.consumer, "caches_features", False):
             return None
         if self._feature_key is None:
-            is_fit, start = self.trainer.state.fn == "fit", time.monotonic()
-            self._feature_key = cache_features(self.trainer, self.consumer.reward_model, self, computes=is_fit)
-            self.feature_cost["seconds"] = time.monotonic() - start
+            self.cache_features()
         if not self._feature_key:
             return None
-        model = self.consumer.reward_model
-        columns = [model.candidates.index(reading) for reading in model.readings]
-        if self._table is None or self._table.columns != columns:
+        if self._table is None:
             files, dtype = self.feature_files(self._feature_key), dtype_of(self._feature_key)
-            table = FeatureTable(files, self.data.store.parts, dtype, len(model.candidates), columns)
-            self._table = table.scaled_by(np.concatenate([self.data.rows("seed"), self.data.rows("pool")]))
+            table = FeatureTable(files, self.data.store.parts, dtype, len(self.consumer.reward_model.readings))
+            self._table = table.scaled_by(self._seed_and_pool())
         return self._table
+
+    def _seed_and_pool(self) -> np.ndarray:
+        return np.concatenate([self.data.rows("seed"), self.data.rows("pool")])
+
+    def scaled_differences(self) -> Iterator[Tensor]:
+        """Chunks (n, D) of what a head that is solved exactly reads of the pairs of seed and pool, without labels."""
+        table = self._features()
+        assert table is not None, "only cached states are scaled"
+        yield from table.differences(self._seed_and_pool())
+
+    def cache_features(self, known: States | None = None) -> None:
+        """Find the states of every pair in the cache; `fit` computes what is not there.
+
+        Args:
+            known: states of some pairs, as `seed_states` gives them at the readings of the head.
+        """
+        assert self.trainer is not None, "a trainer computes the states"
+        is_fit = self.trainer.state.fn == "fit"
+        self._feature_key = cache_features(self.trainer, self.consumer.reward_model, self, is_fit, known)
 
     # Lookups for modules and callbacks.
 

@@ -116,11 +116,9 @@ def choose_view(task: Task) -> tuple[ReadingChoice, View]:
     sets = candidate_sets(task.pairs.num_layers)
     options = list(dict.fromkeys(reading for readings in sets for reading in readings))
     states = task.pairs.at(options)
-    differences = states[:, 0] - states[:, 1]
-    scale = difference_scale([differences[task.train].flatten(1)], len(options)).view(differences.shape[1:])
-    group = task.group(task.seed).tolist()
-    choice = choose_readings(differences[task.seed], options, sets, task.target[task.seed], group, scale)
-    return choice, make_view(task, choice.chosen.readings, choice.chosen.penalty)
+    differences = states[task.seed, 0] - states[task.seed, 1]
+    choice = choose_readings(differences, options, sets, task.target[task.seed], task.group(task.seed).tolist())
+    return choice, make_view(task, choice.chosen.readings)
 
 
 @dataclass

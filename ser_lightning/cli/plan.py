@@ -30,7 +30,7 @@ from ser_lightning.datamodules.responses import ResponseDataModule
 from ser_lightning.errors import UserError, problems_of, raise_problems
 from ser_lightning.evolution.comparison_states import comparison_length
 from ser_lightning.models.masks import choose_layout
-from ser_lightning.models.reward_model import load_reward_model
+from ser_lightning.models.reward_model import RewardModel, load_reward_model
 from ser_lightning.modules.generate import GenerateModule
 from ser_lightning.modules.ppo import PPOModule
 from ser_lightning.modules.reward import RewardModule
@@ -58,7 +58,8 @@ from ser_lightning.planning.policy import (
 from ser_lightning.planning.reward import reward_memory
 from ser_lightning.planning.text import as_text
 from ser_lightning.planning.workload import RoundWork, Tokens, count_tokens, judge_work, read_rate, rounds_of
-from ser_lightning.training.reading_choice import plan_readings
+from ser_lightning.training.features import feature_bytes
+from ser_lightning.training.reading_choice import ReadingPlan, plan_readings
 from ser_lightning.training.strategies import strategy_kind, strategy_problems
 from ser_lightning.utils.atomic import output_problems, write_text_atomically
 from ser_lightning.utils.terminal import say
@@ -168,6 +169,7 @@ def _reward_plan(cli: PlanCLI, module: RewardModule, data: PreferenceDataModule)
     }
     is_whole = strategy_kind(settings.trainer.strategy) != "fsdp"
     is_cached = module.backbone.train == "head" and reward_model.is_decoder and is_whole
+    cached = _cached(reward_model, reading, data, tokens["all"].total) if is_cached else None
     rounds = [] if evolution is None else rounds_of(evolution.settings.settled(is_cached), tokens, data.pairs_per_step)
     judged = None if judge_length is None else asdict(judge_work(tokenizer, store, judge_length))
     plan = {
@@ -187,7 +189,7 @@ def _reward_plan(cli: PlanCLI, module: RewardModule, data: PreferenceDataModule)
             ),
         ),
         "data": _data(data, tokens, layout),
-        "rounds": {**_rounds(rounds, settings, tokens["all"].total if is_cached else None), "pairwise_judge": judged},
+        "rounds": {**_rounds(rounds, settings, cached), "pairwise_judge": judged},
         "checks": [
             *map(asdict, module.start_findings(data.max_length)),
             *device_checks(settings.trainer, device),
@@ -356,13 +358,23 @@ def _rows_read(data: PairFiles, num_pairs: int) -> dict[str, int]:
     return {"rows": rows, "dropped": rows - num_pairs, "cut": cut}
 
 
-def _rounds(rounds: list[RoundWork], settings: Namespace, cached_tokens: int | None) -> dict[str, Any]:
+def _cached(
+    reward_model: RewardModel, reading: ReadingPlan, data: PreferenceDataModule, num_tokens: int
+) -> dict[str, int]:
+    """What a frozen body computes once, and what its states take on the disk at most: `auto` may choose fewer."""
+    num_bytes = feature_bytes(reward_model, len(data.data.store), max(map(len, reading.sets)))
+    if reading.is_open:
+        num_bytes += feature_bytes(reward_model, len(data.pair_ids("seed")), len(reading.candidates))
+    return {"tokens": num_tokens, "bytes": num_bytes}
+
+
+def _rounds(rounds: list[RoundWork], settings: Namespace, cached: dict[str, int] | None) -> dict[str, Any]:
     """Tokens of the rounds, and seconds where a rate is known.
 
     Args:
         rounds: what each reads.
         settings: of the command line.
-        cached_tokens: tokens that a frozen body computes once, and never again in a round; None where it is trained.
+        cached: what a frozen body computes once, and never again in a round; None where it is trained.
     """
     pairs_per_second, like = settings.pairs_per_second, settings.like
     if pairs_per_second is not None and pairs_per_second <= 0:
@@ -377,7 +389,7 @@ def _rounds(rounds: list[RoundWork], settings: Namespace, cached_tokens: int | N
     for work in rounds:
         pairs = [trained + work.scored_pairs for trained in work.trained_pairs]
         amounts = work.tokens if pairs_per_second is None else pairs
-        seconds = [n / rate for n in amounts] if rate and cached_tokens is None else None
-        own = {} if cached_tokens is None else {"tokens": (0, cached_tokens if work.round == 0 else 0)}
+        seconds = [n / rate for n in amounts] if rate and cached is None else None
+        own = {} if cached is None else {"tokens": (0, cached["tokens"] if work.round == 0 else 0)}
         found.append({**asdict(work), **own, "seconds": seconds})
-    return {"rounds": found, "rate": rate, "source": source, "cached_tokens": cached_tokens}
+    return {"rounds": found, "rate": rate, "source": source, "cached": cached}

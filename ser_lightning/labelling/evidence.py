@@ -105,15 +105,8 @@ class CachedRun:
         if len(np.unique(group)) < 2:
             return None
         target = torch.cat([self.data.seed_labels(seed), torch.tensor([float(labels[i]) for i in new.tolist()])])
-        differences = _differences(self.table, self.data.data.rows_of(ids.tolist()))
+        differences = torch.cat([*self.table.differences(self.data.data.rows_of(ids.tolist()))])
         return label_gain(differences, target, group, np.arange(len(ids)) >= len(seed), self.penalty)
-
-
-def _differences(table: FeatureTable, rows: np.ndarray) -> Tensor:
-    """(n, D) float32 states of a minus those of b, scaled if the table has a scale."""
-    first, second = table.states(rows).float().unbind(1)
-    found = (first - second).flatten(1)
-    return found if table.scale is None else found / table.scale
 
 
 def open_cached_run(run: Path) -> CachedRun:
@@ -154,16 +147,14 @@ def _find_table(
     The cache may hold those of other bodies for the same pairs, and only the body itself could tell its key.
     """
     store = data.data.store
-    candidates = list(dict.fromkeys(name for row in reading["evidence"] for name in row["readings"].split(", ")))
-    columns = [candidates.index(name) for name in reading["readings"]]
     ids = audit["pair_id"][:32]
     wanted = torch.from_numpy((audit["reward_a"] - audit["reward_b"])[:32]).double()
     rows = data.data.rows_of(ids.tolist())
     for key in cached_keys(store.folders[0]):
         files = data.feature_files(key)
         try:
-            table = FeatureTable(files, store.parts, dtype_of(key), len(candidates), columns)
-            margins = _differences(table, rows).double() @ weight[0].double()
+            table = FeatureTable(files, store.parts, dtype_of(key), len(reading["readings"]))
+            margins = torch.cat([*table.differences(rows)]).double() @ weight[0].double()
         except (OSError, RuntimeError):  # another body's, of another shape
             continue
         if float((margins - wanted).abs().max()) <= 0.01 * float(wanted.abs().max()):

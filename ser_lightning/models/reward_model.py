@@ -3,7 +3,7 @@
 A decoder's reward is read where its `readings` say, an encoder keeps its own pooling.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -63,7 +63,6 @@ class RewardModel(nn.Module):
         self.is_decoder = self.head_names == ["score"]
         config: Any = model.config.get_text_config()
         self.readings = [standard_reading(config.num_hidden_layers)] if self.is_decoder else []
-        self.candidates = self.readings
         self.is_body_frozen = not any(p.requires_grad for p in self.body.parameters())
         for name in self.head_names:
             keep_in_float32(model.get_submodule(name))
@@ -78,18 +77,15 @@ class RewardModel(nn.Module):
         """H, the size of a state."""
         return int(self.model.config.get_text_config().hidden_size)
 
-    def read_at(
-        self, readings: Sequence[Reading], tokens: TurnTokens, candidates: Sequence[Reading] | None = None
-    ) -> None:
+    def read_at(self, readings: Sequence[Reading], tokens: TurnTokens) -> None:
         """Read elsewhere from now on; a head of another size is made anew.
 
         Args:
             readings: K of them.
             tokens: what they need of the chat template; batches are laid out with it.
-            candidates: the readings whose states are cached, these among them; None = just these.
         """
-        self.readings, self.candidates = list(readings), list(candidates or readings)
-        self.layout = replace(self.layout, header=tokens.header, question=tokens.question)
+        self.readings = list(readings)
+        self.lay_out_with(tokens)
         size = len(readings) * self.hidden_size
         if size != self.model.score.in_features:
             device: Any = self.model.score.weight.device
@@ -101,23 +97,20 @@ class RewardModel(nn.Module):
             self.model.score.to(device)
             keep_in_float32(self.model.score)
 
-    def read_as(
-        self,
-        tokenizer: PreTrainedTokenizerBase,
-        readings: Sequence[str],
-        question: str,
-        candidates: Sequence[Reading] | None = None,
-    ) -> None:
-        """Read what saved weights were trained to read, with all layers in place.
+    def lay_out_with(self, tokens: TurnTokens) -> None:
+        """From now on batches are laid out with what readings need of the chat template."""
+        self.layout = replace(self.layout, header=tokens.header, question=tokens.question)
+
+    def read_as(self, tokenizer: PreTrainedTokenizerBase, readings: Iterable[str], question: str) -> None:
+        """Read what saved weights were trained to read, with at least the layers that are read.
 
         Args:
             tokenizer: with the chat template of the training.
             readings: as `str` gives them.
             question: what `judge` asks.
-            candidates: see `read_at`.
         """
         found = parse_readings(readings, self.num_layers)
-        self.read_at(found, turn_tokens(tokenizer, candidates or found, question), candidates)
+        self.read_at(found, turn_tokens(tokenizer, found, question))
 
     def drop_unread_layers(self) -> None:
         """Take off the layers above the highest reading: they would be computed for nothing."""

@@ -24,12 +24,12 @@ from ser_lightning.models.reward_model import RewardModel, load_reward_model
 from ser_lightning.models.trainable import trainable_state, trained_part
 from ser_lightning.records import PairBatch, PairScores
 from ser_lightning.runs.reward_run import MODULE_PREFIX
-from ser_lightning.training.linear_head import fit_linear_head, log_loss
+from ser_lightning.training.linear_head import curvature_root, fit_linear_head, log_loss
 from ser_lightning.training.losses import bradley_terry, centring
 from ser_lightning.training.optim_step import log_on_host, synchronised, training_problems, update
 from ser_lightning.training.reading_choice import (
-    apply_readings,
     joined_differences,
+    measure_readings,
     own_differences,
     plan_readings,
     question_length,
@@ -86,6 +86,7 @@ class RewardModule(LightningModule):
         self.compares = pairwise_judge
         self.judge: PairwiseJudge | None = None
         self.penalty: float | None = None
+        self._root: Tensor | None = None
         self._evidence: list[dict[str, Any]] = []
         self.temperature, self.zero = 1.0, 0.0
         self._reward_model: RewardModel | None = None
@@ -115,8 +116,14 @@ class RewardModule(LightningModule):
         return start_findings(self.backbone, self.tokenizer, "reward", max_length, num_question)
 
     def setup(self, stage: str) -> None:
-        """Refuse strategies that cannot train this."""
+        """Refuse strategies that cannot train this, then load.
+
+        Where Lightning itself calls `configure_model`, every operation passes through its torch-function modes, and
+        passes over pairs would be slow.
+        """
         check_strategy(self.trainer, self.backbone.train, self.backbone.quantize)
+        self._root = None  # of other pairs, perhaps
+        self.configure_model()
 
     @property
     def layout(self) -> Layout:
@@ -128,33 +135,37 @@ class RewardModule(LightningModule):
         if self._reward_model is not None:
             return
         device = self.trainer.strategy.root_device if self._trainer is not None else self.device
-        with torch.device("cpu"):  # Lightning calls this where new tensors are made on the GPU
-            self._reward_model = load_reward_model(self.backbone, device, self._wanted_layout, "model.layout")
-            self._identity = identity_of(self._reward_model.model, self.tokenizer)
-            self._compare_responses(self._reward_model)
-            self._choose_readings(self._reward_model)
-            if self._trainer is not None and isinstance(self.trainer.strategy, ShardStrategy):
-                self.trainer.strategy.shard(self, self._reward_model.body)
-            trained = trainable_state(self._reward_model)
-            self._initial_state = {name: own_part(p).cpu().clone() for name, p in trained.items()}
+        self._reward_model = load_reward_model(self.backbone, device, self._wanted_layout, "model.layout")
+        self._identity = identity_of(self._reward_model.model, self.tokenizer)
+        self._compare_responses(self._reward_model)
+        self._choose_readings(self._reward_model)
+        if self._trainer is not None and isinstance(self.trainer.strategy, ShardStrategy):
+            self.trainer.strategy.shard(self, self._reward_model.body)
+        trained = trainable_state(self._reward_model)
+        self._initial_state = {name: own_part(p).cpu().clone() for name, p in trained.items()}
 
     def _choose_readings(self, reward_model: RewardModel) -> None:
         """Where to read: what the setting says, or what `auto` finds; a checkpoint knows without asking again."""
         plan = plan_readings(reward_model, self.tokenizer, self.reading, self.question)
         if not reward_model.is_decoder:
             return
-        reward_model.read_at(plan.usual, plan.tokens, plan.candidates)
         is_start = self._trainer is not None and self.trainer.state.fn == "fit" and self.trainer.ckpt_path is None
         if is_start and (self.solves_exactly or plan.is_open):
             reward_model.to(self.trainer.strategy.root_device)
-            choice = plan.choose(self.trainer, reward_model)
-            self.penalty, self._evidence = choice.chosen.penalty, choice.evidence()
-            reward_model.read_at(choice.chosen.readings, plan.tokens, plan.candidates)
+        choice, known = plan.choose(self.trainer, reward_model) if is_start and plan.is_open else (None, None)
+        readings = plan.usual if choice is None else choice.chosen.readings
+        reward_model.read_as(self.tokenizer, map(str, readings), self.question)
+        if is_start or not plan.is_open:  # else a checkpoint will say what is read
+            reward_model.drop_unread_layers()
+        if is_start and self.solves_exactly:
+            if known is not None:
+                self.trainer.datamodule.cache_features(known)
+            found = measure_readings(self.trainer, reward_model)
+            self.penalty = found.chosen.penalty
+            choice = found if choice is None else choice.measured_as(found.chosen)
+        if choice is not None:
+            self._evidence = choice.evidence()
             rank_zero_info(f"Reading: the head {choice.sentence()}.")
-        if not (plan.is_open and self.caches_features):  # what is cached is found by the whole body
-            reward_model.candidates = reward_model.readings
-            if is_start or not plan.is_open:
-                reward_model.drop_unread_layers()
 
     def _compare_responses(self, reward_model: RewardModel) -> None:
         """Have the pretrained body compare the responses of every pair, while it still has all of its layers."""
@@ -244,7 +255,10 @@ class RewardModule(LightningModule):
                 "checkpoint: got one without the penalty of its head, of another version of ser-lightning or another "
                 "strategy; go on with that one, or start a new run"
             )
-        weight = fit_linear_head(differences / scale, target, self.penalty)
+        if len(pair_id) >= len(scale) and self._root is None:  # with fewer pairs a root costs more than it saves
+            self._root = curvature_root(self.trainer.datamodule.scaled_differences(), self.penalty)
+        root = self._root if len(pair_id) >= len(scale) else None
+        weight = fit_linear_head(differences / scale, target, self.penalty, root)
         # Every rank has solved the same; one answer for all, as their libraries may round differently.
         weight = self.trainer.strategy.broadcast(weight)
         self.reward_model.model.score.weight.copy_((weight / scale)[None])
@@ -329,8 +343,8 @@ class RewardModule(LightningModule):
         self.temperature, self.zero = scale["temperature"], scale["zero"]
         if (reading := checkpoint.get("reading")) and self.reward_model.is_decoder:
             model, self.penalty, self._evidence = self.reward_model, reading["penalty"], reading["evidence"]
-            kept = model.candidates if self.reading == "auto" and self.caches_features else None
-            apply_readings(model, self.tokenizer, reading["readings"], reading["question"], kept)
+            model.read_as(self.tokenizer, reading["readings"], reading["question"])
+            model.drop_unread_layers()
             self._initial_state = {name: own_part(p).cpu().clone() for name, p in trainable_state(model).items()}
 
     def _current_lr_factor(self, batch_idx: int) -> float:

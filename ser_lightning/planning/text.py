@@ -119,9 +119,10 @@ def _rounds(rounds: dict[str, Any]) -> list[str]:
     if judge := rounds["pairwise_judge"]:
         work = f"{judge['sequences']:,} sequences, some {short(judge['tokens'])} tokens"
         lines += wrap(f"Before them the pairwise judge reads every pair in both orders, once: {work}.", 80)
-    if rounds["cached_tokens"] is not None:
-        tokens = short(rounds["cached_tokens"])
-        return [*lines, f"The frozen body computes every pair once, {tokens} tokens, and no round computes it again."]
+    if cached := rounds["cached"]:
+        tokens = short(cached["tokens"])
+        lines.append(f"The frozen body computes every pair once, {tokens} tokens, and no round computes it again.")
+        return [*lines, f"Its states take at most {size(cached['bytes'])} in data.cache_dir."]
     if rounds["rate"] is None:
         return [*lines, "Time: no rate is known; give --pairs_per_second, or an earlier run with --like."]
     return [*lines, f"Time at {rounds['rate']:,.4g} {rounds['source']}."]

@@ -16,7 +16,6 @@ from ser_lightning.models.reward_model import RewardModel, load_reward_model
 from ser_lightning.runs.config import setting
 from ser_lightning.runs.files import CONFIG, delivered_round, round_files, run_above
 from ser_lightning.runs.weights import check_model, read_model, read_weights
-from ser_lightning.training.reading_choice import apply_readings
 
 MODULE_PREFIX = "_reward_model."
 """Where `RewardModule` keeps its reward model."""
@@ -61,7 +60,8 @@ class RewardRun:
     def put_into(self, reward_model: RewardModel, tokenizer: PreTrainedTokenizerBase) -> None:
         """Give a reward model that was just loaded what was trained, and let it read where that was trained to read."""
         if self.reading and reward_model.is_decoder:
-            apply_readings(reward_model, tokenizer, self.reading["readings"], self.reading["question"])
+            reward_model.read_as(tokenizer, self.reading["readings"], self.reading["question"])
+            reward_model.drop_unread_layers()
         reward_model.load_trainable_state(self.weights)
 
 

@@ -6,7 +6,9 @@ store of pairs under one body, lies beside the store's other files, and appears 
 
 import hashlib
 import shutil
+import time
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
 from math import prod
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -17,10 +19,10 @@ import transformers
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from ser_lightning.errors import UserError
+from ser_lightning.models.readings import Reading
 from ser_lightning.models.reward_model import RewardModel
 from ser_lightning.records import Features
 from ser_lightning.training.linear_head import difference_scale
@@ -42,9 +44,8 @@ class FeatureTable:
         files: one for each part of the store, as `write_features` left them.
         parts: (len(files) + 1,) first row of each part, and the number of rows behind the last.
         dtype: of the states.
-        num_readings: how many readings are cached of each response.
-        columns: which of them are read, None = all.
-        scale: of the differences of the states that are read, see `difference_scale`.
+        num_readings: K, how many are cached of each response.
+        scale: of the differences of the states, see `difference_scale`.
     """
 
     def __init__(
@@ -53,16 +54,14 @@ class FeatureTable:
         parts: np.ndarray,
         dtype: torch.dtype,
         num_readings: int = 1,
-        columns: Sequence[int] | None = None,
         scale: Tensor | None = None,
     ) -> None:
-        self.files, self.parts, self.dtype, self.num_readings = files, parts, dtype, num_readings
-        self.columns, self.scale = list(range(num_readings) if columns is None else columns), scale
+        self.files, self.parts, self.dtype, self.num_readings, self.scale = files, parts, dtype, num_readings, scale
         self._maps = [_open(file, int(n), dtype, num_readings) for file, n in zip(files, np.diff(parts), strict=True)]
 
     def __reduce__(self) -> tuple[type["FeatureTable"], tuple[Any, ...]]:
         # A worker process maps the files itself.
-        return FeatureTable, (self.files, self.parts, self.dtype, self.num_readings, self.columns, self.scale)
+        return FeatureTable, (self.files, self.parts, self.dtype, self.num_readings, self.scale)
 
     def read(self, rows: np.ndarray, num_tokens: np.ndarray) -> Features:
         """The states of n pairs.
@@ -78,18 +77,27 @@ class FeatureTable:
         return Features(hidden, torch.from_numpy(num_tokens.T.reshape(-1).copy()), self.scale)
 
     def states(self, rows: np.ndarray) -> Tensor:
-        """(n, 2, K, H) states of both responses of n pairs at the readings in `columns`."""
+        """(n, 2, K, H) states of both responses of n pairs."""
         part = np.searchsorted(self.parts, rows, side="right") - 1
-        places = zip(part, rows - self.parts[part], strict=True)
-        return torch.stack([self._maps[p][row][:, self.columns] for p, row in places])
+        size = max(one.shape[-1] for one in self._maps)  # an empty part has none
+        found = torch.empty(len(rows), 2, self.num_readings, size, dtype=self.dtype)
+        for number, one in enumerate(self._maps):
+            here = np.flatnonzero(part == number)
+            if len(here):
+                found[here] = one[rows[here] - self.parts[number]]
+        return found
 
     def scaled_by(self, rows: np.ndarray) -> "FeatureTable":
         """The same table with the scale of these pairs' differences; no label is read."""
-        chunks = (self.states(rows[i : i + _CHUNK]) for i in range(0, len(rows), _CHUNK))
-        scale = difference_scale(
-            ((a - b).flatten(1) for a, b in (c.float().unbind(1) for c in chunks)), len(self.columns)
-        )
-        return FeatureTable(self.files, self.parts, self.dtype, self.num_readings, self.columns, scale)
+        plain = FeatureTable(self.files, self.parts, self.dtype, self.num_readings)
+        scale = difference_scale(plain.differences(rows), self.num_readings)
+        return FeatureTable(self.files, self.parts, self.dtype, self.num_readings, scale)
+
+    def differences(self, rows: np.ndarray) -> Iterator[Tensor]:
+        """Chunks (n, K * H) float32 of the pairs' states of a minus those of b, scaled if the table has a scale."""
+        for start in range(0, len(rows), _CHUNK):
+            first, second = self.states(rows[start : start + _CHUNK]).float().flatten(2).unbind(1)
+            yield first - second if self.scale is None else (first - second) / self.scale
 
 
 def _open(file: Path, num_pairs: int, dtype: torch.dtype, num_readings: int) -> Tensor:
@@ -109,20 +117,19 @@ def body_key(reward_model: RewardModel, precision: str, reads: Sequence[Any] | N
     Args:
         reward_model: whose body; adapters change nothing before they are trained, and do not count.
         precision: the trainer's.
-        reads: what is read and where, None = the candidate readings.
+        reads: what is read and where, None = its readings.
     """
     config: Any = reward_model.model.config
     settings = {k: v for k, v in config.to_dict().items() if k not in ("_name_or_path", "pad_token_id")}
     layout = reward_model.layout
-    settings["readings"] = (
-        [*map(str, reward_model.candidates), layout.header, layout.question] if reads is None else list(reads)
-    )
+    own = *map(str, reward_model.readings), layout.header, layout.question
+    settings["readings"] = list(own if reads is None else reads)
     content = hashlib.sha256(repr((_VERSION, transformers.__version__, precision, sorted(settings.items()))).encode())
     for name, tensor in sorted(reward_model.body.state_dict().items()):
         if isinstance(tensor, Tensor) and "lora_" not in name:
             content.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
             content.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    return f"{content.hexdigest()[:24]}-{_dtype_name(reward_model.body)}"
+    return f"{content.hexdigest()[:24]}-{str(_dtype(reward_model.body)).removeprefix('torch.')}"
 
 
 def dtype_of(key: str) -> torch.dtype:
@@ -136,10 +143,10 @@ def cached_keys(folder: Path) -> list[str]:
     return [key for key in keys if key.rpartition("-")[2] in _DTYPES]
 
 
-def _dtype_name(body: nn.Module) -> str:
+def _dtype(body: nn.Module) -> torch.dtype:
     """States are kept as the body holds its weights: half the space for a body in bfloat16, and exact."""
     floats = {p.dtype for p in body.parameters() if p.dtype.is_floating_point}
-    return "bfloat16" if floats == {torch.bfloat16} else "float32"
+    return torch.bfloat16 if floats == {torch.bfloat16} else torch.float32
 
 
 def read_file(file: Path, num_rows: int, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
@@ -159,14 +166,21 @@ def _record(file: Path) -> Path:
     return file.with_name(f"{file.name}.sha256")
 
 
-def cache_features(trainer: Trainer, reward_model: RewardModel, data: Any, computes: bool = True) -> str:
+States = tuple[Tensor, Tensor]
+"""(n,) int64 pair ids, and their (n, 2, K, H) states at K readings, those of response a first."""
+
+
+def cache_features(
+    trainer: Trainer, reward_model: RewardModel, data: Any, computes: bool = True, known: States | None = None
+) -> str:
     """Compute the features of a data module's pairs that the cache lacks, over all ranks.
 
     Args:
         trainer: the running trainer.
         reward_model: its body is frozen.
-        data: says where the files belong (`feature_files`) and what is in a part (`part_ids`, `part_dataloader`).
+        data: a `PreferenceDataModule`; says where the files belong (`feature_files`).
         computes: False only looks for files that are there.
+        known: states at the same readings, of pairs that need not be computed again.
 
     Returns:
         The key of the cache; empty where a file is missing that was not to be computed, or, with one line that says
@@ -176,21 +190,83 @@ def cache_features(trainer: Trainer, reward_model: RewardModel, data: Any, compu
         rank_zero_info(f"Features: not cached, {reason}; the body computes every pair in every round")
         return ""
     key = body_key(reward_model, str(trainer.precision))
-    dtype, shape = dtype_of(key), (2, len(reward_model.candidates), reward_model.hidden_size)
     for part, file in enumerate(data.feature_files(key)):
-        ids = data.part_ids(part)
-        # One answer for all ranks, each of which may look at the disk of another node.
-        if all(gather_over_ranks(is_whole(file, len(ids), shape, dtype))):
-            rank_zero_info(f"Features: found in the cache, {file}")
-            continue
-        if not computes:
-            return ""
-        check_space(file, len(ids) * prod(shape) * dtype.itemsize)
-        states = computed_states(trainer, reward_model, data.part_dataloader(part))
-        write_features(file if trainer.local_rank == 0 else None, states, ids, shape, dtype)
-        trainer.strategy.barrier("features")
-        rank_zero_info(f"Features: written to {file}")
+        rows = np.arange(*data.data.store.parts[part : part + 2])
+        if not _is_there(reward_model, file, len(rows), reward_model.readings):
+            if not computes:
+                return ""
+            _compute(trainer, reward_model, data, file, rows, reward_model.readings, known)
     return key
+
+
+def feature_bytes(reward_model: RewardModel, num_pairs: int, num_readings: int) -> int:
+    """What the states of pairs take on the disk; the model may be on the meta device."""
+    return num_pairs * 2 * num_readings * reward_model.hidden_size * _dtype(reward_model.body).itemsize
+
+
+def seed_states(trainer: Trainer, reward_model: RewardModel, data: Any, readings: Sequence[Reading]) -> States:
+    """The states of the seed alone, at more readings than the head is going to have.
+
+    Those of a frozen body come from a cache file of their own, which a later run on the same seed finds.
+
+    Args:
+        trainer: the running trainer.
+        reward_model: has all of its layers, and the layout that the readings need.
+        data: a `PreferenceDataModule`.
+        readings: K of them.
+
+    Returns:
+        The same on every rank, by ascending id.
+    """
+    ids = data.pair_ids("seed")
+    rows, shape = data.data.rows_of(ids.tolist()), _shape(reward_model, readings)
+    if not reward_model.is_body_frozen or _obstacle(trainer, reward_model):
+        states = torch.empty(len(ids), *shape)
+        for pair_id, some in computed_states(trainer, reward_model, data, rows, readings):
+            states[torch.searchsorted(ids, pair_id)] = some.float()
+        return ids, states
+    layout = reward_model.layout
+    reads = ("seed", ids.tolist(), *map(str, readings), layout.header, layout.question)
+    body = body_key(reward_model, str(trainer.precision), reads)
+    file = data.feature_files(f"seed-{hashlib.sha256(body.encode()).hexdigest()[:24]}")[0]
+    if not _is_there(reward_model, file, len(ids), readings):
+        _compute(trainer, reward_model, data, file, rows, readings)
+    return ids, read_file(file, len(ids), shape, _dtype(reward_model.body))
+
+
+def _shape(reward_model: RewardModel, readings: Sequence[Reading]) -> tuple[int, int, int]:
+    """Of a pair's states."""
+    return 2, len(readings), reward_model.hidden_size
+
+
+def _is_there(reward_model: RewardModel, file: Path, num_pairs: int, readings: Sequence[Reading]) -> bool:
+    """Whether every rank has a cache file; each may look at the disk of another node."""
+    shape, dtype = _shape(reward_model, readings), _dtype(reward_model.body)
+    found = all(gather_over_ranks(is_whole(file, num_pairs, shape, dtype)))
+    if found:
+        rank_zero_info(f"Features: found in the cache, {file}")
+    return found
+
+
+def _compute(
+    trainer: Trainer,
+    reward_model: RewardModel,
+    data: Any,
+    file: Path,
+    rows: np.ndarray,
+    readings: Sequence[Reading],
+    known: States | None = None,
+) -> None:
+    """Write a cache file of the store's rows, over all ranks, without computing what is known."""
+    check_space(file, feature_bytes(reward_model, len(rows), len(readings)))
+    ids = torch.from_numpy(data.data.store.pair_id[rows])
+    shape, dtype = _shape(reward_model, readings), _dtype(reward_model.body)
+    missing = rows if known is None else rows[~np.isin(ids.numpy(), known[0].numpy())]
+    states = computed_states(trainer, reward_model, data, missing, readings)
+    given = [] if known is None else [known]
+    write_features(file if trainer.local_rank == 0 else None, chain(given, states), ids, shape, dtype)
+    trainer.strategy.barrier("features")
+    rank_zero_info(f"Features: written to {file}")
 
 
 def check_space(file: Path, num_bytes: int) -> None:
@@ -211,19 +287,30 @@ def _obstacle(trainer: Trainer, reward_model: RewardModel) -> str:
     return ""
 
 
-def computed_states(trainer: Trainer, reward_model: RewardModel, loader: DataLoader) -> Iterator[tuple[Tensor, Tensor]]:
-    """(B,) pair ids and their (B, 2, C, H) states at the candidates, on the CPU, of the batches of all ranks."""
+def computed_states(
+    trainer: Trainer, reward_model: RewardModel, data: Any, rows: np.ndarray, readings: Sequence[Reading]
+) -> Iterator[States]:
+    """States of the store's rows, on the CPU, as the batches of all ranks give them; counts what they cost."""
+    start = time.monotonic()
     shows = trainer.is_global_zero and getattr(trainer.progress_bar_callback, "is_enabled", False)
-    bar = tqdm(loader, desc="Computing features", leave=False, dynamic_ncols=True, disable=not shows)
+    bar = tqdm(
+        data.token_dataloader(rows),
+        desc=f"Computing features of {len(rows):,} pairs",
+        leave=False,
+        dynamic_ncols=True,
+        disable=not shows,
+    )
     with evaluating(reward_model), trainer.precision_plugin.predict_step_context():
         for batch in bar:
             batch = trainer.strategy.batch_to_device(batch)
-            states = reward_model.states(batch.inputs, reward_model.candidates).unflatten(0, (2, -1)).transpose(0, 1)
+            states = reward_model.states(batch.inputs, readings).unflatten(0, (2, -1)).transpose(0, 1)
             yield from gather_over_ranks((batch.pair_id.cpu(), states.cpu()))
+    data.feature_cost["tokens"] += int(data.data.store.num_tokens[rows].sum())
+    data.feature_cost["seconds"] += time.monotonic() - start
 
 
 def write_features(
-    file: Path | None, states: Iterable[tuple[Tensor, Tensor]], ids: Tensor, shape: tuple[int, ...], dtype: torch.dtype
+    file: Path | None, states: Iterable[States], ids: Tensor, shape: tuple[int, ...], dtype: torch.dtype
 ) -> None:
     """Write states as they come to the rows of their pairs.
 

@@ -10,6 +10,7 @@ Shapes: n pairs, D numbers of a difference (K readings of H), g groups, m other 
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -39,66 +40,79 @@ def difference_scale(differences: Iterable[Tensor], num_readings: int = 1) -> Te
     return (deviation * (len(deviation) / num_readings) ** 0.5).float()
 
 
-def fit_linear_head(differences: Tensor, target: Tensor, penalty: float) -> Tensor:
-    """(D,) float64, the weights that minimise the penalised loss above.
+def fit_linear_head(differences: Tensor, target: Tensor, penalty: float, root: Tensor | None = None) -> Tensor:
+    """(D,) float64, the weights that minimise the penalised loss above; margins are right to 1e-4.
 
     Args:
         differences: (n, D), scaled.
         target: (n,) probability that a wins: 1, 0 or anything between.
         penalty: above 0.
+        root: (D, D) `curvature_root` of these differences and others, for many heads; None makes one of these.
     """
+    from scipy.linalg.blas import dtrsv
+
     x, axes = differences.double().cpu(), None
-    if x.shape[0] < x.shape[1]:  # the weights lie in the span of the differences
-        axes, triangle = torch.linalg.qr(x.T)
-        x = triangle.T
-    weight = _whitened_fit(x, target, penalty)
+    if root is None:
+        if x.shape[0] < x.shape[1]:  # the weights lie in the span of the differences
+            axes, triangle = torch.linalg.qr(x.T)
+            x = triangle.T
+        root = curvature_root([x], penalty)
+    lower = np.asfortranarray(root.numpy())  # BLAS would copy it in every step
+    solve = partial(dtrsv, lower, lower=1)
+    weight = _minimum(x, target, penalty, partial(solve, trans=1), solve)
     return weight if axes is None else axes @ weight
 
 
-def _whitened_fit(x: Tensor, target: Tensor, penalty: float) -> Tensor:
-    """(D,) float64, the weights, found where the loss has a curvature of at most 1 in every direction.
+def curvature_root(differences: Iterable[Tensor], penalty: float) -> Tensor:
+    """(D, D) float64, the lower triangle L with L L' = X' X / 4 + penalty I.
 
-    Its bound X' X / 4 + penalty I is factored as L L', and weights are L'^-1 u: as good as principal axes, which take
-    five times as long to find. A path of penalties needs one decomposition with those, see `_Span`.
+    That is the largest curvature that the loss can have, of these pairs and of any among them. On weights L'^-1 u it is
+    at most 1 in every direction, and nearly 1 in those that count: so L-BFGS is done in few steps.
+
+    Args:
+        differences: chunks (n, D) of the pairs, scaled.
+        penalty: above 0.
     """
-    from scipy.linalg import solve_triangular
-
-    bound = x.T @ x / 4
+    bound = torch.zeros(())
+    for chunk in differences:
+        bound = bound + chunk.double().T @ chunk.double()
+    bound = bound / 4
     bound.diagonal().add_(penalty)
-    root = torch.linalg.cholesky(bound)
-    states = torch.linalg.solve_triangular(root, x.T, upper=False).T.numpy()
-    lower = root.numpy()
-
-    def shrink(u: np.ndarray) -> np.ndarray:
-        return penalty * solve_triangular(lower, solve_triangular(lower, u, lower=True, trans=1), lower=True)
-
-    found = _minimum(states, target, shrink, np.zeros(len(lower)))
-    return torch.from_numpy(solve_triangular(lower, found, lower=True, trans=1))
+    return torch.linalg.cholesky(bound)
 
 
 def _minimum(
-    states: np.ndarray, target: Tensor, shrink: Callable[[np.ndarray], np.ndarray], start: np.ndarray
-) -> np.ndarray:
-    """(r,) where the penalised loss is smallest, by L-BFGS.
+    x: Tensor,
+    target: Tensor,
+    penalty: float,
+    weigh: Callable[[np.ndarray], np.ndarray],
+    whiten: Callable[[np.ndarray], np.ndarray],
+    start: np.ndarray | None = None,
+) -> Tensor:
+    """(r,) weights where the penalised loss is smallest, by L-BFGS on other coordinates u.
 
     Args:
-        states: (n, r) differences.
+        x: (n, r) float64 differences.
         target: (n,) labels.
-        shrink: the gradient of the penalty, which is linear in the weights.
-        start: (r,) where the search begins.
+        penalty: above 0.
+        weigh: from u to weights, linear.
+        whiten: its transpose, from gradients to those of u.
+        start: (r,) where the search for u begins, None = 0.
     """
     from scipy.optimize import minimize
 
-    wanted = target.double().cpu().numpy()
+    states, wanted = x.numpy(), target.double().cpu().numpy()
 
-    def loss(weight: np.ndarray) -> tuple[float, np.ndarray]:
-        margin, shrunk = states @ weight, shrink(weight)
+    def loss(u: np.ndarray) -> tuple[float, np.ndarray]:
+        weight = weigh(u)
+        margin = states @ weight
         chance = 1 / (1 + np.exp(-margin))
-        value = np.logaddexp(0, margin).sum() - wanted @ margin + shrunk @ weight / 2
-        return value, states.T @ (chance - wanted) + shrunk
+        value = np.logaddexp(0, margin).sum() - wanted @ margin + penalty / 2 * weight @ weight
+        return value, whiten(states.T @ (chance - wanted) + penalty * weight)
 
-    options = {"maxiter": 500, "maxcor": 20, "ftol": 1e-14, "gtol": 1e-7}
-    return minimize(loss, start, jac=True, method="L-BFGS-B", options=options).x
+    options = {"maxiter": 500, "maxcor": 20, "ftol": 1e-14, "gtol": 1e-6}
+    first = np.zeros(states.shape[1]) if start is None else start
+    return torch.from_numpy(weigh(minimize(loss, first, jac=True, method="L-BFGS-B", options=options).x))
 
 
 @dataclass(frozen=True)
@@ -201,8 +215,6 @@ class _Span:
     def solve(self, target: Tensor, penalty: float, start: Tensor | None = None) -> Tensor:
         """(r,) float64, the weights on these axes."""
         # Steps in units of the curvature that the loss has at most: all directions then converge alike.
-        unit = (penalty + self.variance / 4).sqrt()
-        shrink = (penalty / unit.square()).numpy()
-        first = np.zeros(len(unit)) if start is None else (start * unit).numpy()
-        found = _minimum((self.states / unit).numpy(), target, lambda weight: shrink * weight, first)
-        return torch.from_numpy(found) / unit
+        unit = (penalty + self.variance / 4).sqrt().numpy()
+        first = None if start is None else start.numpy() * unit
+        return _minimum(self.states, target, penalty, lambda u: u / unit, lambda g: g / unit, first)

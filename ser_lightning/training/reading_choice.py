@@ -6,7 +6,7 @@ Shapes: n seed pairs, C candidate readings, H the size of a state.
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -27,6 +27,7 @@ from ser_lightning.models.readings import (
 )
 from ser_lightning.models.reward_model import RewardModel
 from ser_lightning.records import Features, PairBatch
+from ser_lightning.training.features import States, seed_states
 from ser_lightning.training.linear_head import choose_penalty, difference_scale
 from ser_lightning.training.scoring import evaluating
 from ser_lightning.utils.collectives import gather_over_ranks
@@ -76,6 +77,11 @@ class ReadingChoice:
     table: list[SetEvidence]
     is_measured: bool = True
     """Whether there were pairs to leave out; a seed of one dialogue cannot tell sets apart."""
+
+    def measured_as(self, found: SetEvidence) -> "ReadingChoice":
+        """The same choice, with the figures that its set has on the scale of all pairs."""
+        chosen = replace(self.chosen, penalty=found.penalty, accuracy=found.accuracy, log_loss=found.log_loss)
+        return replace(self, chosen=chosen, table=[chosen if one is self.chosen else one for one in self.table])
 
     def evidence(self) -> list[dict[str, Any]]:
         """A row for each set, as plain values."""
@@ -154,27 +160,52 @@ class ReadingPlan:
         """Whether there is something to choose."""
         return len(self.sets) > 1
 
-    def choose(self, trainer: Trainer, reward_model: RewardModel) -> ReadingChoice:
+    def choose(self, trainer: Trainer, reward_model: RewardModel) -> tuple[ReadingChoice, States]:
         """Choose on the labels of the seed, once, before anything is trained; the same choice on every rank.
 
         Args:
-            trainer: with a data module.
-            reward_model: its body has its pretrained weights.
+            trainer: with a `PreferenceDataModule`, none of whose other pairs is read.
+            reward_model: its body has its pretrained weights and all of its layers.
+
+        Returns:
+            The choice, and the states of the seed at what was chosen.
         """
-        data: Any = getattr(trainer, "datamodule", None)
-        if data is None or not hasattr(data, "seed_labels"):
-            raise UserError(
-                "data: got no PreferenceDataModule, whose seed chooses the penalty and the reading; use one, or "
-                "backbone.train lora with a reading such as [mean]"
-            )
-        reward_model.readings = self.candidates
-        pair_id, differences, scale = seed_differences(trainer, reward_model)
-        shape = len(self.candidates), -1
+        data = _seed_data(trainer)
+        reward_model.lay_out_with(self.tokens)
+        pair_id, states = seed_states(trainer, reward_model, data, self.candidates)
+        differences = states[:, 0].float() - states[:, 1].float()
         target, group = data.seed_labels(pair_id), data.dialogues(pair_id).tolist()
-        choice = choose_readings(
-            differences.unflatten(1, shape), self.candidates, self.sets, target, group, scale.view(shape)
+        choice = choose_readings(differences, self.candidates, self.sets, target, group)
+        choice = trainer.strategy.broadcast(choice)
+        columns = [self.candidates.index(reading) for reading in choice.chosen.readings]
+        return choice, (pair_id, states[:, :, columns])
+
+
+def measure_readings(trainer: Trainer, reward_model: RewardModel) -> ReadingChoice:
+    """The penalty of the head at the model's readings, and how it does out of fold; the same on every rank.
+
+    Unlike a choice of readings this knows the states of the pool, whose differences the penalty is measured in.
+
+    Args:
+        trainer: with a `PreferenceDataModule`.
+        reward_model: its readings are read.
+    """
+    data = _seed_data(trainer)
+    pair_id, differences, scale = seed_differences(trainer, reward_model)
+    readings, shape = reward_model.readings, (len(reward_model.readings), -1)
+    target, group = data.seed_labels(pair_id), data.dialogues(pair_id).tolist()
+    found = choose_readings(differences.unflatten(1, shape), readings, [readings], target, group, scale.view(shape))
+    return trainer.strategy.broadcast(found)
+
+
+def _seed_data(trainer: Trainer) -> Any:
+    data: Any = getattr(trainer, "datamodule", None)
+    if data is None or not hasattr(data, "seed_labels"):
+        raise UserError(
+            "data: got no PreferenceDataModule, whose seed chooses the penalty and the reading; use one, or "
+            "backbone.train lora with a reading such as [mean]"
         )
-        return trainer.strategy.broadcast(choice)
+    return data
 
 
 def seed_differences(trainer: Trainer, reward_model: RewardModel) -> tuple[Tensor, Tensor, Tensor]:
@@ -246,27 +277,6 @@ def question_length(tokenizer: PreTrainedTokenizerBase, wanted: str | Sequence[s
         if "judge" in kinds:
             raise
         return 0
-
-
-def apply_readings(
-    reward_model: RewardModel,
-    tokenizer: PreTrainedTokenizerBase,
-    readings: Sequence[str],
-    question: str,
-    candidates: Sequence[Reading] | None = None,
-) -> None:
-    """Make a reward model read what saved weights were trained to read.
-
-    Args:
-        reward_model: with at least the layers that are read.
-        tokenizer: with the chat template of the training.
-        readings: as `str` gives them.
-        question: what `judge` asks.
-        candidates: whose states are cached; the layers that none of them reads stay. None drops what is not read.
-    """
-    reward_model.read_as(tokenizer, readings, question, candidates)
-    if candidates is None:
-        reward_model.drop_unread_layers()
 
 
 Differences = tuple[Tensor, Tensor, Tensor, Tensor | None]

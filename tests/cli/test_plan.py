@@ -95,10 +95,21 @@ def test_a_rate_gives_a_time(capsys, tiny_run):
 
 def test_a_cached_body_costs_every_pair_once(capsys, tiny_run):
     text, found = plan(capsys, *tiny_run, "--model.backbone.train=head", "--pairs_per_second=2")
-    assert found["rounds"]["cached_tokens"] == found["data"]["splits"]["all"]["total"]
+    cached = found["rounds"]["cached"]
+    assert cached["tokens"] == found["data"]["splits"]["all"]["total"]
     assert found["rounds"]["rounds"][0]["seconds"] is None
-    assert [work["tokens"] for work in found["rounds"]["rounds"]] == [[0, found["rounds"]["cached_tokens"]], [0, 0]]
+    assert [work["tokens"] for work in found["rounds"]["rounds"]] == [[0, cached["tokens"]], [0, 0]]
     assert "computes every pair once" in text and found["model"]["all"]["trained"] == 16
+
+
+@pytest.mark.parametrize("reading", ["last", "auto"])
+def test_the_states_of_a_cached_body_take_the_disk_that_was_planned(capsys, tiny_run, reading):
+    flags = [*tiny_run, "--model.backbone.train=head", f"--model.reading={reading}", "--data.cache_dir=cache"]
+    text, found = plan(capsys, *flags)
+    planned = found["rounds"]["cached"]["bytes"]
+    assert main(["fit", *flags, "--run_dir=run"]) == 0
+    assert sum(file.stat().st_size for file in Path("cache").glob("*/features-*.bin")) == planned
+    assert f"take at most {planned / 1024:.1f} KiB in data.cache_dir" in text
 
 
 def test_gradient_checkpointing_and_the_token_budget_change_memory_alone(capsys, tiny_run):
@@ -122,7 +133,7 @@ def test_under_fsdp_memory_is_that_of_one_rank(capsys, tiny_run):
         assert 1 / 4 < share < 1 / 4 + 0.02, kind  # the head is whole
     assert {"check": "strategy", "says": "ok", "text": "fsdp: memory is that of one of 4 ranks"} in part["checks"]
     head = ("--model.backbone.train=head", "--trainer.strategy=fsdp")
-    assert plan(capsys, *tiny_run, *head)[1]["rounds"]["cached_tokens"] is None
+    assert plan(capsys, *tiny_run, *head)[1]["rounds"]["cached"] is None
     packed = ("--model.optimizer=bitsandbytes.optim.AdamW8bit", "--trainer.strategy=fsdp")
     assert "model.optimizer: got AdamW8bit with fsdp" in problems_of(capsys, "plan", *tiny_run, *packed)[-1]
 

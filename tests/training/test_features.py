@@ -1,6 +1,8 @@
 import json
+from collections import Counter
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -8,12 +10,15 @@ import torch
 from lightning.pytorch import seed_everything
 from sklearn.linear_model import LogisticRegression
 from transformers import LlamaConfig, LlamaForSequenceClassification
+from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 from ser_lightning.datamodules.preference import PreferenceDataModule
-from ser_lightning.models.readings import QUESTION
+from ser_lightning.errors import UserError
+from ser_lightning.models.readings import QUESTION, parse_readings
 from ser_lightning.models.reward_model import RewardModel
 from ser_lightning.records import Features, PairBatch
 from ser_lightning.training.features import FeatureTable, body_key, cached_keys, dtype_of, write_features
+from ser_lightning.training.reading_choice import candidate_sets, choose_readings
 from tests.helpers import data, equal, evolution, module, trainer, weights
 
 
@@ -81,11 +86,97 @@ def states_by_hand(body, tokenizer, turns, kinds):
     return torch.cat([states[int(layer)][places[kind]].mean(0) for kind, layer in (k.split("@") for k in kinds)])
 
 
+CANDIDATES = ["mean@1", "judge@1", "last@1", "last@2"]
+
+
+def test_auto_chooses_as_on_plain_states_of_the_seed(tiny_model_dir, pairs_file):
+    model, _, batches, _ = evolve(tiny_model_dir, pairs_file, "run", {"max_length": 400}, reading="auto", max_rounds=0)
+    plain = LlamaForSequenceClassification.from_pretrained(tiny_model_dir, num_labels=1)
+    seed = batches.pair_ids("seed")
+    differences = []
+    for pair in batches.lookup(seed):
+        turns = ([*pair.prompt, {"role": "assistant", "content": text}] for text in (pair.response_a, pair.response_b))
+        first, second = (states_by_hand(plain.model, model.tokenizer, both, CANDIDATES) for both in turns)
+        differences.append((first - second).view(4, 16))
+    sets = candidate_sets(2)
+    candidates = parse_readings(CANDIDATES, 2)
+    labels, group = batches.seed_labels(seed), batches.dialogues(seed).tolist()
+    expected = choose_readings(torch.stack(differences), candidates, sets, labels, group)
+    evidence = model.reading_state()["evidence"]
+    assert [row["is_chosen"] for row in evidence] == [row is expected.chosen for row in expected.table]
+    assert model.reading_state()["readings"] == [str(reading) for reading in expected.chosen.readings]
+    for row, wanted in zip(evidence, expected.table, strict=True):
+        assert row["advantage"] == pytest.approx(wanted.advantage, abs=1e-4)
+        if not row["is_chosen"]:  # the chosen one is measured again, on the scale of all pairs
+            assert row["penalty"] == wanted.penalty and row["accuracy"] == wanted.accuracy
+            assert row["log_loss"] == pytest.approx(wanted.log_loss, abs=1e-4)
+
+
+def test_auto_computes_the_seed_at_full_depth_and_the_others_as_far_as_they_are_read(
+    tiny_model_dir, pairs_file, monkeypatch
+):
+    computed, forward = Counter(), LlamaDecoderLayer.forward
+    states = RewardModel.states
+
+    def counted_layer(self, *args, **kwargs):
+        computed["layers"] += 1
+        return forward(self, *args, **kwargs)
+
+    def counted(self, inputs, readings=None):
+        before = computed["layers"]
+        found = states(self, inputs, readings)
+        computed[computed["layers"] - before] += len(inputs.num_tokens)
+        return found
+
+    monkeypatch.setattr(LlamaDecoderLayer, "forward", counted_layer)
+    monkeypatch.setattr(RewardModel, "states", counted)
+    model, _, batches, _ = evolve(tiny_model_dir, pairs_file, "run", reading="auto")
+    assert model.reading_state()["readings"] == ["mean@1", "judge@1"] and model.reward_model.num_layers == 1
+    num_seed = len(batches.pair_ids("seed"))
+    assert {n: computed[n] for n in computed if n != "layers"} == {2: 2 * num_seed, 1: 2 * (80 - num_seed)}
+    assert sorted(file.stat().st_size for file in cached()) == [num_seed * 2 * 4 * 16 * 4, 80 * 2 * 2 * 16 * 4]
+
+
+def test_auto_is_the_run_with_the_chosen_readings_and_computes_nothing_twice(tiny_model_dir, pairs_file, body_calls):
+    """A second run, one that names what was chosen, and one that goes on find all that the first one computed."""
+    first, callback, *_ = evolve(tiny_model_dir, pairs_file, "first", reading="auto")
+    assert sum(body_calls) == 2 * 80 and len(cached()) == 2
+    assert callback.state.rows[0].tokens == sum(row.tokens for row in callback.state.rows) > 0
+    second, *_ = evolve(tiny_model_dir, pairs_file, "second", reading="auto")
+    named, *_ = evolve(tiny_model_dir, pairs_file, "named", reading=first.reading_state()["readings"])
+    for other in (second, named):
+        assert equal(weights(first), weights(other)) and other.penalty == first.penalty
+    broken = module(tiny_model_dir, train="head", reading="auto")
+    seed_everything(0, verbose=False)
+    trainer("broken", evolution(), max_epochs=4).fit(broken, data(pairs_file))
+    resumed, seen = module(tiny_model_dir, train="head", reading="auto"), "broken/checkpoints/last.ckpt"
+    trainer("broken", evolution()).fit(resumed, data(pairs_file), ckpt_path=seen)
+    assert equal(weights(first), weights(resumed)) and resumed.reading_state() == first.reading_state()
+    trainer("broken", evolution()).test(resumed, data(pairs_file), verbose=False)
+    assert sum(body_calls) == 2 * 80 and len(cached()) == 2
+
+
+def test_another_seed_is_read_anew_and_finds_all_pairs(tiny_model_dir, pairs_file, body_calls):
+    evolve(tiny_model_dir, pairs_file, "one", reading="auto")
+    _, _, batches, _ = evolve(tiny_model_dir, pairs_file, "two", {"split_seed": 1}, reading="auto")
+    assert sum(body_calls) == 2 * 80 + 2 * len(batches.pair_ids("seed")) and len(cached()) == 3
+
+
+@pytest.mark.parametrize("reading", ["last", "auto"])
+def test_states_that_do_not_fit_on_the_disk_are_one_line_before_they_are_computed(
+    tiny_model_dir, pairs_file, body_calls, monkeypatch, reading
+):
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=1000))
+    with pytest.raises(UserError, match=r"data.cache_dir: got .* the features take 0\.0 GB and 0\.0 GB are free"):
+        evolve(tiny_model_dir, pairs_file, "run", reading=reading)
+    assert not body_calls
+
+
 def test_tokens_that_no_body_computed_are_not_counted(tiny_model_dir, pairs_file, body_calls):
     """Every pair once, by the run that finds no cache."""
-    _, first, batches, _ = evolve(tiny_model_dir, pairs_file, "first_run")
+    _, first, batches, _ = evolve(tiny_model_dir, pairs_file, "first_run", reading="auto")
     num_calls = len(body_calls)
-    _, second, *_ = evolve(tiny_model_dir, pairs_file, "second_run")
+    _, second, *_ = evolve(tiny_model_dir, pairs_file, "second_run", reading="auto")
     assert len(body_calls) == num_calls > 0
     all_tokens = int(batches.data.store.num_tokens.sum())
     assert [row.tokens for row in first.state.rows] == [all_tokens, *[0] * (len(first.state.rows) - 1)]

@@ -8,6 +8,7 @@ from sklearn.model_selection import GroupKFold
 
 from ser_lightning.training.linear_head import (
     choose_penalty,
+    curvature_root,
     difference_scale,
     fit_linear_head,
     log_loss,
@@ -33,6 +34,18 @@ def test_it_is_logistic_regression(n, size, penalty):
     oracle = LogisticRegression(C=1 / penalty, fit_intercept=False, tol=1e-12, max_iter=1000, solver="newton-cholesky")
     expected = oracle.fit(x.double().numpy(), label.numpy()).coef_[0]
     assert np.allclose(fit_linear_head(x, label, penalty), expected, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("penalty", [0.01, 1.0, 30.0])
+def test_a_root_of_more_pairs_gives_the_same_head(penalty):
+    """Oracle: the margins of scikit-learn's heads on some of the pairs."""
+    x, label = pairs(400, 12)
+    root = curvature_root(x.split(70), penalty)
+    for rows in (slice(0, 400), slice(0, 400, 8), slice(0, 10)):
+        oracle = LogisticRegression(C=1 / penalty, fit_intercept=False, tol=1e-12, solver="newton-cholesky")
+        expected = oracle.fit(x[rows].double().numpy(), label[rows].numpy()).coef_[0]
+        weight = fit_linear_head(x[rows], label[rows], penalty, root)
+        assert np.allclose(x.double() @ weight, x.double().numpy() @ expected, atol=1e-4)
 
 
 def test_a_soft_label_counts_as_both_labels_in_its_shares():

@@ -227,10 +227,12 @@ def test_two_ranks_compute_the_features_that_one_does(tiny_run, on_two_ranks):
     assert main(["fit", *tiny_run, *head, "--data.cache_dir=cache_one", "--run_dir=one"]) == 0
     on_two_ranks("fit", *tiny_run, *head, "--data.cache_dir=cache_two", "--run_dir=two", *DDP)
     one, two = _audits("one"), _audits("two")
-    [first], [second] = (list(Path(name).glob("*/features-*.bin")) for name in ("cache_one", "cache_two"))
-    assert first.name == second.name
-    states = [torch.from_file(str(f), size=f.stat().st_size // 4, dtype=torch.float32) for f in (first, second)]
-    assert torch.allclose(*states, atol=1e-5)
+    files = [sorted(Path(name).glob("*/features-*.bin")) for name in ("cache_one", "cache_two")]
+    assert len(files[0]) == 2  # of the seed at all candidates, and of every pair at what was chosen
+    for first, second in zip(*files, strict=True):
+        assert first.name == second.name
+        states = [torch.from_file(str(f), size=f.stat().st_size // 4, dtype=torch.float32) for f in (first, second)]
+        assert torch.allclose(*states, atol=1e-5)
     for a, b in zip(one, two, strict=True):
         assert [a[k] for k in ("pair_id", "label", "kept")] == [b[k] for k in ("pair_id", "label", "kept")]
 
