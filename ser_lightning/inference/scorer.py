@@ -218,8 +218,7 @@ class Scorer:
         distinct = [list(dict.fromkeys(texts)) for texts in candidates]
         with named(self.reward.name):
             self.reward.look_at([text for texts in distinct for text in texts])
-            both = zip(prompts, distinct, strict=True)
-            encoded = [encode_candidates(self.reward.tokenizer, p, texts, self.reward.max_length) for p, texts in both]
+            encoded = encode_candidates(self.reward.tokenizer, prompts, distinct, self.reward.max_length)
         places = [i for i, rows in enumerate(encoded) if rows is not None for _ in rows]
         rows = [ids for rows in encoded if rows is not None for ids in rows]
         if not rows:

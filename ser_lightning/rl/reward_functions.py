@@ -14,7 +14,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from ser_lightning.data.encode import encode_front, encode_responses
+from ser_lightning.data.encode import encode_candidates, encode_front
 from ser_lightning.data.layouts import Layout
 from ser_lightning.errors import UserError, describe
 from ser_lightning.models.tokens import warn_of_unknown
@@ -116,7 +116,8 @@ class ModelReward:
         Raises:
             UserError: if the template refuses a prompt, or `max_length` takes not even an empty response.
         """
-        given = encode_responses(self.tokenizer, prompts, responses, self.max_length)
+        single = encode_candidates(self.tokenizer, prompts, [[text] for text in responses], self.max_length)
+        given = [None if rows is None else rows[0] for rows in single]
         if not cut_long or None not in given:
             return EncodedResponses(given, [False] * len(given))
         rows = [

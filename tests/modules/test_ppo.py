@@ -21,7 +21,7 @@ from transformers import (
 
 from ser_lightning.__main__ import main
 from ser_lightning.callbacks.policy_watch import PolicyWatch
-from ser_lightning.data.encode import encode_prompts, encode_responses
+from ser_lightning.data.encode import encode_candidates, encode_prompts
 from ser_lightning.datamodules.prompts import PromptDataModule
 from ser_lightning.models.backbone import Backbone, LoraSettings, load_tokenizer
 from ser_lightning.modules.ppo import PPOModule
@@ -380,7 +380,7 @@ def test_policy_and_reward_model_of_one_base_read_the_same_ids(tiny_model_dir):
         rows = encode_prompts(tokenizer, prompts, 100)
         for row, prompt, text in zip(rows, prompts, ("It is 4.", "No."), strict=True):
             sampled = tokenizer(text, add_special_tokens=False).input_ids + [tokenizer.eos_token_id]
-            assert encode_responses(tokenizer, [prompt], [text], 100) == [row + sampled], path
+            assert encode_candidates(tokenizer, [prompt], [[text]], 100) == [[row + sampled]], path
 
 
 @pytest.mark.parametrize("reading", [None, "[mean@1,judge@1]"])
