@@ -256,7 +256,6 @@ def write_samples(path: Path, now: Answers, start: Answers, num_samples: int) ->
     """The first prompts with what the policy answered at the start and answers now, one JSON object a line.
 
     Args:
-        path: file to write.
         now: (N,) answers of the policy.
         start: (N,) answers of the starting policy to the same prompts.
         num_samples: how many prompts, at most.

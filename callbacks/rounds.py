@@ -145,7 +145,6 @@ def print_rounds(
     """The outcome, the table, and what its words mean.
 
     Args:
-        rows: of the finished rounds.
         sentences: the outcome.
         seed_pairs: that each round was scored on out of fold; a seed grows where a run goes on with new labels.
         teacher: the run whose pseudo-labels round 0 was trained on, if any.
@@ -164,8 +163,6 @@ def outcome_sentences(
 
     Args:
         data: has the test pairs.
-        run: folder of the run.
-        rows: of the finished rounds.
         seed_pairs: that each round was scored on out of fold.
     """
     from ser_lightning.callbacks.baselines import measure_round  # it loads every kind of model

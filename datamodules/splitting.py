@@ -116,8 +116,6 @@ def take_dialogues(dialogue_id: np.ndarray, fraction: float, seed: int, purpose:
     Args:
         dialogue_id: (N,) int64 dialogue of each pair.
         fraction: share of the N pairs to hit as closely as whole dialogues can.
-        seed: another seed, another choice.
-        purpose: another purpose, another choice.
 
     Returns:
         (N,) bool, True where the pair's dialogue was chosen. No order of the pairs matters.
@@ -142,7 +140,6 @@ def assign_folds(
     Args:
         dialogue_id: (N,) int64 dialogue of each pair.
         num_folds: K, at most the number of dialogues.
-        seed: another seed, other folds.
         earlier: dialogues and folds of M pairs that are dealt already: they stay, and pairs of theirs join them.
 
     Returns:

@@ -94,11 +94,7 @@ _DAMAGED = (RecursionError, EOFError, UnicodeError)
 
 
 def outside_problem(error: BaseException | None) -> str | None:
-    """One line for an error that comes from a file or the disk, not from a mistake in this project; else None.
-
-    Args:
-        error: what ended a command.
-    """
+    """One line for an error that comes from a file or the disk, not from a mistake in this project; else None."""
     first = error
     while error is not None:
         kinds = type(error).__mro__

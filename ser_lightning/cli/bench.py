@@ -48,9 +48,6 @@ def main(args: Namespace) -> None:
 def bench_file(args: Namespace) -> dict[str, Any]:
     """All figures of a model on a file.
 
-    Args:
-        args: the flags of the command.
-
     Raises:
         UserError: a line for each thing that is wrong; the data are read through before the model is loaded.
     """

@@ -105,9 +105,7 @@ def compare(
     Args:
         pairs: N labelled pairs, and unlabelled ones.
         models: names of A, or of A and B.
-        sides: of the same.
         scored: (4, N) of the same.
-        trust_remote_code: as `Scorer.load` has it.
 
     Raises:
         UserError: no pair has rewards of both.

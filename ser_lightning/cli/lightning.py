@@ -105,11 +105,7 @@ class SerCLI(LightningCLI):
         return {self.arguments.command: super().subcommands()[self.arguments.command]}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Add what every command takes.
-
-        Args:
-            parser: the parser of one command.
-        """
+        """Add what every command takes."""
         parser.add_argument(
             "--run_dir",
             type=str | None,
@@ -123,12 +119,7 @@ class SerCLI(LightningCLI):
         )
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
-        """Parse the command line, or raise a `UserError` with a line for every problem in it.
-
-        Args:
-            parser: the parser of all commands.
-            args: the command line.
-        """
+        """Parse the command line, or raise a `UserError` with a line for every problem in it."""
         if not self.arguments.configs:
             run_dir, ckpt_path = self.arguments.value("--run_dir"), self.arguments.value("--ckpt_path")
             recorded = recorded_config(run_dir, ckpt_path, names_model=bool(self.arguments.model_class()))
@@ -234,11 +225,7 @@ class SerCLI(LightningCLI):
         return model_problems(model, self.config[self.subcommand].get("data.init_args.max_length"))
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """The trainer with this project's callbacks and metrics file; its own objections become a `UserError`.
-
-        Args:
-            kwargs: trainer arguments that win over the config.
-        """
+        """The trainer with this project's callbacks and metrics file; its own objections become a `UserError`."""
         config = self._get(self.config_init, "trainer")
         evolution = self._get(self.config_init, "evolution")
         given = [*_as_list(config.callbacks), *_as_list(evolution)]  # last: it labels when all others have looked

@@ -88,9 +88,6 @@ def main(args: Namespace) -> None:
 def score_file(args: Namespace) -> tuple[Tally, Scorer]:
     """Write the rewards of every row that can be scored; the file is whole or not there.
 
-    Args:
-        args: the flags of the command.
-
     Raises:
         UserError: a line for each thing that is wrong; the data are read through before the model is loaded.
     """

@@ -43,7 +43,6 @@ def encode_conversations(
     """Ids of whole conversations; the only place that turns text into ids.
 
     Args:
-        tokenizer: has a `chat_template`.
         conversations: N conversations, the scored response as the last turn.
         add_generation_prompt: go on to where a response begins.
 
@@ -70,9 +69,7 @@ def encode_pairs(
     """Ids of both conversations of N pairs, in one call of the tokenizer; no label is read.
 
     Args:
-        tokenizer: has a `chat_template`.
         pairs: N pairs.
-        max_length: most ids in a conversation.
 
     Returns:
         N encodings. None where a response does not fit even behind the shortest cut of the prompt: an empty last turn
@@ -96,10 +93,8 @@ def encode_candidates(
     """Ids of N prompts with each of their responses, which see it cut alike, as those of a pair do.
 
     Args:
-        tokenizer: has a `chat_template`.
         prompts: N conversations that wait for a response.
         candidates: C > 0 responses to each of them.
-        max_length: most ids in a conversation.
 
     Returns:
         N times C lists of ids; None where a response does not fit even behind the shortest cut of its prompt.
@@ -119,10 +114,8 @@ def encode_front(
     In training, a response that long leaves no more of its prompt.
 
     Args:
-        tokenizer: has a `chat_template`.
         prompt: a conversation that waits for a response.
         response: does not fit as a whole.
-        max_length: most ids in a conversation.
 
     Returns:
         The ids, None where not even an empty response fits.
@@ -152,9 +145,7 @@ def encode_prompts(
     A template that knows no generation prompt ends with the last turn.
 
     Args:
-        tokenizer: has a `chat_template`.
         prompts: N conversations that wait for a response.
-        max_length: most ids in a prompt.
 
     Returns:
         N lists of ids.
@@ -188,10 +179,7 @@ def _encode_groups(
     """The ids of all conversations of each group and whether its prompt was cut; None where it cannot be made to fit.
 
     Args:
-        tokenizer: has a `chat_template`.
         groups: N prompts; either all have responses or none has.
-        max_length: most ids in a conversation.
-        names: N, for messages.
     """
     conversations = [_with_each(*group) for group in groups]
     waits = any(responses is None for _, responses in groups)
@@ -231,7 +219,6 @@ def _cut_prompt(
     Args:
         prompt: does not fit as a whole.
         attempt: from a prompt to its length in ids and its encoding.
-        max_length: most ids.
     """
     system, turns = _system_and_turns(prompt)
     encode = _tolerant(attempt)
@@ -290,7 +277,6 @@ def _most_turns(
     Args:
         encode: from a start to the length in ids and the encoding, None where the template refuses.
         starts: where a cut may begin, ascending.
-        max_length: most ids.
 
     Returns:
         The encoding, None if none fits; and the length of the shortest that does not fit.
@@ -320,7 +306,6 @@ def _longest(
             where the template refuses.
         least: characters that fit, the length with them, and the encoding.
         most: characters that do not fit, and the length with them.
-        max_length: most ids in a conversation.
     """
     (fitting, fit_length, best), (too_many, too_long) = least, most
     for _ in range(_MAX_TRIES):

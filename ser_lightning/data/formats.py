@@ -104,8 +104,6 @@ def parse_rows(
     Args:
         row: the file's columns.
         columns: as for `parse_row`; `responses` names a list, `scores` or `ranks` what its responses are worth.
-        where: file and line, for messages.
-        labels: what the labels of the file mean.
     """
     is_empty = True
     for pair, mapping in pair_rows(row, columns, where):
@@ -122,8 +120,6 @@ def parse_row(
 
     Args:
         row: the file's columns.
-        columns: how the file calls its columns, where it calls them otherwise, see `columns.py`.
-        where: file and line, for messages.
         labels: what the labels of the file mean, `LABELS` by default.
 
     Returns:
@@ -158,7 +154,6 @@ def parse_prompt(row: Mapping[str, Any], columns: Mapping[str, str], where: str)
     Args:
         row: the file's columns.
         columns: how the file calls the names of `COLUMNS`, where it calls them otherwise.
-        where: file and line, for messages.
 
     Returns:
         None for a prompt of nothing but white space.
@@ -187,7 +182,6 @@ def parse_candidates(
     Args:
         row: the file's columns; chosen and rejected are a text or a list of texts each.
         columns: how the file calls the names of `COLUMNS`, where it calls them otherwise.
-        where: file and line, for messages.
 
     Raises:
         UserError: something of it is missing or no text.
@@ -213,12 +207,6 @@ def parse_candidates(
 
 def parse_response(text: Any, prompt: list[Turn], where: str, column: str) -> str:
     """A single response; of a transcript, what follows the prompt.
-
-    Args:
-        text: what the file has.
-        prompt: the conversation before it.
-        where: file and line, for messages.
-        column: the column's name in the file, for messages.
 
     Raises:
         UserError: it is no text, or the transcript of another conversation.

@@ -88,10 +88,6 @@ class CandidateRow:
 def open_source(path: str, flag: str = "--data") -> Any:
     """The `Source` of a path, as `ser_lightning/data/sources.py` opens it.
 
-    Args:
-        path: of a file.
-        flag: that named it, for messages.
-
     Raises:
         UserError: if there is nothing to read.
     """
@@ -140,11 +136,8 @@ def read_rows(
     """The rows of a file that can be scored.
 
     Args:
-        source: what `open_source` gave.
-        columns: how the file calls its columns.
         counts: is kept up to date.
         causes: collects the problems of single rows; None raises the first.
-        labels: what the labels of the file mean.
     """
     for number, (where, row) in enumerate(source.rows()):
         counts.rows += 1
@@ -170,8 +163,6 @@ def read_candidates(source: Any, columns: Mapping[str, str], subset: str) -> lis
     """All rows of a file of chosen and rejected responses.
 
     Args:
-        source: what `open_source` gave.
-        columns: how the file calls its columns.
         subset: column that holds a row's subset; all rows are of one, `all`, where no row has it.
 
     Raises:

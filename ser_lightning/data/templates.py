@@ -55,7 +55,6 @@ def render_conversations(
     """What the chat template makes of conversations.
 
     Args:
-        tokenizer: has a `chat_template`.
         conversations: N, each of at least one turn.
         add_generation_prompt: go on to where a response begins.
 

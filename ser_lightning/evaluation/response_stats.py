@@ -84,7 +84,6 @@ def paired_change(now: Tensor, then: Tensor, confidence: float = 0.95) -> Interv
     Args:
         now: (N,) judgement of the answers.
         then: (N,) the same of other answers to the same prompts.
-        confidence: as in `mean_interval`.
     """
     return mean_interval(now.double() - then.double(), confidence)
 

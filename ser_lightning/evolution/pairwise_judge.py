@@ -149,7 +149,6 @@ def joined(scores: PairScores, temperature: float, logits: Tensor) -> PairScores
 
     Args:
         scores: (m,) of the reward model.
-        temperature: of its margins.
         logits: (m,) of the judge for the same pairs.
     """
     half = logits.float() / 2

@@ -147,7 +147,6 @@ class Scorer:
         Args:
             prompts: N.
             responses: N.
-            cut_long: as `score` has it.
 
         Raises:
             UserError: if a prompt or a response cannot be read or does not fit.

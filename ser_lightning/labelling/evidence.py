@@ -57,7 +57,6 @@ def label_gain(differences: Tensor, target: Tensor, group: np.ndarray, is_new: n
         target: (n,) labels, 1 where a is better, 0 where b is; a tie, 0.5, teaches and is not measured on.
         group: (n,) equal for pairs that may know one another; a group is never split. At least two.
         is_new: (n,) bool, not of the seed.
-        penalty: of the head.
     """
     margins = torch.zeros(2, len(target), dtype=torch.float64)
     folds = GroupKFold(min(NUM_FOLDS, len(np.unique(group)))).split(differences, groups=group)

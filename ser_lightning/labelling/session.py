@@ -50,11 +50,6 @@ class Session:
     def answer(self, pair_id: int, choice: Choice, seconds: float | None) -> None:
         """Write the answer to the pair that is asked for.
 
-        Args:
-            pair_id: the pair that was shown.
-            choice: the better side.
-            seconds: from when it was shown to the answer.
-
         Raises:
             NotAsked: another pair is asked for.
         """

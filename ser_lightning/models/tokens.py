@@ -84,7 +84,6 @@ def warn_of_unknown(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], wh
     Args:
         tokenizer: any.
         texts: the first of the data.
-        where: begins the warning.
     """
     share, example = unknown_share(tokenizer, [text[:MAX_LOOKED_AT] for text in texts[:MAX_TEXTS]])
     if share > MAX_UNKNOWN:

@@ -93,12 +93,9 @@ def sft_memory(
 
     Args:
         module: with its policy.
-        optimizer: of its trained weights.
         lengths: (N,) tokens of prompt and response.
         responses_per_step: of one device.
         tokens_per_batch: most padded tokens in a micro-batch.
-        precision: as the trainer calls it.
-        device: `cpu` or `cuda`.
     """
     policy = module.policy
     shape = shape_of(policy.lm, module.backbone, precision, device, POLICY)
@@ -130,14 +127,11 @@ def rl_memory(
 
     Args:
         module: with its policy, critic and reward models.
-        optimizers: of policy and critic.
         prompt_lengths: (N,) tokens of the prompts.
         prompts_per_step: of one device.
         prompts_per_val_batch: prompts that a device answers at once in validation.
         layout: of whole responses, see `masks.choose_layout`.
         budgets: most tokens in a micro-batch of training, and in a batch that is being sampled.
-        precision: as the trainer calls it.
-        device: `cpu` or `cuda`.
     """
     policy, rewards = module.policy, models_among(module.rewards.values())
     shape = shape_of(policy.lm, module.backbone, precision, device, POLICY)
@@ -257,8 +251,6 @@ def count_steps(trainer: Any, num_batches: int, optimizer_steps: int = 1) -> Ste
     """The steps of a fit, as Lightning counts them.
 
     Args:
-        trainer: its settings: `max_epochs`, `max_steps`, `limit_train_batches`, `fast_dev_run`.
-        num_batches: of the training loader.
         optimizer_steps: that a batch takes, those of all optimizers together.
     """
     if trainer.fast_dev_run:
@@ -294,7 +286,6 @@ def sft_work(steps: Steps, num_tokens: np.ndarray, num_response_tokens: np.ndarr
     """What a run of SFT reads, by step, epoch and in all; tokens of a part of an epoch are those of an average one.
 
     Args:
-        steps: of the run.
         num_tokens: (N,) tokens of prompt and response.
         num_response_tokens: (N,) those of the response, which the loss is of.
         per_step: responses in a step.
@@ -332,7 +323,6 @@ def held_out_answers(trainer: Any, num_prompts: int, prompts_per_batch: int, val
     """Answers to held-out prompts in a fit: of the policy at every validation, and of the starting policy once.
 
     Args:
-        trainer: its settings.
         num_prompts: that are held out.
         prompts_per_batch: over all devices.
         validations: of the fit, None without an end.

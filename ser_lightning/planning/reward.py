@@ -45,11 +45,8 @@ def reward_memory(
         module: with its backbone and optimizer.
         reward_model: on the meta device.
         pairs: encoded pairs, and the (N,) rows of them that are read.
-        layout: of their sequences.
         budgets: most padded tokens in a micro-batch of training and of labelling.
         pairs_per_step: pairs of an optimizer step, over all devices.
-        precision: as the trainer calls it.
-        device: `cpu` or `cuda`.
         num_shards: ranks that share the weights of the body; None where each holds them whole.
     """
     backbone = module.backbone

@@ -69,11 +69,6 @@ CARD_KINDS = {
 def write_report(runs: Sequence[Path], to: Path, note: str = "") -> Path:
     """Write the page of one run, or of several reward models side by side.
 
-    Args:
-        runs: run folders.
-        to: file to write; it appears as a whole.
-        note: what the summary of one run begins with.
-
     Returns:
         `to`.
 

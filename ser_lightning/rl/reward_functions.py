@@ -248,7 +248,6 @@ def checked_scores(name: str, scores: Any, responses: Sequence[str]) -> Tensor:
     """What a reward function returned, as (N,) float32 on the CPU.
 
     Args:
-        name: what errors call the reward function.
         scores: N numbers in a sequence, array or tensor.
         responses: N.
 

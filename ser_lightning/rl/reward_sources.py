@@ -56,7 +56,6 @@ def load_rewards(
 
     Args:
         sources: one source as `load_reward` takes it, or several with their weights.
-        device: where the models go.
         allow_uncalibrated: take reward models whose scale was never fitted.
         build: see `load_reward`.
 
@@ -100,7 +99,6 @@ def load_reward(
         device: where a model goes; on `meta` the weights of pretrained models and of folders are not read.
         allow_uncalibrated: take a reward model whose scale was never fitted.
         build: makes the reward model of a run where it can, such as one on a base that is loaded already, else None.
-        trust_remote_code: run the Python files of the source's model.
 
     Raises:
         UserError: if the source is none of these, or a reward model without calibration.

@@ -45,10 +45,6 @@ def _check_size(config: Any) -> None:
 def setting(run: Path, *keys: str) -> dict[str, Any]:
     """A table in a run's config.
 
-    Args:
-        run: the run folder.
-        keys: that lead to the table.
-
     Raises:
         UserError: there is none.
     """

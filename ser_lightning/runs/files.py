@@ -215,7 +215,6 @@ def labels_before(run: Path, round: int | None = None) -> int:
     """How many labels of its own the model of a round was trained on: what the round before it kept.
 
     Args:
-        run: run folder.
         round: None = the last one that the run has begun.
     """
     kept = [int(row["kept"]) for row in read_rounds(run) if round is None or int(row["round"]) == round - 1]
@@ -223,12 +222,7 @@ def labels_before(run: Path, round: int | None = None) -> int:
 
 
 def write_cost(path: Path, cost: Mapping[str, Mapping[str, float]]) -> None:
-    """Tokens and seconds of a round, for each of `COST_PARTS` that it had.
-
-    Args:
-        path: JSON file to write.
-        cost: by part `tokens` and `seconds`.
-    """
+    """Tokens and seconds of a round, for each of `COST_PARTS` that it had."""
     lines = {part: {**cost[part], "seconds": round(cost[part]["seconds"], 3)} for part in COST_PARTS if part in cost}
     write_json(path, lines)
 
@@ -241,10 +235,6 @@ def write_json(path: Path, content: Any) -> None:
 
 def read_json(path: Path, shape: Shape) -> Any:
     """What `write_json` wrote; nothing of its kind where there is no file.
-
-    Args:
-        path: the file.
-        shape: `NOTES`, `GUARDS`, `COST` or `ADVICE`.
 
     Raises:
         UserError: it is damaged.

@@ -296,12 +296,7 @@ class MetricsFile(Logger):
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Append one row.
-
-        Args:
-            metrics: values by name.
-            step: optimiser steps so far.
-        """
+        """Append one row."""
         row = {"step": step, **{name: float(value) for name, value in metrics.items()}}
         exists = self.path.exists()
         if exists and not self._columns:

@@ -45,9 +45,6 @@ def read_pool(run: Path, num_pairs: int = 1) -> tuple[list[PreferencePair], Tens
 def trained_prompts(run: Path) -> set[int]:
     """`prompt_hash` of the prompts of a run's files that its seed model may know: of all but pool and test pairs.
 
-    Args:
-        run: folder of a fit that has delivered a model.
-
     Raises:
         UserError: the files that its config names are gone.
     """

@@ -71,7 +71,6 @@ class TemplateReader:
 
         Args:
             text: what the template wrote, with or without its BOS and the end of the response.
-            where: begins the message of an error.
 
         Raises:
             UserError: the template writes no such text, or it ends before a response.
@@ -87,7 +86,6 @@ class TemplateReader:
         Args:
             query: prompt and response as one text; the beginning of the prompt may be cut off.
             prompt: what the template wrote up to where the response begins, or a plain text.
-            where: begins the message of an error.
 
         Raises:
             UserError: neither can be read, or the response cannot be told from the prompt.

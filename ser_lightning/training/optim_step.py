@@ -73,7 +73,6 @@ def update(
         parameters: all that is trained.
         max_grad_norm: their gradients are clipped to this norm.
         figures: scalars of the step, the loss first.
-        batch_idx: the step in its epoch, for the message.
 
     Returns:
         The figures as numbers.

@@ -29,13 +29,7 @@ def lr_factor(step: int, num_steps: int, warmup_share: float, decay: Decay) -> f
 
 
 def make_optimizer(make: OptimizerCallable, parameters: list[Any], name: str) -> torch.optim.Optimizer:
-    """The injected optimiser, its peak learning rate noted; `UserError` for arguments that it refuses.
-
-    Args:
-        make: class and arguments.
-        parameters: what it trains.
-        name: its place in the config.
-    """
+    """The injected optimiser, its peak learning rate noted; `UserError` for arguments that it refuses."""
     try:
         optimizer = make(parameters)
     except (TypeError, ValueError) as error:
