@@ -49,7 +49,7 @@ _MEANINGS: Labels = {
 def label_studio_tasks(
     pairs: Iterable[PreferencePair], labels: Mapping[str, Sequence[HumanLabel]]
 ) -> list[dict[str, Any]]:
-    """Pairs as tasks with an annotation for each label; without the annotators' names, which Label Studio would refuse."""
+    """Pairs as tasks with an annotation for each label; without annotators' names, which Label Studio would refuse."""
     given = [latest(one) for one in labels.values()]
     return [
         {
