@@ -86,11 +86,7 @@ class CandidateRow:
 
 
 def open_source(path: str, flag: str = "--data") -> Any:
-    """The `Source` of a path, as `ser_lightning/data/sources.py` opens it.
-
-    Raises:
-        UserError: if there is nothing to read.
-    """
+    """The `Source` of a path, as `ser_lightning/data/sources.py` opens it; `UserError` if there is nothing to read."""
     if path == "synthetic":
         raise UserError(f"{flag}: got synthetic; give a file (`predict` scores pairs of the synthetic world)")
     sources = open_sources(path, num_synthetic=0, seed=0)

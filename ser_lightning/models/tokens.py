@@ -21,11 +21,7 @@ def question() -> list[Turn]:
 
 
 def conversation_ids(tokenizer: PreTrainedTokenizerBase, answer: str = "So.") -> list[int]:
-    """Ids of a question and its answer.
-
-    Raises:
-        UserError: the template refuses them.
-    """
+    """Ids of a question and its answer; `UserError` if the template refuses them."""
     [ids] = encode_conversations(tokenizer, [[*question(), Turn(role="assistant", content=answer)]])
     return ids
 

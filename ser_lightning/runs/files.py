@@ -159,11 +159,7 @@ def write_rounds(run: str | Path, rows: Sequence[RoundRow]) -> None:
 
 
 def read_rounds(run: Path) -> list[dict[str, float]]:
-    """The lines of `rounds.csv`, by column.
-
-    Raises:
-        UserError: the run has finished no round, or the table is damaged.
-    """
+    """The lines of `rounds.csv`, by column; `UserError` if the run has finished no round, or the table is damaged."""
     file = run / ROUNDS
     if not file.is_file():
         raise UserError(f"run: {run} has no {ROUNDS}; give the folder of a fit that has finished round 0")

@@ -82,11 +82,7 @@ class CheckpointsInPlace(TorchCheckpointIO):
             write_atomically(Path(path), lambda file: torch.save(checkpoint, file))
 
     def load_checkpoint(self, path: str | Path, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """Load what Lightning has saved, and nothing else.
-
-        Raises:
-            UserError: the file is something else.
-        """
+        """Load what Lightning has saved, and nothing else; `UserError` if the file is something else."""
         try:
             checkpoint = super().load_checkpoint(path, *args, **kwargs)
         except (pickle.UnpicklingError, RuntimeError, ValueError, KeyError, EOFError) as error:
