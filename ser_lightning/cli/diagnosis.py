@@ -196,16 +196,7 @@ class Diagnosis:
             node: Any = self.parse(context)[self.arguments.command]
         except ParseError:
             return ""
-        return hint_for(path, node, _children, _has)
-
-
-def _has(node: Any, path: list[str]) -> bool:
-    """Whether a parsed config has a key."""
-    for part in path:
-        if part not in _children(node):
-            return False
-        node = _children(node)[part]
-    return True
+        return hint_for(path, _tree(node))
 
 
 def null_problems(config: Namespace, path: str = "", owner: type | None = None) -> Iterator[str]:
@@ -251,13 +242,13 @@ def _import(class_path: str) -> type | None:
     return found if isinstance(found, type) else None
 
 
-def _children(node: Any) -> dict[str, Any]:
-    """What stands below a node of a parsed config: the arguments of a class, the last item of a list."""
+def _tree(node: Any) -> dict[str, Any]:
+    """The names in a parsed config, by level; of a class its arguments, of a list those of the last item."""
     if isinstance(node, list) and node:
         node = node[-1]
     if isinstance(node, Namespace) and CLASS_PATH in node:
         node = node.get("init_args")
-    return dict(vars(node)) if isinstance(node, Namespace) else {}
+    return {name: _tree(child) for name, child in vars(node).items()} if isinstance(node, Namespace) else {}
 
 
 def _as_flag(config: Any) -> str:
