@@ -46,11 +46,7 @@ class Terminated(BaseException):
 
 
 class Causes:
-    """Problems of many rows, one line for each cause: the first, and how many others differ in their numbers alone.
-
-    Args:
-        problems: to begin with.
-    """
+    """Problems of many rows, one line for each cause: the first, and how many others differ in their numbers alone."""
 
     MAX_CAUSES = 10
 

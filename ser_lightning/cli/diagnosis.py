@@ -45,12 +45,7 @@ def _wrap_item(wrap: Wrap, kept: list[Any], value: Any) -> list[str]:
 
 
 class Diagnosis:
-    """Find every problem of a command line.
-
-    Args:
-        parse: parses a command line, raises `ParseError`.
-        arguments: the command line that it refused.
-    """
+    """Find every problem of a command line."""
 
     def __init__(self, parse: Callable[[list[str]], Namespace], arguments: Arguments) -> None:
         self.parse = parse

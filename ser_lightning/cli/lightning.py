@@ -59,11 +59,7 @@ class Parser(LightningArgumentParser):
 
 
 class SerCLI(LightningCLI):
-    """The command line of a run.
-
-    Args:
-        arguments: the command line.
-    """
+    """The command line of a run."""
 
     def __init__(self, arguments: Arguments) -> None:
         self.arguments = arguments

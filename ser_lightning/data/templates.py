@@ -33,13 +33,7 @@ _STATM = Path("/proc/self/statm")
 
 
 class TemplateRefused(UserError):
-    """A chat template that raises, or goes beyond its limits.
-
-    Args:
-        reason: what it says.
-        what: whose conversation.
-        prompt: its turns, to name their roles.
-    """
+    """A chat template that raises, or goes beyond its limits."""
 
     def __init__(self, reason: str, what: str = "a conversation", prompt: Sequence[Turn] = ()) -> None:
         self.reason = reason

@@ -107,7 +107,6 @@ class Vote:
 
     Attributes:
         context: the seed with both views' scores, or with the reward model's alone.
-        temperature: of the reward model's margins.
         is_used: whether the log loss of both together is below that of the reward model.
         message: one sentence for the log.
     """

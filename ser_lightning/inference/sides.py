@@ -63,11 +63,6 @@ class ModelSide:
 class FileSide:
     """Rewards that `score` wrote down.
 
-    Args:
-        file: .parquet, .csv or .jsonl.
-        rows: labelled pairs of the data.
-        num_rows: that the data has, labelled or not.
-
     Raises:
         UserError: it holds no rewards of pairs, or rewards of other pairs.
     """

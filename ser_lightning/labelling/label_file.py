@@ -75,13 +75,6 @@ def latest(labels: Iterable[HumanLabel]) -> dict[int, HumanLabel]:
 class LabelFile:
     """The labels of one annotator, open for more; nobody else can open the file until this closes it.
 
-    Args:
-        folder: of the labels; it is made.
-        annotator: whose labels.
-
-    Attributes:
-        labels: those that count, in the order in which they were given.
-
     Raises:
         UserError: another process has it open, or a line is damaged. The beginning of a line that a power cut left at
             the end is cut off: its label was never acknowledged.

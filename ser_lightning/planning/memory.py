@@ -31,8 +31,6 @@ class Weights:
     """The weights of one kind.
 
     Attributes:
-        trained: how many are trained.
-        frozen: how many are not.
         num_bytes: of all of them, with what 4-bit layers need to be read.
     """
 

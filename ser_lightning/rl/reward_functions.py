@@ -215,15 +215,7 @@ class FunctionReward:
 
 
 class RewardSum:
-    """Several reward functions as one: the weighted sum of their scores.
-
-    Args:
-        functions: reward function of each source.
-        weights: weight of each source.
-
-    Attributes:
-        functions: as given.
-    """
+    """Several reward functions as one: the weighted sum of their scores."""
 
     def __init__(self, functions: dict[str, RewardFunction], weights: dict[str, float]) -> None:
         self.functions, self._weights = functions, weights

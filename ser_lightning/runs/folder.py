@@ -260,9 +260,6 @@ class MetricsFile(Logger):
     """Appends every metric to one CSV file as it is logged, also when a run goes on in the same folder.
 
     Lightning's own `CSVLogger` deletes the file of a folder that it finds in use, and holds rows back.
-
-    Args:
-        path: the file.
     """
 
     def __init__(self, path: Path) -> None:

@@ -28,9 +28,6 @@ _DATE = r"[\w ,./:-]{4,40}?"
 class TemplateReader:
     """Reads what one chat template writes.
 
-    Args:
-        tokenizer: has the template.
-
     Raises:
         UserError: if nothing in what the template writes tells where a response begins or a turn ends.
     """

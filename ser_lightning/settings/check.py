@@ -35,8 +35,6 @@ class Config:
     """A config file.
 
     Attributes:
-        name: what the user called it.
-        content: what it holds.
         is_bundled: it ships with the package, and its values are right.
     """
 

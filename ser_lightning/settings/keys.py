@@ -18,8 +18,6 @@ class Key:
 
     Attributes:
         kinds: what its value may be: int, float, bool, str, null or {"one of": choices}; None if it may be more.
-        default: where it is a plain value.
-        help: what it is for.
     """
 
     kinds: list[Any] | None

@@ -102,9 +102,6 @@ class LastCheckpoint(Checkpoint):
 
     `ModelCheckpoint(save_last=True)` copies a file only where it saves a second one beside it, and skips an epoch
     without an optimiser step, whose labels may have changed all the same.
-
-    Args:
-        path: the checkpoint.
     """
 
     def __init__(self, path: Path) -> None:
