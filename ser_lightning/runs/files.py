@@ -39,46 +39,25 @@ SAMPLES = "samples"
 EXPORT = "export"
 
 
-@dataclass(frozen=True)
 class RoundFiles:
     """Where a round leaves its files."""
 
-    folder: Path
-
-    @property
-    def model(self) -> Path:
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.model = folder / "model.pt"
         """Trained weights, scale and fingerprint of the round's model."""
-        return self.folder / "model.pt"
-
-    @property
-    def audit(self) -> Path:
+        self.audit = folder / "audit.parquet"
         """What became of every pool pair."""
-        return self.folder / "audit.parquet"
-
-    @property
-    def test_scores(self) -> Path:
+        self.test_scores = folder / "test.parquet"
         """Rewards of the test pairs."""
-        return self.folder / "test.parquet"
-
-    @property
-    def cost(self) -> Path:
+        self.cost = folder / "cost.json"
         """Tokens and seconds by part."""
-        return self.folder / "cost.json"
-
-    @property
-    def guards(self) -> Path:
+        self.guards = folder / "guards.json"
         """What drift guards found."""
-        return self.folder / "guards.json"
-
-    @property
-    def notes(self) -> Path:
+        self.notes = folder / "report.json"
         """What only the training process knows of the round, for its report."""
-        return self.folder / "report.json"
-
-    @property
-    def drift(self) -> Path:
+        self.drift = folder / "drift.json"
         """How pairs that arrived before the round differ from the earlier ones."""
-        return self.folder / "drift.json"
 
     def phase(self, fold: int | None) -> Path:
         """Weights and optimiser state at the end of a phase; None is the main one."""
