@@ -103,7 +103,6 @@ def ask_guards(
     """What the run's guards say of a round; "ignore" without any.
 
     Args:
-        trainer: has the guards among its callbacks.
         state: its last row is the round's.
         credits: for each round the credit of the same seed pairs.
         pool: (N,) scores that the labels were made of.

@@ -190,7 +190,6 @@ def step_row(step: int, now: Answers, start: Answers, metrics: Mapping[str, Tens
     """The columns of `steps.csv`.
 
     Args:
-        step: steps of the RL stage that were done.
         now: (N,) answers of the policy.
         start: (N,) answers of the starting policy to the same prompts.
         metrics: what the module has logged; `train/...` is taken over as it stands.
@@ -253,7 +252,6 @@ def write_samples(path: Path, now: Answers, start: Answers, num_samples: int) ->
     Args:
         now: (N,) answers of the policy.
         start: (N,) answers of the starting policy to the same prompts.
-        num_samples: how many prompts, at most.
     """
     lines = []
     for i in range(min(num_samples, len(now.prompts))):

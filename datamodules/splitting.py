@@ -212,7 +212,6 @@ def split_pairs(
         has_label: (N,) bool; not read where the role is `pool_path`.
         given: the `ROLES` that the user gave, even if none of their rows was usable.
         policy: shares and seed.
-        between: counts what is dropped or doubtful.
     """
     is_path, is_pool, is_test_file = (role == ROLES.index(name) for name in ROLES)
     labelled = is_path & has_label
@@ -266,7 +265,6 @@ def set_undecided_aside(splits: Splits, labels: np.ndarray, between: Counter[str
     Args:
         splits: rows of the store, before any tie is set aside.
         labels: (N,) float32 labels of all rows.
-        between: counts what is taken out.
 
     Returns:
         The splits, with the ties of the seed as `ties`.
@@ -300,7 +298,6 @@ def add_arrival(
         pair_id: (N,) int64 of all rows.
         dialogue_id: (N,) int64 of all rows, joined over old and new ones.
         labels: (N,) float32 labels of all rows.
-        between: counts what came in and what was dropped.
     """
     is_leak = np.isin(dialogue_id[rows], dialogue_id[np.concatenate([splits.test, splits.val])])
     is_contradiction = ~is_leak & (labels[rows] == CONTRADICTION)

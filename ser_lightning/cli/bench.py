@@ -97,8 +97,6 @@ def figures_of(
     """All figures, as `--json` writes them; `docs/evaluation.md` defines each.
 
     Args:
-        rows: N.
-        units: what `scoring_units` made of them.
         scored: N, what `score_rows` gave.
         weights: subset -> weight, where it is not the default.
 

@@ -104,7 +104,6 @@ def compare(
 
     Args:
         pairs: N labelled pairs, and unlabelled ones.
-        models: names of A, or of A and B.
         scored: (4, N) of the same.
 
     Raises:

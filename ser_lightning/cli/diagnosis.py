@@ -134,7 +134,6 @@ class Diagnosis:
 
         Args:
             wrap: a value at `path` -> the command line that sets it on top of all that was good so far.
-            value: what to check.
             path: the keys that lead to `value`, without `init_args`.
             source: where `value` stands.
             context: a good command line whose config holds the parent of `value`.
@@ -198,7 +197,6 @@ def null_problems(config: Namespace, path: str = "", owner: type | None = None) 
     """A line for each null where its owner takes none: the parser lets null pass for anything.
 
     Args:
-        config: a parsed config, or a part of it.
         path: keys that lead to the part, without `init_args`.
         owner: whose arguments the part holds; None where nothing is known of them.
     """

@@ -360,7 +360,6 @@ def _rounds(rounds: list[RoundWork], settings: Namespace, cached_tokens: int | N
     """Tokens of the rounds, and seconds where a rate is known.
 
     Args:
-        rounds: what each reads.
         cached_tokens: tokens that a frozen body computes once, and never again in a round; None where it is trained.
     """
     pairs_per_second, like = settings.pairs_per_second, settings.like

@@ -65,8 +65,6 @@ class Tally:
         Args:
             rewards: (S, N) of each side.
             tokens: (S, N) of each side.
-            rows: N.
-            encoded: N.
         """
         self.scored += len(rows)
         self.cut += sum(pair.is_cut for pair in encoded)

@@ -80,12 +80,8 @@ def canonical_pair(
 
     Args:
         prompt: the conversation before the response.
-        first: a response.
-        second: the other response.
         label: 1 when `first` is the better one, 0 when `second` is, 0.5 for a tie, None when it is unlabelled.
-        source_id: the file's own id.
         votes: labels of individual annotators, as `label`.
-        annotator: who gave the one vote.
     """
     context = json.dumps(prompt)
     # The prompt goes into the order: else a text given to many prompts (a refusal, say) would always be a, or always b.
@@ -102,7 +98,6 @@ def parse_rows(
     """What `parse_row` makes of a row, or of each pair of a list of responses.
 
     Args:
-        row: the file's columns.
         columns: as for `parse_row`; `responses` names a list, `scores` or `ranks` what its responses are worth.
     """
     is_empty = True
@@ -119,7 +114,6 @@ def parse_row(
     """A row in any known format.
 
     Args:
-        row: the file's columns.
         labels: what the labels of the file mean, `LABELS` by default.
 
     Returns:
@@ -152,7 +146,6 @@ def parse_prompt(row: Mapping[str, Any], columns: Mapping[str, str], where: str)
     """The prompt of a row that needs no other column: text, turns or a transcript.
 
     Args:
-        row: the file's columns.
         columns: how the file calls the names of `COLUMNS`, where it calls them otherwise.
 
     Returns:

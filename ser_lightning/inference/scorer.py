@@ -146,7 +146,6 @@ class Scorer:
 
         Args:
             prompts: N.
-            responses: N.
 
         Raises:
             UserError: if a prompt or a response cannot be read or does not fit.

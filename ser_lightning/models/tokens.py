@@ -78,7 +78,6 @@ def warn_of_unknown(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], wh
     """Warn where more than a few percent of texts are unknown to the tokenizer.
 
     Args:
-        tokenizer: any.
         texts: the first of the data.
     """
     share, example = unknown_share(tokenizer, [text[:MAX_LOOKED_AT] for text in texts[:MAX_TEXTS]])

@@ -92,7 +92,6 @@ def sft_memory(
     """Bytes by kind on one device, in training.
 
     Args:
-        module: with its policy.
         lengths: (N,) tokens of prompt and response.
         responses_per_step: of one device.
         tokens_per_batch: most padded tokens in a micro-batch.
@@ -126,7 +125,6 @@ def rl_memory(
     """Bytes by kind on one device, in the three phases of a step: sampling, scoring and training.
 
     Args:
-        module: with its policy, critic and reward models.
         prompt_lengths: (N,) tokens of the prompts.
         prompts_per_step: of one device.
         prompts_per_val_batch: prompts that a device answers at once in validation.

@@ -42,7 +42,6 @@ def reward_memory(
     """Bytes by kind on one device, of training and of labelling; leaves the reward model with the shard of one rank.
 
     Args:
-        module: with its backbone and optimizer.
         reward_model: on the meta device.
         pairs: encoded pairs, and the (N,) rows of them that are read.
         budgets: most padded tokens in a micro-batch of training and of labelling.

@@ -62,7 +62,6 @@ def largest_batch(
     """Most tokens that a micro-batch can hold, padding included.
 
     Args:
-        store: the encoded pairs.
         rows: (N,) of the store, the pairs that are read.
         budget: of tokens, as the user gave it. A single pair may exceed it.
         most_pairs: pairs of a step, None = all there are.

@@ -70,7 +70,6 @@ def draw(plot: Callable[[Axes], None], height: float, legend_columns: int = 2) -
     """One pair of axes as SVG.
 
     Args:
-        plot: draws into the axes.
         height: of the picture, in inches; its width is 4.8.
         legend_columns: of the legend below it.
     """

@@ -34,7 +34,6 @@ class RewardFunction(Protocol):
 
         Args:
             prompts: N conversations that wait for a response.
-            responses: N.
 
         Returns:
             (N,) float32 on the CPU, all finite.
@@ -110,7 +109,6 @@ class ModelReward:
 
         Args:
             prompts: N conversations that wait for a response.
-            responses: N.
             cut_long: keep the front of those that are too long, and say so the first time.
 
         Raises:
@@ -241,7 +239,6 @@ def checked_scores(name: str, scores: Any, responses: Sequence[str]) -> Tensor:
 
     Args:
         scores: N numbers in a sequence, array or tensor.
-        responses: N.
 
     Raises:
         UserError: if they are not N finite numbers.

@@ -57,7 +57,6 @@ def load_rewards(
     Args:
         sources: one source as `load_reward` takes it, or several with their weights.
         allow_uncalibrated: take reward models whose scale was never fitted.
-        build: see `load_reward`.
 
     Raises:
         UserError: all that is wrong with any source.

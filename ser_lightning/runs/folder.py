@@ -90,7 +90,6 @@ def recorded_config(run_dir: str | None, ckpt_path: str | None, names_model: boo
     """The config of the run that a command without `--config` goes on with or reads a checkpoint of.
 
     Args:
-        run_dir: the folder that the user named.
         ckpt_path: a checkpoint, `last` or `auto`.
         names_model: whether the command line names a model, and so needs no such config.
 
@@ -125,7 +124,6 @@ def choose_folder(command: str, run_dir: str | None, ckpt_path: str | None, stem
 
     Args:
         command: `fit`, or a command that only reads a checkpoint.
-        run_dir: the folder that the user named.
         ckpt_path: a checkpoint, `last` for the folder's own, `auto` for that if there is one, None to start anew.
         stem: name of the config, the first half of a new folder's name.
     """

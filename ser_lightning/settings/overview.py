@@ -16,11 +16,7 @@ def run_overview(program: str, command: str, about: str, configs: Sequence[Confi
     """The text, WIDTH columns wide.
 
     Args:
-        program: how the package is called.
-        command: such as `fit`.
-        about: what the command does.
         configs: whose classes' keys are listed.
-        bundled: names of the configs that ship with the package.
     """
     classes = {**USUAL, **classes_in(configs)}
     tree = tree_of(classes)

@@ -74,11 +74,7 @@ class ShardStrategy(DDPStrategy):
 
 
 def spread(body: nn.Module, mesh: DeviceMesh) -> None:
-    """Put a body in shards over a mesh of one dimension, one group for each layer and one for the rest.
-
-    Args:
-        body: a transformers body, as peft may wrap it.
-    """
+    """Put a body in shards over a mesh of one dimension, one group for each layer and one for the rest."""
     kept = set(kept_whole(body))
     for group in [*layers_of(body), body]:
         # What stays gathered behind a forward pass without gradients would not see what is loaded later.
@@ -168,12 +164,7 @@ def strategy_problems(strategy: str | Strategy, train: str = "lora", quantize: s
 
 
 def strategy_notes(strategy: str | Strategy, device: str, num_devices: int, num_nodes: int) -> list[str]:
-    """What has never been tested, one line each; it may work.
-
-    Args:
-        num_devices: processes on a node.
-        num_nodes: nodes.
-    """
+    """What has never been tested, one line each; it may work."""
     kind = strategy_kind(strategy)
     found = []
     if kind not in ("auto", "ddp", "fsdp", *_REASONS):
