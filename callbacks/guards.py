@@ -110,14 +110,7 @@ def ask_guards(
         result: (N,) the rule's result.
     """
     view = RoundView(
-        state.round,
-        pool,
-        state.fold_pool_scores,
-        result,
-        state.pool_label,
-        context,
-        state.seed_scores,
-        credits,
+        state.round, pool, state.fold_pool_scores, result, state.pool_label, context, state.seed_scores, credits
     )
     levels: list[Any] = [c.inspect(trainer, view) for c in trainer.callbacks if isinstance(c, GuardCallback)]
     return max(levels, key=LEVELS.index, default="ignore")

@@ -16,10 +16,7 @@ from torch import Tensor
 
 from ser_lightning.data.formats import prompt_hash
 from ser_lightning.data.labels import check_labels
-from ser_lightning.data.scoring_rows import (
-    FileRow,
-    column_problems,
-)
+from ser_lightning.data.scoring_rows import FileRow, column_problems
 from ser_lightning.errors import UserError, raise_problems
 from ser_lightning.evaluation.calibration import prob_a_wins
 from ser_lightning.evaluation.metrics import half_credit

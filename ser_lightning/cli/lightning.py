@@ -85,10 +85,7 @@ class SerCLI(LightningCLI):
             save_config_callback=None,
             seed_everything_default=0,
             parser_class=Parser,
-            parser_kwargs={
-                "prog": PROGRAM,
-                "allow_abbrev": False,
-            },
+            parser_kwargs={"prog": PROGRAM, "allow_abbrev": False},
             subclass_mode_model=True,
             subclass_mode_data=True,
             auto_configure_optimizers=False,

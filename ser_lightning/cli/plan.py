@@ -37,13 +37,7 @@ from ser_lightning.modules.reward import RewardModule
 from ser_lightning.modules.sft import SFTModule
 from ser_lightning.planning.budgets import policy_budget, rl_budgets
 from ser_lightning.planning.checks import device_checks, ranks_of, reward_checks
-from ser_lightning.planning.memory import (
-    CPU_TOKENS,
-    Weights,
-    count_weights,
-    device_bytes,
-    device_of,
-)
+from ser_lightning.planning.memory import CPU_TOKENS, Weights, count_weights, device_bytes, device_of
 from ser_lightning.planning.policy import (
     count_steps,
     count_validations,
@@ -188,10 +182,7 @@ def _reward_plan(cli: PlanCLI, module: RewardModule, data: PreferenceDataModule)
         ),
         "data": _data(data, tokens, layout),
         "rounds": {**_rounds(rounds, settings, tokens["all"].total if is_cached else None), "pairwise_judge": judged},
-        "checks": [
-            *map(asdict, module.start_findings(data.max_length)),
-            *device_checks(settings.trainer, device),
-        ],
+        "checks": [*map(asdict, module.start_findings(data.max_length)), *device_checks(settings.trainer, device)],
     }
     return plan, strategy_problems(settings.trainer.strategy, module.backbone.train, module.backbone.quantize)
 

@@ -144,12 +144,7 @@ def print_tally(tally: Tally, scorer: Scorer, out: str) -> None:
 
 
 def _score_chunk(
-    scorer: Scorer,
-    chunk: list[FileRow],
-    schema: pa.Schema,
-    kind: Kind,
-    tally: Tally,
-    show: Callable[[int], object],
+    scorer: Scorer, chunk: list[FileRow], schema: pa.Schema, kind: Kind, tally: Tally, show: Callable[[int], object]
 ) -> pa.Table:
     """The output rows of a chunk; those that do not fit are counted and left out."""
     sides = len(_SIDES[kind])

@@ -11,13 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from ser_lightning.data.columns import LIST_COLUMNS, absent_columns, check_mapping, with_paths
-from ser_lightning.data.formats import (
-    parse_candidates,
-    parse_prompt,
-    parse_response,
-    parse_row,
-    prompt_hash,
-)
+from ser_lightning.data.formats import parse_candidates, parse_prompt, parse_response, parse_row, prompt_hash
 from ser_lightning.data.labels import Labels
 from ser_lightning.data.sources import open_sources
 from ser_lightning.data.turns import clean, is_blank

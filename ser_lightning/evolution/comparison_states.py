@@ -71,11 +71,7 @@ def comparison_states(
 
 
 def cache_comparisons(
-    trainer: Trainer,
-    reward_model: RewardModel,
-    tokenizer: PreTrainedTokenizerBase,
-    data: Any,
-    max_length: int,
+    trainer: Trainer, reward_model: RewardModel, tokenizer: PreTrainedTokenizerBase, data: Any, max_length: int
 ) -> tuple[Tensor, Tensor]:
     """Compute the comparisons of a data module's pairs that the cache lacks, over all ranks.
 

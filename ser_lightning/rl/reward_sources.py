@@ -20,13 +20,7 @@ from transformers import (
 from ser_lightning.errors import UserError, describe, raise_problems
 from ser_lightning.models.adapter_folder import ADAPTER, load_adapter_folder
 from ser_lightning.models.backbone import load_tokenizer, not_found
-from ser_lightning.models.loading import (
-    check_layers,
-    is_meta,
-    meta_arguments,
-    quiet_load_report,
-    vocabulary_problem,
-)
+from ser_lightning.models.loading import check_layers, is_meta, meta_arguments, quiet_load_report, vocabulary_problem
 from ser_lightning.models.masks import choose_layout
 from ser_lightning.models.probe import empty_response_problem, num_positions
 from ser_lightning.models.readings import noted_readings
