@@ -108,7 +108,7 @@ def sft_memory(
         "logits, estimate": {"training": _logit_bytes(policy, chunk, TRAINED_LOGIT_BYTES)},
         "workspace, estimate": {"training": workspace_bytes(policy, precision)},
     }
-    return _summed(rows, ("training",), {"training": tokens}, {"training": "data.tokens_per_batch"}, [optimizer])
+    return summed(rows, ("training",), {"training": tokens}, {"training": "data.tokens_per_batch"}, [optimizer])
 
 
 def rl_memory(
@@ -162,7 +162,7 @@ def rl_memory(
     }
     tokens = {"sampling": sampled, "scoring": scored, "training": trained}
     names = dict.fromkeys(RL_PHASES, "model.tokens_per_batch") | {"sampling": "model.tokens_per_sampling_batch"}
-    return _summed(rows, RL_PHASES, tokens, names, optimizers)
+    return summed(rows, RL_PHASES, tokens, names, optimizers)
 
 
 def _update_batches(
@@ -212,13 +212,14 @@ def _logit_bytes(policy: Policy, num_rows: int, bytes_each: int) -> int:
     return bytes_each * num_rows * vocabulary_size(policy)
 
 
-def _summed(
+def summed(
     rows: dict[str, dict[str, int]],
     uses: Sequence[str],
     tokens: dict[str, int],
     budgets: dict[str, str],
     optimizers: Sequence[Optimizer],
 ) -> dict[str, Any]:
+    """Bytes by kind and use with their sums, and what else a plan says of memory."""
     kinds = {kind: {use: row.get(use, 0) for use in uses} for kind, row in rows.items() if any(row.values())}
     return {
         "optimizer": " and ".join(dict.fromkeys(type(optimizer).__name__ for optimizer in optimizers)),

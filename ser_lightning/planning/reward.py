@@ -23,6 +23,7 @@ from ser_lightning.planning.memory import (
     training_activations,
     workspace_bytes,
 )
+from ser_lightning.planning.policy import summed
 from ser_lightning.planning.workload import largest_batch
 from ser_lightning.training.schedule import make_optimizer
 from ser_lightning.training.strategies import check_optimizer
@@ -75,11 +76,7 @@ def reward_memory(
         ),
         "workspace, estimate": (copies + gathered[0], copies + gathered[1]),
     }
-    kinds = {name: dict(zip(("training", "labelling"), pair, strict=True)) for name, pair in rows.items() if any(pair)}
-    return {
-        "optimizer": type(optimizer).__name__,
-        "batch_tokens": {"training": train_tokens, "labelling": label_tokens},
-        "budgets": {"training": "data.tokens_per_batch", "labelling": "data.tokens_per_scoring_batch"},
-        "kinds": kinds,
-        "all": {use: sum(kind[use] for kind in kinds.values()) for use in ("training", "labelling")},
-    }
+    uses = ("training", "labelling")
+    kinds = {kind: dict(zip(uses, pair, strict=True)) for kind, pair in rows.items()}
+    budget_names = {"training": "data.tokens_per_batch", "labelling": "data.tokens_per_scoring_batch"}
+    return summed(kinds, uses, {"training": train_tokens, "labelling": label_tokens}, budget_names, [optimizer])
