@@ -49,7 +49,7 @@ def _keys(tree: Tree, prefix: str) -> Iterator[str]:
 
 def _value(key: Key) -> str:
     """What a value may be, and its default, in brackets."""
-    names = [_name(kind) for kind in key.kinds or []]
+    names = [] if "more" in (key.kinds or []) else [_name(kind) for kind in key.kinds or []]
     default = "" if key.default is None or key.default == [] else f" (default: {key.default})"
     return f"{'|'.join(names)}{default}" if len(default) < 60 else "|".join(names)
 
