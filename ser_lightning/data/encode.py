@@ -81,7 +81,7 @@ def encode_pairs(
     groups = [(pair.prompt, [pair.response_a, pair.response_b]) for pair in pairs]
     names = [f"pair {pair.source_id or pair.pair_id}" for pair in pairs]
     found = _encode_groups(tokenizer, groups, max_length, names)
-    return [None if one is None else EncodedPair(*one[0], is_cut=one[1]) for one in found]
+    return [None if one is None else EncodedPair(one[0][0], one[0][1], one[1]) for one in found]
 
 
 def encode_candidates(

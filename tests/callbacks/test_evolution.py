@@ -110,16 +110,28 @@ def test_the_seed_model_does_not_depend_on_the_folds_before_it(tiny_model_dir, p
     assert equal(*found)
 
 
-def test_labels_that_train_a_fold_model_come_from_models_that_never_saw_the_fold(tiny_model_dir, pairs_file, tmp_path):
+USUAL = {"max_rounds": 2, "rule": TopShareRule(0.4, min_change_share=0.0)}
+
+
+@pytest.fixture(scope="module")
+def usual_run(tiny_model_dir, pairs_file, tmp_path_factory):
+    """Folder of a run with `USUAL`, its callback, and what its epochs trained on."""
+    run, log = tmp_path_factory.mktemp("usual"), Recorder()
+    with contextlib.chdir(run):
+        _, callback = fit(tiny_model_dir, pairs_file, str(run), log, **USUAL)
+    return run, callback, log
+
+
+def test_labels_that_train_a_fold_model_come_from_models_that_never_saw_the_fold(
+    tiny_model_dir, pairs_file, tmp_path, usual_run
+):
     """Turn the human labels of one fold: the chain that leaves it out must not change, whatever the others do."""
     names = _prompts(pairs_file, pairs_of(pairs_file, "seed", 0))
     other_file = tmp_path / "turned.jsonl"
     _turn(pairs_file, names, other_file)
-    logs = []
-    for name, file in (("one", pairs_file), ("other", other_file)):
-        logs.append(Recorder())
-        fit(tiny_model_dir, file, name, logs[-1], rule=TopShareRule(0.4, 0.0), max_rounds=2)
-    for one, other in zip(*(log.epochs for log in logs), strict=True):
+    log = Recorder()
+    fit(tiny_model_dir, other_file, "other", log, **USUAL)
+    for one, other in zip(usual_run[2].epochs, log.epochs, strict=True):
         same = one["ids"] == other["ids"] and one["target"] == other["target"]
         assert same == (one["phase"].fold == 0), one["phase"]
 
@@ -185,20 +197,8 @@ def test_ties_are_trained_on_in_every_phase_but_that_of_their_fold_and_no_round_
     assert 0 <= float(rows("run")[0]["seed_oof_accuracy"]) <= 1
 
 
-USUAL = {"max_rounds": 2, "rule": TopShareRule(0.4, min_change_share=0.0)}
-
-
-@pytest.fixture(scope="module")
-def usual_run(tiny_model_dir, pairs_file, tmp_path_factory):
-    """Folder of a run with `USUAL`, and its callback."""
-    run = tmp_path_factory.mktemp("usual")
-    with contextlib.chdir(run):
-        _, callback = fit(tiny_model_dir, pairs_file, str(run), **USUAL)
-    return run, callback
-
-
 def test_rounds_csv_counts_what_happened(usual_run):
-    run, callback = usual_run
+    run, callback, _ = usual_run
     table = rows(run)
     assert [r["round"] for r in table] == ["0", "1", "2"] and sum(r["delivered"] == "1" for r in table) == 1
     for number, r in enumerate(table):
