@@ -546,7 +546,11 @@ def _without_eos(model_dir):
     [
         (["--model.reward_model=runs/nothing"], ["reward runs/nothing: got no such folder; give the run folder"]),
         (["--model.reward_model=my_rewards.nans"], ["reward my_rewards.nans: got NaN for 5 of 5 responses"]),
-        (["--model.judge=my_rewards.nans"], ["reward my_rewards.nans: got NaN for 5 of 5 responses"]),
+        pytest.param(
+            ["--model.judge=my_rewards.nans"],
+            ["reward my_rewards.nans: got NaN for 5 of 5 responses"],
+            marks=pytest.mark.slow,
+        ),
         (["--model.reward_model=my_rewards.too_few"], ["reward my_rewards.too_few: got 4 scores for 5 responses"]),
         (
             ["--model.reward_model=runs/nothing", "--model.judge=my_rewards.no"],
