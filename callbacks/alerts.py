@@ -37,8 +37,6 @@ def log_round_tables(
     """The table of rounds so far, and pairs of a round to read, as `wandb` tables.
 
     Args:
-        trainer: has the loggers.
-        rows: lines of `rounds.csv`.
         cards: pairs by why they were chosen, as in `rounds/<r>/report.json`.
         number: of the round that the pairs are of.
     """

@@ -74,11 +74,6 @@ def seed_bag_of_words(data: PreferenceDataModule) -> BagOfWords:
 def measure_round(data: PreferenceDataModule, run: str | Path, number: int) -> dict[str, Any]:
     """What the test pairs say of a round, and nobody trains on: its accuracy, and how far it is from others.
 
-    Args:
-        data: a DataModule that is set up.
-        run: folder of the run.
-        number: of the round.
-
     Returns:
         `pairs`, `prompts`, `accuracy` with `accuracy_low` and `accuracy_high` over prompts, `by_length`, and `against`:
         for `longer`, `bag_of_words` and, behind round 0, `seed` (the seed model) the fields of `Paired`, where the
@@ -122,12 +117,7 @@ def _baseline_margins(data: PreferenceDataModule, ids: Tensor) -> dict[str, Tens
 
 
 def bag_of_words_accuracy(data: PreferenceDataModule, split: Literal["val", "test"]) -> float:
-    """Accuracy on a split of a bag-of-words model that was fitted on the seed.
-
-    Args:
-        data: a DataModule that is set up.
-        split: whose pairs to judge.
-    """
+    """Accuracy on a split of a bag-of-words model that was fitted on the seed."""
     return _accuracy(data, split, seed_bag_of_words(data).margin(_responses(data, data.pair_ids(split))))
 
 

@@ -31,7 +31,6 @@ def go_on_with_arrivals(evolution: Any, trainer: Trainer, pl_module: LightningMo
 
     Args:
         evolution: the `EvolutionCallback`, with the state of the finished run.
-        trainer: has loaded the checkpoint.
         pl_module: is the delivered model.
     """
     data, state, delivered = trainer.datamodule, evolution.state, evolution.state.delivered

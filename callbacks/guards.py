@@ -103,7 +103,6 @@ def ask_guards(
     """What the run's guards say of a round; "ignore" without any.
 
     Args:
-        trainer: has the guards among its callbacks.
         state: its last row is the round's.
         credits: for each round the credit of the same seed pairs.
         pool: (N,) scores that the labels were made of.
@@ -111,14 +110,7 @@ def ask_guards(
         result: (N,) the rule's result.
     """
     view = RoundView(
-        state.round,
-        pool,
-        state.fold_pool_scores,
-        result,
-        state.pool_label,
-        context,
-        state.seed_scores,
-        credits,
+        state.round, pool, state.fold_pool_scores, result, state.pool_label, context, state.seed_scores, credits
     )
     levels: list[Any] = [c.inspect(trainer, view) for c in trainer.callbacks if isinstance(c, GuardCallback)]
     return max(levels, key=LEVELS.index, default="ignore")

@@ -190,35 +190,29 @@ def step_row(step: int, now: Answers, start: Answers, metrics: Mapping[str, Tens
     """The columns of `steps.csv`.
 
     Args:
-        step: steps of the RL stage that were done.
         now: (N,) answers of the policy.
         start: (N,) answers of the starting policy to the same prompts.
         metrics: what the module has logged; `train/...` is taken over as it stands.
     """
-    reward, wins = mean_interval(now.reward), win_rate(now.reward, start.reward)
-    judge_score, judge_score_low, judge_score_high = (
-        (None, None, None) if now.judge is None else mean_interval(now.judge)
-    )
+    wins = win_rate(now.reward, start.reward)
     if now.judge is not None and start.judge is not None:
         wins = win_rate(now.judge, start.judge)
     return StepRow(
         step=step,
-        reward=reward.estimate,
-        reward_low=reward.low,
-        reward_high=reward.high,
-        judge_score=judge_score,
-        judge_score_low=judge_score_low,
-        judge_score_high=judge_score_high,
+        **_with_bounds("reward", mean_interval(now.reward)),
+        **_with_bounds("judge_score", None if now.judge is None else mean_interval(now.judge)),
         kl=float(now.kl.double().mean()),
         length=float(now.num_tokens.double().mean()),
         eos_rate=float(now.has_ended.double().mean()),
-        win_rate=wins.estimate,
-        win_rate_low=wins.low,
-        win_rate_high=wins.high,
+        **_with_bounds("win_rate", wins),
         repetition=sum(map(repetition, now.responses)) / len(now.responses),
         distinct_2=distinct_n(now.responses),
         train=_train_figures(metrics or {}),
     )
+
+
+def _with_bounds(name: str, interval: Interval | None) -> dict[str, Any]:
+    return dict(zip((name, f"{name}_low", f"{name}_high"), interval or (None, None, None), strict=True))
 
 
 def overoptimisation(now: Answers, best: BestStep, num_earlier: int) -> Interval | None:
@@ -256,10 +250,8 @@ def write_samples(path: Path, now: Answers, start: Answers, num_samples: int) ->
     """The first prompts with what the policy answered at the start and answers now, one JSON object a line.
 
     Args:
-        path: file to write.
         now: (N,) answers of the policy.
         start: (N,) answers of the starting policy to the same prompts.
-        num_samples: how many prompts, at most.
     """
     lines = []
     for i in range(min(num_samples, len(now.prompts))):

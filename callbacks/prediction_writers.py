@@ -115,7 +115,6 @@ def with_texts(table: pa.Table, datamodule: Any) -> pa.Table:
     """Add the user's id, the last turn of the prompt and both responses: a and b are not the file's order.
 
     Args:
-        table: rows of `to_table`.
         datamodule: knows the texts where it has a `lookup`.
     """
     if not hasattr(datamodule, "lookup"):

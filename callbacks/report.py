@@ -104,12 +104,6 @@ def round_notes(data: PreferenceDataModule, folder: Path, number: int, seed: Pai
     """What a report shows of a round and no other file has.
 
     Human labels are in it as counts, and as those of the test pairs that the round is surest of and wrong about.
-
-    Args:
-        data: a DataModule that is set up.
-        folder: of the run.
-        number: of the round.
-        seed: (M,) out-of-fold scores of the seed.
     """
     files = round_files(folder, number)
     audit, before = read_audit(files.audit), read_audit(round_files(folder, number - 1).audit) if number else None

@@ -145,8 +145,6 @@ def print_rounds(
     """The outcome, the table, and what its words mean.
 
     Args:
-        rows: of the finished rounds.
-        sentences: the outcome.
         seed_pairs: that each round was scored on out of fold; a seed grows where a run goes on with new labels.
         teacher: the run whose pseudo-labels round 0 was trained on, if any.
     """
@@ -163,9 +161,6 @@ def outcome_sentences(
     """Whether self-evolution helped, whether the model is good enough, and what next.
 
     Args:
-        data: has the test pairs.
-        run: folder of the run.
-        rows: of the finished rounds.
         seed_pairs: that each round was scored on out of fold.
     """
     from ser_lightning.callbacks.baselines import measure_round  # it loads every kind of model
@@ -183,7 +178,6 @@ def write_advice(trainer: Trainer, module: Any, next_round: float, min_gain: flo
     """Write what more labels and another round are forecast to gain; every rank reads its share of the seed.
 
     Args:
-        trainer: of a run whose rounds are over.
         module: a reward model; what labels gain is forecast where its head is solved exactly.
         next_round: accuracy that another round is forecast to gain; NaN without a forecast.
         min_gain: accuracy that is worth its cost.

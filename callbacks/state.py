@@ -71,11 +71,7 @@ class EvolutionState:
 
     @classmethod
     def from_dict(cls, state: dict[str, Any]) -> "EvolutionState":
-        """What `to_dict` gave.
-
-        Raises:
-            UserError: another version of this package gave it.
-        """
+        """What `to_dict` gave; `UserError` if another version of this package gave it."""
         if state.keys() != {f.name for f in fields(cls)}:
             raise UserError(
                 "checkpoint: got the state of another version of ser-lightning; go on with that one, or start a new run"

@@ -42,10 +42,7 @@ class Shard:
     """The part of the work that falls to this process.
 
     Attributes:
-        rank: this process, from 0.
-        world_size: number of processes.
         tokens_per_batch: most tokens in a micro-batch, padding included.
-        pad_token_id: the tokenizer's.
         layout: of the sequences in a batch.
         features: what a frozen body made of every pair of the store, in place of token ids.
         needs_equal_counts: every rank has to compute as many micro-batches of a step as the others.
@@ -169,11 +166,8 @@ class TrainingSteps(Dataset[list[PairBatch]]):
     A step is the same set of pairs for any number of ranks and any token budget.
 
     Args:
-        store: the encoded pairs.
-        pairs: the phase's N pairs.
         order: (N,) order in which the epoch goes through them.
         pairs_per_step: pairs in a step, over all ranks.
-        shard: this rank's part.
     """
 
     def __init__(self, store: PairStore, pairs: PairSet, order: np.ndarray, pairs_per_step: int, shard: Shard) -> None:
@@ -207,9 +201,7 @@ class ScoringBatches(Dataset[PairBatch]):
     """Every pair once, sorted by length; ranks get equally many batches, the last of some a filler of weight 0.
 
     Args:
-        store: the encoded pairs.
         pairs: the N pairs, in an order that does not depend on any file.
-        shard: this rank's part.
         eval_set: name of the evaluation set that the pairs are, None for those of a split.
     """
 

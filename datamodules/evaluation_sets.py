@@ -52,12 +52,6 @@ class EvaluationSet:
     ) -> None:
         """Map the encoded pairs, without those of dialogues that training sees.
 
-        Args:
-            cache: folder of encoded pairs.
-            tokenizer: the module's.
-            max_length: most tokens in a conversation.
-            seen_dialogues: ids of the dialogues of seed, pool and validation.
-
         Raises:
             UserError: no labelled pair is left.
         """

@@ -74,13 +74,6 @@ class SplitPairs:
     """Rows of a store by split, and the questions that may be asked of them.
 
     The first part of the store is split by the policy; every later part joins what is there (`add_arrival`).
-
-    Args:
-        store: the encoded pairs.
-        policy: how much goes where.
-
-    Attributes:
-        report: what was read, dropped, and kept where.
     """
 
     def __init__(self, store: PairStore, policy: SplitPolicy) -> None:

@@ -145,13 +145,7 @@ class PreferenceDataModule(PairFiles):
 
     # What the next epochs train on.
 
-    def begin_phase(
-        self,
-        round: int = 0,
-        fold: int | None = None,
-        num_folds: int = 3,
-        first_epoch: int = 0,
-    ) -> None:
+    def begin_phase(self, round: int = 0, fold: int | None = None, num_folds: int = 3, first_epoch: int = 0) -> None:
         """Choose the pairs of the next epochs: the seed without one fold, and the accepted selection.
 
         Args:

@@ -37,12 +37,7 @@ class PromptSteps(Dataset[PromptBatch]):
 
     Args:
         prompts: N prompts; a step may take some of them twice where there are few.
-        epoch: number of the epoch.
-        steps_per_epoch: steps in it.
         prompts_per_step: prompts in a step, over all ranks.
-        seed: enters the permutations.
-        rank: this process, from 0.
-        world_size: number of processes.
     """
 
     prompts: Sequence[Prompt]
@@ -73,10 +68,7 @@ class PromptBatches(Dataset[PromptBatch]):
     """Every prompt once; ranks get equally many batches, the last of some empty.
 
     Args:
-        prompts: N prompts.
         prompts_per_batch: most prompts in a batch of one rank.
-        rank: this process, from 0.
-        world_size: number of processes.
     """
 
     def __init__(self, prompts: Sequence[Prompt], prompts_per_batch: int, rank: int, world_size: int) -> None:

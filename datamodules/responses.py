@@ -33,7 +33,6 @@ class ResponseSet:
     """Responses to imitate, as places in a store.
 
     Attributes:
-        store: the encoded pairs.
         rows: (N,) int64 rows of the store.
         sides: (N,) int64, 0 = response a, 1 = response b.
         num_response_tokens: (N,) int64, how many of the last ids of the conversation are the response's.
@@ -66,10 +65,8 @@ class ResponseSteps(Dataset[list[ResponseBatch]]):
     A step is the same set of responses for any number of ranks and any token budget.
 
     Args:
-        responses: N responses.
         order: (N,) order in which the epoch goes through them.
         responses_per_step: responses in a step, over all ranks.
-        shard: this rank's part.
     """
 
     def __init__(self, responses: ResponseSet, order: np.ndarray, responses_per_step: int, shard: Shard) -> None:
@@ -94,12 +91,7 @@ class ResponseSteps(Dataset[list[ResponseBatch]]):
 
 
 class ResponseBatches(Dataset[ResponseBatch]):
-    """Every response once, sorted by length; ranks get equally many batches, of the last of some nothing counts.
-
-    Args:
-        responses: N responses.
-        shard: this rank's part.
-    """
+    """Every response once, sorted by length; ranks get equally many batches, of the last of some nothing counts."""
 
     def __init__(self, responses: ResponseSet, shard: Shard) -> None:
         self.responses, self.shard = responses, shard

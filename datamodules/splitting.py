@@ -116,8 +116,6 @@ def take_dialogues(dialogue_id: np.ndarray, fraction: float, seed: int, purpose:
     Args:
         dialogue_id: (N,) int64 dialogue of each pair.
         fraction: share of the N pairs to hit as closely as whole dialogues can.
-        seed: another seed, another choice.
-        purpose: another purpose, another choice.
 
     Returns:
         (N,) bool, True where the pair's dialogue was chosen. No order of the pairs matters.
@@ -142,7 +140,6 @@ def assign_folds(
     Args:
         dialogue_id: (N,) int64 dialogue of each pair.
         num_folds: K, at most the number of dialogues.
-        seed: another seed, other folds.
         earlier: dialogues and folds of M pairs that are dealt already: they stay, and pairs of theirs join them.
 
     Returns:
@@ -215,7 +212,6 @@ def split_pairs(
         has_label: (N,) bool; not read where the role is `pool_path`.
         given: the `ROLES` that the user gave, even if none of their rows was usable.
         policy: shares and seed.
-        between: counts what is dropped or doubtful.
     """
     is_path, is_pool, is_test_file = (role == ROLES.index(name) for name in ROLES)
     labelled = is_path & has_label
@@ -269,7 +265,6 @@ def set_undecided_aside(splits: Splits, labels: np.ndarray, between: Counter[str
     Args:
         splits: rows of the store, before any tie is set aside.
         labels: (N,) float32 labels of all rows.
-        between: counts what is taken out.
 
     Returns:
         The splits, with the ties of the seed as `ties`.
@@ -303,7 +298,6 @@ def add_arrival(
         pair_id: (N,) int64 of all rows.
         dialogue_id: (N,) int64 of all rows, joined over old and new ones.
         labels: (N,) float32 labels of all rows.
-        between: counts what came in and what was dropped.
     """
     is_leak = np.isin(dialogue_id[rows], dialogue_id[np.concatenate([splits.test, splits.val])])
     is_contradiction = ~is_leak & (labels[rows] == CONTRADICTION)

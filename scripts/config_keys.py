@@ -20,14 +20,15 @@ PLAIN = {int: "int", float: "float", bool: "bool", str: "str", type(None): "null
 
 
 def kinds(hint: Any) -> list[Any] | None:
-    """What a value may be, names of plain types and choices; None where that takes more than a name."""
+    """What a value may be, names of plain types and choices, and `more`; None where it is nothing that has a name."""
     if hint in PLAIN:
         return [PLAIN[hint]]
     if get_origin(hint) is Literal:
         return [{"one of": list(get_args(hint))}]
     if get_origin(hint) in (Union, types.UnionType):
-        parts = [kinds(part) for part in get_args(hint)]
-        return None if None in parts else [kind for part in parts for kind in part or []]
+        parts = [kinds(part) or ["more"] for part in get_args(hint)]
+        found = [kind for part in parts for kind in part if kind != "more"]
+        return found + ["more"] * (["more"] in parts) if found else None
     return None
 
 

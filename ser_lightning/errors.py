@@ -46,11 +46,7 @@ class Terminated(BaseException):
 
 
 class Causes:
-    """Problems of many rows, one line for each cause: the first, and how many others differ in their numbers alone.
-
-    Args:
-        problems: to begin with.
-    """
+    """Problems of many rows, one line for each cause: the first, and how many others differ in their numbers alone."""
 
     MAX_CAUSES = 10
 
@@ -94,11 +90,7 @@ _DAMAGED = (RecursionError, EOFError, UnicodeError)
 
 
 def outside_problem(error: BaseException | None) -> str | None:
-    """One line for an error that comes from a file or the disk, not from a mistake in this project; else None.
-
-    Args:
-        error: what ended a command.
-    """
+    """One line for an error that comes from a file or the disk, not from a mistake in this project; else None."""
     first = error
     while error is not None:
         kinds = type(error).__mro__

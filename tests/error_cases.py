@@ -9,7 +9,6 @@ from pathlib import Path
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from ser_lightning.__main__ import main
 from ser_lightning.data.formats import parse_row
 from tests.policy_runs import QUIET
 
@@ -34,10 +33,15 @@ A rule that keeps nothing is not an error: the run ends with the model of that r
 
 
 class Scene:
-    """A folder with `pairs.jsonl` (80 good pairs) and `model/` (a tiny model), in which a mistake is made."""
+    """A folder with `pairs.jsonl` (80 good pairs) and `model/` (a tiny model), in which a mistake is made.
 
-    def __init__(self, rows: list[dict], flags: list[str]) -> None:
-        self.rows, self.flags = rows, flags
+    Attributes:
+        flags: of a run on both.
+        fitted: a run with these flags, which nobody may change.
+    """
+
+    def __init__(self, rows: list[dict], flags: list[str], fitted: Path) -> None:
+        self.rows, self.flags, self.fitted = rows, flags, fitted
 
     def write(self, rows: list[dict] | bytes, name: str = "pairs.jsonl") -> list[str]:
         """Replace the pairs."""
@@ -159,17 +163,17 @@ def _damaged(scene: Scene) -> list[str]:
 
 
 def _other_config(scene: Scene) -> list[str]:
-    assert main(["fit", *scene.flags, "--run_dir=run"]) == 0
+    shutil.copytree(scene.fitted, "run")
     return ["--run_dir=run", "--ckpt_path=last", "--data.max_length=48"]
 
 
 def _other_splits(scene: Scene) -> list[str]:
-    assert main(["fit", *scene.flags, "--run_dir=run"]) == 0
+    shutil.copytree(scene.fitted, "run")
     return ["--data.teacher=run", "--data.split_seed=1", "--run_dir=student"]
 
 
 def _unfinished_teacher(scene: Scene) -> list[str]:
-    assert main(["fit", *scene.flags, "--run_dir=run"]) == 0
+    shutil.copytree(scene.fitted, "run")
     saved = torch.load("run/checkpoints/last.ckpt", weights_only=True)
     saved["callbacks"]["EvolutionCallback"]["finished"] = False
     torch.save(saved, "run/checkpoints/last.ckpt")

@@ -48,9 +48,6 @@ def main(args: Namespace) -> None:
 def bench_file(args: Namespace) -> dict[str, Any]:
     """All figures of a model on a file.
 
-    Args:
-        args: the flags of the command.
-
     Raises:
         UserError: a line for each thing that is wrong; the data are read through before the model is loaded.
     """
@@ -100,8 +97,6 @@ def figures_of(
     """All figures, as `--json` writes them; `docs/evaluation.md` defines each.
 
     Args:
-        rows: N.
-        units: what `scoring_units` made of them.
         scored: N, what `score_rows` gave.
         weights: subset -> weight, where it is not the default.
 

@@ -235,10 +235,6 @@ COMMANDS = {
 def run_command(name: str, argv: list[str]) -> int:
     """Run one of `COMMANDS` and return its exit code.
 
-    Args:
-        name: of the command.
-        argv: the words behind its name.
-
     Raises:
         UserError: a line for each problem of the command line, before anything heavy is imported.
     """

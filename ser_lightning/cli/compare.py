@@ -16,10 +16,7 @@ from torch import Tensor
 
 from ser_lightning.data.formats import prompt_hash
 from ser_lightning.data.labels import check_labels
-from ser_lightning.data.scoring_rows import (
-    FileRow,
-    column_problems,
-)
+from ser_lightning.data.scoring_rows import FileRow, column_problems
 from ser_lightning.errors import UserError, raise_problems
 from ser_lightning.evaluation.calibration import prob_a_wins
 from ser_lightning.evaluation.metrics import half_credit
@@ -104,10 +101,7 @@ def compare(
 
     Args:
         pairs: N labelled pairs, and unlabelled ones.
-        models: names of A, or of A and B.
-        sides: of the same.
         scored: (4, N) of the same.
-        trust_remote_code: as `Scorer.load` has it.
 
     Raises:
         UserError: no pair has rewards of both.

@@ -45,12 +45,7 @@ def _wrap_item(wrap: Wrap, kept: list[Any], value: Any) -> list[str]:
 
 
 class Diagnosis:
-    """Find every problem of a command line.
-
-    Args:
-        parse: parses a command line, raises `ParseError`.
-        arguments: the command line that it refused.
-    """
+    """Find every problem of a command line."""
 
     def __init__(self, parse: Callable[[list[str]], Namespace], arguments: Arguments) -> None:
         self.parse = parse
@@ -139,7 +134,6 @@ class Diagnosis:
 
         Args:
             wrap: a value at `path` -> the command line that sets it on top of all that was good so far.
-            value: what to check.
             path: the keys that lead to `value`, without `init_args`.
             source: where `value` stands.
             context: a good command line whose config holds the parent of `value`.
@@ -196,23 +190,13 @@ class Diagnosis:
             node: Any = self.parse(context)[self.arguments.command]
         except ParseError:
             return ""
-        return hint_for(path, node, _children, _has)
-
-
-def _has(node: Any, path: list[str]) -> bool:
-    """Whether a parsed config has a key."""
-    for part in path:
-        if part not in _children(node):
-            return False
-        node = _children(node)[part]
-    return True
+        return hint_for(path, _tree(node))
 
 
 def null_problems(config: Namespace, path: str = "", owner: type | None = None) -> Iterator[str]:
     """A line for each null where its owner takes none: the parser lets null pass for anything.
 
     Args:
-        config: a parsed config, or a part of it.
         path: keys that lead to the part, without `init_args`.
         owner: whose arguments the part holds; None where nothing is known of them.
     """
@@ -251,13 +235,13 @@ def _import(class_path: str) -> type | None:
     return found if isinstance(found, type) else None
 
 
-def _children(node: Any) -> dict[str, Any]:
-    """What stands below a node of a parsed config: the arguments of a class, the last item of a list."""
+def _tree(node: Any) -> dict[str, Any]:
+    """The names in a parsed config, by level; of a class its arguments, of a list those of the last item."""
     if isinstance(node, list) and node:
         node = node[-1]
     if isinstance(node, Namespace) and CLASS_PATH in node:
         node = node.get("init_args")
-    return dict(vars(node)) if isinstance(node, Namespace) else {}
+    return {name: _tree(child) for name, child in vars(node).items()} if isinstance(node, Namespace) else {}
 
 
 def _as_flag(config: Any) -> str:

@@ -59,11 +59,7 @@ class Parser(LightningArgumentParser):
 
 
 class SerCLI(LightningCLI):
-    """The command line of a run.
-
-    Args:
-        arguments: the command line.
-    """
+    """The command line of a run."""
 
     def __init__(self, arguments: Arguments) -> None:
         self.arguments = arguments
@@ -89,10 +85,7 @@ class SerCLI(LightningCLI):
             save_config_callback=None,
             seed_everything_default=0,
             parser_class=Parser,
-            parser_kwargs={
-                "prog": PROGRAM,
-                "allow_abbrev": False,
-            },
+            parser_kwargs={"prog": PROGRAM, "allow_abbrev": False},
             subclass_mode_model=True,
             subclass_mode_data=True,
             auto_configure_optimizers=False,
@@ -105,11 +98,7 @@ class SerCLI(LightningCLI):
         return {self.arguments.command: super().subcommands()[self.arguments.command]}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Add what every command takes.
-
-        Args:
-            parser: the parser of one command.
-        """
+        """Add what every command takes."""
         parser.add_argument(
             "--run_dir",
             type=str | None,
@@ -123,12 +112,7 @@ class SerCLI(LightningCLI):
         )
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
-        """Parse the command line, or raise a `UserError` with a line for every problem in it.
-
-        Args:
-            parser: the parser of all commands.
-            args: the command line.
-        """
+        """Parse the command line, or raise a `UserError` with a line for every problem in it."""
         if not self.arguments.configs:
             run_dir, ckpt_path = self.arguments.value("--run_dir"), self.arguments.value("--ckpt_path")
             recorded = recorded_config(run_dir, ckpt_path, names_model=bool(self.arguments.model_class()))
@@ -234,11 +218,7 @@ class SerCLI(LightningCLI):
         return model_problems(model, self.config[self.subcommand].get("data.init_args.max_length"))
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """The trainer with this project's callbacks and metrics file; its own objections become a `UserError`.
-
-        Args:
-            kwargs: trainer arguments that win over the config.
-        """
+        """The trainer with this project's callbacks and metrics file; its own objections become a `UserError`."""
         config = self._get(self.config_init, "trainer")
         evolution = self._get(self.config_init, "evolution")
         given = [*_as_list(config.callbacks), *_as_list(evolution)]  # last: it labels when all others have looked

@@ -37,13 +37,7 @@ from ser_lightning.modules.reward import RewardModule
 from ser_lightning.modules.sft import SFTModule
 from ser_lightning.planning.budgets import policy_budget, rl_budgets
 from ser_lightning.planning.checks import device_checks, ranks_of, reward_checks
-from ser_lightning.planning.memory import (
-    CPU_TOKENS,
-    Weights,
-    count_weights,
-    device_bytes,
-    device_of,
-)
+from ser_lightning.planning.memory import CPU_TOKENS, Weights, count_weights, device_bytes, device_of
 from ser_lightning.planning.policy import (
     count_steps,
     count_validations,
@@ -190,10 +184,7 @@ def _reward_plan(cli: PlanCLI, module: RewardModule, data: PreferenceDataModule)
         ),
         "data": _data(data, tokens, layout),
         "rounds": {**_rounds(rounds, settings, cached), "pairwise_judge": judged},
-        "checks": [
-            *map(asdict, module.start_findings(data.max_length)),
-            *device_checks(settings.trainer, device),
-        ],
+        "checks": [*map(asdict, module.start_findings(data.max_length)), *device_checks(settings.trainer, device)],
     }
     return plan, strategy_problems(settings.trainer.strategy, module.backbone.train, module.backbone.quantize)
 
@@ -372,8 +363,6 @@ def _rounds(rounds: list[RoundWork], settings: Namespace, cached: dict[str, int]
     """Tokens of the rounds, and seconds where a rate is known.
 
     Args:
-        rounds: what each reads.
-        settings: of the command line.
         cached: what a frozen body computes once, and never again in a round; None where it is trained.
     """
     pairs_per_second, like = settings.pairs_per_second, settings.like

@@ -31,11 +31,6 @@ def main(args: Namespace) -> None:
 def query(run: Path, num_pairs: int, strategy: QueryStrategy) -> list[PreferencePair]:
     """The pool pairs of a run that a strategy asks labels for, without any.
 
-    Args:
-        run: folder of a fit that has delivered a model.
-        num_pairs: how many.
-        strategy: chooses them.
-
     Raises:
         UserError: the pool has fewer pairs, or the files of the run are not what they were.
     """

@@ -65,8 +65,6 @@ class Tally:
         Args:
             rewards: (S, N) of each side.
             tokens: (S, N) of each side.
-            rows: N.
-            encoded: N.
         """
         self.scored += len(rows)
         self.cut += sum(pair.is_cut for pair in encoded)
@@ -87,9 +85,6 @@ def main(args: Namespace) -> None:
 
 def score_file(args: Namespace) -> tuple[Tally, Scorer]:
     """Write the rewards of every row that can be scored; the file is whole or not there.
-
-    Args:
-        args: the flags of the command.
 
     Raises:
         UserError: a line for each thing that is wrong; the data are read through before the model is loaded.
@@ -149,12 +144,7 @@ def print_tally(tally: Tally, scorer: Scorer, out: str) -> None:
 
 
 def _score_chunk(
-    scorer: Scorer,
-    chunk: list[FileRow],
-    schema: pa.Schema,
-    kind: Kind,
-    tally: Tally,
-    show: Callable[[int], object],
+    scorer: Scorer, chunk: list[FileRow], schema: pa.Schema, kind: Kind, tally: Tally, show: Callable[[int], object]
 ) -> pa.Table:
     """The output rows of a chunk; those that do not fit are counted and left out."""
     sides = len(_SIDES[kind])

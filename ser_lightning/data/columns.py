@@ -134,12 +134,7 @@ def _inside(value: Any, parts: list[str]) -> list[Any]:
 
 
 def absent_columns(columns: Mapping[str, str], present: Collection[str]) -> list[str]:
-    """A line for names that are mapped to columns that no row has.
-
-    Args:
-        columns: how the file calls its columns.
-        present: the columns of all rows.
-    """
+    """A line for names that are mapped to columns that no row has."""
     absent = [f"{name}: {column}" for name, column in columns.items() if column not in present]
     return [f"columns: got {{{', '.join(absent)}}}; the file has {shown_names(present)}"] if absent and present else []
 

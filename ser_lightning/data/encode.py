@@ -7,6 +7,7 @@ all responses that are compared see exactly the same prompt.
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from typing import Any, TypeVar
 
 from transformers import PreTrainedTokenizerBase
@@ -42,7 +43,6 @@ def encode_conversations(
     """Ids of whole conversations; the only place that turns text into ids.
 
     Args:
-        tokenizer: has a `chat_template`.
         conversations: N conversations, the scored response as the last turn.
         add_generation_prompt: go on to where a response begins.
 
@@ -63,105 +63,47 @@ def encode_conversations(
     return rows
 
 
-def encode_pair(tokenizer: PreTrainedTokenizerBase, pair: PreferencePair, max_length: int) -> EncodedPair | None:
-    """Ids of both conversations of a pair.
-
-    Args:
-        tokenizer: has a `chat_template`.
-        pair: prompt and two responses; its label is not read.
-        max_length: most ids in a conversation.
-
-    Returns:
-        None when a response does not fit even behind the shortest cut of the prompt: an empty last turn (and the system
-        turn), or the end of the last turn where the template refuses an empty one.
-    """
-    return encode_pairs(tokenizer, [pair], max_length)[0]
-
-
 def encode_pairs(
     tokenizer: PreTrainedTokenizerBase, pairs: Sequence[PreferencePair], max_length: int
 ) -> list[EncodedPair | None]:
-    """`encode_pair` for many pairs in one call of the tokenizer, which is several times faster.
+    """Ids of both conversations of N pairs, in one call of the tokenizer; no label is read.
 
     Args:
-        tokenizer: has a `chat_template`.
         pairs: N pairs.
-        max_length: most ids in a conversation.
 
     Returns:
-        N encodings, None where a response does not fit.
+        N encodings. None where a response does not fit even behind the shortest cut of the prompt: an empty last turn
+        (and the system turn), or the end of the last turn where the template refuses an empty one.
+
+    Raises:
+        UserError: the template refuses a pair, which is named.
     """
-    try:
-        conversations = [turns for pair in pairs for turns in _with_each(pair.prompt, _both(pair))]
-        rows = encode_conversations(tokenizer, conversations)
-    except TemplateRefused as error:
-        if len(pairs) > 1:  # one at a time, to name the pair
-            return [encode_pair(tokenizer, pair, max_length) for pair in pairs]
-        name = f"pair {pairs[0].source_id or pairs[0].pair_id}"
-        raise TemplateRefused(error.reason, name, pairs[0].prompt) from error
-    encoded: list[EncodedPair | None] = []
-    for pair, ids_a, ids_b in zip(pairs, rows[::2], rows[1::2], strict=True):
-        if max(len(ids_a), len(ids_b)) <= max_length:
-            encoded.append(EncodedPair(ids_a, ids_b))
-        else:
-            cut = _encode_cut(tokenizer, pair.prompt, _both(pair), max_length)
-            encoded.append(None if cut is None else EncodedPair(cut[0], cut[1], is_cut=True))
-    return encoded
+    groups = [(pair.prompt, [pair.response_a, pair.response_b]) for pair in pairs]
+    names = [f"pair {pair.source_id or pair.pair_id}" for pair in pairs]
+    found = _encode_groups(tokenizer, groups, max_length, names)
+    return [None if one is None else EncodedPair(one[0][0], one[0][1], one[1]) for one in found]
 
 
 def encode_candidates(
-    tokenizer: PreTrainedTokenizerBase, prompt: list[Turn], responses: Sequence[str], max_length: int
-) -> list[list[int]] | None:
-    """Ids of a prompt with each of its responses, as `encode_pair` but for any number of them.
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[list[Turn]],
+    candidates: Sequence[Sequence[str]],
+    max_length: int,
+) -> list[list[list[int]] | None]:
+    """Ids of N prompts with each of their responses, which see it cut alike, as those of a pair do.
 
     Args:
-        tokenizer: has a `chat_template`.
-        prompt: a conversation that waits for a response.
-        responses: N, N > 0.
-        max_length: most ids in a conversation.
-
-    Returns:
-        N lists of ids; None where a response does not fit even without its prompt.
-
-    Raises:
-        UserError: if the template refuses the prompt.
-    """
-    try:
-        rows = encode_conversations(tokenizer, _with_each(prompt, responses))
-    except TemplateRefused as error:
-        raise TemplateRefused(error.reason, "a prompt", prompt) from error
-    return rows if max(map(len, rows)) <= max_length else _encode_cut(tokenizer, prompt, responses, max_length)
-
-
-def encode_responses(
-    tokenizer: PreTrainedTokenizerBase, prompts: Sequence[list[Turn]], responses: Sequence[str], max_length: int
-) -> list[list[int] | None]:
-    """Ids of prompts with one response each; a prompt that is too long is cut as that of a pair is.
-
-    Args:
-        tokenizer: has a `chat_template`.
         prompts: N conversations that wait for a response.
-        responses: N.
-        max_length: most ids in a conversation.
+        candidates: C > 0 responses to each of them.
 
     Returns:
-        N lists of ids, None where a response does not fit even behind the shortest cut of its prompt.
+        N times C lists of ids; None where a response does not fit even behind the shortest cut of its prompt.
 
     Raises:
-        UserError: if the template refuses a prompt.
+        UserError: the template refuses a prompt.
     """
-    both = list(zip(prompts, responses, strict=True))
-    try:
-        rows = encode_conversations(tokenizer, [_with_each(prompt, [text])[0] for prompt, text in both])
-    except TemplateRefused as error:
-        if len(both) > 1:  # one at a time, to name the roles
-            return [encode_responses(tokenizer, [prompt], [text], max_length)[0] for prompt, text in both]
-        raise TemplateRefused(error.reason, "a prompt", prompts[0]) from error
-    found: list[list[int] | None] = []
-    for (prompt, text), ids in zip(both, rows, strict=True):
-        cut = [ids] if len(ids) <= max_length else _encode_cut(tokenizer, prompt, [text], max_length)
-        found.append(cut[0] if cut else None)
-    return found
+    found = _encode_groups(tokenizer, list(zip(prompts, candidates, strict=True)), max_length)
+    return [None if one is None else one[0] for one in found]
 
 
 def encode_front(
@@ -172,10 +114,8 @@ def encode_front(
     In training, a response that long leaves no more of its prompt.
 
     Args:
-        tokenizer: has a `chat_template`.
         prompt: a conversation that waits for a response.
         response: does not fit as a whole.
-        max_length: most ids in a conversation.
 
     Returns:
         The ids, None where not even an empty response fits.
@@ -205,9 +145,7 @@ def encode_prompts(
     A template that knows no generation prompt ends with the last turn.
 
     Args:
-        tokenizer: has a `chat_template`.
         prompts: N conversations that wait for a response.
-        max_length: most ids in a prompt.
 
     Returns:
         N lists of ids.
@@ -215,44 +153,59 @@ def encode_prompts(
     Raises:
         UserError: if the template refuses a prompt, or one does not fit however it is cut.
     """
-    try:
-        rows = encode_conversations(tokenizer, prompts, add_generation_prompt=True)
-    except TemplateRefused as error:
-        if len(prompts) > 1:  # one at a time, to name the roles
-            return [encode_prompts(tokenizer, [prompt], max_length)[0] for prompt in prompts]
-        raise TemplateRefused(error.reason, "a prompt", prompts[0]) from error
-
-    def attempt(prompt: list[Turn]) -> tuple[int, list[int]]:
-        [ids] = encode_conversations(tokenizer, [prompt], add_generation_prompt=True)
-        return len(ids), ids
-
-    for i, prompt in enumerate(prompts):
-        if len(rows[i]) > max_length:
-            cut = _cut_prompt(prompt, attempt, max_length)
-            if cut is None:
-                raise UserError(
-                    f'prompt ("{" ".join(prompt[0]["content"].split())[:40]}"): got more than {max_length} tokens even '
-                    "in the shortest form that the chat template takes; raise data.max_prompt_length"
-                )
-            rows[i] = cut
-    return rows
+    found = _encode_groups(tokenizer, [(prompt, None) for prompt in prompts], max_length)
+    for prompt, one in zip(prompts, found, strict=True):
+        if one is None:
+            raise UserError(
+                f'prompt ("{" ".join(prompt[0]["content"].split())[:40]}"): got more than {max_length} tokens even in '
+                "the shortest form that the chat template takes; raise data.max_prompt_length"
+            )
+    return [one[0][0] for one in found if one is not None]
 
 
-def _both(pair: PreferencePair) -> list[str]:
-    return [pair.response_a, pair.response_b]
+Group = tuple[list[Turn], Sequence[str] | None]
+"""A prompt and the responses to it; None for the prompt alone, up to where a response begins."""
 
 
-def _with_each(prompt: list[Turn], responses: Sequence[str]) -> list[list[Turn]]:
+def _with_each(prompt: list[Turn], responses: Sequence[str] | None) -> list[list[Turn]]:
+    if responses is None:
+        return [prompt]
     return [[*prompt, {"role": "assistant", "content": text}] for text in responses]
 
 
+def _encode_groups(
+    tokenizer: PreTrainedTokenizerBase, groups: Sequence[Group], max_length: int, names: Sequence[str] = ()
+) -> list[tuple[list[list[int]], bool] | None]:
+    """The ids of all conversations of each group and whether its prompt was cut; None where it cannot be made to fit.
+
+    Args:
+        groups: N prompts; either all have responses or none has.
+    """
+    conversations = [_with_each(*group) for group in groups]
+    waits = any(responses is None for _, responses in groups)
+    try:
+        rows = iter(encode_conversations(tokenizer, [turns for many in conversations for turns in many], waits))
+    except TemplateRefused as error:
+        if len(groups) > 1:  # one at a time, to name the one
+            return [_encode_groups(tokenizer, [g], max_length, names[i : i + 1])[0] for i, g in enumerate(groups)]
+        raise TemplateRefused(error.reason, names[0] if names else "a prompt", groups[0][0]) from error
+    found: list[tuple[list[list[int]], bool] | None] = []
+    for (prompt, responses), many in zip(groups, conversations, strict=True):
+        encoded: list[list[int]] | None = list(islice(rows, len(many)))
+        is_cut = max(map(len, encoded or [])) > max_length
+        if is_cut:
+            encoded = _encode_cut(tokenizer, prompt, responses, max_length)
+        found.append(None if encoded is None else (encoded, is_cut))
+    return found
+
+
 def _encode_cut(
-    tokenizer: PreTrainedTokenizerBase, prompt: list[Turn], responses: Sequence[str], max_length: int
+    tokenizer: PreTrainedTokenizerBase, prompt: list[Turn], responses: Sequence[str] | None, max_length: int
 ) -> list[list[int]] | None:
     """The responses behind the longest cut of their prompt with which all of them fit."""
 
     def attempt(cut: list[Turn]) -> tuple[int, list[list[int]]]:
-        rows = encode_conversations(tokenizer, _with_each(cut, responses))
+        rows = encode_conversations(tokenizer, _with_each(cut, responses), responses is None)
         return max(map(len, rows)), rows
 
     return _cut_prompt(prompt, attempt, max_length)
@@ -266,7 +219,6 @@ def _cut_prompt(
     Args:
         prompt: does not fit as a whole.
         attempt: from a prompt to its length in ids and its encoding.
-        max_length: most ids.
     """
     system, turns = _system_and_turns(prompt)
     encode = _tolerant(attempt)
@@ -325,7 +277,6 @@ def _most_turns(
     Args:
         encode: from a start to the length in ids and the encoding, None where the template refuses.
         starts: where a cut may begin, ascending.
-        max_length: most ids.
 
     Returns:
         The encoding, None if none fits; and the length of the shortest that does not fit.
@@ -355,7 +306,6 @@ def _longest(
             where the template refuses.
         least: characters that fit, the length with them, and the encoding.
         most: characters that do not fit, and the length with them.
-        max_length: most ids in a conversation.
     """
     (fitting, fit_length, best), (too_many, too_long) = least, most
     for _ in range(_MAX_TRIES):

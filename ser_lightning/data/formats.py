@@ -80,12 +80,8 @@ def canonical_pair(
 
     Args:
         prompt: the conversation before the response.
-        first: a response.
-        second: the other response.
         label: 1 when `first` is the better one, 0 when `second` is, 0.5 for a tie, None when it is unlabelled.
-        source_id: the file's own id.
         votes: labels of individual annotators, as `label`.
-        annotator: who gave the one vote.
     """
     context = json.dumps(prompt)
     # The prompt goes into the order: else a text given to many prompts (a refusal, say) would always be a, or always b.
@@ -102,10 +98,7 @@ def parse_rows(
     """What `parse_row` makes of a row, or of each pair of a list of responses.
 
     Args:
-        row: the file's columns.
         columns: as for `parse_row`; `responses` names a list, `scores` or `ranks` what its responses are worth.
-        where: file and line, for messages.
-        labels: what the labels of the file mean.
     """
     is_empty = True
     for pair, mapping in pair_rows(row, columns, where):
@@ -121,9 +114,6 @@ def parse_row(
     """A row in any known format.
 
     Args:
-        row: the file's columns.
-        columns: how the file calls its columns, where it calls them otherwise, see `columns.py`.
-        where: file and line, for messages.
         labels: what the labels of the file mean, `LABELS` by default.
 
     Returns:
@@ -156,9 +146,7 @@ def parse_prompt(row: Mapping[str, Any], columns: Mapping[str, str], where: str)
     """The prompt of a row that needs no other column: text, turns or a transcript.
 
     Args:
-        row: the file's columns.
         columns: how the file calls the names of `COLUMNS`, where it calls them otherwise.
-        where: file and line, for messages.
 
     Returns:
         None for a prompt of nothing but white space.
@@ -187,7 +175,6 @@ def parse_candidates(
     Args:
         row: the file's columns; chosen and rejected are a text or a list of texts each.
         columns: how the file calls the names of `COLUMNS`, where it calls them otherwise.
-        where: file and line, for messages.
 
     Raises:
         UserError: something of it is missing or no text.
@@ -213,12 +200,6 @@ def parse_candidates(
 
 def parse_response(text: Any, prompt: list[Turn], where: str, column: str) -> str:
     """A single response; of a transcript, what follows the prompt.
-
-    Args:
-        text: what the file has.
-        prompt: the conversation before it.
-        where: file and line, for messages.
-        column: the column's name in the file, for messages.
 
     Raises:
         UserError: it is no text, or the transcript of another conversation.

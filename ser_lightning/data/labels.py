@@ -36,7 +36,6 @@ def read_label(value: Any, where: str, labels: Labels | None, is_extra: bool = F
 
     Args:
         value: what the file has.
-        where: file and line, for messages.
         labels: what the labels of the file mean, `LABELS` by default.
         is_extra: the row has another label beside it, so that an unknown value may mean something else.
 
@@ -64,8 +63,6 @@ def read_scores(first: Any, second: Any, where: str, columns: Sequence[str]) -> 
     Args:
         first: score of the first response, a number or one as text.
         second: score of the second response.
-        where: file and line, for messages.
-        columns: what the file calls both, for messages.
 
     Raises:
         UserError: one is missing, or no number.

@@ -11,13 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from ser_lightning.data.columns import LIST_COLUMNS, absent_columns, check_mapping, with_paths
-from ser_lightning.data.formats import (
-    parse_candidates,
-    parse_prompt,
-    parse_response,
-    parse_row,
-    prompt_hash,
-)
+from ser_lightning.data.formats import parse_candidates, parse_prompt, parse_response, parse_row, prompt_hash
 from ser_lightning.data.labels import Labels
 from ser_lightning.data.sources import open_sources
 from ser_lightning.data.turns import clean, is_blank
@@ -86,15 +80,7 @@ class CandidateRow:
 
 
 def open_source(path: str, flag: str = "--data") -> Any:
-    """The `Source` of a path, as `ser_lightning/data/sources.py` opens it.
-
-    Args:
-        path: of a file.
-        flag: that named it, for messages.
-
-    Raises:
-        UserError: if there is nothing to read.
-    """
+    """The `Source` of a path, as `ser_lightning/data/sources.py` opens it; `UserError` if there is nothing to read."""
     if path == "synthetic":
         raise UserError(f"{flag}: got synthetic; give a file (`predict` scores pairs of the synthetic world)")
     sources = open_sources(path, num_synthetic=0, seed=0)
@@ -140,11 +126,8 @@ def read_rows(
     """The rows of a file that can be scored.
 
     Args:
-        source: what `open_source` gave.
-        columns: how the file calls its columns.
         counts: is kept up to date.
         causes: collects the problems of single rows; None raises the first.
-        labels: what the labels of the file mean.
     """
     for number, (where, row) in enumerate(source.rows()):
         counts.rows += 1
@@ -170,8 +153,6 @@ def read_candidates(source: Any, columns: Mapping[str, str], subset: str) -> lis
     """All rows of a file of chosen and rejected responses.
 
     Args:
-        source: what `open_source` gave.
-        columns: how the file calls its columns.
         subset: column that holds a row's subset; all rows are of one, `all`, where no row has it.
 
     Raises:

@@ -52,8 +52,6 @@ def open_sources(paths: str | Sequence[str], num_synthetic: int, seed: int) -> l
     Args:
         paths: local files, patterns of such, folders of `Dataset.save_to_disk`, Hub names (`owner/name:config@split`),
             or `synthetic`.
-        num_synthetic: pairs of the synthetic world.
-        seed: seed of the synthetic world.
 
     Raises:
         UserError: a line for every path that cannot be opened.

@@ -91,10 +91,6 @@ def build_store(
     Args:
         folder: appears whole or not at all; a damaged one is replaced.
         sources: the sources of each of `ROLES`.
-        columns: how the files call the columns.
-        tokenizer: has a `chat_template`.
-        max_length: most ids in a conversation.
-        labels: what the labels of the files mean.
         needs_columns: whether some row has to have each of `columns`.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)

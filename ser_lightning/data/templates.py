@@ -33,13 +33,7 @@ _STATM = Path("/proc/self/statm")
 
 
 class TemplateRefused(UserError):
-    """A chat template that raises, or goes beyond its limits.
-
-    Args:
-        reason: what it says.
-        what: whose conversation.
-        prompt: its turns, to name their roles.
-    """
+    """A chat template that raises, or goes beyond its limits."""
 
     def __init__(self, reason: str, what: str = "a conversation", prompt: Sequence[Turn] = ()) -> None:
         self.reason = reason
@@ -55,7 +49,6 @@ def render_conversations(
     """What the chat template makes of conversations.
 
     Args:
-        tokenizer: has a `chat_template`.
         conversations: N, each of at least one turn.
         add_generation_prompt: go on to where a response begins.
 

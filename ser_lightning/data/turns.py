@@ -25,11 +25,6 @@ _USE = "use text, or turns with role and content"
 def read_prompt(value: Any, where: str, column: str) -> list[Turn]:
     """A conversation that waits for a response; nothing for an empty value.
 
-    Args:
-        value: what the file has: a text, turns or a transcript.
-        where: file and line, for messages.
-        column: the column's name in the file, for messages.
-
     Raises:
         UserError: it is none of these.
     """
@@ -48,8 +43,6 @@ def read_dialogue(value: Any, where: str, column: str) -> list[Turn]:
 
     Args:
         value: what the file has, as `written_turns` gives it.
-        where: file and line, for messages.
-        column: the column's name in the file, for messages.
 
     Raises:
         UserError: it is neither.
@@ -135,8 +128,6 @@ def join(prompt: list[Turn], dialogue: list[Turn], where: str, columns: tuple[st
     Args:
         prompt: may be empty.
         dialogue: ends with the response.
-        where: file and line, for messages.
-        columns: what the file calls both, for messages.
 
     Raises:
         UserError: the dialogue has a beginning of its own.

@@ -37,7 +37,6 @@ def paired(credit_a: Tensor, credit_b: Tensor, same_order: Tensor, prompt: np.nd
         credit_b: (N,) the same of model B.
         same_order: (N,) bool, both models take the same response for the better one.
         prompt: (N,) ids; pairs of one prompt are drawn together.
-        seed: of the bootstrap.
     """
     change = (credit_b - credit_a).double()
     low, high = prompt_interval(change, prompt, seed)

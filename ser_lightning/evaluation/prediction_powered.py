@@ -160,7 +160,6 @@ def estimate(
         prompt: (n,).
         pool_prompt: (m,).
         least: that the mean can be; 1 is the most.
-        min_prompts: as of `estimates`.
     """
     labels = float(outcome.double().mean()), *prompt_interval(outcome, prompt)
     if len(np.unique(prompt)) >= min_prompts:

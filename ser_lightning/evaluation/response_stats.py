@@ -27,7 +27,6 @@ def repetition(text: str, n: int = 3) -> float:
     A word is a run of letters and digits, whatever its case, or one punctuation mark.
 
     Args:
-        text: a response.
         n: words of an n-gram.
     """
     grams = _ngrams(text, n)
@@ -41,7 +40,6 @@ def distinct_n(texts: Iterable[str], n: int = 2) -> float:
     equal numbers of responses.
 
     Args:
-        texts: responses.
         n: words of an n-gram, counted as in `repetition`.
     """
     counts = Counter(gram for text in texts for gram in _ngrams(text, n))
@@ -84,7 +82,6 @@ def paired_change(now: Tensor, then: Tensor, confidence: float = 0.95) -> Interv
     Args:
         now: (N,) judgement of the answers.
         then: (N,) the same of other answers to the same prompts.
-        confidence: as in `mean_interval`.
     """
     return mean_interval(now.double() - then.double(), confidence)
 

@@ -95,11 +95,6 @@ def is_ties(subset: str) -> bool:
 def tie_pairs(ids: Sequence[str | None], num_chosen: Sequence[int], where: Sequence[str]) -> list[tuple[int, int]]:
     """Which `ref:N` row belongs to which `tied:N` row.
 
-    Args:
-        ids: of the rows of the ties subset.
-        num_chosen: chosen responses of each.
-        where: place of each, for messages.
-
     Returns:
         Positions (ref, tied) of each pair, in the order of their numbers' text.
 

@@ -41,7 +41,6 @@ def prompt_interval(credit: Tensor, prompt: np.ndarray, seed: int = 0) -> tuple[
     Args:
         credit: (N,) 1 for a right pair, 0 for a wrong one, 0.5 for a tie; or differences of such.
         prompt: (N,) id of the prompt of each; all pairs of a prompt are drawn together.
-        seed: of the resampling.
     """
     return percentiles(resampled_means(credit, prompt, seed)) if len(credit) else (math.nan, math.nan)
 

@@ -22,10 +22,6 @@ _COUNTS = ("pairs", "only_")
 def read_gate(file: Path, known: Sequence[str]) -> dict[str, dict[str, float]]:
     """The thresholds in a file such as `accuracy_b: {min: 0.6}`.
 
-    Args:
-        file: YAML.
-        known: figures that there are.
-
     Raises:
         UserError: a line for each thing that is wrong.
     """
@@ -69,7 +65,6 @@ def make_gate(file: Path, runs: Sequence[Mapping[str, Any]]) -> dict[str, dict[s
     (0 for one), e the standard error of the set, a quarter of the width of its 95 % interval.
 
     Args:
-        file: YAML to write.
         runs: of each run `accuracy`, `low`, `high` and `calibration_error`.
 
     Raises:

@@ -37,12 +37,7 @@ _VERSION = 1
 
 
 def comparison_length(reward_model: RewardModel, max_length: int) -> int:
-    """Most tokens of a comparison: those of two conversations, or what the model has positions for.
-
-    Args:
-        reward_model: a decoder.
-        max_length: most tokens of a conversation.
-    """
+    """Most tokens of a comparison: those of two conversations, or what the model has positions for."""
     return min(2 * max_length, num_positions(reward_model.model.config, reward_model.body) or 2 * max_length)
 
 
@@ -53,7 +48,6 @@ def comparison_states(
 
     Args:
         reward_model: a decoder with its pretrained body.
-        tokenizer: with a chat template.
         pairs: N; their labels are not read.
         tokens: most tokens of a comparison, and of a batch with its padding.
 
@@ -77,20 +71,13 @@ def comparison_states(
 
 
 def cache_comparisons(
-    trainer: Trainer,
-    reward_model: RewardModel,
-    tokenizer: PreTrainedTokenizerBase,
-    data: Any,
-    max_length: int,
+    trainer: Trainer, reward_model: RewardModel, tokenizer: PreTrainedTokenizerBase, data: Any, max_length: int
 ) -> tuple[Tensor, Tensor]:
     """Compute the comparisons of a data module's pairs that the cache lacks, over all ranks.
 
     Args:
-        trainer: the running trainer.
         reward_model: its body has its pretrained weights.
-        tokenizer: with a chat template.
         data: a `PreferenceDataModule`.
-        max_length: most tokens of a comparison.
 
     Returns:
         (N,) int64 pair ids, ascending, and their (N, H) float32 states.

@@ -24,9 +24,7 @@ def encode_comparisons(
     most a third of the available tokens.
 
     Args:
-        tokenizer: has a `chat_template`.
         pairs: N pairs; no label is read.
-        max_length: most ids of a comparison.
 
     Returns:
         2N lists of ids: N with response a as A, then N with response b as A.

@@ -271,12 +271,7 @@ def allowed(guard: str) -> str:
 
 
 def inspect_round(view: RoundView, guards: dict[str, Guard]) -> list[Finding]:
-    """The findings of all guards that are not ignored, in the order of `KINDS`.
-
-    Args:
-        view: the round.
-        guards: settings by the names in `KINDS`.
-    """
+    """The findings of all guards that are not ignored, in the order of `KINDS`."""
     found = []
     for name, kind in KINDS.items():
         guard = guards[name]

@@ -79,7 +79,6 @@ def learning_curve(
         target: (n,) human labels, 0.5 for a tie: it is trained on, and no part of an accuracy.
         group: n numbers, equal for pairs of one dialogue; at least two different ones.
         penalty: of the head, the same for every size, as it weighs against the sum of the losses.
-        seed: of the subsets.
     """
     from sklearn.model_selection import GroupKFold
 
@@ -111,9 +110,7 @@ def label_gain(curve: LearningCurve, labels: int, seed: int = 0) -> LabelGain:
     """The forecast gain of a number of labels beyond the seed's.
 
     Args:
-        curve: of the seed.
         labels: how many more.
-        seed: of the resampling of prompts.
     """
     generator = np.random.default_rng(seed)
     steps = np.array([curve.num_labels, curve.num_labels + labels], dtype=np.float64)

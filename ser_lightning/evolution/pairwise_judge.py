@@ -107,7 +107,6 @@ class Vote:
 
     Attributes:
         context: the seed with both views' scores, or with the reward model's alone.
-        temperature: of the reward model's margins.
         is_used: whether the log loss of both together is below that of the reward model.
         message: one sentence for the log.
     """
@@ -149,7 +148,6 @@ def joined(scores: PairScores, temperature: float, logits: Tensor) -> PairScores
 
     Args:
         scores: (m,) of the reward model.
-        temperature: of its margins.
         logits: (m,) of the judge for the same pairs.
     """
     half = logits.float() / 2

@@ -69,14 +69,7 @@ class EvolutionSettings:
         return max(epochs, math.ceil(self.min_steps / max(1, steps)))
 
     def epochs_of_phases(self, round: int, seed: int, selected: int, pairs_per_step: int) -> list[int]:
-        """Epochs of each phase of a round.
-
-        Args:
-            round: its number.
-            seed: pairs of the seed.
-            selected: pool pairs that are trained on.
-            pairs_per_step: pairs of a step.
-        """
+        """Epochs of each phase of a round."""
         pairs = [*[seed - seed / self.folds + selected for _ in range(self.folds)], seed + selected]
         return [self.phase_epochs(round, math.ceil(n / pairs_per_step)) for n in pairs]
 

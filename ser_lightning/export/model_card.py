@@ -141,15 +141,12 @@ def model_card(
     """Write `README.md` into an export.
 
     Args:
-        run: the run folder that the model comes from.
-        folder: the export.
         what: `merged`, `adapter` or `policy`.
         weights: what the weights are, such as the round and their number format.
         checked: what the self-test found.
         scale: zero and temperature of a reward model.
         own_labels: how many labels of its own a reward model was trained on.
         readings: where the head of a reward model reads; none of an encoder.
-        question: what `judge` asks.
     """
     config = read_config(run)
     backbone, data = config["model"]["init_args"]["backbone"], config["data"]["init_args"]

@@ -32,7 +32,6 @@ def export_policy(run: Path, to: Path, trust_remote_code: bool = False) -> float
     """Write the policy of a run of sft.yaml or ppo.yaml as a transformers folder with its tokenizer and template.
 
     Args:
-        run: run folder of a fit.
         to: folder to write; must not exist. It appears when the self-test has passed.
         trust_remote_code: run the Python files of the base model; the run's own config cannot ask for that.
 

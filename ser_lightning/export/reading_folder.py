@@ -56,11 +56,8 @@ def save_tokenizer(
     """Save the tokenizer; where a plain folder reads `judge`, its chat template asks the question.
 
     Args:
-        tokenizer: of the training.
         reward_model: whose readings the folder has.
-        question: what `judge` asks.
         max_length: most tokens in a conversation, without the question.
-        folder: the export.
     """
     asks = is_plain(reward_model.readings) and any(reading.kind == "judge" for reading in reward_model.readings)
     template = tokenizer.get_chat_template()
@@ -85,12 +82,7 @@ def asking_template(template: str, question: str) -> str:
 
 
 def own_model(folder: Path, **arguments: Any) -> nn.Module:
-    """What the file of a folder loads: from conversations to rewards.
-
-    Args:
-        folder: was just written.
-        arguments: for the loading.
-    """
+    """What the file of a folder loads: from conversations to rewards."""
     load = runpy.run_path(str(folder / CODE))["load"]  # an import would leave its bytecode in the folder
     with quiet_load_report():
         model: nn.Module = load(folder, **arguments)

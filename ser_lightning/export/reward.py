@@ -139,7 +139,6 @@ def push(folder: Path, repository: str, is_private: bool = False) -> str:
     """Upload an export to the Hub; its address.
 
     Args:
-        folder: the export.
         repository: owner/name; made if it is not there.
         is_private: whether to make a private one.
 

@@ -36,11 +36,7 @@ class SelfTest:
     is_exact: bool
 
     def problem(self, what: str) -> str | None:
-        """One line if the folder computes something else, None if not.
-
-        Args:
-            what: what the numbers are, in the plural.
-        """
+        """One line if the folder computes something else, None if not."""
         if not math.isfinite(self.largest):
             return (
                 f"export: the {what} are not finite, so the weights are not; take a round or run that did not diverge"

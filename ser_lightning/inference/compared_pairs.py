@@ -69,11 +69,6 @@ def read_pairs(args: Namespace) -> Pairs:
 def with_unlabelled(pairs: Pairs, data: Sequence[FileRow], args: Namespace) -> Pairs:
     """The pairs with those of --unlabelled that may be used.
 
-    Args:
-        pairs: labelled ones.
-        data: all rows of --data.
-        args: the flags.
-
     Raises:
         UserError: --unlabelled has no pair, or files of a run are gone.
     """

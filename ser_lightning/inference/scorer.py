@@ -146,8 +146,6 @@ class Scorer:
 
         Args:
             prompts: N.
-            responses: N.
-            cut_long: as `score` has it.
 
         Raises:
             UserError: if a prompt or a response cannot be read or does not fit.
@@ -218,8 +216,7 @@ class Scorer:
         distinct = [list(dict.fromkeys(texts)) for texts in candidates]
         with named(self.reward.name):
             self.reward.look_at([text for texts in distinct for text in texts])
-            both = zip(prompts, distinct, strict=True)
-            encoded = [encode_candidates(self.reward.tokenizer, p, texts, self.reward.max_length) for p, texts in both]
+            encoded = encode_candidates(self.reward.tokenizer, prompts, distinct, self.reward.max_length)
         places = [i for i, rows in enumerate(encoded) if rows is not None for _ in rows]
         rows = [ids for rows in encoded if rows is not None for ids in rows]
         if not rows:

@@ -63,11 +63,6 @@ class ModelSide:
 class FileSide:
     """Rewards that `score` wrote down.
 
-    Args:
-        file: .parquet, .csv or .jsonl.
-        rows: labelled pairs of the data.
-        num_rows: that the data has, labelled or not.
-
     Raises:
         UserError: it holds no rewards of pairs, or rewards of other pairs.
     """
@@ -149,11 +144,6 @@ def predicting_side(name: str, side: Side, trust_remote_code: bool = False) -> S
 
     A delivered model of a later round was trained on its run's own labels of the pool, and is surer there than on other
     pairs. The model of round 0 has seen no pool pair.
-
-    Args:
-        name: of the side, as the user gave it.
-        side: that `open_side` made of it.
-        trust_remote_code: as `Scorer.load` has it.
 
     Raises:
         UserError: the model of round 0 is gone or damaged.

@@ -76,11 +76,7 @@ def _kappa(first: np.ndarray, second: np.ndarray) -> tuple[float, float, float]:
 
 
 def print_agreement(labels: Mapping[str, Sequence[HumanLabel]]) -> None:
-    """A line for each annotator, and one for each two of them.
-
-    Args:
-        labels: by annotator.
-    """
+    """A line for each annotator, and one for each two of them."""
     people = new_table("annotator", "a or b", "tie", "skip", "left is better", "95 %", "median s")
     for name, given in labels.items():
         counts = Counter(label.answer for label in latest(given).values())

@@ -57,7 +57,6 @@ def label_gain(differences: Tensor, target: Tensor, group: np.ndarray, is_new: n
         target: (n,) labels, 1 where a is better, 0 where b is; a tie, 0.5, teaches and is not measured on.
         group: (n,) equal for pairs that may know one another; a group is never split. At least two.
         is_new: (n,) bool, not of the seed.
-        penalty: of the head.
     """
     margins = torch.zeros(2, len(target), dtype=torch.float64)
     folds = GroupKFold(min(NUM_FOLDS, len(np.unique(group)))).split(differences, groups=group)
@@ -79,13 +78,7 @@ def label_gain(differences: Tensor, target: Tensor, group: np.ndarray, is_new: n
 
 @dataclass
 class CachedRun:
-    """The states of a run's pairs, its seed labels and its penalty.
-
-    Attributes:
-        data: its data module, set up.
-        table: of states at the readings of the delivered head.
-        penalty: of that head.
-    """
+    """The states of a run's pairs, its seed labels and its penalty."""
 
     data: PreferenceDataModule
     table: FeatureTable
@@ -187,14 +180,7 @@ def gain_sentences(gain: LabelGain | None) -> list[str]:
 
 
 class Evidence:
-    """Sentences about what labels have brought, kept up to date by a thread.
-
-    Args:
-        run: folder of the run.
-
-    Attributes:
-        lines: what is known by now.
-    """
+    """Sentences about what labels have brought, kept up to date by a thread."""
 
     def __init__(self, run: Path) -> None:
         self.run, self.lines = run, [last_accuracy(run)]

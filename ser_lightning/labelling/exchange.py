@@ -49,12 +49,7 @@ _MEANINGS: Labels = {
 def label_studio_tasks(
     pairs: Iterable[PreferencePair], labels: Mapping[str, Sequence[HumanLabel]]
 ) -> list[dict[str, Any]]:
-    """Pairs as tasks with an annotation for each label; without the annotators' names, which Label Studio would refuse.
-
-    Args:
-        pairs: to write.
-        labels: by annotator; skips become cancelled annotations.
-    """
+    """Pairs as tasks with an annotation for each label; without annotators' names, which Label Studio would refuse."""
     given = [latest(one) for one in labels.values()]
     return [
         {
@@ -74,12 +69,7 @@ def _annotation(label: HumanLabel) -> dict[str, Any]:
 def argilla_records(
     pairs: Iterable[PreferencePair], labels: Mapping[str, Sequence[HumanLabel]]
 ) -> list[dict[str, Any]]:
-    """Pairs as records with a response for each label; skips are left out.
-
-    Args:
-        pairs: to write.
-        labels: by annotator, whose user id is made from the name.
-    """
+    """Pairs as records with a response for each label; skips are left out."""
     given = {name: latest(one) for name, one in labels.items()}
     return [
         {
@@ -136,7 +126,6 @@ def read_foreign(
     """The labels in a file of Label Studio (JSON, not JSON-MIN) or Argilla.
 
     Args:
-        file: to read.
         known: ids of the pairs that may be labelled.
         annotators: names that Argilla's user ids may stand for.
         columns: how the file calls prompt, response_a and response_b.

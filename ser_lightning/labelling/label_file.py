@@ -75,13 +75,6 @@ def latest(labels: Iterable[HumanLabel]) -> dict[int, HumanLabel]:
 class LabelFile:
     """The labels of one annotator, open for more; nobody else can open the file until this closes it.
 
-    Args:
-        folder: of the labels; it is made.
-        annotator: whose labels.
-
-    Attributes:
-        labels: those that count, in the order in which they were given.
-
     Raises:
         UserError: another process has it open, or a line is damaged. The beginning of a line that a power cut left at
             the end is cut off: its label was never acknowledged.
@@ -168,11 +161,7 @@ def _lines(content: bytes) -> tuple[list[bytes], bytes]:
 
 
 def replay(file: Path, lines: Iterable[bytes]) -> list[HumanLabel]:
-    """The labels that count behind all lines of a file.
-
-    Raises:
-        UserError: up to ten lines that are none.
-    """
+    """The labels that count behind all lines of a file; `UserError` with up to ten lines that are none."""
     labels: list[HumanLabel] = []
     problems: list[str] = []
     for number, line in enumerate(lines, start=1):

@@ -30,9 +30,6 @@ def verdicts(labels: Mapping[str, Sequence[HumanLabel]]) -> dict[int, Verdict]:
     """What most annotators say of each pair; `split` where two answers are equally frequent.
 
     A skip is no answer: a pair that everybody skipped has no verdict.
-
-    Args:
-        labels: by annotator.
     """
     votes: dict[int, Counter[str]] = {}
     for given in labels.values():

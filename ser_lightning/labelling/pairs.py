@@ -12,13 +12,7 @@ from ser_lightning.records import PreferencePair
 
 @dataclass(frozen=True)
 class PairFile:
-    """A file of pairs, of which some may have a label.
-
-    Args:
-        path: as `data.path`.
-        columns: how it calls its columns.
-        label_map: what its labels mean.
-    """
+    """A file of pairs, of which some may have a label."""
 
     path: str
     columns: Mapping[str, str]

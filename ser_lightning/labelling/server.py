@@ -39,14 +39,7 @@ _HEADERS = {"Cache-Control": "no-store", "Referrer-Policy": "no-referrer", "X-Co
 
 
 class LabelApp:
-    """The page and its requests.
-
-    Args:
-        session: of the annotator.
-        token: the secret of this start.
-        next_command: what to run when all is labelled.
-        evidence: what the labels have brought, None without a run.
-    """
+    """The page and its requests."""
 
     def __init__(self, session: Session, token: str, next_command: str, evidence: "Evidence | None" = None) -> None:
         self.session, self.token, self.next_command, self.evidence = session, token, next_command, evidence

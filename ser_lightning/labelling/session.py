@@ -48,16 +48,7 @@ class Session:
         return "a" if content_hash(self.annotator, str(pair_id)) & 1 else "b"
 
     def answer(self, pair_id: int, choice: Choice, seconds: float | None) -> None:
-        """Write the answer to the pair that is asked for.
-
-        Args:
-            pair_id: the pair that was shown.
-            choice: the better side.
-            seconds: from when it was shown to the answer.
-
-        Raises:
-            NotAsked: another pair is asked for.
-        """
+        """Write the answer to the pair that is asked for; `NotAsked` if another pair is asked for."""
         current = self.current
         if current is None or current.pair_id != pair_id:
             raise NotAsked

@@ -39,7 +39,6 @@ def load_adapter_folder(
 
     Args:
         folder: has an `adapter_config.json`; of other people's, without a scale, the base is loaded as it was saved.
-        trust_remote_code: run the Python files of the base.
         device: `meta` reads no weights of the base.
 
     Raises:

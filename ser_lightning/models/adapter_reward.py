@@ -21,12 +21,7 @@ _SAVED_ADAPTER = "default"
 
 
 class AdapterRewardModel(nn.Module):
-    """A `RewardModel` whose body is another model's base with an adapter of its own on it.
-
-    Args:
-        reward_model: with that body.
-        adapter: name of the adapter, None for the bare base.
-    """
+    """A `RewardModel` whose body is another model's base with an adapter of its own on it."""
 
     def __init__(self, reward_model: RewardModel, adapter: str | None) -> None:
         super().__init__()

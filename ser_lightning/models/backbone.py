@@ -100,11 +100,6 @@ class Backbone:
 def backbone_from(settings: Mapping[str, Any], where: str, trust_remote_code: bool = False) -> Backbone:
     """The settings that a file holds, except that no file can grant trust.
 
-    Args:
-        settings: by name, as a run's config has them.
-        where: the file, for messages.
-        trust_remote_code: what the caller's own user says.
-
     Raises:
         UserError: they are none, or of other types than they must be.
     """

@@ -40,7 +40,6 @@ def identity_of(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> Identit
 
     Args:
         model: a transformers model, as peft and quantisation may have changed it.
-        tokenizer: with its chat template.
     """
     return Identity(
         base=base_fingerprint(model),
@@ -139,7 +138,6 @@ def check_identity(what: str, saved: Mapping[str, Any] | None, own: Identity) ->
     """Refuse weights that were trained on another base or through another template.
 
     Args:
-        what: the file, for the message.
         saved: what was saved beside the weights; None from a version that saved nothing.
         own: of the model that is to take the weights.
 
@@ -169,7 +167,6 @@ def check_trained(what: str, weights: Mapping[str, Tensor]) -> None:
     """Refuse adapters that still are what they start as: all of their second factors zero.
 
     Args:
-        what: the file, for the message.
         weights: trained tensors by name.
 
     Raises:

@@ -33,7 +33,6 @@ def loading_arguments(backbone: Backbone, device: torch.device | str | None) -> 
     """What `from_pretrained` needs besides the path.
 
     Args:
-        backbone: the settings.
         device: where the weights are read to, None = wherever new tensors are made.
     """
     arguments: dict[str, Any] = {"dtype": getattr(torch, backbone.dtype)}
@@ -63,10 +62,6 @@ def meta_model(auto: Any, backbone: Backbone) -> nn.Module:
     """What `auto.from_pretrained` would load, on the meta device: made from the config, no weights are read.
 
     Weights that `nf4` will pack are `Params4bit` of their full shape and the body's number format.
-
-    Args:
-        auto: `AutoModelForSequenceClassification` or the like.
-        backbone: the settings.
     """
     arguments = loading_arguments(backbone, None)
     quantization = arguments.pop("quantization_config", None)
@@ -153,7 +148,6 @@ def prepare_body(model: nn.Module, backbone: Backbone, adapter: str = "default")
 
     Args:
         model: any transformers model with a head on top of its body.
-        backbone: the settings.
         adapter: name of the new adapter, where there is one.
     """
     prefix = str(model.base_model_prefix)

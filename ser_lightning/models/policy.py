@@ -89,7 +89,6 @@ class Policy(nn.Module):
         """(R, H) hidden states at the last of the new positions, which are added to the cache.
 
         Args:
-            role: whose.
             input_ids: (R, t) new tokens.
             attention_mask: (R, T) of all tokens so far, the new ones included.
             position_ids: (R, t) of the new tokens.
@@ -105,11 +104,7 @@ class Policy(nn.Module):
 
     @contextmanager
     def sampling(self, padding: Padding) -> Iterator[None]:
-        """Token by token the models take a kernel that is not compiled for rows of a fixed size.
-
-        Args:
-            padding: of the prompts, `none` or `left`.
-        """
+        """Token by token the models take a kernel that is not compiled for rows of a fixed size."""
         one_by_one = PADDED_ATTENTION if self.lm._supports_sdpa else "eager"
         configs = [body_of(self.lm).config, *(other.config for other in self.others.values())]
         before = [config._attn_implementation for config in configs]

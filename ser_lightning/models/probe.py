@@ -59,7 +59,6 @@ def start_findings(
     """All that can be known of a model without its weights.
 
     Args:
-        backbone: the settings; its `path` is a pretrained model.
         tokenizer: as `load_tokenizer` gives it.
         use: what the model is for.
         max_length: `data.max_length`, None where conversations are not that long for this model.
@@ -218,7 +217,6 @@ def num_positions(config: PretrainedConfig, body: nn.Module | None = None) -> in
     of RoBERTa's kind leave the first rows of their table to the pad.
 
     Args:
-        config: the model's.
         body: the model's, or one like it on the meta device; None has it made.
     """
     text: Any = config.get_text_config()
@@ -245,13 +243,7 @@ def num_positions(config: PretrainedConfig, body: nn.Module | None = None) -> in
 
 
 def length_finding(max_length: int, positions: int | None, setting: str) -> Finding:
-    """Whether a model has a position for every token.
-
-    Args:
-        max_length: most tokens.
-        positions: what `num_positions` gave.
-        setting: how the user calls `max_length`.
-    """
+    """Whether a model has a position for every token."""
     if positions is not None and max_length > positions:
         text = f"{setting}: got {max_length} for a model of {positions} positions; use at most that"
         return Finding("length", "error", text)

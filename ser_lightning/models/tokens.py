@@ -21,11 +21,7 @@ def question() -> list[Turn]:
 
 
 def conversation_ids(tokenizer: PreTrainedTokenizerBase, answer: str = "So.") -> list[int]:
-    """Ids of a question and its answer.
-
-    Raises:
-        UserError: the template refuses them.
-    """
+    """Ids of a question and its answer; `UserError` if the template refuses them."""
     [ids] = encode_conversations(tokenizer, [[*question(), Turn(role="assistant", content=answer)]])
     return ids
 
@@ -82,9 +78,7 @@ def warn_of_unknown(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], wh
     """Warn where more than a few percent of texts are unknown to the tokenizer.
 
     Args:
-        tokenizer: any.
         texts: the first of the data.
-        where: begins the warning.
     """
     share, example = unknown_share(tokenizer, [text[:MAX_LOOKED_AT] for text in texts[:MAX_TEXTS]])
     if share > MAX_UNKNOWN:

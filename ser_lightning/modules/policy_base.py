@@ -98,11 +98,7 @@ class PolicyModule(LightningModule):
                 self._policy = self._load_models(device)
 
     def _load_models(self, device: torch.device) -> Policy:
-        """The policy as training starts from it, and whatever a subclass has beside it.
-
-        Args:
-            device: where it will compute.
-        """
+        """The policy as training starts from it, and whatever a subclass has beside it."""
         return load_policy(self.start.backbone, device, self.start.weights)
 
     def setup(self, stage: str) -> None:

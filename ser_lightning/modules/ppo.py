@@ -20,21 +20,8 @@ from ser_lightning.models.masks import LayoutName
 from ser_lightning.models.policy import Policy, Role, load_policy
 from ser_lightning.modules.policy_base import PolicyModule
 from ser_lightning.records import Answers, Prompt, PromptBatch, Rollout, RolloutBatch
-from ser_lightning.rl.experience import (
-    Estimator,
-    Experience,
-    PPOSettings,
-    make_experience,
-    measure,
-    micro_batches,
-)
-from ser_lightning.rl.policy_math import (
-    FixedKL,
-    clipped_policy_loss,
-    clipped_value_loss,
-    kl_k3,
-    sequence_kl,
-)
+from ser_lightning.rl.experience import Estimator, Experience, PPOSettings, make_experience, measure, micro_batches
+from ser_lightning.rl.policy_math import FixedKL, clipped_policy_loss, clipped_value_loss, kl_k3, sequence_kl
 from ser_lightning.rl.reward_functions import RewardFunction, RewardSum
 from ser_lightning.rl.reward_sources import load_rewards
 from ser_lightning.rl.rollout import (

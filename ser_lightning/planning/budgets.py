@@ -38,9 +38,6 @@ def policy_budget(
 
     Args:
         policy: with reference and critic, where there are such.
-        backbone: how it is trained.
-        precision: as the trainer calls it.
-        num_bytes: memory of the device.
         beside: other models on it; what they share with the policy counts once.
     """
     shape, trained = shape_of(policy.lm, backbone, precision, "cuda", POLICY), trained_weights(policy)
@@ -65,13 +62,7 @@ def sampling_budget(
     the states that reading takes; and its share of the logits, of which each response has a row.
 
     Args:
-        policy: as `policy_budget` has it.
-        backbone: as above.
-        precision: as above.
-        num_bytes: as above.
-        max_new_tokens: of a response.
         is_trained: whether an optimiser keeps its states beside it.
-        beside: as above.
     """
     shape = shape_of(policy.lm, backbone, precision, "cuda", POLICY)
     taken = _held(policy, precision, beside) + 8 * is_trained * sum(p.numel() for p in trained_weights(policy))
@@ -93,14 +84,8 @@ def rl_budgets(
     """What `auto` is in the RL stage: tokens in a micro-batch of training, and in a batch that is being sampled.
 
     Args:
-        policy: as `policy_budget` has it.
-        backbone: as above.
-        precision: as above.
         device: `cpu`, where both are constants, or `cuda`.
-        num_bytes: as above.
-        max_new_tokens: of a response.
         is_trained: whether an optimiser keeps its states beside it.
-        beside: as above.
     """
     if device != "cuda":
         return CPU_TOKENS[0], CPU_SAMPLING_TOKENS

@@ -28,12 +28,7 @@ def reward_checks(module: SFTModule | PPOModule) -> Iterable[dict[str, str]]:
 
 
 def device_checks(trainer: Any, device: str) -> Iterable[dict[str, str]]:
-    """Warnings: no such GPU here, or a set-up that was never tested.
-
-    Args:
-        trainer: the settings of the trainer.
-        device: `cpu` or `cuda`.
-    """
+    """Warnings: no such GPU here, or a set-up that was never tested."""
     if device == "cuda" and device_bytes(device)[0] != "GPU":
         yield check("device", "there is no GPU here: memory is compared with that of this machine")
     if strategy_kind(trainer.strategy) == "fsdp":

@@ -31,8 +31,6 @@ class Weights:
     """The weights of one kind.
 
     Attributes:
-        trained: how many are trained.
-        frozen: how many are not.
         num_bytes: of all of them, with what 4-bit layers need to be read.
     """
 
@@ -148,9 +146,6 @@ def shape_of(model: nn.Module, backbone: Backbone, precision: str, device: str, 
 
     Args:
         model: a transformers model with a head, on any device, also meta; its body may be wrapped by peft.
-        backbone: how it is trained.
-        precision: as the trainer calls it, such as `bf16-mixed`.
-        device: `cpu` or `cuda`.
         adapter: the one that is trained; a body may have several.
     """
     config: Any = model.config.get_text_config()  # type: ignore[operator, union-attr]
@@ -254,10 +249,6 @@ def auto_budgets(
 
     Args:
         reward_model: on any device, also meta.
-        backbone: how it is trained.
-        precision: as the trainer calls it.
-        device: `cpu` or `cuda`.
-        num_bytes: memory of the device.
     """
     if device != "cuda":
         return CPU_TOKENS
@@ -283,12 +274,7 @@ def held_bytes(parameters: Iterable[Tensor]) -> int:
 
 
 def tokens_that_fit(num_bytes: int, bytes_per_token: int) -> int:
-    """A budget in multiples of 1,024, from 1,024 to 65,536 tokens.
-
-    Args:
-        num_bytes: memory that is left for activations.
-        bytes_per_token: what they take.
-    """
+    """A budget in multiples of 1,024, from 1,024 to 65,536 tokens."""
     tokens = int(_USED_SHARE * num_bytes) // bytes_per_token // 1024 * 1024
     return max(_LEAST_TOKENS, min(_MOST_TOKENS, tokens))
 

@@ -92,13 +92,9 @@ def sft_memory(
     """Bytes by kind on one device, in training.
 
     Args:
-        module: with its policy.
-        optimizer: of its trained weights.
         lengths: (N,) tokens of prompt and response.
         responses_per_step: of one device.
         tokens_per_batch: most padded tokens in a micro-batch.
-        precision: as the trainer calls it.
-        device: `cpu` or `cuda`.
     """
     policy = module.policy
     shape = shape_of(policy.lm, module.backbone, precision, device, POLICY)
@@ -112,7 +108,7 @@ def sft_memory(
         "logits, estimate": {"training": _logit_bytes(policy, chunk, TRAINED_LOGIT_BYTES)},
         "workspace, estimate": {"training": workspace_bytes(policy, precision)},
     }
-    return _summed(rows, ("training",), {"training": tokens}, {"training": "data.tokens_per_batch"}, [optimizer])
+    return summed(rows, ("training",), {"training": tokens}, {"training": "data.tokens_per_batch"}, [optimizer])
 
 
 def rl_memory(
@@ -129,15 +125,11 @@ def rl_memory(
     """Bytes by kind on one device, in the three phases of a step: sampling, scoring and training.
 
     Args:
-        module: with its policy, critic and reward models.
-        optimizers: of policy and critic.
         prompt_lengths: (N,) tokens of the prompts.
         prompts_per_step: of one device.
         prompts_per_val_batch: prompts that a device answers at once in validation.
         layout: of whole responses, see `masks.choose_layout`.
         budgets: most tokens in a micro-batch of training, and in a batch that is being sampled.
-        precision: as the trainer calls it.
-        device: `cpu` or `cuda`.
     """
     policy, rewards = module.policy, models_among(module.rewards.values())
     shape = shape_of(policy.lm, module.backbone, precision, device, POLICY)
@@ -170,7 +162,7 @@ def rl_memory(
     }
     tokens = {"sampling": sampled, "scoring": scored, "training": trained}
     names = dict.fromkeys(RL_PHASES, "model.tokens_per_batch") | {"sampling": "model.tokens_per_sampling_batch"}
-    return _summed(rows, RL_PHASES, tokens, names, optimizers)
+    return summed(rows, RL_PHASES, tokens, names, optimizers)
 
 
 def _update_batches(
@@ -220,13 +212,14 @@ def _logit_bytes(policy: Policy, num_rows: int, bytes_each: int) -> int:
     return bytes_each * num_rows * vocabulary_size(policy)
 
 
-def _summed(
+def summed(
     rows: dict[str, dict[str, int]],
     uses: Sequence[str],
     tokens: dict[str, int],
     budgets: dict[str, str],
     optimizers: Sequence[Optimizer],
 ) -> dict[str, Any]:
+    """Bytes by kind and use with their sums, and what else a plan says of memory."""
     kinds = {kind: {use: row.get(use, 0) for use in uses} for kind, row in rows.items() if any(row.values())}
     return {
         "optimizer": " and ".join(dict.fromkeys(type(optimizer).__name__ for optimizer in optimizers)),
@@ -257,8 +250,6 @@ def count_steps(trainer: Any, num_batches: int, optimizer_steps: int = 1) -> Ste
     """The steps of a fit, as Lightning counts them.
 
     Args:
-        trainer: its settings: `max_epochs`, `max_steps`, `limit_train_batches`, `fast_dev_run`.
-        num_batches: of the training loader.
         optimizer_steps: that a batch takes, those of all optimizers together.
     """
     if trainer.fast_dev_run:
@@ -294,7 +285,6 @@ def sft_work(steps: Steps, num_tokens: np.ndarray, num_response_tokens: np.ndarr
     """What a run of SFT reads, by step, epoch and in all; tokens of a part of an epoch are those of an average one.
 
     Args:
-        steps: of the run.
         num_tokens: (N,) tokens of prompt and response.
         num_response_tokens: (N,) those of the response, which the loss is of.
         per_step: responses in a step.
@@ -332,7 +322,6 @@ def held_out_answers(trainer: Any, num_prompts: int, prompts_per_batch: int, val
     """Answers to held-out prompts in a fit: of the policy at every validation, and of the starting policy once.
 
     Args:
-        trainer: its settings.
         num_prompts: that are held out.
         prompts_per_batch: over all devices.
         validations: of the fit, None without an end.

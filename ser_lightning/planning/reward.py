@@ -23,6 +23,7 @@ from ser_lightning.planning.memory import (
     training_activations,
     workspace_bytes,
 )
+from ser_lightning.planning.policy import summed
 from ser_lightning.planning.workload import largest_batch
 from ser_lightning.training.schedule import make_optimizer
 from ser_lightning.training.strategies import check_optimizer
@@ -42,14 +43,10 @@ def reward_memory(
     """Bytes by kind on one device, of training and of labelling; leaves the reward model with the shard of one rank.
 
     Args:
-        module: with its backbone and optimizer.
         reward_model: on the meta device.
         pairs: encoded pairs, and the (N,) rows of them that are read.
-        layout: of their sequences.
         budgets: most padded tokens in a micro-batch of training and of labelling.
         pairs_per_step: pairs of an optimizer step, over all devices.
-        precision: as the trainer calls it.
-        device: `cpu` or `cuda`.
         num_shards: ranks that share the weights of the body; None where each holds them whole.
     """
     backbone = module.backbone
@@ -79,11 +76,7 @@ def reward_memory(
         ),
         "workspace, estimate": (copies + gathered[0], copies + gathered[1]),
     }
-    kinds = {name: dict(zip(("training", "labelling"), pair, strict=True)) for name, pair in rows.items() if any(pair)}
-    return {
-        "optimizer": type(optimizer).__name__,
-        "batch_tokens": {"training": train_tokens, "labelling": label_tokens},
-        "budgets": {"training": "data.tokens_per_batch", "labelling": "data.tokens_per_scoring_batch"},
-        "kinds": kinds,
-        "all": {use: sum(kind[use] for kind in kinds.values()) for use in ("training", "labelling")},
-    }
+    uses = ("training", "labelling")
+    kinds = {kind: dict(zip(uses, pair, strict=True)) for kind, pair in rows.items()}
+    budget_names = {"training": "data.tokens_per_batch", "labelling": "data.tokens_per_scoring_batch"}
+    return summed(kinds, uses, {"training": train_tokens, "labelling": label_tokens}, budget_names, [optimizer])

@@ -11,11 +11,7 @@ _UNITS = ((2**40, "TiB"), (2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB"))
 
 
 def as_text(plan: dict[str, Any]) -> str:
-    """The tables of a plan, one below the other.
-
-    Args:
-        plan: as `plan.make_plan` gives it.
-    """
+    """The tables of a plan, one below the other."""
     parts = [_model(plan["model"]), _memory(plan["memory"])]
     if "rounds" in plan:
         parts += [_data(plan["data"]), _rounds(plan["rounds"])]

@@ -62,9 +62,7 @@ def largest_batch(
     """Most tokens that a micro-batch can hold, padding included.
 
     Args:
-        store: the encoded pairs.
         rows: (N,) of the store, the pairs that are read.
-        layout: of the sequences.
         budget: of tokens, as the user gave it. A single pair may exceed it.
         most_pairs: pairs of a step, None = all there are.
     """
@@ -79,8 +77,6 @@ def fullest_batch(longest: int, most_items: int, budget: int, layout: Layout = P
     Args:
         longest: tokens of the largest item, such as a pair or a response with its prompt. It may exceed the budget.
         most_items: that there are to share a batch.
-        budget: of tokens.
-        layout: of the sequences.
     """
     limit = min(budget, layout.max_batch_tokens or budget)
     tokens = max(longest, min(limit, longest * most_items))
@@ -108,7 +104,6 @@ def rounds_of(settings: EvolutionSettings, tokens: dict[str, Tokens], pairs_per_
     """The work of every round, if the rule does not end the evolution before.
 
     Args:
-        settings: of the evolution.
         tokens: of every split, and of what is `taught` to round 0 by another run.
         pairs_per_step: pairs of an optimiser step.
     """
@@ -158,13 +153,7 @@ SAMPLE = 1000
 
 
 def judge_work(tokenizer: PreTrainedTokenizerBase, store: PairStore, max_length: int) -> JudgeWork:
-    """The work of a pairwise judge on all pairs of a store.
-
-    Args:
-        tokenizer: with a chat template.
-        store: the encoded pairs, with their texts.
-        max_length: most tokens of a comparison.
-    """
+    """The work of a pairwise judge on all pairs of a store."""
     rows = np.unique(np.linspace(0, len(store) - 1, min(SAMPLE, len(store)), dtype=np.int64))
     read = sum(map(len, encode_comparisons(tokenizer, store.read_texts(rows), max_length)))
     return JudgeWork(2 * len(store), round(read * len(store) / max(1, len(rows))))

@@ -23,7 +23,6 @@ def pool_cards(lookup: Lookup, audit: Audit, before: Audit | None) -> dict[str, 
     as `overruled`.
 
     Args:
-        lookup: texts of pairs, which come without a label.
         audit: (N,) columns of the round's audit.
         before: those of the round before.
     """
@@ -56,7 +55,6 @@ def mistake_cards(
     """The test pairs on which the model is surest and wrong; their label is the human one.
 
     Args:
-        lookup: texts of pairs.
         pair_id: (N,) of the test pairs.
         probability: (N,) the model's, that a wins.
         target: (N,) human labels, 1: a is the better one; pairs of neither are no mistakes.

@@ -17,7 +17,6 @@ from matplotlib.ticker import FixedLocator
 
 from ser_lightning.evaluation.metrics import wilson_interval
 from ser_lightning.report.data import Round, Run, confidence_of, flow_of
-from ser_lightning.runs.shapes import COST_PARTS
 
 INK, MUTED, PALE, ACCENT, GOLD, SAND = "#1f2933", "#52606d", "#d9e0e7", "#1f6fb2", "#b7791f", "#ecd9b0"
 COLOURS = (ACCENT, GOLD, "#2f855a", "#9b2c2c", "#6b46c1", "#1f2933", "#0e7490", "#a0527f")
@@ -32,11 +31,6 @@ ACCURACIES = (
 """Column of `rounds.csv`, name, colour, mark, line."""
 BASELINES = (("longer", "take the longer", (0, (1, 2))), ("bag_of_words", "bag of words", (0, (5, 2))))
 """Key in the notes of a round, name, line."""
-COST_COLOURS = {
-    **{"all": ACCENT, "features": MUTED, "train_folds": "#8fb9dc", "train_main": ACCENT},
-    **{"score_seed": "#f3e6c8", "score_pool": "#ddb765", "score_test": GOLD, "other": PALE},
-}
-"""Blue for training, gold for scoring, from below."""
 STYLE: Any = {
     "font.family": "DejaVu Sans",  # ships with matplotlib
     "font.size": 11,
@@ -76,7 +70,6 @@ def draw(plot: Callable[[Axes], None], height: float, legend_columns: int = 2) -
     """One pair of axes as SVG.
 
     Args:
-        plot: draws into the axes.
         height: of the picture, in inches; its width is 4.8.
         legend_columns: of the legend below it.
     """
@@ -216,31 +209,6 @@ def draw_length(shown: Round) -> str:
     return draw(plot, height=3.6)
 
 
-def draw_cost(run: Run) -> str:
-    """Minutes and tokens of every round side by side, each bar in the parts that they went for."""
-
-    def plot(axes: Axes) -> None:
-        numbers = np.array([r.number for r in run.rounds])
-        other = axes.twinx()
-        other.spines["right"].set_visible(True)
-        for bars, shift, what, unit in ((axes, -0.2, "seconds", 60), (other, 0.2, "tokens", 1e6)):
-            bottom = np.zeros(len(numbers))
-            for part in cost_parts(run):
-                height = np.array([r.spent(what).get(part, 0.0) for r in run.rounds]) / unit
-                name = COST_PARTS.get(part, "training and scoring")
-                bars.bar(
-                    numbers + shift, height, 0.36, bottom, color=COST_COLOURS[part], label=name, ec="white", lw=0.6
-                )
-                bottom += height
-            bars.set_ylim(0, 1.08 * max(bottom) or 1)  # clear of the frame
-        _round_axis(axes, list(numbers))
-        axes.grid(False)
-        axes.set_ylabel("minutes, left bars")
-        other.set_ylabel("million tokens, right bars")
-
-    return draw(plot, height=3.7, legend_columns=3)
-
-
 def draw_loss(run: Run) -> str:
     """Training loss by optimizer step."""
 
@@ -253,12 +221,6 @@ def draw_loss(run: Run) -> str:
         axes.grid(True, axis="y", color=PALE, lw=0.6)
 
     return draw(plot, height=3.6)
-
-
-def cost_parts(run: Run) -> list[str]:
-    """What the rounds have spent something on, in the order of the bars."""
-    found = {part for one in run.rounds for part in one.spent("seconds")}
-    return [part for part in COST_COLOURS if part in found]
 
 
 def _accuracy_line(axes: Axes, rounds: Sequence[Round], column: str, shift: float, **look: str) -> None:

@@ -25,7 +25,6 @@ def answers(rows: Rows, measured: Measured, same_seed: bool = True) -> list[str]
     """Three sentences or so: did it help, is it good enough, what next.
 
     Args:
-        rows: of the finished rounds; one of them is delivered.
         measured: what the test pairs say of the rounds.
         same_seed: whether all rounds were scored out of fold on the same seed pairs.
     """
@@ -170,8 +169,6 @@ def next_steps(program: str, run: str, commands: Collection[str], use: Use = "re
     """What to do with a finished run, a line each.
 
     Args:
-        program: what a command line begins with.
-        run: folder of the run.
         commands: those that there are.
         use: what the model of the run is for.
         same: flags that a command on the same policy needs, as `same_flags` gives them.
@@ -192,12 +189,7 @@ _WIDEST = 80
 
 
 def same_flags(backbone: Backbone, paths: str | Sequence[str]) -> str:
-    """What another command must be told to go on with a policy: how it was trained, and the same pairs.
-
-    Args:
-        backbone: of the run.
-        paths: `data.path` of the run.
-    """
+    """What another command must be told to go on with a policy: how it was trained, and the same pairs."""
     usual = Backbone("", train="full")
     found = {
         f"model.backbone.{name}": getattr(backbone, name)

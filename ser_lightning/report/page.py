@@ -18,7 +18,6 @@ from ser_lightning.report.figures import (
     draw_accuracy,
     draw_comparison,
     draw_confidence,
-    draw_cost,
     draw_flow,
     draw_length,
     draw_loss,
@@ -46,7 +45,6 @@ from ser_lightning.report.tables import (
     round_table,
     sets_table,
 )
-from ser_lightning.runs.shapes import COST_PARTS
 from ser_lightning.utils.atomic import write_text_atomically
 
 CARD_KINDS = {
@@ -68,11 +66,6 @@ CARD_KINDS = {
 
 def write_report(runs: Sequence[Path], to: Path, note: str = "") -> Path:
     """Write the page of one run, or of several reward models side by side.
-
-    Args:
-        runs: run folders.
-        to: file to write; it appears as a whole.
-        note: what the summary of one run begins with.
 
     Returns:
         `to`.
@@ -192,8 +185,6 @@ def pictures_of(run: Run) -> list[Picture]:
         first, last = run.losses[[0, -1], 1]
         text = f"Training loss over {len(run.losses)} logged steps, from {first:.3f} to {last:.3f}."
         found.append(Picture("Training loss", text, note, draw_loss(run)))
-    note = "Left bars are minutes, right ones tokens; blue is training, gold is scoring."
-    found.append(Picture("Cost", f"Time by round: {_times(run)}.", note, draw_cost(run)))
     return found
 
 
@@ -238,18 +229,6 @@ def _splits(shown: Round) -> list[tuple[str, str]]:
         return []
     of = {name: f" of {prompts[name]} prompts" if prompts.get(name) else "" for name in pairs}
     return [("pairs", ", ".join(f"{count} {name}{of[name]}" for name, count in pairs.items()))]
-
-
-def _times(run: Run) -> str:
-    """Seconds of every round, and of its parts where they are known."""
-    found = []
-    for one in run.rounds:
-        spent = one.spent("seconds")
-        parts = ", ".join(
-            f"{COST_PARTS[part]} {seconds:.0f} s" for part, seconds in spent.items() if part in COST_PARTS
-        )
-        found.append(f"round {one.number} {sum(spent.values()):.0f} s" + (f" ({parts})" if parts else ""))
-    return "; ".join(found)
 
 
 def _course(run: Run, column: str) -> str:

@@ -77,11 +77,7 @@ def is_policy_run(path: Path) -> bool:
 
 
 def read_policy_run(path: Path) -> PolicyRun:
-    """What a run of a policy has left.
-
-    Raises:
-        UserError: it has logged nothing, or a file in it is damaged.
-    """
+    """What a run of a policy has left; `UserError` if it has logged nothing, or a file in it is damaged."""
     config, text = shown_config(path)
     steps, (losses, _) = _read_steps(path / STEPS), read_losses(path)
     held_out, _ = read_losses(path, "val/loss")

@@ -15,7 +15,6 @@ def sampling_cache(config: PretrainedConfig, num_columns: int) -> DynamicCache:
     each token, and no row can leave it. Layers of other kinds, such as linear attention, stay as transformers has them.
 
     Args:
-        config: the language model's.
         num_columns: tokens of the longest row at its end, prompt and response.
     """
     cache = DynamicCache(config=config)

@@ -14,7 +14,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from ser_lightning.data.encode import encode_front, encode_responses
+from ser_lightning.data.encode import encode_candidates, encode_front
 from ser_lightning.data.layouts import Layout
 from ser_lightning.errors import UserError, describe
 from ser_lightning.models.tokens import warn_of_unknown
@@ -34,7 +34,6 @@ class RewardFunction(Protocol):
 
         Args:
             prompts: N conversations that wait for a response.
-            responses: N.
 
         Returns:
             (N,) float32 on the CPU, all finite.
@@ -110,13 +109,13 @@ class ModelReward:
 
         Args:
             prompts: N conversations that wait for a response.
-            responses: N.
             cut_long: keep the front of those that are too long, and say so the first time.
 
         Raises:
             UserError: if the template refuses a prompt, or `max_length` takes not even an empty response.
         """
-        given = encode_responses(self.tokenizer, prompts, responses, self.max_length)
+        single = encode_candidates(self.tokenizer, prompts, [[text] for text in responses], self.max_length)
+        given = [None if rows is None else rows[0] for rows in single]
         if not cut_long or None not in given:
             return EncodedResponses(given, [False] * len(given))
         rows = [
@@ -214,15 +213,7 @@ class FunctionReward:
 
 
 class RewardSum:
-    """Several reward functions as one: the weighted sum of their scores.
-
-    Args:
-        functions: reward function of each source.
-        weights: weight of each source.
-
-    Attributes:
-        functions: as given.
-    """
+    """Several reward functions as one: the weighted sum of their scores."""
 
     def __init__(self, functions: dict[str, RewardFunction], weights: dict[str, float]) -> None:
         self.functions, self._weights = functions, weights
@@ -247,9 +238,7 @@ def checked_scores(name: str, scores: Any, responses: Sequence[str]) -> Tensor:
     """What a reward function returned, as (N,) float32 on the CPU.
 
     Args:
-        name: what errors call the reward function.
         scores: N numbers in a sequence, array or tensor.
-        responses: N.
 
     Raises:
         UserError: if they are not N finite numbers.

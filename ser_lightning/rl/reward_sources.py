@@ -20,13 +20,7 @@ from transformers import (
 from ser_lightning.errors import UserError, describe, raise_problems
 from ser_lightning.models.adapter_folder import ADAPTER, load_adapter_folder
 from ser_lightning.models.backbone import load_tokenizer, not_found
-from ser_lightning.models.loading import (
-    check_layers,
-    is_meta,
-    meta_arguments,
-    quiet_load_report,
-    vocabulary_problem,
-)
+from ser_lightning.models.loading import check_layers, is_meta, meta_arguments, quiet_load_report, vocabulary_problem
 from ser_lightning.models.masks import choose_layout
 from ser_lightning.models.probe import empty_response_problem, num_positions
 from ser_lightning.models.readings import noted_readings
@@ -56,9 +50,7 @@ def load_rewards(
 
     Args:
         sources: one source as `load_reward` takes it, or several with their weights.
-        device: where the models go.
         allow_uncalibrated: take reward models whose scale was never fitted.
-        build: see `load_reward`.
 
     Raises:
         UserError: all that is wrong with any source.
@@ -100,7 +92,6 @@ def load_reward(
         device: where a model goes; on `meta` the weights of pretrained models and of folders are not read.
         allow_uncalibrated: take a reward model whose scale was never fitted.
         build: makes the reward model of a run where it can, such as one on a base that is loaded already, else None.
-        trust_remote_code: run the Python files of the source's model.
 
     Raises:
         UserError: if the source is none of these, or a reward model without calibration.

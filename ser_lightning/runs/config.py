@@ -10,11 +10,7 @@ from ser_lightning.runs.files import CONFIG, reading
 
 
 def read_config(run: Path) -> dict[str, Any]:
-    """The resolved config of a run.
-
-    Raises:
-        UserError: the folder has none, or it is no mapping.
-    """
+    """The resolved config of a run; `UserError` if the folder has none, or it is no mapping."""
     file = run / CONFIG
     if not file.is_file():
         raise UserError(f"run: {run} has no {CONFIG}; give the folder of a fit")
@@ -43,15 +39,7 @@ def _check_size(config: Any) -> None:
 
 
 def setting(run: Path, *keys: str) -> dict[str, Any]:
-    """A table in a run's config.
-
-    Args:
-        run: the run folder.
-        keys: that lead to the table.
-
-    Raises:
-        UserError: there is none.
-    """
+    """A table in a run's config; `UserError` if there is none."""
     table: Any = read_config(run)
     for key in keys:
         table = table.get(key) if isinstance(table, dict) else None

@@ -39,46 +39,25 @@ SAMPLES = "samples"
 EXPORT = "export"
 
 
-@dataclass(frozen=True)
 class RoundFiles:
     """Where a round leaves its files."""
 
-    folder: Path
-
-    @property
-    def model(self) -> Path:
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.model = folder / "model.pt"
         """Trained weights, scale and fingerprint of the round's model."""
-        return self.folder / "model.pt"
-
-    @property
-    def audit(self) -> Path:
+        self.audit = folder / "audit.parquet"
         """What became of every pool pair."""
-        return self.folder / "audit.parquet"
-
-    @property
-    def test_scores(self) -> Path:
+        self.test_scores = folder / "test.parquet"
         """Rewards of the test pairs."""
-        return self.folder / "test.parquet"
-
-    @property
-    def cost(self) -> Path:
+        self.cost = folder / "cost.json"
         """Tokens and seconds by part."""
-        return self.folder / "cost.json"
-
-    @property
-    def guards(self) -> Path:
+        self.guards = folder / "guards.json"
         """What drift guards found."""
-        return self.folder / "guards.json"
-
-    @property
-    def notes(self) -> Path:
+        self.notes = folder / "report.json"
         """What only the training process knows of the round, for its report."""
-        return self.folder / "report.json"
-
-    @property
-    def drift(self) -> Path:
+        self.drift = folder / "drift.json"
         """How pairs that arrived before the round differ from the earlier ones."""
-        return self.folder / "drift.json"
 
     def phase(self, fold: int | None) -> Path:
         """Weights and optimiser state at the end of a phase; None is the main one."""
@@ -159,11 +138,7 @@ def write_rounds(run: str | Path, rows: Sequence[RoundRow]) -> None:
 
 
 def read_rounds(run: Path) -> list[dict[str, float]]:
-    """The lines of `rounds.csv`, by column.
-
-    Raises:
-        UserError: the run has finished no round, or the table is damaged.
-    """
+    """The lines of `rounds.csv`, by column; `UserError` if the run has finished no round, or the table is damaged."""
     file = run / ROUNDS
     if not file.is_file():
         raise UserError(f"run: {run} has no {ROUNDS}; give the folder of a fit that has finished round 0")
@@ -215,7 +190,6 @@ def labels_before(run: Path, round: int | None = None) -> int:
     """How many labels of its own the model of a round was trained on: what the round before it kept.
 
     Args:
-        run: run folder.
         round: None = the last one that the run has begun.
     """
     kept = [int(row["kept"]) for row in read_rounds(run) if round is None or int(row["round"]) == round - 1]
@@ -223,12 +197,7 @@ def labels_before(run: Path, round: int | None = None) -> int:
 
 
 def write_cost(path: Path, cost: Mapping[str, Mapping[str, float]]) -> None:
-    """Tokens and seconds of a round, for each of `COST_PARTS` that it had.
-
-    Args:
-        path: JSON file to write.
-        cost: by part `tokens` and `seconds`.
-    """
+    """Tokens and seconds of a round, for each of `COST_PARTS` that it had."""
     lines = {part: {**cost[part], "seconds": round(cost[part]["seconds"], 3)} for part in COST_PARTS if part in cost}
     write_json(path, lines)
 
@@ -241,10 +210,6 @@ def write_json(path: Path, content: Any) -> None:
 
 def read_json(path: Path, shape: Shape) -> Any:
     """What `write_json` wrote; nothing of its kind where there is no file.
-
-    Args:
-        path: the file.
-        shape: `NOTES`, `GUARDS`, `COST` or `ADVICE`.
 
     Raises:
         UserError: it is damaged.

@@ -90,7 +90,6 @@ def recorded_config(run_dir: str | None, ckpt_path: str | None, names_model: boo
     """The config of the run that a command without `--config` goes on with or reads a checkpoint of.
 
     Args:
-        run_dir: the folder that the user named.
         ckpt_path: a checkpoint, `last` or `auto`.
         names_model: whether the command line names a model, and so needs no such config.
 
@@ -125,7 +124,6 @@ def choose_folder(command: str, run_dir: str | None, ckpt_path: str | None, stem
 
     Args:
         command: `fit`, or a command that only reads a checkpoint.
-        run_dir: the folder that the user named.
         ckpt_path: a checkpoint, `last` for the folder's own, `auto` for that if there is one, None to start anew.
         stem: name of the config, the first half of a new folder's name.
     """
@@ -260,9 +258,6 @@ class MetricsFile(Logger):
     """Appends every metric to one CSV file as it is logged, also when a run goes on in the same folder.
 
     Lightning's own `CSVLogger` deletes the file of a folder that it finds in use, and holds rows back.
-
-    Args:
-        path: the file.
     """
 
     def __init__(self, path: Path) -> None:
@@ -296,12 +291,7 @@ class MetricsFile(Logger):
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Append one row.
-
-        Args:
-            metrics: values by name.
-            step: optimiser steps so far.
-        """
+        """Append one row."""
         row = {"step": step, **{name: float(value) for name, value in metrics.items()}}
         exists = self.path.exists()
         if exists and not self._columns:

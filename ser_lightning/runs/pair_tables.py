@@ -20,7 +20,6 @@ def write_audit(path: Path, pool: PairScores, result: SelectionResult) -> None:
     """One line for every pool pair: its rewards, its label and whether it was kept.
 
     Args:
-        path: Parquet file to write.
         pool: (N,) scores.
         result: (N,) the rule's result.
     """
@@ -58,7 +57,6 @@ def write_test_scores(path: Path, test: PairScores) -> None:
     """The rewards of the test pairs, without labels: what a paired comparison of rounds or runs needs.
 
     Args:
-        path: Parquet file to write.
         test: (N,) scores.
     """
     columns = {name: getattr(test, name).numpy() for name in ("pair_id", "reward_a", "reward_b")}

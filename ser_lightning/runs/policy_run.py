@@ -53,11 +53,7 @@ def resolve_start(backbone: Backbone) -> PolicyStart:
 
 
 def read_policy_backbone(run: Path) -> Backbone:
-    """The settings that a run trained its policy with.
-
-    Raises:
-        UserError: if it trained none.
-    """
+    """The settings that a run trained its policy with; `UserError` if it trained none."""
     kind = model_kind(run)
     if kind not in POLICY_MODULES:
         raise UserError(

@@ -19,10 +19,6 @@ from ser_lightning.runs.pair_tables import read_audit, read_test_scores
 def read_pool(run: Path, num_pairs: int = 1) -> tuple[list[PreferencePair], Tensor]:
     """The pool pairs of a run in the order of their ids, without labels, and the probability (N,) that a wins of each.
 
-    Args:
-        run: folder of a fit that has delivered a model.
-        num_pairs: how many are needed at least.
-
     Raises:
         UserError: the pool has fewer pairs, or the files of the run are not what they were.
     """
@@ -44,9 +40,6 @@ def read_pool(run: Path, num_pairs: int = 1) -> tuple[list[PreferencePair], Tens
 
 def trained_prompts(run: Path) -> set[int]:
     """`prompt_hash` of the prompts of a run's files that its seed model may know: of all but pool and test pairs.
-
-    Args:
-        run: folder of a fit that has delivered a model.
 
     Raises:
         UserError: the files that its config names are gone.

@@ -44,7 +44,6 @@ class RewardRun:
         """The reward model and its tokenizer.
 
         Args:
-            device: where it goes.
             changes: settings of the backbone that are not as in training, such as `quantize="none"`.
 
         Raises:
@@ -69,7 +68,6 @@ def read_reward_run(run: Path, trust_remote_code: bool = False) -> RewardRun:
     """The delivered round's model, read but not built.
 
     Args:
-        run: run folder of a fit.
         trust_remote_code: run the Python files of its model; the run's own config cannot ask for that.
 
     Raises:
@@ -87,10 +85,6 @@ def read_reward_run(run: Path, trust_remote_code: bool = False) -> RewardRun:
 def read_reward_checkpoint(file: Path, trust_remote_code: bool = False) -> tuple[Path, RewardRun]:
     """The run folder of a checkpoint (`RUN/checkpoints/last.ckpt`) or of a round's model (`RUN/rounds/0/model.pt`), and
     the model in the file.
-
-    Args:
-        file: the checkpoint.
-        trust_remote_code: as in `read_reward_run`.
 
     Raises:
         UserError: if there is no such file, it lies in no run, or is that of no reward model.

@@ -34,9 +34,6 @@ class Teacher:
 def read_teacher(run: Path) -> Teacher:
     """The pseudo-labels that the delivered round of a run keeps.
 
-    Args:
-        run: folder of a finished fit of a reward model.
-
     Raises:
         UserError: the run is not finished, its delivered round keeps no pseudo-label, or a file is missing or damaged.
 

@@ -48,12 +48,7 @@ def read_model(file: Path) -> dict[str, Any]:
 
 
 def check_model(file: Path, saved: Mapping[str, Any]) -> None:
-    """`UserError` where weights, scale or identity of a reward model are none.
-
-    Args:
-        file: where they stand.
-        saved: what a `model.pt` holds.
-    """
+    """`UserError` where weights, scale or identity of a reward model are none."""
     with reading(file, has_record=False):
         if missing := {"weights", "zero", "temperature"} - saved.keys():
             raise ValueError(f"it holds no {min(missing)}")

@@ -28,9 +28,6 @@ _DATE = r"[\w ,./:-]{4,40}?"
 class TemplateReader:
     """Reads what one chat template writes.
 
-    Args:
-        tokenizer: has the template.
-
     Raises:
         UserError: if nothing in what the template writes tells where a response begins or a turn ends.
     """
@@ -71,7 +68,6 @@ class TemplateReader:
 
         Args:
             text: what the template wrote, with or without its BOS and the end of the response.
-            where: begins the message of an error.
 
         Raises:
             UserError: the template writes no such text, or it ends before a response.
@@ -87,7 +83,6 @@ class TemplateReader:
         Args:
             query: prompt and response as one text; the beginning of the prompt may be cut off.
             prompt: what the template wrote up to where the response begins, or a plain text.
-            where: begins the message of an error.
 
         Raises:
             UserError: neither can be read, or the response cannot be told from the prompt.

@@ -3,7 +3,7 @@
 Only where everything else is plainly right: on any doubt nothing is said here, and the parser finds all problems.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,8 +35,6 @@ class Config:
     """A config file.
 
     Attributes:
-        name: what the user called it.
-        content: what it holds.
         is_bundled: it ships with the package, and its values are right.
     """
 
@@ -104,28 +102,17 @@ def _check(root: Tree, tree: Tree, given: Mapping[str, Any], path: list[str], so
 def _unknown(root: Tree, path: list[str], value: Any, source: str, problems: list[str]) -> None:
     if isinstance(value, dict | list) or (path[0] == "trainer" and not knows_trainer()) or len(path) == 1:
         raise Unsure
-    hint = hint_for(path, root, lambda node: node if isinstance(node, dict) else {}, _has)
-    problems.append(f"{'.'.join(path)} ({source}): unknown key, got {shown(value)}{hint}")
+    problems.append(f"{'.'.join(path)} ({source}): unknown key, got {shown(value)}{hint_for(path, root)}")
 
 
-def hint_for(
-    path: list[str], root: Any, children: Callable[[Any], dict[str, Any]], has: Callable[[Any, list[str]], bool]
-) -> str:
-    """`; did you mean ...?` for the first part of a key that is not known; empty where nothing is near.
-
-    Args:
-        path: the parts of the key.
-        root: all that is known.
-        children: what stands below a node of it, by name.
-        has: whether the root has a key.
-    """
+def hint_for(path: list[str], root: Tree) -> str:
+    """`; did you mean ...?` for the first part of a key that is not in a tree; empty where nothing is near."""
     for key in ELSEWHERE.get(path[-1], ()):
-        if has(root, key.split(".")):
+        if _has(root, key.split(".")):
             return f"; did you mean {key}?"
-    node = root
+    node: Any = root
     for depth, part in enumerate(path):
-        known = children(node)
-        if part not in known:
+        if part not in (known := node if isinstance(node, dict) else {}):
             hint, _, name = nearest(part, known).rpartition(" ")
             return f"{hint} {'.'.join([*path[:depth], name])}" if hint else ""
         node = known[part]
@@ -136,7 +123,7 @@ def _has(tree: Any, path: list[str]) -> bool:
     for part in path:
         if isinstance(tree, Key):
             return tree.kinds is None  # of a class, such as the optimizer's `lr`
-        if part not in tree:
+        if not isinstance(tree, dict) or part not in tree:
             return False
         tree = tree[part]
     return True

@@ -17,9 +17,8 @@ class Key:
     """One setting.
 
     Attributes:
-        kinds: what its value may be: int, float, bool, str, null or {"one of": choices}; None if it may be more.
-        default: where it is a plain value.
-        help: what it is for.
+        kinds: what its value may be: int, float, bool, str, null, {"one of": choices}, or `more`, which only the parser
+            can tell; None if it is that alone.
     """
 
     kinds: list[Any] | None
@@ -34,7 +33,7 @@ class Key:
 def _is(value: Any, kind: Any) -> bool:
     if isinstance(kind, dict):
         return any(type(value) is type(choice) and value == choice for choice in kind["one of"])
-    plain = {"int": (int,), "float": (float, int), "bool": (bool,), "str": (str,), "null": (type(None),)}
+    plain = {"int": (int,), "float": (float, int), "bool": (bool,), "str": (str,), "null": (type(None),), "more": ()}
     return type(value) in plain[kind]
 
 

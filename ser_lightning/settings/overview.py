@@ -16,11 +16,7 @@ def run_overview(program: str, command: str, about: str, configs: Sequence[Confi
     """The text, WIDTH columns wide.
 
     Args:
-        program: how the package is called.
-        command: such as `fit`.
-        about: what the command does.
         configs: whose classes' keys are listed.
-        bundled: names of the configs that ship with the package.
     """
     classes = {**USUAL, **classes_in(configs)}
     tree = tree_of(classes)
@@ -53,7 +49,7 @@ def _keys(tree: Tree, prefix: str) -> Iterator[str]:
 
 def _value(key: Key) -> str:
     """What a value may be, and its default, in brackets."""
-    names = [_name(kind) for kind in key.kinds or []]
+    names = [] if "more" in (key.kinds or []) else [_name(kind) for kind in key.kinds or []]
     default = "" if key.default is None or key.default == [] else f" (default: {key.default})"
     return f"{'|'.join(names)}{default}" if len(default) < 60 else "|".join(names)
 

@@ -18,12 +18,7 @@ def model_name(config: Namespace) -> str:
 
 
 def trust_problems(config: Namespace, flags: Sequence[Sequence[str]]) -> Iterator[str]:
-    """A line for each setting that lets a model or a checkpoint run code, but stands in a file alone.
-
-    Args:
-        config: the parsed config of the command.
-        flags: what its user has typed, a flag and its values each.
-    """
+    """A line for each setting that lets a model or a checkpoint run code, but stands in a file alone."""
     for key, granted, risk in (
         ("trust_remote_code", "true", "runs the Python files of a model"),
         ("weights_only", "false", "unpickles a checkpoint, which can run code"),
@@ -42,12 +37,7 @@ def _named_value(flag: Sequence[str]) -> tuple[str, str]:
 
 
 def lightning_problems(command: str, config: Namespace) -> Iterator[str]:
-    """A line for each setting of Lightning that this project's modules cannot follow, and for an untrained model.
-
-    Args:
-        command: `fit`, `validate`, `test` or `predict`.
-        config: its parsed config.
-    """
+    """A line for each setting of Lightning that this project's modules cannot follow, and for an untrained model."""
     if config.seed_everything is not None and not 0 <= int(config.seed_everything) < 2**32:
         yield f"seed_everything: got {config.seed_everything}; give a number from 0 to {2**32 - 1}"
     if (name := model_name(config)) not in MODULES:

@@ -176,13 +176,7 @@ FILLER = (
     "One could go on about this. | My shoes are wet again."
 ).split(" | ")
 LINKS = ("", "", "Also, ", "By the way, ", "Besides, ", "In fact, ")
-PROMPT_FORMS = (
-    "Tell me {q}.",
-    "Please write {q}.",
-    "Say {q}.",
-    "Explain {q}.",
-    "Can you say {q}?",
-)
+PROMPT_FORMS = ("Tell me {q}.", "Please write {q}.", "Say {q}.", "Explain {q}.", "Can you say {q}?")
 
 
 @lru_cache(maxsize=1)

@@ -82,11 +82,7 @@ class CheckpointsInPlace(TorchCheckpointIO):
             write_atomically(Path(path), lambda file: torch.save(checkpoint, file))
 
     def load_checkpoint(self, path: str | Path, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """Load what Lightning has saved, and nothing else.
-
-        Raises:
-            UserError: the file is something else.
-        """
+        """Load what Lightning has saved, and nothing else; `UserError` if the file is something else."""
         try:
             checkpoint = super().load_checkpoint(path, *args, **kwargs)
         except (pickle.UnpicklingError, RuntimeError, ValueError, KeyError, EOFError) as error:
@@ -106,9 +102,6 @@ class LastCheckpoint(Checkpoint):
 
     `ModelCheckpoint(save_last=True)` copies a file only where it saves a second one beside it, and skips an epoch
     without an optimiser step, whose labels may have changed all the same.
-
-    Args:
-        path: the checkpoint.
     """
 
     def __init__(self, path: Path) -> None:

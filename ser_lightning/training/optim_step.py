@@ -38,7 +38,6 @@ def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float) -> Tenso
 
     Args:
         parameters: whole ones, whose gradients are equal on every rank, and sharded ones.
-        max_norm: maximum total norm.
 
     Returns:
         (), the total norm before, over all weights of all ranks.
@@ -69,11 +68,7 @@ def update(
     The norm and the figures come to the host together: the one time in a step that it waits for the device.
 
     Args:
-        module: has one optimiser.
-        parameters: all that is trained.
-        max_grad_norm: their gradients are clipped to this norm.
         figures: scalars of the step, the loss first.
-        batch_idx: the step in its epoch, for the message.
 
     Returns:
         The figures as numbers.

@@ -15,8 +15,6 @@ def lr_factor(step: int, num_steps: int, warmup_share: float, decay: Decay) -> f
     """Share of the peak learning rate at a step: warm-up, then `decay`.
 
     Args:
-        step: optimiser steps so far.
-        num_steps: optimiser steps in all.
         warmup_share: share of the steps over which the rate rises from 0.
         decay: `linear` falls to 0 at the end, `none` stays.
     """
@@ -29,13 +27,7 @@ def lr_factor(step: int, num_steps: int, warmup_share: float, decay: Decay) -> f
 
 
 def make_optimizer(make: OptimizerCallable, parameters: list[Any], name: str) -> torch.optim.Optimizer:
-    """The injected optimiser, its peak learning rate noted; `UserError` for arguments that it refuses.
-
-    Args:
-        make: class and arguments.
-        parameters: what it trains.
-        name: its place in the config.
-    """
+    """The injected optimiser, its peak learning rate noted; `UserError` for arguments that it refuses."""
     try:
         optimizer = make(parameters)
     except (TypeError, ValueError) as error:
@@ -62,7 +54,6 @@ def fuse(optimizer: torch.optim.Optimizer, device: str = "cuda") -> None:
 
     Args:
         optimizer: changed in place if it is PyTorch's Adam or AdamW.
-        device: type of the devices that have it.
     """
     if type(optimizer) not in (torch.optim.Adam, torch.optim.AdamW):
         return

@@ -74,12 +74,7 @@ class ShardStrategy(DDPStrategy):
 
 
 def spread(body: nn.Module, mesh: DeviceMesh) -> None:
-    """Put a body in shards over a mesh of one dimension, one group for each layer and one for the rest.
-
-    Args:
-        body: a transformers body, as peft may wrap it.
-        mesh: of the ranks.
-    """
+    """Put a body in shards over a mesh of one dimension, one group for each layer and one for the rest."""
     kept = set(kept_whole(body))
     for group in [*layers_of(body), body]:
         # What stays gathered behind a forward pass without gradients would not see what is loaded later.
@@ -152,7 +147,6 @@ def strategy_problems(strategy: str | Strategy, train: str = "lora", quantize: s
     """Known problems of a strategy, one line each, with the closest strategy that works.
 
     Args:
-        strategy: as for `strategy_kind`.
         train: `backbone.train` of a reward model, `policy` for a stage that samples.
         quantize: `backbone.quantize`.
     """
@@ -170,14 +164,7 @@ def strategy_problems(strategy: str | Strategy, train: str = "lora", quantize: s
 
 
 def strategy_notes(strategy: str | Strategy, device: str, num_devices: int, num_nodes: int) -> list[str]:
-    """What has never been tested, one line each; it may work.
-
-    Args:
-        strategy: as for `strategy_kind`.
-        device: type of the devices, such as `cpu` or `cuda`.
-        num_devices: processes on a node.
-        num_nodes: nodes.
-    """
+    """What has never been tested, one line each; it may work."""
     kind = strategy_kind(strategy)
     found = []
     if kind not in ("auto", "ddp", "fsdp", *_REASONS):
@@ -203,13 +190,7 @@ def check_strategy(trainer: Trainer, train: str, quantize: str) -> None:
 
 
 def check_optimizer(optimizer: Optimizer, is_sharded: bool, name: str) -> None:
-    """`UserError` for an optimiser whose kernels cannot read weights in shards.
-
-    Args:
-        optimizer: what trains.
-        is_sharded: some of what it trains lies in shards.
-        name: its place in the config.
-    """
+    """`UserError` for an optimiser whose kernels cannot read weights in shards."""
     if is_sharded and type(optimizer).__module__.startswith("bitsandbytes"):
         raise UserError(
             f"{name}: got {type(optimizer).__name__} with fsdp and backbone.train full, whose shards it cannot read; "

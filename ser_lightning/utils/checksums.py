@@ -16,21 +16,12 @@ def write_recorded(path: Path, write: Callable[[BinaryIO], object]) -> None:
     """`write_atomically`, with the checksum in the record of the folder.
 
     The record has it before the file is in its place, and keeps the one before: no kill in between makes them differ.
-
-    Args:
-        path: the file.
-        write: writes the content into an open binary file.
     """
     write_atomically(path, write, before=lambda draft: _note(path, _sha256(draft)))
 
 
 def record_checksums(record: Path, files: Iterable[Path]) -> None:
-    """Flush files to disk and write down their checksums.
-
-    Args:
-        record: JSON file to write, in the folder of the files.
-        files: what the record vouches for.
-    """
+    """Flush files to disk and write down their checksums."""
     found = list(files)
     for file in found:
         flush_to_disk(file)

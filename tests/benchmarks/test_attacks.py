@@ -25,14 +25,17 @@ def scene(tmp_path_factory):
     return make_scene(tmp_path_factory.mktemp("attacks") / "scene")
 
 
-@pytest.mark.parametrize("number", range(72))
-def test_a_data_file_is_read_rightly_or_refused(scene, tmp_path, number):
-    judged = CHECKS["data"](number, scene, tmp_path / "case")
-    assert judged.faults == (), judged.kind
+def cases(part: str, everyday: int, number: int) -> list[object]:
+    """The first of a part, which have every kind of it, and more of the same that is left to `make test-all`."""
+    return [pytest.param(part, n, marks=pytest.mark.slow if n >= everyday else ()) for n in range(number)]
 
 
 @pytest.mark.parametrize(
-    ("part", "number"), [(p, n) for p, last in (("run", 27), ("model", 18), ("rewards", 12)) for n in range(last)]
+    ("part", "number"),
+    [
+        *cases("data", 24, 72),  # every format once whole, once with a fault and once with other bytes
+        *(*cases("run", 10, 27), *cases("model", 8, 18), *cases("rewards", 6, 12)),
+    ],
 )
 def test_damage_is_refused_or_changes_nothing(scene, tmp_path, part, number):
     judged = CHECKS[part](number, scene, tmp_path / "case")
@@ -95,7 +98,7 @@ print(ended_with(start(fit, Path("said.txt"))))
 """
 
 
-@pytest.mark.parametrize("of", [2, 3, *(pytest.param(of, marks=pytest.mark.slow) for of in (1, 4, 9, 40))])
+@pytest.mark.parametrize("of", [2, *(pytest.param(of, marks=pytest.mark.slow) for of in (1, 3, 4, 9, 40))])
 def test_a_kill_before_a_file_operation_leaves_a_folder_that_a_new_start_takes(scene, tmp_path, of):
     words = fit_words(scene, tmp_path / "run", "--evolution.max_rounds=0")
     Path("killed.py").write_text(KILLED)

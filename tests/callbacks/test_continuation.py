@@ -1,8 +1,10 @@
 """More data for a finished run: its record goes on, only what is new is encoded and scored, and drift shows."""
 
+import contextlib
 import json
 import math
 import random
+import shutil
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -75,8 +77,39 @@ def rows(run):
     return read_csv(f"{run}/rounds.csv")
 
 
+def _fitted(model_dir, pairs_file, folder, **kwargs):
+    with contextlib.chdir(folder):
+        return folder / "old", *fit(model_dir, pairs_file, "old", **kwargs)
+
+
+@pytest.fixture(scope="module")
+def usual_run(tiny_model_dir, pairs_file, tmp_path_factory):
+    return _fitted(tiny_model_dir, pairs_file, tmp_path_factory.mktemp("usual"))
+
+
+@pytest.fixture
+def old(usual_run):
+    """A finished run in the folder `old`."""
+    shutil.copytree(usual_run[0], "old")
+
+
+HALF = {"rule": TopShareRule(0.5, 0.0)}
+
+
+@pytest.fixture(scope="module")
+def half_run(tiny_model_dir, pairs_file, tmp_path_factory):
+    return _fitted(tiny_model_dir, pairs_file, tmp_path_factory.mktemp("half"), **HALF)
+
+
+@pytest.fixture
+def half(half_run):
+    """Model and callback of a run with `HALF`, which is in the folder `old`."""
+    shutil.copytree(half_run[0], "old")
+    return half_run[1:]
+
+
+@pytest.mark.usefixtures("old")
 def test_the_record_goes_on_and_only_new_pairs_are_scored(tiny_model_dir, pairs_file, more):
-    fit(tiny_model_dir, pairs_file, "old")
     watcher = Watcher()
     _, callback, datamodule = go_on(tiny_model_dir, pairs_file, more, "new", watcher)
     arrived = {name: set(datamodule.pair_ids(f"arrived_{name}").tolist()) for name in ("seed", "pool")}
@@ -94,11 +127,10 @@ def test_the_record_goes_on_and_only_new_pairs_are_scored(tiny_model_dir, pairs_
     assert callback.state.finished
 
 
-def test_the_delivered_model_labels_old_and_new_pairs_alike(tiny_model_dir, pairs_file, more):
+def test_the_delivered_model_labels_old_and_new_pairs_alike(tiny_model_dir, pairs_file, more, half):
     """The oracle scores the whole pool with the delivered weights and keeps the surer half by itself."""
-    model, _ = fit(tiny_model_dir, pairs_file, "old", rule=TopShareRule(0.5, 0.0))
-    watcher = Watcher()
-    _, _, datamodule = go_on(tiny_model_dir, pairs_file, more, "new", watcher, rule=TopShareRule(0.5, 0.0))
+    (model, _), watcher = half, Watcher()
+    _, _, datamodule = go_on(tiny_model_dir, pairs_file, more, "new", watcher, **HALF)
     model.eval()
     margins = {}
     with torch.no_grad():
@@ -109,9 +141,8 @@ def test_the_delivered_model_labels_old_and_new_pairs_alike(tiny_model_dir, pair
     assert trained == {i: float(margins[i] > 0) for i in surest}
 
 
-def test_a_label_for_a_pair_that_the_model_had_labelled_is_no_evidence(tiny_model_dir, pairs_file, tmp_path):
-    _, callback = fit(tiny_model_dir, pairs_file, "old", rule=TopShareRule(0.5, 0.0))
-    selected = {i for selection in callback.state.history for i in selection.pair_id.tolist()}
+def test_a_label_for_a_pair_that_the_model_had_labelled_is_no_evidence(tiny_model_dir, pairs_file, tmp_path, half):
+    selected = {i for selection in half[1].state.history for i in selection.pair_id.tolist()}
     datamodule = data(pairs_file)
     datamodule.tokenizer = module(tiny_model_dir).tokenizer
     datamodule.prepare_data()
@@ -124,7 +155,7 @@ def test_a_label_for_a_pair_that_the_model_had_labelled_is_no_evidence(tiny_mode
     ]
     path = tmp_path / "answers.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    _, _, new = go_on(tiny_model_dir, pairs_file, str(path), "new", rule=TopShareRule(0.5, 0.0))
+    _, _, new = go_on(tiny_model_dir, pairs_file, str(path), "new", **HALF)
     assert set(new.pair_ids("arrived_seed").tolist()) == set(asked)
     assert json.loads(Path("new/rounds/2/drift.json").read_text())["new_labels"] == len(others[:5])
 
@@ -145,8 +176,8 @@ def test_a_continued_run_survives_a_crash(tiny_model_dir, pairs_file, more, rest
         assert {**a, "seconds": ""} == {**b, "seconds": ""}
 
 
+@pytest.mark.usefixtures("old")
 def test_a_finished_run_without_new_pairs_has_nothing_to_do(tiny_model_dir, pairs_file):
-    fit(tiny_model_dir, pairs_file, "old")
     with pytest.raises(NothingToDo, match="give new pairs with --data.new_data_path"):
         go_on(tiny_model_dir, pairs_file, [], "old")
 
@@ -158,8 +189,8 @@ def test_pairs_that_arrive_in_the_middle_of_a_run_have_to_wait(tiny_model_dir, p
         go_on(tiny_model_dir, pairs_file, more, "new")
 
 
+@pytest.mark.usefixtures("old")
 def test_a_checkpoint_without_its_rounds_is_refused(tiny_model_dir, pairs_file, more):
-    fit(tiny_model_dir, pairs_file, "old")
     Path("old/checkpoints/last.ckpt").rename("stray.ckpt")
     with pytest.raises(UserError, match="stray.ckpt, beside which there are no rounds"):
         go_on(tiny_model_dir, pairs_file, more, "new", ckpt_path="stray.ckpt")

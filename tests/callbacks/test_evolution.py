@@ -74,9 +74,17 @@ def _tiny(tiny_model_dir):
     TINY["dir"] = tiny_model_dir
 
 
-def test_a_round_trains_without_each_fold_and_then_on_all(tiny_model_dir, pairs_file):
-    log = Recorder()
-    fit(tiny_model_dir, pairs_file, "run", log)
+@pytest.fixture(scope="module")
+def recorded(tiny_model_dir, pairs_file, tmp_path_factory):
+    """Folder of a run as `fit` has it, and what its epochs trained on."""
+    run, log = tmp_path_factory.mktemp("recorded"), Recorder()
+    with contextlib.chdir(run):
+        fit(tiny_model_dir, pairs_file, str(run), log)
+    return run, log
+
+
+def test_a_round_trains_without_each_fold_and_then_on_all(pairs_file, recorded):
+    _, log = recorded
     seed, pool = pairs_of(pairs_file, "seed"), pairs_of(pairs_file, "pool")
     folds = [pairs_of(pairs_file, "seed", k) for k in range(2)]
     assert [(e["phase"].round, e["phase"].fold) for e in log.epochs] == [
@@ -102,43 +110,66 @@ def test_the_seed_model_does_not_depend_on_the_folds_before_it(tiny_model_dir, p
     assert equal(*found)
 
 
-def test_labels_that_train_a_fold_model_come_from_models_that_never_saw_the_fold(tiny_model_dir, pairs_file, tmp_path):
+USUAL = {"max_rounds": 2, "rule": TopShareRule(0.4, min_change_share=0.0)}
+
+
+@pytest.fixture(scope="module")
+def usual_run(tiny_model_dir, pairs_file, tmp_path_factory):
+    """Folder of a run with `USUAL`, its callback, and what its epochs trained on."""
+    run, log = tmp_path_factory.mktemp("usual"), Recorder()
+    with contextlib.chdir(run):
+        _, callback = fit(tiny_model_dir, pairs_file, str(run), log, **USUAL)
+    return run, callback, log
+
+
+def test_labels_that_train_a_fold_model_come_from_models_that_never_saw_the_fold(
+    tiny_model_dir, pairs_file, tmp_path, usual_run
+):
     """Turn the human labels of one fold: the chain that leaves it out must not change, whatever the others do."""
     names = _prompts(pairs_file, pairs_of(pairs_file, "seed", 0))
     other_file = tmp_path / "turned.jsonl"
     _turn(pairs_file, names, other_file)
-    logs = []
-    for name, file in (("one", pairs_file), ("other", other_file)):
-        logs.append(Recorder())
-        fit(tiny_model_dir, file, name, logs[-1], rule=TopShareRule(0.4, 0.0), max_rounds=2)
-    for one, other in zip(*(log.epochs for log in logs), strict=True):
+    log = Recorder()
+    fit(tiny_model_dir, other_file, "other", log, **USUAL)
+    for one, other in zip(usual_run[2].epochs, log.epochs, strict=True):
         same = one["ids"] == other["ids"] and one["target"] == other["target"]
         assert same == (one["phase"].fold == 0), one["phase"]
 
 
-def test_what_is_kept_is_what_is_trained_on_with_the_label_of_the_audit(tiny_model_dir, pairs_file):
-    log = Recorder()
-    fit(tiny_model_dir, pairs_file, "run", log)
-    kept = {r["pair_id"]: r["label"] for r in audit("run", 0) if r["kept"]}
+def test_what_is_kept_is_what_is_trained_on_with_the_label_of_the_audit(pairs_file, recorded):
+    run, log = recorded
+    kept = {r["pair_id"]: r["label"] for r in audit(run, 0) if r["kept"]}
     seed = pairs_of(pairs_file, "seed")
     trained = {i: t for i, t in log.epochs[-1]["target"].items() if i not in seed}
     assert trained == {i: float(label) for i, label in kept.items()}
-    assert len(audit("run", 0)) == len(pairs_of(pairs_file, "pool"))
-    for r in audit("run", 0):
+    assert len(audit(run, 0)) == len(pairs_of(pairs_file, "pool"))
+    for r in audit(run, 0):
         assert r["label"] == int(r["reward_a"] > r["reward_b"])
         assert r["reason"] == ("kept" if r["kept"] else "not sure enough")
         assert r["probability"] == pytest.approx(1 / (1 + math.exp(r["reward_b"] - r["reward_a"])), abs=1e-5)
 
 
-def test_training_cannot_see_a_pool_label(tiny_model_dir, pairs_file, tmp_path):
+CALIBRATED = {"rule": CalibratedRule(), "max_rounds": 2}
+
+
+@pytest.fixture(scope="module")
+def calibrated(tiny_model_dir, pairs_file, tmp_path_factory):
+    """Folder of a run with `CALIBRATED`, and its model."""
+    run = tmp_path_factory.mktemp("calibrated")
+    with contextlib.chdir(run):
+        model, _ = fit(tiny_model_dir, pairs_file, str(run), **CALIBRATED)
+    return run, model
+
+
+def test_training_cannot_see_a_pool_label(tiny_model_dir, pairs_file, tmp_path, calibrated):
     """The same file with every pool label turned round gives the same labels, selections and weights, bit for bit."""
     pool, other_file = pairs_of(pairs_file, "pool"), tmp_path / "turned.jsonl"
     assert _turn(pairs_file, _prompts(pairs_file, pool), other_file) == len(pool) > 30
-    one, _ = fit(tiny_model_dir, pairs_file, "one", rule=CalibratedRule(), max_rounds=2)
-    other, _ = fit(tiny_model_dir, other_file, "other", rule=CalibratedRule(), max_rounds=2)
-    assert equal(weights(one), weights(other))
-    assert [audit("one", r["round"]) for r in rows("one")] == [audit("other", r["round"]) for r in rows("other")]
-    for a, b in zip(rows("one"), rows("other"), strict=True):
+    one, model = calibrated
+    other, _ = fit(tiny_model_dir, other_file, "other", **CALIBRATED)
+    assert equal(weights(model), weights(other))
+    assert [audit(one, r["round"]) for r in rows(one)] == [audit("other", r["round"]) for r in rows("other")]
+    for a, b in zip(rows(one), rows("other"), strict=True):
         assert float(a["pool_accuracy"]) == pytest.approx(1 - float(b["pool_accuracy"]))  # only a metric reads them
         assert a["seed_oof_accuracy"] == b["seed_oof_accuracy"] and a["delivered"] == b["delivered"]
 
@@ -166,15 +197,15 @@ def test_ties_are_trained_on_in_every_phase_but_that_of_their_fold_and_no_round_
     assert 0 <= float(rows("run")[0]["seed_oof_accuracy"]) <= 1
 
 
-def test_rounds_csv_counts_what_happened(tiny_model_dir, pairs_file):
-    _, callback = fit(tiny_model_dir, pairs_file, "run", max_rounds=2, rule=TopShareRule(0.5, min_change_share=0.0))
-    table = rows("run")
+def test_rounds_csv_counts_what_happened(usual_run):
+    run, callback, _ = usual_run
+    table = rows(run)
     assert [r["round"] for r in table] == ["0", "1", "2"] and sum(r["delivered"] == "1" for r in table) == 1
     for number, r in enumerate(table):
-        lines = audit("run", number)
+        lines = audit(run, number)
         assert int(r["scored"]) == len(lines) and int(r["kept"]) == sum(x["kept"] for x in lines)
         assert int(r["tokens"]) > 0 and 0 <= float(r["test_accuracy"]) <= 1
-    flips = sum(a["label"] != b["label"] for a, b in zip(audit("run", 0), audit("run", 1), strict=True))
+    flips = sum(a["label"] != b["label"] for a, b in zip(audit(run, 0), audit(run, 1), strict=True))
     assert int(table[1]["flipped"]) == flips and table[0]["flipped"] == "0"
     assert [len(s) for s in callback.state.history] == [int(r["kept"]) for r in table]
 
@@ -228,12 +259,12 @@ def test_a_head_that_is_solved_needs_one_epoch():
         evolution(min_steps=-1)
 
 
-def test_the_delivered_rounds_model_is_handed_over(tiny_model_dir, pairs_file):
-    model, _ = fit(tiny_model_dir, pairs_file, "run", rule=CalibratedRule(), max_rounds=2)
-    number = next(r["round"] for r in rows("run") if r["delivered"] == "1")
-    saved = torch.load(Path("run/rounds", number, "model.pt"), weights_only=True)
+def test_the_delivered_rounds_model_is_handed_over(calibrated):
+    run, model = calibrated
+    number = next(r["round"] for r in rows(run) if r["delivered"] == "1")
+    saved = torch.load(Path(run, "rounds", number, "model.pt"), weights_only=True)
     assert equal(weights(model), saved["weights"]) and model.temperature == saved["temperature"] != 1.0
-    last = torch.load("run/checkpoints/last.ckpt", weights_only=False)
+    last = torch.load(run / "checkpoints/last.ckpt", weights_only=False)
     assert equal({k.removeprefix("_reward_model."): v for k, v in last["state_dict"].items()}, saved["weights"])
 
 
@@ -245,31 +276,19 @@ def test_a_rule_that_keeps_nothing_ends_evolution_and_says_so(tiny_model_dir, pa
     assert "Rounds of self-evolution" in capsys.readouterr().out
 
 
-USUAL = {"max_rounds": 2, "rule": TopShareRule(0.4, min_change_share=0.0)}
-
-
-@pytest.fixture(scope="module")
-def usual_run(tiny_model_dir, pairs_file, tmp_path_factory):
-    """Folder of a run with `USUAL`."""
-    run = tmp_path_factory.mktemp("usual")
-    with contextlib.chdir(run):
-        fit(tiny_model_dir, pairs_file, str(run), **USUAL)
-    return run
-
-
 @pytest.mark.parametrize(
     "change",
     [
         {"restart": "nothing"},
         {"seed_epochs": 2},
         {"epochs_per_round": 2},
-        {"max_rounds": 1},
-        {"folds": 3},
+        pytest.param({"max_rounds": 1}, marks=pytest.mark.slow),
+        pytest.param({"folds": 3}, marks=pytest.mark.slow),
     ],
 )
 def test_every_option_changes_the_result(tiny_model_dir, pairs_file, usual_run, change):
     fit(tiny_model_dir, pairs_file, "changed", **{**USUAL, **change})
-    assert Path(usual_run, "rounds.csv").read_text() != Path("changed/rounds.csv").read_text()
+    assert Path(usual_run[0], "rounds.csv").read_text() != Path("changed/rounds.csv").read_text()
 
 
 def test_restarted_optimizer_and_weights(tiny_model_dir, pairs_file):
@@ -316,7 +335,7 @@ def unbroken_run(tiny_model_dir, pairs_file, tmp_path_factory):
     return run, weights(model)
 
 
-@pytest.mark.parametrize("epoch", [*(pytest.param(n, marks=pytest.mark.slow) for n in (1, 3)), 4, 7])
+@pytest.mark.parametrize("epoch", [*(pytest.param(n, marks=pytest.mark.slow) for n in (1, 3, 4)), 7])
 def test_a_crashed_run_goes_on_as_if_nothing_had_happened(tiny_model_dir, pairs_file, unbroken_run, epoch):
     unbroken, expected = unbroken_run
     settings = {"rule": CalibratedRule(min_change_share=0.0), **CRASHED}
@@ -338,8 +357,8 @@ def test_a_crashed_run_goes_on_as_if_nothing_had_happened(tiny_model_dir, pairs_
         assert {k: v for k, v in a.items() if k != "seconds"} == {k: v for k, v in b.items() if k != "seconds"}
 
 
-def test_a_finished_run_does_not_start_again(tiny_model_dir, pairs_file):
-    fit(tiny_model_dir, pairs_file, "run")
+def test_a_finished_run_does_not_start_again(tiny_model_dir, pairs_file, recorded):
+    shutil.copytree(recorded[0], "run")
     with pytest.raises(UserError, match="finished"):
         trainer("run", evolution()).fit(module(tiny_model_dir), data(pairs_file), ckpt_path="run/checkpoints/last.ckpt")
 

@@ -1,5 +1,6 @@
 """Forecasts in a run: what `rounds.csv` says of them, and evolution that ends by them."""
 
+import contextlib
 import json
 import math
 import random
@@ -20,8 +21,8 @@ from tests.report_runs import row
 STEADY = {"rule": TopShareRule(0.4, min_change_share=0.0), "max_rounds": 3}
 
 
-@pytest.fixture
-def unsure_file(tmp_path):
+@pytest.fixture(scope="module")
+def unsure_file(tmp_path_factory):
     """80 pairs whose answers differ in a number alone: what is made of them changes from round to round."""
     generator = random.Random(2)
     lines = []
@@ -29,7 +30,7 @@ def unsure_file(tmp_path):
         answers = generator.sample(range(1000), 2)
         texts = dict(zip(("chosen", "rejected"), (f"It is {answer}." for answer in answers), strict=True))
         lines.append({"prompt": f"What is {number} plus {number}?", **texts})
-    file = tmp_path / "unsure.jsonl"
+    file = tmp_path_factory.mktemp("unsure") / "unsure.jsonl"
     file.write_text("".join(json.dumps(line) + "\n" for line in lines))
     return file
 
@@ -49,9 +50,17 @@ def changed(one, other):
     return sum(a != b for a, b in zip(one, other, strict=True)) / len(one)
 
 
-def test_a_round_holds_its_forecast_against_what_came(tiny_model_dir, unsure_file):
-    _, callback = fit(tiny_model_dir, unsure_file, "run", **STEADY)
-    first, *later = rows("run")
+@pytest.fixture(scope="module")
+def steady(tiny_model_dir, unsure_file, tmp_path_factory):
+    """Folder of a run with `STEADY`, and its callback."""
+    run = tmp_path_factory.mktemp("steady")
+    with contextlib.chdir(run):
+        return run, fit(tiny_model_dir, unsure_file, str(run), **STEADY)[1]
+
+
+def test_a_round_holds_its_forecast_against_what_came(steady):
+    run, callback = steady
+    first, *later = rows(run)
     assert len(later) == 3 and all(math.isnan(line[name]) for line in (first, later[0]) for name in FORECASTS)
     assert math.isnan(first["predicted_gain"]) and math.isnan(first["predicted_last_round"])
     for before, now in zip(later, later[1:], strict=False):
@@ -59,7 +68,7 @@ def test_a_round_holds_its_forecast_against_what_came(tiny_model_dir, unsure_fil
         assert now["forecast_accuracy"] == pytest.approx(expected, abs=1e-5)
         assert now["forecast_error"] == pytest.approx(now["seed_oof_accuracy"] - expected, abs=1e-5)
         assert now["forecast_low"] <= now["forecast_accuracy"] <= now["forecast_high"]
-    labels = [audit_labels("run", number) for number in range(4)]
+    labels = [audit_labels(run, number) for number in range(4)]
     assert later[0]["net_label_change"] == pytest.approx(changed(labels[1], labels[0]) / 2)
     for number in (2, 3):
         way = changed(labels[number], labels[number - 2]) - changed(labels[number - 1], labels[number - 2])
@@ -88,24 +97,22 @@ class Crash(Callback):
             raise KeyboardInterrupt
 
 
-def test_a_crashed_run_ends_by_the_same_forecast(tiny_model_dir, unsure_file):
-    fit(tiny_model_dir, unsure_file, "full", **STEADY)
-    gains = [line["predicted_gain"] for line in rows("full")]
+@pytest.mark.parametrize("epoch", [pytest.param(2, marks=pytest.mark.slow), 4])
+def test_a_crashed_run_ends_by_the_same_forecast(tiny_model_dir, unsure_file, steady, epoch):
+    gains = [line["predicted_gain"] for line in rows(steady[0])]
     assert gains[1] > gains[2] > 0
     settings = {**STEADY, "stop_by": "forecast", "min_gain": (gains[1] + gains[2]) / 2}
     unbroken, _ = fit(tiny_model_dir, unsure_file, "unbroken", **settings)
     assert len(rows("unbroken")) == 3
-    for epoch in (2, 4):
-        run = f"broken-{epoch}"
-        with pytest.raises((KeyboardInterrupt, SystemExit)):
-            fit(tiny_model_dir, unsure_file, run, Crash(epoch), **settings)
-        seed_everything(0, verbose=False)
-        model = module(tiny_model_dir)
-        trainer(run, evolution(**settings)).fit(model, data(unsure_file), ckpt_path=f"{run}/checkpoints/last.ckpt")
-        assert equal(weights(unbroken), weights(model)), epoch
-        for one, other in zip(rows("unbroken"), rows(run), strict=True):
-            for name in one.keys() - {"seconds"}:
-                assert one[name] == pytest.approx(other[name], abs=0, nan_ok=True), (epoch, name)
+    with pytest.raises((KeyboardInterrupt, SystemExit)):
+        fit(tiny_model_dir, unsure_file, "broken", Crash(epoch), **settings)
+    seed_everything(0, verbose=False)
+    model = module(tiny_model_dir)
+    trainer("broken", evolution(**settings)).fit(model, data(unsure_file), ckpt_path="broken/checkpoints/last.ckpt")
+    assert equal(weights(unbroken), weights(model))
+    for one, other in zip(rows("unbroken"), rows("broken"), strict=True):
+        for name in one.keys() - {"seconds"}:
+            assert one[name] == pytest.approx(other[name], abs=0, nan_ok=True), name
 
 
 def test_without_folds_convergence_is_forecast_and_accuracy_is_not(tiny_model_dir, unsure_file):

@@ -1,7 +1,9 @@
 """A student of a finished run: an ordinary reward model of the seed and of the run's pseudo-labels."""
 
+import contextlib
 import json
 import math
+import shutil
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -49,8 +51,21 @@ def learn(model_dir, pairs_file, run, *extra, ckpt_path=None):
     return model, callback, pairs
 
 
-def test_a_student_trains_on_human_labels_and_on_those_that_its_teacher_keeps(tiny_model_dir, pairs_file):
-    _, teacher = fit(tiny_model_dir, pairs_file, "teacher")
+@pytest.fixture(scope="module")
+def teacher_once(tiny_model_dir, pairs_file, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("teacher")
+    with contextlib.chdir(folder):
+        return folder / "teacher", fit(tiny_model_dir, pairs_file, "teacher")[1]
+
+
+@pytest.fixture
+def teacher(teacher_once):
+    """Callback of a run, which is in the folder `teacher`."""
+    shutil.copytree(teacher_once[0], "teacher")
+    return teacher_once[1]
+
+
+def test_a_student_trains_on_human_labels_and_on_those_that_its_teacher_keeps(tiny_model_dir, pairs_file, teacher):
     watcher = Watcher()
     _, callback, pairs = learn(tiny_model_dir, pairs_file, "student", watcher)
     seed, test = pairs.pair_ids("seed"), set(pairs.pair_ids("test").tolist())
@@ -66,8 +81,8 @@ def test_a_student_trains_on_human_labels_and_on_those_that_its_teacher_keeps(ti
     assert callback.state.finished and [row.round for row in callback.state.rows] == [0]
 
 
+@pytest.mark.usefixtures("teacher")
 def test_a_student_survives_a_crash(tiny_model_dir, pairs_file):
-    fit(tiny_model_dir, pairs_file, "teacher")
     unbroken, _, _ = learn(tiny_model_dir, pairs_file, "unbroken")
     with pytest.raises((KeyboardInterrupt, SystemExit)):
         learn(tiny_model_dir, pairs_file, "broken", Watcher(crash_at=4))

@@ -1,5 +1,6 @@
 """Every mistake of `error_cases.py` gets its one line; a full disk loses no finished round."""
 
+import contextlib
 import json
 import logging
 import re
@@ -17,18 +18,30 @@ from tests.error_cases import CASES, DISK_IS_FULL, PAGE, Scene, page
 from tests.helpers import problems_of
 
 
-@pytest.fixture
-def here(tiny_run):
+@pytest.fixture(scope="module")
+def here(_tiny_flags):
     """The tiny run on what lies in this folder."""
-    flags = [word for word in tiny_run if "path=" not in word]
+    flags = [word for word in _tiny_flags if "path=" not in word]
     return [*flags, "--model.backbone.path=model", "--data.path=pairs.jsonl"]
 
 
+@pytest.fixture(scope="module")
+def fitted(here, tiny_model_dir, pairs_file, tmp_path_factory):
+    """A run with the flags of `here`."""
+    folder = tmp_path_factory.mktemp("fitted")
+    shutil.copytree(tiny_model_dir, folder / "model")
+    shutil.copy(pairs_file, folder / "pairs.jsonl")
+    with contextlib.chdir(folder), pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
+        assert main(["fit", *here, "--run_dir=run"]) == 0
+    return folder / "run"
+
+
 @pytest.fixture
-def scene(here, tiny_model_dir, pairs_file):
+def scene(here, fitted, tiny_model_dir, pairs_file):
     shutil.copytree(tiny_model_dir, "model")
     shutil.copy(pairs_file, "pairs.jsonl")
-    return Scene([json.loads(line) for line in pairs_file.read_text().splitlines()], here)
+    return Scene([json.loads(line) for line in pairs_file.read_text().splitlines()], here, fitted)
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.title)
@@ -52,7 +65,7 @@ def test_a_rule_that_keeps_nothing_says_what_it_could_have_reached(scene, here, 
 
 
 @pytest.mark.parametrize("epoch", [pytest.param(3, marks=pytest.mark.slow), 4, pytest.param(5, marks=pytest.mark.slow)])
-def test_a_full_disk_is_one_line_and_loses_no_round(scene, here, capsys, monkeypatch, epoch):
+def test_a_full_disk_is_one_line_and_loses_no_round(scene, here, fitted, capsys, monkeypatch, epoch):
     """Files may not grow beyond 3,000 bytes from some epoch of round 1 on: metrics fit, checkpoints do not."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     count_tokens = EvolutionCallback.on_train_batch_end
@@ -62,7 +75,6 @@ def test_a_full_disk_is_one_line_and_loses_no_round(scene, here, capsys, monkeyp
             resource.setrlimit(resource.RLIMIT_FSIZE, (3_000, limits[1]))
         count_tokens(self, trainer, *args)
 
-    assert main(["fit", *here, "--run_dir=unbroken"]) == 0
     with monkeypatch.context() as patch:
         patch.setattr(EvolutionCallback, "on_train_batch_end", fill_up)
         try:
@@ -70,11 +82,11 @@ def test_a_full_disk_is_one_line_and_loses_no_round(scene, here, capsys, monkeyp
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert line.startswith("disk: got no room") and line.endswith("free some, then resume with --ckpt_path last")
-    audits = [Path(run, "rounds/0/audit.parquet") for run in ("unbroken", "run")]
+    audits = [Path(run, "rounds/0/audit.parquet") for run in (fitted, "run")]
     assert audits[0].read_bytes() == audits[1].read_bytes()
     assert main(["fit", "--run_dir=run", "--ckpt_path=last"]) == 0
     for number in (0, 1):
-        one, other = (pq.read_table(f"{run}/rounds/{number}/audit.parquet") for run in ("unbroken", "run"))
+        one, other = (pq.read_table(f"{run}/rounds/{number}/audit.parquet") for run in (fitted, "run"))
         assert one.equals(other)
 
 

@@ -31,6 +31,12 @@ def plan(capsys, *args):
     return capsys.readouterr().out, json.loads(Path("plan.json").read_text())
 
 
+def often(cases, *names):
+    """Cases by name: those of the names, and the others, which are more of the same, where `slow` ones run."""
+    assert {*names} <= cases.keys()
+    return [pytest.param(one, id=name, marks=() if name in names else pytest.mark.slow) for name, one in cases.items()]
+
+
 MORE = {
     "as it is": [],
     "no folds": [
@@ -41,7 +47,7 @@ MORE = {
 }
 
 
-@pytest.mark.parametrize("more", MORE.values(), ids=MORE)
+@pytest.mark.parametrize("more", often(MORE, "as it is", "no folds"))
 def test_rounds_read_the_tokens_that_were_foretold(capsys, tiny_run, tiny_fit, more):
     _, found = plan(capsys, *tiny_run, *more)
     tiny_fit(*more)
@@ -185,7 +191,10 @@ WRONG = {
 }
 
 
-@pytest.mark.parametrize("more", WRONG.values(), ids=WRONG)
+@pytest.mark.parametrize(
+    "more",
+    often(WRONG, "three at once", "no model", "arguments of two parts", "too many folds", "no pool", "no reloading"),
+)
 def test_errors_are_those_of_fit(capsys, tiny_run, more):
     planned, fitted = (problems_of(capsys, command, *tiny_run, *more) for command in ("plan", "fit"))
     assert planned == fitted and planned
@@ -315,7 +324,13 @@ WRONG_POLICIES = {
 }
 
 
-@pytest.mark.parametrize("more", WRONG_POLICIES.values(), ids=WRONG_POLICIES)
+@pytest.mark.parametrize(
+    "more",
+    often(
+        WRONG_POLICIES,
+        *("no model", "no reward and no judge", "too many minibatches", "no room for a response", "no test prompts"),
+    ),
+)
 def test_errors_are_those_of_a_fit_of_a_policy(capsys, ppo_flags, more):
     planned, fitted = (problems_of(capsys, command, *ppo_flags, *more) for command in ("plan", "fit"))
     assert planned == fitted and planned

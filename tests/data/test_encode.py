@@ -7,10 +7,8 @@ from ser_lightning.data.encode import (
     encode_candidates,
     encode_conversations,
     encode_front,
-    encode_pair,
     encode_pairs,
     encode_prompts,
-    encode_responses,
 )
 from ser_lightning.errors import UserError
 from ser_lightning.records import PreferencePair
@@ -29,6 +27,15 @@ def by_hand(*turns: str) -> list[int]:
 
 def pair(*prompt: tuple[str, str], a: str = "Yes", b: str = "No", label: int | None = None) -> PreferencePair:
     return PreferencePair(7, [{"role": role, "content": text} for role, text in prompt], a, b, label, "row-7")
+
+
+def encode_pair(tokenizer, one, max_length):
+    return encode_pairs(tokenizer, [one], max_length)[0]
+
+
+def encode_response(tokenizer, prompt, text, max_length):
+    (rows,) = encode_candidates(tokenizer, [prompt], [[text]], max_length)
+    return rows and rows[0]
 
 
 def test_ids_are_those_of_the_template(tiny_tokenizer):
@@ -176,7 +183,7 @@ def test_a_template_that_takes_no_cut_drops_the_pair(tiny_tokenizer, template):
     whole = encode_pair(tiny_tokenizer, dialogue, 100)
     assert not whole.is_cut
     assert encode_pair(tiny_tokenizer, dialogue, len(whole.ids_a) - 1) is None
-    assert encode_responses(tiny_tokenizer, [dialogue.prompt], ["Yes"], len(whole.ids_a) - 1) == [None]
+    assert encode_response(tiny_tokenizer, dialogue.prompt, "Yes", len(whole.ids_a) - 1) is None
     with pytest.raises(UserError, match="in the shortest form that the chat template takes; raise data"):
         encode_prompts(tiny_tokenizer, [pair(*[("user", "one")] * 5).prompt], 20)
 
@@ -200,7 +207,7 @@ def test_of_a_response_that_never_fits_the_front_is_read_behind_the_shortest_pro
     prompt, text = pair(("system", "Be kind"), ("user", "Why?")).prompt, "abcdefghij"
     for kept in (1, 5, 9):
         expected = by_hand("<system>Be kind", "<user>", f"<assistant>{text[:kept]}")
-        assert encode_responses(tiny_tokenizer, [prompt], [text], len(expected)) == [None]
+        assert encode_response(tiny_tokenizer, prompt, text, len(expected)) is None
         assert encode_front(tiny_tokenizer, prompt, text, len(expected)) == expected
     assert encode_front(tiny_tokenizer, prompt, text, 10) is None
     template(NEEDS_QUERY + tiny_tokenizer.chat_template)
@@ -213,13 +220,18 @@ def test_any_number_of_responses_see_the_same_cut_prompt(tiny_tokenizer):
     texts = ["Yes", "No", "Perhaps"]
     whole = [by_hand("<user>one", "<assistant>two", "<user>three", f"<assistant>{text}") for text in texts]
     cut = [by_hand("<user>three", f"<assistant>{text}") for text in texts]
-    assert encode_candidates(tiny_tokenizer, prompt, texts, len(whole[2])) == whole
-    assert encode_candidates(tiny_tokenizer, prompt, texts, len(whole[2]) - 1) == cut  # though two would fit
-    assert encode_candidates(tiny_tokenizer, prompt, texts[:2], len(whole[2]) - 1) == whole[:2]
-    assert encode_candidates(tiny_tokenizer, prompt, texts, 20) is None
+    assert encode_candidates(tiny_tokenizer, [prompt], [texts], len(whole[2])) == [whole]
+    assert (
+        encode_candidates(tiny_tokenizer, [prompt] * 2, [texts, texts[:2]], len(whole[2]) - 1)
+        == [
+            cut,  # though two would fit
+            whole[:2],
+        ]
+    )
+    assert encode_candidates(tiny_tokenizer, [prompt], [texts], 20) == [None]
 
 
 def test_a_template_that_refuses_a_prompt_of_many_responses_is_one_line(tiny_tokenizer, monkeypatch):
     monkeypatch.setattr(tiny_tokenizer, "chat_template", "{{ raise_exception('no roles at all') }}")
     with pytest.raises(UserError, match="chat template refuses a prompt: got no roles at all for the roles user"):
-        encode_candidates(tiny_tokenizer, pair(("user", "Hi")).prompt, ["Yes"], 100)
+        encode_candidates(tiny_tokenizer, [pair(("user", "Hi")).prompt], [["Yes"]], 100)

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from ser_lightning.data import store as store_module
-from ser_lightning.data.encode import encode_pair
+from ser_lightning.data.encode import encode_pairs
 from ser_lightning.data.reader import PairStore
 from ser_lightning.data.sources import Source, open_sources
 from ser_lightning.data.store import (
@@ -56,7 +56,7 @@ def test_texts_and_ids_come_back(build, make_rows, tiny_tokenizer, monkeypatch):
     for i, (row, pair) in enumerate(zip(rows, pairs, strict=True)):
         assert pair.prompt == [{"role": "user", "content": row["prompt"]}]
         assert {pair.response_a, pair.response_b} == {row["response_a"], row["response_b"]}
-        encoded = encode_pair(tiny_tokenizer, pair, 200)
+        [encoded] = encode_pairs(tiny_tokenizer, [pair], 200)
         ids_a, ids_b = store.ids(i)
         assert (ids_a.tolist(), ids_b.tolist()) == (encoded.ids_a, encoded.ids_b)
         same = [a == b for a, b in zip(encoded.ids_a, encoded.ids_b, strict=False)]

@@ -193,10 +193,17 @@ BENT = {
     "another layer": lambda model: model.model.layers[1].mlp.down_proj.weight.normal_(),
     "not finite": lambda model: model.score.weight.fill_(torch.nan),
 }
+OFTEN = {*((name, "float32") for name in BENT), ("scaled", "bfloat16")}
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
-@pytest.mark.parametrize("bend", BENT.values(), ids=BENT)
+@pytest.mark.parametrize(
+    ("bend", "dtype"),
+    [
+        pytest.param(bend, dtype, id=f"{name}-{dtype}", marks=() if (name, dtype) in OFTEN else pytest.mark.slow)
+        for name, bend in BENT.items()
+        for dtype in ("float32", "bfloat16", "float16")
+    ],
+)
 def test_an_export_that_scores_otherwise_never_appears(tiny_fit, monkeypatch, bend, dtype):
     tiny_fit()
     save = LlamaForSequenceClassification.save_pretrained
@@ -212,8 +219,13 @@ def test_an_export_that_scores_otherwise_never_appears(tiny_fit, monkeypatch, be
     assert not list(Path().glob("*out*"))
 
 
-@pytest.mark.parametrize("train", ["full", "lora"])
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize(
+    ("train", "dtype"),
+    [
+        *(("full", "bfloat16"), ("lora", "float16")),
+        *(pytest.param(*one, marks=pytest.mark.slow) for one in (("full", "float16"), ("lora", "bfloat16"))),
+    ],
+)
 def test_a_right_folder_in_16_bits_passes(tiny_fit, train, dtype):
     tiny_fit(f"--model.backbone.train={train}")
     result = export(Path("run"), Path("out"), dtype=dtype)

@@ -21,7 +21,7 @@ from transformers import (
 
 from ser_lightning.__main__ import main
 from ser_lightning.callbacks.policy_watch import PolicyWatch
-from ser_lightning.data.encode import encode_prompts, encode_responses
+from ser_lightning.data.encode import encode_candidates, encode_prompts
 from ser_lightning.datamodules.prompts import PromptDataModule
 from ser_lightning.models.backbone import Backbone, LoraSettings, load_tokenizer
 from ser_lightning.modules.ppo import PPOModule
@@ -380,7 +380,7 @@ def test_policy_and_reward_model_of_one_base_read_the_same_ids(tiny_model_dir):
         rows = encode_prompts(tokenizer, prompts, 100)
         for row, prompt, text in zip(rows, prompts, ("It is 4.", "No."), strict=True):
             sampled = tokenizer(text, add_special_tokens=False).input_ids + [tokenizer.eos_token_id]
-            assert encode_responses(tokenizer, [prompt], [text], 100) == [row + sampled], path
+            assert encode_candidates(tokenizer, [prompt], [[text]], 100) == [[row + sampled]], path
 
 
 @pytest.mark.parametrize("reading", [None, "[mean@1,judge@1]"])
@@ -546,7 +546,11 @@ def _without_eos(model_dir):
     [
         (["--model.reward_model=runs/nothing"], ["reward runs/nothing: got no such folder; give the run folder"]),
         (["--model.reward_model=my_rewards.nans"], ["reward my_rewards.nans: got NaN for 5 of 5 responses"]),
-        (["--model.judge=my_rewards.nans"], ["reward my_rewards.nans: got NaN for 5 of 5 responses"]),
+        pytest.param(
+            ["--model.judge=my_rewards.nans"],
+            ["reward my_rewards.nans: got NaN for 5 of 5 responses"],
+            marks=pytest.mark.slow,
+        ),
         (["--model.reward_model=my_rewards.too_few"], ["reward my_rewards.too_few: got 4 scores for 5 responses"]),
         (
             ["--model.reward_model=runs/nothing", "--model.judge=my_rewards.no"],

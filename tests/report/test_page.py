@@ -155,12 +155,8 @@ def test_rounds_stand_at_whole_numbers(monkeypatch):
     many = read_run(write_run("many", [row(n, n == 0) for n in range(30)], notes()))
     for run in (one, many):
         report_figures.draw_accuracy(run)
-        report_figures.draw_cost(run)
     ticks = [figure.axes[0].get_xticks().tolist() for figure in made]
-    assert ticks[:2] == [[0], [0]] and ticks[2] == ticks[3] == [*range(0, 30, 3)]
-    for figure in (made[1], made[3]):
-        for axes in figure.axes:
-            assert max(bar.get_y() + bar.get_height() for bar in axes.patches) < 0.95 * axes.get_ylim()[1]
+    assert ticks == [[0], [*range(0, 30, 3)]]
 
 
 def test_the_flow_from_round_to_round(run):
@@ -200,7 +196,6 @@ def test_cost_adds_up(run):
     ]
 
 
-@pytest.mark.usefixtures("real_pictures")
 def test_cost_is_split_by_what_it_went_for():
     cost = {
         "train_folds": {"tokens": 8000, "seconds": 1.5},
@@ -221,8 +216,6 @@ def test_cost_is_split_by_what_it_went_for():
         ["1", "–", "–", "–", "–", "12 345", "2.5", "4 938"],
         ["all", "8 000\n1.5 s", "4 000\n0.8 s", "345\n0.2 s", "0\n0.5 s", "24 690", "5.5", "4 489"],
     ]
-    picture = next(picture for picture in pictures_of(run) if picture.title == "Cost")
-    assert "round 0 3 s (folds, training 2 s, main, training 1 s, labelling 0 s, other 0 s); round 1 2 s" in picture.alt
 
 
 def test_what_was_asked_is_in_short(run):
@@ -315,8 +308,7 @@ def test_no_label_of_an_axis_is_cut_off(monkeypatch):
         rows = [row(0, test_accuracy=share), row(1, True, test_accuracy=share + 0.007)]
         runs = [read_run(write_run(f"{number}{name}", rows, notes(labels=labels))) for name in "ab"]
         report_figures.draw_comparison(runs, ["one", "two"], "test_accuracy", "test pairs")
-    report_figures.draw_cost(runs[0])
-    assert len(made) == 25
+    assert len(made) == 24
     for figure in made:
         for axes in figure.axes:
             box = axes.yaxis.label.get_window_extent()  # as Agg measures text, which is not quite how SVG does

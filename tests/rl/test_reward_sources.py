@@ -18,7 +18,7 @@ from transformers import (
 )
 
 from ser_lightning.__main__ import main
-from ser_lightning.data.encode import encode_pairs, encode_responses
+from ser_lightning.data.encode import encode_candidates, encode_pairs
 from ser_lightning.data.layouts import PADDED
 from ser_lightning.errors import UserError
 from ser_lightning.export.reward import export
@@ -127,7 +127,7 @@ def test_a_run_may_be_built_by_the_caller_who_keeps_its_gradients(reward_run):
     judge = load_reward(str(reward_run), build=lambda run: seen.append(run.zero) or mine)
     run = read_reward_run(reward_run)
     assert judge.reward_model is mine and mine.weight.requires_grad and seen == [run.zero]
-    [ids] = encode_responses(judge.tokenizer, PROMPTS[:1], RESPONSES[:1], run.max_length)
+    [[ids]] = encode_candidates(judge.tokenizer, PROMPTS[:1], [RESPONSES[:1]], run.max_length)
     expected = (len(ids) - run.zero) / run.temperature
     assert judge(PROMPTS[:1], RESPONSES[:1]).item() == pytest.approx(expected, rel=1e-5)
     unbuilt = load_rewards(str(reward_run), build=lambda run: None)
@@ -222,7 +222,9 @@ def test_responses_are_encoded_and_cut_as_those_of_pairs(tiny_tokenizer):
     texts = ["w" * (n % 5) for n in range(len(prompts))]
     pairs = [PreferencePair(0, p, r, r, None) for p, r in zip(prompts, texts, strict=True)]
     encoded = encode_pairs(tiny_tokenizer, pairs, 70)
-    assert encode_responses(tiny_tokenizer, prompts, texts, 70) == [pair.ids_a for pair in encoded]
+    assert encode_candidates(tiny_tokenizer, prompts, [[text] for text in texts], 70) == [
+        [pair.ids_a] for pair in encoded
+    ]
     assert {pair.is_cut for pair in encoded} == {True, False}
 
 

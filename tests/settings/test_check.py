@@ -43,6 +43,7 @@ MISTAKES = {
     "with init_args": ([], [("a.yaml", {"data": {"init_args": {"paht": "x.jsonl"}}})]),
     "several": (["--evolution.max_round=2"], [("a.yaml", {"trainer": {"max_epoch": 3}, "model": {"readin": "last"}})]),
     "beside what is right": (["--data.seed_fraction=0.2", "--evolution.fold=3"], []),
+    "beside files and devices": (["--data.path=x.jsonl", "--trainer.accelerator=cpu", "--evolution.fold=3"], []),
 }
 
 

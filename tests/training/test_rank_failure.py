@@ -237,6 +237,7 @@ def test_two_ranks_compute_the_features_that_one_does(tiny_run, on_two_ranks):
         assert [a[k] for k in ("pair_id", "label", "kept")] == [b[k] for k in ("pair_id", "label", "kept")]
 
 
+@pytest.mark.slow
 def test_two_ranks_forecast_the_labels_that_one_does(tiny_run, on_two_ranks):
     head = ("--model.backbone.train=head", "--model.reading=[mean@1]", "--data.seed_fraction=0.85")
     assert main(["fit", *tiny_run, *head, "--run_dir=one"]) == 0
@@ -304,6 +305,7 @@ def test_a_trained_body_in_shards_learns_what_a_whole_one_does_and_goes_on_from_
     assert main(["export", "two"]) == 0
 
 
+@pytest.mark.slow
 def test_one_rank_in_shards_is_one_process(tiny_run):
     """With AdamW, whose state every phase hands on to that of the next round."""
     assert main(["fit", *tiny_run, *GOES_ON, "--run_dir=one"]) == 0
