@@ -13,7 +13,6 @@ from torch import Tensor
 from benchmarks.readings.heads import Task, View, make_view
 from ser_lightning.evaluation.metrics import half_credit
 from ser_lightning.models.readings import Reading
-from ser_lightning.training.linear_head import margin_variance
 
 FIRST_LABELS = 25
 
@@ -72,6 +71,27 @@ def most_informative(question: Question, number: int) -> Tensor:
     chance = torch.sigmoid(x[task.pool] @ weight)
     variance = margin_variance(x[task.seed], weight, view.penalty, x[task.pool])
     return (chance * (1 - chance) * variance).argsort(descending=True, stable=True)[:number]
+
+
+def margin_variance(differences: Tensor, weight: Tensor, penalty: float, others: Tensor) -> Tensor:
+    """(m,) float64, variance of the margins of other pairs under the Laplace posterior of the weights.
+
+    The posterior is a normal distribution around the fitted weights with the precision X' R X + penalty I, R the
+    diagonal of s(x w) s(-x w) (MacKay 1992, "The evidence framework applied to classification networks"). Its
+    inverse is found among the n pairs (Woodbury), which are fewer than the numbers.
+
+    Args:
+        differences: (n, D), scaled, that the weights were fitted on.
+        weight: (D,), fitted.
+        penalty: it was fitted with.
+        others: (m, D), scaled.
+    """
+    x, others = differences.double(), others.double()
+    chance = torch.sigmoid(x @ weight.double())
+    rows = x * (chance * (1 - chance)).sqrt()[:, None]
+    known = rows @ others.T
+    among = rows @ rows.T + penalty * torch.eye(len(rows), dtype=torch.float64)
+    return (others.square().sum(1) - (known * torch.linalg.solve(among, known)).sum(0)) / penalty
 
 
 def informative_batch(question: Question, number: int) -> Tensor:

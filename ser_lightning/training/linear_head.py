@@ -165,28 +165,6 @@ def log_loss(margin: Tensor, target: Tensor) -> Tensor:
     return torch.nn.functional.binary_cross_entropy_with_logits(margin.double(), target.double(), reduction="none")
 
 
-def margin_variance(differences: Tensor, weight: Tensor, penalty: float, others: Tensor) -> Tensor:
-    """(m,) float64, variance of the margins of other pairs under the Laplace posterior of the weights.
-
-    The posterior is a normal distribution around the fitted weights with the precision X' R X + penalty I, R the
-    diagonal of s(x w) s(-x w) (MacKay 1992, "The evidence framework applied to classification networks").
-
-    Args:
-        differences: (n, D), scaled, that the weights were fitted on.
-        weight: (D,), fitted.
-        penalty: it was fitted with.
-        others: (m, D), scaled.
-    """
-    span = _Span.of(differences)
-    inside = span.reduce(others)
-    chance = torch.sigmoid(differences.double() @ weight.double())
-    precision = (span.states.T * (chance * (1 - chance))) @ span.states
-    root = torch.linalg.cholesky(precision + penalty * torch.eye(len(precision), dtype=torch.float64))
-    known = torch.linalg.solve_triangular(root, inside.T, upper=False).square().sum(0)
-    outside = others.double().square().sum(1) - inside.square().sum(1)
-    return known + outside.clamp_min(0) / penalty
-
-
 @dataclass(frozen=True)
 class _Span:
     """Differences on the axes of their own span, where the loss is smallest along no other: r <= min(n, D) numbers."""

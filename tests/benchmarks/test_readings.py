@@ -13,7 +13,7 @@ from benchmarks.readings.answer_table import answer_table
 from benchmarks.readings.answers import compute_answers, usual_view
 from benchmarks.readings.heads import Round, evolve, make_task, make_view
 from benchmarks.readings.loss_table import loss_table
-from benchmarks.readings.queries import STRATEGIES, Question, ask, greedy_information
+from benchmarks.readings.queries import STRATEGIES, Question, ask, greedy_information, margin_variance
 from benchmarks.readings.run import delivered_rounds, run_one
 from benchmarks.readings.states import NUM_FIFTHS, StudyPairs, compute_states
 from ser_lightning.data.encode import encode_conversations
@@ -21,6 +21,7 @@ from ser_lightning.evolution.pairwise_judge import PairwiseJudge
 from ser_lightning.evolution.selection import CalibratedRule, TopShareRule
 from ser_lightning.models.backbone import Backbone, load_tokenizer
 from ser_lightning.models.readings import QUESTION, parse_readings
+from ser_lightning.training.linear_head import fit_linear_head
 
 READINGS = ["last@6", "mean@3", "last@4", "judge@4"]
 USUAL = parse_readings(["mean@3", "judge@4"], 6)
@@ -244,6 +245,19 @@ def test_every_part_of_the_study_runs_and_fills_its_tables(pairs, tmp_path):
     assert [len(table(results).splitlines()) - 2 for table in made] == [5, len(study.CONDITIONS), 3, 3, 4]
     assert len(loss_table(results).splitlines()) == 2 + 5
     assert len(study.delivery_table(results).splitlines()) == 2 + len(study.GROUPS) * len(study.DELIVERIES)
+
+
+@pytest.mark.parametrize(("n", "size"), [(40, 12), (15, 50)])
+def test_the_variance_is_that_of_the_dense_posterior(n, size):
+    generator = torch.Generator().manual_seed(2)
+    x, others = torch.randn(n, size, generator=generator), torch.randn(7, size, generator=generator)
+    label = (x[:, 0] + torch.randn(n, generator=generator) > 0).float()
+    weight = fit_linear_head(x, label, 0.7)
+    chance = torch.sigmoid(x.double() @ weight)
+    precision = (x.double().T * (chance * (1 - chance))) @ x.double() + 0.7 * torch.eye(size, dtype=torch.float64)
+    expected = (others.double() @ precision.inverse() * others).sum(1)
+    assert torch.allclose(margin_variance(x, weight, 0.7, others), expected, rtol=1e-6)
+    assert torch.allclose(margin_variance(x, weight, 0.7, -others), expected, rtol=1e-6)
 
 
 def test_labels_needed_by_hand():
