@@ -2,12 +2,14 @@
 
 The reward of a response is the log-odds of Yes against No behind "Was that a helpful, correct and well-written
 response?": the difference of two rows of the output matrix, on the state behind the question and the last layer. So it
-is a linear head like any other, and its folder a plain classifier.
+is a linear head like any other, and its folder a plain classifier. A bias of the output matrix, which few models have,
+would shift all rewards alike, and is left out.
 """
 
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import torch
 from huggingface_hub import ModelCard, ModelCardData
@@ -89,8 +91,9 @@ def answering_model(backbone: Backbone, tokenizer: PreTrainedTokenizerBase, ques
         raise UserError(f"--answer: got {backbone.path}, an encoder, which cannot be asked; give a language model")
     head = answer_direction(backbone, tokenizer)
     reward_model.read_as(tokenizer, [str(Reading("judge", reward_model.num_layers))], question)
+    model: Any = reward_model.model
     with torch.no_grad():
-        reward_model.model.score.weight.copy_(head[None])
+        model.score.weight.copy_(head[None])
     return reward_model.eval()
 
 
@@ -101,5 +104,6 @@ def answer_direction(backbone: Backbone, tokenizer: PreTrainedTokenizerBase) -> 
         raise UserError(
             f"--answer: got {backbone.path}, whose tokenizer begins {' and '.join(WORDS)} alike; give another"
         )
-    rows = load_language_model(backbone, "cpu").get_output_embeddings().weight
+    lm: Any = load_language_model(backbone, "cpu")
+    rows = lm.get_output_embeddings().weight
     return rows[yes].detach().float() - rows[no].detach().float()
