@@ -6,8 +6,6 @@ is a linear head like any other, and its folder a plain classifier. A bias of th
 would shift all rewards alike, and is left out.
 """
 
-import os
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from ser_lightning.errors import UserError, raise_problems
+from ser_lightning.export.draft import check_is_new, drafted
 from ser_lightning.export.model_card import answer_text
 from ser_lightning.export.reward import Dtype, summary, write_tested
 from ser_lightning.export.self_test import SelfTest
@@ -25,6 +24,7 @@ from ser_lightning.models.policy import load_language_model
 from ser_lightning.models.probe import errors, num_positions, start_findings
 from ser_lightning.models.readings import QUESTION, Reading
 from ser_lightning.models.reward_model import RewardModel, load_reward_model
+from ser_lightning.models.trainable import trainable_state
 from ser_lightning.runs.reward_run import RewardRun
 
 WORDS = ("Yes", "No")
@@ -54,8 +54,7 @@ def export_answer(
     Raises:
         UserError: if `to` exists, or the model cannot answer: an encoder, a template that refuses the question.
     """
-    if to.exists():
-        raise UserError(f"--to: {to} exists already; name another folder or remove it")
+    check_is_new(to)
     backbone = Backbone(
         model, train="head", dtype="bfloat16" if dtype == "bfloat16" else "float32", trust_remote_code=trust_remote_code
     )
@@ -65,16 +64,13 @@ def export_answer(
     positions = num_positions(reward_model.model.config, reward_model.body) or tokenizer.model_max_length
     max_length = min(positions, tokenizer.model_max_length) - len(reward_model.layout.question)
     reading = {"readings": [str(one) for one in reward_model.readings], "question": question}
-    source = RewardRun(backbone, max_length, {}, zero=0.0, temperature=1.0, reading=reading)
-    draft = to.with_name(f".{to.name}.{os.getpid()}.draft")
-    try:
+    weights = trainable_state(reward_model)
+    source = RewardRun(backbone, max_length, weights, zero=0.0, temperature=1.0, reading=reading)
+    with drafted(to) as draft:
         result = write_tested(source, reward_model, tokenizer, draft, "merged", dtype)
         card_data = ModelCardData(library_name="transformers", pipeline_tag="text-classification")
         text = answer_text(model, question, max_length, summary(result))
         ModelCard(f"---\n{card_data.to_yaml()}\n---\n{text}\n").save(draft / "README.md")
-        os.rename(draft, to)
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
     return result
 
 

@@ -1,7 +1,5 @@
 """Trained policy -> an ordinary `AutoModelForCausalLM` folder, with the same logits in plain transformers."""
 
-import os
-import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +11,7 @@ from transformers import AutoModelForCausalLM, LogitsProcessor, LogitsProcessorL
 
 from ser_lightning.data.encode import encode_conversations, encode_prompts
 from ser_lightning.errors import UserError, raise_problems
+from ser_lightning.export.draft import check_is_new, drafted
 from ser_lightning.export.model_card import model_card
 from ser_lightning.export.self_test import SelfTest, compared
 from ser_lightning.models.backbone import Backbone, load_tokenizer
@@ -41,8 +40,7 @@ def export_policy(run: Path, to: Path, trust_remote_code: bool = False) -> float
     Raises:
         UserError: if there is nothing to export, `to` exists, or the exported model computes something else.
     """
-    if to.exists():
-        raise UserError(f"--to: {to} exists already; name another folder or remove it")
+    check_is_new(to)
     start = resolve_start(replace(read_policy_backbone(run), path=str(run), trust_remote_code=trust_remote_code))
     tokenizer = load_tokenizer(start.backbone)
     raise_problems(errors(start_findings(start.backbone, tokenizer, "policy")))
@@ -54,8 +52,7 @@ def export_policy(run: Path, to: Path, trust_remote_code: bool = False) -> float
     lm, prefix = policy.lm, str(policy.lm.base_model_prefix)
     if isinstance(policy.body, PeftModel):
         setattr(lm, prefix, policy.body.merge_and_unload())
-    draft = to.with_name(f".{to.name}.{os.getpid()}.draft")
-    try:
+    with drafted(to) as draft:
         forget_gguf(lm)
         sampling = read_config(run)["model"]["init_args"].get("sampling") or {}
         _set_ends(lm, tokenizer, sampling.get("stop") or [])
@@ -64,9 +61,6 @@ def export_policy(run: Path, to: Path, trust_remote_code: bool = False) -> float
         largest = _self_test(draft, tokenizer, expected, start.backbone).largest
         checked = f"Logits at the end of conversations differ from the trained model's by at most {largest:.1e}."
         model_card(run, draft, "policy", f"the last step, the body in {start.backbone.dtype}", checked)
-        os.rename(draft, to)
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
     return largest
 
 

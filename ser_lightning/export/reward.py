@@ -4,8 +4,6 @@ The command exports policies as well, see `policy_export.py`.
 """
 
 import math
-import os
-import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +17,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreT
 
 from ser_lightning.data.encode import encode_conversations
 from ser_lightning.errors import UserError, raise_problems
+from ser_lightning.export.draft import check_is_new, drafted
 from ser_lightning.export.model_card import model_card
 from ser_lightning.export.reading_folder import CODE, is_plain, note_plain_or_own, own_model, save_tokenizer
 from ser_lightning.export.self_test import TOLERANCE, SelfTest, compared
@@ -73,8 +72,7 @@ def export(
     Raises:
         UserError: if there is nothing to export, `to` exists, or the exported model scores differently.
     """
-    if to.exists():
-        raise UserError(f"--to: {to} exists already; name another folder or remove it")
+    check_is_new(to)
     if source is not None:
         weights, own_labels = "a checkpoint", labels_before(run)
     else:
@@ -86,15 +84,11 @@ def export(
     trained, tokenizer = source.load()
     raise_problems(_reading_problems(source, trained) if form == "adapter" else [])
     number_format = dtype or source.backbone.dtype
-    draft = to.with_name(f".{to.name}.{os.getpid()}.draft")
-    try:
+    with drafted(to) as draft:
         result = write_tested(source, trained, tokenizer, draft, form, number_format)
         kept = f"{weights}; the body in {number_format}"
         scale = source.zero, source.temperature
         model_card(run, draft, form, kept, summary(result), scale, own_labels, trained.readings, _question(source))
-        os.rename(draft, to)
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
     return result
 
 

@@ -61,6 +61,13 @@ def test_the_folder_gives_the_log_odds_of_the_language_model(language_model):
     assert max(expected) - min(expected) > 1e-3
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_fewer_bits_answer_alike(tiny_model_dir, dtype):
+    assert export_answer(str(tiny_model_dir), Path("half"), dtype).num_reordered < 8
+    model = AutoModelForSequenceClassification.from_pretrained("half", dtype="auto")
+    assert model.dtype == getattr(torch, dtype)
+
+
 def test_the_command_makes_a_model_that_others_compare(tiny_fit, tiny_model_dir, pairs_file, capsys):
     run = tiny_fit("--evolution.max_rounds=0")
     main(["export", "--answer", str(tiny_model_dir), "--to", "answer"])
