@@ -23,9 +23,15 @@ BODY = ("--config", "models/smollm2-135m.yaml", "--config", "hardware/cpu.yaml",
 # Folds would fit the scale of the reward, which no accuracy depends on, with five more trainings.
 PLAIN = ("--config", "student.yaml", "--evolution.rule=ser_lightning.TopShareRule", "--evolution.folds=0")
 LORA = (
-    *("--model.reading=[last@15]", "--model.optimizer.init_args.lr=5.0e-4"),
+    *("--trainer.precision=bf16-mixed", "--model.optimizer.init_args.lr=5.0e-4"),
     *("--model.backbone.lora.target_modules=[q_proj,v_proj]", "--model.backbone.lora.dropout=0"),
-    *("--data.pairs_per_step=8", "--evolution.seed_epochs=1", "--evolution.min_steps=40"),
+    *(
+        "--model.backbone.attn_implementation=eager",
+        "--data.tokens_per_batch=512",
+        "--data.tokens_per_scoring_batch=512",
+    ),
+    *("--data.pairs_per_step=8", "--evolution.min_steps=40"),
+    "--trainer.callbacks+=benchmarks.shared.compiled_layers.CompiledLayers",
 )
 HEAD = ("--model.backbone.train=head",)
 TEACHER = "teacher"
