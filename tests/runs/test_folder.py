@@ -291,6 +291,7 @@ def test_the_run_of_a_checkpoint(tmp_path):
     assert run_of(tmp_path / "run/checkpoints/x.ckpt") == Path("run")
 
 
+@pytest.mark.slow  # for two processes; tests/training has fits of two ranks in one folder
 def test_two_ranks_share_one_folder(monkeypatch):
     Path("script.py").write_text("import sys; from ser_lightning.__main__ import main; sys.exit(main(sys.argv[1:]))")
     monkeypatch.setenv("PYTHONPATH", str(ROOT))  # of the rank that Lightning starts

@@ -111,7 +111,8 @@ def test_a_rank_that_dies_ends_the_job_with_the_first_error_on_top_and_the_run_g
     assert [audit["pair_id"] for audit in _audits("run")] == [a["pair_id"] for a in _audits(tiny_fit(name="one"))]
 
 
-@pytest.mark.parametrize("rank", [0, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.slow  # a rank that dies is told of in the fast tests
+@pytest.mark.parametrize("rank", [0, 1])
 def test_a_sigterm_to_one_of_two_ranks_ends_both(tiny_run, rank):
     """In the middle of training, where the other one waits for it in a collective operation or it for the other."""
     code, said = _end_of_broken(rank, "os.kill(os.getpid(), signal.SIGTERM)", *tiny_run, "--run_dir=run")
