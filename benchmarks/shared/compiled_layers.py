@@ -7,6 +7,15 @@ from lightning.pytorch import Callback, Trainer
 
 from ser_lightning.models.readings import layers_and_norm
 
+ADAPTERS = (
+    *("--trainer.precision=bf16-mixed", "--model.optimizer.init_args.lr=5.0e-4"),
+    *("--model.backbone.lora.target_modules=[q_proj,v_proj]", "--model.backbone.lora.dropout=0"),
+    *("--model.backbone.attn_implementation=eager", "--data.pairs_per_step=8", "--evolution.min_steps=40"),
+    *("--data.tokens_per_batch=512", "--data.tokens_per_scoring_batch=512"),
+    "--trainer.callbacks+=benchmarks.shared.compiled_layers.CompiledLayers",
+)
+"""Flags of a fit with LoRA that a CPU can pay for: compiled layers, eager attention over short rows, no dropout."""
+
 
 class CompiledLayers(Callback):
     """Compiles each layer of the reward model's body when the fit starts. Inputs of any length share a compilation.

@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 
 from benchmarks.real_preferences.run import DATA, NUM_FIFTHS, Setting, labelled, split_files, test_credit
+from benchmarks.shared.compiled_layers import ADAPTERS
 from benchmarks.shared.results import Results, Run, delivered
 from benchmarks.shared.runs import add_pairs_and_model, fit, run_missing, study_arguments
 
@@ -22,25 +23,14 @@ SETTING = Setting("pandalm", DATA["pandalm"][0], 0.0, NUM_FIFTHS, 0.15)
 BODY = ("--config", "models/smollm2-135m.yaml", "--config", "hardware/cpu.yaml", "--model.backbone.dtype=bfloat16")
 # Folds would fit the scale of the reward, which no accuracy depends on, with five more trainings.
 PLAIN = ("--config", "student.yaml", "--evolution.rule=ser_lightning.TopShareRule", "--evolution.folds=0")
-LORA = (
-    *("--trainer.precision=bf16-mixed", "--model.optimizer.init_args.lr=5.0e-4"),
-    *("--model.backbone.lora.target_modules=[q_proj,v_proj]", "--model.backbone.lora.dropout=0"),
-    *(
-        "--model.backbone.attn_implementation=eager",
-        "--data.tokens_per_batch=512",
-        "--data.tokens_per_scoring_batch=512",
-    ),
-    *("--data.pairs_per_step=8", "--evolution.min_steps=40"),
-    "--trainer.callbacks+=benchmarks.shared.compiled_layers.CompiledLayers",
-)
 HEAD = ("--model.backbone.train=head",)
 TEACHER = "teacher"
 CONDITIONS = {
     TEACHER: ("--config", "frozen.yaml"),
     "seed_head": (*PLAIN, *HEAD),
     "student_head": (*PLAIN, *HEAD),
-    "seed_lora": (*PLAIN, *LORA),
-    "student_lora": (*PLAIN, *LORA),
+    "seed_lora": (*PLAIN, *ADAPTERS),
+    "student_lora": (*PLAIN, *ADAPTERS),
 }
 
 

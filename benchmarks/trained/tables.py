@@ -12,7 +12,7 @@ from benchmarks.shared.results import Results, Run
 from benchmarks.student.tables import RESULTS as STUDENTS
 
 PAGE = "results.md"
-RESULTS = Results(Path(__file__).parent / "results.jsonl", "model", "condition", "seed")
+RESULTS = Results(Path(__file__).parent / "results.jsonl", "condition", "seed")
 PLAIN = ("teacher", "seed_lora")
 """Conditions of the study of students: their teacher, and a standard reward model of the seed."""
 COLUMNS = {
@@ -22,6 +22,7 @@ COLUMNS = {
     "`[mean, judge]`, last round": (0, 0, 0, 1, 0, 0),
     "gain of evolution": (0, 0, -1, 1, 0, 0),
     "frozen body, `auto`": (1, 0, 0, 0, 0, 0),
+    "frozen minus standard": (1, -1, 0, 0, 0, 0),
     "standard, all labels": (0, 0, 0, 0, 1, 0),
     "`[mean, judge]`, all labels": (0, 0, 0, 0, 0, 1),
     "last round minus standard with all labels": (0, 0, 0, 1, -1, 0),
@@ -62,18 +63,14 @@ def blocks_of(plain: Mapping[str, Mapping[int, Run]], found: Sequence[Run]) -> t
 
 
 def trained_table(plain: Mapping[str, Mapping[int, Run]], found: Sequence[Run]) -> str:
-    """One line for each body."""
+    """One line."""
+    blocks, number = blocks_of(plain, found)
     rows = []
-    for name in sorted({run["model"] for run in found}):
-        blocks, number = blocks_of(plain, [run for run in found if run["model"] == name])
-        if not number:
-            continue
+    if number:
         mean, drawn = accuracies(blocks)
-        figures = [
-            Estimate.of(float(mean @ np.array(weights)), drawn @ np.array(weights)) for weights in COLUMNS.values()
-        ]
-        rows.append([name, str(number), *map(str, figures)])
-    return table(["body", "random seeds", *COLUMNS], rows)
+        figures = [Estimate.of(float(mean @ np.array(w)), drawn @ np.array(w)) for w in COLUMNS.values()]
+        rows = [[str(number), *map(str, figures)]]
+    return table(["random seeds", *COLUMNS], rows)
 
 
 def tables() -> dict[str, str]:
