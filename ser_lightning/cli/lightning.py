@@ -255,6 +255,13 @@ class SerCLI(LightningCLI):
             return f"interrupted before anything was saved in {folder}; give the same command again"
         return "interrupted; give the same command again"
 
+    def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
+        """A fit that goes on says so from the start: its module need not choose what the checkpoint holds."""
+        arguments: dict[str, Any] = super()._prepare_subcommand_kwargs(subcommand)
+        if subcommand == "fit":
+            self.trainer.ckpt_path = arguments.pop("ckpt_path", None)
+        return arguments
+
     def _run_subcommand(self, subcommand: str) -> None:
         if not _get_rank():
             self.run_folder.open(self.recipe)

@@ -165,6 +165,11 @@ def log_loss(margin: Tensor, target: Tensor) -> Tensor:
     return torch.nn.functional.binary_cross_entropy_with_logits(margin.double(), target.double(), reduction="none")
 
 
+def accuracy_of(margin: Tensor, target: Tensor) -> float:
+    """Share of pairs whose margin has the sign of their label; a tie counts half."""
+    return float(((torch.sign(margin) * (2 * target.double() - 1) + 1) / 2).mean())
+
+
 @dataclass(frozen=True)
 class _Span:
     """Differences on the axes of their own span, where the loss is smallest along no other: r <= min(n, D) numbers."""

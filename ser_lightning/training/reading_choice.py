@@ -28,7 +28,7 @@ from ser_lightning.models.readings import (
 from ser_lightning.models.reward_model import RewardModel
 from ser_lightning.records import Features, PairBatch
 from ser_lightning.training.features import States, seed_states
-from ser_lightning.training.linear_head import choose_penalty, difference_scale
+from ser_lightning.training.linear_head import accuracy_of, choose_penalty, difference_scale
 from ser_lightning.training.scoring import evaluating
 from ser_lightning.utils.collectives import gather_over_ranks
 
@@ -128,9 +128,8 @@ def choose_readings(
         found = choose_penalty((differences[:, columns].float() / scale[columns]).flatten(1), target, group)
         first_loss = found.loss if not table else first_loss
         gain = first_loss - found.loss
-        right = (torch.sign(found.margin) * (2 * target.double() - 1) + 1) / 2
         error = float(gain.std()) / len(gain) ** 0.5 if len(gain) > 1 else 0.0
-        figures = float(right.mean()), float(found.loss.mean()), float(gain.mean()), error
+        figures = accuracy_of(found.margin, target), float(found.loss.mean()), float(gain.mean()), error
         table.append(SetEvidence(list(readings), found.penalty, *figures))
     better = [one for one in table[1:] if one.advantage > MIN_STANDARD_ERRORS * one.standard_error]
     return ReadingChoice(max(better, key=lambda one: one.advantage, default=table[0]), table, len(set(group)) > 1)
@@ -170,7 +169,7 @@ class ReadingPlan:
         Returns:
             The choice, and the states of the seed at what was chosen.
         """
-        data = _seed_data(trainer)
+        data = seed_data(trainer)
         reward_model.lay_out_with(self.tokens)
         pair_id, states = seed_states(trainer, reward_model, data, self.candidates)
         differences = states[:, 0].float() - states[:, 1].float()
@@ -190,7 +189,7 @@ def measure_readings(trainer: Trainer, reward_model: RewardModel) -> ReadingChoi
         trainer: with a `PreferenceDataModule`.
         reward_model: its readings are read.
     """
-    data = _seed_data(trainer)
+    data = seed_data(trainer)
     pair_id, differences, scale = seed_differences(trainer, reward_model)
     readings, shape = reward_model.readings, (len(reward_model.readings), -1)
     target, group = data.seed_labels(pair_id), data.dialogues(pair_id).tolist()
@@ -198,7 +197,8 @@ def measure_readings(trainer: Trainer, reward_model: RewardModel) -> ReadingChoi
     return trainer.strategy.broadcast(found)
 
 
-def _seed_data(trainer: Trainer) -> Any:
+def seed_data(trainer: Trainer) -> Any:
+    """The trainer's `PreferenceDataModule`; `UserError` where it has another or none."""
     data: Any = getattr(trainer, "datamodule", None)
     if data is None or not hasattr(data, "seed_labels"):
         raise UserError(

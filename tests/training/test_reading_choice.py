@@ -1,9 +1,12 @@
 """The choice of readings: by the seed alone, the usual set unless another is better beyond doubt."""
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
 
+from ser_lightning.__main__ import main
 from ser_lightning.errors import UserError
 from ser_lightning.models.readings import Reading
 from ser_lightning.training.reading_choice import candidate_sets, choose_readings, joined_differences
@@ -80,6 +83,20 @@ def test_a_reading_that_the_model_lacks_is_one_line(tiny_model_dir, pairs_file, 
     with pytest.raises(UserError) as error:
         trainer("run", evolution()).fit(module(tiny_model_dir, reading=reading), data(pairs_file))
     assert error.value.problems == [line]
+
+
+def test_a_run_that_goes_on_reads_what_its_checkpoint_says_without_asking_again(tiny_run, caplog):
+    flags = [*tiny_run, "--model.backbone.train=lora", "--model.reading=auto"]
+    assert main(["fit", *flags, "--run_dir=run"]) == 0
+    expected = torch.load("run/rounds/1/model.pt", weights_only=True)["weights"]
+    shutil.move("run/checkpoints/previous.ckpt", "run/checkpoints/last.ckpt")
+    shutil.rmtree("run/rounds/1")
+    caplog.clear()
+    with caplog.at_level("INFO"):
+        assert main(["fit", "--run_dir=run", "--ckpt_path=last"]) == 0
+    assert "Round 1:" in caplog.text and "Reading: the head" not in caplog.text
+    again = torch.load("run/rounds/1/model.pt", weights_only=True)["weights"]
+    assert again.keys() == expected.keys() and all(torch.equal(again[k], expected[k]) for k in again)
 
 
 def test_labels_beyond_the_seed_change_nothing(tiny_model_dir, pairs_file):
