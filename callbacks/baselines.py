@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from ser_lightning.datamodules.preference import PreferenceDataModule
@@ -19,9 +20,11 @@ from ser_lightning.evaluation.baselines import BagOfWords
 from ser_lightning.evaluation.metrics import half_credit
 from ser_lightning.evaluation.paired_tests import paired, same_order
 from ser_lightning.evaluation.sets import Scored, set_figures
+from ser_lightning.modules.reward import RewardModule
 from ser_lightning.records import PairScores
 from ser_lightning.runs.files import round_files
 from ser_lightning.runs.pair_tables import Audit, read_test_scores
+from ser_lightning.training.frozen_head import frozen_accuracy
 from ser_lightning.utils.terminal import say
 
 MAX_BASELINE_PAIRS = 20_000
@@ -30,7 +33,37 @@ _FIGURES = ("pairs", "prompts", "accuracy", "accuracy_low", "accuracy_high", "by
 
 
 class BaselineCallback(Callback):
-    """Log `bag_of_words_accuracy` in `validate` and `test`, and end a `fit` without rounds with both baselines."""
+    """Log `bag_of_words_accuracy` in `validate` and `test`, and end a `fit` without rounds with both baselines.
+
+    A fit that trains the body of a decoder, with folds, begins with the accuracy out of fold of heads on the pretrained
+    body: what training has to beat.
+    """
+
+    def __init__(self) -> None:
+        self.frozen_accuracy: float | None = None
+        self.seed_pairs = 0
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Read the seed with the pretrained body; a run that goes on has done so."""
+        data = trainer.datamodule
+        if trainer.ckpt_path is not None or not isinstance(pl_module, RewardModule):
+            return
+        if not isinstance(data, PreferenceDataModule) or data.phase.fold is None:
+            return
+        if pl_module.reward_model.is_decoder and not pl_module.caches_features:
+            self.seed_pairs = len(data.pair_ids("seed"))
+            self.frozen_accuracy = frozen_accuracy(trainer, pl_module.reward_model)
+            rank_zero_info(
+                f"Baseline: a head on the frozen body has {self.frozen_accuracy:.3f} of the seed right, out of fold."
+            )
+
+    def state_dict(self) -> dict[str, Any]:
+        """The accuracy of heads on the pretrained body, which a run that goes on no longer has."""
+        return {"frozen_accuracy": self.frozen_accuracy, "seed_pairs": self.seed_pairs}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take back what `state_dict` gave."""
+        self.frozen_accuracy, self.seed_pairs = state_dict["frozen_accuracy"], state_dict["seed_pairs"]
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Rounds say it themselves, with what their models are ahead by."""
@@ -56,6 +89,13 @@ class BaselineCallback(Callback):
         data = trainer.datamodule
         if isinstance(data, PreferenceDataModule) and len(data.pair_ids("seed")) > 1 and len(data.pair_ids(split)):
             pl_module.log(f"{split}/bag_of_words_accuracy", bag_of_words_accuracy(trainer.datamodule, split))
+
+
+def frozen_accuracy_of(trainer: Trainer) -> float | None:
+    """What a `BaselineCallback` has measured of heads on the pretrained body; None if not, or on a smaller seed."""
+    data: Any = getattr(trainer, "datamodule", None)
+    found = [callback for callback in trainer.callbacks if isinstance(callback, BaselineCallback)]
+    return next((one.frozen_accuracy for one in found if one.seed_pairs == len(data.pair_ids("seed"))), None)
 
 
 _FITTED: WeakKeyDictionary[PreferenceDataModule, tuple[str, BagOfWords]] = WeakKeyDictionary()

@@ -384,7 +384,9 @@ class EvolutionCallback(Callback):
         model = read_model(round_files(trainer.default_root_dir, self.state.delivered).model)
         pl_module.reward_model.load_trainable_state(model["weights"])
         pl_module.set_scale(model["temperature"], model["zero"])
-        write_advice(trainer, pl_module, self.state.rows[-1].predicted_gain, self.settings.min_gain)
+        rows = self.state.rows
+        delivered_accuracy = next(row.seed_oof_accuracy for row in rows if row.delivered)
+        write_advice(trainer, pl_module, rows[-1].predicted_gain, self.settings.min_gain, delivered_accuracy)
         self.state.finished = True
         trainer.should_stop = True  # `max_epochs: -1` has no other end
 

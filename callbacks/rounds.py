@@ -174,14 +174,19 @@ def _cell(value: float, form: str) -> str:
     return "-" if math.isnan(value) else format(value, form)
 
 
-def write_advice(trainer: Trainer, module: Any, next_round: float, min_gain: float) -> None:
-    """Write what more labels and another round are forecast to gain; every rank reads its share of the seed.
+def write_advice(trainer: Trainer, module: Any, next_round: float, min_gain: float, delivered_accuracy: float) -> None:
+    """Write what more labels and another round are forecast to gain, and what training of the body has gained.
+
+    Every rank reads its share of the seed.
 
     Args:
         module: a reward model; what labels gain is forecast where its head is solved exactly.
         next_round: accuracy that another round is forecast to gain; NaN without a forecast.
         min_gain: accuracy that is worth its cost.
+        delivered_accuracy: of the delivered model, out of fold on the seed; NaN without folds.
     """
+    from ser_lightning.callbacks.baselines import frozen_accuracy_of  # it loads every kind of model
+
     data: Any = getattr(trainer, "datamodule", None)
     gains: list[LabelGain] = []
     seed = data.pair_ids("seed")
@@ -199,6 +204,8 @@ def write_advice(trainer: Trainer, module: Any, next_round: float, min_gain: flo
         "min_gain": min_gain,
         "labels": [asdict(one) for one in gains],
         "next_round": None if math.isnan(next_round) else next_round,
+        "frozen_accuracy": frozen_accuracy_of(trainer),
+        "delivered_accuracy": None if math.isnan(delivered_accuracy) else delivered_accuracy,
     }
     write_json(Path(trainer.default_root_dir) / ADVICE, advice)
 

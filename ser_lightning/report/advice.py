@@ -1,4 +1,7 @@
-"""What to spend next on: labels, another round or a larger body. The same sentences on the page and in the terminal."""
+"""What to spend next on: labels, another round or another body, and whether to train it.
+
+The same sentences on the page and in the terminal.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -22,13 +25,13 @@ def read_advice(run: Path) -> list[str]:
 
 
 def advice_sentences(advice: dict[str, Any]) -> list[str]:
-    """One sentence on labels, one on a round, and one on the body where neither is forecast to pay.
+    """One sentence on labels, one on a round, and on the body whether training it or a larger one pays.
 
     Args:
         advice: what `advice.json` holds; `docs/metrics.md` defines the keys.
     """
     gains, next_round = advice["labels"], advice["next_round"]
-    found = [_on_labels(advice)]
+    found = [_on_labels(advice), *_on_training(advice.get("frozen_accuracy"), advice.get("delivered_accuracy"))]
     if next_round is not None:
         found.append(f"Another round is forecast to gain {_points(next_round)}.")
     expected = [next_round or 0.0, *(one["gain"] for one in gains)]
@@ -60,6 +63,16 @@ def _on_labels(advice: dict[str, Any]) -> str:
     ]
     few = "; seeds this small have mostly gained more" if advice["seed_pairs"] < FEW_LABELS else ""
     return f"The seed model is forecast to gain {', '.join(texts)}{few}."
+
+
+def _on_training(frozen: float | None, delivered: float | None) -> list[str]:
+    """Out of fold, what training of the body has gained over a head on the pretrained one."""
+    if frozen is None or delivered is None:
+        return []
+    figures = f"out of fold on the seed a head on the frozen body has {frozen:.3f}, the delivered model {delivered:.3f}"
+    if delivered > frozen:
+        return [f"Did training of the body pay? It looks so: {figures}."]
+    return [f"Did training of the body pay? No: {figures}. The overlay frozen.yaml trains such a head, in less time."]
 
 
 def _points(share: float) -> str:

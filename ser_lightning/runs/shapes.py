@@ -72,6 +72,8 @@ ADVICE: Shape = {
     "min_gain": NUMBER,
     "labels": [{"labels": int, "gain": NUMBER, "low": NUMBER, "high": NUMBER}],
     "next_round": _LIMIT,
+    "frozen_accuracy?": _LIMIT,
+    "delivered_accuracy?": _LIMIT,
 }
 IDENTITY: Shape = {"base": str, "template": str, "matrices?": {"*": [NUMBER]}}
 

@@ -1,14 +1,17 @@
 """`advice.json`: what a finished run says of more labels and another round."""
 
 import json
+import shutil
 from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 import torch
 
+from ser_lightning.__main__ import main
+from ser_lightning.callbacks.baselines import BaselineCallback
 from ser_lightning.evolution.learning_curve import label_gains
-from tests.helpers import data, evolution, module, trainer
+from tests.helpers import data, evolution, module, read_csv, trainer
 
 
 def read_advice(run):
@@ -62,3 +65,49 @@ def test_a_trained_body_says_that_labels_are_not_forecast(tiny_model_dir, pairs_
     trainer("run", evolution()).fit(module(tiny_model_dir), data(pairs_file))
     assert read_advice("run")["labels"] == [] and not read_advice("run")["is_solved"]
     assert "What more labels gain is not forecast: the body is trained" in " ".join(capsys.readouterr().out.split())
+
+
+def words(capsys):
+    return " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize(("train", "folds"), [("full", 2), ("lora", 0), ("head", 2)])
+def test_a_head_on_the_frozen_body_stands_beside_a_body_that_is_trained(
+    tiny_model_dir, pairs_file, capsys, train, folds
+):
+    batches = data(pairs_file)
+    trainer("run", BaselineCallback(), evolution(folds=folds)).fit(module(tiny_model_dir, train=train), batches)
+    found, rows = read_advice("run"), read_csv("run/rounds.csv")
+    delivered = float(next(row for row in rows if row["delivered"] == "1")["seed_oof_accuracy"])
+    assert found["delivered_accuracy"] == (delivered if folds else None)
+    cost = json.loads(Path("run/rounds/0/cost.json").read_text())
+    is_measured = train == "full"
+    assert ("Did training of the body pay?" in words(capsys)) == is_measured
+    if is_measured:
+        assert found["frozen_accuracy"] > 0.9  # the pretrained states hold the sums
+        assert cost["features"]["tokens"] == int(batches.num_tokens(batches.pair_ids("seed")).sum())
+    else:
+        assert found["frozen_accuracy"] is None
+
+
+def test_a_run_that_goes_on_has_it_from_its_checkpoint(tiny_run, tiny_fit, capsys):
+    run = tiny_fit()
+    expected = read_advice(run)["frozen_accuracy"]
+    assert expected is not None
+    shutil.move(run / "checkpoints/previous.ckpt", run / "checkpoints/last.ckpt")
+    shutil.rmtree(run / "rounds/1")
+    (run / "advice.json").unlink()
+    assert main(["fit", "--run_dir=run", "--ckpt_path=last"]) == 0
+    assert read_advice("run")["frozen_accuracy"] == expected
+    assert "Did training of the body pay?" in words(capsys)
+
+
+def test_it_is_not_held_against_a_seed_that_has_grown(tiny_fit, pairs_file):
+    tiny_fit(name="old")
+    lines = pairs_file.read_text().splitlines()[:6]
+    new = [{**json.loads(line), "prompt": f"new {number}"} for number, line in enumerate(lines)]
+    Path("new.jsonl").write_text("".join(json.dumps(one) + "\n" for one in new))
+    command = ["fit", "--ckpt_path=old/checkpoints/last.ckpt", "--run_dir=new", "--data.new_data_path=new.jsonl"]
+    assert main(command) == 0
+    assert read_advice("new")["seed_pairs"] > read_advice("old")["seed_pairs"]
+    assert read_advice("old")["frozen_accuracy"] is not None and read_advice("new")["frozen_accuracy"] is None

@@ -44,6 +44,19 @@ def test_small_seeds_and_those_without_a_forecast_say_so():
     assert labels.startswith("What more labels gain is not forecast: the body is trained")
 
 
+def test_what_training_of_the_body_gained_is_said_where_folds_tell():
+    usual = {"labels": [], "is_solved": False, "next_round": None, "frozen_accuracy": 0.63}
+    [_, training] = advice_sentences(advice(**usual, delivered_accuracy=0.671))
+    assert training == (
+        "Did training of the body pay? It looks so: out of fold on the seed a head on the frozen body has 0.630, the "
+        "delivered model 0.671."
+    )
+    for delivered in (0.63, 0.6):
+        [_, training] = advice_sentences(advice(**usual, delivered_accuracy=delivered))
+        assert training.startswith("Did training of the body pay? No:") and "frozen.yaml" in training
+    assert len(advice_sentences(advice(**usual, delivered_accuracy=None))) == 1
+
+
 def test_the_page_has_the_sentences_and_a_damaged_file_is_named(tmp_path):
     run = write_run(tmp_path / "run", [row(0, delivered=True)])
     assert read_advice(run) == [] and "more labels" not in page_of(read_run(run))
