@@ -1,6 +1,6 @@
-"""The table of trained bodies: the standard reading, ours, evolved and with all labels, on the same test pairs."""
+"""The table of trained bodies: with the labels of the seed, evolved, and with all labels, on the same test pairs."""
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -13,66 +13,79 @@ from benchmarks.student.tables import RESULTS as STUDENTS
 
 PAGE = "results.md"
 RESULTS = Results(Path(__file__).parent / "results.jsonl", "condition", "seed")
-PLAIN = ("teacher", "seed_lora")
-"""Conditions of the study of students: their teacher, and a standard reward model of the seed."""
-COLUMNS = {
-    "standard": (0, 1, 0, 0, 0, 0),
-    "`[mean, judge]`": (0, 0, 1, 0, 0, 0),
-    "difference": (0, -1, 1, 0, 0, 0),
-    "`[mean, judge]`, last round": (0, 0, 0, 1, 0, 0),
-    "gain of evolution": (0, 0, -1, 1, 0, 0),
-    "frozen body, `auto`": (1, 0, 0, 0, 0, 0),
-    "frozen minus standard": (1, -1, 0, 0, 0, 0),
-    "standard, all labels": (0, 0, 0, 0, 1, 0),
-    "`[mean, judge]`, all labels": (0, 0, 0, 0, 0, 1),
-    "last round minus standard with all labels": (0, 0, 0, 1, -1, 0),
+Model = tuple[str, bool]
+"""A condition, and whether its delivered round is meant and not its seed model."""
+Weights = Mapping[Model, float]
+"""A sum over accuracies of models."""
+Runs = Mapping[str, Mapping[int, Run]]
+"""By condition and random seed."""
+
+STANDARD, OURS, FROZEN = "standard", "`[mean, judge]`", "frozen body, `auto`"
+CONDITIONS = {
+    STANDARD: ("seed_lora", "", "standard_all"),
+    OURS: ("ours", "ours", "ours_all"),
+    FROZEN: ("teacher", "teacher", ""),
 }
-"""Weights of the six models of a block."""
+"""For each line the conditions of its seed model, of its evolved model and with all labels, as far as there are any."""
+DIFFERENCES = ((OURS, STANDARD), (FROZEN, STANDARD), (FROZEN, OURS))
+WITH_ALL: Model = ("standard_all", False)
+HEADER = "model|random seeds|15 % of the labels|evolved|gain of evolution|all labels|evolved minus standard, all labels"
 
 
-def blocks_of(plain: Mapping[str, Mapping[int, Run]], found: Sequence[Run]) -> tuple[list[Block], int]:
-    """For each fifth of the prompts the six models of `COLUMNS`, and the number of random seeds that have them all.
+def cells_of(name: str) -> list[Counter[Model]]:
+    """What stands in the cells of a line behind its random seeds; nothing where a condition does not exist."""
+    seed, evolved, all_labels = CONDITIONS[name]
+    first, last = Counter({(seed, False): 1.0}), Counter({(evolved, True): 1.0} if evolved else {})
+    whole = Counter({(all_labels, False): 1.0} if all_labels else {})
+    return [first, last, _minus(last, first), whole, _minus(last, Counter({WITH_ALL: 1.0}))]
 
-    The models are the frozen and the standard one of the seed, ours, ours evolved, and both with all labels.
 
-    Args:
-        plain: runs of the study of students, by condition and random seed; their teachers have frozen bodies.
-        found: the other runs.
-    """
-    runs: dict[int, dict[str, Run]] = defaultdict(dict)
-    for run in found:
-        runs[run["seed"]][run["condition"]] = run
+def _minus(one: Counter[Model], other: Counter[Model]) -> Counter[Model]:
+    """The difference of two sums, nothing where one of them is not there."""
+    if not one or not other:
+        return Counter()
+    found = Counter(one)
+    found.subtract(other)
+    return found
+
+
+def blocks_of(models: Sequence[Model], runs: Runs, seeds: Sequence[int]) -> list[Block]:
+    """For each fifth of the prompts what the models say of its pairs."""
     fifths: dict[int, list[list[str]]] = defaultdict(list)
-    prompts, number = {}, 0
-    for seed, own in sorted(runs.items()):
-        if any(seed not in plain.get(name, {}) for name in PLAIN) or not {"ours", "standard_all", "ours_all"} <= {*own}:
-            continue
-        ours, alls = own["ours"], [own[name] for name in ("standard_all", "ours_all")]
-        others = [plain[name][seed] for name in PLAIN]
-        assert all(run["test"]["prompt"] == ours["test"]["prompt"] for run in (*others, *alls))
-        credit = [run["test"]["credit"] for run in (*others, ours, ours, *alls)]
-        rounds = ("0", "0", "0", str(ours["delivered"]), "0", "0")
-        fifths[ours["fifth"]].append([of[which] for of, which in zip(credit, rounds, strict=True)])
-        prompts[ours["fifth"]] = ours["test"]["prompt"]
-        number += 1
-    blocks = [
-        Block(np.array([[credits(text) for text in run] for run in seeds]).transpose(1, 0, 2), np.array(prompts[fifth]))
-        for fifth, seeds in fifths.items()
+    prompts: dict[int, list[int]] = {}
+    for seed in seeds:
+        of = [(runs[name][seed], str(runs[name][seed]["delivered"] if evolved else 0)) for name, evolved in models]
+        first = of[0][0]
+        assert all(run["test"]["prompt"] == first["test"]["prompt"] for run, _ in of)
+        fifths[first["fifth"]].append([run["test"]["credit"][number] for run, number in of])
+        prompts[first["fifth"]] = first["test"]["prompt"]
+    return [
+        Block(np.array([[credits(text) for text in run] for run in own]).transpose(1, 0, 2), np.array(prompts[fifth]))
+        for fifth, own in fifths.items()
     ]
-    return blocks, number
 
 
-def trained_table(plain: Mapping[str, Mapping[int, Run]], found: Sequence[Run]) -> str:
-    """One line."""
-    blocks, number = blocks_of(plain, found)
-    rows = []
-    if number:
-        mean, drawn = accuracies(blocks)
-        figures = [Estimate.of(float(mean @ np.array(w)), drawn @ np.array(w)) for w in COLUMNS.values()]
-        rows = [[str(number), *map(str, figures)]]
-    return table(["random seeds", *COLUMNS], rows)
+def line(name: str, cells: Sequence[Weights], runs: Runs) -> list[str]:
+    """The cells of a line, all of the random seeds that have every run of it; empty where there are none."""
+    models = sorted({model for weights in cells for model in weights})
+    seeds = sorted(set.intersection(*({*runs.get(condition, {})} for condition, _ in models)))
+    if not seeds:
+        return []
+    mean, drawn = accuracies(blocks_of(models, runs, seeds))
+    columns = [np.array([weights.get(model, 0.0) for model in models]) for weights in cells]
+    figures = [str(Estimate.of(float(mean @ w), drawn @ w)) if w.any() else "-" for w in columns]
+    return [name, str(len(seeds)), *figures]
+
+
+def trained_table(runs: Runs) -> str:
+    """A line for each way to train, and their differences on the random seeds that both have."""
+    lines = [line(name, cells_of(name), runs) for name in CONDITIONS]
+    for one, other in DIFFERENCES:
+        cells = [_minus(a, b) for a, b in zip(cells_of(one)[:4], cells_of(other)[:4], strict=True)]
+        lines.append(line(f"{one} minus {other}", [*cells, Counter()], runs))
+    return table(HEADER.split("|"), [cells for cells in lines if cells])
 
 
 def tables() -> dict[str, str]:
-    """The table by its name."""
-    return {"trained": trained_table(STUDENTS.by_condition(), RESULTS.read())}
+    """The table by its name; the standard reading of the seed and the frozen body are of the study of students."""
+    return {"trained": trained_table({**STUDENTS.by_condition(), **RESULTS.by_condition()})}
