@@ -52,10 +52,9 @@ class BaselineCallback(Callback):
             return
         if pl_module.reward_model.is_decoder and not pl_module.caches_features:
             self.seed_pairs = len(data.pair_ids("seed"))
-            self.frozen_accuracy = frozen_accuracy(trainer, pl_module.reward_model)
-            rank_zero_info(
-                f"Baseline: a head on the frozen body has {self.frozen_accuracy:.3f} of the seed right, out of fold."
-            )
+            self.frozen_accuracy = found = frozen_accuracy(trainer, pl_module.reward_model)
+            if found is not None:
+                rank_zero_info(f"Baseline: a head on the frozen body has {found:.3f} of the seed right, out of fold.")
 
     def state_dict(self) -> dict[str, Any]:
         """The accuracy of heads on the pretrained body, which a run that goes on no longer has."""

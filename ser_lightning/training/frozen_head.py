@@ -3,7 +3,6 @@
 Shapes: n seed pairs, D numbers of a difference (K readings of H).
 """
 
-import time
 from collections.abc import Sequence
 
 import torch
@@ -35,22 +34,23 @@ def out_of_fold_accuracy(
     return accuracy_of(margin, target)
 
 
-def frozen_accuracy(trainer: Trainer, reward_model: RewardModel) -> float:
+def frozen_accuracy(trainer: Trainer, reward_model: RewardModel) -> float | None:
     """That of heads on the pretrained body, over the run's own folds of the seed; the same on every rank.
 
-    One pass over the seed, whose tokens and time count as those of the features of a frozen body.
+    One pass over the seed, which no round counts: like the other baselines it is no part of evolution. None where the
+    body gives states that are not finite, of which training will complain.
 
     Args:
         trainer: with a `PreferenceDataModule` in a phase that leaves out a fold.
         reward_model: its body has its pretrained weights.
     """
-    data, start = seed_data(trainer), time.monotonic()
+    data = seed_data(trainer)
     reward_model.to(trainer.strategy.root_device)
     pair_id, differences, _ = seed_differences(trainer, reward_model)
+    if not bool(torch.isfinite(differences).all()):
+        return None
     num_folds = data.phase.num_folds
     folds = [torch.isin(pair_id, data.pair_ids("seed", fold, num_folds)) for fold in range(num_folds)]
     target, group = data.seed_labels(pair_id), data.dialogues(pair_id).tolist()
     found = out_of_fold_accuracy(differences, len(reward_model.readings), target, group, folds)
-    data.feature_cost["tokens"] += int(data.num_tokens(pair_id).sum())
-    data.feature_cost["seconds"] += time.monotonic() - start
     return float(trainer.strategy.broadcast(found))

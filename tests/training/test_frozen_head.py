@@ -7,6 +7,7 @@ from lightning.pytorch import Callback
 from sklearn.linear_model import LogisticRegression
 from transformers import AutoModel
 
+from ser_lightning.errors import UserError
 from ser_lightning.training.frozen_head import frozen_accuracy, out_of_fold_accuracy
 from ser_lightning.training.linear_head import choose_penalty
 from tests.helpers import data, evolution, module, trainer
@@ -69,3 +70,17 @@ def test_a_run_measures_it_on_its_own_folds_and_pretrained_states(tiny_model_dir
     folds = [torch.isin(ids, batches.pair_ids("seed", fold, 2)) for fold in range(2)]
     expected = plain_accuracy(torch.stack(states), batches.seed_labels(ids), folds)
     assert measured.found == pytest.approx(expected)
+
+
+def test_states_that_are_not_finite_give_no_figure(tiny_model_dir, pairs_file):
+    """The training says what is wrong, in a line of its own."""
+    model, measured = module(tiny_model_dir), Measured()
+
+    class Broken(Callback):
+        def on_fit_start(self, trainer, pl_module):
+            with torch.no_grad():
+                next(iter(pl_module.reward_model.body.parameters())).fill_(torch.nan)
+
+    with pytest.raises(UserError, match="train/loss: got nan"):
+        trainer("run", Broken(), evolution(), measured).fit(model, data(pairs_file))
+    assert measured.found is None
