@@ -29,6 +29,8 @@ from ser_lightning.utils.terminal import say
 
 MAX_BASELINE_PAIRS = 20_000
 """A bag of words is fitted in a run only up to this seed: it must not hold up a run for long."""
+MAX_FROZEN_PAIRS = 5_000
+"""Heads on the frozen body are solved only up to this seed: some dozens of them would take many minutes."""
 _FIGURES = ("pairs", "prompts", "accuracy", "accuracy_low", "accuracy_high", "by_length")
 
 
@@ -50,8 +52,9 @@ class BaselineCallback(Callback):
             return
         if not isinstance(data, PreferenceDataModule) or data.phase.fold is None:
             return
-        if pl_module.reward_model.is_decoder and not pl_module.caches_features:
-            self.seed_pairs = len(data.pair_ids("seed"))
+        self.seed_pairs = len(data.pair_ids("seed"))
+        is_trained = pl_module.reward_model.is_decoder and not pl_module.caches_features
+        if is_trained and self.seed_pairs <= MAX_FROZEN_PAIRS:
             self.frozen_accuracy = found = frozen_accuracy(trainer, pl_module.reward_model)
             if found is not None:
                 rank_zero_info(f"Baseline: a head on the frozen body has {found:.3f} of the seed right, out of fold.")

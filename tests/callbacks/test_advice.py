@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from ser_lightning.__main__ import main
+from ser_lightning.callbacks import baselines
 from ser_lightning.callbacks.baselines import BaselineCallback
 from ser_lightning.evolution.learning_curve import label_gains
 from tests.helpers import data, evolution, module, read_csv, trainer
@@ -86,6 +87,12 @@ def test_a_head_on_the_frozen_body_stands_beside_a_body_that_is_trained(
         assert found["frozen_accuracy"] > 0.9  # the pretrained states hold the sums
     else:
         assert found["frozen_accuracy"] is None
+
+
+def test_a_large_seed_is_not_held_up(tiny_model_dir, pairs_file, monkeypatch):
+    monkeypatch.setattr(baselines, "MAX_FROZEN_PAIRS", 18)  # the seed has 19
+    trainer("run", BaselineCallback(), evolution()).fit(module(tiny_model_dir), data(pairs_file))
+    assert read_advice("run")["frozen_accuracy"] is None
 
 
 def test_a_run_that_goes_on_has_it_from_its_checkpoint(tiny_run, tiny_fit, capsys):
