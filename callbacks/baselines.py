@@ -38,7 +38,7 @@ class BaselineCallback(Callback):
     """Log `bag_of_words_accuracy` in `validate` and `test`, and end a `fit` without rounds with both baselines.
 
     A fit that trains the body of a decoder, with folds, begins with the accuracy out of fold of heads on the pretrained
-    body: what training has to beat.
+    body: what fine-tuning has to beat.
     """
 
     def __init__(self) -> None:

@@ -175,7 +175,7 @@ def _cell(value: float, form: str) -> str:
 
 
 def write_advice(trainer: Trainer, module: Any, next_round: float, min_gain: float, delivered_accuracy: float) -> None:
-    """Write what more labels and another round are forecast to gain, and what training of the body has gained.
+    """Write what more labels and another round are forecast to gain, and what fine-tuning has gained.
 
     Every rank reads its share of the seed.
 

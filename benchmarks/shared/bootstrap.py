@@ -4,7 +4,8 @@ Shapes: M models, S random seeds, N test pairs that they share, P prompts of the
 in one or several such blocks of runs.
 """
 
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -49,6 +50,20 @@ class Block:
 def credits(text: str) -> Floats:
     """(N,) 1, 0 and 0.5 of `1`, `0` and `h`."""
     return np.array([{"1": 1.0, "0": 0.0, "h": 0.5}[c] for c in text])
+
+
+def blocks_by_fifth(runs: Iterable[tuple[int, Sequence[int], Sequence[str]]]) -> list[Block]:
+    """A block for each fifth of the prompts.
+
+    Args:
+        runs: for each random seed its fifth, the prompts of its test pairs, and the credit of each of M models.
+    """
+    credit: dict[int, list[list[Floats]]] = defaultdict(list)
+    prompts = {}
+    for fifth, prompt, models in runs:
+        credit[fifth].append([credits(text) for text in models])
+        prompts[fifth] = prompt
+    return [Block(np.array(own).transpose(1, 0, 2), np.array(prompts[fifth])) for fifth, own in credit.items()]
 
 
 @cache

@@ -1,12 +1,11 @@
 """The table of plain students: what they keep of their teacher, and what a plain model of the seed alone has."""
 
-from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
 
-from benchmarks.shared.bootstrap import Block, Estimate, accuracies, credits
+from benchmarks.shared.bootstrap import Block, Estimate, accuracies, blocks_by_fifth
 from benchmarks.shared.markdown import table
 from benchmarks.shared.results import Results, Run
 
@@ -30,8 +29,7 @@ def agreement(one: str, other: str) -> str:
 def blocks_of(conditions: Conditions, trained: str, seeds: Iterable[int]) -> list[Block]:
     """For each fifth of the prompts the teacher's seed model and delivered model, the plain model of the seed, the
     student, and where the student orders as its teacher."""
-    fifths: dict[int, list[list[str]]] = defaultdict(list)
-    prompts = {}
+    found = []
     for seed in seeds:
         teacher, plain, student = (
             conditions[name][seed] for name in ("teacher", f"seed_{trained}", f"student_{trained}")
@@ -39,12 +37,8 @@ def blocks_of(conditions: Conditions, trained: str, seeds: Iterable[int]) -> lis
         assert teacher["test"]["prompt"] == plain["test"]["prompt"] == student["test"]["prompt"]
         first, last = teacher["test"]["credit"]["0"], delivered_credit(teacher)
         own = [first, last, delivered_credit(plain), delivered_credit(student)]
-        fifths[teacher["fifth"]].append([*own, agreement(own[1], own[3])])
-        prompts[teacher["fifth"]] = teacher["test"]["prompt"]
-    return [
-        Block(np.array([[credits(text) for text in run] for run in runs]).transpose(1, 0, 2), np.array(prompts[fifth]))
-        for fifth, runs in fifths.items()
-    ]
+        found.append((teacher["fifth"], teacher["test"]["prompt"], [*own, agreement(own[1], own[3])]))
+    return blocks_by_fifth(found)
 
 
 def student_table(conditions: Conditions) -> str:

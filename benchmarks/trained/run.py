@@ -1,7 +1,7 @@
 """Bodies that are trained with LoRA, on real human preferences: what a reading and evolution add there.
 
     python -m benchmarks.trained.run --data-dir FOLDER --model FOLDER   # makes the runs that are missing
-    python -m benchmarks.tables                                           # writes the table of docs/results.md
+    python -m benchmarks.tables                                         # writes the table of docs/results.md
 
 Random seed s is tested on one fifth of the prompts, which chooses nothing, and draws another seed of 15 % of the other
 labels. Nothing was tuned: the learning rate is that of `rm.yaml`, `mean` and `judge` read at their usual depths, and
@@ -24,8 +24,7 @@ TRAINING = (
     *(*BODY, *ADAPTERS, "--evolution.rule=ser_lightning.TopShareRule", "--evolution.folds=0"),
     *("--evolution.seed_epochs=2", "--evolution.epochs_per_round=1"),
 )
-SEED_ALONE = "--evolution.max_rounds=0"
-ALL_LABELS = ("--data.seed_fraction=1", SEED_ALONE)
+ALL_LABELS = ("--data.seed_fraction=1", "--evolution.max_rounds=0")
 STANDARD, OURS = "--model.reading=last", "--model.reading=[mean,judge]"
 # The standard reading of the seed alone is `seed_lora` of benchmarks/student, with the same flags.
 CONDITIONS = {

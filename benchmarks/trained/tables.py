@@ -1,12 +1,12 @@
 """The table of trained bodies: with the labels of the seed, evolved, and with all labels, on the same test pairs."""
 
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from benchmarks.shared.bootstrap import Block, Estimate, accuracies, credits
+from benchmarks.shared.bootstrap import Block, Estimate, accuracies, blocks_by_fifth
 from benchmarks.shared.markdown import table
 from benchmarks.shared.results import Results, Run
 from benchmarks.student.tables import RESULTS as STUDENTS
@@ -51,18 +51,14 @@ def _minus(one: Counter[Model], other: Counter[Model]) -> Counter[Model]:
 
 def blocks_of(models: Sequence[Model], runs: Runs, seeds: Sequence[int]) -> list[Block]:
     """For each fifth of the prompts what the models say of its pairs."""
-    fifths: dict[int, list[list[str]]] = defaultdict(list)
-    prompts: dict[int, list[int]] = {}
+    found = []
     for seed in seeds:
         of = [(runs[name][seed], str(runs[name][seed]["delivered"] if evolved else 0)) for name, evolved in models]
         first = of[0][0]
         assert all(run["test"]["prompt"] == first["test"]["prompt"] for run, _ in of)
-        fifths[first["fifth"]].append([run["test"]["credit"][number] for run, number in of])
-        prompts[first["fifth"]] = first["test"]["prompt"]
-    return [
-        Block(np.array([[credits(text) for text in run] for run in own]).transpose(1, 0, 2), np.array(prompts[fifth]))
-        for fifth, own in fifths.items()
-    ]
+        credit = [run["test"]["credit"][number] for run, number in of]
+        found.append((first["fifth"], first["test"]["prompt"], credit))
+    return blocks_by_fifth(found)
 
 
 def line(name: str, cells: Sequence[Weights], runs: Runs) -> list[str]:

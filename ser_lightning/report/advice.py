@@ -31,7 +31,7 @@ def advice_sentences(advice: dict[str, Any]) -> list[str]:
         advice: what `advice.json` holds; `docs/metrics.md` defines the keys.
     """
     gains, next_round = advice["labels"], advice["next_round"]
-    found = [_on_labels(advice), *_on_training(advice.get("frozen_accuracy"), advice.get("delivered_accuracy"))]
+    found = [_on_labels(advice), *_on_fine_tuning(advice.get("frozen_accuracy"), advice.get("delivered_accuracy"))]
     if next_round is not None:
         found.append(f"Another round is forecast to gain {_points(next_round)}.")
     expected = [next_round or 0.0, *(one["gain"] for one in gains)]
@@ -65,14 +65,16 @@ def _on_labels(advice: dict[str, Any]) -> str:
     return f"The seed model is forecast to gain {', '.join(texts)}{few}."
 
 
-def _on_training(frozen: float | None, delivered: float | None) -> list[str]:
-    """Out of fold, what training of the body has gained over a head on the pretrained one."""
+def _on_fine_tuning(frozen: float | None, delivered: float | None) -> list[str]:
+    """What fine-tuning has gained over a head on the pretrained body, out of fold."""
     if frozen is None or delivered is None:
         return []
-    figures = f"out of fold on the seed a head on the frozen body has {frozen:.3f}, the delivered model {delivered:.3f}"
+    figures = (
+        f"out of fold on the seed, a head on the frozen body has {frozen:.3f}, the delivered model {delivered:.3f}"
+    )
     if delivered > frozen:
-        return [f"Did training of the body pay? It looks so: {figures}."]
-    return [f"Did training of the body pay? No: {figures}. The overlay frozen.yaml trains such a head, in less time."]
+        return [f"Did fine-tuning pay off? Apparently so: {figures}."]
+    return [f"Did fine-tuning pay off? No: {figures}. The overlay frozen.yaml trains such a head in less time."]
 
 
 def _points(share: float) -> str:

@@ -1,4 +1,4 @@
-"""How well a head on the pretrained body would do: what training of the body has to beat.
+"""How well a head on the pretrained body would do: what fine-tuning has to beat.
 
 Shapes: n seed pairs, D numbers of a difference (K readings of H).
 """
@@ -35,7 +35,7 @@ def out_of_fold_accuracy(
 
 
 def frozen_accuracy(trainer: Trainer, reward_model: RewardModel) -> float | None:
-    """That of heads on the pretrained body, over the run's own folds of the seed; the same on every rank.
+    """Accuracy, out of fold, of heads on the pretrained body, over the run's own folds; the same on every rank.
 
     One pass over the seed, which no round counts: like the other baselines it is no part of evolution. None where the
     body gives states that are not finite, of which training will complain.

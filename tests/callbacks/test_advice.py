@@ -82,7 +82,7 @@ def test_a_head_on_the_frozen_body_stands_beside_a_body_that_is_trained(
     delivered = float(next(row for row in rows if row["delivered"] == "1")["seed_oof_accuracy"])
     assert found["delivered_accuracy"] == (delivered if folds else None)
     is_measured = train == "full"
-    assert ("Did training of the body pay?" in words(capsys)) == is_measured
+    assert ("Did fine-tuning pay off?" in words(capsys)) == is_measured
     if is_measured:
         assert found["frozen_accuracy"] > 0.9  # the pretrained states hold the sums
     else:
@@ -104,7 +104,7 @@ def test_a_run_that_goes_on_has_it_from_its_checkpoint(tiny_run, tiny_fit, capsy
     (run / "advice.json").unlink()
     assert main(["fit", "--run_dir=run", "--ckpt_path=last"]) == 0
     assert read_advice("run")["frozen_accuracy"] == expected
-    assert "Did training of the body pay?" in words(capsys)
+    assert "Did fine-tuning pay off?" in words(capsys)
 
 
 def test_it_is_not_held_against_a_seed_that_has_grown(tiny_fit, pairs_file):

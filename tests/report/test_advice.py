@@ -48,12 +48,12 @@ def test_what_training_of_the_body_gained_is_said_where_folds_tell():
     usual = {"labels": [], "is_solved": False, "next_round": None, "frozen_accuracy": 0.63}
     [_, training] = advice_sentences(advice(**usual, delivered_accuracy=0.671))
     assert training == (
-        "Did training of the body pay? It looks so: out of fold on the seed a head on the frozen body has 0.630, the "
+        "Did fine-tuning pay off? Apparently so: out of fold on the seed, a head on the frozen body has 0.630, the "
         "delivered model 0.671."
     )
     for delivered in (0.63, 0.6):
         [_, training] = advice_sentences(advice(**usual, delivered_accuracy=delivered))
-        assert training.startswith("Did training of the body pay? No:") and "frozen.yaml" in training
+        assert training.startswith("Did fine-tuning pay off? No:") and "frozen.yaml" in training
     assert len(advice_sentences(advice(**usual, delivered_accuracy=None))) == 1
 
 

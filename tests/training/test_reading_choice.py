@@ -85,8 +85,9 @@ def test_a_reading_that_the_model_lacks_is_one_line(tiny_model_dir, pairs_file, 
     assert error.value.problems == [line]
 
 
-def test_a_run_that_goes_on_reads_what_its_checkpoint_says_without_asking_again(tiny_run, caplog):
-    flags = [*tiny_run, "--model.backbone.train=lora", "--model.reading=auto"]
+@pytest.mark.parametrize("train", ["lora", "head"])
+def test_a_run_that_goes_on_reads_what_its_checkpoint_says_without_asking_again(tiny_run, caplog, train):
+    flags = [*tiny_run, f"--model.backbone.train={train}", "--model.reading=auto"]
     assert main(["fit", *flags, "--run_dir=run"]) == 0
     expected = torch.load("run/rounds/1/model.pt", weights_only=True)["weights"]
     shutil.move("run/checkpoints/previous.ckpt", "run/checkpoints/last.ckpt")
