@@ -7,8 +7,9 @@ Shapes: R sequences, L tokens of a row, H the size of a state, K readings.
 """
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, cast, get_args
 
 import torch
@@ -238,27 +239,33 @@ def hidden_states(body: nn.Module, inputs: Inputs, layers: Collection[int]) -> d
 
     So a state is the last one of a body that ends behind that layer, which plain transformers computes as well.
     """
-    found: dict[int, Tensor] = {}
     num_layers = _config(body).num_hidden_layers
-    with ExitStack() as hooks:
-        if inner := [layer for layer in layers if layer < num_layers]:
-            stack, norm = layers_and_norm(body)
-            for layer in inner:
-                hooks.enter_context(_kept(stack[layer - 1], norm, layer, found))
+    inner = sorted({layer for layer in layers if layer < num_layers})
+    with _kept_states(body, inner) if inner else nullcontext({}) as found:
         last = last_hidden(body, inputs)
     return {**found, num_layers: last}
 
 
 @contextmanager
-def _kept(module: nn.Module, norm: nn.Module, layer: int, found: dict[int, Tensor]) -> Iterator[None]:
-    def keep(_module: nn.Module, _args: Any, output: Any) -> None:
-        found[layer] = norm(output[0] if isinstance(output, tuple) else output)
+def _kept_states(body: nn.Module, inner: Sequence[int]) -> Iterator[dict[int, Tensor]]:
+    """Behind a pass of the body: the states behind some of its layers and its last norm."""
+    stack, norm = layers_and_norm(body)
+    outputs: dict[int, Tensor] = {}
+    found: dict[int, Tensor] = {}
 
-    handle = module.register_forward_hook(keep)
-    try:
-        yield
-    finally:
-        handle.remove()
+    def keep(layer: int, _module: nn.Module, _args: Any, output: Any) -> None:
+        outputs[layer] = output[0] if isinstance(output, tuple) else output
+
+    # Not in the layers' own hooks: a checkpointed layer is recomputed in the backward pass, when the hooks are gone.
+    # Not after the pass: the norm's weights are sharded again then.
+    def norm_all(module: nn.Module, _args: Any, _output: Any) -> None:
+        found.update({layer: module.forward(output) for layer, output in outputs.items()})
+
+    with ExitStack() as hooks:
+        for layer in inner:
+            hooks.callback(stack[layer - 1].register_forward_hook(partial(keep, layer)).remove)
+        hooks.callback(norm.register_forward_hook(norm_all).remove)
+        yield found
 
 
 def layers_and_norm(body: nn.Module) -> tuple[nn.ModuleList, nn.Module]:
