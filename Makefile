@@ -22,7 +22,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $@
 
 demo: $(STAMP)  ## Evolve a reward model on the embedded synthetic world (minutes on 2 cores)
-	$(RUN) -m ser_lightning fit --config configs/rm.yaml
+	$(RUN) -m ser_lightning fit --config configs/rm.yaml --seed_everything 1 --data.split_seed 1
 
 # The same command again goes on where it was broken off, step by step.
 RL := runs/demo-rl

@@ -97,7 +97,7 @@ def _tiny_flags(tiny_model_dir, pairs_file) -> tuple[str, ...]:
     return (
         *("--config", "rm.yaml"),
         f"--model.backbone.path={tiny_model_dir}",
-        *("--model.backbone.train=full", f"--data.path={pairs_file}"),
+        *("--model.backbone.train=full", "--model.reading=last", f"--data.path={pairs_file}"),
         *("--data.max_length=64", "--data.pairs_per_step=8", "--data.seed_fraction=0.3"),
         *("--evolution.max_rounds=1", "--evolution.seed_epochs=1"),
         *("--evolution.epochs_per_round=1", "--evolution.folds=2"),

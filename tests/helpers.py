@@ -33,7 +33,7 @@ from ser_lightning.records import Turn
 
 def module(model_dir: Path, lr: float = 3e-3, train: str = "full", **kwargs: Any) -> RewardModule:
     backbone = Backbone(str(model_dir), train=train)
-    return RewardModule(backbone, optimizer=lambda p: torch.optim.AdamW(p, lr=lr), **kwargs)
+    return RewardModule(backbone, optimizer=lambda p: torch.optim.AdamW(p, lr=lr), **{"reading": "last", **kwargs})
 
 
 def data(path: Path, **kwargs: Any) -> PreferenceDataModule:

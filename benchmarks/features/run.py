@@ -16,7 +16,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 
 from benchmarks.shared.results import Results, Run, machine, read_figures, versions
-from benchmarks.shared.runs import QUIET, run_child, run_missing
+from benchmarks.shared.runs import QUIET, STANDARD_RECIPE, run_child, run_missing
 
 DATA = {"world": "embedded world, world_lm", "hh_helpful_base": "hh_helpful_base, SmolLM2-135M"}
 """What the table calls the data and their model."""
@@ -25,7 +25,7 @@ EVOLUTION = "--evolution."
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 HELPFUL = [
     *("--config", "models/smollm2-135m.yaml", "--config", "hardware/cpu.yaml", f"--model.backbone.gguf_file={GGUF}"),
-    *("--data.max_length=128", "--data.pairs_per_step=16", f"{EVOLUTION}folds=2"),
+    *("--data.max_length=128", "--data.pairs_per_step=16", *STANDARD_RECIPE),
 ]
 HEAD = "--model.backbone.train=head"
 RUNS = {
@@ -59,7 +59,7 @@ def measure(data: str, train: str, sources: list[str], more: list[str], scratch:
         scratch: folder of the runs.
     """
     run, flags = scratch / f"{data}-{train}", [*RUNS[data, train], *more]
-    words = ["-m", "ser_lightning", "fit", "--config", "rm.yaml"]
+    words = ["-m", "ser_lightning", "fit", "--config", "rm.yaml", *STANDARD_RECIPE]
     paths = [f"--run_dir={run}", *QUIET, *(sources if data == "hh_helpful_base" else [])]
     run_child([sys.executable, *words, *flags, *paths])
     return {

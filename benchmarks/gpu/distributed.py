@@ -13,6 +13,7 @@ from ser_lightning.__main__ import main as command_line
 def flags_of(folder: Path, pairs: Path, train: str, job: Job) -> list[str]:
     """A fit of one round on a small model."""
     flags = ["fit", "--config", "rm.yaml", "--model.backbone.path", str(folder), "--model.backbone.train", train]
+    flags += ["--model.reading", "last"]
     flags += ["--data.path", str(pairs), "--data.seed_fraction", "0.5", "--data.cache_dir", str(job.scratch / "cache")]
     flags += ["--evolution.rule", "ser_lightning.TopShareRule"]
     for name, value in {"max_rounds": 1, "seed_epochs": 1, "epochs_per_round": 1, "folds": 0}.items():

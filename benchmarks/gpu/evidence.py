@@ -25,9 +25,9 @@ DATA = {"pandalm": ("pandalm_test.jsonl",), "hh": ("hh_helpful_base.jsonl", "hh_
 NUM_PAIRS = 4000
 """Most pairs of a data set, chosen by the random seed, so that a run ends within a few minutes."""
 CONDITIONS = {
-    "last": (),
+    "last": ("--model.reading=last",),
     "mean_judge": ("--model.reading=[mean,judge]",),
-    "all_labels": ("--data.seed_fraction=1", "--evolution.max_rounds=0", "--evolution.folds=0"),
+    "all_labels": ("--model.reading=last", "--data.seed_fraction=1", "--evolution.max_rounds=0", "--evolution.folds=0"),
 }
 """Flags of each: the standard reading, ours, and the standard one with every label."""
 FLAGS = ("--model.backbone.dtype=bfloat16", "--trainer.precision=bf16-mixed", "--data.max_length=512")

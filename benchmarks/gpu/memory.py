@@ -128,7 +128,7 @@ def flags_of(overlay: str, job: Job) -> list[str]:
     pairs = write_pairs(job.scratch / f"pairs-{longest}.jsonl", longest)
     flags = ["--config", "rm.yaml", "--config", "models/llama3-8b.yaml", "--config", f"hardware/{overlay}.yaml"]
     flags += ["--model.backbone.path", str(folder), "--data.path", str(pairs), "--data.seed_fraction", "0.5"]
-    flags += ["--data.cache_dir", str(job.scratch / "cache")]
+    flags += ["--data.cache_dir", str(job.scratch / "cache"), "--model.reading", "last"]
     evolution = {"max_rounds": 1, "seed_epochs": 1, "epochs_per_round": 1, "folds": 0}
     flags += ["--evolution.rule", "ser_lightning.TopShareRule"]
     for name, value in evolution.items():

@@ -121,6 +121,7 @@ def our_module(folder: Path, train: str, layout: str, job: Job, has_liger: bool 
         warmup_share=0.0,
         center_rewards_coefficient=0.0,
         layout=layout,  # type: ignore[arg-type]
+        reading="last",  # as the others
     )
     module.trainer = _trainer(job)
     module.configure_model()

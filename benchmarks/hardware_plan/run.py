@@ -70,8 +70,9 @@ def main() -> None:
             file = args.scratch / "plan.json"
             flags = ["--config", "rm.yaml", "--config", f"models/{model}.yaml", "--config", f"hardware/{overlay}.yaml"]
             own = ["--model.backbone.path", str(args.scratch / model), "--data.path", str(args.scratch / "pairs.jsonl")]
+            own += ["--model.reading", "last", "--data.seed_fraction", "0.5"]
             own += ["--data.cache_dir", str(args.scratch / "cache"), "--overwrite", "--json", str(file)]
-            words = [sys.executable, "-m", "ser_lightning", "plan", *flags, *own, "--data.seed_fraction", "0.5"]
+            words = [sys.executable, "-m", "ser_lightning", "plan", *flags, *own]
             run_child(words, child_environment(os.cpu_count() or 1))
             plan = json.loads(file.read_text())
             memory = {name: plan["memory"][name] for name in ("optimizer", "batch_tokens", "kinds", "all")}

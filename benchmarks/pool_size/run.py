@@ -96,7 +96,7 @@ def measure(folder: Path, num_pairs: int) -> Run:
         (evolve, "_write_round", "write"),
     ):
         setattr(owner, name, meter.watched(label, getattr(owner, name)))
-    rule = ["--evolution.rule=ser_lightning.TopShareRule", "--evolution.folds=0"]
+    rule = ["--evolution.rule=ser_lightning.TopShareRule", "--evolution.folds=0", "--model.reading=last"]
     code = ser_lightning(
         [
             *("fit", "--config", "rm.yaml", *rule),

@@ -29,6 +29,8 @@ class HeldOut:
         pairs = list(generate_pairs(num_pairs, seed=-1))
         random.Random(0).shuffle(pairs)
         self.gold = torch.tensor([float(p.gold_a > p.gold_b) for p in pairs])
+        self.label = torch.tensor([float(p.label) for p in pairs])
+        """What the noisy labels of the dataset say, which is what a stated probability is about."""
         self.pairs = [
             PreferencePair(i, [{"role": "user", "content": p.prompt}], p.response_a, p.response_b, None)
             for i, p in enumerate(pairs)
@@ -41,17 +43,30 @@ class HeldOut:
             run: folder of a run.
             rounds: whose models.
         """
+        start = 0
+        for margins in self.margins(run, rounds):
+            gold = self.gold[start : start + margins.shape[1]]
+            yield torch.stack([half_credit(margin, gold) for margin in margins])
+            start += margins.shape[1]
+
+    def margins(self, run: Path, rounds: list[int]) -> Iterator[Tensor]:
+        """Reward of a minus that of b by some rounds' models: (rounds, pairs), in chunks of pairs.
+
+        Args:
+            run: folder of a run.
+            rounds: whose models.
+        """
         scorer = Scorer.load(run)
         models = [torch.load(run / f"rounds/{n}/model.pt", weights_only=True)["weights"] for n in rounds]
         for name, weight in scorer.reward.reward_model.named_parameters():
             weight.requires_grad_(name in models[0])  # what was trained is what `model.pt` holds
         for start in range(0, len(self.pairs), CHUNK):
             encoded = [pair for pair in scorer.encode(self.pairs[start : start + CHUNK]) if pair is not None]
-            gold, found = self.gold[start : start + CHUNK], []
+            found = []
             for weights in models:
                 scorer.reward.reward_model.load_trainable_state(weights)
                 first, second = scorer.score_encoded(encoded)
-                found.append(half_credit(first - second, gold))
+                found.append(first - second)
             yield torch.stack(found)
 
     def compare(self, run: Path, rounds: list[int], ends_early: bool = True) -> dict[str, Any]:

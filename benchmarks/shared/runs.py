@@ -6,7 +6,7 @@ import subprocess
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from multiprocessing import get_context
 from pathlib import Path
@@ -19,6 +19,8 @@ from benchmarks.shared.results import Results, Run, machine, read_figures, versi
 ROOT = Path(__file__).resolve().parents[2]
 GIVE_BACK = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "65536"}
 """Freed memory goes back to the system, so that the peak is what is kept and not what glibc holds in reserve."""
+STANDARD_RECIPE = ("--model.reading=last", "--evolution.seed_epochs=8", "--evolution.folds=2")
+"""What `rm.yaml` had when most studies were made; its own recipe is measured by `benchmarks/demo`."""
 QUIET = ("--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false")
 
 
@@ -37,11 +39,14 @@ def run_child(words: list[str], environment: Mapping[str, str] | None = None) ->
     return done.stdout
 
 
-def fit_words(run: Path, seed: int, flags: Iterable[str], config: str = "rm.yaml") -> list[str]:
-    """The command of one fit."""
+def fit_words(
+    run: Path, seed: int, flags: Iterable[str], config: str = "rm.yaml", recipe: Sequence[str] = STANDARD_RECIPE
+) -> list[str]:
+    """The command of one fit; reward models have the recipe where `flags` say nothing else."""
     return [
         *(sys.executable, "-m", "ser_lightning", "fit", "--config", config),
         *(f"--run_dir={run}", f"--seed_everything={seed}", f"--data.split_seed={seed}"),
+        *(recipe if config == "rm.yaml" else ()),
         *flags,
         *QUIET,
     ]
@@ -52,10 +57,10 @@ def as_typed(words: list[str], run: Path) -> str:
     return " ".join(["python", *words[1:]]).replace(str(run.parent), "runs")
 
 
-def fit(condition: str, flags: list[str], seed: int, scratch: Path) -> Run:
+def fit(condition: str, flags: Sequence[str], seed: int, scratch: Path, recipe: Sequence[str] = STANDARD_RECIPE) -> Run:
     """One run of `rm.yaml` with one thread, and all that its `rounds.csv` says."""
     run = scratch / f"{condition}-{seed}"
-    words, start = fit_words(run, seed, flags), time.monotonic()
+    words, start = fit_words(run, seed, flags, recipe=recipe), time.monotonic()
     run_child(words)
     return {
         "condition": condition,

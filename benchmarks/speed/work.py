@@ -66,6 +66,7 @@ def ours(settings: dict[str, Any], layout: str) -> Any:
         warmup_share=0.0,
         center_rewards_coefficient=0.0,
         layout=layout,
+        reading="last",
     )
 
 

@@ -138,7 +138,7 @@ def _reward_plan(cli: PlanCLI, module: RewardModule, data: PreferenceDataModule)
     module.check_judge(reward_model)
     judge_length = comparison_length(reward_model, data.max_length) if module.compares else None
     layout = choose_layout(settings.model.init_args.layout, reward_model.model, device, "model.layout")
-    reading = plan_readings(reward_model, tokenizer, module.reading, module.question)
+    reading = plan_readings(reward_model, tokenizer, module.reading, module.question, data.max_length)
     if reading.usual:
         layout = replace(layout, header=reading.tokens.header, question=reading.tokens.question)
         reward_model.read_at(reading.usual, reading.tokens)

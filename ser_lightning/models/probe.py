@@ -55,6 +55,7 @@ def start_findings(
     use: Use,
     max_length: int | None = None,
     num_question: int = 0,
+    is_question_optional: bool = False,
 ) -> list[Finding]:
     """All that can be known of a model without its weights.
 
@@ -63,6 +64,7 @@ def start_findings(
         use: what the model is for.
         max_length: `data.max_length`, None where conversations are not that long for this model.
         num_question: tokens of a question that is put behind each conversation.
+        is_question_optional: whether none is put where the model has no positions for it.
 
     Raises:
         UserError: there is no config, or the template refuses a question and its answer.
@@ -77,10 +79,13 @@ def start_findings(
         raise UserError(not_found("model", backbone.resolved_path(), error)) from error
     findings = [*template_findings(tokenizer, use), vocabulary_finding(body, tokenizer)]
     if max_length is not None:
+        positions = num_positions(config, body)
+        if is_question_optional and positions is not None and max_length + num_question > positions:
+            num_question = 0
         setting = (
             f"data.max_length, with {num_question} tokens of model.question" if num_question else "data.max_length"
         )
-        findings.append(length_finding(max_length + num_question, num_positions(config, body), setting))
+        findings.append(length_finding(max_length + num_question, positions, setting))
     if backbone.train == "lora":
         findings.append(target_finding(body, backbone.lora.target_modules))
     return findings

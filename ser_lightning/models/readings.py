@@ -7,7 +7,7 @@ Shapes: R sequences, L tokens of a row, H the size of a state, K readings.
 """
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, cast, get_args
@@ -241,7 +241,9 @@ def hidden_states(body: nn.Module, inputs: Inputs, layers: Collection[int]) -> d
     """
     num_layers = _config(body).num_hidden_layers
     inner = sorted({layer for layer in layers if layer < num_layers})
-    with _kept_states(body, inner) if inner else nullcontext({}) as found:
+    if not inner:
+        return {num_layers: last_hidden(body, inputs)}
+    with _kept_states(body, inner) as found:
         last = last_hidden(body, inputs)
     return {**found, num_layers: last}
 

@@ -49,8 +49,9 @@ class RewardModule(LightningModule):
         warmup_share: share of a phase's steps over which the learning rate rises from 0.
         center_rewards_coefficient: weight of the loss that pulls the mean reward of a pair to 0.
         max_grad_norm: gradients are clipped to this norm.
-        reading: where the head reads, a list of `last`, `mean` and `judge`, each alone or with a layer such as
-            `mean@12`; `auto` chooses out of fold on the seed; see docs/method.md.
+        reading: where the head of a decoder reads, a list of `last`, `mean` and `judge`, each alone or with a layer
+            such as `mean@12`; `auto` chooses out of fold on the seed, `last` is the standard reward model; see
+            docs/method.md.
         question: what the reading `judge` asks about a response.
         pairwise_judge: let the model compare both responses of each pair in one prompt, and help to label the pool
             where the seed says that this makes better labels; costs some three passes over all pairs, once.
@@ -68,7 +69,7 @@ class RewardModule(LightningModule):
         center_rewards_coefficient: float = 0.01,
         max_grad_norm: float = 1.0,
         layout: LayoutName = "auto",
-        reading: str | list[str] = "last",
+        reading: str | list[str] = "auto",
         question: str = QUESTION,
         pairwise_judge: bool = False,
     ) -> None:
@@ -113,7 +114,8 @@ class RewardModule(LightningModule):
     def start_findings(self, max_length: int | None) -> list[Finding]:
         """What the data module is told before it encodes anything, see `models/probe.py`."""
         num_question = question_length(self.tokenizer, self.reading, self.question)
-        return start_findings(self.backbone, self.tokenizer, "reward", max_length, num_question)
+        is_optional = self.reading in ("auto", ["auto"])
+        return start_findings(self.backbone, self.tokenizer, "reward", max_length, num_question, is_optional)
 
     def setup(self, stage: str) -> None:
         """Refuse strategies that cannot train this, then load.
@@ -146,13 +148,16 @@ class RewardModule(LightningModule):
 
     def _choose_readings(self, reward_model: RewardModel) -> None:
         """Where to read: what the setting says, or what `auto` finds; a checkpoint knows without asking again."""
-        plan = plan_readings(reward_model, self.tokenizer, self.reading, self.question)
+        data = None if self._trainer is None else getattr(self.trainer, "datamodule", None)
+        max_length = getattr(data, "max_length", None)
+        plan = plan_readings(reward_model, self.tokenizer, self.reading, self.question, max_length)
         if not reward_model.is_decoder:
             return
         is_start = self._trainer is not None and self.trainer.state.fn == "fit" and self.trainer.ckpt_path is None
-        if is_start and (self.solves_exactly or plan.is_open):
+        asks = is_start and plan.can_choose(self.trainer)
+        if is_start and (self.solves_exactly or asks):
             reward_model.to(self.trainer.strategy.root_device)
-        choice, known = plan.choose(self.trainer, reward_model) if is_start and plan.is_open else (None, None)
+        choice, known = plan.choose(self.trainer, reward_model) if asks else (None, None)
         readings = plan.usual if choice is None else choice.chosen.readings
         reward_model.read_as(self.tokenizer, map(str, readings), self.question)
         if is_start or not plan.is_open:  # else a checkpoint will say what is read
@@ -341,7 +346,14 @@ class RewardModule(LightningModule):
             check_trained("checkpoint", checkpoint.get("state_dict", {}))
         scale = checkpoint["reward_scale"]
         self.temperature, self.zero = scale["temperature"], scale["zero"]
-        if (reading := checkpoint.get("reading")) and self.reward_model.is_decoder:
+        if self.reward_model.is_decoder:
+            standard: dict[str, Any] = {
+                "readings": ["last"],
+                "question": self.question,
+                "penalty": None,
+                "evidence": [],
+            }
+            reading = checkpoint.get("reading") or standard  # of versions that knew no other
             model, self.penalty, self._evidence = self.reward_model, reading["penalty"], reading["evidence"]
             model.read_as(self.tokenizer, reading["readings"], reading["question"])
             model.drop_unread_layers()

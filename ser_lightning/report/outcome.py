@@ -147,7 +147,7 @@ _RL = "fit --config ppo.yaml{same} --model.backbone.path {run} --model.reward_mo
 _NEXT: dict[Use, tuple[tuple[str, str], ...]] = {
     "reward": (
         ("label --run {run}", "label the pairs that are worth it"),
-        ("export {run}", "the model as a plain transformers folder"),
+        ("export {run}", "the model as a folder that needs transformers alone"),
         ("score --model {run} --data pairs.jsonl --out scores.csv", "rewards of your own pairs"),
         ("serve {run}", "the model behind HTTP"),
         ("report {run} OTHER_RUN", "compare it with another run"),

@@ -17,6 +17,8 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from ser_lightning.errors import UserError
+from ser_lightning.models.loading import unwrapped
+from ser_lightning.models.probe import num_positions
 from ser_lightning.models.readings import (
     Reading,
     TurnTokens,
@@ -30,6 +32,7 @@ from ser_lightning.records import Features, PairBatch
 from ser_lightning.training.features import States, seed_states
 from ser_lightning.training.linear_head import accuracy_of, choose_penalty, difference_scale
 from ser_lightning.training.scoring import evaluating
+from ser_lightning.training.strategies import ShardStrategy
 from ser_lightning.utils.collectives import gather_over_ranks
 
 MIN_STANDARD_ERRORS = 3.0
@@ -159,6 +162,23 @@ class ReadingPlan:
         """Whether there is something to choose."""
         return len(self.sets) > 1
 
+    def can_choose(self, trainer: Trainer) -> bool:
+        """Whether there is something to choose and a seed to choose on; says why where there is none.
+
+        Args:
+            trainer: at the start of a fit.
+        """
+        if not self.is_open:
+            return False
+        reason = None
+        if not hasattr(getattr(trainer, "datamodule", None), "seed_labels"):
+            reason = "there is no PreferenceDataModule, whose seed would tell"
+        elif isinstance(trainer.strategy, ShardStrategy):
+            reason = "a body that is going to be sharded is not read whole before"
+        if reason is not None:
+            rank_zero_info(f"Reading: auto takes {', '.join(map(str, self.usual))}, the usual choice: {reason}.")
+        return reason is None
+
     def choose(self, trainer: Trainer, reward_model: RewardModel) -> tuple[ReadingChoice, States]:
         """Choose on the labels of the seed, once, before anything is trained; the same choice on every rank.
 
@@ -226,7 +246,11 @@ def seed_differences(trainer: Trainer, reward_model: RewardModel) -> tuple[Tenso
 
 
 def plan_readings(
-    reward_model: RewardModel, tokenizer: PreTrainedTokenizerBase, wanted: str | Sequence[str], question: str
+    reward_model: RewardModel,
+    tokenizer: PreTrainedTokenizerBase,
+    wanted: str | Sequence[str],
+    question: str,
+    max_length: int | None = None,
 ) -> ReadingPlan:
     """What the setting `model.reading` means for a model and its template.
 
@@ -235,6 +259,7 @@ def plan_readings(
         tokenizer: with a chat template.
         wanted: `auto`, one reading or several.
         question: what `judge` asks.
+        max_length: most tokens in a conversation, None = not known.
 
     Raises:
         UserError: if the model or its template cannot be read so; `auto` leaves out what they cannot do.
@@ -255,11 +280,23 @@ def plan_readings(
         candidates = list(dict.fromkeys(reading for readings in sets for reading in readings))
         try:
             layers_and_norm(reward_model.body)
-            return ReadingPlan(sets, candidates, turn_tokens(tokenizer, candidates, question))
+            tokens = turn_tokens(tokenizer, candidates, question)
+            _check_positions(reward_model, max_length, len(tokens.question))
+            return ReadingPlan(sets, candidates, tokens)
         except UserError as error:
             rank_zero_info(f"Reading: auto tries fewer places, as {error.problems[0]}.")
     standard = [standard_reading(num_layers)]
     return ReadingPlan([standard], standard, TurnTokens())
+
+
+def _check_positions(reward_model: RewardModel, max_length: int | None, num_question: int) -> None:
+    """`UserError` for a question behind the longest conversation that a model has no positions for."""
+    positions = num_positions(reward_model.model.config, unwrapped(reward_model.body))
+    if max_length is not None and positions is not None and max_length + num_question > positions:
+        raise UserError(
+            f"model.question: got {num_question} tokens behind {max_length} of data.max_length for a model of "
+            f"{positions} positions; lower max_length to {positions - num_question}"
+        )
 
 
 def question_length(tokenizer: PreTrainedTokenizerBase, wanted: str | Sequence[str], question: str) -> int:

@@ -108,9 +108,11 @@ def test_a_cached_body_costs_every_pair_once(capsys, tiny_run):
     assert "computes every pair once" in text and found["model"]["all"]["trained"] == 16
 
 
-@pytest.mark.parametrize("reading", ["last", "auto"])
-def test_the_states_of_a_cached_body_take_the_disk_that_was_planned(capsys, tiny_run, reading):
+@pytest.mark.parametrize(("reading", "max_length"), [("last", 64), ("auto", 64), ("auto", 500)])
+def test_the_states_of_a_cached_body_take_the_disk_that_was_planned(capsys, tiny_run, reading, max_length):
+    """Of 512 positions the question has room behind 64 tokens, and none behind 500."""
     flags = [*tiny_run, "--model.backbone.train=head", f"--model.reading={reading}", "--data.cache_dir=cache"]
+    flags.append(f"--data.max_length={max_length}")
     text, found = plan(capsys, *flags)
     planned = found["rounds"]["cached"]["bytes"]
     assert main(["fit", *flags, "--run_dir=run"]) == 0

@@ -56,7 +56,7 @@ def findings(folder, use="reward", max_length=None, **settings):
 def reward_flags(folder, pairs, *flags):
     own = [f"--model.backbone.path={folder}", "--model.backbone.train=full", f"--data.path={pairs}"]
     small = ["--data.max_length=64", "--data.seed_fraction=0.3", "--evolution.max_rounds=0", "--evolution.folds=2"]
-    return ["--config", "rm.yaml", *own, *small, "--evolution.seed_epochs=1", *QUIET, *flags]
+    return ["--config", "rm.yaml", "--model.reading=last", *own, *small, "--evolution.seed_epochs=1", *QUIET, *flags]
 
 
 # The token that ends a turn.

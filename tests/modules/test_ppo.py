@@ -64,7 +64,7 @@ def cache(tmp_path_factory):
 def reward_flags(tiny_model_dir, pairs_file, cache):
     """Flags of a calibrated reward model's fit on the tiny model; adapters."""
     return [
-        *("--config", "rm.yaml", f"--data.path={pairs_file}", f"--data.cache_dir={cache}"),
+        *("--config", "rm.yaml", "--model.reading=last", f"--data.path={pairs_file}", f"--data.cache_dir={cache}"),
         *(f"--model.backbone.path={tiny_model_dir}", "--model.backbone.train=lora"),
         *("--data.max_length=64", "--data.pairs_per_step=8", "--data.seed_fraction=0.3"),
         *("--evolution.max_rounds=0", "--evolution.seed_epochs=1", "--evolution.folds=2"),

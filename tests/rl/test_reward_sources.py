@@ -40,7 +40,7 @@ def reward_run(tiny_model_dir, pairs_file, tmp_path_factory) -> Path:
     """Run folder of a calibrated reward model, with its export in `export`."""
     run = tmp_path_factory.mktemp("reward") / "run"
     flags = [
-        *("--config", "rm.yaml"),
+        *("--config", "rm.yaml", "--model.reading=last"),
         *(f"--model.backbone.path={tiny_model_dir}", "--model.backbone.train=full", f"--data.path={pairs_file}"),
         *("--data.max_length=64", "--data.pairs_per_step=8", "--data.seed_fraction=0.3"),
         *("--evolution.max_rounds=0", "--evolution.seed_epochs=1", "--evolution.folds=2"),
@@ -69,7 +69,7 @@ def lengths(prompts, responses):
 
 def test_a_run_judges_as_the_reward_module_predicts(reward_run):
     run = read_reward_run(reward_run)
-    module = RewardModule(run.backbone)
+    module = RewardModule(run.backbone, reading="last")
     module.configure_model()
     module.reward_model.load_trainable_state(run.weights)
     pairs = [PreferencePair(i, p, r, r, None) for i, (p, r) in enumerate(zip(PROMPTS, RESPONSES, strict=True))]

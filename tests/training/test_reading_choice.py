@@ -1,15 +1,20 @@
 """The choice of readings: by the seed alone, the usual set unless another is better beyond doubt."""
 
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch.strategies import SingleDeviceStrategy
 
 from ser_lightning.__main__ import main
 from ser_lightning.errors import UserError
+from ser_lightning.models.backbone import Backbone, load_tokenizer
 from ser_lightning.models.readings import Reading
-from ser_lightning.training.reading_choice import candidate_sets, choose_readings, joined_differences
+from ser_lightning.models.reward_model import load_reward_model
+from ser_lightning.training.reading_choice import candidate_sets, choose_readings, joined_differences, plan_readings
+from ser_lightning.training.strategies import ShardStrategy
 from tests.helpers import data, evolution, module, trainer, weights
 
 SETS = [[Reading("mean", 1)], [Reading("last", 2)]]
@@ -157,3 +162,45 @@ def test_a_checkpoint_without_the_penalty_of_its_head_is_one_line(tiny_model_dir
     model.penalty = None
     with pytest.raises(UserError, match="got one without the penalty of its head"):
         model.training_step([next(iter(runner.datamodule.scoring_dataloader("seed")))], 0)
+
+
+def test_auto_asks_no_question_where_the_model_has_no_positions_for_it(tiny_model_dir, pairs_file, caplog):
+    """The same 500 tokens: `auto`, the default, chooses among the places that need no question."""
+    model, batches = module(tiny_model_dir, train="head", reading="auto"), data(pairs_file, max_length=500)
+    with caplog.at_level("INFO"):
+        trainer("run", evolution(max_rounds=0)).fit(model, batches)
+    assert [row["readings"] for row in model.reading_state()["evidence"]] == ["mean@1", "last@1", "last@2"]
+    assert "auto tries fewer places, as model.question: got 95 tokens behind 500 of data.max_length" in caplog.text
+
+
+SEED = SimpleNamespace(seed_labels=None)
+
+
+@pytest.mark.parametrize(
+    ("data_module", "strategy", "reason"),
+    [
+        (None, SingleDeviceStrategy("cpu"), "there is no PreferenceDataModule, whose seed would tell"),
+        (SEED, ShardStrategy(), "a body that is going to be sharded is not read whole before"),
+        (SEED, SingleDeviceStrategy("cpu"), None),
+    ],
+)
+def test_auto_takes_the_usual_readings_where_it_cannot_choose(tiny_model_dir, caplog, data_module, strategy, reason):
+    backbone = Backbone(str(tiny_model_dir))
+    plan = plan_readings(load_reward_model(backbone), load_tokenizer(backbone), "auto", "Good?")
+    with caplog.at_level("INFO"):
+        can_choose = plan.can_choose(SimpleNamespace(datamodule=data_module, strategy=strategy))
+    assert can_choose == (reason is None)
+    assert reason is None or f"Reading: auto takes mean@1, judge@1, the usual choice: {reason}." in caplog.text
+
+
+def test_a_checkpoint_of_a_version_without_readings_reads_the_last_token(tiny_model_dir, pairs_file):
+    model, batches = module(tiny_model_dir, reading="last"), data(pairs_file)
+    trainer("run", evolution(max_rounds=0)).fit(model, batches)
+    expected = trainer("run").test(model, batches, verbose=False)
+    file = _checkpoint(model)
+    saved = torch.load(file, weights_only=True)
+    del saved["reading"]
+    torch.save(saved, file)
+    again = module(tiny_model_dir, reading="auto")
+    assert trainer("run").test(again, data(pairs_file), ckpt_path=file, verbose=False) == expected
+    assert again.reading_state()["readings"] == ["last@2"]
