@@ -333,5 +333,5 @@ def _set_max_length(reward: ModelReward, max_length: int | None) -> None:
     if max_length is None:
         return
     positions = num_positions(cast(PreTrainedModel, reward.reward_model.model).config)
-    raise_problems(errors([length_finding(max_length, positions, "max_length")]))
+    raise_problems(errors([length_finding(max_length, positions, setting="max_length")]))
     reward.max_length = max_length

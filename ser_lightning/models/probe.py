@@ -80,12 +80,10 @@ def start_findings(
     findings = [*template_findings(tokenizer, use), vocabulary_finding(body, tokenizer)]
     if max_length is not None:
         positions = num_positions(config, body)
-        if is_question_optional and positions is not None and max_length + num_question > positions:
-            num_question = 0
-        setting = (
-            f"data.max_length, with {num_question} tokens of model.question" if num_question else "data.max_length"
-        )
-        findings.append(length_finding(max_length + num_question, positions, setting))
+        found = length_finding(max_length, positions, num_question)
+        if found.says == "error" and is_question_optional:
+            found = length_finding(max_length, positions)
+        findings.append(found)
     if backbone.train == "lora":
         findings.append(target_finding(body, backbone.lora.target_modules))
     return findings
@@ -247,12 +245,18 @@ def num_positions(config: PretrainedConfig, body: nn.Module | None = None) -> in
     return int(min([limit, *tables]))
 
 
-def length_finding(max_length: int, positions: int | None, setting: str) -> Finding:
-    """Whether a model has a position for every token."""
-    if positions is not None and max_length > positions:
-        text = f"{setting}: got {max_length} for a model of {positions} positions; use at most that"
-        return Finding("length", "error", text)
-    return Finding("length", "ok", f"{setting} {max_length} of {positions or 'any number of'} positions")
+def length_finding(
+    max_length: int, positions: int | None, num_question: int = 0, setting: str = "data.max_length"
+) -> Finding:
+    """Whether a model has a position for every token of the longest conversation and the question behind it."""
+    length = max_length + num_question
+    if num_question:
+        setting = f"{setting}, with {num_question} tokens of model.question"
+    if positions is not None and length > positions:
+        return Finding(
+            "length", "error", f"{setting}: got {length} for a model of {positions} positions; use at most that"
+        )
+    return Finding("length", "ok", f"{setting} {length} of {positions or 'any number of'} positions")
 
 
 # Adapters

@@ -16,9 +16,9 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from ser_lightning.errors import UserError
+from ser_lightning.errors import UserError, raise_problems
 from ser_lightning.models.loading import unwrapped
-from ser_lightning.models.probe import num_positions
+from ser_lightning.models.probe import errors, length_finding, num_positions
 from ser_lightning.models.readings import (
     Reading,
     TurnTokens,
@@ -275,28 +275,21 @@ def plan_readings(
         if any(reading.layer < num_layers for reading in readings):
             layers_and_norm(reward_model.body)
         return ReadingPlan([readings], readings, turn_tokens(tokenizer, readings, question))
+    positions = num_positions(reward_model.model.config, unwrapped(reward_model.body))
     for can_ask in (True, False):
         sets = candidate_sets(num_layers, can_ask)
         candidates = list(dict.fromkeys(reading for readings in sets for reading in readings))
         try:
             layers_and_norm(reward_model.body)
             tokens = turn_tokens(tokenizer, candidates, question)
-            _check_positions(reward_model, max_length, len(tokens.question))
+            if max_length is not None:
+                found = length_finding(max_length, positions, len(tokens.question))
+                raise_problems(errors([found]))
             return ReadingPlan(sets, candidates, tokens)
         except UserError as error:
             rank_zero_info(f"Reading: auto tries fewer places, as {error.problems[0]}.")
     standard = [standard_reading(num_layers)]
     return ReadingPlan([standard], standard, TurnTokens())
-
-
-def _check_positions(reward_model: RewardModel, max_length: int | None, num_question: int) -> None:
-    """`UserError` for a question behind the longest conversation that a model has no positions for."""
-    positions = num_positions(reward_model.model.config, unwrapped(reward_model.body))
-    if max_length is not None and positions is not None and max_length + num_question > positions:
-        raise UserError(
-            f"model.question: got {num_question} tokens behind {max_length} of data.max_length for a model of "
-            f"{positions} positions; lower max_length to {positions - num_question}"
-        )
 
 
 def question_length(tokenizer: PreTrainedTokenizerBase, wanted: str | Sequence[str], question: str) -> int:

@@ -170,7 +170,7 @@ def test_auto_asks_no_question_where_the_model_has_no_positions_for_it(tiny_mode
     with caplog.at_level("INFO"):
         trainer("run", evolution(max_rounds=0)).fit(model, batches)
     assert [row["readings"] for row in model.reading_state()["evidence"]] == ["mean@1", "last@1", "last@2"]
-    assert "auto tries fewer places, as model.question: got 95 tokens behind 500 of data.max_length" in caplog.text
+    assert "auto tries fewer places, as data.max_length, with 95 tokens of model.question: got 595" in caplog.text
 
 
 SEED = SimpleNamespace(seed_labels=None)
