@@ -5,7 +5,8 @@
 
 Every round's model is held against 10,000 generated pairs that no run has seen: accuracies are those against the gold
 reward, the calibration error of the delivered model is that against the labels, which are noisy as the seed's are.
-`standard` is the recipe of earlier versions: the last token, eight epochs, two folds.
+`standard` is the recipe of earlier versions: the last token, eight epochs, two folds. `..._all` trains the same model on
+all labels, once, without evolution: what the pool's labels would add.
 """
 
 import argparse
@@ -21,7 +22,13 @@ from ser_lightning import Scorer
 from ser_lightning.evaluation.metrics import calibration_error, confidence_and_right, half_credit
 
 NUM_HELD = 10_000
-CONDITIONS: dict[str, tuple[str, ...]] = {"recipe": (), "standard": STANDARD_RECIPE}
+ALL_LABELS = ("--data.seed_fraction=1", "--evolution.max_rounds=0", "--evolution.folds=0")
+CONDITIONS: dict[str, tuple[str, ...]] = {
+    "recipe": (),
+    "standard": STANDARD_RECIPE,
+    "recipe_all": ALL_LABELS,
+    "standard_all": (*STANDARD_RECIPE, *ALL_LABELS),
+}
 
 
 def measure(condition: str, seed: int, scratch: Path) -> Run:
