@@ -1,7 +1,8 @@
 """Bodies that are trained with LoRA, on real human preferences: what a reading and evolution add there.
 
-    python -m benchmarks.trained.run --data-dir FOLDER --model FOLDER   # makes the runs that are missing
-    python -m benchmarks.tables                                         # writes the table of docs/results.md
+    python -m benchmarks.trained.run --data-dir FOLDER --model FOLDER                  # makes the runs that are missing
+    python -m benchmarks.trained.run ... --body qwen2.5-coder-0.5b --conditions ours   # some of another body
+    python -m benchmarks.tables                                                        # writes the table
 
 Random seed s is tested on one fifth of the prompts, which chooses nothing, and draws another seed of 15 % of the other
 labels. Nothing was tuned: the learning rate is that of `rm.yaml`, `mean` and `judge` read at their usual depths, and
@@ -26,25 +27,29 @@ TRAINING = (
 )
 ALL_LABELS = ("--data.seed_fraction=1", "--evolution.max_rounds=0")
 STANDARD, OURS = "--model.reading=last", "--model.reading=[mean,judge]"
-# The standard reading of the seed alone is `seed_lora` of benchmarks/student, with the same flags.
 CONDITIONS = {
     "ours": (OURS, "--evolution.max_rounds=2"),
     "standard_all": (STANDARD, *ALL_LABELS),
     "ours_all": (OURS, *ALL_LABELS),
+    # With SmolLM2 these two are `seed_lora` and `teacher` of benchmarks/student.
+    "standard": (STANDARD, "--evolution.max_rounds=0"),
+    "frozen": ("--config", "frozen.yaml"),
 }
+SMALL, LARGE = BODIES = "smollm2-135m", "qwen2.5-coder-0.5b"
 
 
-def run_one(condition: str, seed: int, data_dir: Path, model: Path, scratch: Path) -> Run:
+def run_one(body: str, condition: str, seed: int, data_dir: Path, model: Path, scratch: Path) -> Run:
     """One run and what its rounds say of every test pair."""
-    folder, fifth = scratch / "data", (seed - 1) % NUM_FIFTHS
+    folder, fifth, name = scratch / "data", (seed - 1) % NUM_FIFTHS, f"{body}-{condition}"
     train, test = split_files(SETTING, fifth, data_dir, folder)
-    flags = [*TRAINING, f"--model.backbone.path={model}", f"--data.path={train}", f"--data.test_path={test}"]
-    flags += [f"--data.seed_fraction={SETTING.seed_fraction}", *CONDITIONS[condition]]
-    result = fit(condition, flags, seed, scratch)
+    flags = [*(BODY if condition == "frozen" else TRAINING), f"--model.backbone.path={model}"]
+    flags += [f"--data.path={train}", f"--data.test_path={test}", f"--data.seed_fraction={SETTING.seed_fraction}"]
+    flags += CONDITIONS[condition]
+    result = {**fit(name, flags, seed, scratch), "body": body, "condition": condition}
     for private, public in ((str(model), "FOLDER_OF_THE_MODEL"), (str(folder), "FOLDER_OF_THE_SPLIT")):
         result["command"] = result["command"].replace(private, public)
     last = int(delivered(result)["round"])
-    credit = test_credit(scratch / f"{condition}-{seed}", list(range(last + 1)), labelled(test))
+    credit = test_credit(scratch / f"{name}-{seed}", list(range(last + 1)), labelled(test))
     return {**result, "fifth": fifth, "delivered": last, "test": credit}
 
 
@@ -52,11 +57,12 @@ def main() -> None:
     """Command line."""
     parser = study_arguments(__doc__, HERE / "results.jsonl", "runs/benchmark/trained")
     add_pairs_and_model(parser)
-    parser.add_argument("--conditions", nargs="+", choices=[*CONDITIONS], default=[*CONDITIONS])
+    parser.add_argument("--body", choices=BODIES, default=SMALL, help="what --model is")
+    parser.add_argument("--conditions", nargs="+", choices=[*CONDITIONS], default=[*CONDITIONS][:3])
     args = parser.parse_args()
-    tasks = [(condition, seed) for seed in args.seeds for condition in args.conditions]
+    tasks = [(args.body, condition, seed) for seed in args.seeds for condition in args.conditions]
     work = partial(run_one, data_dir=args.data_dir, model=args.model.resolve(), scratch=args.scratch)
-    run_missing(Results(args.out, "condition", "seed"), tasks, work, args.jobs)
+    run_missing(Results(args.out, "body", "condition", "seed"), tasks, work, args.jobs)
 
 
 if __name__ == "__main__":
