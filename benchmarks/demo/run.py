@@ -5,8 +5,8 @@
 
 Every round's model is held against 10,000 generated pairs that no run has seen: accuracies are those against the gold
 reward, the calibration error of the delivered model is that against the labels, which are noisy as the seed's are.
-`standard` is the recipe of earlier versions: the last token, eight epochs, two folds. `..._all` trains the same model on
-all labels, once, without evolution: what the pool's labels would add.
+`standard` is the recipe of earlier versions: the last token, eight epochs, two folds. `..._all` trains the same model
+on all labels, once and without evolution: what the pool's labels would add.
 """
 
 import argparse

@@ -10,9 +10,10 @@ from benchmarks.shared.bootstrap import Block, Estimate, accuracies, blocks_by_f
 from benchmarks.shared.markdown import table
 from benchmarks.shared.results import Results, Run
 from benchmarks.student.tables import RESULTS as STUDENTS
+from benchmarks.trained.run import LARGE, SMALL
 
 PAGE = "results.md"
-RESULTS = Results(Path(__file__).parent / "results.jsonl", "condition", "seed")
+RESULTS = Results(Path(__file__).parent / "results.jsonl", "body", "condition", "seed")
 Model = tuple[str, bool]
 """A condition, and whether its delivered round is meant and not its seed model."""
 Weights = Mapping[Model, float]
@@ -22,14 +23,18 @@ Runs = Mapping[str, Mapping[int, Run]]
 
 STANDARD, OURS, FROZEN = "standard", "`[mean, judge]`", "frozen body, `auto`"
 CONDITIONS = {
-    STANDARD: ("seed_lora", "", "standard_all"),
+    STANDARD: ("standard", "", "standard_all"),
     OURS: ("ours", "ours", "ours_all"),
-    FROZEN: ("teacher", "teacher", ""),
+    FROZEN: ("frozen", "frozen", ""),
 }
 """For each line the conditions of its seed model, of its evolved model and with all labels, as far as there are any."""
 DIFFERENCES = ((OURS, STANDARD), (FROZEN, STANDARD), (FROZEN, OURS))
 WITH_ALL: Model = ("standard_all", False)
-HEADER = "model|random seeds|15 % of the labels|evolved|gain of evolution|all labels|evolved minus standard, all labels"
+OF_STUDENTS = {"seed_lora": "standard", "teacher": "frozen"}
+"""Conditions of the study of students, and what they are here: the flags are the same."""
+HEADER = (
+    "body|model|random seeds|15 % of the labels|evolved|gain of evolution|all labels|evolved minus standard, all labels"
+)
 
 
 def cells_of(name: str) -> list[Counter[Model]]:
@@ -61,27 +66,43 @@ def blocks_of(models: Sequence[Model], runs: Runs, seeds: Sequence[int]) -> list
     return blocks_by_fifth(found)
 
 
-def line(name: str, cells: Sequence[Weights], runs: Runs) -> list[str]:
+def line(body: str, name: str, cells: Sequence[Weights], runs: Runs) -> list[str]:
     """The cells of a line, all of the random seeds that have every run of it; empty where there are none."""
-    models = sorted({model for weights in cells for model in weights})
-    seeds = sorted(set.intersection(*({*runs.get(condition, {})} for condition, _ in models)))
+    models = sorted({model for weights in cells for model in weights if model[0] in runs})
+    seeds = sorted(set.intersection(*({*runs[condition]} for condition, _ in models))) if models else []
     if not seeds:
         return []
     mean, drawn = accuracies(blocks_of(models, runs, seeds))
-    columns = [np.array([weights.get(model, 0.0) for model in models]) for weights in cells]
-    figures = [str(Estimate.of(float(mean @ w), drawn @ w)) if w.any() else "-" for w in columns]
-    return [name, str(len(seeds)), *figures]
+    figures = []
+    for weights in cells:
+        column = np.array([weights.get(model, 0.0) for model in models])
+        is_there = weights and all(model in models for model in weights)
+        figures.append(str(Estimate.of(float(mean @ column), drawn @ column)) if is_there else "-")
+    return [body, name, str(len(seeds)), *figures]
 
 
-def trained_table(runs: Runs) -> str:
-    """A line for each way to train, and their differences on the random seeds that both have."""
-    lines = [line(name, cells_of(name), runs) for name in CONDITIONS]
-    for one, other in DIFFERENCES:
-        cells = [_minus(a, b) for a, b in zip(cells_of(one)[:4], cells_of(other)[:4], strict=True)]
-        lines.append(line(f"{one} minus {other}", [*cells, Counter()], runs))
-    return table(HEADER.split("|"), [cells for cells in lines if cells])
+def trained_table(bodies: Mapping[str, Runs]) -> str:
+    """A line for each body and way to train, and their differences on the random seeds that both have."""
+    lines = []
+    for body, runs in bodies.items():
+        lines += [line(body, name, cells_of(name), runs) for name in CONDITIONS]
+        for one, other in DIFFERENCES:
+            cells = [_minus(a, b) for a, b in zip(cells_of(one)[:4], cells_of(other)[:4], strict=True)]
+            lines.append(line(body, f"{one} minus {other}", [*cells, Counter()], runs))
+    return table(HEADER.split("|"), [cells for cells in lines if any(cell != "-" for cell in cells[3:])])
+
+
+def runs_by_body() -> dict[str, dict[str, dict[int, Run]]]:
+    """Those of this study, with SmolLM2's of the study of students."""
+    found: dict[str, dict[str, dict[int, Run]]] = {SMALL: {}, LARGE: {}}
+    for condition, runs in STUDENTS.by_condition().items():
+        if name := OF_STUDENTS.get(condition):
+            found[SMALL][name] = runs
+    for run in RESULTS.read():
+        found[run["body"]].setdefault(run["condition"], {})[run["seed"]] = run
+    return found
 
 
 def tables() -> dict[str, str]:
-    """The table by its name; the standard reading of the seed and the frozen body are of the study of students."""
-    return {"trained": trained_table({**STUDENTS.by_condition(), **RESULTS.by_condition()})}
+    """The table by its name."""
+    return {"trained": trained_table(runs_by_body())}

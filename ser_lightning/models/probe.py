@@ -27,6 +27,8 @@ _ADAPTABLE = (nn.Linear, nn.Embedding, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Multi
 """What peft can put a low-rank adapter on."""
 Use = Literal["reward", "sft", "policy"]
 """What the model is for; `policy` samples, and `sft` trains on whole conversations as well."""
+LARGE, HIGH_RATE = 50_000_000, 1e-4
+"""A model of so many weights is taken to be pretrained on text at large, and to forget it above this learning rate."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,7 @@ def start_findings(
     max_length: int | None = None,
     num_question: int = 0,
     is_question_optional: bool = False,
+    learning_rate: float | None = None,
 ) -> list[Finding]:
     """All that can be known of a model without its weights.
 
@@ -65,6 +68,7 @@ def start_findings(
         max_length: `data.max_length`, None where conversations are not that long for this model.
         num_question: tokens of a question that is put behind each conversation.
         is_question_optional: whether none is put where the model has no positions for it.
+        learning_rate: the peak of its schedule, None where nothing is trained.
 
     Raises:
         UserError: there is no config, or the template refuses a question and its answer.
@@ -86,6 +90,8 @@ def start_findings(
         findings.append(found)
     if backbone.train == "lora":
         findings.append(target_finding(body, backbone.lora.target_modules))
+    if backbone.train == "full" and learning_rate is not None:
+        findings.append(rate_finding(body, learning_rate, use))
     return findings
 
 
@@ -202,6 +208,20 @@ def vocabulary_finding(body: nn.Module, tokenizer: PreTrainedTokenizerBase) -> F
         return Finding("vocabulary", "error", problem)
     rows = body.get_input_embeddings().num_embeddings  # type: ignore[operator]
     return Finding("vocabulary", "ok", f"{len(tokenizer):,} tokens for {rows:,} embeddings")
+
+
+def rate_finding(body: nn.Module, learning_rate: float, use: Use) -> Finding:
+    """Whether all weights of a large model are to change at a rate that is meant for adapters or a small one."""
+    count = sum(weight.numel() for weight in body.parameters())
+    if count < LARGE or learning_rate <= HIGH_RATE:
+        return Finding("learning rate", "ok", f"{learning_rate:g} for {count:,} weights")
+    overlay = "models/pretrained.yaml" if use == "reward" else "policies/qwen2.5-0.5b.yaml"
+    return Finding(
+        "learning rate",
+        "note",
+        f"model.optimizer.lr: got {learning_rate:g} for all {count:,} weights of a pretrained model, which forgets at "
+        f"that rate what it knew; put --config {overlay} before your own flags for adapters, or set it to 1e-5",
+    )
 
 
 # Positions

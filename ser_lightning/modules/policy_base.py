@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
+from lightning.pytorch.cli import OptimizerCallable
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
@@ -14,6 +15,7 @@ from ser_lightning.models.policy import Policy, load_policy
 from ser_lightning.models.probe import Finding, Use, start_findings
 from ser_lightning.models.trainable import trained_part
 from ser_lightning.runs.policy_run import WEIGHTS_PREFIX, PolicyStart, resolve_start
+from ser_lightning.training.schedule import peak_rate
 from ser_lightning.training.strategies import check_strategy
 
 
@@ -25,6 +27,8 @@ class PolicyModule(LightningModule):
     """
 
     use: Use = "policy"
+    optimizer: OptimizerCallable | None = None
+    """How the policy is trained; None where it is only asked."""
 
     def __init__(self, backbone: Backbone) -> None:
         super().__init__()
@@ -86,8 +90,9 @@ class PolicyModule(LightningModule):
 
     def start_findings(self, max_length: int | None) -> list[Finding]:
         """What the data module is told before it encodes; whether prompts fit is up to `check_prompts`."""
-        is_sft = self.use == "sft"
-        return start_findings(self.start.backbone, self.tokenizer, self.use, max_length if is_sft else None)
+        longest = max_length if self.use == "sft" else None
+        rate = None if self.optimizer is None else peak_rate(self.optimizer)
+        return start_findings(self.start.backbone, self.tokenizer, self.use, longest, learning_rate=rate)
 
     def configure_model(self) -> None:
         """Load the models, once."""

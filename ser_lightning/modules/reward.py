@@ -34,7 +34,7 @@ from ser_lightning.training.reading_choice import (
     plan_readings,
     question_length,
 )
-from ser_lightning.training.schedule import Decay, lr_factor, make_optimizer
+from ser_lightning.training.schedule import Decay, lr_factor, make_optimizer, peak_rate
 from ser_lightning.training.strategies import ShardStrategy, check_optimizer, check_strategy, strategy_kind
 from ser_lightning.utils.collectives import gather_over_ranks, own_part
 
@@ -114,8 +114,8 @@ class RewardModule(LightningModule):
     def start_findings(self, max_length: int | None) -> list[Finding]:
         """What the data module is told before it encodes anything, see `models/probe.py`."""
         num_question = question_length(self.tokenizer, self.reading, self.question)
-        is_optional = self.reading in ("auto", ["auto"])
-        return start_findings(self.backbone, self.tokenizer, "reward", max_length, num_question, is_optional)
+        is_optional, rate = self.reading in ("auto", ["auto"]), peak_rate(self.optimizer)
+        return start_findings(self.backbone, self.tokenizer, "reward", max_length, num_question, is_optional, rate)
 
     def setup(self, stage: str) -> None:
         """Refuse strategies that cannot train this, then load.

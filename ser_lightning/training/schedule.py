@@ -40,6 +40,15 @@ def make_optimizer(make: OptimizerCallable, parameters: list[Any], name: str) ->
     return optimizer
 
 
+def peak_rate(make: OptimizerCallable) -> float | None:
+    """The learning rate that an injected optimiser begins with; None where it has none or refuses its arguments."""
+    try:
+        rate = make([torch.nn.Parameter(torch.zeros(1))]).param_groups[0].get("lr")
+    except (TypeError, ValueError):
+        return None  # `make_optimizer` says so
+    return None if rate is None else float(rate)
+
+
 def is_mixed(parameters: list[Any]) -> bool:
     """Whether there are sharded tensors beside whole ones, such as a head.
 

@@ -20,6 +20,7 @@ from transformers import (
 from ser_lightning.__main__ import main
 from ser_lightning.errors import UserError
 from ser_lightning.export.reward import export
+from ser_lightning.models import probe
 from ser_lightning.models.backbone import Backbone, LoraSettings, load_tokenizer
 from ser_lightning.models.loading import prepare_body
 from ser_lightning.models.probe import errors, num_positions, start_findings
@@ -344,3 +345,38 @@ def test_all_problems_of_a_config_are_reported_at_once(tmp_path, capsys):
         assert all(any(part in line for line in lines) for part in ("nowhere.jsonl", "64 for a model of 40", "got foo"))
     lines = problems_of(capsys, "fit", *flags, "--data.seed_fraction=3", "--evolution.folds=-1")
     assert len(lines) == 4 and sum("64 for a model of 40" in line or "got foo" in line for line in lines) == 2
+
+
+# The learning rate.
+
+
+@pytest.mark.parametrize(
+    ("large", "settings", "rate", "noted"),
+    [
+        (1, {"train": "full"}, 5e-4, True),
+        (1, {"train": "full"}, 1e-4, False),
+        (1, {"train": "lora"}, 5e-4, False),
+        (1, {"train": "head"}, 5e-4, False),
+        (10**9, {"train": "full"}, 5e-4, False),
+    ],
+)
+def test_a_rate_for_small_models_is_noted_where_all_weights_of_a_large_one_are_trained(
+    tmp_path, monkeypatch, large, settings, rate, noted
+):
+    monkeypatch.setattr(probe, "LARGE", large)
+    backbone = Backbone(make_model(tmp_path / "model"), **settings)
+    found = start_findings(backbone, load_tokenizer(backbone), "reward", learning_rate=rate)
+    assert noted == any(finding.check == "learning rate" and finding.says == "note" for finding in found)
+
+
+@pytest.mark.parametrize("command", ["rm.yaml", "sft.yaml"])
+def test_the_rate_is_the_one_of_the_config(tmp_path, monkeypatch, pairs_file, command):
+    """A stranger's model in place of the bundled one, and nothing else: the run says what is wrong with that."""
+    monkeypatch.setattr(probe, "LARGE", 1)
+    folder = make_model(tmp_path / "model")
+    flags = reward_flags(folder, pairs_file) if command == "rm.yaml" else sft_flags(folder, pairs_file)
+    rate = "0.0005" if command == "rm.yaml" else "0.01"
+    with pytest.warns(
+        UserWarning, match=rf"model.optimizer.lr: got {rate} for all [\d,]+ weights of a pretrained model"
+    ):
+        main(["fit", *flags, "--trainer.max_epochs=1", "--run_dir=run"])
