@@ -57,6 +57,14 @@ def _empty_pictures():
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _no_waiting_for_the_disk():
+    """Thousands of small files: that each is on the disk before the next one is of no use to a test."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda *_: None)
+        yield
+
+
 @pytest.fixture
 def real_pictures(monkeypatch):
     """For a test that looks at pictures of a report, or at what they may stumble over: they are drawn."""

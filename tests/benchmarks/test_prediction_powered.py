@@ -17,7 +17,9 @@ def bounds(draws):
     return binom.ppf(0.001, draws, 0.95) / draws, binom.ppf(0.999, draws, 0.95) / draws
 
 
-@pytest.mark.parametrize("condition", ["300 labels, prompts on both sides", BLIND])
+@pytest.mark.parametrize(
+    "condition", [pytest.param("300 labels, prompts on both sides", marks=pytest.mark.slow), BLIND]
+)
 def test_intervals_hold_the_truth_as_often_as_they_say(condition):
     low, high = bounds(DRAWS)
     for one in run_one(condition, DRAWS)["figures"]:

@@ -108,7 +108,9 @@ def test_a_cached_body_costs_every_pair_once(capsys, tiny_run):
     assert "computes every pair once" in text and found["model"]["all"]["trained"] == 16
 
 
-@pytest.mark.parametrize(("reading", "max_length"), [("last", 64), ("auto", 64), ("auto", 500)])
+@pytest.mark.parametrize(
+    ("reading", "max_length"), [("last", 64), ("auto", 64), pytest.param("auto", 500, marks=pytest.mark.slow)]
+)
 def test_the_states_of_a_cached_body_take_the_disk_that_was_planned(capsys, tiny_run, reading, max_length):
     """Of 512 positions the question has room behind 64 tokens, and none behind 500."""
     flags = [*tiny_run, "--model.backbone.train=head", f"--model.reading={reading}", "--data.cache_dir=cache"]
@@ -377,7 +379,7 @@ def test_no_batch_is_larger_than_foretold(pairs_file, tiny_tokenizer):
     ("config", "explicit"),
     [
         ("ppo.yaml", {"model.tokens_per_batch": 1536, "model.tokens_per_sampling_batch": 16384}),
-        ("sft.yaml", {"data.tokens_per_batch": 1536}),
+        pytest.param("sft.yaml", {"data.tokens_per_batch": 1536}, marks=pytest.mark.slow),
     ],
 )
 def test_auto_budgets_of_a_policy_are_planned_as_a_fit_takes_them(config, explicit):

@@ -90,7 +90,7 @@ def sets(tmp_path):
     return files
 
 
-@pytest.mark.parametrize("command", ["test", "validate"])
+@pytest.mark.parametrize("command", ["test", pytest.param("validate", marks=pytest.mark.slow)])
 def test_named_sets_are_reported_beside_the_split(tiny_run, tiny_fit, sets, capsys, command):
     flags = ["--data.test_fraction=0", "--data.val_fraction=0"] if command == "validate" else []
     named = json.dumps({name: str(file) for name, file in sets.items()})

@@ -70,7 +70,12 @@ def test_a_folder_gives_the_rewards_that_its_states_have_by_hand(tiny_fit, tiny_
 
 
 @pytest.mark.parametrize(
-    ("reading", "train"), [("[judge@1]", "lora"), ("[mean@1,judge@2]", "lora"), ("[mean@1,judge@2]", "full")]
+    ("reading", "train"),
+    [
+        ("[mean@1,judge@2]", "lora"),
+        pytest.param("[judge@1]", "lora", marks=pytest.mark.slow),
+        pytest.param("[mean@1,judge@2]", "full", marks=pytest.mark.slow),
+    ],
 )
 def test_a_folder_goes_back_into_the_scorer_and_into_score(tiny_fit, reading, train):
     run = run_of(tiny_fit, reading, train)

@@ -429,7 +429,7 @@ def test_a_browser_shows_it(run, width, kind, tmp_path_factory):
         page.on("request", lambda request: request.url.startswith(("file:", "data:")) or said.append(request.url))
         page.goto(Path("page.html").absolute().as_uri())
         widths = page.evaluate("[...document.images].map(i => [i.complete && i.naturalWidth, i.clientWidth])")
-        assert len(widths) == 6 and all(drawn > 0 and 200 < shown <= width for drawn, shown in widths)
+        assert len(widths) == 5 and all(drawn > 0 and 200 < shown <= width for drawn, shown in widths)
         assert page.evaluate("document.documentElement.scrollWidth") <= width
         assert all(image.is_visible() for image in page.locator("img").all())
         shot = tmp_path_factory.getbasetemp() / f"report-{kind}.png"

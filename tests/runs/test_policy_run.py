@@ -47,7 +47,7 @@ def test_what_is_no_run_stays_as_it_is(path):
     assert resolve_start(settings) == PolicyStart(settings, None)
 
 
-@pytest.mark.parametrize("way", ["full", "lora"])
+@pytest.mark.parametrize("way", [pytest.param("full", marks=pytest.mark.slow), "lora"])
 def test_a_run_goes_on_from_what_another_one_has_learnt(tiny_model_dir, pairs_file, way):
     assert main(["fit", *sft_flags(tiny_model_dir, pairs_file, way), "--run_dir=one"]) == 0
     start = resolve_start(backbone("one", way))

@@ -78,7 +78,7 @@ def test_a_step_of_fine_tuning_reads_once(tiny_model_dir, pairs_file, monkeypatc
     assert validation and not any(validation)
 
 
-@pytest.mark.parametrize("layout", ["shared_prompt", "padded"])
+@pytest.mark.parametrize("layout", ["shared_prompt", pytest.param("padded", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("advantage", ["gae", "rloo"])
 def test_an_update_of_the_policy_reads_once(tiny_model_dir, pairs_file, advantage, layout, monkeypatch):
     seed_everything(0, verbose=False)

@@ -149,6 +149,7 @@ def test_a_rank_that_waits_in_a_collective_operation_hears_a_sigterm(monkeypatch
     ranks[1].kill()
 
 
+@pytest.mark.slow  # two interpreters that import PyTorch
 def test_a_rank_ends_with_the_process_that_started_it():
     """Even where it waits for good, as a collective operation on a GPU does."""
     rank = "import time; from ser_lightning.training.rank_failure import end_with_parent; end_with_parent(0.1, 0.1); "
@@ -200,7 +201,10 @@ def _learnt(name):
     "settings",
     [
         ("--model.advantage=gae", "--model.backbone.train=full"),
-        ("--model.advantage=rloo", "--model.responses_per_prompt=2", "--model.backbone.train=lora"),
+        pytest.param(
+            ("--model.advantage=rloo", "--model.responses_per_prompt=2", "--model.backbone.train=lora"),
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_two_ranks_learn_a_policy_as_one(tiny_model_dir, pairs_file, monkeypatch, on_two_ranks, settings):
@@ -223,6 +227,7 @@ def test_two_ranks_learn_a_policy_as_one(tiny_model_dir, pairs_file, monkeypatch
             assert float(row[name]) == pytest.approx(float(row_of_two[name]), abs=1e-5, rel=1e-4), name
 
 
+@pytest.mark.slow  # cached bodies of two ranks: the fast tests have their parts
 def test_two_ranks_compute_the_features_that_one_does(tiny_run, on_two_ranks):
     head = ("--model.backbone.train=head", "--model.reading=auto")  # the question makes rows longer, for both alike
     assert main(["fit", *tiny_run, *head, "--data.cache_dir=cache_one", "--run_dir=one"]) == 0
@@ -278,6 +283,7 @@ def _go_on_in_the_last_phase(of, name, *extra):
     return ["fit", f"--run_dir={name}", "--ckpt_path=last", *extra]
 
 
+@pytest.mark.slow  # a frozen one is in the fast tests
 def test_a_trained_body_in_shards_learns_what_a_whole_one_does_and_goes_on_from_its_checkpoints(tiny_run, on_two_ranks):
     """SGD, in which gradients that were added up or clipped wrongly would show; few tokens, so many micro-batches."""
     sgd = ("--model.optimizer=torch.optim.SGD", '--model.optimizer.init_args={"lr": 0.1, "momentum": 0.9}')

@@ -48,7 +48,7 @@ def test_the_sets_begin_with_the_usual_one_and_end_with_the_standard_one():
     assert [[str(r) for r in s] for s in candidate_sets(1)][-1] == ["last@1"]
 
 
-@pytest.mark.parametrize("train", ["head", "lora", "full"])
+@pytest.mark.parametrize("train", ["head", "lora", pytest.param("full", marks=pytest.mark.slow)])
 def test_auto_reads_the_seed_once_and_the_choice_comes_with_the_weights(tiny_model_dir, pairs_file, train):
     model, callback = module(tiny_model_dir, train=train, reading="auto"), evolution()
     batches = data(pairs_file, max_length=64)
@@ -90,7 +90,7 @@ def test_a_reading_that_the_model_lacks_is_one_line(tiny_model_dir, pairs_file, 
     assert error.value.problems == [line]
 
 
-@pytest.mark.parametrize("train", ["lora", "head"])
+@pytest.mark.parametrize("train", [pytest.param("lora", marks=pytest.mark.slow), "head"])
 def test_a_run_that_goes_on_reads_what_its_checkpoint_says_without_asking_again(tiny_run, caplog, train):
     flags = [*tiny_run, f"--model.backbone.train={train}", "--model.reading=auto"]
     assert main(["fit", *flags, "--run_dir=run"]) == 0
