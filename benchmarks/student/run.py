@@ -31,6 +31,8 @@ CONDITIONS = {
     "student_head": (*PLAIN, *HEAD),
     "seed_lora": (*PLAIN, *ADAPTERS),
     "student_lora": (*PLAIN, *ADAPTERS),
+    # No plain student: it reads where a teacher does, and may learn more from the same labels.
+    "student_readings": (*PLAIN, *ADAPTERS, "--model.reading=[mean,judge]"),
 }
 
 

@@ -376,7 +376,5 @@ def test_the_rate_is_the_one_of_the_config(tmp_path, monkeypatch, pairs_file, co
     folder = make_model(tmp_path / "model")
     flags = reward_flags(folder, pairs_file) if command == "rm.yaml" else sft_flags(folder, pairs_file)
     rate = "0.0005" if command == "rm.yaml" else "0.01"
-    with pytest.warns(
-        UserWarning, match=rf"model.optimizer.lr: got {rate} for all [\d,]+ weights of a pretrained model"
-    ):
+    with pytest.warns(UserWarning, match=rf"model.optimizer.lr: got {rate} to train a model of [\d,]+ weights in full"):
         main(["fit", *flags, "--trainer.max_epochs=1", "--run_dir=run"])
