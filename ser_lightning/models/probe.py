@@ -219,8 +219,8 @@ def rate_finding(body: nn.Module, learning_rate: float, use: Use) -> Finding:
     return Finding(
         "learning rate",
         "note",
-        f"model.optimizer.lr: got {learning_rate:g} to train a model of {count:,} weights in full, which forgets at that "
-        f"rate what it knew; put --config {overlay} before your own flags for adapters, or set it to 1e-5",
+        f"model.optimizer.lr: got {learning_rate:g} to train a model of {count:,} weights in full, which forgets at "
+        f"that rate what it knew; put --config {overlay} before your own flags for adapters, or set it to 1e-5",
     )
 
 
