@@ -205,6 +205,7 @@ def write_advice(trainer: Trainer, module: Any, next_round: float, min_gain: flo
         "labels": [asdict(one) for one in gains],
         "next_round": None if math.isnan(next_round) else next_round,
         "frozen_accuracy": frozen_accuracy_of(trainer),
+        "answer_accuracy": getattr(module, "answer_accuracy", None),
         "delivered_accuracy": None if math.isnan(delivered_accuracy) else delivered_accuracy,
     }
     write_json(Path(trainer.default_root_dir) / ADVICE, advice)

@@ -13,6 +13,7 @@ import torch
 from lightning.pytorch import Trainer, seed_everything
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from transformers import (
+    AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
     LlamaConfig,
@@ -27,8 +28,21 @@ from ser_lightning.callbacks.evolution import EvolutionCallback
 from ser_lightning.datamodules.preference import PreferenceDataModule
 from ser_lightning.evolution.selection import SelectionRule, TopShareRule
 from ser_lightning.models.backbone import Backbone
+from ser_lightning.models.readings import QUESTION
 from ser_lightning.modules.reward import RewardModule
 from ser_lightning.records import Turn
+
+
+def log_odds(folder, turns, question=QUESTION):
+    """What the language model itself says of one conversation."""
+    tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModelForCausalLM.from_pretrained(folder).eval()
+    ids = tokenizer.apply_chat_template(
+        [*turns, {"role": "user", "content": question}], add_generation_prompt=True, return_dict=False
+    )
+    with torch.no_grad():
+        found = model(torch.tensor([ids])).logits[0, -1].log_softmax(0)
+    yes, no = (tokenizer.encode(word, add_special_tokens=False)[0] for word in ("Yes", "No"))
+    return float(found[yes] - found[no])
 
 
 def module(model_dir: Path, lr: float = 3e-3, train: str = "full", **kwargs: Any) -> RewardModule:

@@ -355,7 +355,7 @@ def _cached(
     """What a frozen body computes once, and what its states take on the disk at most: `auto` may choose fewer."""
     num_bytes = feature_bytes(reward_model, len(data.data.store), max(map(len, reading.sets)))
     if reading.is_open:
-        num_bytes += feature_bytes(reward_model, len(data.pair_ids("seed")), len(reading.candidates))
+        num_bytes += feature_bytes(reward_model, len(data.pair_ids("seed")), len(reading.seed_readings))
     return {"tokens": num_tokens, "bytes": num_bytes}
 
 

@@ -1,9 +1,7 @@
 """A language model's own answer to the question of `judge`, as a reward model that no label has trained.
 
-The reward of a response is the log-odds of Yes against No behind "Was that a helpful, correct and well-written
-response?": the difference of two rows of the output matrix, on the state behind the question and the last layer. So it
-is a linear head like any other, and its folder a plain classifier. A bias of the output matrix, which few models have,
-would shift all rewards alike, and is left out.
+The reward of a response is the log-odds of Yes against No, a linear head (`training/own_answer.py`): so the folder is a
+plain classifier.
 """
 
 from pathlib import Path
@@ -11,7 +9,6 @@ from typing import Any
 
 import torch
 from huggingface_hub import ModelCard, ModelCardData
-from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from ser_lightning.errors import UserError, raise_problems
@@ -20,14 +17,12 @@ from ser_lightning.export.model_card import answer_text
 from ser_lightning.export.reward import Dtype, summary, write_tested
 from ser_lightning.export.self_test import SelfTest
 from ser_lightning.models.backbone import Backbone, load_tokenizer
-from ser_lightning.models.policy import load_language_model
 from ser_lightning.models.probe import errors, num_positions, start_findings
 from ser_lightning.models.readings import QUESTION, Reading
 from ser_lightning.models.reward_model import RewardModel, load_reward_model
 from ser_lightning.models.trainable import trainable_state
 from ser_lightning.runs.reward_run import RewardRun
-
-WORDS = ("Yes", "No")
+from ser_lightning.training.own_answer import answer_direction
 
 
 def export_answer(
@@ -91,15 +86,3 @@ def answering_model(backbone: Backbone, tokenizer: PreTrainedTokenizerBase, ques
     with torch.no_grad():
         model.score.weight.copy_(head[None])
     return reward_model.eval()
-
-
-def answer_direction(backbone: Backbone, tokenizer: PreTrainedTokenizerBase) -> Tensor:
-    """(H,) float32, the output matrix's row of Yes minus that of No, each word's first token."""
-    yes, no = (tokenizer.encode(word, add_special_tokens=False)[0] for word in WORDS)
-    if yes == no:
-        raise UserError(
-            f"--answer: got {backbone.path}, whose tokenizer begins {' and '.join(WORDS)} alike; give another"
-        )
-    lm: Any = load_language_model(backbone, "cpu")
-    rows = lm.get_output_embeddings().weight
-    return rows[yes].detach().float() - rows[no].detach().float()

@@ -27,7 +27,9 @@ from ser_lightning.runs.reward_run import MODULE_PREFIX
 from ser_lightning.training.linear_head import curvature_root, fit_linear_head, log_loss
 from ser_lightning.training.losses import bradley_terry, centring
 from ser_lightning.training.optim_step import log_on_host, synchronised, training_problems, update
+from ser_lightning.training.own_answer import answer_direction
 from ser_lightning.training.reading_choice import (
+    ReadingPlan,
     joined_differences,
     measure_readings,
     own_differences,
@@ -89,6 +91,7 @@ class RewardModule(LightningModule):
         self.penalty: float | None = None
         self._root: Tensor | None = None
         self._evidence: list[dict[str, Any]] = []
+        self.answer_accuracy: float | None = None
         self.temperature, self.zero = 1.0, 0.0
         self._reward_model: RewardModel | None = None
         self._identity: Identity | None = None
@@ -157,7 +160,8 @@ class RewardModule(LightningModule):
         asks = is_start and plan.can_choose(self.trainer)
         if is_start and (self.solves_exactly or asks):
             reward_model.to(self.trainer.strategy.root_device)
-        choice, known = plan.choose(self.trainer, reward_model) if asks else (None, None)
+        answer = self._own_answer(plan) if asks else None
+        choice, known = plan.choose(self.trainer, reward_model, answer) if asks else (None, None)
         readings = plan.usual if choice is None else choice.chosen.readings
         reward_model.read_as(self.tokenizer, map(str, readings), self.question)
         if is_start or not plan.is_open:  # else a checkpoint will say what is read
@@ -169,8 +173,21 @@ class RewardModule(LightningModule):
             self.penalty = found.chosen.penalty
             choice = found if choice is None else choice.measured_as(found.chosen)
         if choice is not None:
-            self._evidence = choice.evidence()
+            self._evidence, self.answer_accuracy = choice.evidence(), choice.answer_accuracy
             rank_zero_info(f"Reading: the head {choice.sentence()}.")
+            if choice.answer_accuracy is not None:
+                own = f"{choice.answer_accuracy:.3f} of the seed right, and needs no label"
+                rank_zero_info(f"Baseline: the model's own answer to whether a response is good has {own}.")
+
+    def _own_answer(self, plan: ReadingPlan) -> Tensor | None:
+        """The head that is the language model's own answer, a baseline that the pass over the seed measures as well."""
+        if not plan.tokens.question:
+            return None
+        try:
+            return answer_direction(self.backbone, self.tokenizer, may_load=False)
+        except UserError as error:
+            rank_zero_info(f"Baseline: the model's own answer is not measured, as {error}.")
+            return None
 
     def _compare_responses(self, reward_model: RewardModel) -> None:
         """Have the pretrained body compare the responses of every pair, while it still has all of its layers."""
@@ -335,6 +352,7 @@ class RewardModule(LightningModule):
             "question": self.question,
             "penalty": self.penalty,
             "evidence": self._evidence,
+            "answer_accuracy": self.answer_accuracy,
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -355,6 +373,7 @@ class RewardModule(LightningModule):
             }
             reading = checkpoint.get("reading") or standard  # of versions that knew no other
             model, self.penalty, self._evidence = self.reward_model, reading["penalty"], reading["evidence"]
+            self.answer_accuracy = reading.get("answer_accuracy")
             model.read_as(self.tokenizer, reading["readings"], reading["question"])
             model.drop_unread_layers()
             self._initial_state = {name: own_part(p).cpu().clone() for name, p in trainable_state(model).items()}

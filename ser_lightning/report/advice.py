@@ -25,13 +25,15 @@ def read_advice(run: Path) -> list[str]:
 
 
 def advice_sentences(advice: dict[str, Any]) -> list[str]:
-    """One sentence on labels, one on a round, and on the body whether training it or a larger one pays.
+    """One sentence on labels, one on a round, and whether training the body, any label or a larger body pays.
 
     Args:
         advice: what `advice.json` holds; `docs/metrics.md` defines the keys.
     """
     gains, next_round = advice["labels"], advice["next_round"]
-    found = [_on_labels(advice), *_on_fine_tuning(advice.get("frozen_accuracy"), advice.get("delivered_accuracy"))]
+    delivered = advice.get("delivered_accuracy")
+    found = [_on_labels(advice), *_on_fine_tuning(advice.get("frozen_accuracy"), delivered)]
+    found += _on_own_answer(advice.get("answer_accuracy"), delivered)
     if next_round is not None:
         found.append(f"Another round is forecast to gain {_points(next_round)}.")
     expected = [next_round or 0.0, *(one["gain"] for one in gains)]
@@ -75,6 +77,19 @@ def _on_fine_tuning(frozen: float | None, delivered: float | None) -> list[str]:
     if delivered > frozen:
         return [f"Did fine-tuning pay off? Apparently so: {figures}."]
     return [f"Did fine-tuning pay off? No: {figures}. The overlay frozen.yaml trains such a head in less time."]
+
+
+def _on_own_answer(answer: float | None, delivered: float | None) -> list[str]:
+    """What the pretrained model can tell without a label, beside what has been learnt."""
+    if answer is None or delivered is None:
+        return []
+    figures = (
+        f"the pretrained model's own answer to whether a response is good, which needs no label, has {answer:.3f} of "
+        f"the seed right, the delivered model {delivered:.3f} out of fold"
+    )
+    if delivered > answer:
+        return [f"Did the labels pay off? Apparently so: {figures}."]
+    return [f"Did the labels pay off? No: {figures}. The command export --answer writes that answer as a reward model."]
 
 
 def _points(share: float) -> str:

@@ -31,7 +31,7 @@ _EVIDENCE: Shape = [
         **{"advantage": NUMBER, "standard_error": NUMBER},
     }
 ]
-READING: Shape = {"readings": [str], "question": str, "evidence": _EVIDENCE}
+READING: Shape = {"readings": [str], "question": str, "evidence": _EVIDENCE, "answer_accuracy?": _LIMIT}
 _GROUP: Shape = {"accuracy": NUMBER, "low": NUMBER, "high": NUMBER, "pairs": NUMBER}
 _PAIRED: Shape = {"difference": NUMBER, "low": NUMBER, "high": NUMBER}
 _TEST: Shape = {
@@ -73,6 +73,7 @@ ADVICE: Shape = {
     "labels": [{"labels": int, "gain": NUMBER, "low": NUMBER, "high": NUMBER}],
     "next_round": _LIMIT,
     "frozen_accuracy?": _LIMIT,
+    "answer_accuracy?": _LIMIT,
     "delivered_accuracy?": _LIMIT,
 }
 IDENTITY: Shape = {"base": str, "template": str, "matrices?": {"*": [NUMBER]}}

@@ -80,6 +80,8 @@ class ReadingChoice:
     table: list[SetEvidence]
     is_measured: bool = True
     """Whether there were pairs to leave out; a seed of one dialogue cannot tell sets apart."""
+    answer_accuracy: float | None = None
+    """Share of seed pairs that the language model's own answer orders right, which no label has trained."""
 
     def measured_as(self, found: SetEvidence) -> "ReadingChoice":
         """The same choice, with the figures that its set has on the scale of all pairs."""
@@ -158,6 +160,15 @@ class ReadingPlan:
         return self.sets[0]
 
     @property
+    def seed_readings(self) -> list[Reading]:
+        """All that the pass over the seed reads: the candidates, and behind the question also the last layer.
+
+        That state is what the language model would answer from.
+        """
+        asked = [Reading("judge", max(one.layer for one in self.candidates))] if self.tokens.question else []
+        return list(dict.fromkeys([*self.candidates, *asked]))
+
+    @property
     def is_open(self) -> bool:
         """Whether there is something to choose."""
         return len(self.sets) > 1
@@ -179,24 +190,31 @@ class ReadingPlan:
             rank_zero_info(f"Reading: auto takes {', '.join(map(str, self.usual))}, the usual choice: {reason}.")
         return reason is None
 
-    def choose(self, trainer: Trainer, reward_model: RewardModel) -> tuple[ReadingChoice, States]:
+    def choose(
+        self, trainer: Trainer, reward_model: RewardModel, answer: Tensor | None = None
+    ) -> tuple[ReadingChoice, States]:
         """Choose on the labels of the seed, once, before anything is trained; the same choice on every rank.
 
         Args:
             trainer: with a `PreferenceDataModule`, none of whose other pairs is read.
             reward_model: its body has its pretrained weights and all of its layers.
+            answer: (H,) as `answer_direction` gives it, to be measured in the same pass.
 
         Returns:
             The choice, and the states of the seed at what was chosen.
         """
         data = seed_data(trainer)
         reward_model.lay_out_with(self.tokens)
-        pair_id, states = seed_states(trainer, reward_model, data, self.candidates)
+        readings = self.seed_readings
+        pair_id, states = seed_states(trainer, reward_model, data, readings)
         differences = states[:, 0].float() - states[:, 1].float()
         target, group = data.seed_labels(pair_id), data.dialogues(pair_id).tolist()
-        choice = choose_readings(differences, self.candidates, self.sets, target, group)
+        choice = choose_readings(differences, readings, self.sets, target, group)
+        if answer is not None:
+            margin = differences[:, readings.index(Reading("judge", reward_model.num_layers))] @ answer
+            choice = replace(choice, answer_accuracy=accuracy_of(margin, target))
         choice = trainer.strategy.broadcast(choice)
-        columns = [self.candidates.index(reading) for reading in choice.chosen.readings]
+        columns = [readings.index(reading) for reading in choice.chosen.readings]
         return choice, (pair_id, states[:, :, columns])
 
 

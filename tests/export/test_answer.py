@@ -17,19 +17,7 @@ from ser_lightning.__main__ import main
 from ser_lightning.export.answer import export_answer
 from ser_lightning.models.readings import QUESTION
 from tests.export.test_reading_folder import TURNS
-from tests.helpers import problems_of
-
-
-def log_odds(folder, turns, question=QUESTION):
-    """What the language model itself says of one conversation."""
-    tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModelForCausalLM.from_pretrained(folder).eval()
-    ids = tokenizer.apply_chat_template(
-        [*turns, {"role": "user", "content": question}], add_generation_prompt=True, return_dict=False
-    )
-    with torch.no_grad():
-        found = model(torch.tensor([ids])).logits[0, -1].log_softmax(0)
-    yes, no = (tokenizer.encode(word, add_special_tokens=False)[0] for word in ("Yes", "No"))
-    return float(found[yes] - found[no])
+from tests.helpers import log_odds, problems_of
 
 
 @pytest.fixture(params=[True, False], ids=["tied", "untied"])
@@ -37,9 +25,10 @@ def language_model(tiny_model_dir, tmp_path, request):
     """The tiny model with an output matrix that is its embeddings, or one of its own."""
     folder = tmp_path / "lm"
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_pretrained(tiny_model_dir, tie_word_embeddings=request.param)
-    if not request.param:
-        torch.nn.init.normal_(model.lm_head.weight)
+    model = AutoModelForCausalLM.from_pretrained(tiny_model_dir)
+    torch.nn.init.normal_(model.lm_head.weight)
+    if request.param:
+        model.lm_head.weight, model.config.tie_word_embeddings = model.model.embed_tokens.weight, True
     model.save_pretrained(folder)
     AutoTokenizer.from_pretrained(tiny_model_dir).save_pretrained(folder)
     return folder

@@ -57,6 +57,19 @@ def test_what_training_of_the_body_gained_is_said_where_folds_tell():
     assert len(advice_sentences(advice(**usual, delivered_accuracy=None))) == 1
 
 
+def test_what_the_labels_gained_over_the_models_own_answer_is_said():
+    usual = {"labels": [], "is_solved": False, "next_round": None, "answer_accuracy": 0.734}
+    [_, own] = advice_sentences(advice(**usual, delivered_accuracy=0.75))
+    assert own == (
+        "Did the labels pay off? Apparently so: the pretrained model's own answer to whether a response is good, which "
+        "needs no label, has 0.734 of the seed right, the delivered model 0.750 out of fold."
+    )
+    for delivered in (0.734, 0.7):
+        [_, own] = advice_sentences(advice(**usual, delivered_accuracy=delivered))
+        assert own.startswith("Did the labels pay off? No:") and "export --answer" in own
+    assert len(advice_sentences(advice(**usual, delivered_accuracy=None))) == 1
+
+
 def test_the_page_has_the_sentences_and_a_damaged_file_is_named(tmp_path):
     run = write_run(tmp_path / "run", [row(0, delivered=True)])
     assert read_advice(run) == [] and "more labels" not in page_of(read_run(run))

@@ -134,7 +134,8 @@ def test_auto_computes_the_seed_at_full_depth_and_the_others_as_far_as_they_are_
     assert model.reading_state()["readings"] == ["mean@1", "judge@1"] and model.reward_model.num_layers == 1
     num_seed = len(batches.pair_ids("seed"))
     assert {n: computed[n] for n in computed if n != "layers"} == {2: 2 * num_seed, 1: 2 * (80 - num_seed)}
-    assert sorted(file.stat().st_size for file in cached()) == [num_seed * 2 * 4 * 16 * 4, 80 * 2 * 2 * 16 * 4]
+    # Four candidates, and the state from which the language model would answer.
+    assert sorted(file.stat().st_size for file in cached()) == [num_seed * 2 * 5 * 16 * 4, 80 * 2 * 2 * 16 * 4]
 
 
 def test_auto_is_the_run_with_the_chosen_readings_and_computes_nothing_twice(tiny_model_dir, pairs_file, body_calls):

@@ -1,6 +1,8 @@
 """The choice of readings: by the seed alone, the usual set unless another is better beyond doubt."""
 
+import json
 import shutil
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -15,7 +17,7 @@ from ser_lightning.models.readings import Reading
 from ser_lightning.models.reward_model import load_reward_model
 from ser_lightning.training.reading_choice import candidate_sets, choose_readings, joined_differences, plan_readings
 from ser_lightning.training.strategies import ShardStrategy
-from tests.helpers import data, evolution, module, trainer, weights
+from tests.helpers import data, evolution, log_odds, module, trainer, weights
 
 SETS = [[Reading("mean", 1)], [Reading("last", 2)]]
 CANDIDATES = [Reading("last", 2), Reading("mean", 1)]
@@ -69,6 +71,35 @@ def test_auto_reads_the_seed_once_and_the_choice_comes_with_the_weights(tiny_mod
     again = module(tiny_model_dir, train=train, reading="auto")
     found = trainer("run").test(again, data(pairs_file, max_length=64), ckpt_path=_checkpoint(model), verbose=False)
     assert again.reading_state()["readings"] == state["readings"] and found
+
+
+@pytest.mark.parametrize("train", ["head", "full"])
+def test_the_pass_over_the_seed_measures_the_models_own_answer(tiny_model_dir, pairs_file, train):
+    """Against the log-odds of plain transformers; a run that goes on has it from its checkpoint."""
+    model, batches = module(tiny_model_dir, train=train, reading="auto"), data(pairs_file, max_length=64)
+    trainer("run", evolution()).fit(model, batches)
+    ids = batches.pair_ids("seed")
+    right = []
+    for pair, label in zip(batches.lookup(ids.tolist()), batches.seed_labels(ids).tolist(), strict=True):
+        a, b = (
+            log_odds(tiny_model_dir, [*pair.prompt, {"role": "assistant", "content": response}])
+            for response in (pair.response_a, pair.response_b)
+        )
+        right.append((a > b) == (label > 0.5))
+    assert model.answer_accuracy == pytest.approx(sum(right) / len(right)) and 0 < sum(right) < len(right)
+    assert json.loads(Path("run/advice.json").read_text())["answer_accuracy"] == model.answer_accuracy
+    again = module(tiny_model_dir, train=train, reading="auto")
+    trainer("run").test(again, data(pairs_file, max_length=64), ckpt_path=_checkpoint(model), verbose=False)
+    assert again.answer_accuracy == model.answer_accuracy
+
+
+def test_without_an_output_matrix_to_read_the_run_says_so_and_goes_on(tiny_model_dir, pairs_file, caplog, monkeypatch):
+    monkeypatch.setattr("ser_lightning.training.own_answer._read_rows", lambda *_: None)
+    model = module(tiny_model_dir, train="head", reading="auto")
+    with caplog.at_level("INFO"):
+        trainer("run", evolution()).fit(model, data(pairs_file, max_length=64))
+    assert "Baseline: the model's own answer is not measured, as" in caplog.text
+    assert model.answer_accuracy is None and model.reading_state()["evidence"]
 
 
 def _checkpoint(model):
