@@ -72,6 +72,8 @@ class PPOModule(PolicyModule):
             FlexAttention works, and logs why where it does not.
     """
 
+    optimizer: OptimizerCallable
+
     def __init__(
         self,
         backbone: Backbone,

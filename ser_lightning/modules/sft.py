@@ -29,6 +29,7 @@ class SFTModule(PolicyModule):
     """
 
     use = "sft"
+    optimizer: OptimizerCallable
 
     def __init__(
         self,
