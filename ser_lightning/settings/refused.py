@@ -37,7 +37,8 @@ def _named_value(flag: Sequence[str]) -> tuple[str, str]:
 
 
 def lightning_problems(command: str, config: Namespace) -> Iterator[str]:
-    """A line for each setting of Lightning that this project's modules cannot follow, and for an untrained model."""
+    """A line for each setting that this project's modules cannot follow or that would do nothing, and for an untrained
+    model."""
     if config.seed_everything is not None and not 0 <= int(config.seed_everything) < 2**32:
         yield f"seed_everything: got {config.seed_everything}; give a number from 0 to {2**32 - 1}"
     if (name := model_name(config)) not in MODULES:
@@ -54,5 +55,10 @@ def lightning_problems(command: str, config: Namespace) -> Iterator[str]:
     for key in ("gradient_clip_val", "gradient_clip_algorithm"):
         if trainer[key] is not None:
             yield f"trainer.{key}: got {trainer[key]}; leave it out and set model.max_grad_norm"
+    if command == "fit" and config.model.init_args.get("pairwise_judge") and config.get("evolution") is None:
+        yield (
+            "model.pairwise_judge: got true with evolution null, without which no pool is labelled; leave out one "
+            "of them"
+        )
     if command != "fit" and name == "RewardModule" and not config.get("ckpt_path"):
         yield f"{command}: got no checkpoint, so its model would be untrained; add --run_dir RUN --ckpt_path last"

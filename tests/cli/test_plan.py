@@ -421,7 +421,14 @@ def test_a_pairwise_judge_on_many_pairs_is_estimated_from_a_sample(capsys, tiny_
     assert sampled["tokens"] == pytest.approx(exact["tokens"], rel=0.1)
 
 
-def test_a_pairwise_judge_is_refused_where_fit_refuses_it(tiny_run, capsys):
-    wrong = ["--model.pairwise_judge=true", "--evolution.folds=0", "--evolution.rule=ser_lightning.TopShareRule"]
-    assert main(["plan", *tiny_run, *wrong]) == 2
+@pytest.mark.parametrize("command", ["plan", "fit"])
+def test_a_pairwise_judge_is_refused_where_nothing_would_use_it(tiny_run, capsys, command):
+    judge, alone = "--model.pairwise_judge=true", [flag for flag in tiny_run if not flag.startswith("--evolution")]
+    wrong = [judge, "--evolution.folds=0", "--evolution.rule=ser_lightning.TopShareRule"]
+    assert main([command, *tiny_run, *wrong]) == 2
     assert "folds: got 0 with model.pairwise_judge" in capsys.readouterr().err
+    assert main([command, *alone, judge, "--evolution=null"]) == 2
+    assert capsys.readouterr().err.endswith(
+        "error: model.pairwise_judge: got true with evolution null, without which no pool is labelled; leave out one "
+        "of them\n"
+    )
