@@ -37,8 +37,7 @@ def _named_value(flag: Sequence[str]) -> tuple[str, str]:
 
 
 def lightning_problems(command: str, config: Namespace) -> Iterator[str]:
-    """A line for each setting that this project's modules cannot follow or that would do nothing, and for an untrained
-    model."""
+    """A line for each setting that the modules cannot follow or that would do nothing, and for an untrained model."""
     if config.seed_everything is not None and not 0 <= int(config.seed_everything) < 2**32:
         yield f"seed_everything: got {config.seed_everything}; give a number from 0 to {2**32 - 1}"
     if (name := model_name(config)) not in MODULES:

@@ -50,6 +50,8 @@ def answer_direction(backbone: Backbone, tokenizer: PreTrainedTokenizerBase, may
 
 def _read_rows(backbone: Backbone, ids: list[int]) -> Tensor | None:
     """Rows of the output matrix out of a safetensors file, which may hold gigabytes more; None if there is none."""
+    if backbone.gguf_file:
+        return None
     try:
         lm: Any = meta_model(AutoModelForCausalLM, replace(backbone, quantize="none"))
     except (OSError, ValueError):  # no language model
@@ -57,7 +59,7 @@ def _read_rows(backbone: Backbone, ids: list[int]) -> Tensor | None:
     is_tied = lm.config.get_text_config().tie_word_embeddings
     # Files may hold a matrix that the config says is tied; transformers then takes the file's word for it.
     matrices = [lm.get_output_embeddings(), *([lm.get_input_embeddings()] if is_tied else [])]
-    for matrix in matrices:
+    for matrix in filter(None, matrices):
         name = f"{next(name for name, module in lm.named_modules() if module is matrix)}.weight"
         file = _file_with(backbone.resolved_path(), name)
         if file is not None:
