@@ -42,11 +42,13 @@ def run_child(words: list[str], environment: Mapping[str, str] | None = None) ->
 def fit_words(
     run: Path, seed: int, flags: Iterable[str], config: str = "rm.yaml", recipe: Sequence[str] = STANDARD_RECIPE
 ) -> list[str]:
-    """The command of one fit; reward models have the recipe where `flags` say nothing else."""
+    """The command of one fit; reward models have the recipe, unless a study's own configs have another."""
+    flags = list(flags)
+    is_own = config != "rm.yaml" or "--config" in flags  # flags of a recipe would win over any config
     return [
         *(sys.executable, "-m", "ser_lightning", "fit", "--config", config),
         *(f"--run_dir={run}", f"--seed_everything={seed}", f"--data.split_seed={seed}"),
-        *(recipe if config == "rm.yaml" else ()),
+        *(() if is_own else recipe),
         *flags,
         *QUIET,
     ]
