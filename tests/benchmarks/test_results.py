@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.shared.results import Results, read_figures
-from benchmarks.shared.runs import run_child, run_missing
+from benchmarks.shared.runs import STANDARD_RECIPE, fit_words, run_child, run_missing
 
 
 @pytest.fixture
@@ -83,3 +83,18 @@ def test_a_child_that_fails_says_why():
     with pytest.raises(RuntimeError, match="lost"):
         run_child([sys.executable, "-c", "raise SystemExit('lost')"])
     assert Path(run_child([sys.executable, "-c", "import benchmarks; print(benchmarks.__file__)"]).strip()).is_file()
+
+
+@pytest.mark.parametrize(
+    ("config", "flags", "has_recipe"),
+    [
+        ("rm.yaml", ["--evolution.max_rounds=1"], True),
+        ("rm.yaml", ["--config", "x.yaml"], False),
+        ("sft.yaml", [], False),
+    ],
+)
+def test_the_recipe_of_studies_wins_over_no_config_of_their_own(config, flags, has_recipe):
+    words = fit_words(Path("run"), 3, iter(flags), config)
+    assert (set(STANDARD_RECIPE) <= set(words)) == has_recipe
+    assert (set(STANDARD_RECIPE) & set(words) != set()) == has_recipe
+    assert set(flags) <= set(words) and "--seed_everything=3" in words
