@@ -22,15 +22,17 @@ Runs = Mapping[str, Mapping[int, Run]]
 """By condition and random seed."""
 
 STANDARD, OURS, FROZEN = "standard", "`[mean, judge]`", "frozen body, `auto`"
+TAUGHT = "`[mean, judge]`, taught by the frozen body"
 CONDITIONS = {
     STANDARD: ("standard", "", "standard_all"),
     OURS: ("ours", "ours", "ours_all"),
     FROZEN: ("frozen", "frozen", ""),
+    TAUGHT: ("frozen", "taught", "ours_all"),
 }
 """For each line the conditions of its seed model, of its evolved model and with all labels, as far as there are any."""
 DIFFERENCES = ((OURS, STANDARD), (FROZEN, STANDARD), (FROZEN, OURS))
 WITH_ALL: Model = ("standard_all", False)
-OF_STUDENTS = {"seed_lora": "standard", "teacher": "frozen"}
+OF_STUDENTS = {"seed_lora": "standard", "teacher": "frozen", "student_readings": "taught"}
 """Conditions of the study of students, and what they are here: the flags are the same."""
 HEADER = (
     "body|model|random seeds|15 % of the labels|evolved|gain of evolution|all labels|evolved minus standard, all labels"
@@ -85,7 +87,8 @@ def trained_table(bodies: Mapping[str, Runs]) -> str:
     """A line for each body and way to train, and their differences on the random seeds that both have."""
     lines = []
     for body, runs in bodies.items():
-        lines += [line(body, name, cells_of(name), runs) for name in CONDITIONS]
+        there = [name for name, own in CONDITIONS.items() if {*own[:2]} - {""} <= {*runs}]
+        lines += [line(body, name, cells_of(name), runs) for name in there]
         for one, other in DIFFERENCES:
             cells = [_minus(a, b) for a, b in zip(cells_of(one)[:4], cells_of(other)[:4], strict=True)]
             lines.append(line(body, f"{one} minus {other}", [*cells, Counter()], runs))

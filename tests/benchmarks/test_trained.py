@@ -30,6 +30,7 @@ def test_every_line_is_of_the_random_seeds_that_have_all_of_it():
         "ours": [run_of("ours", 0, "1111100000", "0000000000", "1111111100")],
         "ours_all": [run_of("ours_all", seed, "1111111110") for seed in range(2)],
     }
+    runs["taught"] = [run_of("taught", seed, "1111111000") for seed in range(2)]
     by_seed = {name: {run["seed"]: run for run in some} for name, some in runs.items()}
     found = trained_table({"small": by_seed, "large": {name: by_seed[name] for name in ("ours", "standard")}})
     means = {}
@@ -40,6 +41,7 @@ def test_every_line_is_of_the_random_seeds_that_have_all_of_it():
         "standard": ["2", "0.400", "-", "-", "0.600", "-"],
         "`[mean, judge]`": ["1", "0.500", "0.800", "0.300", "0.900", "0.200"],
         "frozen body, `auto`": ["2", "0.300", "0.200", "-0.100", "-", "-0.400"],
+        "`[mean, judge]`, taught by the frozen body": ["2", "0.300", "0.700", "0.400", "0.900", "0.100"],
         "`[mean, judge]` minus standard": ["1", "0.100", "-", "-", "0.300", "-"],
         "frozen body, `auto` minus standard": ["3", "-0.100", "-", "-", "-", "-"],
         "frozen body, `auto` minus `[mean, judge]`": ["1", "-0.200", "-0.600", "-0.400", "-", "-"],
