@@ -22,7 +22,10 @@ from ser_lightning import Scorer
 from ser_lightning.evaluation.metrics import calibration_error, confidence_and_right, half_credit
 
 NUM_HELD = 10_000
-ALL_LABELS = ("--data.seed_fraction=1", "--evolution.max_rounds=0", "--evolution.folds=0")
+ALL_LABELS = (
+    *("--data.seed_fraction=1", "--evolution.max_rounds=0"),
+    *("--evolution.folds=0", "--evolution.rule=ser_lightning.TopShareRule"),
+)
 CONDITIONS: dict[str, tuple[str, ...]] = {
     "recipe": (),
     "standard": STANDARD_RECIPE,
