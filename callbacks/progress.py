@@ -106,8 +106,8 @@ class ParameterLine(ModelSummary):
     def summarize(
         summary_data: Any, total_parameters: int, trainable_parameters: int, model_size: float, *args: Any, **more: Any
     ) -> None:
-        """Say how large the model is and how much of it is trained."""
-        say(f"Model: {total_parameters:,} parameters ({model_size:,.2f} MB), {trainable_parameters:,} of them trained")
+        """Say how large the model is and how much of it is trained; Lightning's bytes are wrong for half precision."""
+        say(f"Model: {total_parameters:,} parameters, {trainable_parameters:,} of them trained")
 
 
 class StatusLine:

@@ -30,7 +30,7 @@ QUIET_WARNINGS = (
     r"Total length of `list` across ranks is zero",  # no validation pairs, the normal case; an empty seed is an error
     r".*is smaller than the logging interval",  # a seed of few steps an epoch is what this project is for
     r"Found \d+ module\(s\) in eval mode at the start of training",  # a body that is not trained, on purpose
-    r"Precision \S+ is not supported by the model summary",  # of this project's line only the number of weights counts
+    r"Precision \S+ is not supported by the model summary",  # whose bytes are not shown
     r".*_checkpointing.* is deprecated",  # transformers 5 to peft, which renames it when it can
 )
 

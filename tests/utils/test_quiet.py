@@ -66,7 +66,7 @@ def test_a_run_speaks_in_lines(tiny_run, tmp_path):
     ):
         assert noise not in done.stdout + done.stderr
     assert [line for line in done.stderr.splitlines() if line.startswith("warning: round 0, guard ")]
-    assert "Model: 9,360 parameters (0.04 MB), 9,360 of them trained" in lines
+    assert "Model: 9,360 parameters, 9,360 of them trained" in lines
     answer = next(i for i, line in enumerate(lines) if line.startswith(("Did self-evolution", "Only round 0")))
     assert lines[answer - 2].startswith("round 0 | epoch 2, train/loss") and not lines[answer - 1]
     assert not [line for line in lines[answer:] if "train/loss" in line]
