@@ -22,7 +22,8 @@ Runs = Mapping[str, Mapping[int, Run]]
 """By condition and random seed."""
 
 STANDARD, OURS, FROZEN = "standard", "`[mean, judge]`", "frozen body, `auto`"
-TAUGHT = "`[mean, judge]`, taught by the frozen body"
+TAUGHT = "`[mean, judge]`, taught"
+"""With LoRA, on the seed and on the pseudo-labels that the frozen body keeps, whose seed model stands in its line."""
 CONDITIONS = {
     STANDARD: ("standard", "", "standard_all"),
     OURS: ("ours", "ours", "ours_all"),
@@ -30,7 +31,7 @@ CONDITIONS = {
     TAUGHT: ("frozen", "taught", "ours_all"),
 }
 """For each line the conditions of its seed model, of its evolved model and with all labels, as far as there are any."""
-DIFFERENCES = ((OURS, STANDARD), (FROZEN, STANDARD), (FROZEN, OURS))
+DIFFERENCES = ((OURS, STANDARD), (FROZEN, STANDARD), (FROZEN, OURS), (TAUGHT, OURS))
 WITH_ALL: Model = ("standard_all", False)
 OF_STUDENTS = {"seed_lora": "standard", "teacher": "frozen", "student_readings": "taught"}
 """Conditions of the study of students, and what they are here: the flags are the same."""

@@ -41,10 +41,18 @@ def test_every_line_is_of_the_random_seeds_that_have_all_of_it():
         "standard": ["2", "0.400", "-", "-", "0.600", "-"],
         "`[mean, judge]`": ["1", "0.500", "0.800", "0.300", "0.900", "0.200"],
         "frozen body, `auto`": ["2", "0.300", "0.200", "-0.100", "-", "-0.400"],
-        "`[mean, judge]`, taught by the frozen body": ["2", "0.300", "0.700", "0.400", "0.900", "0.100"],
+        "`[mean, judge]`, taught": ["2", "0.300", "0.700", "0.400", "0.900", "0.100"],
         "`[mean, judge]` minus standard": ["1", "0.100", "-", "-", "0.300", "-"],
         "frozen body, `auto` minus standard": ["3", "-0.100", "-", "-", "-", "-"],
         "frozen body, `auto` minus `[mean, judge]`": ["1", "-0.200", "-0.600", "-0.400", "-", "-"],
+        "`[mean, judge]`, taught minus `[mean, judge]`": [
+            "1",
+            "-0.200",
+            "-0.100",
+            "0.100",
+            "0.000",
+            "-",
+        ],
     }
     large = {  # what was not run is left out
         "standard": ["3", "0.400", "-", "-", "-", "-"],
