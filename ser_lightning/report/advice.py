@@ -32,8 +32,9 @@ def advice_sentences(advice: dict[str, Any]) -> list[str]:
     """
     gains, next_round = advice["labels"], advice["next_round"]
     delivered = advice.get("delivered_accuracy")
-    found = [_on_labels(advice), *_on_fine_tuning(advice.get("frozen_accuracy"), delivered)]
-    found += _on_own_answer(advice.get("answer_accuracy"), delivered)
+    found = [_on_labels(advice)]
+    for key, what, baseline, instead in _BASELINES:
+        found += _paid_off(what, baseline, advice.get(key), delivered, instead)
     if next_round is not None:
         found.append(f"Another round is forecast to gain {_points(next_round)}.")
     expected = [next_round or 0.0, *(one["gain"] for one in gains)]
@@ -67,29 +68,31 @@ def _on_labels(advice: dict[str, Any]) -> str:
     return f"The seed model is forecast to gain {', '.join(texts)}{few}."
 
 
-def _on_fine_tuning(frozen: float | None, delivered: float | None) -> list[str]:
-    """What fine-tuning has gained over a head on the pretrained body, out of fold."""
-    if frozen is None or delivered is None:
-        return []
-    figures = (
-        f"out of fold on the seed, a head on the frozen body has {frozen:.3f}, the delivered model {delivered:.3f}"
-    )
-    if delivered > frozen:
-        return [f"Did fine-tuning pay off? Apparently so: {figures}."]
-    return [f"Did fine-tuning pay off? No: {figures}. The overlay frozen.yaml trains such a head in less time."]
+_BASELINES = (
+    (
+        "frozen_accuracy",
+        "fine-tuning",
+        "a head on the frozen body",
+        "The overlay frozen.yaml trains such a head in less time.",
+    ),
+    (
+        "answer_accuracy",
+        "the labels",
+        "the pretrained model's own answer to whether a response is good, which needs no label,",
+        "The command export --answer writes that answer as a reward model.",
+    ),
+)
+"""For each key what has to pay off, over which baseline, and what to do where it has not."""
 
 
-def _on_own_answer(answer: float | None, delivered: float | None) -> list[str]:
-    """What the pretrained model can tell without a label, beside what has been learnt."""
-    if answer is None or delivered is None:
+def _paid_off(what: str, baseline: str, accuracy: float | None, delivered: float | None, instead: str) -> list[str]:
+    """Whether the delivered model beats a baseline on the seed; nothing where one of them is not known."""
+    if accuracy is None or delivered is None:
         return []
-    figures = (
-        f"the pretrained model's own answer to whether a response is good, which needs no label, has {answer:.3f} of "
-        f"the seed right, the delivered model {delivered:.3f} out of fold"
-    )
-    if delivered > answer:
-        return [f"Did the labels pay off? Apparently so: {figures}."]
-    return [f"Did the labels pay off? No: {figures}. The command export --answer writes that answer as a reward model."]
+    figures = f"out of fold on the seed, {baseline} has {accuracy:.3f}, the delivered model {delivered:.3f}"
+    if delivered > accuracy:
+        return [f"Did {what} pay off? Apparently so: {figures}."]
+    return [f"Did {what} pay off? No: {figures}. {instead}"]
 
 
 def _points(share: float) -> str:

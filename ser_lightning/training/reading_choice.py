@@ -161,12 +161,14 @@ class ReadingPlan:
 
     @property
     def seed_readings(self) -> list[Reading]:
-        """All that the pass over the seed reads: the candidates, and behind the question also the last layer.
-
-        That state is what the language model would answer from.
-        """
-        asked = [Reading("judge", max(one.layer for one in self.candidates))] if self.tokens.question else []
+        """All that the pass over the seed reads: the candidates, and where the template can ask `answer_reading`."""
+        asked = [self.answer_reading] if self.tokens.question else []
         return list(dict.fromkeys([*self.candidates, *asked]))
+
+    @property
+    def answer_reading(self) -> Reading:
+        """The state that the language model would answer from: behind the question and the last layer."""
+        return Reading("judge", max(one.layer for one in self.candidates))
 
     @property
     def is_open(self) -> bool:
@@ -211,7 +213,7 @@ class ReadingPlan:
         target, group = data.seed_labels(pair_id), data.dialogues(pair_id).tolist()
         choice = choose_readings(differences, readings, self.sets, target, group)
         if answer is not None:
-            margin = differences[:, readings.index(Reading("judge", reward_model.num_layers))] @ answer
+            margin = differences[:, readings.index(self.answer_reading)] @ answer
             choice = replace(choice, answer_accuracy=accuracy_of(margin, target))
         choice = trainer.strategy.broadcast(choice)
         columns = [readings.index(reading) for reading in choice.chosen.readings]

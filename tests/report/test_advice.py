@@ -44,29 +44,25 @@ def test_small_seeds_and_those_without_a_forecast_say_so():
     assert labels.startswith("What more labels gain is not forecast: the body is trained")
 
 
-def test_what_training_of_the_body_gained_is_said_where_folds_tell():
-    usual = {"labels": [], "is_solved": False, "next_round": None, "frozen_accuracy": 0.63}
-    [_, training] = advice_sentences(advice(**usual, delivered_accuracy=0.671))
-    assert training == (
-        "Did fine-tuning pay off? Apparently so: out of fold on the seed, a head on the frozen body has 0.630, the "
-        "delivered model 0.671."
-    )
+@pytest.mark.parametrize(
+    ("key", "what", "baseline", "instead"),
+    [
+        ("frozen_accuracy", "fine-tuning", "a head on the frozen body", "frozen.yaml"),
+        (
+            *("answer_accuracy", "the labels"),
+            "the pretrained model's own answer to whether a response is good, which needs no label,",
+            "export --answer",
+        ),
+    ],
+)
+def test_what_was_gained_over_a_baseline_is_said_where_folds_tell(key, what, baseline, instead):
+    usual = {"labels": [], "is_solved": False, "next_round": None, key: 0.63}
+    [_, gained] = advice_sentences(advice(**usual, delivered_accuracy=0.671))
+    figures = f"out of fold on the seed, {baseline} has 0.630, the delivered model 0.671."
+    assert gained == f"Did {what} pay off? Apparently so: {figures}"
     for delivered in (0.63, 0.6):
-        [_, training] = advice_sentences(advice(**usual, delivered_accuracy=delivered))
-        assert training.startswith("Did fine-tuning pay off? No:") and "frozen.yaml" in training
-    assert len(advice_sentences(advice(**usual, delivered_accuracy=None))) == 1
-
-
-def test_what_the_labels_gained_over_the_models_own_answer_is_said():
-    usual = {"labels": [], "is_solved": False, "next_round": None, "answer_accuracy": 0.734}
-    [_, own] = advice_sentences(advice(**usual, delivered_accuracy=0.75))
-    assert own == (
-        "Did the labels pay off? Apparently so: the pretrained model's own answer to whether a response is good, which "
-        "needs no label, has 0.734 of the seed right, the delivered model 0.750 out of fold."
-    )
-    for delivered in (0.734, 0.7):
-        [_, own] = advice_sentences(advice(**usual, delivered_accuracy=delivered))
-        assert own.startswith("Did the labels pay off? No:") and "export --answer" in own
+        [_, lost] = advice_sentences(advice(**usual, delivered_accuracy=delivered))
+        assert lost.startswith(f"Did {what} pay off? No:") and instead in lost
     assert len(advice_sentences(advice(**usual, delivered_accuracy=None))) == 1
 
 
