@@ -9,6 +9,7 @@ hash, is the test set of a run and chooses nothing. Random seeds take one fifth 
 the seed keeps.
 """
 
+import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache, partial
@@ -307,7 +308,9 @@ def main() -> None:
     for data, (body, folder) in ((data, body) for data in args.data for body in bodies.items()):
         files = [args.data_dir / name for name in DATA[data]]
         if not (file := args.scratch / f"{data}-{body}.pt").is_file():
-            compute_states(files, Path(folder), FIRST.get(data)).save(file)
+            partial_states = file.with_suffix(".partial")
+            compute_states(files, Path(folder), FIRST.get(data), partial_states).save(file)
+            shutil.rmtree(partial_states)
         if set(args.parts) & {*JUDGED} and not (compared := args.scratch / f"{data}-{body}-comparisons.pt").is_file():
             torch.save(vars(compute_comparisons(files, Path(folder), load(file))), compared)
         if "answers" in args.parts and not (answered := args.scratch / f"{data}-{body}-answers.pt").is_file():

@@ -87,13 +87,14 @@ def candidates(num_layers: int) -> list[Reading]:
     return [Reading(kind, round(num_layers * depth)) for kind in KINDS for depth in DEPTHS]
 
 
-def compute_states(files: Sequence[Path], model: Path, first: int | None = None) -> StudyPairs:
+def compute_states(files: Sequence[Path], model: Path, first: int | None, partial: Path) -> StudyPairs:
     """One pass of a body over all labelled pairs of some files, each pair once.
 
     Args:
         files: of preference pairs.
         model: folder of a language model.
         first: how many pairs of the files, None = all.
+        partial: folder that takes the states batch by batch. A pass that was killed goes on there.
     """
     backbone = Backbone(str(model), train="head", dtype="bfloat16")
     tokenizer, reward_model = load_tokenizer(backbone), load_reward_model(backbone).eval()
@@ -110,7 +111,7 @@ def compute_states(files: Sequence[Path], model: Path, first: int | None = None)
     ]
     pairs, encoded = [pair for pair, _ in both], [ids for _, ids in both]
     return StudyPairs(
-        states=_states(reward_model, encoded, int(tokenizer.pad_token_id)),
+        states=_states(reward_model, encoded, int(tokenizer.pad_token_id), partial),
         readings=[str(reading) for reading in readings],
         label=torch.tensor([pair.label for pair in pairs]),
         prompt=[prompt_hash(pair) for pair in pairs],
@@ -153,15 +154,20 @@ def _labelled(files: Sequence[Path]) -> Iterator[PreferencePair]:
 
 
 @torch.inference_mode()
-def _states(reward_model: RewardModel, encoded: Sequence[EncodedPair], pad: int) -> Tensor:
-    """(n, 2, C, H) bfloat16."""
+def _states(reward_model: RewardModel, encoded: Sequence[EncodedPair], pad: int, partial: Path) -> Tensor:
+    """(n, 2, C, H) bfloat16, in a file of `partial`; beside it the number of batches that are done."""
     lengths = np.array([[len(ids.ids_a), len(ids.ids_b)] for ids in encoded])
     shared = np.array([num_shared_tokens([np.asarray(ids.ids_a), np.asarray(ids.ids_b)]) for ids in encoded])
-    shape = len(encoded), 2, len(reward_model.readings), reward_model.hidden_size
-    found = torch.zeros(shape, dtype=torch.bfloat16)
-    for batch in tqdm(reward_model.layout.cut_pairs(lengths, shared, TOKENS_PER_BATCH), desc="states"):
+    shape = torch.Size((len(encoded), 2, len(reward_model.readings), reward_model.hidden_size))
+    partial.mkdir(parents=True, exist_ok=True)
+    counter = partial / "batches.txt"
+    num_done = int(counter.read_text()) if counter.is_file() else 0
+    found = torch.from_file(str(partial / "states"), shared=True, size=shape.numel(), dtype=torch.bfloat16).view(shape)
+    batches = reward_model.layout.cut_pairs(lengths, shared, TOKENS_PER_BATCH)
+    for number, batch in enumerate(tqdm(batches[num_done:], desc="states", initial=num_done, total=len(batches))):
         rows = [encoded[i].ids_a for i in batch] + [encoded[i].ids_b for i in batch]
         inputs = reward_model.layout.lay_out(rows, [*batch, *batch], pad)
         first, second = reward_model.states(inputs).to(torch.bfloat16).split(len(batch))
         found[batch] = torch.stack([first, second], dim=1)
+        counter.write_text(str(num_done + number + 1))
     return found

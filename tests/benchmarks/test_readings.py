@@ -8,6 +8,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from benchmarks.readings import states as states_module
 from benchmarks.readings import tables as study
 from benchmarks.readings.answer_table import answer_table
 from benchmarks.readings.answers import compute_answers, usual_view
@@ -47,7 +48,7 @@ def test_states_are_those_of_plain_transformers(tiny_model_dir, tmp_path):
     ]
     file = tmp_path / "pairs.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in [*rows, rows[0]]))
-    found = compute_states([file], tiny_model_dir)
+    found = compute_states([file], tiny_model_dir, None, tmp_path / "partial")
     assert found.states.shape[:3] == (3, 2, 15) and found.states.dtype == torch.bfloat16
     found.save(tmp_path / "cache" / "states.pt")
     again = StudyPairs.load(tmp_path / "cache" / "states.pt")
@@ -64,10 +65,26 @@ def test_states_are_those_of_plain_transformers(tiny_model_dir, tmp_path):
         assert (last.float() - state.float()).abs().amax(1).median() > 0.05  # another response's is another state
 
 
+def test_a_killed_pass_goes_on_behind_its_last_batch(tiny_model_dir, tmp_path, monkeypatch):
+    monkeypatch.setattr(states_module, "TOKENS_PER_BATCH", 1)  # a pair a batch
+    words = "one", "two", "three"
+    rows = [{"prompt": f"Say {word}.", "chosen": f"{word} it is.", "rejected": "no"} for word in words]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    arguments = [tmp_path / "pairs.jsonl"], tiny_model_dir, None, tmp_path / "partial"
+    whole = compute_states(*arguments).states.clone()
+    assert (tmp_path / "partial" / "batches.txt").read_text() == "3"
+    (tmp_path / "partial" / "batches.txt").write_text("1")
+    sevens = torch.full_like(whole, 7)
+    (tmp_path / "partial" / "states").write_bytes(sevens.view(torch.uint8).numpy().tobytes())
+    resumed = compute_states(*arguments).states
+    is_new = (resumed == whole).flatten(1).all(1)
+    assert is_new.sum() == 2 and bool((resumed[~is_new] == 7).all())
+
+
 def test_the_answer_is_that_of_the_plain_language_model(tiny_model_dir, tmp_path):
     row = {"prompt": "Say one.", "chosen": "one it is.", "rejected": "never."}
     (tmp_path / "pairs.jsonl").write_text(json.dumps(row) + "\n")
-    pairs = compute_states([tmp_path / "pairs.jsonl"], tiny_model_dir)
+    pairs = compute_states([tmp_path / "pairs.jsonl"], tiny_model_dir, None, tmp_path / "partial")
     found, label = compute_answers(tiny_model_dir, pairs), int(pairs.label[0])
     tokenizer = load_tokenizer(Backbone(str(tiny_model_dir)))
     model = AutoModelForCausalLM.from_pretrained(tiny_model_dir).eval()
