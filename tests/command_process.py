@@ -67,7 +67,7 @@ def _run(
 ) -> None:
     from ser_lightning.__main__ import main
 
-    gc.freeze()  # as in conftest.py
+    gc.freeze()  # as in fixtures.py
     os.setsid()
     os.chdir(folder)
     os.environ.clear()

@@ -190,3 +190,14 @@ def kept_for_backward(model: torch.nn.Module, run: Callable[[], object]) -> int:
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         run()
     return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+
+
+def slow(*values):
+    """Values of a parameter that are more of the same, which `make test` leaves to `make test-all`."""
+    return [pytest.param(one, marks=pytest.mark.slow) for one in values]
+
+
+def often(cases, *names):
+    """Cases by name, of which all but those of the names are `slow`."""
+    assert {*names} <= cases.keys()
+    return [pytest.param(one, id=name, marks=() if name in names else pytest.mark.slow) for name, one in cases.items()]

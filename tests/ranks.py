@@ -83,7 +83,7 @@ def _serve(jobs: Connection, number: int, port: int) -> None:
     own = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
     own |= {"RANK": str(number), "LOCAL_RANK": str(number)}
     sys.path.insert(0, "")
-    gc.freeze()  # as in conftest.py
+    gc.freeze()  # as in fixtures.py
     while True:
         try:
             folder, environment, words = jobs.recv()

@@ -1,5 +1,7 @@
 """The config of a run: read as data, and shown to others without its secrets."""
 
+from copy import deepcopy
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,17 @@ from ser_lightning.errors import UserError
 from ser_lightning.runs.files import CONFIG, reading
 
 
+@lru_cache(maxsize=4)
+def _parsed(text: str) -> Any:
+    return yaml.safe_load(text)
+
+
+def parse_yaml(text: str) -> Any:
+    """What `yaml.safe_load` gives, without parsing a text twice: a fit asks for its config after every round."""
+    # libyaml's loader is faster, and crashes the process on a file with thousands of brackets.
+    return deepcopy(_parsed(text))
+
+
 def read_config(run: Path) -> dict[str, Any]:
     """The resolved config of a run; `UserError` if the folder has none, or it is no mapping."""
     file = run / CONFIG
@@ -16,7 +29,7 @@ def read_config(run: Path) -> dict[str, Any]:
         raise UserError(f"run: {run} has no {CONFIG}; give the folder of a fit")
     with reading(file, has_record=False):
         try:
-            config = yaml.safe_load(file.read_text(encoding="utf-8"))
+            config = parse_yaml(file.read_text(encoding="utf-8"))
         except yaml.YAMLError as error:
             raise ValueError(f"no YAML: {' '.join(str(error).split())[:200]}") from error
         if not isinstance(config, dict):

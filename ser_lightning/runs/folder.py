@@ -12,6 +12,7 @@ of two rows with the same step the later one counts.
 import csv
 import fcntl
 import io
+import itertools
 import os
 import re
 import socket
@@ -21,13 +22,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-import yaml
 from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
 from ser_lightning.errors import UserError, raise_problems
-from ser_lightning.runs.config import has_secrets
+from ser_lightning.runs.config import has_secrets, parse_yaml
 from ser_lightning.runs.files import CONFIG, is_run, run_above
 from ser_lightning.training.checkpoints import LAST, find_checkpoint
 from ser_lightning.utils.atomic import is_running, write_text_atomically
@@ -62,10 +62,10 @@ class RunFolder:
         """Create the folder and record the resolved config in it, next to the ones of the run that is there."""
         if not holds_run(self.path):
             clear(self.path)
-        recorded = [self.path / CONFIG, *(self.path / f"config-{n}.yaml" for n in range(2, 10_000))]
-        for path in recorded:
+        for name in itertools.chain([CONFIG], (f"config-{n}.yaml" for n in itertools.count(2))):
+            path = self.path / name
             if not path.exists():
-                write_text_atomically(path, config, mode=0o600 if has_secrets(yaml.safe_load(config)) else None)
+                write_text_atomically(path, config, mode=0o600 if has_secrets(parse_yaml(config)) else None)
                 return
             if path.read_text() == config:
                 return
@@ -75,7 +75,7 @@ class RunFolder:
         recorded = self.path / CONFIG
         if not self.continues or not recorded.exists():
             return
-        old, new = (dict(_flatten(yaml.safe_load(text))) for text in (recorded.read_text(), config))
+        old, new = (dict(_flatten(parse_yaml(text))) for text in (recorded.read_text(), config))
         changed = [k for k in {**old, **new} if old.get(k) != new.get(k) and not k.startswith(FREE_ON_RESUME)]
         if changed:
             shown = ", ".join(f"{k} was {old.get(k)!r} and is {new.get(k)!r}" for k in changed[:3])

@@ -22,6 +22,7 @@ from ser_lightning.__main__ import main
 from ser_lightning.models.backbone import Backbone
 from ser_lightning.models.policy import load_policy
 from ser_lightning.models.reward_model import load_reward_model
+from tests.helpers import slow
 
 
 @pytest.fixture
@@ -53,7 +54,7 @@ def test_speed(job, shape):
         assert ways["packed"]["tokens_per_pair"] < padded["tokens_per_pair"]
 
 
-@pytest.mark.parametrize("overlay", ["qlora_12gb", "lora_80gb"])
+@pytest.mark.parametrize("overlay", ["qlora_12gb", *slow("lora_80gb")])
 def test_memory(job, overlay):
     import_module("benchmarks.gpu.memory").train(job, overlay)
     found = figures(job)

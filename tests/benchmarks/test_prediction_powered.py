@@ -17,9 +17,8 @@ def bounds(draws):
     return binom.ppf(0.001, draws, 0.95) / draws, binom.ppf(0.999, draws, 0.95) / draws
 
 
-@pytest.mark.parametrize(
-    "condition", [pytest.param("300 labels, prompts on both sides", marks=pytest.mark.slow), BLIND]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("condition", ["300 labels, prompts on both sides", BLIND])
 def test_intervals_hold_the_truth_as_often_as_they_say(condition):
     low, high = bounds(DRAWS)
     for one in run_one(condition, DRAWS)["figures"]:
@@ -28,6 +27,7 @@ def test_intervals_hold_the_truth_as_often_as_they_say(condition):
         assert (one["used"] > 0.5) == (condition != BLIND) or one["figure"] != "accuracy_b", one
 
 
+@pytest.mark.slow
 def test_a_seed_model_may_predict_on_the_pool_of_its_run_and_the_evolved_model_may_not():
     """The evolved model is surer of pairs that it labelled itself, so its estimate is too high."""
     by = {case.predictor: run_one(condition, 60)["figures"][0] for condition, case in OWN_POOL.items()}

@@ -248,6 +248,7 @@ def test_strategies_ask_for_other_pairs_and_begin_alike(pairs):
     assert [*found] == [50, 100] and all(len(credit) == len(task.test) for credit in found.values())
 
 
+@pytest.mark.slow
 def test_every_part_of_the_study_runs_and_fills_its_tables(pairs, tmp_path):
     pairs.save(tmp_path / "pandalm-x.pt")
     torch.save(vars(knowing_judge(pairs)), tmp_path / "pandalm-x-comparisons.pt")

@@ -160,7 +160,8 @@ def test_a_label_for_a_pair_that_the_model_had_labelled_is_no_evidence(tiny_mode
     assert json.loads(Path("new/rounds/2/drift.json").read_text())["new_labels"] == len(others[:5])
 
 
-@pytest.mark.parametrize("restart", [pytest.param("weights", marks=pytest.mark.slow), "nothing"])
+@pytest.mark.slow
+@pytest.mark.parametrize("restart", ["weights", "nothing"])
 def test_a_continued_run_survives_a_crash(tiny_model_dir, pairs_file, more, restart):
     settings = {"rule": CalibratedRule(min_change_share=0.0), "restart": restart, "max_rounds": 2}
     fit(tiny_model_dir, pairs_file, "old", **settings)

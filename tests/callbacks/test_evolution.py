@@ -14,7 +14,7 @@ from lightning.pytorch.callbacks import Callback
 
 from ser_lightning.errors import UserError
 from ser_lightning.evolution.selection import CalibratedRule, PaperRule, TopShareRule
-from tests.helpers import data, equal, evolution, fit, module, read_csv, trainer, weights
+from tests.helpers import data, equal, evolution, fit, module, read_csv, slow, trainer, weights
 
 
 class Recorder(Callback):
@@ -282,8 +282,7 @@ def test_a_rule_that_keeps_nothing_ends_evolution_and_says_so(tiny_model_dir, pa
         {"restart": "nothing"},
         {"seed_epochs": 2},
         {"epochs_per_round": 2},
-        pytest.param({"max_rounds": 1}, marks=pytest.mark.slow),
-        pytest.param({"folds": 3}, marks=pytest.mark.slow),
+        *slow({"max_rounds": 1}, {"folds": 3}),
     ],
 )
 def test_every_option_changes_the_result(tiny_model_dir, pairs_file, usual_run, change):
@@ -335,7 +334,7 @@ def unbroken_run(tiny_model_dir, pairs_file, tmp_path_factory):
     return run, weights(model)
 
 
-@pytest.mark.parametrize("epoch", [*(pytest.param(n, marks=pytest.mark.slow) for n in (1, 3, 4)), 7])
+@pytest.mark.parametrize("epoch", [*slow(1, 3, 4), 7])
 def test_a_crashed_run_goes_on_as_if_nothing_had_happened(tiny_model_dir, pairs_file, unbroken_run, epoch):
     unbroken, expected = unbroken_run
     settings = {"rule": CalibratedRule(min_change_share=0.0), **CRASHED}

@@ -14,7 +14,7 @@ from ser_lightning.errors import UserError
 from ser_lightning.evolution.pairwise_judge import JudgeHead
 from ser_lightning.modules import reward as reward_module
 from tests.callbacks.test_evolution import Recorder
-from tests.helpers import data, equal, evolution, module, trainer, weights
+from tests.helpers import data, equal, evolution, module, slow, trainer, weights
 
 
 @pytest.fixture
@@ -88,7 +88,7 @@ def test_a_judge_at_chance_is_not_used_and_changes_nothing(tiny_model_dir, pairs
     assert equal(*found)
 
 
-@pytest.mark.parametrize("train", ["head", "full"])
+@pytest.mark.parametrize("train", ["head", *slow("full")])
 def test_a_judged_run_that_was_broken_off_goes_on_as_if_nothing_had_happened(
     tiny_model_dir, pairs_file, monkeypatch, train
 ):
@@ -106,6 +106,7 @@ def test_a_judged_run_that_was_broken_off_goes_on_as_if_nothing_had_happened(
     assert len({hashlib.sha256(file.read_bytes()).hexdigest() for file in files}) == 1
 
 
+@pytest.mark.slow
 def test_two_ranks_compare_and_label_as_one(tiny_run, tiny_fit, on_two_ranks):
     flags = ("--model.pairwise_judge=true", "--model.optimizer.init_args.lr=1e-7")  # so that the judge is used
     on_two_ranks("fit", *tiny_run, *flags, "--run_dir=two", "--trainer.devices=2", "--trainer.strategy=ddp")

@@ -15,7 +15,7 @@ from ser_lightning.__main__ import main
 from ser_lightning.callbacks.evolution import EvolutionCallback
 from ser_lightning.errors import no_room
 from tests.error_cases import CASES, DISK_IS_FULL, PAGE, Scene, page
-from tests.helpers import problems_of
+from tests.helpers import problems_of, slow
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +64,7 @@ def test_a_rule_that_keeps_nothing_says_what_it_could_have_reached(scene, here, 
     assert "Round 0: target 0.990 keeps nothing: the highest that any pair reaches is 0." in caplog.text
 
 
-@pytest.mark.parametrize("epoch", [pytest.param(3, marks=pytest.mark.slow), 4, pytest.param(5, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("epoch", [4, *slow(3, 5)])
 def test_a_full_disk_is_one_line_and_loses_no_round(scene, here, fitted, capsys, monkeypatch, epoch):
     """Files may not grow beyond 3,000 bytes from some epoch of round 1 on: metrics fit, checkpoints do not."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from ser_lightning.__main__ import main
 from ser_lightning.cli.arguments import find_config
 from ser_lightning.errors import UserError
-from tests.helpers import data
+from tests.helpers import data, slow
 
 FUZZ = {
     "deadline": None,
@@ -170,7 +170,7 @@ def config():
     return yaml.safe_load(Path(str(find_config("rm.yaml"))).read_text())
 
 
-@pytest.mark.parametrize("num_examples", [5, pytest.param(16, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("num_examples", [5, *slow(16)])
 def test_no_config_ends_in_a_traceback(config, tiny_run, num_examples):
     codes = []
 

@@ -21,7 +21,7 @@ from ser_lightning.planning import workload
 from ser_lightning.planning.workload import count_tokens, largest_batch
 from ser_lightning.rl.rollout import Generator
 from ser_lightning.runs.files import RoundRow, write_rounds
-from tests.helpers import data, problems_of, read_csv
+from tests.helpers import data, often, problems_of, read_csv
 from tests.policy_runs import QUIET, sft_flags
 
 
@@ -29,12 +29,6 @@ def plan(capsys, *args):
     """What `plan` prints and writes."""
     assert main(["plan", *args, "--json=plan.json", "--overwrite"]) == 0
     return capsys.readouterr().out, json.loads(Path("plan.json").read_text())
-
-
-def often(cases, *names):
-    """Cases by name: those of the names, and the others, which are more of the same, where `slow` ones run."""
-    assert {*names} <= cases.keys()
-    return [pytest.param(one, id=name, marks=() if name in names else pytest.mark.slow) for name, one in cases.items()]
 
 
 MORE = {

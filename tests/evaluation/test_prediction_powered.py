@@ -14,6 +14,7 @@ from ser_lightning.evaluation.prediction_powered import (
     powered_mean,
 )
 from ser_lightning.evaluation.sets import prompt_interval
+from tests.helpers import slow
 
 
 def draw(generator, number, sharpness=2.0, bias=1.7):
@@ -121,7 +122,7 @@ def test_predictions_by_hand():
     assert expected_change(by_b, by_a).tolist() == pytest.approx([0.0, 0.1, -0.3, -0.2])
 
 
-@pytest.mark.parametrize("num_labelled", [40, pytest.param(150, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("num_labelled", [40, *slow(150)])
 def test_intervals_cover_the_truth_and_are_narrower(num_labelled):
     """1,000 draws: 95 % up to 3 points, whatever the models' confidence is worth; an accuracy, and a difference."""
     generator = np.random.default_rng(num_labelled)

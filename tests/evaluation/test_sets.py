@@ -9,7 +9,7 @@ import torch
 from ser_lightning.__main__ import main
 from ser_lightning.evaluation.sets import LENGTH_GROUPS, Scored, prompt_interval, set_figures
 from ser_lightning.records import PairScores
-from tests.helpers import read_csv
+from tests.helpers import read_csv, slow
 
 
 def scored(margin, target, difference, prompt=None, category=()):
@@ -90,7 +90,7 @@ def sets(tmp_path):
     return files
 
 
-@pytest.mark.parametrize("command", ["test", pytest.param("validate", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("command", ["test", *slow("validate")])
 def test_named_sets_are_reported_beside_the_split(tiny_run, tiny_fit, sets, capsys, command):
     flags = ["--data.test_fraction=0", "--data.val_fraction=0"] if command == "validate" else []
     named = json.dumps({name: str(file) for name, file in sets.items()})

@@ -10,7 +10,7 @@ from ser_lightning.evolution.comparisons import encode_comparisons
 from ser_lightning.models.backbone import Backbone, load_tokenizer
 from ser_lightning.models.reward_model import load_reward_model
 from ser_lightning.records import PreferencePair
-from tests.helpers import data, evolution, module, trainer
+from tests.helpers import data, evolution, module, slow, trainer
 
 PAIRS = [
     PreferencePair(i, [{"role": "user", "content": "q" * (3 * i + 1)}], "yes " * (i + 1), "no", None) for i in range(5)
@@ -48,7 +48,7 @@ def test_states_that_are_not_finite_are_refused(tiny_model_dir):
             judging.comparison_states(model, load_tokenizer(backbone), PAIRS, (400, 1000))
 
 
-@pytest.mark.parametrize("train", ["head", "lora", pytest.param("full", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("train", ["head", "lora", *slow("full")])
 def test_a_run_compares_every_pair_once_and_the_next_one_finds_it(tiny_model_dir, pairs_file, monkeypatch, train):
     model = module(tiny_model_dir, train=train, pairwise_judge=True)
     trainer("run", evolution(max_rounds=0)).fit(model, data(pairs_file))

@@ -21,7 +21,7 @@ from ser_lightning.models.readings import Reading, turn_tokens
 from ser_lightning.models.reward_model import RewardModel, merged_model, read_folder
 from ser_lightning.runs.files import delivered_round
 from ser_lightning.training.scoring import evaluating
-from tests.helpers import problems_of
+from tests.helpers import problems_of, slow
 from tests.models.test_masks import model_of
 from tests.training.test_features import states_by_hand
 
@@ -49,7 +49,7 @@ def rewards_by_hand(base, run, reading, turns):
     return torch.stack(states) @ weight[0]
 
 
-@pytest.mark.parametrize("reading", [*PLAIN, *OWN])
+@pytest.mark.parametrize("reading", [*OWN, *slow(*PLAIN)])
 def test_a_folder_gives_the_rewards_that_its_states_have_by_hand(tiny_fit, tiny_model_dir, reading):
     run = run_of(tiny_fit, reading)
     assert export(run, Path("out")).largest < 1e-4 and not Path("out/__pycache__").exists()

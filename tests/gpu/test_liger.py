@@ -12,6 +12,7 @@ from ser_lightning.models.backbone import Backbone, LoraSettings
 from ser_lightning.models.loading import prepare_body, use_liger_kernels
 from ser_lightning.models.masks import choose_layout
 from ser_lightning.models.reward_model import RewardModel
+from tests.helpers import slow
 from tests.small_decoders import distance, model_of, pairs_of, scores_and_gradients
 
 
@@ -22,7 +23,7 @@ def with_adapters(model, device):
 
 
 @pytest.mark.parametrize("train", ["full", "lora"])
-@pytest.mark.parametrize("kind", ["llama", "mistral", "qwen2", "gemma3_text"])
+@pytest.mark.parametrize("kind", ["llama", *slow("mistral", "qwen2"), "gemma3_text"])
 def test_scores_and_gradients_stay(kind, train, device, record_property, caplog):
     if device == "cuda":
         pytest.importorskip("liger_kernel")

@@ -10,6 +10,7 @@ from ser_lightning.models.backbone import Backbone, LoraSettings
 from ser_lightning.models.loading import prepare_body
 from ser_lightning.models.masks import choose_layout
 from ser_lightning.models.reward_model import RewardModel
+from tests.helpers import slow
 from tests.small_decoders import KINDS, distance, model_of, pairs_of, scores_and_gradients
 
 
@@ -54,7 +55,7 @@ def test_with_adapters_and_checkpointing_they_agree(device, record_property):
     assert max(figures.values()) < 1e-4, figures
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["llama", "mistral", *slow("qwen2", "gemma3_text", "gpt_neox")])
 def test_in_bfloat16_they_are_as_near_to_float32_as_padded_rows_are(kind, device, record_property):
     """The yardstick is what rounding does to padded rows anyway, and how much their own scores move with the batch."""
     pairs = pairs_of(16, seed=2)

@@ -26,6 +26,7 @@ from ser_lightning.models.reward_model import RewardModel, load_reward_model
 from ser_lightning.records import Padded
 from ser_lightning.training.scoring import evaluating
 from tests.device_reads import DeviceReads
+from tests.helpers import slow
 
 SIZES = {
     "vocab_size": 64,
@@ -399,7 +400,7 @@ def test_flex_attention_is_cast_as_autocast_casts_other_attention(compilations):
     assert found.isfinite().all() and slopes["model.model.layers.0.self_attn.q_proj.weight"].abs().max() > 0
 
 
-@pytest.mark.parametrize("kind", ["llama", "gemma3_text", "qwen3"])
+@pytest.mark.parametrize("kind", ["llama", "gemma3_text", *slow("qwen3")])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_packed_rows_are_tried_before_auto_takes_them(kind, dtype, compilations, monkeypatch):
     model = model_of(kind).to(dtype)

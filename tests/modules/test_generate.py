@@ -15,7 +15,7 @@ from ser_lightning.errors import UserError
 from ser_lightning.modules.generate import GenerateModule
 from ser_lightning.records import PromptBatch, Responses
 from ser_lightning.rl.rollout import Sampling
-from tests.helpers import data, trainer
+from tests.helpers import data, slow, trainer
 from tests.policy_runs import backbone, generate_flags, sft_flags
 
 
@@ -97,7 +97,7 @@ def test_every_response_is_in_a_pair_and_only_the_first_in_two(num_texts):
 
 
 @pytest.mark.parametrize(
-    "change", [{"val_prompts_per_batch": 1}, {"val_prompts_per_batch": 7}, {"tokens_per_batch": 1}]
+    "change", [{"val_prompts_per_batch": 7}, *slow({"val_prompts_per_batch": 1}, {"tokens_per_batch": 1})]
 )
 def test_a_prompt_gets_the_same_responses_in_any_batch(tiny_model_dir, pairs_file, change):
     usual, _ = answers(tiny_model_dir, pairs_file, "a", responses_per_prompt=3)

@@ -5,7 +5,7 @@ import torch
 from lightning.pytorch.strategies import Strategy
 
 from ser_lightning.__main__ import main
-from tests.helpers import read_csv
+from tests.helpers import read_csv, slow
 from tests.policy_runs import generate_flags, sft_flags
 
 
@@ -38,7 +38,7 @@ def runs(tiny_model_dir, pairs_file, tmp_path_factory):
     }
 
 
-@pytest.mark.parametrize("train", ["lora", "head"])
+@pytest.mark.parametrize("train", ["lora", *slow("head")])
 def test_a_reward_run_is_the_same(runs, train, request):
     assert main(["fit", *runs[train], "--run_dir=usual"]) == 0
     request.getfixturevalue("elsewhere")

@@ -31,7 +31,7 @@ from ser_lightning.rl.policy_math import AdaptiveKL, FixedKL
 from ser_lightning.rl.reward_functions import ModelReward
 from ser_lightning.rl.reward_sources import load_reward
 from ser_lightning.rl.rollout import Sampling, uniform_numbers
-from tests.helpers import problems_of, save_reward_model, trainer
+from tests.helpers import problems_of, save_reward_model, slow, trainer
 
 STOP = list("abcdefghijklmnopqrstuvwxyzABCDEFGHIJ")
 """One in seven of the tiny model's tokens: some responses end and some do not."""
@@ -493,7 +493,7 @@ class Killed(Callback):
             raise KeyError("killed")
 
 
-@pytest.mark.parametrize("sanity_steps", [-1, pytest.param(0, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("sanity_steps", [-1, *slow(0)])
 def test_a_broken_run_goes_on_as_if_it_had_never_stopped(lora_flags, monkeypatch, sanity_steps):
     flags = [*lora_flags, f"--trainer.num_sanity_val_steps={sanity_steps}", "--run_dir"]
     assert main([*flags, "whole"]) == 0

@@ -30,7 +30,7 @@ from ser_lightning.planning.memory import (
 from ser_lightning.records import Padded
 from ser_lightning.training.strategies import spread
 from ser_lightning.utils.collectives import own_part
-from tests.helpers import kept_for_backward, save_language_model
+from tests.helpers import kept_for_backward, save_language_model, slow
 from tests.peak_memory import PeakMemory
 
 WIDE = {
@@ -189,7 +189,7 @@ def peak_of(folder, use, is_mixed, **settings):
 
 
 @pytest.mark.parametrize("train", ["lora", "full", "head"])
-@pytest.mark.parametrize("is_mixed", [True, False])
+@pytest.mark.parametrize("is_mixed", [True, *slow(False)])
 @pytest.mark.parametrize("use", ["training", "checkpointing", "labelling"])
 def test_estimates_are_about_the_peak(wide_dir, train, is_mixed, use):
     if train == "head" and use != "labelling":

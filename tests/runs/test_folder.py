@@ -246,6 +246,7 @@ def test_checkpoint_callbacks_and_loggers_write_into_the_run_folder():
     assert not Path("checkpoints").exists()
 
 
+@pytest.mark.slow
 def test_wandb_offline_writes_into_the_run_folder():
     assert main([*FIT, "--config", "loggers/wandb.yaml", "--run_dir", "run"]) == 0
     assert list(Path("run/wandb").glob("offline-run-*"))

@@ -11,6 +11,7 @@ from ser_lightning.models.backbone import BUNDLED_MODEL, Backbone, LoraSettings
 from ser_lightning.models.policy import load_policy
 from ser_lightning.records import Padded
 from ser_lightning.runs.policy_run import PolicyStart, model_kind, read_policy_backbone, resolve_start
+from tests.helpers import slow
 from tests.policy_runs import backbone, loaded, own_logits, plain_logits, sft, sft_flags
 
 IDS = torch.tensor([[5, 9, 17, 33, 8, 44]])
@@ -47,7 +48,7 @@ def test_what_is_no_run_stays_as_it_is(path):
     assert resolve_start(settings) == PolicyStart(settings, None)
 
 
-@pytest.mark.parametrize("way", [pytest.param("full", marks=pytest.mark.slow), "lora"])
+@pytest.mark.parametrize("way", [*slow("full"), "lora"])
 def test_a_run_goes_on_from_what_another_one_has_learnt(tiny_model_dir, pairs_file, way):
     assert main(["fit", *sft_flags(tiny_model_dir, pairs_file, way), "--run_dir=one"]) == 0
     start = resolve_start(backbone("one", way))

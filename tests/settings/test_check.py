@@ -10,7 +10,7 @@ import yaml
 from ser_lightning.cli.arguments import split_arguments
 from ser_lightning.settings.check import unknown_keys
 from ser_lightning.settings.keys import index
-from tests.helpers import problems_of
+from tests.helpers import often, problems_of
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "config_keys.py"
 
@@ -47,7 +47,10 @@ MISTAKES = {
 }
 
 
-@pytest.mark.parametrize("name", MISTAKES)
+@pytest.mark.parametrize(
+    "name",
+    often({name: name for name in MISTAKES}, "another trainer's name", "deep", "several", "beside what is right"),
+)
 def test_lines_are_those_of_the_parsers_diagnosis(name, tmp_path, capsys, monkeypatch):
     found, argv = lines(tmp_path, *MISTAKES[name])
     monkeypatch.setattr("ser_lightning.__main__.unknown_keys", lambda *_: [])

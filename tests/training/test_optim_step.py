@@ -16,7 +16,7 @@ from ser_lightning.rl.experience import PPOSettings
 from ser_lightning.rl.policy_math import FixedKL
 from ser_lightning.rl.rollout import Generator, Sampling, uniform_numbers
 from tests.device_reads import DeviceReads
-from tests.helpers import data, module, save_reward_model, trainer
+from tests.helpers import data, module, save_reward_model, slow, trainer
 from tests.policy_runs import responses
 
 
@@ -78,8 +78,8 @@ def test_a_step_of_fine_tuning_reads_once(tiny_model_dir, pairs_file, monkeypatc
     assert validation and not any(validation)
 
 
-@pytest.mark.parametrize("layout", ["shared_prompt", pytest.param("padded", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("advantage", ["gae", "rloo"])
+@pytest.mark.parametrize("layout", ["shared_prompt", *slow("padded")])
+@pytest.mark.parametrize("advantage", ["gae", *slow("rloo")])
 def test_an_update_of_the_policy_reads_once(tiny_model_dir, pairs_file, advantage, layout, monkeypatch):
     seed_everything(0, verbose=False)
     settings = PPOSettings(epochs=2, minibatches=3)

@@ -254,6 +254,7 @@ def test_two_ranks_forecast_the_labels_that_one_does(tiny_run, on_two_ranks):
         assert mine == pytest.approx(theirs, abs=1e-4)
 
 
+@pytest.mark.slow
 def test_a_frozen_body_in_shards_learns_what_a_whole_one_does(tiny_run, tiny_fit, on_two_ranks):
     """Micro-batches of a few tokens: the ranks have different numbers of them, and must not wait for one another."""
     settings = ["--model.backbone.train=lora", "--model.backbone.lora.dropout=0", "--data.tokens_per_batch=100"]

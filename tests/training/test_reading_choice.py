@@ -17,7 +17,7 @@ from ser_lightning.models.readings import Reading
 from ser_lightning.models.reward_model import load_reward_model
 from ser_lightning.training.reading_choice import candidate_sets, choose_readings, joined_differences, plan_readings
 from ser_lightning.training.strategies import ShardStrategy
-from tests.helpers import data, evolution, log_odds, module, trainer, weights
+from tests.helpers import data, evolution, log_odds, module, slow, trainer, weights
 
 SETS = [[Reading("mean", 1)], [Reading("last", 2)]]
 CANDIDATES = [Reading("last", 2), Reading("mean", 1)]
@@ -50,7 +50,7 @@ def test_the_sets_begin_with_the_usual_one_and_end_with_the_standard_one():
     assert [[str(r) for r in s] for s in candidate_sets(1)][-1] == ["last@1"]
 
 
-@pytest.mark.parametrize("train", ["head", "lora", pytest.param("full", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("train", ["head", "lora", *slow("full")])
 def test_auto_reads_the_seed_once_and_the_choice_comes_with_the_weights(tiny_model_dir, pairs_file, train):
     model, callback = module(tiny_model_dir, train=train, reading="auto"), evolution()
     batches = data(pairs_file, max_length=64)
@@ -73,7 +73,7 @@ def test_auto_reads_the_seed_once_and_the_choice_comes_with_the_weights(tiny_mod
     assert again.reading_state()["readings"] == state["readings"] and found
 
 
-@pytest.mark.parametrize("train", ["head", "full"])
+@pytest.mark.parametrize("train", ["head", *slow("full")])
 def test_the_pass_over_the_seed_measures_the_models_own_answer(tiny_model_dir, pairs_file, train):
     """Against the log-odds of plain transformers; a run that goes on has it from its checkpoint."""
     model, batches = module(tiny_model_dir, train=train, reading="auto"), data(pairs_file, max_length=64)
@@ -121,7 +121,7 @@ def test_a_reading_that_the_model_lacks_is_one_line(tiny_model_dir, pairs_file, 
     assert error.value.problems == [line]
 
 
-@pytest.mark.parametrize("train", [pytest.param("lora", marks=pytest.mark.slow), "head"])
+@pytest.mark.parametrize("train", [*slow("lora"), "head"])
 def test_a_run_that_goes_on_reads_what_its_checkpoint_says_without_asking_again(tiny_run, caplog, train):
     flags = [*tiny_run, f"--model.backbone.train={train}", "--model.reading=auto"]
     assert main(["fit", *flags, "--run_dir=run"]) == 0
