@@ -7,7 +7,6 @@ from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
 
-from ser_lightning.export.reading_folder import is_plain
 from ser_lightning.models.readings import Reading
 from ser_lightning.runs.config import read_config
 from ser_lightning.runs.files import ROUNDS, STEPS
@@ -71,7 +70,7 @@ turn, so give it whole conversations through `apply_chat_template` and do not pu
 _READS = """
 Its head reads states of the language model at {{ readings }} (place and layer): {{ places }}.
 `AutoModelForSequenceClassification` reads one last token alone and does not load this folder; `reward_model.py` in it
-does, with torch and transformers. Nor can vLLM serve it as a classifier: call `load` in a process of your own, train
+does, with {{ needs }} alone. Nor can vLLM serve it as a classifier: call `load` in a process of your own, train
 with `--model.reading '[judge]'` or `'[last]'`, whose exports are plain classifiers, or train a plain student of the run
 (`--config student.yaml`).
 """
@@ -137,6 +136,7 @@ def model_card(
     own_labels: int = 0,
     readings: Sequence[Reading] = (),
     question: str = "",
+    is_own: bool = False,
 ) -> None:
     """Write `README.md` into an export.
 
@@ -147,6 +147,7 @@ def model_card(
         scale: zero and temperature of a reward model.
         own_labels: how many labels of its own a reward model was trained on.
         readings: where the head of a reward model reads; none of an encoder.
+        is_own: the folder is no plain classifier, and has a file that scores.
     """
     config = read_config(run)
     backbone, data = config["model"]["init_args"]["backbone"], config["data"]["init_args"]
@@ -162,9 +163,9 @@ def model_card(
     values: dict[str, Any] = {"title": title, "max_length": data.get("max_length")}
     if scale:
         values |= {"zero": f"{scale[0]:.4g}", "temperature": f"{scale[1]:.4g}"}
-    values["reads"] = _how_it_reads(readings, question)
+    values["reads"] = _how_it_reads(readings, question, is_own, is_adapter)
     values |= {
-        "use": _use(what, backbone.get("quantize") == "nf4", is_plain(readings), values),
+        "use": _use(what, backbone.get("quantize") == "nf4", not is_own, values),
         "base_model": _shown(backbone["path"]),
         "train": backbone["train"],
         "quantized": ", its body in 4 bits" if backbone.get("quantize") == "nf4" else "",
@@ -219,10 +220,10 @@ def _use(what: str, is_4bit: bool, is_read_plainly: bool, values: dict[str, Any]
     return use
 
 
-def _how_it_reads(readings: Sequence[Reading], question: str) -> str:
+def _how_it_reads(readings: Sequence[Reading], question: str, is_own: bool, is_adapter: bool) -> str:
     """What a reader of the card has to know of where the reward is read; an empty line of a standard reward model."""
     kinds = {reading.kind for reading in readings}
-    if is_plain(readings):
+    if not is_own:
         return "\n" + _render(_ASKS, {"question": question}) + "\n" if "judge" in kinds else ""
     places = {
         "last": "`last` is the response's last token",
@@ -232,6 +233,7 @@ def _how_it_reads(readings: Sequence[Reading], question: str) -> str:
     values = {
         "readings": ", ".join(map(str, readings)),
         "places": ", ".join(text for kind, text in places.items() if kind in kinds),
+        "needs": "torch, transformers and peft" if is_adapter else "torch and transformers",
     }
     return "\n" + _render(_READS, values) + "\n"
 

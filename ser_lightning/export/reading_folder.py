@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ser_lightning.export import standalone
 from ser_lightning.models.loading import quiet_load_report
-from ser_lightning.models.readings import Reading, TurnTokens, forget_readings, note_readings
+from ser_lightning.models.readings import Reading, TurnTokens, forget_readings, reading_entries
 from ser_lightning.models.reward_model import RewardModel
 
 CODE = "reward_model.py"
@@ -24,13 +24,15 @@ _ASK = """\
 """
 
 
-def is_plain(readings: Sequence[Reading]) -> bool:
+def is_plain(readings: Sequence[Reading], num_layers: int | None = None) -> bool:
     """Whether `AutoModelForSequenceClassification` gives the rewards: one state, at the last token of what it is given.
 
     Args:
         readings: K of them; none of an encoder.
+        num_layers: of a base that stays whole, as that of an adapter; None = it ends at the highest reading.
     """
-    return len(readings) <= 1 and all(reading.kind in ("last", "judge") for reading in readings)
+    is_last = all(reading.layer == num_layers for reading in readings) or num_layers is None
+    return is_last and len(readings) <= 1 and all(reading.kind in ("last", "judge") for reading in readings)
 
 
 def note_plain_or_own(model: Any, reward_model: RewardModel) -> None:
@@ -44,28 +46,35 @@ def note_plain_or_own(model: Any, reward_model: RewardModel) -> None:
         forget_readings(model.config)
         return
     layout = reward_model.layout
-    note_readings(model.config, reward_model.readings, TurnTokens(layout.header, layout.question))
+    for name, value in reading_entries(reward_model.readings, TurnTokens(layout.header, layout.question)).items():
+        setattr(model.config, name, value)
     if len(reward_model.readings) == 1:
         # A head of the usual shape would load as a plain classifier without a word, and give other rewards.
         model.score.weight = nn.Parameter(model.score.weight.detach().flatten(), requires_grad=False)
 
 
 def save_tokenizer(
-    tokenizer: PreTrainedTokenizerBase, reward_model: RewardModel, question: str, max_length: int, folder: Path
+    tokenizer: PreTrainedTokenizerBase,
+    reward_model: RewardModel,
+    question: str,
+    max_length: int,
+    folder: Path,
+    is_own: bool,
 ) -> None:
     """Save the tokenizer; where a plain folder reads `judge`, its chat template asks the question.
 
     Args:
         reward_model: whose readings the folder has.
         max_length: most tokens in a conversation, without the question.
+        is_own: the folder is no plain classifier, and gets a file that scores.
     """
-    asks = is_plain(reward_model.readings) and any(reading.kind == "judge" for reading in reward_model.readings)
+    asks = not is_own and any(reading.kind == "judge" for reading in reward_model.readings)
     template = tokenizer.get_chat_template()
     tokenizer.model_max_length = max_length
     if asks:
         tokenizer.chat_template = asking_template(template, question)
         tokenizer.model_max_length += len(reward_model.layout.question)
-    if not is_plain(reward_model.readings):
+    if is_own:
         shutil.copyfile(str(standalone.__file__), folder / CODE)
     tokenizer.save_pretrained(folder)
 

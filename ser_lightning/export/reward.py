@@ -4,35 +4,33 @@ The command exports policies as well, see `policy_export.py`.
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 import huggingface_hub
 import torch
-from peft import AutoPeftModelForSequenceClassification, LoraConfig, PeftModel, get_peft_model
+from peft import AutoPeftModelForSequenceClassification
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedTokenizerBase
 
 from ser_lightning.data.encode import encode_conversations
 from ser_lightning.errors import UserError, raise_problems
+from ser_lightning.export.adapter import write_adapter
 from ser_lightning.export.draft import check_is_new, drafted
 from ser_lightning.export.model_card import model_card
 from ser_lightning.export.reading_folder import CODE, is_plain, note_plain_or_own, own_model, save_tokenizer
 from ser_lightning.export.self_test import TOLERANCE, SelfTest, compared
-from ser_lightning.models.adapter_folder import write_scale
 from ser_lightning.models.backbone import Backbone
 from ser_lightning.models.fingerprint import template_fingerprint
 from ser_lightning.models.loading import (
     copy_rounded_weights,
     keep_differentiable,
-    loading_arguments,
     quantization_config,
     read_config,
 )
 from ser_lightning.models.reward_model import RewardModel, load_reward_model, merged_model
-from ser_lightning.models.trainable import load_exactly
 from ser_lightning.records import Turn
 from ser_lightning.runs.files import delivered_round, how_delivered, labels_before, read_rounds
 from ser_lightning.runs.reward_run import RewardRun, read_reward_run
@@ -82,13 +80,14 @@ def export(
         weights, own_labels = f"round {number}, {how}", labels_before(run, number)
     raise_problems(_form_problems(source, form))
     trained, tokenizer = source.load()
-    raise_problems(_reading_problems(source, trained) if form == "adapter" else [])
     number_format = dtype or source.backbone.dtype
     with drafted(to) as draft:
         result = write_tested(source, trained, tokenizer, draft, form, number_format)
         kept = f"{weights}; the body in {number_format}"
         scale = source.zero, source.temperature
-        model_card(run, draft, form, kept, summary(result), scale, own_labels, trained.readings, _question(source))
+        is_own = (draft / CODE).is_file()
+        asked = _question(source)
+        model_card(run, draft, form, kept, summary(result), scale, own_labels, trained.readings, asked, is_own)
     return result
 
 
@@ -104,13 +103,21 @@ def write_tested(
     expected = _trained_rewards(trained, tokenizer)
     if not math.isfinite(float(expected.abs().max())):
         raise UserError("export: the run gives rewards that are not finite; take a round that did not diverge")
-    write = _write_merged if form == "merged" else _write_adapter
-    write(source, trained, tokenizer, draft, number_format)
-    save_tokenizer(tokenizer, trained, _question(source), source.max_length, draft)
+    is_own = not is_plain(trained.readings, _num_base_layers(source) if form == "adapter" else None)
+    if form == "merged":
+        _write_merged(source, trained, tokenizer, draft, number_format)
+    else:
+        write_adapter(source, trained, tokenizer, draft, is_own)
+    save_tokenizer(tokenizer, trained, _question(source), source.max_length, draft, is_own)
     is_exact = source.backbone.quantize == "none" and source.backbone.dtype == number_format == "float32"
     result = compared(expected, _strangers_rewards(draft, form, source.backbone), _pairs(), is_exact)
     raise_problems(filter(None, [result.problem("rewards")]))
     return result
+
+
+def _num_base_layers(source: RewardRun) -> int:
+    config: Any = read_config(source.backbone).get_text_config()
+    return int(config.num_hidden_layers)
 
 
 def _question(source: RewardRun) -> str:
@@ -162,17 +169,6 @@ def _form_problems(source: RewardRun, form: Form) -> list[str]:
     return []
 
 
-def _reading_problems(source: RewardRun, trained: RewardModel) -> Iterator[str]:
-    """Why peft, which puts a plain classifier on the whole base, would not load what was trained."""
-    config: Any = read_config(source.backbone).get_text_config()
-    last, readings = config.num_hidden_layers, trained.readings
-    if not is_plain(readings) or any(reading.layer < last for reading in readings):
-        yield (
-            f"--form: got adapter for a head that reads {', '.join(map(str, readings))}, and an adapter can go with "
-            f"last@{last} or judge@{last} alone; use merged"
-        )
-
-
 def _write_merged(
     source: RewardRun, trained: RewardModel, tokenizer: PreTrainedTokenizerBase, folder: Path, dtype: Dtype
 ) -> None:
@@ -190,53 +186,19 @@ def _write_merged(
     model.save_pretrained(folder)
 
 
-def _write_adapter(
-    source: RewardRun, trained: RewardModel, tokenizer: PreTrainedTokenizerBase, folder: Path, dtype: Dtype
-) -> None:
-    """A peft folder: the adapter's factors, the head among its `modules_to_save`, and the scale."""
-    lora, body = source.backbone.lora, trained.body
-    assert isinstance(body, PeftModel)
-    arguments = {**loading_arguments(source.backbone, None), "dtype": getattr(torch, dtype)}
-    arguments.pop("quantization_config", None)
-    path = source.backbone.resolved_path()
-    base = AutoModelForSequenceClassification.from_pretrained(path, num_labels=1, **arguments)
-    config = LoraConfig(
-        task_type="SEQ_CLS",
-        r=lora.r,
-        lora_alpha=lora.alpha,
-        lora_dropout=lora.dropout,
-        target_modules=body.peft_config["default"].target_modules,
-        modules_to_save=trained.head_names,
-    )
-    model = get_peft_model(base, config)
-    own = {name: p.data for name, p in model.named_parameters() if p.requires_grad}
-    prefix = f"{base.base_model_prefix}."
-    saved = {}
-    for name, tensor in source.weights.items():
-        name = name.removeprefix("model.").replace(f"{prefix}base_model.model.", prefix, 1)
-        if name.split(".")[0] in trained.head_names:
-            head, _, rest = name.partition(".")
-            name = f"{head}.modules_to_save.default.{rest}"
-        saved[f"base_model.model.{name}"] = tensor
-    load_exactly(own, saved)
-    # peft notes the base as it was named, but the folder is read from anywhere.
-    model.peft_config["default"].base_model_name_or_path = str(Path(path).resolve()) if Path(path).is_dir() else path
-    model.save_pretrained(folder)
-    write_scale(folder, source.zero, source.temperature, template_fingerprint(tokenizer), source.backbone.quantize)
-
-
 def _strangers_rewards(folder: Path, form: Form, backbone: Backbone) -> Tensor:
     """Rewards computed as the model card shows it."""
     code = {"trust_remote_code": backbone.trust_remote_code}
     if (folder / CODE).is_file():
         own = own_model(folder, **code)
+        keep_differentiable(own)  # the CPU kernel that this avoids takes wide layers only
         return _rewards(own, own)
     tokenizer = AutoTokenizer.from_pretrained(folder, **code)
     if form == "adapter":
         bits = {} if backbone.quantize == "none" else {"quantization_config": quantization_config()}
         model = AutoPeftModelForSequenceClassification.from_pretrained(folder, num_labels=1, **bits, **code)
         model.config.pad_token_id = tokenizer.pad_token_id
-        keep_differentiable(model)  # the CPU kernel that this avoids takes wide layers only
+        keep_differentiable(model)
     else:
         model = AutoModelForSequenceClassification.from_pretrained(folder, **code)
     settings = {"tokenize": True, "return_dict": True, "return_tensors": "pt", "padding": True, "padding_side": "right"}

@@ -2,8 +2,10 @@
 
 `config.json` says where: `reward_readings` has the places and the layers, `reward_header` the ids behind which, the
 last time that they come in a conversation, its response begins, `reward_question` the ids that `judge` puts behind it.
+Where the folder is an adapter, `reward_scale.json` says so, and peft puts it on its base.
 """
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,20 +13,43 @@ from typing import Any
 import torch
 from safetensors import safe_open
 from torch import Tensor, nn
-from transformers import AutoModel, AutoTokenizer
+from transformers import AutoConfig, AutoModel, AutoTokenizer, BitsAndBytesConfig
 
 FINAL_NORMS = ("norm", "ln_f", "final_layer_norm", "final_layernorm")
 
 
 def load(folder: str | Path, **arguments: Any) -> "RewardModel":
     """The reward model of a folder; `arguments` go to `AutoModel.from_pretrained`."""
-    for file in Path(folder).glob("*.safetensors"):
+    folder = Path(folder)
+    for file in folder.glob("*.safetensors"):
         with safe_open(str(file), "pt") as tensors:
             if "score.weight" in tensors.keys():  # noqa: SIM118  this is no dict
                 head = tensors.get_tensor("score.weight")
     trust = arguments.get("trust_remote_code")
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust)
-    return RewardModel(AutoModel.from_pretrained(folder, **arguments), head, tokenizer).eval()
+    is_adapter = (folder / "adapter_config.json").is_file()
+    body = _adapted(folder, **arguments) if is_adapter else AutoModel.from_pretrained(folder, **arguments)
+    return RewardModel(body, head, tokenizer).eval()
+
+
+def _adapted(folder: Path, **arguments: Any) -> nn.Module:
+    """The base up to the highest layer that is read, with the adapter on it."""
+    from peft import PeftConfig, PeftModel
+
+    notes = json.loads((folder / "reward_scale.json").read_text())
+    base = PeftConfig.from_pretrained(folder).base_model_name_or_path
+    config = AutoConfig.from_pretrained(base, trust_remote_code=arguments.get("trust_remote_code"))
+    text = config.get_text_config()
+    text.num_hidden_layers = max(int(reading.split("@")[1]) for reading in notes["reward_readings"])
+    if getattr(text, "layer_types", None):
+        text.layer_types = text.layer_types[: text.num_hidden_layers]
+    for name in ("reward_readings", "reward_header", "reward_question"):
+        setattr(config, name, notes[name])
+    if notes["base_quantize"] == "nf4":
+        bits = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True, "bnb_4bit_compute_dtype": "bfloat16"}
+        arguments = {"quantization_config": BitsAndBytesConfig(load_in_4bit=True, **bits), **arguments}
+    body = AutoModel.from_pretrained(base, config=config, **arguments)
+    return PeftModel.from_pretrained(body, folder).get_base_model()
 
 
 class RewardModel(nn.Module):

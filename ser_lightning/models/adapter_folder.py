@@ -1,16 +1,18 @@
 """A peft folder of a reward model, as `export --form adapter` writes it: an adapter and a head, which name their base.
 
-What such a folder has no place for, the scale of the rewards and the bits of the base, lies in a file of its own.
+What peft has no place for lies in a file of its own: the scale of the rewards, the bits of the base, and where the head
+reads, if that is not the last token behind the whole base. Such a head has a file, and the adapter is the body's alone.
 """
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import PeftConfig, PeftModel, get_peft_model_state_dict
 from peft.utils import load_peft_weights
-from transformers import AutoModelForSequenceClassification, PreTrainedModel
+from transformers import AutoConfig, AutoModelForSequenceClassification, PretrainedConfig, PreTrainedModel
 
 from ser_lightning.errors import UserError
 from ser_lightning.models.loading import (
@@ -20,22 +22,29 @@ from ser_lightning.models.loading import (
     quantization_config,
     quiet_load_report,
 )
+from ser_lightning.models.readings import READING_ENTRIES, forget_readings, noted_readings, shorten
 
 ADAPTER = "adapter_config.json"
 SCALE = "reward_scale.json"
+HEAD = "reward_head.safetensors"
 _NAMES = ("reward_zero", "reward_temperature", "reward_template_hash")
 
 
-def write_scale(folder: Path, zero: float, temperature: float, template_hash: str, quantize: str) -> None:
-    """Write the scale, and what the adapter was trained on."""
+def write_scale(
+    folder: Path, zero: float, temperature: float, template_hash: str, quantize: str, readings: Mapping[str, Any]
+) -> None:
+    """Write the scale, the bits that the adapter was trained on, and where the head reads, if `reading_entries` say."""
     values = dict(zip(_NAMES, (zero, temperature, template_hash), strict=True))
-    (folder / SCALE).write_text(json.dumps({**values, "base_quantize": quantize}, indent=2) + "\n")
+    content = {**values, "base_quantize": quantize, **readings}
+    (folder / SCALE).write_text(json.dumps(content, indent=2) + "\n")
 
 
 def load_adapter_folder(
     folder: Path, trust_remote_code: bool = False, device: torch.device | str = "cpu"
 ) -> PreTrainedModel:
-    """The base with the adapter on it; its config holds the scale as that of a merged export does.
+    """The base with the adapter on it; its config holds scale and readings as that of a merged export does.
+
+    Of a base whose readings are noted the layers above them are not loaded, and the head is `read_folder`'s to read.
 
     Args:
         folder: has an `adapter_config.json`; of other people's, without a scale, the base is loaded as it was saved.
@@ -47,16 +56,22 @@ def load_adapter_folder(
     found: dict[str, Any] = json.loads((folder / SCALE).read_text()) if (folder / SCALE).is_file() else {}
     path = PeftConfig.from_pretrained(str(folder)).base_model_name_or_path
     bits = {"quantization_config": quantization_config()} if found.get("base_quantize") == "nf4" else {}
+    code = {"trust_remote_code": trust_remote_code}
     try:
+        config = AutoConfig.from_pretrained(path, num_labels=1, **code)
+        reads_own = _put_into(config, found)
         with quiet_load_report():
             base, report = AutoModelForSequenceClassification.from_pretrained(
                 path,
-                num_labels=1,
+                config=config,
                 output_loading_info=True,
-                trust_remote_code=trust_remote_code,
+                ignore_mismatched_sizes=reads_own,
+                **code,
                 **bits,
                 **meta_arguments(device),
             )
+    except UserError:
+        raise
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(
@@ -66,19 +81,29 @@ def load_adapter_folder(
     prefix = f"{base.base_model_prefix}."
     if missing := sorted(key for key in report["missing_keys"] if key.startswith(prefix) and ".pooler." not in key):
         raise UserError(f"got an adapter whose base {path} lacks {missing[0]}; give the base that it was trained on")
+    adapted = getattr(base, base.base_model_prefix) if reads_own else base
     try:
-        model = PeftModel.from_pretrained(base, str(folder), low_cpu_mem_usage=is_meta(device))
+        model = PeftModel.from_pretrained(adapted, str(folder), low_cpu_mem_usage=is_meta(device))
     except (KeyError, RuntimeError) as error:  # a tensor is missing, or of another shape
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"got an adapter without the right weights ({reason}); give a whole reward model") from error
     wanted, saved = get_peft_model_state_dict(model).keys(), load_peft_weights(str(folder), device="cpu").keys()
-    if wanted != saved or not any(f".{name}." in key for key in saved for name in ("score", "classifier", "head")):
+    has_head = reads_own or any(f".{n}." in key for key in saved for n in ("score", "classifier", "head"))
+    if wanted != saved or not has_head:
         odd = sorted(wanted ^ saved)[:1] or ["its head"]
         raise UserError(f"got an adapter without the right weights, such as {odd[0]}; give a whole reward model")
     if bits:
         keep_differentiable(model)
-    plain: PreTrainedModel = model.get_base_model()
-    for name in _NAMES:
-        if name in found:
-            setattr(plain.config, name, found[name])
+    plain: PreTrainedModel = base if reads_own else model.get_base_model()
     return plain
+
+
+def _put_into(config: PretrainedConfig, found: dict[str, Any]) -> bool:
+    """Give a base's config what the folder says of the head; whether that reads elsewhere than a plain classifier's."""
+    forget_readings(config)  # those of a base that is an export itself
+    for name in {*_NAMES, *READING_ENTRIES} & found.keys():
+        setattr(config, name, found[name])
+    noted = noted_readings(config, SCALE)
+    if noted is not None:
+        shorten(config, max(reading.layer for reading in noted[0]))
+    return noted is not None

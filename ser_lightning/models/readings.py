@@ -124,39 +124,41 @@ def turn_tokens(
     return TurnTokens(header, _question(tokenizer, question) if "judge" in kinds else ())
 
 
-_ENTRIES = ("reward_readings", "reward_header", "reward_question")
+READING_ENTRIES = ("reward_readings", "reward_header", "reward_question")
 
 
-def note_readings(config: PretrainedConfig, readings: Iterable[Reading], tokens: TurnTokens) -> None:
-    """Write into a `config.json` what a plain classifier does not read; see `noted_readings`."""
+def reading_entries(readings: Iterable[Reading], tokens: TurnTokens) -> dict[str, list[str] | list[int]]:
+    """What a `config.json` says of a head that no plain classifier has; see `noted_readings`."""
     values = [str(reading) for reading in readings], list(tokens.header), list(tokens.question)
-    for name, value in zip(_ENTRIES, values, strict=True):
-        setattr(config, name, value)
+    return dict(zip(READING_ENTRIES, values, strict=True))
 
 
 def forget_readings(config: PretrainedConfig) -> None:
     """Take out what an exported model that was trained on said of its own head."""
-    for name in _ENTRIES:
+    for name in READING_ENTRIES:
         if hasattr(config, name):
             delattr(config, name)
 
 
-def noted_readings(config: PretrainedConfig) -> tuple[list[Reading], TurnTokens] | None:
+def noted_readings(config: PretrainedConfig, file: str = "config.json") -> tuple[list[Reading], TurnTokens] | None:
     """Where a `config.json` says that the head reads; None where it says nothing, as that of a plain classifier.
+
+    Args:
+        file: that has the entries, as errors call it.
 
     Raises:
         UserError: if an entry is damaged.
     """
-    texts, header, question = (cast(Any, getattr(config, name, None)) for name in _ENTRIES)
+    texts, header, question = (cast(Any, getattr(config, name, None)) for name in READING_ENTRIES)
     if texts is None:
         return None
     if not isinstance(texts, list) or not all(_are_ids(ids) for ids in (header, question)):
-        raise UserError(f"config.json: got damaged entries {', '.join(_ENTRIES)}; take them from the original folder")
-    readings = parse_readings(texts, config.get_text_config().num_hidden_layers, "config.json: reward_readings")
+        raise UserError(f"{file}: got damaged entries {', '.join(READING_ENTRIES)}; take them from the original folder")
+    readings = parse_readings(texts, config.get_text_config().num_hidden_layers, f"{file}: reward_readings")
     kinds = {reading.kind for reading in readings}
     needed = {"reward_header": bool(kinds - {"last"}), "reward_question": "judge" in kinds}
     raise_problems(
-        f"config.json: got no {name} for {', '.join(texts)}; take it from the original folder"
+        f"{file}: got no {name} for {', '.join(texts)}; take it from the original folder"
         for name, is_needed in needed.items()
         if is_needed and not getattr(config, name)
     )
@@ -312,10 +314,15 @@ def drop_layers(body: nn.Module, num_layers: int) -> None:
     """Take the layers off a body that lie above the first `num_layers`; no reading needs them."""
     stack, _ = layers_and_norm(body)
     del stack[num_layers:]
-    config = _config(body)
-    config.num_hidden_layers = num_layers
-    if getattr(config, "layer_types", None):
-        config.layer_types = config.layer_types[:num_layers]
+    shorten(_config(body), num_layers)
+
+
+def shorten(config: PretrainedConfig, num_layers: int) -> None:
+    """Let a config have the first `num_layers` layers alone."""
+    text: Any = config.get_text_config()
+    text.num_hidden_layers = num_layers
+    if getattr(text, "layer_types", None):
+        text.layer_types = text.layer_types[:num_layers]
 
 
 def _config(body: nn.Module) -> Any:

@@ -10,18 +10,20 @@ import pytest
 import torch
 from jinja2 import Environment
 from peft import AutoPeftModelForSequenceClassification
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, LlamaForSequenceClassification
 
 from ser_lightning import Scorer
 from ser_lightning.__main__ import main
 from ser_lightning.data.layouts import PADDED
+from ser_lightning.errors import UserError
 from ser_lightning.export.reading_folder import asking_template, note_plain_or_own, own_model
 from ser_lightning.export.reward import export
 from ser_lightning.models.readings import Reading, turn_tokens
 from ser_lightning.models.reward_model import RewardModel, merged_model, read_folder
 from ser_lightning.runs.files import delivered_round
 from ser_lightning.training.scoring import evaluating
-from tests.helpers import problems_of, slow
+from tests.helpers import slow
 from tests.models.test_masks import model_of
 from tests.training.test_features import states_by_hand
 
@@ -110,9 +112,11 @@ def test_what_is_no_plain_classifier_does_not_load_as_one(tiny_fit, reading):
         AutoModelForSequenceClassification.from_pretrained("out")
 
 
-@pytest.mark.parametrize("reading", ["[judge@1]", "[mean@1,judge@2]"])
-def test_the_cards_code_gives_the_models_reward(tiny_fit, monkeypatch, reading):
-    export(run_of(tiny_fit, reading), Path("out"))
+@pytest.mark.parametrize(
+    ("reading", "form"), [("[judge@1]", "merged"), ("[mean@1,judge@2]", "merged"), ("[mean@1]", "adapter")]
+)
+def test_the_cards_code_gives_the_models_reward(tiny_fit, monkeypatch, reading, form):
+    export(run_of(tiny_fit, reading, "lora" if form == "adapter" else "head"), Path("out"), form)
     card = Path("out/README.md").read_text()
     code = re.search(r"```python\n(.*?)```", card, re.DOTALL)[1].replace("FOLDER", "out").replace('"..."', '"Hm?"')
     monkeypatch.setattr(sys, "path", [*sys.path])
@@ -120,16 +124,12 @@ def test_the_cards_code_gives_the_models_reward(tiny_fit, monkeypatch, reading):
     exec(code, names)
     monkeypatch.delitem(sys.modules, "reward_model", raising=False)
     assert names["reward"] == pytest.approx(Scorer.load("out").score(["Hm?"], ["Hm?"]).item(), abs=1e-5)
-    assert "Was that a helpful, correct and well-written response?" in card and "{{" not in card
-    assert ("vLLM" in card) == ("mean" in reading)
+    assert ("Was that a helpful, correct and well-written response?" in card) == ("judge" in reading)
+    assert ("vLLM" in card) == ("mean" in reading) and "{{" not in card
+    assert ("torch, transformers and peft alone" in card) == (form == "adapter")
 
 
-def test_an_adapter_goes_with_one_reading_of_the_whole_base(tiny_fit, capsys):
-    for reading in ("[judge@1]", "[mean@1,judge@2]"):
-        run_of(tiny_fit, reading, "lora", name=reading)
-        [problem] = problems_of(capsys, "export", reading, "--form=adapter")
-        assert f"got adapter for a head that reads {reading.strip('[]').replace(',', ', ')}, and" in problem
-        assert "last@2 or judge@2 alone; use merged" in problem
+def test_an_adapter_on_the_whole_base_is_one_of_a_classifier(tiny_fit):
     run = run_of(tiny_fit, "[judge@2]", "lora")
     assert export(run, Path("adapter"), "adapter").largest < 1e-4
     tokenizer, model = (
@@ -140,6 +140,51 @@ def test_an_adapter_goes_with_one_reading_of_the_whole_base(tiny_fit, capsys):
     with torch.no_grad():
         found = model.eval()(ids).logits.item()
     assert found == pytest.approx(Scorer.load(run).score(PROMPTS[:1], RESPONSES[:1]).item(), rel=1e-4)
+
+
+@pytest.mark.parametrize("reading", ["[judge@1]", "[mean@1,judge@2]", *slow("[last@1]", "[mean@2]")])
+def test_an_adapter_whose_head_reads_elsewhere_has_a_file_that_scores(tiny_fit, reading):
+    run = run_of(tiny_fit, reading, "lora")
+    assert export(run, Path("out"), "adapter").largest < 1e-4
+    left = {file.name for file in Path("out").iterdir()}
+    assert {"adapter_config.json", "adapter_model.safetensors", "reward_head.safetensors", "reward_model.py"} <= left
+    assert not left & {"config.json", "model.safetensors"}
+    expected = Scorer.load(run).score(PROMPTS[:2], RESPONSES[:2])
+    torch.testing.assert_close(own_model(Path("out"))(TURNS[:2]), expected, rtol=1e-4, atol=1e-5)
+    Path("out/reward_model.py").write_text("open('code_ran', 'w')")
+    again = Scorer.load("out")
+    torch.testing.assert_close(again.score(PROMPTS[:2], RESPONSES[:2]), expected, rtol=1e-5, atol=1e-6)
+    highest = max(int(one[-1]) for one in reading.strip("[]").split(","))
+    assert again.reward.reward_model.num_layers == highest and not Path("code_ran").exists()
+    changed = load_file("out/adapter_model.safetensors")
+    save_file({name: torch.zeros_like(t) for name, t in changed.items()}, "out/adapter_model.safetensors")
+    assert not torch.allclose(Scorer.load("out").score(PROMPTS[:2], RESPONSES[:2]), expected, rtol=1e-3)
+
+
+def test_an_adapter_on_4_bits_scores_on_4_bits_by_its_own_file(tiny_fit):
+    run = tiny_fit("--model.backbone.train=lora", "--model.backbone.quantize=nf4", "--model.reading=[mean@1,judge@2]")
+    export(run, Path("out"), "adapter")
+    expected = Scorer.load(run).score(PROMPTS, RESPONSES)
+    torch.testing.assert_close(Scorer.load("out").score(PROMPTS, RESPONSES), expected, rtol=1e-5, atol=1e-6)
+    own = own_model(Path("out"))
+    assert own.body.layers[0].self_attn.q_proj.base_layer.weight.dtype == torch.uint8
+    assert own.body.layers[0].self_attn.q_proj.base_layer.compute_dtype == torch.bfloat16
+
+
+def test_damage_to_such_an_adapter_is_one_line(tiny_fit):
+    export(run_of(tiny_fit, "[mean@1]", "lora"), Path("out"), "adapter")
+    scale = json.loads(Path("out/reward_scale.json").read_text())
+    for name, change in {
+        "reward_scale.json: reward_readings: got mean@3": {"reward_readings": ["mean@3"]},
+        "reward_scale.json: got damaged entries": {"reward_header": "x"},
+        "saved weights do not fit the model: got 1 missing": None,
+    }.items():
+        Path("out/reward_scale.json").write_text(json.dumps({**scale, **(change or {})}))
+        if change is None:
+            Path("out/reward_head.safetensors").unlink()
+        with pytest.raises(UserError, match=name) as caught:
+            Scorer.load("out")
+        assert len(caught.value.problems) == 1
 
 
 def test_an_export_may_be_the_base_of_another_run(tiny_fit):
