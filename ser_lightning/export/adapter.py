@@ -1,6 +1,7 @@
 """A trained adapter as a peft folder: of a plain classifier where peft has a place for its head, else of the body."""
 
 from pathlib import Path
+from typing import Any
 
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import save_file
@@ -33,7 +34,8 @@ def write_adapter(
     if is_own:
         entries = reading_entries(trained.readings, TurnTokens(layout.header, layout.question))
         _save(body, base, folder)
-        save_file({"score.weight": trained.model.score.weight.detach().flatten()}, folder / HEAD)
+        score: Any = trained.model.score
+        save_file({"score.weight": score.weight.detach().flatten()}, folder / HEAD)
     else:
         _save(_classifier(source, body, trained.head_names), base, folder)
     template = template_fingerprint(tokenizer)
