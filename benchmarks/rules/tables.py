@@ -1,13 +1,11 @@
 """Tables of the selection rules on the embedded synthetic world: rules, baselines, rounds."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
-from scipy import stats
-
 from benchmarks.rules.run import NAMES
-from benchmarks.shared.intervals import half_width, t_interval
+from benchmarks.shared.intervals import share_of_gap, t_interval
 from benchmarks.shared.markdown import table
 from benchmarks.shared.results import Results, Run, delivered
 
@@ -21,19 +19,6 @@ BASELINES = {
 }
 Runs = Mapping[str, Mapping[int, Run]]
 """By condition and random seed."""
-
-
-def share_of_gap(seed: Sequence[float], evolved: Sequence[float], full: Sequence[float]) -> str:
-    """Ratio of mean gaps, with a paired jackknife interval over random seeds; undefined where there is no gap."""
-    gaps = [f - s for s, f in zip(seed, full, strict=True)]
-    gains = [e - s for s, e in zip(seed, evolved, strict=True)]
-    n = len(gaps)
-    if n < 3 or sum(gaps) / n <= half_width(stats.sem(gaps), n):
-        return "undefined"
-    left_out = [(sum(gains) - gains[i]) / (sum(gaps) - gaps[i]) for i in range(n)]
-    mean = sum(left_out) / n
-    error = math.sqrt((n - 1) / n * sum((r - mean) ** 2 for r in left_out))
-    return f"{sum(gains) / sum(gaps):.2f} ± {half_width(error, n):.2f}"
 
 
 def rules_table(results: Runs) -> str:

@@ -1,5 +1,6 @@
 """95 % intervals, for the tables of the docs."""
 
+import math
 from collections.abc import Sequence
 
 from scipy import stats
@@ -20,3 +21,16 @@ def wilson_interval(right: int, number: int) -> tuple[float, float]:
     """Wilson's interval of a share."""
     low, high = stats.binomtest(right, number).proportion_ci(method="wilson")
     return float(low), float(high)
+
+
+def share_of_gap(seed: Sequence[float], evolved: Sequence[float], full: Sequence[float]) -> str:
+    """Ratio of mean gaps, with a paired jackknife interval over random seeds; undefined where there is no gap."""
+    gaps = [f - s for s, f in zip(seed, full, strict=True)]
+    gains = [e - s for s, e in zip(seed, evolved, strict=True)]
+    n = len(gaps)
+    if n < 3 or sum(gaps) / n <= half_width(stats.sem(gaps), n):
+        return "undefined"
+    left_out = [(sum(gains) - gains[i]) / (sum(gaps) - gaps[i]) for i in range(n)]
+    mean = sum(left_out) / n
+    error = math.sqrt((n - 1) / n * sum((r - mean) ** 2 for r in left_out))
+    return f"{sum(gains) / sum(gaps):.2f} ± {half_width(error, n):.2f}"

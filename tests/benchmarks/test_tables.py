@@ -9,8 +9,7 @@ from benchmarks.kills.tables import kills_table
 from benchmarks.policies.tables import gold_change_at, policy_tables
 from benchmarks.pool_size.tables import pool_table
 from benchmarks.query.tables import query_table
-from benchmarks.rules.tables import share_of_gap
-from benchmarks.shared.intervals import t_interval, wilson_interval
+from benchmarks.shared.intervals import share_of_gap, t_interval, wilson_interval
 from benchmarks.shared.markdown import fill, table
 from benchmarks.shared.results import Results
 from benchmarks.sweep.tables import settings_table
