@@ -130,7 +130,7 @@ def summary(result: SelfTest) -> str:
     kept = result.num_pairs - result.num_reordered
     why = f"tolerance {TOLERANCE:.0e}" if result.is_exact else "fewer bits than float32; least without --dtype"
     return (
-        f"{result.num_pairs} made-up pairs, scored with plain transformers: rewards differ from the model's own by "
+        f"{result.num_pairs} made-up pairs, scored without ser-lightning: rewards differ from the model's own by "
         f"at most {result.largest:.1e} ({why}), where their standard deviation is {result.spread:.1e}; {kept} of "
         f"{result.num_pairs} pairs keep their order."
     )
