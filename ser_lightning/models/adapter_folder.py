@@ -54,21 +54,38 @@ def load_adapter_folder(
         UserError: the base cannot be loaded, is another kind of model, or the folder has no head.
     """
     found: dict[str, Any] = json.loads((folder / SCALE).read_text()) if (folder / SCALE).is_file() else {}
+    base, reads_own = _load_base(folder, found, trust_remote_code, device)
+    adapted = getattr(base, base.base_model_prefix) if reads_own else base
+    try:
+        model = PeftModel.from_pretrained(adapted, str(folder), low_cpu_mem_usage=is_meta(device))
+    except (KeyError, RuntimeError) as error:  # a tensor is missing, or of another shape
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"got an adapter without the right weights ({reason}); give a whole reward model") from error
+    wanted, saved = get_peft_model_state_dict(model).keys(), load_peft_weights(str(folder), device="cpu").keys()
+    has_head = reads_own or any(f".{n}." in key for key in saved for n in ("score", "classifier", "head"))
+    if wanted != saved or not has_head:
+        odd = sorted(wanted ^ saved)[:1] or ["its head"]
+        raise UserError(f"got an adapter without the right weights, such as {odd[0]}; give a whole reward model")
+    if found.get("base_quantize") == "nf4":
+        keep_differentiable(model)
+    plain: PreTrainedModel = base if reads_own else model.get_base_model()
+    return plain
+
+
+def _load_base(
+    folder: Path, found: dict[str, Any], trust_remote_code: bool, device: torch.device | str
+) -> tuple[PreTrainedModel, bool]:
+    """The base that an adapter names, and whether its head reads elsewhere than a plain classifier's."""
     path = PeftConfig.from_pretrained(str(folder)).base_model_name_or_path
-    bits = {"quantization_config": quantization_config()} if found.get("base_quantize") == "nf4" else {}
     code = {"trust_remote_code": trust_remote_code}
+    bits = {"quantization_config": quantization_config()} if found.get("base_quantize") == "nf4" else {}
     try:
         config = AutoConfig.from_pretrained(path, num_labels=1, **code)
         reads_own = _put_into(config, found)
+        arguments = {"config": config, "ignore_mismatched_sizes": reads_own, **code, **bits, **meta_arguments(device)}
         with quiet_load_report():
             base, report = AutoModelForSequenceClassification.from_pretrained(
-                path,
-                config=config,
-                output_loading_info=True,
-                ignore_mismatched_sizes=reads_own,
-                **code,
-                **bits,
-                **meta_arguments(device),
+                path, output_loading_info=True, **arguments
             )
     except UserError:
         raise
@@ -81,21 +98,7 @@ def load_adapter_folder(
     prefix = f"{base.base_model_prefix}."
     if missing := sorted(key for key in report["missing_keys"] if key.startswith(prefix) and ".pooler." not in key):
         raise UserError(f"got an adapter whose base {path} lacks {missing[0]}; give the base that it was trained on")
-    adapted = getattr(base, base.base_model_prefix) if reads_own else base
-    try:
-        model = PeftModel.from_pretrained(adapted, str(folder), low_cpu_mem_usage=is_meta(device))
-    except (KeyError, RuntimeError) as error:  # a tensor is missing, or of another shape
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"got an adapter without the right weights ({reason}); give a whole reward model") from error
-    wanted, saved = get_peft_model_state_dict(model).keys(), load_peft_weights(str(folder), device="cpu").keys()
-    has_head = reads_own or any(f".{n}." in key for key in saved for n in ("score", "classifier", "head"))
-    if wanted != saved or not has_head:
-        odd = sorted(wanted ^ saved)[:1] or ["its head"]
-        raise UserError(f"got an adapter without the right weights, such as {odd[0]}; give a whole reward model")
-    if bits:
-        keep_differentiable(model)
-    plain: PreTrainedModel = base if reads_own else model.get_base_model()
-    return plain
+    return base, reads_own
 
 
 def _put_into(config: PretrainedConfig, found: dict[str, Any]) -> bool:
