@@ -150,17 +150,9 @@ def _reward_plan(cli: PlanCLI, module: RewardModule, data: PreferenceDataModule)
     if evolution is not None:
         every = settings.trainer.reload_dataloaders_every_n_epochs
         evolution.setup(SimpleNamespace(reload_dataloaders_every_n_epochs=every, datamodule=data), module, "fit")
-        if evolution.settings.folds:
-            data.data.rows(
-                "seed", 0, evolution.settings.folds
-            )  # `UserError` where the seed has too few dialogues for them
-    store = data.data.store
-    rows: dict[str, np.ndarray] = {name: data.data.rows(name) for name in SPLITS}
-    rows["seed"] = np.concatenate([rows["seed"], data.data.ties()])  # trained on as well
-    rows["taught"] = data.data.rows_of(data.accepted.pair_id.tolist())
-    tokens: dict[str, Tokens] = {
-        name: count_tokens(store.num_tokens[r], store.num_shared[r]) for name, r in rows.items()
-    }
+        if folds := evolution.settings.folds:
+            data.data.rows("seed", 0, folds)  # `UserError` where the seed has too few dialogues for them
+    store, tokens = data.data.store, _tokens(data)
     is_whole = strategy_kind(settings.trainer.strategy) != "fsdp"
     is_cached = module.backbone.train == "head" and reward_model.is_decoder and is_whole
     cached = _cached(reward_model, reading, data, tokens["all"].total) if is_cached else None
@@ -332,6 +324,15 @@ def _weights(found: dict[str, Weights]) -> dict[str, Any]:
 def _on(device: str, memory: dict[str, Any]) -> dict[str, Any]:
     owner, there = device_bytes(device)
     return {"device": device, "memory_of": owner, "device_bytes": there, **memory}
+
+
+def _tokens(data: PreferenceDataModule) -> dict[str, Tokens]:
+    """Of every split, and of what another run has taught."""
+    store = data.data.store
+    rows: dict[str, np.ndarray] = {name: data.data.rows(name) for name in SPLITS}
+    rows["seed"] = np.concatenate([rows["seed"], data.data.ties()])  # trained on as well
+    rows["taught"] = data.data.rows_of(data.accepted.pair_id.tolist())
+    return {name: count_tokens(store.num_tokens[r], store.num_shared[r]) for name, r in rows.items()}
 
 
 def _data(data: PreferenceDataModule, tokens: dict[str, Tokens], layout: Layout) -> dict[str, Any]:
