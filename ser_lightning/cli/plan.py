@@ -158,6 +158,8 @@ def _reward_plan(cli: PlanCLI, module: RewardModule, data: PreferenceDataModule)
     cached = _cached(reward_model, reading, data, tokens["all"].total) if is_cached else None
     rounds = [] if evolution is None else rounds_of(evolution.settings.settled(is_cached), tokens, data.pairs_per_step)
     judged = None if judge_length is None else asdict(judge_work(tokenizer, store, judge_length))
+    is_read_first = reading.is_open and is_whole and cached is None
+    choosing = int(store.num_tokens[data.data.rows("seed")].sum()) if is_read_first else None
     plan = {
         "model": {"path": module.backbone.path, **_weights(count_weights(reward_model))},
         "memory": _on(
@@ -175,7 +177,7 @@ def _reward_plan(cli: PlanCLI, module: RewardModule, data: PreferenceDataModule)
             ),
         ),
         "data": _data(data, tokens, layout),
-        "rounds": {**_rounds(rounds, settings, cached), "pairwise_judge": judged},
+        "rounds": {**_rounds(rounds, settings, cached), "pairwise_judge": judged, "choice_tokens": choosing},
         "checks": [*map(asdict, module.start_findings(data.max_length)), *device_checks(settings.trainer, device)],
     }
     return plan, strategy_problems(settings.trainer.strategy, module.backbone.train, module.backbone.quantize)

@@ -115,6 +115,8 @@ def _rounds(rounds: dict[str, Any]) -> list[str]:
     if judge := rounds["pairwise_judge"]:
         work = f"{judge['sequences']:,} sequences, some {short(judge['tokens'])} tokens"
         lines += wrap(f"Before them the pairwise judge reads every pair in both orders, once: {work}.", 80)
+    if chosen := rounds["choice_tokens"]:
+        lines.append(f"Before them auto reads the seed once to choose where the head reads, {short(chosen)} tokens.")
     if cached := rounds["cached"]:
         tokens = short(cached["tokens"])
         lines.append(f"The frozen body computes every pair once, {tokens} tokens, and no round computes it again.")

@@ -21,6 +21,7 @@ from ser_lightning.planning import workload
 from ser_lightning.planning.workload import count_tokens, largest_batch
 from ser_lightning.rl.rollout import Generator
 from ser_lightning.runs.files import RoundRow, write_rounds
+from ser_lightning.training import reading_choice
 from tests.helpers import data, often, problems_of, read_csv
 from tests.policy_runs import QUIET, sft_flags
 
@@ -404,6 +405,25 @@ def test_the_sequences_and_tokens_of_a_pairwise_judge_are_those_that_fit_compute
     assert foretold["sequences"] == 2 * found["data"]["splits"]["all"]["pairs"] == 160
     assert f"once: 160 sequences, some {sum(lengths):,} tokens." in " ".join(text.split())
     assert plan(capsys, *tiny_run)[1]["rounds"]["pairwise_judge"] is None
+
+
+def test_the_seed_is_read_once_more_where_auto_chooses_for_a_trained_body(capsys, tiny_run, tiny_fit, monkeypatch):
+    flags = ["--model.reading=auto", "--model.backbone.train=lora"]
+    text, found = plan(capsys, *tiny_run, *flags)
+    lengths = []
+
+    def counted(trainer, reward_model, data, readings):
+        pair_id, states = seed_states(trainer, reward_model, data, readings)
+        lengths.extend(data.num_tokens(pair_id).flatten().tolist())
+        return pair_id, states
+
+    seed_states = reading_choice.seed_states
+    monkeypatch.setattr(reading_choice, "seed_states", counted)
+    tiny_fit(*flags, "--evolution.max_rounds=0")
+    assert found["rounds"]["choice_tokens"] == sum(lengths) > 0
+    assert f"Before them auto reads the seed once to choose where the head reads, {sum(lengths):,} tokens." in text
+    for other in (["--model.reading=mean", flags[1]], [flags[0], "--model.backbone.train=head"]):
+        assert plan(capsys, *tiny_run, *other)[1]["rounds"]["choice_tokens"] is None
 
 
 def test_a_pairwise_judge_on_many_pairs_is_estimated_from_a_sample(capsys, tiny_run, monkeypatch):
