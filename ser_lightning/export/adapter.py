@@ -1,4 +1,4 @@
-"""A trained adapter as a peft folder: of a plain classifier where peft has a place for its head, else of the body."""
+"""What a run has trained, without its base: an adapter as a peft folder, with the head; of a frozen body the head."""
 
 from pathlib import Path
 from typing import Any
@@ -7,7 +7,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import save_file
 from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerBase
 
-from ser_lightning.models.adapter_folder import HEAD, write_scale
+from ser_lightning.models.adapter_folder import BASE, HEAD, write_scale
 from ser_lightning.models.fingerprint import template_fingerprint
 from ser_lightning.models.loading import loading_arguments
 from ser_lightning.models.readings import TurnTokens, reading_entries
@@ -17,29 +17,36 @@ from ser_lightning.runs.reward_run import RewardRun
 
 
 def write_adapter(
-    source: RewardRun, trained: RewardModel, tokenizer: PreTrainedTokenizerBase, folder: Path, is_own: bool
+    source: RewardRun,
+    trained: RewardModel,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path,
+    dtype: str,
+    is_own: bool,
 ) -> None:
     """Write the adapter's factors, the head, and the scale with all that peft has no place for.
 
     Args:
-        is_own: the head reads elsewhere than a classifier on the whole base. Then the adapter is one of the body up to
-            the highest reading, and the head lies beside it.
+        dtype: number format that the base is to be loaded in.
+        is_own: peft has no classifier with this head. Then the adapter, if there is one, is that of the body up to the
+            highest reading, and the head lies beside it.
     """
     body, layout = trained.body, trained.layout
-    assert isinstance(body, PeftModel)
     path = source.backbone.resolved_path()
     # peft notes the base as it was named, but the folder is read from anywhere.
     base = str(Path(path).resolve()) if Path(path).is_dir() else path
-    entries: dict[str, list[str] | list[int]] = {}
+    folder.mkdir(exist_ok=True)
+    more: dict[str, Any] = {}
     if is_own:
-        entries = reading_entries(trained.readings, TurnTokens(layout.header, layout.question))
-        _save(body, base, folder)
+        more = {**reading_entries(trained.readings, TurnTokens(layout.header, layout.question))}
         score: Any = trained.model.score
         save_file({"score.weight": score.weight.detach().flatten()}, folder / HEAD)
+    if isinstance(body, PeftModel):
+        _save(body if is_own else _classifier(source, body, trained.head_names), base, folder)
     else:
-        _save(_classifier(source, body, trained.head_names), base, folder)
-    template = template_fingerprint(tokenizer)
-    write_scale(folder, source.zero, source.temperature, template, source.backbone.quantize, entries)
+        more[BASE] = base
+    base_as = {"base_quantize": source.backbone.quantize, "base_dtype": dtype}
+    write_scale(folder, source.zero, source.temperature, template_fingerprint(tokenizer), base_as, more)
 
 
 def _save(model: PeftModel, base: str, folder: Path) -> None:

@@ -1,12 +1,14 @@
 """The README of an exported model: what it is, how to use it, what it was made from, what it cannot do."""
 
 import csv
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
 
+from ser_lightning.models.adapter_folder import ADAPTER, SCALE
 from ser_lightning.models.readings import Reading
 from ser_lightning.runs.config import read_config
 from ser_lightning.runs.files import ROUNDS, STEPS
@@ -151,19 +153,21 @@ def model_card(
     """
     config = read_config(run)
     backbone, data = config["model"]["init_args"]["backbone"], config["data"]["init_args"]
-    is_adapter = what == "adapter"
+    has_peft = (folder / ADAPTER).is_file()
     is_hub_name = not Path(backbone["path"]).exists()
     card_data = ModelCardData(
-        library_name="peft" if is_adapter else "transformers",
+        library_name="peft" if has_peft else "transformers",
         pipeline_tag="text-generation" if what == "policy" else "text-classification",
         tags=["ser-lightning", "policy"] if what == "policy" else ["ser-lightning", "reward-model"],
         base_model=backbone["path"] if is_hub_name and "/" in backbone["path"] else None,
     )
     title, limits = _title_and_limits(what, own_labels, data.get("teacher"))
     values: dict[str, Any] = {"title": title, "max_length": data.get("max_length")}
+    if what == "adapter":
+        values["dtype"] = json.loads((folder / SCALE).read_text())["base_dtype"]
     if scale:
         values |= {"zero": f"{scale[0]:.4g}", "temperature": f"{scale[1]:.4g}"}
-    values["reads"] = _how_it_reads(readings, question, is_own, is_adapter)
+    values["reads"] = _how_it_reads(readings, question, is_own, has_peft)
     values |= {
         "use": _use(what, backbone.get("quantize") == "nf4", not is_own, values),
         "base_model": _shown(backbone["path"]),
@@ -208,7 +212,7 @@ def _use(what: str, is_4bit: bool, is_read_plainly: bool, values: dict[str, Any]
     bits = ", quantization_config=quantization" if is_4bit else ""
     values = values | {
         "auto_class": f"Auto{'Peft' if is_adapter else ''}ModelForSequenceClassification",
-        "arguments": f", num_labels=1{bits}" if is_adapter else "",
+        "arguments": f', num_labels=1, dtype="{values["dtype"]}"{bits}' if is_adapter else "",
     }
     values["code"] = _render(_PLAIN_CODE if is_read_plainly else _OWN_CODE, values)
     use = _render(_POLICY if what == "policy" else _REWARD, values)
@@ -220,7 +224,7 @@ def _use(what: str, is_4bit: bool, is_read_plainly: bool, values: dict[str, Any]
     return use
 
 
-def _how_it_reads(readings: Sequence[Reading], question: str, is_own: bool, is_adapter: bool) -> str:
+def _how_it_reads(readings: Sequence[Reading], question: str, is_own: bool, has_peft: bool) -> str:
     """What a reader of the card has to know of where the reward is read; an empty line of a standard reward model."""
     kinds = {reading.kind for reading in readings}
     if not is_own:
@@ -233,7 +237,7 @@ def _how_it_reads(readings: Sequence[Reading], question: str, is_own: bool, is_a
     values = {
         "readings": ", ".join(map(str, readings)),
         "places": ", ".join(text for kind, text in places.items() if kind in kinds),
-        "needs": "torch, transformers and peft" if is_adapter else "torch and transformers",
+        "needs": "torch, transformers and peft" if has_peft else "torch and transformers",
     }
     return "\n" + _render(_READS, values) + "\n"
 

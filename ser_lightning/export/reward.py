@@ -59,7 +59,7 @@ def export(
     Args:
         run: run folder of a fit that has finished at least round 0.
         to: folder to write; must not exist. It appears when the self-test has passed.
-        form: `merged` is a whole model, `adapter` a peft folder that names its base.
+        form: `merged` is a whole model; `adapter` is what was trained, adapter and head, and names its base.
         dtype: number format of the body, None = as it was trained.
         source: another model of the run than the delivered one.
         trust_remote_code: run the Python files of the base model.
@@ -80,6 +80,7 @@ def export(
         weights, own_labels = f"round {number}, {how}", labels_before(run, number)
     raise_problems(_form_problems(source, form))
     trained, tokenizer = source.load()
+    raise_problems(_encoder_problems(source, trained, form))
     number_format = dtype or source.backbone.dtype
     with drafted(to) as draft:
         result = write_tested(source, trained, tokenizer, draft, form, number_format)
@@ -104,13 +105,14 @@ def write_tested(
     if not math.isfinite(float(expected.abs().max())):
         raise UserError("export: the run gives rewards that are not finite; take a round that did not diverge")
     is_own = not is_plain(trained.readings, _num_base_layers(source) if form == "adapter" else None)
+    is_own |= form == "adapter" and source.backbone.train == "head"
     if form == "merged":
         _write_merged(source, trained, tokenizer, draft, number_format)
     else:
-        write_adapter(source, trained, tokenizer, draft, is_own)
+        write_adapter(source, trained, tokenizer, draft, number_format, is_own)
     save_tokenizer(tokenizer, trained, _question(source), source.max_length, draft, is_own)
     is_exact = source.backbone.quantize == "none" and source.backbone.dtype == number_format == "float32"
-    result = compared(expected, _strangers_rewards(draft, form, source.backbone), _pairs(), is_exact)
+    result = compared(expected, _strangers_rewards(draft, form, source.backbone, number_format), _pairs(), is_exact)
     raise_problems(filter(None, [result.problem("rewards")]))
     return result
 
@@ -160,12 +162,18 @@ def push(folder: Path, repository: str, is_private: bool = False) -> str:
 
 
 def _form_problems(source: RewardRun, form: Form) -> list[str]:
-    if form == "adapter" and source.backbone.train != "lora":
-        return [
-            f"--form: got adapter for a run with backbone.train {source.backbone.train}, which has none; use merged"
-        ]
-    if form == "adapter" and source.backbone.gguf_file:
-        return ["--form: got adapter for a GGUF base, which peft cannot load; use merged"]
+    if form == "merged":
+        return []
+    if source.backbone.train == "full":
+        return ["--form: got adapter for a run with backbone.train full, which has trained all weights; use merged"]
+    if source.backbone.gguf_file:
+        return ["--form: got adapter for a GGUF base, which cannot be named as one; use merged"]
+    return []
+
+
+def _encoder_problems(source: RewardRun, trained: RewardModel, form: Form) -> list[str]:
+    if form == "adapter" and source.backbone.train == "head" and not trained.is_decoder:
+        return ["--form: got adapter for a frozen encoder, whose head has several layers; use merged"]
     return []
 
 
@@ -186,7 +194,7 @@ def _write_merged(
     model.save_pretrained(folder)
 
 
-def _strangers_rewards(folder: Path, form: Form, backbone: Backbone) -> Tensor:
+def _strangers_rewards(folder: Path, form: Form, backbone: Backbone, dtype: Dtype) -> Tensor:
     """Rewards computed as the model card shows it."""
     code = {"trust_remote_code": backbone.trust_remote_code}
     if (folder / CODE).is_file():
@@ -196,7 +204,8 @@ def _strangers_rewards(folder: Path, form: Form, backbone: Backbone) -> Tensor:
     tokenizer = AutoTokenizer.from_pretrained(folder, **code)
     if form == "adapter":
         bits = {} if backbone.quantize == "none" else {"quantization_config": quantization_config()}
-        model = AutoPeftModelForSequenceClassification.from_pretrained(folder, num_labels=1, **bits, **code)
+        arguments = {"num_labels": 1, "dtype": dtype, **bits, **code}
+        model = AutoPeftModelForSequenceClassification.from_pretrained(folder, **arguments)
         model.config.pad_token_id = tokenizer.pad_token_id
         keep_differentiable(model)
     else:

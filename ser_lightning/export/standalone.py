@@ -2,7 +2,7 @@
 
 `config.json` says where: `reward_readings` has the places and the layers, `reward_header` the ids behind which, the
 last time that they come in a conversation, its response begins, `reward_question` the ids that `judge` puts behind it.
-Where the folder is an adapter, `reward_scale.json` says so, and peft puts it on its base.
+Where the folder has no base model, `reward_scale.json` says so; peft puts its adapter, if there is one, on the base.
 """
 
 import json
@@ -27,17 +27,16 @@ def load(folder: str | Path, **arguments: Any) -> "RewardModel":
                 head = tensors.get_tensor("score.weight")
     trust = arguments.get("trust_remote_code")
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust)
-    is_adapter = (folder / "adapter_config.json").is_file()
-    body = _adapted(folder, **arguments) if is_adapter else AutoModel.from_pretrained(folder, **arguments)
+    is_whole = not (folder / "reward_scale.json").is_file()
+    body = AutoModel.from_pretrained(folder, **arguments) if is_whole else _on_base(folder, **arguments)
     return RewardModel(body, head, tokenizer).eval()
 
 
-def _adapted(folder: Path, **arguments: Any) -> nn.Module:
+def _on_base(folder: Path, **arguments: Any) -> nn.Module:
     """The base up to the highest layer that is read, with the adapter on it."""
-    from peft import PeftConfig, PeftModel
-
     notes = json.loads((folder / "reward_scale.json").read_text())
-    base = PeftConfig.from_pretrained(folder).base_model_name_or_path
+    adapter = folder / "adapter_config.json"
+    base = (json.loads(adapter.read_text()) if adapter.is_file() else notes)["base_model_name_or_path"]
     config = AutoConfig.from_pretrained(base, trust_remote_code=arguments.get("trust_remote_code"))
     text = config.get_text_config()
     text.num_hidden_layers = max(int(reading.split("@")[1]) for reading in notes["reward_readings"])
@@ -45,10 +44,15 @@ def _adapted(folder: Path, **arguments: Any) -> nn.Module:
         text.layer_types = text.layer_types[: text.num_hidden_layers]
     for name in ("reward_readings", "reward_header", "reward_question"):
         setattr(config, name, notes[name])
+    arguments = {"dtype": getattr(torch, notes["base_dtype"]), **arguments}
     if notes["base_quantize"] == "nf4":
         bits = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True, "bnb_4bit_compute_dtype": "bfloat16"}
         arguments = {"quantization_config": BitsAndBytesConfig(load_in_4bit=True, **bits), **arguments}
     body = AutoModel.from_pretrained(base, config=config, **arguments)
+    if not adapter.is_file():
+        return body
+    from peft import PeftModel
+
     return PeftModel.from_pretrained(body, folder).get_base_model()
 
 

@@ -1,7 +1,9 @@
-"""A peft folder of a reward model, as `export --form adapter` writes it: an adapter and a head, which name their base.
+"""What a run has trained beside a base that it names, as `export --form adapter` writes it: adapter and head.
 
-What peft has no place for lies in a file of its own: the scale of the rewards, the bits of the base, and where the head
-reads, if that is not the last token behind the whole base. Such a head has a file, and the adapter is the body's alone.
+Where there is an adapter it is a peft folder. What peft has no place for lies in a file of its own: the scale of the
+rewards, the bits of the base, and where the head reads, if that is not the last token behind the whole base. Then the
+head has a file too, and the adapter is the body's alone. Of a frozen body there is the head, and the file of the scale
+names the base.
 """
 
 import json
@@ -27,27 +29,40 @@ from ser_lightning.models.readings import READING_ENTRIES, forget_readings, note
 ADAPTER = "adapter_config.json"
 SCALE = "reward_scale.json"
 HEAD = "reward_head.safetensors"
+BASE = "base_model_name_or_path"
+"""In the adapter's config, or where there is no adapter beside the scale."""
 _NAMES = ("reward_zero", "reward_temperature", "reward_template_hash")
 
 
+def is_adapter_folder(folder: Path) -> bool:
+    """Whether a folder has what was trained without its base."""
+    return any((folder / name).is_file() for name in (ADAPTER, SCALE))
+
+
 def write_scale(
-    folder: Path, zero: float, temperature: float, template_hash: str, quantize: str, readings: Mapping[str, Any]
+    folder: Path, zero: float, temperature: float, template_hash: str, base: Mapping[str, str], more: Mapping[str, Any]
 ) -> None:
-    """Write the scale, the bits that the adapter was trained on, and where the head reads, if `reading_entries` say."""
+    """Write the scale and what the folder needs besides.
+
+    Args:
+        base: `base_quantize` and `base_dtype`, as the body was trained on, whatever the base is saved in.
+        more: where the head reads (`reading_entries`), and the `BASE` of a head without an adapter.
+    """
     values = dict(zip(_NAMES, (zero, temperature, template_hash), strict=True))
-    content = {**values, "base_quantize": quantize, **readings}
+    content = {**values, **base, **more}
     (folder / SCALE).write_text(json.dumps(content, indent=2) + "\n")
 
 
 def load_adapter_folder(
     folder: Path, trust_remote_code: bool = False, device: torch.device | str = "cpu"
 ) -> PreTrainedModel:
-    """The base with the adapter on it; its config holds scale and readings as that of a merged export does.
+    """The base with what was trained; its config holds scale and readings as that of a merged export does.
 
     Of a base whose readings are noted the layers above them are not loaded, and the head is `read_folder`'s to read.
 
     Args:
-        folder: has an `adapter_config.json`; of other people's, without a scale, the base is loaded as it was saved.
+        folder: has an `adapter_config.json`, a `reward_scale.json` or both; of other people's, without a scale, the
+            base is loaded as it was saved.
         device: `meta` reads no weights of the base.
 
     Raises:
@@ -55,6 +70,10 @@ def load_adapter_folder(
     """
     found: dict[str, Any] = json.loads((folder / SCALE).read_text()) if (folder / SCALE).is_file() else {}
     base, reads_own = _load_base(folder, found, trust_remote_code, device)
+    if found.get("base_quantize") == "nf4":
+        keep_differentiable(base)
+    if not (folder / ADAPTER).is_file():
+        return base
     adapted = getattr(base, base.base_model_prefix) if reads_own else base
     try:
         model = PeftModel.from_pretrained(adapted, str(folder), low_cpu_mem_usage=is_meta(device))
@@ -66,8 +85,6 @@ def load_adapter_folder(
     if wanted != saved or not has_head:
         odd = sorted(wanted ^ saved)[:1] or ["its head"]
         raise UserError(f"got an adapter without the right weights, such as {odd[0]}; give a whole reward model")
-    if found.get("base_quantize") == "nf4":
-        keep_differentiable(model)
     plain: PreTrainedModel = base if reads_own else model.get_base_model()
     return plain
 
@@ -76,9 +93,12 @@ def _load_base(
     folder: Path, found: dict[str, Any], trust_remote_code: bool, device: torch.device | str
 ) -> tuple[PreTrainedModel, bool]:
     """The base that an adapter names, and whether its head reads elsewhere than a plain classifier's."""
-    path = PeftConfig.from_pretrained(str(folder)).base_model_name_or_path
+    is_named_by_peft = (folder / ADAPTER).is_file()
+    path = PeftConfig.from_pretrained(str(folder)).base_model_name_or_path if is_named_by_peft else found.get(BASE)
     code = {"trust_remote_code": trust_remote_code}
-    bits = {"quantization_config": quantization_config()} if found.get("base_quantize") == "nf4" else {}
+    bits: dict[str, Any] = {"quantization_config": quantization_config()} if found.get("base_quantize") == "nf4" else {}
+    if "base_dtype" in found:
+        bits["dtype"] = getattr(torch, found["base_dtype"])
     try:
         config = AutoConfig.from_pretrained(path, num_labels=1, **code)
         reads_own = _put_into(config, found)
@@ -93,7 +113,7 @@ def _load_base(
         reason = " ".join(str(error).split())[:200]
         raise UserError(
             f"got an adapter whose base {path} cannot be loaded ({reason}); put the base there, or change "
-            f"base_model_name_or_path in its {ADAPTER}"
+            f"{BASE} in its {ADAPTER if is_named_by_peft else SCALE}"
         ) from error
     prefix = f"{base.base_model_prefix}."
     if missing := sorted(key for key in report["missing_keys"] if key.startswith(prefix) and ".pooler." not in key):

@@ -18,7 +18,7 @@ from transformers import (
 )
 
 from ser_lightning.errors import UserError, describe, raise_problems
-from ser_lightning.models.adapter_folder import ADAPTER, load_adapter_folder
+from ser_lightning.models.adapter_folder import ADAPTER, is_adapter_folder, load_adapter_folder
 from ser_lightning.models.backbone import load_tokenizer, not_found
 from ser_lightning.models.loading import check_layers, is_meta, meta_arguments, quiet_load_report, vocabulary_problem
 from ser_lightning.models.masks import choose_layout
@@ -100,7 +100,7 @@ def load_reward(
     with named(source):
         if is_run(folder) and (folder / ROUNDS).is_file():
             found = _reward_of_run(source, folder, device, build, trust_remote_code)
-        elif any((folder / name).is_file() for name in ("config.json", ADAPTER)):
+        elif (folder / "config.json").is_file() or is_adapter_folder(folder):
             found = _reward_of_folder(source, folder, device, allow_uncalibrated, trust_remote_code)
         elif folder.is_dir():
             raise UserError(
@@ -137,7 +137,7 @@ def _reward_of_folder(
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, **code)
         check_is_whole(tokenizer)
-        if (folder / ADAPTER).is_file():
+        if is_adapter_folder(folder):
             model = load_adapter_folder(folder, trust_remote_code, device)
             raise_problems(_config_problems(model.config, takes_any_scale))
         else:

@@ -161,14 +161,32 @@ def test_an_adapter_whose_head_reads_elsewhere_has_a_file_that_scores(tiny_fit, 
     assert not torch.allclose(Scorer.load("out").score(PROMPTS[:2], RESPONSES[:2]), expected, rtol=1e-3)
 
 
-def test_an_adapter_on_4_bits_scores_on_4_bits_by_its_own_file(tiny_fit):
-    run = tiny_fit("--model.backbone.train=lora", "--model.backbone.quantize=nf4", "--model.reading=[mean@1,judge@2]")
+@pytest.mark.parametrize("reading", ["[mean@1,judge@2]", *slow("[last@2]", "[judge@1]")])
+def test_of_a_frozen_body_the_head_is_exported_alone(tiny_fit, tiny_model_dir, reading):
+    run = run_of(tiny_fit, reading)
+    assert export(run, Path("out"), "adapter").largest < 1e-4
+    assert sum(file.stat().st_size for file in Path("out").glob("*.safetensors")) < 1000
+    assert not Path("out/adapter_config.json").exists() and not Path("out/config.json").exists()
+    expected = rewards_by_hand(tiny_model_dir, run, reading, TURNS[:2])
+    torch.testing.assert_close(own_model(Path("out"))(TURNS[:2]), expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(Scorer.load("out").score(PROMPTS[:2], RESPONSES[:2]), expected, rtol=1e-4, atol=1e-4)
+    scale = json.loads(Path("out/reward_scale.json").read_text())
+    assert scale["base_model_name_or_path"] == str(tiny_model_dir.resolve())
+    Path("out/reward_scale.json").write_text(json.dumps({**scale, "base_model_name_or_path": "/nowhere"}))
+    with pytest.raises(UserError, match="whose base /nowhere cannot be loaded .* in its reward_scale.json"):
+        Scorer.load("out")
+
+
+@pytest.mark.parametrize("train", ["lora", "head"])
+def test_what_was_trained_on_4_bits_scores_on_4_bits_by_its_own_file(tiny_fit, train):
+    flags = f"--model.backbone.train={train}", "--model.backbone.quantize=nf4", "--model.reading=[mean@1,judge@2]"
+    run = tiny_fit(*flags)
     export(run, Path("out"), "adapter")
     expected = Scorer.load(run).score(PROMPTS, RESPONSES)
     torch.testing.assert_close(Scorer.load("out").score(PROMPTS, RESPONSES), expected, rtol=1e-5, atol=1e-6)
-    own = own_model(Path("out"))
-    assert own.body.layers[0].self_attn.q_proj.base_layer.weight.dtype == torch.uint8
-    assert own.body.layers[0].self_attn.q_proj.base_layer.compute_dtype == torch.bfloat16
+    layer = own_model(Path("out")).body.layers[0].self_attn.q_proj
+    layer = getattr(layer, "base_layer", layer)
+    assert layer.weight.dtype == torch.uint8 and layer.compute_dtype == torch.bfloat16
 
 
 def test_damage_to_such_an_adapter_is_one_line(tiny_fit):

@@ -107,7 +107,10 @@ def test_an_adapter_goes_on_its_base_in_plain_peft(tiny_fit, tiny_model_dir):
 def test_an_adapter_is_asked_of_a_run_that_has_one(tiny_fit, capsys):
     tiny_fit()
     assert main(["export", "run", "--form=adapter"]) == 2
-    assert "--form: got adapter for a run with backbone.train full, which has none" in capsys.readouterr().err
+    assert (
+        "--form: got adapter for a run with backbone.train full, which has trained all weights"
+        in capsys.readouterr().err
+    )
     assert not Path("run/export").exists()
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from peft import AutoPeftModelForSequenceClassification
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from ser_lightning.__main__ import main
 from ser_lightning.errors import UserError
@@ -82,6 +82,22 @@ def test_bench_and_compare_take_an_adapter_from_any_folder(forms, capsys, monkey
 def test_an_adapter_on_4_bits_is_read_on_4_bits(tiny_fit):
     run = tiny_fit("--model.backbone.train=lora", "--model.backbone.quantize=nf4")
     assert main(["export", str(run), "--form=adapter", "--to=adapter"]) == 0
+    Path("pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in PAIRS))
+    assert score("adapter")["reward_chosen"] == pytest.approx(score(str(run))["reward_chosen"], abs=1e-6)
+
+
+@pytest.mark.parametrize(("train", "reading"), [("lora", "last"), ("lora", "mean"), ("head", "mean")])
+def test_a_base_that_was_saved_in_fewer_bits_is_read_in_those_of_the_training(
+    tiny_fit, tiny_model_dir, tmp_path, train, reading
+):
+    base = tmp_path / "base"
+    shutil.copytree(tiny_model_dir, base)
+    AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16).save_pretrained(base)
+    flags = f"--model.backbone.path={base}", f"--model.backbone.train={train}", f"--model.reading={reading}"
+    run = tiny_fit(*flags, "--evolution.max_rounds=0")
+    assert main(["export", str(run), "--form=adapter", "--to=adapter"]) == 0
+    body = load_reward("adapter").reward_model.body
+    assert {p.dtype for p in body.parameters()} == {torch.float32}
     Path("pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in PAIRS))
     assert score("adapter")["reward_chosen"] == pytest.approx(score(str(run))["reward_chosen"], abs=1e-6)
 
