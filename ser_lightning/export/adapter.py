@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerBase
 
 from ser_lightning.models.adapter_folder import BASE, HEAD, write_scale
-from ser_lightning.models.fingerprint import template_fingerprint
+from ser_lightning.models.fingerprint import identity_of
 from ser_lightning.models.loading import loading_arguments
 from ser_lightning.models.readings import TurnTokens, reading_entries
 from ser_lightning.models.reward_model import RewardModel
@@ -45,8 +45,8 @@ def write_adapter(
         _save(body if is_own else _classifier(source, body, trained.head_names), base, folder)
     else:
         more[BASE] = base
-    base_as = {"base_quantize": source.backbone.quantize, "base_dtype": dtype}
-    write_scale(folder, source.zero, source.temperature, template_fingerprint(tokenizer), base_as, more)
+    identity = identity_of(trained.model, tokenizer)
+    write_scale(folder, source.zero, source.temperature, source.backbone.quantize, dtype, identity, more)
 
 
 def _save(model: PeftModel, base: str, folder: Path) -> None:

@@ -17,6 +17,7 @@ from peft.utils import load_peft_weights
 from transformers import AutoConfig, AutoModelForSequenceClassification, PretrainedConfig, PreTrainedModel
 
 from ser_lightning.errors import UserError
+from ser_lightning.models.fingerprint import Identity, matrix_projections, other_matrix
 from ser_lightning.models.loading import (
     is_meta,
     keep_differentiable,
@@ -29,6 +30,8 @@ from ser_lightning.models.readings import READING_ENTRIES, forget_readings, note
 ADAPTER = "adapter_config.json"
 SCALE = "reward_scale.json"
 HEAD = "reward_head.safetensors"
+IDENTITY = "base_identity.json"
+"""What the base was, as far as it is read: see `Identity`."""
 BASE = "base_model_name_or_path"
 """In the adapter's config, or where there is no adapter beside the scale."""
 _NAMES = ("reward_zero", "reward_temperature", "reward_template_hash")
@@ -40,17 +43,26 @@ def is_adapter_folder(folder: Path) -> bool:
 
 
 def write_scale(
-    folder: Path, zero: float, temperature: float, template_hash: str, base: Mapping[str, str], more: Mapping[str, Any]
+    folder: Path,
+    zero: float,
+    temperature: float,
+    quantize: str,
+    dtype: str,
+    identity: Identity,
+    more: Mapping[str, Any],
 ) -> None:
     """Write the scale and what the folder needs besides.
 
     Args:
-        base: `base_quantize` and `base_dtype`, as the body was trained on, whatever the base is saved in.
+        quantize: of the base in training.
+        dtype: number format that the base is to be loaded in, whatever it is saved in.
+        identity: of the base, as far as it is read, and of the template.
         more: where the head reads (`reading_entries`), and the `BASE` of a head without an adapter.
     """
-    values = dict(zip(_NAMES, (zero, temperature, template_hash), strict=True))
-    content = {**values, **base, **more}
+    values = dict(zip(_NAMES, (zero, temperature, identity["template"]), strict=True))
+    content = {**values, "base_quantize": quantize, "base_dtype": dtype, **more}
     (folder / SCALE).write_text(json.dumps(content, indent=2) + "\n")
+    (folder / IDENTITY).write_text(json.dumps({name: identity[name] for name in ("matrices", "is_4bit")}) + "\n")
 
 
 def load_adapter_folder(
@@ -118,7 +130,20 @@ def _load_base(
     prefix = f"{base.base_model_prefix}."
     if missing := sorted(key for key in report["missing_keys"] if key.startswith(prefix) and ".pooler." not in key):
         raise UserError(f"got an adapter whose base {path} lacks {missing[0]}; give the base that it was trained on")
+    if (folder / IDENTITY).is_file() and not is_meta(device):
+        _check_base(base, f"{path}", json.loads((folder / IDENTITY).read_text()))
     return base, reads_own
+
+
+def _check_base(base: PreTrainedModel, path: str, saved: dict[str, Any]) -> None:
+    """`UserError` where the base is another one than was trained on; rewards on it would mean nothing."""
+    base.requires_grad_(False)
+    own = {name: values for name, values in matrix_projections(base).items() if name in saved["matrices"]}
+    if name := other_matrix(saved, {"matrices": own, "is_4bit": saved["is_4bit"]}):
+        raise UserError(
+            f"got an adapter whose base {path} is another model than it was trained on ({name} is not what it was); "
+            "put that model there"
+        )
 
 
 def _put_into(config: PretrainedConfig, found: dict[str, Any]) -> bool:

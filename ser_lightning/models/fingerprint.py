@@ -114,8 +114,13 @@ def _projections(weight: Tensor) -> list[float]:
     return [round(float(value) / norm, 5) for value in total]
 
 
-def _other_matrix(saved: Mapping[str, Any], own: Identity) -> str | None:
-    """The first matrix that is another one than was trained on; None if there is none, or none was noted."""
+def other_matrix(saved: Mapping[str, Any], own: Mapping[str, Any]) -> str | None:
+    """The first matrix that is another one than was trained on; None if there is none, or none was noted.
+
+    Args:
+        saved: `matrices` and `is_4bit` of an `Identity`.
+        own: the same of the model that is to take the weights.
+    """
     expected, found = saved.get("matrices"), own.get("matrices")  # runs of earlier versions have none
     limit = _SAME_IN_4_BITS if saved.get("is_4bit") or own.get("is_4bit") else _SAME
     if not expected or not found:
@@ -150,7 +155,7 @@ def check_identity(what: str, saved: Mapping[str, Any] | None, own: Identity) ->
             f"{what}: was trained on another base model (fingerprint {saved['base']}, this one has {own['base']}); set "
             "backbone.path to the model that it was trained on"
         )
-    elif saved and (name := _other_matrix(saved, own)):
+    elif saved and (name := other_matrix(saved, own)):
         problems.append(
             f"{what}: was trained on another base model ({name} is not what it was); set backbone.path to the model "
             "that it was trained on"

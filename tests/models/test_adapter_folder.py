@@ -102,6 +102,30 @@ def test_a_base_that_was_saved_in_fewer_bits_is_read_in_those_of_the_training(
     assert score("adapter")["reward_chosen"] == pytest.approx(score(str(run))["reward_chosen"], abs=1e-6)
 
 
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ("--model.backbone.train=lora",),
+        ("--model.backbone.train=lora", "--model.backbone.quantize=nf4", "--model.reading=[mean@2]"),
+        ("--model.backbone.train=head", "--model.reading=[mean@1]"),
+    ],
+)
+def test_a_base_with_one_changed_matrix_is_refused(tiny_fit, tiny_model_dir, tmp_path, flags):
+    base = tmp_path / "base"
+    shutil.copytree(tiny_model_dir, base)
+    run = tiny_fit(f"--model.backbone.path={base}", *flags, "--evolution.max_rounds=0")
+    assert main(["export", str(run), "--form=adapter", "--to=adapter"]) == 0
+    load_reward("adapter")
+    weights = load_file(base / "model.safetensors")
+    name = next(key for key in weights if key.endswith("layers.0.mlp.up_proj.weight"))
+    save_file({**weights, name: -weights[name]}, base / "model.safetensors", {"format": "pt"})
+    with pytest.raises(
+        UserError, match=r"whose base .* is another model .*layers.0.mlp.up_proj.weight is not"
+    ) as caught:
+        load_reward("adapter")
+    assert len(caught.value.problems) == 1
+
+
 def test_an_adapter_without_base_head_or_scale_is_refused(forms):
     for name in ("no_base", "no_head", "no_scale", "bad_scale"):
         shutil.copytree("adapter", name)
