@@ -192,7 +192,7 @@ WRONG = {
 
 @pytest.mark.parametrize(
     "more",
-    often(WRONG, "three at once", "no model", "arguments of two parts", "too many folds", "no pool", "no reloading"),
+    often(WRONG, "no model", "arguments of two parts", "too many folds", "no pool", "no reloading"),
 )
 def test_errors_are_those_of_fit(capsys, tiny_run, more):
     planned, fitted = (problems_of(capsys, command, *tiny_run, *more) for command in ("plan", "fit"))

@@ -104,6 +104,7 @@ def test_pairs_of_one_prompt_are_resampled_together(monkeypatch):
     assert together.high - together.low > 1.2 * (apart.high - apart.low)
 
 
+@pytest.mark.slow
 def test_the_forecast_is_nearer_to_what_labels_then_gain_than_nothing():
     """On made-up pairs: forecast from 100 labels, add 100, test on 2,000 others; the mean of eight draws."""
     forecasts, gains = [], []

@@ -383,7 +383,7 @@ def test_policy_and_reward_model_of_one_base_read_the_same_ids(tiny_model_dir):
             assert encode_candidates(tokenizer, [prompt], [[text]], 100) == [[row + sampled]], path
 
 
-@pytest.mark.parametrize("reading", [None, "[mean@1,judge@1]"])
+@pytest.mark.parametrize("reading", ["[mean@1,judge@1]", *slow(None)])
 def test_a_reward_model_on_the_policys_base_is_shared_and_judges_as_by_itself(
     tiny_model_dir, pairs_file, cache, reward_run, reward_flags, reading
 ):

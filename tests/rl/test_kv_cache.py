@@ -46,7 +46,8 @@ def sampled(policy, prompts=PROMPTS):
     ("kind", "attention"),
     [
         *((kind, "eager" if kind == "gemma2" else "sdpa") for kind in KINDS),  # SDPA has no cap for its scores
-        *((kind, way) for kind in ("llama", "mistral", "gemma3_text") for way in (PADDED_ATTENTION, "eager")),
+        *((kind, PADDED_ATTENTION) for kind in ("llama", "mistral", "gemma3_text")),
+        *(pytest.param(kind, "eager", marks=pytest.mark.slow) for kind in ("llama", "mistral", "gemma3_text")),
     ],
 )
 def test_tokens_and_log_probabilities_are_those_with_the_cache_of_transformers(kind, attention, monkeypatch):

@@ -86,18 +86,14 @@ def _end_of_broken(rank, action, *flags):
     return job.returncode, said
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("rank", "action", "first"),
     [
         (1, "raise UserError('disk: got a mouse; get a cat')", "error: disk: got a mouse; get a cat"),
-        pytest.param(
-            *(0, "os.kill(os.getpid(), signal.SIGKILL)", "error: ranks: got 'Connection "), marks=pytest.mark.slow
-        ),
+        (0, "os.kill(os.getpid(), signal.SIGKILL)", "error: ranks: got 'Connection "),
         # Lightning, which started it, may be faster in seeing it than the collective operation.
-        pytest.param(
-            *(1, "os.kill(os.getpid(), signal.SIGKILL)", "(error: ranks: got 'Connection |.* terminated with code -9)"),
-            marks=pytest.mark.slow,
-        ),
+        (1, "os.kill(os.getpid(), signal.SIGKILL)", "(error: ranks: got 'Connection |.* terminated with code -9)"),
     ],
 )
 def test_a_rank_that_dies_ends_the_job_with_the_first_error_on_top_and_the_run_goes_on(
@@ -111,7 +107,7 @@ def test_a_rank_that_dies_ends_the_job_with_the_first_error_on_top_and_the_run_g
     assert [audit["pair_id"] for audit in _audits("run")] == [a["pair_id"] for a in _audits(tiny_fit(name="one"))]
 
 
-@pytest.mark.slow  # a rank that dies is told of in the fast tests
+@pytest.mark.slow
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_sigterm_to_one_of_two_ranks_ends_both(tiny_run, rank):
     """In the middle of training, where the other one waits for it in a collective operation or it for the other."""

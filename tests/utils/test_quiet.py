@@ -48,6 +48,7 @@ def test_what_is_said_has_no_markup_and_no_broken_line(capsys):
     assert title == "[b]" and row.split() == ["[/x]", "\\x1b[31m1"]
 
 
+@pytest.mark.slow
 def test_a_run_speaks_in_lines(tiny_run, tmp_path):
     """A whole command in a process of its own: third parties speak where they are imported."""
     flags = [flag for flag in tiny_run if "summary" not in flag] + ["--run_dir=run", "--model.optimizer.lr=0"]
