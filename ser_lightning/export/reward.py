@@ -4,7 +4,7 @@ The command exports policies as well, see `policy_export.py`.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -30,6 +30,7 @@ from ser_lightning.models.loading import (
     quantization_config,
     read_config,
 )
+from ser_lightning.models.readings import Reading, noted_readings
 from ser_lightning.models.reward_model import RewardModel, load_reward_model, merged_model
 from ser_lightning.records import Turn
 from ser_lightning.runs.files import delivered_round, how_delivered, labels_before, read_rounds
@@ -104,8 +105,7 @@ def write_tested(
     expected = _trained_rewards(trained, tokenizer)
     if not math.isfinite(float(expected.abs().max())):
         raise UserError("export: the run gives rewards that are not finite; take a round that did not diverge")
-    is_own = not is_plain(trained.readings, _num_base_layers(source) if form == "adapter" else None)
-    is_own |= form == "adapter" and source.backbone.train == "head"
+    is_own = not (is_plain(trained.readings) if form == "merged" else _has_place_in_peft(source, trained.readings))
     if form == "merged":
         _write_merged(source, trained, tokenizer, draft, number_format)
     else:
@@ -117,9 +117,12 @@ def write_tested(
     return result
 
 
-def _num_base_layers(source: RewardRun) -> int:
-    config: Any = read_config(source.backbone).get_text_config()
-    return int(config.num_hidden_layers)
+def _has_place_in_peft(source: RewardRun, readings: Sequence[Reading]) -> bool:
+    """Whether peft puts an adapter and this head on the base as on any classifier."""
+    config = read_config(source.backbone)
+    num_layers = getattr(config.get_text_config(), "num_hidden_layers", None)
+    base_is_plain = noted_readings(config) is None  # else it is an export whose head no classifier has
+    return source.backbone.train == "lora" and is_plain(readings, num_layers) and base_is_plain
 
 
 def _question(source: RewardRun) -> str:

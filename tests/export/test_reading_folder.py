@@ -215,6 +215,16 @@ def test_an_export_may_be_the_base_of_another_run(tiny_fit):
     torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("reading", ["last", *slow("[mean@1]")])
+def test_an_export_may_be_the_base_of_an_adapter(tiny_fit, reading):
+    export(run_of(tiny_fit, "[mean@1,judge@2]"), Path("first"))
+    base = f"--model.backbone.path={Path('first').resolve()}"
+    run = tiny_fit("--model.backbone.train=lora", f"--model.reading={reading}", base, name="second")
+    assert export(run, Path("out"), "adapter").largest < 1e-4
+    one, other = (Scorer.load(folder).score(PROMPTS, RESPONSES) for folder in (run, "out"))
+    torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("kind", ["qwen2", "gemma2", "gpt2", "gpt_neox", "olmo2"])
 def test_the_file_reads_other_architectures_as_they_are_trained(kind, tiny_tokenizer):
     model = model_of(kind, vocab_size=len(tiny_tokenizer), max_position_embeddings=256, n_positions=256)
