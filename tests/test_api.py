@@ -52,6 +52,7 @@ def test_every_public_name_can_be_imported():
     assert all(getattr(ser_lightning, name) is not None for name in ser_lightning.__all__)
 
 
+@pytest.mark.slow
 def test_a_script_trains_a_reward_model(here):
     left = run(here, "script", example("EvolutionCallback("))
     rows = left["evolution"].state.rows

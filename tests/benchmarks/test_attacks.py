@@ -34,7 +34,7 @@ def cases(part: str, everyday: int, number: int) -> list[object]:
     ("part", "number"),
     [
         *cases("data", 24, 72),  # every format once whole, once with a fault and once with other bytes
-        *(*cases("run", 10, 27), *cases("model", 8, 18), *cases("rewards", 6, 12)),
+        *(*cases("run", 6, 27), *cases("model", 8, 18), *cases("rewards", 6, 12)),
     ],
 )
 def test_damage_is_refused_or_changes_nothing(scene, tmp_path, part, number):

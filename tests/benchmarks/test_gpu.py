@@ -77,6 +77,7 @@ def test_rl(job):
     assert found["samplers"].keys() == {"ours", "generate", "generate_batch"}
 
 
+@pytest.mark.slow
 def test_compilation_and_smoke(job):
     import_module("benchmarks.gpu.compilation").run(job)
     assert figures(job)["train"]["graphs"] == 0  # a CPU takes dense masks, which nobody compiles

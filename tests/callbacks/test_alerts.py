@@ -70,6 +70,7 @@ def test_tables_of_rounds_and_of_pairs(run):
     assert tables["pairs_to_read"].data == [[1, "most", *(name.upper() for name in CARD_COLUMNS)]]
 
 
+@pytest.mark.slow
 def test_a_run_writes_them_offline(tiny_model_dir, pairs_file):
     run = trainer("run", ReportCallback(), evolution(), logger=WandbLogger(offline=True, save_dir="run"))
     run.fit(module(tiny_model_dir), data(pairs_file))

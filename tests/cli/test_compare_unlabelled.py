@@ -115,6 +115,7 @@ def test_an_interval_that_they_do_not_narrow_is_that_of_the_labels(drawn, capsys
     assert "(labels alone: the unlabelled pairs do not narrow it)" in " ".join(capsys.readouterr().out.split())
 
 
+@pytest.mark.slow
 def test_a_gate_may_pass_for_the_narrower_interval_and_is_made_from_it(drawn, capsys):
     data = ["--data=pairs.jsonl", "--unlabelled=pairs.jsonl"]
     assert main(["compare", "new.jsonl", *data, "--json=with.json"]) == 0

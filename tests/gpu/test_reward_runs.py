@@ -32,6 +32,7 @@ def texts(pairs_file):
     return [row["prompt"] for row in rows], [row["chosen"] for row in rows]
 
 
+@pytest.mark.slow
 def test_four_bits_train_and_export_what_they_score(
     tiny_run, small_model, pairs_file, device, accelerator, record_property
 ):

@@ -298,6 +298,7 @@ def test_changing_a_figure_changes_its_picture(run):
 
 
 @pytest.mark.usefixtures("real_pictures")
+@pytest.mark.slow
 def test_no_label_of_an_axis_is_cut_off(monkeypatch):
     made, plain = [], report_figures.Figure
     monkeypatch.setattr(
