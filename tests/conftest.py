@@ -1,4 +1,4 @@
-"""Where the shared fixtures are loaded: not in the process of xdist that hands out the tests, which needs no torch."""
+"""Loads the shared fixtures, except in the controller of xdist, which runs no test and needs no torch."""
 
 import os
 
@@ -8,8 +8,8 @@ os.environ["WANDB_MODE"] = "offline"
 
 
 def pytest_configure(config):
-    """A worker, and a session without workers, has everything."""
-    hands_out = getattr(config.option, "tx", None) and not hasattr(config, "workerinput")
-    if not hands_out:
+    """Load them in a worker, or in a session without workers."""
+    is_controller = getattr(config.option, "tx", None) and not hasattr(config, "workerinput")
+    if not is_controller:
         for name in ("tests.fixtures", "tests.data_fixtures", "tests.ranks"):
             config.pluginmanager.import_plugin(name)

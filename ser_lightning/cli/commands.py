@@ -86,7 +86,7 @@ COMMANDS = {
             "--form": {
                 "type": Literal["merged", "adapter"],
                 "default": "merged",
-                "help": "adapter: what was trained alone, adapter and head, which name their base model",
+                "help": "adapter: only what was trained (adapter and head), with the name of its base model",
             },
             "--dtype": _optional(Literal["float32", "bfloat16", "float16"], "number format (default: as trained)"),
             "--push": _optional(str, "owner/name on the Hub to upload the folder to"),

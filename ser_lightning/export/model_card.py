@@ -8,6 +8,7 @@ from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
 
+from ser_lightning.export.reading_folder import CODE
 from ser_lightning.models.adapter_folder import ADAPTER, SCALE
 from ser_lightning.models.readings import Reading
 from ser_lightning.runs.config import read_config
@@ -138,7 +139,6 @@ def model_card(
     own_labels: int = 0,
     readings: Sequence[Reading] = (),
     question: str = "",
-    is_own: bool = False,
 ) -> None:
     """Write `README.md` into an export.
 
@@ -149,11 +149,10 @@ def model_card(
         scale: zero and temperature of a reward model.
         own_labels: how many labels of its own a reward model was trained on.
         readings: where the head of a reward model reads; none of an encoder.
-        is_own: the folder is no plain classifier, and has a file that scores.
     """
     config = read_config(run)
     backbone, data = config["model"]["init_args"]["backbone"], config["data"]["init_args"]
-    has_peft = (folder / ADAPTER).is_file()
+    has_peft, is_own = ((folder / name).is_file() for name in (ADAPTER, CODE))
     is_hub_name = not Path(backbone["path"]).exists()
     card_data = ModelCardData(
         library_name="peft" if has_peft else "transformers",

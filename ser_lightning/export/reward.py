@@ -60,7 +60,7 @@ def export(
     Args:
         run: run folder of a fit that has finished at least round 0.
         to: folder to write; must not exist. It appears when the self-test has passed.
-        form: `merged` is a whole model; `adapter` is what was trained, adapter and head, and names its base.
+        form: `merged` is a whole model; `adapter` is only what was trained (adapter and head), and names its base.
         dtype: number format of the body, None = as it was trained.
         source: another model of the run than the delivered one.
         trust_remote_code: run the Python files of the base model.
@@ -87,9 +87,7 @@ def export(
         result = write_tested(source, trained, tokenizer, draft, form, number_format)
         kept = f"{weights}; the body in {number_format}"
         scale = source.zero, source.temperature
-        is_own = (draft / CODE).is_file()
-        asked = _question(source)
-        model_card(run, draft, form, kept, summary(result), scale, own_labels, trained.readings, asked, is_own)
+        model_card(run, draft, form, kept, summary(result), scale, own_labels, trained.readings, _question(source))
     return result
 
 

@@ -1,9 +1,9 @@
-"""What a run has trained beside a base that it names, as `export --form adapter` writes it: adapter and head.
+"""A folder with only what a run has trained, adapter and head, that names its base: see `export --form adapter`.
 
-Where there is an adapter it is a peft folder. What peft has no place for lies in a file of its own: the scale of the
-rewards, the bits of the base, and where the head reads, if that is not the last token behind the whole base. Then the
-head has a file too, and the adapter is the body's alone. Of a frozen body there is the head, and the file of the scale
-names the base.
+With an adapter it is a peft folder. `reward_scale.json` holds what peft has no place for: the scale of the rewards, how
+the base was loaded, and the readings of a head that is no plain classifier on the whole base. Such a head has a file of
+its own, and the adapter is that of the body. With a frozen body there is no adapter, and `reward_scale.json` names
+the base.
 """
 
 import json
@@ -33,7 +33,7 @@ HEAD = "reward_head.safetensors"
 IDENTITY = "base_identity.json"
 """What the base was, as far as it is read: see `Identity`."""
 BASE = "base_model_name_or_path"
-"""In the adapter's config, or where there is no adapter beside the scale."""
+"""Key that names the base: in the adapter's config, or in `SCALE` where there is no adapter."""
 _NAMES = ("reward_zero", "reward_temperature", "reward_template_hash")
 
 

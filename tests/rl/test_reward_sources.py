@@ -28,6 +28,7 @@ from ser_lightning.rl.reward_functions import FunctionReward, ModelReward, check
 from ser_lightning.rl.reward_sources import load_reward, load_rewards
 from ser_lightning.runs.reward_run import read_reward_run
 from ser_lightning.training.scoring import evaluating
+from tests.helpers import slow
 from tests.pair_batches import PairRow, collate_pairs
 
 QUESTIONS = ["What is 2 plus 2?", "Hm?", "What is 13 plus 13, and do not hurry, " * 3, "Why?", "What is 7 plus 8?"]
@@ -101,7 +102,10 @@ def test_an_export_judges_as_plain_transformers_and_as_its_run(reward_run):
     assert torch.allclose(rewards, load_reward(str(reward_run))(PROMPTS, RESPONSES), rtol=1e-3, atol=1e-3)
 
 
-@pytest.mark.parametrize("flags", [(), ("--model.backbone.quantize=nf4",), ("--model.reading=[mean@1]",)])
+@pytest.mark.parametrize(
+    "flags",
+    [(), ("--model.backbone.quantize=nf4",), ("--model.reading=[mean@1]",), *slow(("--model.reading=[last@1]",))],
+)
 def test_on_the_meta_device_every_source_has_the_weights_of_the_loaded_one_and_no_values(tiny_fit, flags):
     run = tiny_fit("--model.backbone.train=lora", *flags)
     for form in ("merged", "adapter"):
