@@ -33,11 +33,12 @@ class Results:
             return []
         return [json.loads(line) for line in self.file.read_text(encoding="utf-8").splitlines()]
 
-    def by_condition(self) -> dict[str, dict[int, Run]]:
-        """Runs by `condition` and `seed`."""
+    def by_condition(self, **fields: Any) -> dict[str, dict[int, Run]]:
+        """Runs by `condition` and `seed`: those that have these fields."""
         found: dict[str, dict[int, Run]] = defaultdict(dict)
         for run in self.read():
-            found[run["condition"]][run["seed"]] = run
+            if fields.items() <= run.items():
+                found[run["condition"]][run["seed"]] = run
         return found
 
     def __contains__(self, task: tuple[Any, ...]) -> bool:

@@ -8,9 +8,10 @@ import numpy as np
 from benchmarks.shared.bootstrap import Block, Estimate, accuracies, blocks_by_fifth
 from benchmarks.shared.markdown import table
 from benchmarks.shared.results import Results, Run
+from benchmarks.student.run import KEY
 
 PAGE = "howto/plain-student.md"
-RESULTS = Results(Path(__file__).parent / "results.jsonl", "condition", "seed")
+RESULTS = Results(Path(__file__).parent / "results.jsonl", *KEY)
 TRAINED = {"head": "`head`, body frozen", "lora": "`lora`"}
 Conditions = Mapping[str, Mapping[int, Run]]
 """Runs by condition and random seed."""
@@ -63,4 +64,4 @@ def student_table(conditions: Conditions) -> str:
 
 def tables() -> dict[str, str]:
     """The table by its name."""
-    return {"student": student_table(RESULTS.by_condition())}
+    return {"student": student_table(RESULTS.by_condition(data="pandalm"))}

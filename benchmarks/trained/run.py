@@ -18,9 +18,10 @@ from benchmarks.real_preferences.run import NUM_FIFTHS, labelled, split_files, t
 from benchmarks.shared.compiled_layers import ADAPTERS
 from benchmarks.shared.results import Results, Run, delivered
 from benchmarks.shared.runs import add_pairs_and_model, fit, run_missing, study_arguments
-from benchmarks.student.run import BODY, SETTING
+from benchmarks.student.run import BODY, SETTINGS
 
 HERE = Path(__file__).parent
+SETTING = SETTINGS["pandalm"]
 TRAINING = (
     *(*BODY, *ADAPTERS, "--evolution.rule=ser_lightning.TopShareRule", "--evolution.folds=0"),
     *("--evolution.seed_epochs=2", "--evolution.epochs_per_round=1"),

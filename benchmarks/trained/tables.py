@@ -35,6 +35,8 @@ DIFFERENCES = ((OURS, STANDARD), (FROZEN, STANDARD), (FROZEN, OURS), (TAUGHT, OU
 WITH_ALL: Model = ("standard_all", False)
 OF_STUDENTS = {"seed_lora": "standard", "teacher": "frozen", "student_readings": "taught"}
 """Conditions of the study of students, and what they are here: the flags are the same."""
+STUDENTS_BODIES = {"pandalm": SMALL, "hh": f"{SMALL}, HH-RLHF"}
+"""What the first column says of the study of students, by data set."""
 HEADER = (
     "body|model|random seeds|15 % of the labels|evolved|gain of evolution|all labels|evolved minus standard, all labels"
 )
@@ -99,9 +101,9 @@ def trained_table(bodies: Mapping[str, Runs]) -> str:
 def runs_by_body() -> dict[str, dict[str, dict[int, Run]]]:
     """Those of this study, with SmolLM2's of the study of students."""
     found: dict[str, dict[str, dict[int, Run]]] = {SMALL: {}, LARGE: {}}
-    for condition, runs in STUDENTS.by_condition().items():
-        if name := OF_STUDENTS.get(condition):
-            found[SMALL][name] = runs
+    for data, body in STUDENTS_BODIES.items():
+        by_condition = STUDENTS.by_condition(data=data)
+        found[body] = {OF_STUDENTS[name]: runs for name, runs in by_condition.items() if name in OF_STUDENTS}
     for run in RESULTS.read():
         found[run["body"]].setdefault(run["condition"], {})[run["seed"]] = run
     return found
