@@ -118,7 +118,7 @@ def measure_round(data: PreferenceDataModule, run: str | Path, number: int) -> d
 
     Returns:
         `pairs`, `prompts`, `accuracy` with `accuracy_low` and `accuracy_high` over prompts, `by_length`, and `against`:
-        for `longer`, `bag_of_words` and, behind round 0, `seed` (the seed model) the fields of `Paired`, where the
+        for `longer`, `bag_of_words` and, after round 0, `seed` (the seed model) the fields of `Paired`, where the
         difference is the round's accuracy less that of the other. Empty without test pairs.
     """
     ids, target = data.test_labels()

@@ -24,7 +24,7 @@ SIDES = ("old", "new", "unseen")
 
 
 def go_on_with_arrivals(evolution: Any, trainer: Trainer, pl_module: LightningModule) -> None:
-    """Rounds behind those of a finished run: its delivered model labels what arrived, and evolution goes on.
+    """Rounds after those of a finished run: its delivered model labels what arrived, and evolution goes on.
 
     Only new pairs are scored here, and the test pairs for the drift; the scores of the others are in the audit of
     the delivered round.

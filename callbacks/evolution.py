@@ -170,7 +170,7 @@ class EvolutionCallback(Callback):
 
     @property
     def last_round(self) -> int:
-        """Number of the round behind which evolution ends in any case."""
+        """Number of the round after which evolution ends in any case."""
         return max(0, self.state.first_round - 1) + self.settings.max_rounds
 
     def _begin_data_phase(self, trainer: Trainer) -> None:

@@ -14,7 +14,7 @@ from ser_lightning.utils.terminal import say
 
 
 class PhaseProgressBar(TQDMProgressBar):
-    """A bar such as `round 1 | fold 2/3 | epoch 4`, which leaves one line behind for each phase.
+    """A bar such as `round 1 | fold 2/3 | epoch 4`, which leaves one line for each phase.
 
     The phase is `trainer.datamodule.phase` (`round`, `fold` or None, `num_folds`); without one the whole training
     leaves one line. An evolution adds its accuracy out of fold so far and the time that it has left at most. Epochs
@@ -72,7 +72,7 @@ class PhaseProgressBar(TQDMProgressBar):
         self._finished_epoch = ""
 
     def init_train_tqdm(self) -> Tqdm:
-        """The bar without the colon that tqdm puts behind a description."""
+        """The bar without the colon that tqdm puts after a description."""
         bar = super().init_train_tqdm()
         bar.set_description_str(self.train_description, refresh=False)
         return bar

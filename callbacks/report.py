@@ -42,7 +42,7 @@ class ReportCallback(Callback):
         self._page: Path | None = None
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """The first hook behind the end of a round: `EvolutionCallback` stands last and ends it at an epoch's end."""
+        """The first hook after the end of a round: `EvolutionCallback` stands last and ends it at an epoch's end."""
         state = _state_of(trainer)
         if state is not None and len(state.rows) != self._num_rounds:
             self._write(trainer, pl_module)

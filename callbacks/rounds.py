@@ -70,7 +70,7 @@ def forecast_figures(rows: list[RoundRow], seed_credit: list[Tensor], min_gain: 
     """
     net_label_changes = [row.net_label_change for row in rows[1:]]
     figures = {}
-    if len(rows) > 2:  # behind the first round there is nothing but the prior, equal for every run
+    if len(rows) > 2:  # after the first round there is nothing but the prior, equal for every run
         past = look_ahead(seed_credit[:-1], net_label_changes[:-1], min_gain)
         came = float(seed_credit[-1].mean()) if len(seed_credit[-1]) else math.nan
         figures = {

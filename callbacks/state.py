@@ -18,7 +18,7 @@ class EvolutionState:
 
     round: int = 0
     first_round: int = 0
-    """Round that this run began with: 0, or the one behind the last of a run that it continues."""
+    """Round that this run began with: 0, or the one after the last of a run that it continues."""
     phase_index: int = 0
     epochs_done: int = 0
     phase_first_epoch: int = 0

@@ -220,7 +220,7 @@ class PromptDataModule(PairFiles):
         return self._every_prompt(self.train_prompts if self.predict_split == "train" else self.val_prompts)
 
     def _check(self, prompts: list[Prompt]) -> None:
-        """Ask the module whether its policy has room for a response behind each of them, and tell it what `auto` is."""
+        """Ask the module whether its policy has room for a response after each of them, and tell it what `auto` is."""
         if check := getattr(self.consumer, "check_prompts", None):
             check(prompts)
         if getattr(self.consumer, "wants_budgets", False):

@@ -167,9 +167,9 @@ class ResponseDataModule(PairFiles):
         return ResponseSet(self.data.store, rows[kept], sides[kept], np.asarray(num_tokens, dtype=np.int64))
 
     def _num_response_tokens(self, chosen: Sequence[tuple[PreferencePair, str]]) -> list[int]:
-        """Ids behind the longest common prefix of each prompt, up to where the response begins, and the conversation.
+        """Ids after the longest common prefix of each prompt, up to where the response begins, and the conversation.
 
-        Both are taken uncut: what a cut takes away stands before the response, and changes no id behind it.
+        Both are taken uncut: what a cut takes away stands before the response, and changes no id after it.
         """
         if not chosen:
             return []

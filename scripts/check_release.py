@@ -24,7 +24,7 @@ def problems(root: Path) -> Iterator[str]:
     """
     [version] = re.findall(r'^__version__ = "(.*)"$', (root / VERSIONS).read_text(encoding="utf-8"), re.MULTILINE)
     if not re.fullmatch(r"\d+\.\d+\.\d+((a|b|rc)\d+)?", version):
-        yield f"{VERSIONS}: got the version {version}; give MAJOR.MINOR.PATCH, with a1, b1 or rc1 behind it at most"
+        yield f"{VERSIONS}: got the version {version}; give MAJOR.MINOR.PATCH, with a1, b1 or rc1 after it at most"
     yield from _changelog_problems((root / CHANGELOG).read_text(encoding="utf-8"), version)
     if _git(root, "status", "--porcelain"):
         yield "git: got changes that are not committed; commit them, then tag"
@@ -47,7 +47,7 @@ def _changelog_problems(text: str, version: str) -> Iterator[str]:
     try:
         date.fromisoformat(newest["when"] or "")
     except ValueError:
-        yield f"{CHANGELOG}: got {newest['when']!r} behind {version}; give its date as YYYY-MM-DD"
+        yield f"{CHANGELOG}: got {newest['when']!r} after {version}; give its date as YYYY-MM-DD"
 
 
 def _git(root: Path, *words: str) -> str:

@@ -87,7 +87,7 @@ def _sigterm_ends_in_order() -> Iterator[None]:
 
 
 def _terminate(number: int, frame: FrameType | None) -> None:
-    """Lightning calls this behind its own handler; of several ranks, each ends at its next batch, as that one says."""
+    """Lightning calls this after its own handler; of several ranks, each ends at its next batch, as that one says."""
     distributed = sys.modules.get("torch.distributed")
     if distributed is None or not (distributed.is_available() and distributed.is_initialized()):
         raise Terminated

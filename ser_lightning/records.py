@@ -67,7 +67,7 @@ class TensorRecord:
 
 
 Padding = Literal["none", "right", "left", "unknown"]
-"""Where rows of a batch are filled up: nowhere, behind or before the sequence, or anywhere."""
+"""Where rows of a batch are filled up: nowhere, after or before the sequence, or anywhere."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class Padded(TensorRecord):
     attention_mask: Tensor
     """(R, T) int64, 1 = a real token. The padding side is free: nothing may assume one."""
     response: Tensor | None = None
-    """(R, M) int64, places of each response's tokens, -1 behind them; None where nobody asks where responses begin."""
+    """(R, M) int64, places of each response's tokens, -1 after them; None where nobody asks where responses begin."""
     padding: Padding = "unknown"
     """What the host knows of the attention mask."""
 
@@ -106,7 +106,7 @@ class Packed(TensorRecord):
 
     A group of sequences lies as [what all share | the rest of its first | the rest of its second | ...], and a row
     holds one group or several. The rest of a sequence attends to what is shared and to itself, and its positions go on
-    where the shared ones end. A place is a token's index in all rows, one behind the other.
+    where the shared ones end. A place is a token's index in all rows, one after the other.
 
     So what a token attends to are two runs of columns, up to its own: those that its group shares, and those of its own
     part from `part_start` on. Padding is a group of its own.
@@ -119,7 +119,7 @@ class Packed(TensorRecord):
     group_start: Tensor
     """(N, L) int32, column where the token's group begins, with what all of it share."""
     shared_end: Tensor
-    """(N, L) int32, column behind what the token's group shares."""
+    """(N, L) int32, column after what the token's group shares."""
     part_start: Tensor
     """(N, L) int32, column where the token's part begins: what its group shares, or the rest of one sequence."""
     shared_start: Tensor
@@ -131,7 +131,7 @@ class Packed(TensorRecord):
     num_tokens: Tensor
     """(R,) int64, length of each sequence, shared tokens included."""
     response: Tensor | None = None
-    """(R, M) int64, places of each response's tokens, -1 behind them; None where nobody asks where responses begin."""
+    """(R, M) int64, places of each response's tokens, -1 after them; None where nobody asks where responses begin."""
 
     @property
     def last_places(self) -> Tensor:

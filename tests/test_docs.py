@@ -28,7 +28,7 @@ def commands_of(page):
 
 
 def configs_of(words):
-    """What stands behind each `--config`."""
+    """What stands after each `--config`."""
     return [words[i + 1] for i, word in enumerate(words) if word == "--config"]
 
 

@@ -83,7 +83,7 @@ def test_a_release_is_one_whose_version_changelog_and_tag_agree(checkout):
         ),
         (
             {"changelog": "## [Unreleased]\n\n## [1.2.3] - not released\n"},
-            "got 'not released' behind 1.2.3; give its date as YYYY-MM-DD",
+            "got 'not released' after 1.2.3; give its date as YYYY-MM-DD",
         ),
     ],
 )

@@ -1,6 +1,6 @@
 """What does a frozen body give up? The same data with all weights trained, with adapters, and with the head alone.
 
-    python -m benchmarks.features.run                                        # the embedded world, minutes
+    python -m benchmarks.features.run                                        # the synthetic dataset, minutes
     python -m benchmarks.features.run --data-dir FOLDER --model FOLDER       # the human pairs as well
     python -m benchmarks.tables                                              # writes the table into docs/performance.md
 
@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from benchmarks.shared.results import Results, Run, machine, read_figures, versions
 from benchmarks.shared.runs import QUIET, STANDARD_RECIPE, run_child, run_missing
 
-DATA = {"world": "embedded world, world_lm", "hh_helpful_base": "hh_helpful_base, SmolLM2-135M"}
+DATA = {"world": "synthetic dataset, world_lm", "hh_helpful_base": "hh_helpful_base, SmolLM2-135M"}
 """What the table calls the data and their model."""
 TRAINED = ("full", "lora", "head")
 EVOLUTION = "--evolution."

@@ -25,19 +25,19 @@ RECIPES = {
 
 
 def label_changes(run: Run) -> list[float]:
-    """Of the rounds behind the seed model."""
+    """Of the rounds after the seed model."""
     labels = [torch.tensor([int(digit) for digit in line]) for line in run["pool_labels"]]
     return [net_label_change(labels[r], labels[r - 1], labels[r - 2] if r > 1 else None) for r in range(1, len(labels))]
 
 
 def outlook(run: Run, number: int, min_gain: float = MIN_GAIN) -> Outlook:
-    """What is forecast behind a round of a run."""
+    """What is forecast after a round of a run."""
     credits = [torch.tensor(credit) for credit in run["seed_credits"][: number + 1]]
     return look_ahead(credits, label_changes(run)[:number], min_gain)
 
 
 def forecast_stop(run: Run, min_gain: float) -> int:
-    """Round behind which the forecast ends a run; its last one where it does not."""
+    """Round after which the forecast ends a run; its last one where it does not."""
     last = len(run["rounds"]) - 1
     return next((r for r in range(last) if outlook(run, r, min_gain).rounds_left == 0), last)
 
@@ -48,7 +48,7 @@ def tokens(run: Run, stop: int) -> float:
 
 
 def accuracy(run: Run, stop: int) -> float:
-    """Share of the held pairs that the model is right on that is delivered when a run ends behind a round."""
+    """Share of the held pairs that the model is right on that is delivered when a run ends after a round."""
     delivered = choose_round([torch.tensor(credit) for credit in run["seed_credits"][: stop + 1]])
     return run["held"]["accuracy"][str(delivered)]
 
@@ -71,17 +71,17 @@ def savings_table(runs: Mapping[str, Sequence[Run]]) -> str:
             early = [(run, forecast_stop(run, min_gain)) for run in here]
             rounds = [f"{mean(stop for _, stop in ends):.1f}" for ends in (usual, early)]
             rows.append([name, str(min_gain), str(len(here)), *rounds, *compare(early, usual)])
-    header = "recipe|`min_gain`|random seeds|rounds behind the seed model: by the rule|by the forecast"
+    header = "recipe|`min_gain`|random seeds|rounds after the seed model: by the rule|by the forecast"
     header += "|share of the compute saved|accuracy, by the rule|change by stopping at the forecast"
     return table(header.split("|"), rows)
 
 
 def fixed_table(runs: Mapping[str, Sequence[Run]]) -> str:
-    """The paper's recipe ended by the forecast, and behind a fixed round without any, against its own end."""
+    """The paper's recipe ended by the forecast, and after a fixed round without any, against its own end."""
     here, rows = runs.get("paper", ()), []
     usual = [(run, len(run["rounds"]) - 1) for run in here]
     ways = {f"by the forecast, `min_gain` {MIN_GAIN}": [(run, forecast_stop(run, MIN_GAIN)) for run in here]}
-    ways |= {f"always behind round {r}": [(run, min(r, last)) for run, last in usual] for r in range(4)}
+    ways |= {f"always after round {r}": [(run, min(r, last)) for run, last in usual] for r in range(4)}
     for name, ends in ways.items() if here else ():
         saved, _, change = compare(ends, usual)
         rows.append([name, str(len(here)), saved, change])

@@ -65,7 +65,7 @@ class Peaks:
             owner: class of the method.
             method: its name.
             name: what its peak is called.
-            then: gets the object behind each call.
+            then: gets the object after each call.
         """
         original: Callable[..., Any] = getattr(owner, method)
 

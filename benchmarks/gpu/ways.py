@@ -41,7 +41,7 @@ class Clock:
         self.counter.tokens, self.start = 0, time.perf_counter()
 
     def end(self) -> None:
-        """Training is over; waits behind it, for an optimiser that moves to the CPU, are none of its steps'."""
+        """Training is over; waits after it, for an optimiser that moves to the CPU, are none of its steps'."""
         synchronize()
         self.seconds = time.perf_counter() - self.start
         if torch.cuda.is_available():
@@ -128,7 +128,7 @@ def our_module(folder: Path, train: str, layout: str, job: Job, has_liger: bool 
     module.to(job.device)
     if has_liger:
         use_liger_kernels(module.reward_model.model, job.device)
-    # Lightning moves a module to the CPU behind a fit: 16 GB each time, and an end to what is shared.
+    # Lightning moves a module to the CPU after a fit: 16 GB each time, and an end to what is shared.
     module.cpu = lambda: module  # type: ignore[method-assign]
     return module
 

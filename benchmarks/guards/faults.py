@@ -52,14 +52,14 @@ class DecayedWeights(Callback):
     """From round 1 on a weight decay that shrinks every weight to nothing: rewards collapse."""
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
-        """Behind the schedule, which does not touch it."""
+        """After the schedule, which does not touch it."""
         evolution = next(c for c in trainer.callbacks if isinstance(c, EvolutionCallback))
         for group in optimizer.param_groups:
             group["weight_decay"] = 300.0 if evolution.state.round > 0 else 0.0
 
 
 def write_foreign_pairs(path: Path, num_pairs: int, seed: int) -> None:
-    """Sums, told at some length, in a file without labels: nothing that the embedded world knows."""
+    """Sums, told at some length, in a file without labels: nothing that the synthetic dataset knows."""
     rng = random.Random(f"foreign pairs {seed}")
     words = "carry digit column total count number amount figure units tens result answer check".split()
 

@@ -1,4 +1,4 @@
-"""Do the drift guards catch faults, and do they do no harm? Short runs of the embedded world, a fifth with a fault.
+"""Do the drift guards catch faults, and do they do no harm? Short runs of the synthetic dataset, a fifth with a fault.
 
     python -m benchmarks.guards.run     # makes the runs that are missing in results.jsonl
     python -m benchmarks.tables         # writes the tables into docs/guards.md

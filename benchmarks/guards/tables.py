@@ -19,7 +19,7 @@ AUDITS = Results(HERE / "audits.jsonl", "seed", "round")
 FAULTS = {
     "labels_flipped": "a rule gives every label to the wrong side",
     "length_teacher": "rewards of the pool weigh length twice as much as what was learnt",
-    "foreign_pool": "the pool is of sums, the seed of the embedded world",
+    "foreign_pool": "the pool has arithmetic problems, the seed of the synthetic dataset",
     "rewards_collapse": "from round 1 on a weight decay of 300 shrinks all weights",
 }
 

@@ -1,4 +1,4 @@
-"""Are the pairs that `query` asks labels for worth more than random ones? Short runs of the embedded world.
+"""Are the pairs that `query` asks labels for worth more than random ones? Short runs of the synthetic dataset.
 
     python -m benchmarks.query.run      # makes the runs that are missing in results.jsonl
     python -m benchmarks.tables         # writes the table into docs/cli.md

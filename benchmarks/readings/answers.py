@@ -1,4 +1,4 @@
-"""What the language model answers behind the judge's question, without a label: Yes or No, for each response.
+"""What the language model answers after the judge's question, without a label: Yes or No, for each response.
 
 Shapes: n pairs, H the size of a state.
 """
@@ -21,7 +21,7 @@ WORDS = ("Yes", "No")
 
 
 def compute_answers(model: Path, pairs: StudyPairs) -> Tensor:
-    """(n, 2) float32 log-odds of Yes against No, from the states behind the question and the last layer.
+    """(n, 2) float32 log-odds of Yes against No, from the states after the question and the last layer.
 
     Args:
         model: folder of the language model that the states are from.

@@ -153,7 +153,7 @@ def _unit(views: Sequence[View], view: View) -> float:
 
 @dataclass(frozen=True)
 class Round:
-    """A round of evolution, with the models' margins and what was selected behind it."""
+    """A round of evolution, with the models' margins and what was selected after it."""
 
     test: Tensor
     """Margins of the test pairs."""

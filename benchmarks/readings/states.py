@@ -59,7 +59,7 @@ class StudyPairs:
 
     @property
     def num_layers(self) -> int:
-        """Of the body: the deepest reading is behind its last one."""
+        """Of the body: the deepest reading is after its last one."""
         return max(int(reading.rpartition("@")[2]) for reading in self.readings)
 
     def at(self, readings: Sequence[Reading]) -> Tensor:

@@ -133,11 +133,11 @@ def has_gap(figures: Closed, baselines: Mapping[str, float] | None) -> bool:
 
 
 def headline(results: Settings, world: str) -> str:
-    """A line for each setting of real preferences that has a gap; the embedded world's where none has.
+    """A line for each setting of real preferences that has a gap; the synthetic dataset's where none has.
 
     Args:
         results: of the study.
-        world: share of the gap closed on the embedded synthetic world.
+        world: share of the gap closed on the synthetic dataset.
     """
     lines = []
     for setting, conditions in results.items():
@@ -147,9 +147,7 @@ def headline(results: Settings, world: str) -> str:
             figures = f"{share.mean:.2f} [{share.low:.2f}, {share.high:.2f}]"
             lines.append(f"`gap closed: {figures} on {setting}` ({found[0]} random seeds)")
     if not lines:
-        lines = [
-            f"`gap closed: {world} on the embedded synthetic world`; no setting of real preferences has such a gap"
-        ]
+        lines = [f"`gap closed: {world} on the synthetic dataset`; no setting of real preferences has such a gap"]
     return "\n\n".join(lines)
 
 

@@ -1,4 +1,4 @@
-"""Does the gold score rise? The RL stage on the embedded synthetic world, over random seeds.
+"""Does the gold score rise? The RL stage on the synthetic dataset, over random seeds.
 
     python -m benchmarks.rl.run         # makes the runs that are missing in results.jsonl
     python -m benchmarks.tables         # writes the table into docs/rl.md

@@ -1,4 +1,4 @@
-"""Seed, delivered and all-labels accuracy for each selection rule on the embedded synthetic world.
+"""Seed, delivered and all-labels accuracy for each selection rule on the synthetic dataset.
 
     python -m benchmarks.rules.run      # makes the runs that are missing in results.jsonl
     python -m benchmarks.tables         # writes the tables into docs/results.md

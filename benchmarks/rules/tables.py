@@ -1,4 +1,4 @@
-"""Tables of the selection rules on the embedded synthetic world: rules, baselines, rounds."""
+"""Tables of the selection rules on the synthetic dataset: rules, baselines, rounds."""
 
 import math
 from collections.abc import Mapping

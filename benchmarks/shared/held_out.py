@@ -1,4 +1,4 @@
-"""Generated pairs of the embedded world that no run has seen, judged by the gold reward."""
+"""Generated pairs of the synthetic dataset that no run has seen, judged by the gold reward."""
 
 import random
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""Which defaults? One setting of the evolution changed at a time, on the embedded synthetic world.
+"""Which defaults? One setting of the evolution changed at a time, on the synthetic dataset.
 
     python -m benchmarks.sweep.run      # makes the runs that are missing in results.jsonl
     python -m benchmarks.tables         # writes the table into docs/defaults.md

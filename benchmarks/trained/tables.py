@@ -43,7 +43,7 @@ HEADER = (
 
 
 def cells_of(name: str) -> list[Counter[Model]]:
-    """What stands in the cells of a line behind its random seeds; nothing where a condition does not exist."""
+    """What stands in the cells of a line after its random seeds; nothing where a condition does not exist."""
     seed, evolved, all_labels = CONDITIONS[name]
     first, last = Counter({(seed, False): 1.0}), Counter({(evolved, True): 1.0} if evolved else {})
     whole = Counter({(all_labels, False): 1.0} if all_labels else {})

@@ -15,6 +15,6 @@ def main(args: Namespace) -> None:
     """Run the command with its flags."""
     runs = [Path(run) for run in args.runs]
     to = Path(args.to) if args.to else (runs[0] if len(runs) == 1 else Path()) / PAGE
-    if args.to and to.resolve() not in [(run / PAGE).resolve() for run in runs]:
-        raise_problems(output_problems("--to", to, runs, args.overwrite))
+    if to.resolve() not in [(run / PAGE).resolve() for run in runs]:
+        raise_problems(output_problems("--to" if args.to else "the page of several runs", to, runs, args.overwrite))
     say(f"Report: {write_report(runs, to)}")

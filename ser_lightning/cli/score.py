@@ -35,7 +35,7 @@ CHUNK = 1024
 """Rows in memory at a time."""
 _SUFFIXES = (".parquet", ".csv", ".jsonl")
 _SIDES: dict[Kind, tuple[str, ...]] = {"chosen": ("_chosen", "_rejected"), "sides": ("_a", "_b"), "single": ("",)}
-"""What the columns of each response are called behind `reward` and `tokens`."""
+"""What the columns of each response are called after `reward` and `tokens`."""
 _REASONS: dict[str, str] = {
     **{str(reason): text for reason, text in DROPS.items()},
     "too_long": "a response does not fit",
@@ -223,7 +223,7 @@ def _nothing(path: str, counts: RowCounts) -> str:
 
 
 def _without_formulas(table: pa.Table) -> pa.Table:
-    """Texts that a spreadsheet would compute stand behind a quote, as one shows them then."""
+    """Texts that a spreadsheet would compute get a quote in front, which it does not show."""
     for i, name in enumerate(table.schema.names):
         if pa.types.is_string(table.schema.types[i]):
             texts = pyarrow.compute.replace_substring_regex(table[name], r"^([=+\-@\t\r])", r"'\1")

@@ -72,7 +72,7 @@ def encode_pairs(
         pairs: N pairs.
 
     Returns:
-        N encodings. None where a response does not fit even behind the shortest cut of the prompt: an empty last turn
+        N encodings. None where a response does not fit even after the shortest cut of the prompt: an empty last turn
         (and the system turn), or the end of the last turn where the template refuses an empty one.
 
     Raises:
@@ -97,7 +97,7 @@ def encode_candidates(
         candidates: C > 0 responses to each of them.
 
     Returns:
-        N times C lists of ids; None where a response does not fit even behind the shortest cut of its prompt.
+        N times C lists of ids; None where a response does not fit even after the shortest cut of its prompt.
 
     Raises:
         UserError: the template refuses a prompt.
@@ -109,7 +109,7 @@ def encode_candidates(
 def encode_front(
     tokenizer: PreTrainedTokenizerBase, prompt: list[Turn], response: str, max_length: int
 ) -> list[int] | None:
-    """Ids of the longest beginning of a response that fits behind the shortest cut of its prompt.
+    """Ids of the longest beginning of a response that fits after the shortest cut of its prompt.
 
     In training, a response that long leaves no more of its prompt.
 
@@ -202,7 +202,7 @@ def _encode_groups(
 def _encode_cut(
     tokenizer: PreTrainedTokenizerBase, prompt: list[Turn], responses: Sequence[str] | None, max_length: int
 ) -> list[list[int]] | None:
-    """The responses behind the longest cut of their prompt with which all of them fit."""
+    """The responses after the longest cut of their prompt with which all of them fit."""
 
     def attempt(cut: list[Turn]) -> tuple[int, list[list[int]]]:
         rows = encode_conversations(tokenizer, _with_each(cut, responses), responses is None)

@@ -280,7 +280,7 @@ def _by_scores(
 
 
 def _below_system(prompt: list[Turn], system: Any, where: str, given: Mapping[str, str]) -> list[Turn]:
-    """The prompt behind the text of the column `system`, where a mapping names one and the row fills it."""
+    """The prompt after the text of the column `system`, where a mapping names one and the row fills it."""
     if is_blank(system):
         return prompt
     if prompt[0]["role"] in ("system", "developer"):
@@ -323,7 +323,7 @@ def _from_texts(prompt: Any, first: str, second: str) -> tuple[Any, Any]:
     if is_blank(prompt) or (is_dialogue(first) and is_dialogue(second)):
         return first, second
     if isinstance(prompt, str) and has_speakers(prompt) and (has_next_turn(first) or has_next_turn(second)):
-        return f"Assistant:{first}", f"Assistant:{second}"  # the transcript goes on behind the prompt
+        return f"Assistant:{first}", f"Assistant:{second}"  # the transcript goes on after the prompt
     return [{"role": _ASSISTANT, "content": first}], [{"role": _ASSISTANT, "content": second}]
 
 

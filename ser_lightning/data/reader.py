@@ -22,7 +22,7 @@ class PairStore:
         folders: the stores, in the order of their arrival.
 
     Attributes:
-        parts: first row of each part, and the number of rows behind the last.
+        parts: first row of each part, and the number of rows after the last.
         pair_id: (N,) int64.
         dialogue_id: (N,) int64, equal for pairs of one part with one prompt or with prompts that continue one another.
         role: (N,) int8, position in `ROLES`.

@@ -227,7 +227,7 @@ KINDS = {
     "length": _Kind(
         length,
         Guard("rollback", 0.15),
-        "where it is sure, length decides otherwise than in people's labels",
+        "among the pairs that it keeps, the longer response wins more or less often than in human labels",
         "give human labels of pairs whose shorter response is better",
     ),
     "position": _Kind(

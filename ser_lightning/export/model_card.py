@@ -65,7 +65,7 @@ messages = [{"role": "user", "content": "..."}, {"role": "assistant", "content":
 reward = model([messages])[0].item()
 """
 _ASKS = """
-The reward is read behind a question. The chat template puts it after a conversation that ends with the assistant's
+The reward is read after a question. The chat template puts it after a conversation that ends with the assistant's
 turn, so give it whole conversations through `apply_chat_template` and do not put the question yourself:
 
 > {{ question }}

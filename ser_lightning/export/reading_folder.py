@@ -80,13 +80,13 @@ def save_tokenizer(
 
 
 def asking_template(template: str, question: str) -> str:
-    """A chat template that puts a question, and the beginning of its answer, behind a conversation with a response.
+    """A chat template that puts a question, and the beginning of its answer, after a conversation with a response.
 
     Args:
         template: the original; prompts, which end with another turn, are written as it writes them.
         question: what is asked.
     """
-    # Jinja reads escapes as Python does, but no surrogate pairs. Behind a tag transformers leaves out one line break.
+    # Jinja reads escapes as Python does, but no surrogate pairs. After a tag transformers leaves out one line break.
     return _ASK.format(question=json.dumps(question, ensure_ascii=False)) + template
 
 

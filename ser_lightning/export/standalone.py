@@ -1,7 +1,7 @@
 """A reward model that reads its language model at several places, with torch and transformers alone.
 
-`config.json` says where: `reward_readings` has the places and the layers, `reward_header` the ids behind which, the
-last time that they come in a conversation, its response begins, `reward_question` the ids that `judge` puts behind it.
+`config.json` says where: `reward_readings` has the places and the layers, `reward_header` the ids after which, the
+last time that they come in a conversation, its response begins, `reward_question` the ids that `judge` puts after it.
 Where the folder has no base model, `reward_scale.json` says so; peft puts its adapter, if there is one, on the base.
 """
 

@@ -30,7 +30,7 @@ def reward_function(scorer: Scorer) -> Callable[..., list[float]]:
 
 
 def _prompt_and_response(prompt: str | list[Turn], completion: str | list[Turn]) -> tuple[str | list[Turn], str]:
-    """A completion of several turns is judged by its last one, behind all others."""
+    """A completion of several turns is judged by its last one, after all the others."""
     if isinstance(completion, str):
         return prompt, completion
     if isinstance(prompt, str) or not completion:

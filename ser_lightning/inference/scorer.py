@@ -253,7 +253,7 @@ class Scorer:
     def _fitting(self, encoded: Sequence[Encoding | None]) -> list[Encoding]:
         """All of them; `UserError` for those that do not fit."""
         raise_problems(
-            f"row {i}: got a response of more than max_length {self.reward.max_length} tokens even behind the shortest "
+            f"row {i}: got a response of more than max_length {self.reward.max_length} tokens even after the shortest "
             "cut of its prompt; allow shorter responses or a longer max_length"
             for i, one in enumerate(encoded)
             if one is None

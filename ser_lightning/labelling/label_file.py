@@ -161,7 +161,7 @@ def _lines(content: bytes) -> tuple[list[bytes], bytes]:
 
 
 def replay(file: Path, lines: Iterable[bytes]) -> list[HumanLabel]:
-    """The labels that count behind all lines of a file; `UserError` with up to ten lines that are none."""
+    """The labels that count after all lines of a file; `UserError` with up to ten lines that are none."""
     labels: list[HumanLabel] = []
     problems: list[str] = []
     for number, line in enumerate(lines, start=1):

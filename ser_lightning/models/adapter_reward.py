@@ -60,7 +60,7 @@ def adapter_reward_model(
         reward: the reward model's settings, of which `can_share` is true.
         weights: what its run saved of it.
         adapter: a name that no other adapter has.
-        reading: where the head reads, as its run saved it; None = the last token behind the last layer.
+        reading: where the head reads, as its run saved it; None = the last token after the last layer.
     """
     body = policy.body
     config = copy.deepcopy(policy.lm.config)

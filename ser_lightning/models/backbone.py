@@ -14,7 +14,7 @@ from ser_lightning.models.tokens import check_is_whole, choose_pad, move_pad
 from ser_lightning.utils.hub import without_hub
 
 BUNDLED_MODEL = "world_lm"
-"""Name of the small language model of the embedded synthetic world, which ships with the package."""
+"""Name of the small language model of the synthetic dataset, which ships with the package."""
 
 PAPER_TEMPLATE = (
     "{{% for m in messages %}}"

@@ -81,7 +81,7 @@ def choose_layout(wanted: LayoutName, model: PreTrainedModel, device: torch.devi
         if is_cpu:
             return Layout(shares_prompts=True, max_batch_tokens=CPU_BATCH_TOKENS)
         model.set_attn_implementation(PACKED_ATTENTION)
-        # Behind its limit TorchDynamo runs FlexAttention uncompiled, with whole tables of scores in memory.
+        # After its limit TorchDynamo runs FlexAttention uncompiled, with whole tables of scores in memory.
         torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, MOST_COMPILATIONS)
         return Layout(shares_prompts=True, is_one_row=True, row_multiple=BLOCK)
     if wanted == "shared_prompt":
@@ -214,7 +214,7 @@ def _padded_mask(
     """transformers' mask for SDPA, without a look at the values of the attention mask.
 
     transformers looks whether there is padding at all, in each forward pass, for which the host waits for a GPU. Here
-    it is told. A causal row that is padded on the right needs no mask at all: no real token sees what stands behind it.
+    it is told. A causal row that is padded on the right needs no mask at all: no real token sees what stands after it.
     """
     padding = _padding.get()
     is_whole = q_length == kv_length and (local_size is None or kv_length < local_size)

@@ -66,7 +66,7 @@ def start_findings(
         tokenizer: as `load_tokenizer` gives it.
         use: what the model is for.
         max_length: `data.max_length`, None where conversations are not that long for this model.
-        num_question: tokens of a question that is put behind each conversation.
+        num_question: tokens of a question that is put after each conversation.
         is_question_optional: whether none is put where the model has no positions for it.
         learning_rate: the peak of its schedule, None where nothing is trained.
 
@@ -236,7 +236,7 @@ def bare_body(config: PretrainedConfig, trust_remote_code: bool = False) -> nn.M
 def num_positions(config: PretrainedConfig, body: nn.Module | None = None) -> int | None:
     """Most tokens that a model can read, None for any number.
 
-    A table of positions ends in an error behind its last row, and rotary embeddings give nonsense in silence. Models
+    A table of positions ends in an error after its last row, and rotary embeddings give nonsense in silence. Models
     of RoBERTa's kind leave the first rows of their table to the pad.
 
     Args:
@@ -268,7 +268,7 @@ def num_positions(config: PretrainedConfig, body: nn.Module | None = None) -> in
 def length_finding(
     max_length: int, positions: int | None, num_question: int = 0, setting: str = "data.max_length"
 ) -> Finding:
-    """Whether a model has a position for every token of the longest conversation and the question behind it."""
+    """Whether a model has a position for every token of the longest conversation and the question after it."""
     length = max_length + num_question
     if num_question:
         setting = f"{setting}, with {num_question} tokens of model.question"

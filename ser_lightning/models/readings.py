@@ -1,8 +1,8 @@
 """Where a reward model reads: the states of a decoder that its head gets, each a kind of place and a layer.
 
-A standard reward model reads `last`, the last token behind the last layer. The middle of a language model orders
+A standard reward model reads `last`, the last token after the last layer. The middle of a language model orders
 responses better than its end, which is about the next token: `mean` is the mean over the response's tokens, and `judge`
-the state behind a question about the response, where the model is about to answer it (docs/method.md, "Reading").
+the state after a question about the response, where the model is about to answer it (docs/method.md, "Reading").
 Shapes: R sequences, L tokens of a row, H the size of a state, K readings.
 """
 
@@ -50,7 +50,7 @@ class Reading:
 
 
 def standard_reading(num_layers: int) -> Reading:
-    """What a standard reward model reads: the last token behind the last layer."""
+    """What a standard reward model reads: the last token after the last layer."""
     return Reading("last", num_layers)
 
 
@@ -190,7 +190,7 @@ def _header(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
 
 
 def _question(tokenizer: PreTrainedTokenizerBase, question: str) -> tuple[int, ...]:
-    """Ids of the question behind a response, the same behind every one."""
+    """Ids of the question after a response, the same after every one."""
     found = set()
     for probe in _PROBES:
         conversation = _conversation(probe)
@@ -211,7 +211,7 @@ def _question(tokenizer: PreTrainedTokenizerBase, question: str) -> tuple[int, .
         found.add(tuple(row[len(before) :]))
     if len(found) > 1 or not found.copy().pop():
         raise UserError(
-            "model.question: the chat template writes the question differently behind each response; take judge out "
+            "model.question: the chat template writes the question differently after each response; take judge out "
             "of model.reading"
         )
     return found.pop()
@@ -237,9 +237,9 @@ def read_states(body: nn.Module, inputs: Inputs, readings: Sequence[Reading]) ->
 
 
 def hidden_states(body: nn.Module, inputs: Inputs, layers: Collection[int]) -> dict[int, Tensor]:
-    """States behind some layers and the body's last norm, (R, T, H) or (N, L, H) in the layout of the inputs.
+    """States after some layers and the body's last norm, (R, T, H) or (N, L, H) in the layout of the inputs.
 
-    So a state is the last one of a body that ends behind that layer, which plain transformers computes as well.
+    So a state is the last one of a body that ends after that layer, which plain transformers computes as well.
     """
     num_layers = _config(body).num_hidden_layers
     inner = sorted({layer for layer in layers if layer < num_layers})
@@ -252,7 +252,7 @@ def hidden_states(body: nn.Module, inputs: Inputs, layers: Collection[int]) -> d
 
 @contextmanager
 def _kept_states(body: nn.Module, inner: Sequence[int]) -> Iterator[dict[int, Tensor]]:
-    """Behind a pass of the body: the states behind some of its layers and its last norm."""
+    """After a pass of the body: the states after some of its layers and its last norm."""
     stack, norm = layers_and_norm(body)
     outputs: dict[int, Tensor] = {}
     found: dict[int, Tensor] = {}
@@ -273,7 +273,7 @@ def _kept_states(body: nn.Module, inner: Sequence[int]) -> Iterator[dict[int, Te
 
 
 def layers_and_norm(body: nn.Module) -> tuple[nn.ModuleList, nn.Module]:
-    """The layers of a decoder, and the norm behind the last one.
+    """The layers of a decoder, and the norm after the last one.
 
     Raises:
         UserError: of a model in which they are not known.

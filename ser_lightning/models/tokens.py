@@ -38,7 +38,7 @@ def closing_token(tokenizer: PreTrainedTokenizerBase) -> int | None:
     """
     one, other = (conversation_ids(tokenizer, answer)[::-1] for answer in ("So.", "No!"))
     num_shared = next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), 0)
-    # Behind the token there may be a line break.
+    # After the token there may be a line break.
     closing = one[:num_shared][::-1]
     return next((token for token in closing if token in special_ids(tokenizer)), None)
 

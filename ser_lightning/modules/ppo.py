@@ -180,7 +180,7 @@ class PPOModule(PolicyModule):
         with evaluating(self.policy):
             experience, score = self._collect(batch)
         means = self._means(experience, score, self._judges[0][0].num_cut)
-        # All figures of the step come to the host at once, behind its last update.
+        # All figures of the step come to the host at once, after its last update.
         values = torch.cat([means, self._update(experience, batch.step)]).tolist()
         figures = dict(zip((*MEANS, *FIGURES), values, strict=True)) | {"kl_weight": self.kl_control.weight}
         if not self._has_critic:

@@ -191,8 +191,8 @@ def training_activations(shape: Shape, train: str, checkpointing: bool, num_toke
     A layer keeps for each token, with s bytes a number: the inputs of both norms (8 H, in float32); queries, keys,
     values and what attention gives, whose kernels keep no table of scores (s (2 H + 2 K)); the inner states of the MLP
     (3 s I, 2 where it is not gated). Where its own weights are trained, also the inputs of all linear layers and the
-    normed states behind both norms' scales (s (5 H + I)); where adapters are, what these keep. With checkpointing every
-    layer keeps its input alone, and one layer at a time the rest. Behind the last one stands a norm (4 H). The backward
+    normed states after both norms' scales (s (5 H + I)); where adapters are, what these keep. With checkpointing every
+    layer keeps its input alone, and one layer at a time the rest. After the last one stands a norm (4 H). The backward
     pass of an MLP has two gradients of its inner states at a time (2 s I).
 
     Against what six layers of a small Llama have in memory at the peak this is 0.83 to 1.17 of it.
@@ -212,7 +212,7 @@ def training_activations(shape: Shape, train: str, checkpointing: bool, num_toke
 def labelling_activations(shape: Shape, num_tokens: int) -> int:
     """Estimated bytes at a layer's widest place, without gradients, which is within its MLP.
 
-    There are four states (of the layer before, of the residual stream behind attention, normed, and being added), and
+    There are four states (of the layer before, of the residual stream after attention, normed, and being added), and
     the MLP's inner states, of which an adapter's output is one more while it is added.
     """
     num_inner = shape.mlp_tensors + (shape.adapters > 0)

@@ -181,7 +181,7 @@ def difference(one: Round, other: str) -> str:
 
 FORECAST_NOTE = (
     "Each round's accuracy on the seed, out of fold, as forecast when the round before was over, with a 95 % interval. "
-    "Behind a round: what the next one is forecast to gain, and the round at which evolution converges. Net label "
+    "After a round: what the next one is forecast to gain, and the round at which evolution converges. Net label "
     "change: how much further the pool's labels are from those of two rounds before."
 )
 AHEAD = {"net_label_change": "+.3f", "predicted_gain": "+.4f", "predicted_last_round": ".0f"}

@@ -44,7 +44,7 @@ class RewardFunction(Protocol):
 
 
 class EncodedResponses(NamedTuple):
-    """Ids of N responses behind their prompts.
+    """Ids of N responses after their prompts.
 
     Attributes:
         rows: None where one does not fit.
@@ -168,7 +168,7 @@ class ModelReward:
             warn_of_unknown(self.tokenizer, texts, f"reward {self.name}")
 
     def _read_part(self, ids: list[int]) -> list[int]:
-        """A conversation up to where the reward is read: what stands behind it changes nothing in a decoder."""
+        """A conversation up to where the reward is read: what stands after it changes nothing in a decoder."""
         end = len(ids)
         while end > 1 and ids[end - 1] == self.unread_token:
             end -= 1

@@ -283,7 +283,7 @@ class MetricsFile(Logger):
     @property
     @rank_zero_experiment
     def experiment(self) -> None:
-        """Nothing to talk to behind the file."""
+        """Nothing to talk to but the file."""
 
     @rank_zero_only
     def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:

@@ -38,7 +38,7 @@ class RewardRun:
     identity: dict[str, Any] | None = None
     """The base and the template that the weights belong to; None in runs of earlier versions."""
     reading: dict[str, Any] | None = None
-    """Where the head reads, as `RewardModule.reading_state` gives it; None = the last token behind the last layer."""
+    """Where the head reads, as `RewardModule.reading_state` gives it; None = the last token after the last layer."""
 
     def load(self, device: torch.device | str = "cpu", **changes: Any) -> tuple[RewardModel, PreTrainedTokenizerBase]:
         """The reward model and its tokenizer.

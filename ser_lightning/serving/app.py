@@ -79,7 +79,7 @@ class RewardService:
         return await self.score([prompt for prompt, _ in pairs], [response for _, response in pairs])
 
     async def score_queries(self, queries: list[str], prompts: list[str]) -> Scored:
-        """Rewards of what a policy wrote behind its prompts."""
+        """Rewards of what a policy wrote after its prompts."""
         self._check_number(len(queries))
         reader = _readable(self._policy_reader)
         both = enumerate(zip(queries, prompts, strict=True))

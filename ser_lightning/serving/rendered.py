@@ -1,7 +1,7 @@
 """Texts that a chat template wrote -> the turns in them.
 
 Trainers send a conversation as the one text that their template made of it. A reward model reads it through its own
-template, which may differ or put a question behind it, so the text is taken apart first: the template is tried on
+template, which may differ or put a question after it, so the text is taken apart first: the template is tried on
 made-up turns, and what it writes around them is looked for in the text.
 """
 
@@ -41,8 +41,8 @@ class TemplateReader:
         shown = waiting.partition(one)[2]
         # Templates of thinking models begin the last answer, or a prompt for it, otherwise than earlier ones.
         self._header = _shared(_shared(first, last), shown)
-        behind = (text.removeprefix(self._header) for text in (shown, last, first))
-        self._openings = sorted(filter(None, behind), key=len, reverse=True)
+        after = (text.removeprefix(self._header) for text in (shown, last, first))
+        self._openings = sorted(filter(None, after), key=len, reverse=True)
         if not self._header.strip() or not self._to_user.strip() or self._header == self._to_user:
             raise UserError(
                 "chat template: got one that writes nothing fixed between turns, so that no text can be taken apart; "
@@ -74,7 +74,7 @@ class TemplateReader:
         """
         turns = self._turns(self._without_end(text), where)
         if turns[-1]["role"] != "assistant":
-            raise UserError(f"{where}: got a conversation that ends with a user's turn; put the response behind it")
+            raise UserError(f"{where}: got a conversation that ends with a user's turn; put the response after it")
         return turns[:-1], turns[-1]["content"]
 
     def split(self, query: str, prompt: str, where: str) -> Conversation:
@@ -144,7 +144,7 @@ class TemplateReader:
             role = "assistant" if role == "user" else "user"
 
     def _without_end(self, text: str) -> str:
-        """A text without what stands behind a response: the end of its turn, a question, padding."""
+        """A text without what stands after a response: the end of its turn, a question, padding."""
         text = text.removesuffix(self._end)
         while found := next((token for token in self._ends if text.rstrip().endswith(token)), None):
             text = text.rstrip().removesuffix(found)
@@ -164,7 +164,7 @@ def _turn(role: str, content: str) -> Turn:
 
 
 def _around(tokenizer: PreTrainedTokenizerBase, turns: list[Turn]) -> list[str]:
-    """What a template writes before, between and behind turns."""
+    """What a template writes before, between and after turns."""
     [text] = render_conversations(tokenizer, [turns])
     parts = []
     for turn in turns:

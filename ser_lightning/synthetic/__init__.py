@@ -1,1 +1,1 @@
-"""The embedded synthetic world: pairs with a known gold score, and a small language model that speaks its language."""
+"""The synthetic dataset: pairs with a known gold score, and a small language model that speaks its language."""

@@ -42,7 +42,7 @@ class FeatureTable:
 
     Args:
         files: one for each part of the store, as `write_features` left them.
-        parts: (len(files) + 1,) first row of each part, and the number of rows behind the last.
+        parts: (len(files) + 1,) first row of each part, and the number of rows after the last.
         dtype: of the states.
         num_readings: K, how many are cached of each response.
         scale: of the differences of the states, see `difference_scale`.

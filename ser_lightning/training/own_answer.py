@@ -1,7 +1,7 @@
 """A language model's own answer to the question of `judge`: what it can tell without any label.
 
-The log-odds of Yes against No behind "Was that a helpful, correct and well-written response?" are the difference of two
-rows of the output matrix, on the state behind the question and the last layer: a linear head like any other. A bias of
+The log-odds of Yes against No after "Was that a helpful, correct and well-written response?" are the difference of two
+rows of the output matrix, on the state after the question and the last layer: a linear head like any other. A bias of
 the output matrix, which few models have, would shift all responses alike, and is left out.
 """
 

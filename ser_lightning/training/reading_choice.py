@@ -167,7 +167,7 @@ class ReadingPlan:
 
     @property
     def answer_reading(self) -> Reading:
-        """The state that the language model would answer from: behind the question and the last layer."""
+        """The state that the language model would answer from: after the question and the last layer."""
         return Reading("judge", max(one.layer for one in self.candidates))
 
     @property

@@ -77,7 +77,7 @@ def spread(body: nn.Module, mesh: DeviceMesh) -> None:
     """Put a body in shards over a mesh of one dimension, one group for each layer and one for the rest."""
     kept = set(kept_whole(body))
     for group in [*layers_of(body), body]:
-        # What stays gathered behind a forward pass without gradients would not see what is loaded later.
+        # What stays gathered after a forward pass without gradients would not see what is loaded later.
         fully_shard(group, mesh=mesh, reshard_after_forward=True, ignored_params=kept)
 
 

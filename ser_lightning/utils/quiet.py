@@ -19,7 +19,7 @@ QUIET_LOGS = (
     "Failed to load CPU gemm_4bit_forward",  # bitsandbytes falls back to its own code, which is what the tests run
     "💡 Tip:",  # advertises packages that this project does not use
     "Trainer already configured with model summary",  # which is one line here
-    "Token indices sequence length is longer",  # of texts that are cut behind it
+    "Token indices sequence length is longer",  # of texts that are cut after it
 )
 LOGGERS = ("lightning.pytorch", "lightning.fabric")
 """Whose lines go around progress bars."""

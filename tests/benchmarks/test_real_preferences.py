@@ -144,7 +144,7 @@ def test_a_rule_is_held_against_ours_on_the_random_seeds_of_both():
 def test_other_settings_leave_the_headline_to_the_world(name, runs):
     results = study.by_setting(setting_runs("bad-5", "1111100000", "1111110000", **runs))
     found = study.headline(results, "0.27 ± 0.10")
-    assert found.startswith("`gap closed: 0.27 ± 0.10 on the embedded synthetic world`"), name
+    assert found.startswith("`gap closed: 0.27 ± 0.10 on the synthetic dataset`"), name
     assert study.gap_table(results).splitlines()[2].endswith("| no |")
 
 
@@ -152,7 +152,7 @@ def test_without_baselines_no_setting_carries_the_headline():
     runs = [
         one for one in setting_runs("x-5", "1111100000", "1111110000", "1111111100") if one["condition"] != "baselines"
     ]
-    assert "world" in study.headline(study.by_setting(runs), "0.27")
+    assert "on the synthetic dataset" in study.headline(study.by_setting(runs), "0.27")
 
 
 ROW = {"scored": 10, "kept": 5, "pseudo_label_accuracy": 0.7}

@@ -109,7 +109,7 @@ def test_a_run_that_ends_by_the_forecast_is_the_beginning_of_the_run():
     assert found["savings"].splitlines()[3] == (
         "| `PaperRule`, `folds: 0` | 0.005 | 1 | 3.0 | 2.0 | 0.250 | 0.700 | 0.050 |"
     )
-    assert found["fixed"].splitlines()[4] == "| always behind round 1 | 1 | 0.500 | 0.000 |"
+    assert found["fixed"].splitlines()[4] == "| always after round 1 | 1 | 0.500 | 0.000 |"
     assert [line.split(" | ")[-2:] for line in found["errors"].splitlines()[2:]] == [
         ["0.250", "0.500 |"],
         ["0.000", "0.000 |"],

@@ -133,7 +133,7 @@ def test_settings_of_the_forecast_are_refused_together():
 
 
 def test_a_run_that_goes_on_with_new_pairs_forecasts_anew():
-    """The rounds handed over are those behind the new pairs; the first of them had no forecast."""
+    """The rounds handed over are those after the new pairs; the first of them had no forecast."""
     credit = torch.tensor([1.0, 0.0])
     figures = forecast_figures([row(3, net_label_change=0.4)], [credit], 0.005)
     assert figures == {}

@@ -68,7 +68,7 @@ def test_the_chain_of_a_fold_has_a_judge_that_never_saw_the_fold(tiny_model_dir,
     model, pairs = judged(tiny_model_dir, lr=1e-7), data(pairs_file)
     trainer("run", evolution()).fit(model, pairs)
     folds = [pairs.pair_ids("seed", fold, 2).tolist() for fold in range(2)]
-    assert asked == [*folds, None, None]  # behind the last round no fold needs labels
+    assert asked == [*folds, None, None]  # after the last round no fold needs labels
 
 
 def test_a_judge_at_chance_is_not_used_and_changes_nothing(tiny_model_dir, pairs_file, monkeypatch, caplog):

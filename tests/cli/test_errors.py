@@ -93,7 +93,7 @@ def test_a_full_disk_is_one_line_and_loses_no_round(scene, here, fitted, capsys,
 def test_a_full_disk_is_seen_behind_other_errors():
     with pytest.raises(OSError, match="No space left") as full, Path("/dev/full").open("wb", buffering=0) as file:
         file.write(b"x")
-    behind = RuntimeError("writer failed")
-    behind.__context__ = full.value
-    assert no_room(behind) == no_room(full.value) == DISK_IS_FULL
+    after = RuntimeError("writer failed")
+    after.__context__ = full.value
+    assert no_room(after) == no_room(full.value) == DISK_IS_FULL
     assert no_room(FileNotFoundError(2, "no such file")) is None

@@ -107,7 +107,7 @@ def test_a_cached_body_costs_every_pair_once(capsys, tiny_run):
     ("reading", "max_length"), [("last", 64), ("auto", 64), pytest.param("auto", 500, marks=pytest.mark.slow)]
 )
 def test_the_states_of_a_cached_body_take_the_disk_that_was_planned(capsys, tiny_run, reading, max_length):
-    """Of 512 positions the question has room behind 64 tokens, and none behind 500."""
+    """Of 512 positions the question has room after 64 tokens, and none after 500."""
     flags = [*tiny_run, "--model.backbone.train=head", f"--model.reading={reading}", "--data.cache_dir=cache"]
     flags.append(f"--data.max_length={max_length}")
     text, found = plan(capsys, *flags)

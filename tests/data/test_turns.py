@@ -147,7 +147,7 @@ ROWS = {
         {"chosen": f"{TRANSCRIPT} Yes.\n\nHuman: Thanks", "rejected": f"{TRANSCRIPT} No.\n\nHuman: Oh"},
         "no_response",
     ),
-    "the human's turn behind a response": (
+    "the human's turn after a response": (
         {"prompt": TRANSCRIPT, "chosen": "Yes.\n\nHuman: Thanks", "rejected": "No."},
         "no_response",
     ),

@@ -300,7 +300,7 @@ def test_block_masks_see_what_dense_masks_see(kind, layout):
 
 
 def seen_by_definition(packed, window):
-    """(L, L) bool of a batch of one row: a token sees another if some sequence has both, the other not behind it."""
+    """(L, L) bool of a batch of one row: a token sees another if some sequence has both, the other not after it."""
     length = packed.input_ids.shape[1]
     seen = torch.zeros(length, length, dtype=torch.bool)
     for i, n in enumerate(packed.num_tokens.tolist()):

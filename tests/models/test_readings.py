@@ -36,7 +36,7 @@ def sequences():
 
 
 def naive_states(model, readings):
-    """(R, K, H) by one forward pass for each sequence, with all hidden states of a body cut behind each layer."""
+    """(R, K, H) by one forward pass for each sequence, with all hidden states of a body cut after each layer."""
     found = []
     body = getattr(model, model.base_model_prefix)
     norm = next(

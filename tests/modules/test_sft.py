@@ -54,7 +54,7 @@ def set_up(pairs, tokenizer, **kwargs):
 
 
 def plain_loss(model, tokenizer, batches):
-    """Mean cross entropy of transformers, over all batches, with labels only behind the assistant's mark."""
+    """Mean cross entropy of transformers, over all batches, with labels only after the assistant's mark."""
     total, num_tokens = torch.zeros(()), 0
     for batch in batches:
         for ids, real in zip(batch.inputs.input_ids, batch.inputs.attention_mask.bool(), strict=True):

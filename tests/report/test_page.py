@@ -392,6 +392,19 @@ def test_the_command_writes_where_it_says(run, capsys):
     assert Page("deep/both.html").tables["Side by side"]
 
 
+def test_the_page_of_several_runs_does_not_replace_another(run, capsys):
+    page = Path("report.html")
+    page.write_text("mine")
+    assert main(["report", "run", "run"]) == 2
+    assert (
+        "the page of several runs: got report.html, which exists; give another file, or --overwrite"
+        in capsys.readouterr().err
+    )
+    assert page.read_text() == "mine"
+    assert main(["report", "run", "run", "--overwrite"]) == 0
+    assert Page("report.html").tables["Side by side"]
+
+
 @pytest.mark.parametrize(
     ("damage", "line"),
     [

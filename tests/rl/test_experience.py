@@ -65,7 +65,7 @@ def naive_gae(score, logp, ref_logp, value, settings, kl_weight):
 
 
 def same(found, rows):
-    """Whether (R, A) holds the numbers of each row, and 0 behind them."""
+    """Whether (R, A) holds the numbers of each row, and 0 after them."""
     padded = torch.tensor([[*row, *[0.0] * (found.shape[1] - len(row))] for row in rows])
     return torch.allclose(found, padded, atol=1e-5)
 

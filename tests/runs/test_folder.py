@@ -160,7 +160,7 @@ def test_a_start_that_failed_leaves_nothing_and_one_that_was_killed_can_be_given
     assert main(["fit", *tiny_run, "--model.backbone.path=./nowhere"]) == 2  # under runs/
     assert not Path("run").exists() and not Path("runs").exists()
     Path("run").mkdir()
-    Path("run/config.yaml").write_text("seed_everything: 7")  # killed behind its first write
+    Path("run/config.yaml").write_text("seed_everything: 7")  # killed after its first write
     Path("run/metrics.csv").write_text("step,train/loss\n0,0.7\n")
     assert main(["fit", *flags, "--evolution.max_rounds=0"]) == 0
     assert yaml.safe_load(Path("run/config.yaml").read_text())["seed_everything"] == 0

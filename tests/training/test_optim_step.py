@@ -128,5 +128,5 @@ def test_sampling_reads_now_and_then_who_has_ended(tiny_model_dir, prompts, monk
     sampler = Generator(Sampling(12), [10_000], 0, tokens_per_batch=10_000)
     with DeviceReads() as reads:
         sampler.sample(policy, "policy", prompts, uniform_numbers((3,), len(prompts), 12))
-    # Behind columns 0, 5 and 10, and all tokens at the end.
+    # After columns 0, 5 and 10, and all tokens at the end.
     assert reads.found == [*["_local_scalar_dense"] * 3, "tolist"]

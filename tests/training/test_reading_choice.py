@@ -154,7 +154,7 @@ def test_labels_beyond_the_seed_change_nothing(tiny_model_dir, pairs_file):
 
 
 def test_the_question_counts_against_the_positions_of_the_model(tiny_model_dir, pairs_file):
-    """The model has 512 positions: 500 tokens fit, but not with the question behind them, a token a byte."""
+    """The model has 512 positions: 500 tokens fit, but not with the question after them, a token a byte."""
     asked = module(tiny_model_dir, train="head", reading=["judge"])
     with pytest.raises(UserError) as error:
         trainer("run", evolution()).fit(asked, data(pairs_file, max_length=500))
