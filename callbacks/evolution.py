@@ -186,7 +186,10 @@ class EvolutionCallback(Callback):
             pl_module.restart()
             trainer.optimizers[0].state.clear()
             return
-        state = read_weights(self._phase_file(trainer, self.state.round - 1, self.fold))
+        # A run that goes on with new pairs does so from the delivered round, whose model has labelled them.
+        is_first = self.state.round == self.state.first_round
+        before = self.state.delivered if is_first else self.state.round - 1
+        state = read_weights(self._phase_file(trainer, before, self.fold))
         pl_module.reward_model.load_trainable_state(state["weights"])
         trainer.strategy.load_optimizer_state_dict({"optimizer_states": [state["optimizer"]]})
 

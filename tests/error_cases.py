@@ -372,10 +372,10 @@ CASES = [
     *(
         Case(
             f"a precision of {precision}",
-            f"trainer.precision: got {precision}; give 32-true, 16-mixed, bf16-mixed, or model.backbone.dtype",
+            f"trainer.precision: got {precision}; give 32-true, bf16-mixed, or model.backbone.dtype",
             lambda _, precision=precision: [f"--trainer.precision={precision}"],
         )
-        for precision in ("bf16-true", "16-true", "64-true")
+        for precision in ("bf16-true", "16-true", "64-true", "16-mixed")
     ),
     Case(
         "no number of devices",

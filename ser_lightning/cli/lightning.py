@@ -45,7 +45,7 @@ from ser_lightning.runs.folder import (
 from ser_lightning.settings.refused import MODULES, lightning_problems, model_name, trust_problems
 from ser_lightning.training.checkpoints import LAST, CheckpointsInPlace, LastCheckpoint
 from ser_lightning.training.rank_failure import FOLLOW_UP_SECONDS, EndAfterSigterm, end_with_parent, lost_rank
-from ser_lightning.training.strategies import strategy_problems
+from ser_lightning.training.strategies import strategy_problems, supported_accelerator
 from ser_lightning.utils.quiet import LOGGERS, plain_warnings
 from ser_lightning.utils.terminal import say, visible
 
@@ -152,6 +152,7 @@ class SerCLI(LightningCLI):
                 f"trainer.default_root_dir: got {config.trainer.default_root_dir}; name the run folder with --run_dir"
             )
         self.recipe = self._dump_recipe(config)
+        config.trainer.accelerator = supported_accelerator(config.trainer.accelerator)
         self.run_folder = self._choose_folder(config)
         self._chosen = self.run_folder.path
         if config.get("ckpt_path"):

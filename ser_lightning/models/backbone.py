@@ -90,6 +90,16 @@ class Backbone:
             )
         return found
 
+    def training_problems(self) -> list[str]:
+        """Combinations that cannot be trained, a line each; those that can be loaded all the same are among them."""
+        found = self.problems()
+        if self.train == "full" and self.dtype == "bfloat16":
+            found.append(
+                "backbone.dtype: got bfloat16 with train full, in which small steps of the optimizer are rounded away; "
+                "use float32 with trainer.precision bf16-mixed, or train lora"
+            )
+        return found
+
     def resolved_path(self) -> str:
         """`path`, or the folder of the bundled model."""
         if self.path == BUNDLED_MODEL and not Path(self.path).is_dir():

@@ -6,8 +6,8 @@ With `train: lora` there is one frozen base (optionally in 4 bits) in memory, an
 
 import copy
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
-from typing import Any, Literal
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Literal
 
 import torch
 from peft import PeftModel
@@ -80,7 +80,7 @@ class Policy(nn.Module):
 
     def hidden(self, role: Role, inputs: Inputs) -> Tensor:
         """(R, T, H) or (N, L, H) last hidden states of whole sequences, in their layout; see `masks.last_hidden`."""
-        with self._adapter_in(role):
+        with self.in_role(role):
             return last_hidden(self._body_in(role), inputs)
 
     def next_hidden(
@@ -99,7 +99,7 @@ class Policy(nn.Module):
         if "position_ids" in arguments:
             arguments["position_ids"] = position_ids
         arguments |= {"use_cache": True, "past_key_values": cache}
-        with self._adapter_in(role):
+        with self.in_role(role):
             return body(input_ids=input_ids, attention_mask=attention_mask, **arguments).last_hidden_state[:, -1]
 
     @contextmanager
@@ -148,7 +148,8 @@ class Policy(nn.Module):
         other = self.others[role]
         return other if role == "critic" else body_of(other)
 
-    def _adapter_in(self, role: Role) -> Any:
+    def in_role(self, role: Role) -> AbstractContextManager[None]:
+        """A role's adapter in place; for the backward pass too, as gradient checkpointing computes again there."""
         return use_adapter(self.body, role if has_adapter(self.body, role) else None)
 
 
@@ -180,7 +181,7 @@ def has_adapter(body: nn.Module, name: str) -> bool:
 
 @contextmanager
 def use_adapter(body: nn.Module, name: str | None) -> Iterator[None]:
-    """One adapter of a body, or none, for the time of a forward pass.
+    """One adapter of a body, or none, for the time of a forward pass and, where it trains, of the backward pass.
 
     peft's own switches also turn `requires_grad` on and off, which would take adapters out of their optimiser.
 

@@ -93,7 +93,7 @@ class PPOModule(PolicyModule):
         layout: LayoutName = "auto",
     ) -> None:
         super().__init__(backbone)
-        problems = [*backbone.problems(), *sampling.problems(), *ppo.problems(advantage, responses_per_prompt)]
+        problems = [*backbone.training_problems(), *sampling.problems(), *ppo.problems(advantage, responses_per_prompt)]
         limits: dict[str, Any] = {"max_grad_norm": max_grad_norm, "tokens_per_batch": tokens_per_batch}
         limits["tokens_per_sampling_batch"] = tokens_per_sampling_batch
         numbers = {k: value for k, value in limits.items() if value != "auto"}
@@ -181,7 +181,7 @@ class PPOModule(PolicyModule):
             experience, score = self._collect(batch)
         means = self._means(experience, score, self._judges[0][0].num_cut)
         # All figures of the step come to the host at once, after its last update.
-        values = torch.cat([means, self._update(experience, batch.step)]).tolist()
+        values = torch.cat([means, self._update(experience, batch)]).tolist()
         figures = dict(zip((*MEANS, *FIGURES), values, strict=True)) | {"kl_weight": self.kl_control.weight}
         if not self._has_critic:
             del figures["value_loss"]
@@ -206,8 +206,7 @@ class PPOModule(PolicyModule):
         numbers = uniform_numbers(
             (self._seed, "train", batch.step), batch.num_step_prompts * group, self.sampling.max_new_tokens
         )
-        mine = [position * group + k for position in batch.positions for k in range(group)]
-        rollout = self._respond("policy", prompts, numbers[mine])
+        rollout = self._respond("policy", prompts, numbers[self._places_in_step(batch)])
         # The device is busy with this while the host encodes the responses for the reward model.
         found = measure(self.policy, rollout, self.sampling.temperature, self._tokens(0), self._has_critic)
         reward = self._judges[0][0](*_texts(prompts, response_texts(self.tokenizer, rollout)))
@@ -215,17 +214,28 @@ class PPOModule(PolicyModule):
         weight = self.kl_control.weight
         return make_experience(rollout, score, *found, weight, self.advantage, group, self.ppo), reward
 
+    def _places_in_step(self, batch: PromptBatch) -> list[int]:
+        """Where the responses of this rank stand among those of the whole step."""
+        group = self.responses_per_prompt
+        return [position * group + k for position in batch.positions for k in range(group)]
+
     def _respond(self, role: Role, prompts: Sequence[Prompt], numbers: Tensor) -> Rollout:
         return self._generator.sample(self.policy, role, [prompt.ids for prompt in prompts], numbers.to(self.device))
 
-    def _update(self, experience: Experience, step: int) -> Tensor:
-        """The updates of a step; (5,) float64, the mean of `FIGURES` over them."""
+    def _update(self, experience: Experience, batch: PromptBatch) -> Tensor:
+        """The updates of a step; (5,) float64, the mean of `FIGURES` over them.
+
+        Minibatches are cut over the responses of all ranks, so they do not depend on the number of ranks.
+        """
         sums = torch.zeros(len(FIGURES), dtype=torch.float64, device=self.device)
-        generator = torch.Generator().manual_seed(hash_seed(self._seed, "minibatches", step, self.global_rank))
+        generator = torch.Generator().manual_seed(hash_seed(self._seed, "minibatches", batch.step))
+        row_at = {place: row for row, place in enumerate(self._places_in_step(batch))}
+        num_responses = batch.num_step_prompts * self.responses_per_prompt
         for _ in range(self.ppo.epochs):
-            order = torch.randperm(len(experience.rollout), generator=generator).numpy()
-            for rows in np.array_split(order, self.ppo.minibatches):
-                sums += self._update_once(experience, rows)
+            order = torch.randperm(num_responses, generator=generator).numpy()
+            for places in np.array_split(order, self.ppo.minibatches):
+                rows = [row_at[place] for place in places.tolist() if place in row_at]
+                sums += self._update_once(experience, np.array(rows, dtype=np.int64))
         return sums / (self.ppo.epochs * self.ppo.minibatches)
 
     def _update_once(self, experience: Experience, rows: np.ndarray) -> Tensor:
@@ -249,9 +259,10 @@ class PPOModule(PolicyModule):
         """Gradients of the policy's loss on a micro-batch; all of `FIGURES` but the last, as sums over its tokens."""
         old_logp, advantage = (x.flatten()[part.table_places] for x in (experience.logp, experience.advantage))
         mask = torch.ones_like(old_logp, dtype=torch.bool)
-        logp, entropy = response_logps(self.policy, "policy", part, self.sampling.temperature)
-        loss, clip_fraction = clipped_policy_loss(logp, old_logp, advantage, mask, self.ppo.clip_range)
-        self.manual_backward(loss / num_tokens)
+        with self.policy.in_role("policy"):
+            logp, entropy = response_logps(self.policy, "policy", part, self.sampling.temperature)
+            loss, clip_fraction = clipped_policy_loss(logp, old_logp, advantage, mask, self.ppo.clip_range)
+            self.manual_backward(loss / num_tokens)
         approx_kl = kl_k3(old_logp, logp.detach()).sum()
         return [x.detach() for x in (loss, entropy.sum(), clip_fraction * len(logp), approx_kl)]
 
@@ -260,8 +271,10 @@ class PPOModule(PolicyModule):
         assert experience.value is not None and experience.returns is not None
         old, target = (x.flatten()[part.table_places] for x in (experience.value, experience.returns))
         mask = torch.ones_like(old, dtype=torch.bool)
-        loss, _ = clipped_value_loss(response_values(self.policy, part), old, target, mask, self.ppo.value_clip_range)
-        self.manual_backward(loss / num_tokens)
+        with self.policy.in_role("critic"):
+            value = response_values(self.policy, part)
+            loss, _ = clipped_value_loss(value, old, target, mask, self.ppo.value_clip_range)
+            self.manual_backward(loss / num_tokens)
         return loss.detach()
 
     def _optimizer_steps(self) -> None:

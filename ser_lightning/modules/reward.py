@@ -76,7 +76,7 @@ class RewardModule(LightningModule):
         pairwise_judge: bool = False,
     ) -> None:
         super().__init__()
-        raise_problems([*backbone.problems(), *training_problems(warmup_share, max_grad_norm)])
+        raise_problems([*backbone.training_problems(), *training_problems(warmup_share, max_grad_norm)])
         # A step is cut into as many micro-batches as its tokens need, which automatic optimisation cannot do.
         self.automatic_optimization = False
         # A checkpoint holds what was trained; load_state_dict checks that all of it is there.
@@ -379,10 +379,13 @@ class RewardModule(LightningModule):
             self._initial_state = {name: own_part(p).cpu().clone() for name, p in trainable_state(model).items()}
 
     def _current_lr_factor(self, batch_idx: int) -> float:
-        first, num_epochs = self._phase_epochs or (0, max(1, self.trainer.max_epochs or 1))
-        num_steps = int(self.trainer.num_training_batches)
-        step = (self.current_epoch - first) * num_steps + batch_idx
-        return lr_factor(step, num_epochs * num_steps, self.warmup_share, self.lr_decay)
+        per_epoch = int(self.trainer.num_training_batches)
+        first, num_steps = 0, self.trainer.estimated_stepping_batches
+        if self._phase_epochs is not None:
+            first, num_epochs = self._phase_epochs
+            num_steps = num_epochs * per_epoch
+        step = (self.current_epoch - first) * per_epoch + batch_idx
+        return lr_factor(step, num_steps, self.warmup_share, self.lr_decay)
 
     def _log_metrics(self, prefix: str) -> None:
         if not self.metrics.update_called:  # named sets only

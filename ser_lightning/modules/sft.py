@@ -40,7 +40,7 @@ class SFTModule(PolicyModule):
         max_grad_norm: float = 1.0,
     ) -> None:
         super().__init__(backbone)
-        raise_problems([*backbone.problems(), *training_problems(warmup_share, max_grad_norm)])
+        raise_problems([*backbone.training_problems(), *training_problems(warmup_share, max_grad_norm)])
         self.optimizer = optimizer
         self.lr_decay, self.warmup_share, self.max_grad_norm = lr_decay, warmup_share, max_grad_norm
         self._val_sums = torch.zeros(2, dtype=torch.float64)
@@ -54,7 +54,7 @@ class SFTModule(PolicyModule):
     def training_step(self, step: list[ResponseBatch], batch_idx: int) -> None:
         """One optimiser step over its micro-batches: sum over the response tokens over their number on all ranks."""
         optimizer = self.optimizers()
-        num_steps = max(1, self.trainer.max_epochs or 1) * int(self.trainer.num_training_batches)
+        num_steps = self.trainer.estimated_stepping_batches  # up to max_epochs or max_steps, whichever comes first
         done = self.current_epoch * int(self.trainer.num_training_batches) + batch_idx
         # A resumed run drops out what the unbroken one does.
         torch.manual_seed(hash_seed(self._seed, "dropout", done, self.global_rank))

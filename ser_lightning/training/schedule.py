@@ -1,5 +1,6 @@
 """The configured optimisers, and their learning-rate schedule over a known number of steps."""
 
+import math
 from typing import Any, Literal
 
 import torch
@@ -11,19 +12,30 @@ from ser_lightning.errors import UserError
 Decay = Literal["linear", "none"]
 
 
-def lr_factor(step: int, num_steps: int, warmup_share: float, decay: Decay) -> float:
+def lr_factor(step: int, num_steps: float, warmup_share: float, decay: Decay) -> float:
     """Share of the peak learning rate at a step: warm-up, then `decay`.
 
     Args:
+        num_steps: of the whole schedule, such as `Trainer.estimated_stepping_batches`, which may be infinite.
         warmup_share: share of the steps over which the rate rises from 0.
-        decay: `linear` falls to 0 at the end, `none` stays.
+        decay: `linear` falls to 0 at the end and stays there, `none` stays at the peak.
+
+    Raises:
+        UserError: the schedule needs an end and has none.
     """
+    if decay == "none" and warmup_share == 0:
+        return 1.0
+    if math.isinf(num_steps):
+        raise UserError(
+            "trainer.max_epochs: got -1 without max_steps, so the learning rate has no end to fall to; give one of the "
+            "two, or model.lr_decay none with model.warmup_share 0"
+        )
     num_warmup = int(warmup_share * num_steps)
     if step < num_warmup:
         return (step + 1) / (num_warmup + 1)
     if decay == "none":
         return 1.0
-    return (num_steps - step) / max(1, num_steps - num_warmup)
+    return max(0.0, num_steps - step) / max(1, num_steps - num_warmup)
 
 
 def make_optimizer(make: OptimizerCallable, parameters: list[Any], name: str) -> torch.optim.Optimizer:

@@ -45,7 +45,7 @@ def score_pairs(trainer: Trainer, loader: DataLoader, expected_ids: Tensor, desc
     if num_bad := int((~torch.isfinite(scores.margin)).sum()):
         raise UserError(
             f"rewards: got NaN or infinity for {num_bad} of {len(scores)} pairs ({description}); lower "
-            "model.optimizer.init_args.lr, or take trainer.precision bf16-mixed where it is 16-mixed"
+            "model.optimizer.init_args.lr, or look for the cause with --config debug/anomaly.yaml"
         )
     return scores
 

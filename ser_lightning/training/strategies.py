@@ -6,6 +6,7 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, Strategy, StrategyRegistry
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
@@ -178,12 +179,36 @@ def strategy_notes(strategy: str | Strategy, device: str, num_devices: int, num_
     return found
 
 
+def supported_accelerator(accelerator: str | Any) -> str | Any:
+    """The trainer's setting, with `auto` the CPU where the only GPU is Apple's: see `device_problems`."""
+    if accelerator != "auto" or torch.cuda.is_available() or not torch.backends.mps.is_available():
+        return accelerator
+    rank_zero_info("Accelerator: the CPU, since Apple's GPUs have no float64, in which a step's figures are summed.")
+    return "cpu"
+
+
+def device_problems(trainer: Trainer) -> list[str]:
+    """What a trainer's device or number format cannot do, one line each."""
+    found = []
+    if trainer.strategy.root_device.type == "mps":
+        found.append(
+            "trainer.accelerator: got mps, whose GPUs have no float64, in which a step's figures are summed; use cpu"
+        )
+    if getattr(trainer.precision_plugin, "scaler", None) is not None:
+        found.append(
+            f"trainer.precision: got {trainer.precision}, in which gradients would be clipped and checked while they "
+            "are scaled; use bf16-mixed or 32-true"
+        )
+    return found
+
+
 def check_strategy(trainer: Trainer, train: str, quantize: str) -> None:
     """`UserError` for what is known to be wrong with a trainer's strategy, a warning for what was never run.
 
     `train` and `quantize` are as for `strategy_problems`.
     """
     raise_problems(strategy_problems(trainer.strategy, train, quantize))
+    raise_problems(device_problems(trainer))
     device = trainer.strategy.root_device.type
     for note in strategy_notes(trainer.strategy, device, trainer.num_devices, trainer.num_nodes):
         rank_zero_warn(note)

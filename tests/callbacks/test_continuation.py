@@ -20,6 +20,7 @@ from ser_lightning.callbacks.state import EvolutionState, seed_credits
 from ser_lightning.errors import NothingToDo, UserError
 from ser_lightning.evolution.selection import CalibratedRule, SelectionContext, SelectionResult, TopShareRule
 from ser_lightning.records import PairScores
+from ser_lightning.runs.weights import read_weights
 from tests.helpers import data, equal, evolution, fit, module, read_csv, trainer, weights
 
 LAST = "old/checkpoints/last.ckpt"
@@ -158,6 +159,23 @@ def test_a_label_for_a_pair_that_the_model_had_labelled_is_no_evidence(tiny_mode
     _, _, new = go_on(tiny_model_dir, pairs_file, str(path), "new", **HALF)
     assert set(new.pair_ids("arrived_seed").tolist()) == set(asked)
     assert json.loads(Path("new/rounds/2/drift.json").read_text())["new_labels"] == len(others[:5])
+
+
+def test_what_goes_on_begins_with_the_weights_of_the_delivered_round(tiny_model_dir, pairs_file, more, monkeypatch):
+    settings = {"rule": TopShareRule(0.5, 0.0), "restart": "nothing"}
+    with monkeypatch.context() as patch:
+        patch.setattr("ser_lightning.callbacks.evolution.choose_round", lambda credits, barred: 0)
+        fit(tiny_model_dir, pairs_file, "old", **settings)
+    assert [row["delivered"] for row in rows("old")] == ["1", "0"]
+    read = []
+
+    def noted(file):
+        read.append(file.parent.name)
+        return read_weights(file)
+
+    monkeypatch.setattr("ser_lightning.callbacks.evolution.read_weights", noted)
+    go_on(tiny_model_dir, pairs_file, more, "new", **settings)
+    assert set(read) == {"0"}
 
 
 @pytest.mark.slow

@@ -290,6 +290,10 @@ def test_a_shorter_body_is_a_plain_model_of_fewer_layers(tmp_path, tiny_model_di
 
 
 def test_problems_are_named_together():
+    assert Backbone("x", train="full", dtype="bfloat16").problems() == []  # loads and scores
+    assert [line.split(",")[0] for line in Backbone("x", train="full", dtype="bfloat16").training_problems()] == [
+        "backbone.dtype: got bfloat16 with train full"
+    ]
     backbone = Backbone("x", train="full", quantize="nf4", gguf_file="x.gguf")
     with pytest.raises(UserError) as error:
         load_reward_model(backbone)

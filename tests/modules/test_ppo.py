@@ -79,7 +79,7 @@ def reward_run(reward_flags, tmp_path_factory) -> Path:
     return run
 
 
-def module(path, train="full", advantage="gae", reward="my_rewards.letters", **kwargs):
+def module(path, train="full", advantage="gae", reward="my_rewards.letters", is_checkpointed=False, **kwargs):
     names = {f.name for f in fields(PPOSettings)}
     settings = {"epochs": 2, "whiten_advantages": True, **{k: kwargs.pop(k) for k in names & kwargs.keys()}}
     defaults = {
@@ -90,7 +90,8 @@ def module(path, train="full", advantage="gae", reward="my_rewards.letters", **k
         "max_grad_norm": CLIP_NORM,
         "responses_per_prompt": 1 if advantage == "gae" else 3,
     }
-    backbone = Backbone(str(path), train=train, lora=LoraSettings(r=4, alpha=8, dropout=0.0))
+    lora = LoraSettings(r=4, alpha=8, dropout=0.0)
+    backbone = Backbone(str(path), train=train, lora=lora, gradient_checkpointing=is_checkpointed)
     return PPOModule(backbone, reward, ppo=PPOSettings(**settings), advantage=advantage, **{**defaults, **kwargs})
 
 
@@ -309,6 +310,18 @@ def test_token_budgets_change_nothing(tiny_model_dir, pairs_file, cache, train, 
         fit(model, pairs_file, cache, Shaken())
         found.append(weights(model))
     assert close(*found, atol=1e-5)
+
+
+@pytest.mark.parametrize("train", ["lora", "full"])
+def test_gradient_checkpointing_changes_no_step(tiny_model_dir, pairs_file, cache, train):
+    """A backward pass that computes the states again has to find the adapter of its role in place."""
+    found = []
+    for is_checkpointed in (False, True):
+        model = module(tiny_model_dir, train, is_checkpointed=is_checkpointed)
+        fit(model, pairs_file, cache, Shaken())
+        found.append(weights(model))
+    assert any("critic" in name for name in found[0])
+    assert close(*found, atol=1e-6)
 
 
 @pytest.fixture(scope="module")

@@ -76,6 +76,14 @@ def test_learning_rate_rises_then_falls_to_nothing_over_the_fit(tiny_model_dir, 
     assert total == 5 * math.ceil(19 / 8) and log.rates == pytest.approx(expected)
 
 
+def test_without_evolution_the_learning_rate_falls_up_to_the_last_step(tiny_model_dir, pairs_file):
+    log = LogLearningRate()
+    seed_everything(0, verbose=False)
+    model = module(tiny_model_dir, 1.0, warmup_share=0.0)
+    trainer("run", log, max_epochs=-1, max_steps=7).fit(model, data(pairs_file))
+    assert log.rates == pytest.approx([1 - step / 7 for step in range(7)])
+
+
 def test_learning_rate_can_stay(tiny_model_dir, pairs_file):
     log = LogLearningRate()
     train(tiny_model_dir, pairs_file, "run", callbacks=[log], lr=0.5, warmup_share=0.0, lr_decay="none")

@@ -69,6 +69,15 @@ def plain_loss(model, tokenizer, batches):
     return total / num_tokens
 
 
+@pytest.mark.parametrize("limits", [{"max_epochs": -1, "max_steps": 12}, {"max_epochs": 9, "max_steps": 12}])
+def test_the_learning_rate_falls_up_to_the_step_that_ends_the_fit(tiny_model_dir, pairs_file, limits):
+    log = LogLearningRate()
+    module = sft(tiny_model_dir, warmup_share=0.0)
+    module.optimizer = lambda p: torch.optim.SGD(p, lr=1.0)
+    trainer("run", log, limit_train_batches=2, **limits).fit(module, responses(pairs_file))
+    assert log.rates == pytest.approx([1 - step / 12 for step in range(12)])
+
+
 @pytest.mark.parametrize("way", ["full", "lora"])
 def test_the_loss_is_the_cross_entropy_of_plain_transformers(tiny_model_dir, pairs_file, tiny_tokenizer, way):
     module = loaded(sft(tiny_model_dir, way))

@@ -177,7 +177,7 @@ def _policy_flags(tiny_model_dir, pairs_file, name):
         *(f"--model.backbone.path={tiny_model_dir}", f"--data.path={pairs_file}", "--data.max_length=64"),
         *("--model.sampling.max_new_tokens=8", f"--model.sampling.stop={list('abcdefghijklmnopqrstuvwxyz')}"),
         *("--data.prompts_per_step=5", "--data.steps_per_epoch=2", "--data.num_val_prompts=5"),
-        *("--model.ppo.minibatches=1", "--model.backbone.lora.dropout=0", "--data.val_prompts_per_batch=2"),
+        *("--model.ppo.minibatches=2", "--model.backbone.lora.dropout=0", "--data.val_prompts_per_batch=2"),
         *("--model.judge=null", "--trainer.max_epochs=2", "--trainer.accelerator=cpu"),
         "--trainer.enable_model_summary=false",
     ]

@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 import torch.distributed as dist
@@ -31,6 +33,14 @@ def test_every_step_moves_and_none_beyond_the_peak(num_steps, warmup_share):
     peak = factors.index(max(factors))
     assert factors[: peak + 1] == sorted(factors[: peak + 1]) and factors[peak:] == sorted(factors[peak:], reverse=True)
     assert lr_factor(num_steps, num_steps, warmup_share, "linear") == 0
+    assert lr_factor(num_steps + 3, num_steps, warmup_share, "linear") == 0
+
+
+def test_a_schedule_without_an_end_is_refused_where_it_needs_one():
+    assert lr_factor(7, math.inf, 0.0, "none") == 1
+    for warmup_share, decay in ((0.0, "linear"), (0.1, "none")):
+        with pytest.raises(UserError, match=r"trainer\.max_epochs: got -1 without max_steps"):
+            lr_factor(7, math.inf, warmup_share, decay)
 
 
 def test_each_group_keeps_its_own_peak():

@@ -1,4 +1,7 @@
+from types import SimpleNamespace
+
 import pytest
+import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 
@@ -7,9 +10,11 @@ from ser_lightning.errors import UserError
 from ser_lightning.training.strategies import (
     ShardStrategy,
     check_strategy,
+    device_problems,
     strategy_kind,
     strategy_notes,
     strategy_problems,
+    supported_accelerator,
 )
 
 
@@ -69,9 +74,34 @@ def test_what_was_never_run_says_so_and_what_was_run_says_nothing():
     assert "horovod has never been run" in strategy_notes("horovod", "cpu", 1, 1)[0]
 
 
+@pytest.mark.parametrize(
+    ("has_cuda", "has_mps", "given", "taken"),
+    [
+        (False, True, "auto", "cpu"),
+        (True, True, "auto", "auto"),
+        (False, False, "auto", "auto"),
+        (False, True, "mps", "mps"),  # refused later, by name
+    ],
+)
+def test_auto_is_the_cpu_where_the_only_gpu_is_apples(monkeypatch, has_cuda, has_mps, given, taken):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: has_cuda)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: has_mps)
+    assert supported_accelerator(given) == taken
+
+
 def test_a_trainer_of_python_is_checked_as_well():
     trainer = Trainer(accelerator="cpu", logger=False, barebones=True)
     check_strategy(trainer, "lora", "none")
+    assert device_problems(trainer) == []
+    elsewhere = SimpleNamespace(
+        strategy=SimpleNamespace(root_device=torch.device("mps")),
+        precision_plugin=SimpleNamespace(scaler="of gradients"),
+        precision="16-mixed",
+    )
+    assert [problem.split(",")[0] for problem in device_problems(elsewhere)] == [
+        "trainer.accelerator: got mps",
+        "trainer.precision: got 16-mixed",
+    ]
     trainer._accelerator_connector.strategy = FSDPStrategy()
     with pytest.raises(UserError, match="got FSDPStrategy"):
         check_strategy(trainer, "lora", "none")
