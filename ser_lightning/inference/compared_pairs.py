@@ -14,7 +14,7 @@ from ser_lightning.errors import UserError
 from ser_lightning.evaluation.prediction_powered import MIN_PROMPTS
 from ser_lightning.inference.sides import is_student
 from ser_lightning.runs.files import is_run
-from ser_lightning.runs.pool import trained_prompts
+from ser_lightning.runs.pool import in_trained_dialogues
 
 
 @dataclass(frozen=True)
@@ -84,10 +84,9 @@ def with_unlabelled(pairs: Pairs, data: Sequence[FileRow], args: Namespace) -> P
         return replace(pairs, notes=[f"Unlabelled pairs are not used: {why}."])
     notes = []
     for name in (name for name in args.models if is_run(Path(name))):
-        known = _known_prompts(Path(name))
-        fresh = [row for row in rows if prompt_hash(row.pair.prompt) not in known]
+        fresh = _fresh(rows, Path(name))
         if left_out := len(rows) - len(fresh):
-            notes.append(f"{left_out:,} unlabelled pairs have a prompt that {name} was trained on, and are left out.")
+            notes.append(f"{left_out:,} unlabelled pairs are of dialogues that {name} was trained on, and left out.")
         rows = fresh
     return replace(pairs, unlabelled=rows, notes=notes)
 
@@ -103,27 +102,29 @@ def _why_unusable(pairs: Pairs, models: Sequence[str]) -> str | None:
 
 
 def leaks(rows: Sequence[FileRow], models: Sequence[str]) -> list[str]:
-    """A line for each run that was trained on prompts of these labelled pairs, or whose files are gone."""
+    """A line for each run that was trained on dialogues of these labelled pairs, or whose files are gone."""
     found = []
     for name in (name for name in models if is_run(Path(name))):
         try:
-            known = trained_prompts(Path(name))
+            is_known = in_trained_dialogues(Path(name), [row.pair.prompt for row in rows])
         except UserError as error:
             found.append(f"note: --data: whether {name} was trained on these pairs is not known: {error.problems[0]}")
             continue
-        if number := sum(prompt_hash(row.pair.prompt) in known for row in rows):
+        if number := sum(is_known):
             found.append(
-                f"warning: --data: {name} may know the prompts of {number:,} of {len(rows):,} labelled pairs, so "
+                f"warning: --data: {name} may know the dialogues of {number:,} of {len(rows):,} labelled pairs, so "
                 "its accuracy here says little; give pairs that it has not seen"
             )
     return found
 
 
-def _known_prompts(run: Path) -> set[int]:
+def _fresh(rows: Sequence[FileRow], run: Path) -> list[FileRow]:
+    """The rows of dialogues that the seed model of a run does not know."""
     try:
-        return trained_prompts(run)
+        is_known = in_trained_dialogues(run, [row.pair.prompt for row in rows])
     except UserError as error:
         raise UserError(
             f"--unlabelled: got {run}, whose files do not tell which pairs it knows ({'; '.join(error.problems)}); "
             "give its export, and pairs that it was not trained on"
         ) from error
+    return [row for row, known in zip(rows, is_known, strict=True) if not known]

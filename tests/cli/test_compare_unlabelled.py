@@ -11,13 +11,13 @@ import yaml
 from scipy import stats
 
 from ser_lightning.__main__ import main
-from ser_lightning.data.formats import canonical_pair, prompt_hash
+from ser_lightning.data.formats import canonical_pair
 from ser_lightning.data.scoring_rows import RowCounts, open_source, read_rows
 from ser_lightning.errors import UserError
 from ser_lightning.inference.sides import open_side, predicting_side
 from ser_lightning.runs.files import round_files
 from ser_lightning.runs.pair_tables import read_audit, read_test_scores
-from ser_lightning.runs.pool import trained_prompts
+from ser_lightning.runs.pool import in_trained_dialogues
 
 NUM_LABELS, NUM_POOL = 200, 2000
 SCALE = 4.0
@@ -179,6 +179,12 @@ def noted_margins(run, number):
     return dict(zip(ids, np.concatenate([t["reward_a"] - t["reward_b"] for t in tables]).tolist(), strict=True))
 
 
+def num_trained(run, file):
+    """How many pairs of a file are of dialogues that a run was trained on."""
+    rows = read_rows(open_source(str(file)), {}, RowCounts())
+    return sum(in_trained_dialogues(run, [row.pair.prompt for row in rows]))
+
+
 def test_the_seed_model_predicts_for_a_run_that_evolved(evolved, pairs_file):
     """Its rewards are those that the run noted in round 0, and those of the delivered model are of round 1."""
     rows = [*read_rows(open_source(str(pairs_file)), {}, RowCounts())]
@@ -193,8 +199,9 @@ def test_the_seed_model_predicts_for_a_run_that_evolved(evolved, pairs_file):
         expected = sign * torch.tensor([noted[pairs[i].pair_id] for i in known])
         torch.testing.assert_close(margin[0] - margin[2], expected, atol=1e-3, rtol=1e-3)
     assert max(abs(before[i] - after[i]) for i in before) > 0.01
-    # The seed model may know all other prompts, and knows none of these.
-    assert trained_prompts(evolved) == {prompt_hash(r.pair.prompt) for i, r in enumerate(rows) if i not in known}
+    # The seed model may know all other dialogues, and knows none of these.
+    expected = [i not in known for i in range(len(rows))]
+    assert in_trained_dialogues(evolved, [row.pair.prompt for row in rows]) == expected
 
 
 def test_a_run_that_delivers_its_seed_model_predicts_for_itself(tiny_fit):
@@ -220,10 +227,10 @@ def test_prompts_of_the_seed_are_left_out_of_the_unlabelled_pairs(evolved, pairs
     Path("heldout.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     words = ["compare", "run", "--data=heldout.jsonl", f"--unlabelled={pairs_file}", "--json=found.json"]
     assert main(words) == 0
-    left_out = len(trained_prompts(evolved))
+    left_out = num_trained(evolved, pairs_file)
     total = len(pairs_file.read_text().splitlines())
     shown = " ".join(capsys.readouterr().out.split())
-    assert f"{left_out} unlabelled pairs have a prompt that run was trained on, and are left out." in shown
+    assert f"{left_out} unlabelled pairs are of dialogues that run was trained on, and left out." in shown
     assert json.loads(Path("found.json").read_text())["unlabelled"]["pairs"] == total - left_out
     # Its columns are those of --data, but for what says who is better, which it need not have.
     renamed = [{"prompt": r["prompt"], "one": r["chosen"], "two": r["rejected"], "who": "one"} for r in rows]
@@ -241,15 +248,22 @@ def test_prompts_of_the_seed_are_left_out_of_the_unlabelled_pairs(evolved, pairs
     assert main([*words, "--overwrite"]) == 2
     assert "--unlabelled: got run, whose files do not tell which pairs it knows" in capsys.readouterr().err
     with pytest.raises(UserError, match="gone"):
-        trained_prompts(evolved)
+        in_trained_dialogues(evolved, [])
 
 
 def test_labelled_pairs_that_a_run_was_trained_on_are_named(evolved, pairs_file, capsys):
     """Its file of training pairs holds its test pairs as well, which it has not seen."""
-    number, total = len(trained_prompts(evolved)), len(pairs_file.read_text().splitlines())
+    number, total = num_trained(evolved, pairs_file), len(pairs_file.read_text().splitlines())
     assert 0 < number < total
-    line = f"warning: --data: run may know the prompts of {number} of {total} labelled pairs"
+    line = f"warning: --data: run may know the dialogues of {number} of {total} labelled pairs"
     assert main(["compare", "run", f"--data={pairs_file}"]) == 0
+    assert line in " ".join(capsys.readouterr().out.split())
+    asked = [json.loads(text) for text in pairs_file.read_text().splitlines()]
+    later = [[("user", row["prompt"]), ("assistant", row["chosen"]), ("user", "And then?")] for row in asked]
+    turns = [[{"role": role, "content": text} for role, text in prompt] for prompt in later]
+    rows = [{"prompt": prompt, "chosen": f"Good {i}.", "rejected": f"Bad {i}."} for i, prompt in enumerate(turns)]
+    Path("later.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert main(["compare", "run", "--data=later.jsonl"]) == 0
     assert line in " ".join(capsys.readouterr().out.split())
     rows = [{"prompt": f"What is {n} plus {n}?", "chosen": f"{2 * n}.", "rejected": f"{n}!"} for n in range(300, 420)]
     Path("heldout.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
