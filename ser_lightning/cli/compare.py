@@ -130,10 +130,15 @@ def compare(
 def _by_labels(
     rows: Sequence[FileRow], scored: Sequence[Tensor], temperatures: Sequence[float], categories: Sequence[str]
 ) -> tuple[dict[str, float], dict[str, Any]]:
-    """What the labelled pairs say, all of which have rewards; arguments as of `compare`."""
-    target, prompt = _targets(rows), _prompts(rows)
+    """What the labelled pairs say, all of which have rewards; arguments as of `compare`.
+
+    The pairs are turned to the sides that training gives them: a correlation depends on which response is called a.
+    """
+    turned, prompt = torch.tensor([row.is_turned for row in rows]), _prompts(rows)
+    target = torch.where(turned, 1 - _targets(rows), _targets(rows))
     scores, found = [], []
-    for (reward_a, tokens_a, reward_b, tokens_b), temperature in zip(scored, temperatures, strict=True):
+    for values, temperature in zip(scored, temperatures, strict=True):
+        reward_a, tokens_a, reward_b, tokens_b = torch.where(turned, values[[2, 3, 0, 1]], values)
         one = PairScores(torch.arange(len(rows)), reward_a, reward_b, tokens_a.long(), tokens_b.long())
         scores.append(one)
         found.append(set_figures(Scored("", one, target, prompt, categories), temperature))

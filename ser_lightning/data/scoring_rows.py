@@ -11,7 +11,14 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from ser_lightning.data.columns import LIST_COLUMNS, absent_columns, check_mapping, with_paths
-from ser_lightning.data.formats import parse_candidates, parse_prompt, parse_response, parse_row, prompt_hash
+from ser_lightning.data.formats import (
+    canonical_pair,
+    parse_candidates,
+    parse_prompt,
+    parse_response,
+    parse_row,
+    prompt_hash,
+)
 from ser_lightning.data.labels import Labels
 from ser_lightning.data.sources import open_sources
 from ser_lightning.data.turns import clean, is_blank
@@ -42,6 +49,12 @@ class FileRow:
         """16 hex digits that change with the prompt or a response: what rewards are of."""
         texts = [self.pair.prompt, self.pair.response_a, self.pair.response_b]
         return hashlib.sha256(json.dumps(texts).encode()).hexdigest()[:16]
+
+    @property
+    def is_turned(self) -> bool:
+        """Whether training calls the first response b: there the sides follow from the texts, whatever the file."""
+        pair = self.pair
+        return canonical_pair(pair.prompt, pair.response_a, pair.response_b, None).response_a != pair.response_a
 
 
 @dataclass

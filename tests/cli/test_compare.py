@@ -1,5 +1,6 @@
 import hashlib
 import json
+import random
 from pathlib import Path
 
 import pytest
@@ -41,6 +42,29 @@ def test_two_runs_and_what_score_wrote_of_them_compare_alike(runs, capsys):
     assert main(["compare", "bad.parquet", "good.parquet", *compare, "--json=files.json"]) == 0
     files = json.loads(Path("files.json").read_text())
     assert {k: files[k] for k in FIGURES} == pytest.approx({k: found[k] for k in FIGURES}, abs=0.01, nan_ok=True)
+
+
+def test_no_figure_depends_on_how_the_file_calls_the_sides(runs, tiny_run):
+    """Chosen and rejected, or the same pairs on other sides; and `test`, which reads another way, has the same."""
+    rows = [json.loads(line) for line in Path("pairs.jsonl").read_text().splitlines()]
+    found = {}
+    for name, seed in (("chosen", None), ("turned", 0), ("other", 1)):
+        generator, sides = random.Random(seed), []
+        for row in rows:
+            label = generator.randint(0, 1)
+            a, b = (row["chosen"], row["rejected"])[:: 1 if label else -1]
+            sides.append({"prompt": row["prompt"], "response_a": a, "response_b": b, "label": label})
+        Path(f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in (rows if seed is None else sides)))
+        assert main(["compare", "bad", "good", f"--data={name}.jsonl", f"--json={name}.json"]) == 0
+        found[name] = json.loads(Path(f"{name}.json").read_text())
+    assert found["chosen"]["length_correlation_a"] != pytest.approx(found["chosen"]["length_correlation_b"])
+    for name in ("turned", "other"):
+        assert {k: found[name][k] for k in FIGURES} == pytest.approx({k: found["chosen"][k] for k in FIGURES}, abs=1e-5)
+    assert main(["test", *tiny_run, "--data.eval_sets.x=pairs.jsonl", "--run_dir=good", "--ckpt_path=last"]) == 0
+    tested = json.loads(Path("good/evaluation-test.json").read_text())["x"]
+    for figure in ("accuracy", "length_correlation", "calibration_error", "tie_share", "longer_accuracy"):
+        side = figure if figure == "longer_accuracy" else f"{figure}_b"
+        assert found["chosen"][side] == pytest.approx(tested[figure], abs=1e-4), figure
 
 
 def test_rewards_of_rows_without_a_label_are_no_strangers(runs, capsys):
