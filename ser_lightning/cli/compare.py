@@ -246,8 +246,8 @@ def _print(models: Sequence[str], figures: dict[str, float], detail: dict[str, A
 def _difference_line(figures: dict[str, float]) -> str:
     return (
         f"B less A: {figures['difference']:+.3f} ({figures['low']:+.3f} to {figures['high']:+.3f}); only A right "
-        f"{figures['only_a']:.0f}, only B {figures['only_b']:.0f}, p {figures['p_value']:.2g} (McNemar); they order "
-        f"{figures['agreement']:.1%} of {figures['pairs']:.0f} pairs alike; take the longer: "
+        f"{figures['only_a']:.0f}, only B {figures['only_b']:.0f}, p {figures['p_value']:.2g} (sign test over "
+        f"prompts); they order {figures['agreement']:.1%} of {figures['pairs']:.0f} pairs alike; take the longer: "
         f"{figures['longer_accuracy']:.3f}."
     )
 
@@ -270,34 +270,52 @@ def _write_gate(args: Namespace, pairs: Pairs, sides: Sequence[Side]) -> int:
 
 
 def _decide(rows: Sequence[FileRow], sides: Sequence[Side]) -> int:
-    """Score in a random order until one is better for sure, and say so."""
-    seen: list[float] = []
-    found = first_decision(_changes(rows, sides, seen), len(rows), ALPHA)
-    if not any(change == change for change in seen):
+    """Score prompt by prompt in a random order until one model is better for sure, and say so."""
+    prompts = _by_prompt(rows)
+    seen: list[Tensor] = []
+    found = first_decision(_changes(prompts, sides, seen), len(prompts), ALPHA)
+    change = torch.cat(seen)
+    usable = torch.isfinite(change)
+    if not usable.any():
         raise UserError(_NOTHING_SCORED)
-    if unscored := sum(change != change for change in seen):
-        print(f"{unscored} pairs have no reward from one of both and count for neither.")
+    if unscored := int((~usable).sum()):
+        say(f"{unscored} pairs have no reward from one of both and count for neither.")
+    are_alone = len(prompts) == len(rows)
     if found is None:
-        only_a, only_b = sum(change < 0 for change in seen), sum(change > 0 for change in seen)
-        say(f"No decision after all {len(rows)} pairs: {only_a} only A right, {only_b} only B.")
+        only_a, only_b = int((change < 0).sum()), int((change > 0).sum())
+        won = [int(torch.sign(one.nansum())) for one in seen]
+        of_prompts = f" By prompts, A wins {won.count(-1)} of {len(prompts)}, B {won.count(1)}."
+        only = f"{only_a} only A right, {only_b} only B."
+        say(f"No decision after all {len(rows)} pairs: {only}{'' if are_alone else of_prompts}")
     else:
         looked, lead = found
-        say(f"{'B' if lead > 0 else 'A'} is better, sure after {looked} of {len(rows)} pairs (5 % error).")
+        of_prompts = "" if are_alone else f", {looked} of {len(prompts)} prompts"
+        winner = "B" if lead > 0 else "A"
+        say(f"{winner} is better, sure after {len(change)} of {len(rows)} pairs{of_prompts} (5 % error).")
     return 0
 
 
-def _changes(rows: Sequence[FileRow], sides: Sequence[Side], seen: list[float]) -> Iterator[float]:
-    """Credit of B less that of A, pair by pair in a random order; 0 where one has no reward.
+def _by_prompt(rows: Sequence[FileRow]) -> list[list[FileRow]]:
+    """The rows of each prompt, in the order of the prompts in the file."""
+    found: dict[int, list[FileRow]] = {}
+    for row, prompt in zip(rows, _prompts(rows).tolist(), strict=True):
+        found.setdefault(prompt, []).append(row)
+    return list(found.values())
 
-    All are added to `seen`, where it is NaN.
+
+def _changes(prompts: Sequence[list[FileRow]], sides: Sequence[Side], seen: list[Tensor]) -> Iterator[float]:
+    """Credit of B less that of A, prompt by prompt in a random order; a pair counts 0 where one has no reward.
+
+    Those of each prompt's pairs are added to `seen`, NaN where one has no reward.
     """
-    order = np.random.default_rng(0).permutation(len(rows))
+    order = np.random.default_rng(0).permutation(len(prompts))
     for start in range(0, len(order), CHUNK // 8):
-        chunk = [rows[i] for i in order[start : start + CHUNK // 8]]
-        target = _targets(chunk)
-        margins = [values[0] - values[2] for values in (side.score(chunk) for side in sides)]
+        chunk = [prompts[i] for i in order[start : start + CHUNK // 8]]
+        rows = [row for pairs in chunk for row in pairs]
+        target = _targets(rows)
+        margins = [values[0] - values[2] for values in (side.score(rows) for side in sides)]
         usable = torch.isfinite(margins[0]) & torch.isfinite(margins[1])
         change = half_credit(margins[1], target) - half_credit(margins[0], target)
-        for one in torch.where(usable, change, torch.nan).tolist():
+        for one in torch.where(usable, change, torch.nan).split([len(pairs) for pairs in chunk]):
             seen.append(one)
-            yield 0.0 if one != one else one
+            yield float(one.nansum())

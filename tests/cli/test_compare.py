@@ -1,5 +1,6 @@
 import hashlib
 import json
+import math
 import random
 from pathlib import Path
 
@@ -96,6 +97,33 @@ def test_a_sequential_comparison_says_who_is_better_or_that_it_cannot(runs, caps
         Path(f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert main(["compare", "right.jsonl", "wrong.jsonl", "--data=pairs.jsonl", "--sequential"]) == 0
     assert "A is better, sure after 9 of 60 pairs" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("num_prompts", "decided"), [(5, None), (6, 6), (30, 8)])
+def test_a_prompt_is_one_step_of_a_sequential_comparison_however_many_pairs_it_has(num_prompts, decided, capsys):
+    """A wins all: of n prompts k decide if 2 / 2^k <= 0.05 k / n. One pair of each has no reward, and one is a tie."""
+    assert decided is None or 2 / 2**decided <= 0.05 * decided / num_prompts < 2 / 2 ** (decided - 1)
+    rows = [(f"Question {i % num_prompts}?", f"Yes {i}.", f"No {i}.") for i in range(12 * num_prompts)]
+    texts = [dict(zip(("prompt", "chosen", "rejected"), row, strict=True)) for row in rows]
+    Path("pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in texts))
+    for name, reward in (("right", 1.0), ("wrong", -1.0)):
+        lines = []
+        for i, (prompt, *responses) in enumerate(rows):
+            given = math.nan if i < num_prompts else 0.0 if i < 2 * num_prompts else reward
+            words = json.dumps([[{"role": "user", "content": prompt}], *responses])
+            sides = {"reward_chosen": given, "reward_rejected": 0.0, "tokens_chosen": 5, "tokens_rejected": 6}
+            content = hashlib.sha256(words.encode()).hexdigest()[:16]
+            lines.append(json.dumps({"row": i, **sides, "probability": 0.7, "content": content}) + "\n")
+        Path(f"{name}.jsonl").write_text("".join(lines))
+    assert main(["compare", "right.jsonl", "wrong.jsonl", "--data=pairs.jsonl", "--sequential"]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    total, scored = 12 * num_prompts, 10 * num_prompts
+    if decided is None:
+        assert f"No decision after all {total} pairs: {scored} only A right, 0 only B." in shown
+        assert f"By prompts, A wins {num_prompts} of {num_prompts}, B 0." in shown
+    else:
+        of_prompts = f"{decided} of {num_prompts} prompts (5 % error)"
+        assert f"A is better, sure after {12 * decided} of {total} pairs, {of_prompts}" in shown
 
 
 def test_rewards_that_are_no_numbers_decide_nothing(runs, capsys):
