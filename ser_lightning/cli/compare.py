@@ -24,7 +24,7 @@ from ser_lightning.evaluation.paired_tests import first_decision, paired, same_o
 from ser_lightning.evaluation.prediction_powered import Estimate, estimates
 from ser_lightning.evaluation.sets import Scored, set_figures
 from ser_lightning.evaluation.thresholds import failures, make_gate, read_gate
-from ser_lightning.inference.compared_pairs import Pairs, is_one_file, leaks, read_pairs
+from ser_lightning.inference.compared_pairs import Pairs, is_one_file, leaks, left_out, read_pairs
 from ser_lightning.inference.sides import CHUNK, Side, open_side, predicting_side, score_all
 from ser_lightning.records import PairScores
 from ser_lightning.utils.atomic import output_problems, write_text_atomically
@@ -49,9 +49,9 @@ def main(args: Namespace) -> int:
     """Run the command with its flags; 1 where a gate is not kept."""
     raise_problems(_problems(args))
     pairs = read_pairs(args)
-    say(*leaks(pairs.rows, args.models))
+    say(*left_out(pairs, args), *leaks(pairs.rows, args.models))
     known = [*pairs.rows, *(pairs.unlabelled if is_one_file(args) else [])]
-    sides = [open_side(name, known, pairs.num_rows, args.trust_remote_code) for name in args.models]
+    sides = [open_side(name, known, pairs.read.rows, args.trust_remote_code) for name in args.models]
     if args.make_gate:
         return _write_gate(args, pairs, sides)
     if args.sequential:
@@ -112,7 +112,7 @@ def compare(
     rows, scored = [pairs.rows[i] for i in places], [one[:, places] for one in scored]
     kind = [pairs.categories[i] for i in places] if pairs.categories else []
     figures, detail = _by_labels(rows, scored, [side.temperature for side in sides], kind)
-    detail["not_scored"] = len(pairs.rows) - len(rows)
+    detail |= {"rows": pairs.rows_read, "not_scored": len(pairs.rows) - len(rows)}
     if not pairs.unlabelled:
         return figures, detail, pairs.notes
     predicted = [
@@ -123,8 +123,11 @@ def compare(
     for name, estimate in found.items():
         low, high, _ = _ESTIMATED[name]
         figures |= {name: estimate.value, low: estimate.low, high: estimate.high}
-    detail["unlabelled"] = {"pairs": num_unlabelled, **{name: asdict(estimate) for name, estimate in found.items()}}
-    return figures, detail, [_pool_line(len(rows), num_unlabelled, found), *pairs.notes]
+    not_scored = len(pairs.unlabelled) - num_unlabelled
+    counts = {"pairs": num_unlabelled, "not_scored": not_scored}
+    detail["unlabelled"] = {**counts, **{name: asdict(estimate) for name, estimate in found.items()}}
+    lost = [f"{not_scored} unlabelled pairs have no reward from every model and are left out."] if not_scored else []
+    return figures, detail, [_pool_line(len(rows), num_unlabelled, found), *lost, *pairs.notes]
 
 
 def _by_labels(

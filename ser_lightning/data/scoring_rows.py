@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from ser_lightning.data.columns import LIST_COLUMNS, absent_columns, check_mapping, with_paths
 from ser_lightning.data.formats import (
+    DROPS,
     canonical_pair,
     parse_candidates,
     parse_prompt,
@@ -30,6 +31,11 @@ Kind = Literal["chosen", "sides", "single"]
 _PAIRS = (("chosen", "rejected"), ("response_a", "response_b"))
 VERDICTS = ("label", "score_a", "score_b", "annotator")
 """Columns that say which response is better."""
+REASONS: dict[str, str] = {
+    **{str(reason): text for reason, text in DROPS.items()},
+    "too_long": "a response does not fit",
+}
+"""Why a row is dropped -> how it is said."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +79,11 @@ class RowCounts:
     def usable(self) -> int:
         """Rows that can be scored."""
         return self.rows - self.dropped.total()
+
+    @property
+    def why_dropped(self) -> str:
+        """How many rows were dropped for each reason, for a message; empty where none was."""
+        return ", ".join(f"{REASONS[why]} in {count}" for why, count in sorted(self.dropped.items()))
 
 
 @dataclass(frozen=True)

@@ -164,6 +164,56 @@ def test_pairs_that_may_mislead_are_not_used_and_a_line_says_why(drawn, capsys):
     assert "--sequential: got one model" in capsys.readouterr().err
 
 
+def without_what_is_empty(rows):
+    """The rows, the first with an empty answer, the second with two equal ones and the third with an empty prompt."""
+    first, second, third, *rest = rows
+    first, third = {**first, "response_a": " "}, {**third, "prompt": ""}
+    return [first, {**second, "response_b": second["response_a"]}, third, *rest]
+
+
+def test_rows_that_are_not_used_are_counted_by_reason(drawn, capsys):
+    """In print and in `--json`: of the labelled pairs, of unlabelled ones in the same file and in one of their own."""
+    rows = [json.loads(line) for line in Path("pairs.jsonl").read_text().splitlines()]
+    rows[NUM_LABELS - 1]["label"] = 0.5
+    given = without_what_is_empty(rows)
+    Path("given.jsonl").write_text("".join(json.dumps(row) + "\n" for row in given))
+    margin, texts = drawn[1]["new"].copy(), texts_of("given")
+    margin[[NUM_LABELS - 2, *range(NUM_LABELS, NUM_LABELS + 4)]] = np.nan
+    write_rewards("rewards.jsonl", margin, texts)
+    dropped = [
+        "--data: dropped 2 of 2,200 rows: empty prompt or response",
+        "--data: dropped 1 of 2,200 rows: identical responses",
+    ]
+    tie, bare = (
+        f"--data: left out {n} of 2,200 rows: {why}" for n, why in (("1", "labelled a tie"), ("2,000", "no label"))
+    )
+    words = ["compare", "rewards.jsonl", "--data=given.jsonl"]
+    for flags, lines, name in (
+        ([], [*dropped, bare, tie], "one"),
+        (["--unlabelled=given.jsonl"], [*dropped, tie], "same"),
+    ):
+        assert main([*words, *flags, f"--json={name}.json"]) == 0
+        shown = capsys.readouterr().out.splitlines()
+        assert [line for line in shown if line.startswith("--data:")] == lines
+        assert "1 pairs have no reward from every model and are left out." in shown
+        found = json.loads(Path(f"{name}.json").read_text())
+        counts = {"rows": 2200, "dropped": {"empty": 2, "identical": 1}, "unlabelled": 2000, "ties": 1}
+        assert found["rows"] == {"data": counts}
+        assert (found["pairs"], found["not_scored"]) == (NUM_LABELS - 5, 1)
+    assert main(["compare", "rewards.jsonl", "rewards.jsonl", "--data=given.jsonl", "--sequential"]) == 0
+    assert {*dropped, bare, tie} <= {*capsys.readouterr().out.splitlines()}
+    rows[NUM_LABELS - 1]["label"] = 1
+    Path("given.jsonl").write_text("".join(json.dumps(row) + "\n" for row in without_what_is_empty(rows)))
+    assert main([*words, "--unlabelled=given.jsonl", "--json=used.json"]) == 0
+    assert "4 unlabelled pairs have no reward from every model and are left out." in capsys.readouterr().out
+    used = json.loads(Path("used.json").read_text())["unlabelled"]
+    assert (used["pairs"], used["not_scored"]) == (NUM_POOL - 4, 4)
+    Path("empty.jsonl").write_text("".join(json.dumps(row) + "\n" for row in without_what_is_empty(rows)[:3]))
+    assert main(["compare", "rewards.jsonl", "--data=empty.jsonl"]) == 2
+    why = "empty prompt or response in 2, identical responses in 1"
+    assert f"got no labelled pair in empty.jsonl (3 rows; {why})" in capsys.readouterr().err
+
+
 @pytest.fixture
 def evolved(tiny_fit):
     """A run that delivers round 1, since without folds the last round is delivered."""
@@ -236,11 +286,16 @@ def test_prompts_of_the_seed_are_left_out_of_the_unlabelled_pairs(evolved, pairs
     renamed = [{"prompt": r["prompt"], "one": r["chosen"], "two": r["rejected"], "who": "one"} for r in rows]
     Path("renamed.jsonl").write_text("".join(json.dumps(row) + "\n" for row in renamed))
     bare = [{name: value for name, value in row.items() if name != "who"} for row in renamed]
+    bare += [{**bare[0], "one": ""}, {**bare[0], "two": bare[0]["one"]}]
     Path("bare.jsonl").write_text("".join(json.dumps(row) + "\n" for row in bare))
     mapped = "--columns={response_a: one, response_b: two, label: who}"
     more = [mapped, "--labels={one: a}", "--unlabelled=bare.jsonl", "--json=mapped.json"]
     assert main(["compare", "run", "--data=renamed.jsonl", *more]) == 0
-    assert json.loads(Path("mapped.json").read_text())["unlabelled"]["pairs"] == len(rows)
+    found = json.loads(Path("mapped.json").read_text())
+    assert found["unlabelled"]["pairs"] == len(rows)
+    assert found["rows"]["unlabelled"] == {"rows": len(rows) + 2, "dropped": {"empty": 1, "identical": 1}}
+    shown = capsys.readouterr().out
+    assert f"--unlabelled: dropped 1 of {len(rows) + 2} rows: identical responses" in shown and "no label" not in shown
     assert main(["compare", "run", "--data=heldout.jsonl", "--unlabelled=nowhere.jsonl"]) == 2
     assert "nowhere.jsonl" in capsys.readouterr().err
     config = Path("run/config.yaml")
