@@ -17,7 +17,7 @@ from torch import Tensor
 from ser_lightning.data.formats import prompt_hash
 from ser_lightning.data.labels import check_labels
 from ser_lightning.data.scoring_rows import FileRow, column_problems
-from ser_lightning.errors import UserError, raise_problems
+from ser_lightning.errors import UserError, problems_of, raise_problems
 from ser_lightning.evaluation.calibration import prob_a_wins
 from ser_lightning.evaluation.metrics import half_credit
 from ser_lightning.evaluation.paired_tests import first_decision, paired, same_order
@@ -42,6 +42,12 @@ _ESTIMATED = {
     "difference": ("low", "high", "B less A"),
 }
 """Figures that unlabelled pairs help with -> the ends of their intervals, and what they are called."""
+_UNREAD = {
+    "make_gate": ("gate", "sequential", "json", "category", "examples"),
+    "sequential": ("gate", "json", "unlabelled", "category", "examples"),
+}
+"""Flag -> those that it would leave unread."""
+_EXAMPLES = 3
 _NOTHING_SCORED = "compare: got no pair that both have a reward for; give files of the same --data, or mend NaNs"
 
 
@@ -58,7 +64,8 @@ def main(args: Namespace) -> int:
         return _decide(pairs.rows, sides)
     scored = [score_all(side, pairs.rows, name) for side, name in zip(sides, args.models, strict=True)]
     figures, detail, lines = compare(pairs, args.models, sides, scored, args.trust_remote_code)
-    _print(args.models, figures, detail, [*lines, *_examples(pairs.rows, scored, args.examples)])
+    number = _EXAMPLES if args.examples is None else args.examples
+    _print(args.models, figures, detail, [*lines, *_examples(pairs.rows, scored, number)])
     if args.json:
         write_text_atomically(Path(args.json), json.dumps({**figures, **detail}, indent=1) + "\n")
     failed = failures(read_gate(Path(args.gate), _known_figures(args)), figures) if args.gate else []
@@ -70,12 +77,15 @@ def _problems(args: Namespace) -> list[str]:
     found = [*column_problems(args.columns or {}), *check_labels(args.labels or {})]
     if not args.make_gate and len(args.models) > 2:
         found.append(f"compare: got {len(args.models)} models; give one or two, or baseline runs with --make_gate")
-    if args.make_gate and (args.gate or args.sequential):
-        found.append("--make_gate: got it with --gate or --sequential, which need two models; give one of them")
-    if args.sequential and (args.gate or args.json or args.unlabelled):
-        found.append("--sequential: got it with --gate, --json or --unlabelled, which need all pairs; leave one out")
+    for flag in (flag for flag in _UNREAD if args[flag]):
+        if unread := [f"--{name}" for name in _UNREAD[flag] if args[name] not in (None, False)]:
+            found.append(f"--{flag}: got it with {' and '.join(unread)}, which it does not use; leave one side out")
     if args.sequential and len(args.models) == 1:
         found.append("--sequential: got one model; give two")
+    if args.examples is not None and args.examples < 0:
+        found.append(f"--examples: got {args.examples}; use at least 0")
+    if args.examples and len(args.models) == 1 and not args.make_gate and not args.sequential:
+        found.append("--examples: got it with one model, but shows pairs that one of two orders right; leave it out")
     if args.unlabelled and not is_one_file(args) and (files := [m for m in args.models if Path(m).is_file()]):
         found.append(
             f"--unlabelled: got another file than --data beside {files[0]}, which has rewards of --data; score one "
@@ -86,7 +96,7 @@ def _problems(args: Namespace) -> list[str]:
         if args[flag]:
             found += output_problems(f"--{flag}", args[flag], inputs, args.overwrite)
     if args.gate:
-        read_gate(Path(args.gate), _known_figures(args))  # before anything is scored
+        found += problems_of(lambda: read_gate(Path(args.gate), _known_figures(args)))  # before anything is scored
     return found
 
 

@@ -173,15 +173,16 @@ def read_rows(
         yield FileRow(number, where, kind, replace(pair, pair_id=number))
 
 
-def read_candidates(source: Any, columns: Mapping[str, str], subset: str) -> list[CandidateRow]:
+def read_candidates(source: Any, columns: Mapping[str, str], category: str | None) -> list[CandidateRow]:
     """All rows of a file of chosen and rejected responses.
 
     Args:
-        subset: column that holds a row's subset; all rows are of one, `all`, where no row has it.
+        category: column that holds a row's subset; None: `subset`, and where no row has it all are of one, `all`.
 
     Raises:
         UserError: up to ten causes at once, or columns that no row has.
     """
+    subset = category or "subset"
     rows, without, causes = [], [], Causes()
     present: dict[str, None] = {}
     for where, row in source.rows():
@@ -209,6 +210,8 @@ def read_candidates(source: Any, columns: Mapping[str, str], subset: str) -> lis
                 source_id=None if source_id is None else clean(str(source_id)),
             )
         )
+    if category and without and len(without) == len(rows) and not causes.is_full:
+        causes.add([f"--category: got {category!r}, which no row of {source.name} has"])
     if 0 < len(without) < len(rows):
         causes.add([f"{without[0]}: got no {subset}, as in {len(without)} of {len(rows)} rows; fill it in all"])
     raise_problems(absent_columns(columns, present) or causes.lines())

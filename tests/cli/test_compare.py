@@ -160,12 +160,26 @@ def test_wrong_input_is_one_line(runs, capsys, tmp_path):
         ("good", "other.jsonl"): "got rewards of other texts than those of --data, such as row 999; give the same data",
         ("good", "none_of_it.jsonl"): "no pair that both have a reward for",
         ("good", "pairs.jsonl"): "got no rewards of pairs in it",
-        ("good", "bad", "--sequential", "--json=x.json"): "--sequential",
+        ("good", "bad", "--sequential", "--json=x.json"): "--sequential: got it with --json, which it does not use",
+        ("good", "bad", "--sequential", "--category=kind", "--examples=2"): "got it with --category and --examples,",
+        ("good", "--make_gate=made.yaml", "--json=x.json"): "--make_gate: got it with --json, which it does not use",
+        ("good", "bad", "--make_gate=made.yaml", "--sequential", "--gate=gate.yaml"): "with --gate and --sequential,",
+        ("good", "--make_gate=made.yaml", "--category=kind"): "--make_gate: got it with --category",
+        ("good", "--make_gate=made.yaml", "--examples=1"): "--make_gate: got it with --examples",
+        ("good", "--examples=5"): "--examples: got it with one model",
+        ("good", "bad", "--examples=-1"): "--examples: got -1; use at least 0",
     }
     for words, message in cases.items():
         capsys.readouterr()
         assert main(["compare", *([] if "--data=none.jsonl" in words else [data]), *words]) == 2, words
         assert message in capsys.readouterr().err, words
+    assert not Path("made.yaml").exists() and not Path("x.json").exists()
+
+
+def test_as_many_examples_as_asked(runs, capsys):
+    for flags, number in (([], 3), (["--examples=0"], 0), (["--examples=7"], 7)):
+        assert main(["compare", "bad", "good", "--data=pairs.jsonl", *flags]) == 0
+        assert capsys.readouterr().out.count(" right: What is") == number
 
 
 @pytest.mark.parametrize("suffix", ["jsonl", "csv", "parquet"])

@@ -159,7 +159,7 @@ def test_pairs_that_may_mislead_are_not_used_and_a_line_says_why(drawn, capsys):
     assert "--unlabelled: got no pair to use in labelled.jsonl" in capsys.readouterr().err
     both = ["compare", "new.jsonl", "old.jsonl", "--data=pairs.jsonl"]
     assert main([*both, "--unlabelled=pairs.jsonl", "--sequential"]) == 2
-    assert "--sequential: got it with --gate, --json or --unlabelled" in capsys.readouterr().err
+    assert "--sequential: got it with --unlabelled, which it does not use" in capsys.readouterr().err
     assert main(["compare", "new.jsonl", "--data=pairs.jsonl", "--sequential"]) == 2
     assert "--sequential: got one model" in capsys.readouterr().err
 
