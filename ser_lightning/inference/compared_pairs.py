@@ -109,8 +109,8 @@ def with_unlabelled(pairs: Pairs, data: Sequence[FileRow], args: Namespace) -> P
         rows = [] if "single" in counts.kinds else [*read_rows(source, columns, RowCounts(), labels=args.labels)]
         pairs = replace(pairs, unlabelled_read=Read(counts.rows, _dropped(counts)))
     if not rows:
-        why = f" ({counts.why_dropped})" if counts.dropped else ""
-        raise UserError(f"--unlabelled: got no pair to use in {args.unlabelled}{why}; give pairs like those of --data")
+        lost = f" ({counts.why_dropped})" if counts.dropped else ""
+        raise UserError(f"--unlabelled: got no pair to use in {args.unlabelled}{lost}; give pairs like those of --data")
     if why := _why_unusable(pairs, args.models):
         return replace(pairs, notes=[f"Unlabelled pairs are not used: {why}."])
     notes = []
