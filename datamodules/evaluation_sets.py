@@ -48,16 +48,22 @@ class EvaluationSet:
             rank_zero_info(f"Evaluation set {self.name}: written to {folder}")
 
     def open(
-        self, cache: Path, tokenizer: PreTrainedTokenizerBase, max_length: int, seen_dialogues: np.ndarray
+        self, cache: Path, tokenizer: PreTrainedTokenizerBase, max_length: int, data: PairStore, seen: np.ndarray
     ) -> None:
         """Map the encoded pairs, without those of dialogues that training sees.
+
+        Args:
+            data: the store of the pairs to train and test on.
+            seen: its rows that training sees.
 
         Raises:
             UserError: no labelled pair is left.
         """
-        self._store = store = PairStore(self._folder(cache, tokenizer, max_length))
+        folder = self._folder(cache, tokenizer, max_length)
+        self._store = store = PairStore(folder)
+        dialogues = PairStore(*data.folders, folder).joint_dialogue_id
         labels = store.read_labels()
-        is_labelled, is_seen = is_decided(labels), np.isin(store.dialogue_id, seen_dialogues)
+        is_labelled, is_seen = is_decided(labels), np.isin(dialogues[len(data) :], dialogues[seen])
         self.rows = np.flatnonzero(is_labelled & ~is_seen)
         self.labels = labels[self.rows]
         if num_ties := int((labels == TIE).sum()):

@@ -96,7 +96,7 @@ class SplitPairs:
             rows, dialogues = np.arange(start, end), store.joint_dialogue_id
             history.append(add_arrival(history[-1], rows, store.pair_id, dialogues, labels, self.report.between))
         self.report.annotators = agreement_of(store.read_votes()[np.concatenate([history[-1].seed, history[-1].ties])])
-        self.report.splits = count_splits(history[-1], store.dialogue_id, labels)
+        self.report.splits = count_splits(history[-1], store.joint_dialogue_id, labels)
         self._history = history
         self._rows: dict[str, np.ndarray] = dict(vars(history[-1]))
         self._labelled_rows = np.sort(self._rows["seed"])

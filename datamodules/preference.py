@@ -102,10 +102,9 @@ class PreferenceDataModule(PairFiles):
         super().setup(stage)
         self._feature_key = self._table = None  # the next module may have another body
         if stage in ("validate", "test"):
-            store = self.data.store
-            seen = np.concatenate([store.dialogue_id[self.data.rows(name)] for name in ("seed", "pool", "val")])
+            seen = np.concatenate([self.data.rows(name) for name in ("seed", "ties", "pool", "val")])
             for one in self.eval_sets:
-                one.open(self.cache_dir, self.tokenizer, self.max_length, seen)
+                one.open(self.cache_dir, self.tokenizer, self.max_length, self.data.store, seen)
         if stage == "fit":
             labels = self.data.seed_labels(self.data.rows("seed"))
             raise_problems(seed_problems(labels, "" if len(labels) else self._no_label_hint()))

@@ -17,14 +17,14 @@ from torch import Tensor
 from ser_lightning.data.formats import prompt_hash
 from ser_lightning.data.labels import check_labels
 from ser_lightning.data.scoring_rows import FileRow, column_problems
-from ser_lightning.errors import UserError, raise_problems
+from ser_lightning.errors import UserError, problems_of, raise_problems
 from ser_lightning.evaluation.calibration import prob_a_wins
 from ser_lightning.evaluation.metrics import half_credit
 from ser_lightning.evaluation.paired_tests import first_decision, paired, same_order
 from ser_lightning.evaluation.prediction_powered import Estimate, estimates
 from ser_lightning.evaluation.sets import Scored, set_figures
 from ser_lightning.evaluation.thresholds import failures, make_gate, read_gate
-from ser_lightning.inference.compared_pairs import Pairs, is_one_file, leaks, read_pairs
+from ser_lightning.inference.compared_pairs import Pairs, is_one_file, leaks, left_out, read_pairs
 from ser_lightning.inference.sides import CHUNK, Side, open_side, predicting_side, score_all
 from ser_lightning.records import PairScores
 from ser_lightning.utils.atomic import output_problems, write_text_atomically
@@ -42,6 +42,12 @@ _ESTIMATED = {
     "difference": ("low", "high", "B less A"),
 }
 """Figures that unlabelled pairs help with -> the ends of their intervals, and what they are called."""
+_UNREAD = {
+    "make_gate": ("gate", "sequential", "json", "category", "examples"),
+    "sequential": ("gate", "json", "unlabelled", "category", "examples"),
+}
+"""Flag -> those that it would leave unread."""
+_EXAMPLES = 3
 _NOTHING_SCORED = "compare: got no pair that both have a reward for; give files of the same --data, or mend NaNs"
 
 
@@ -49,16 +55,17 @@ def main(args: Namespace) -> int:
     """Run the command with its flags; 1 where a gate is not kept."""
     raise_problems(_problems(args))
     pairs = read_pairs(args)
-    say(*leaks(pairs.rows, args.models))
+    say(*left_out(pairs, args), *leaks(pairs.rows, args.models))
     known = [*pairs.rows, *(pairs.unlabelled if is_one_file(args) else [])]
-    sides = [open_side(name, known, pairs.num_rows, args.trust_remote_code) for name in args.models]
+    sides = [open_side(name, known, pairs.read.rows, args.trust_remote_code) for name in args.models]
     if args.make_gate:
         return _write_gate(args, pairs, sides)
     if args.sequential:
         return _decide(pairs.rows, sides)
     scored = [score_all(side, pairs.rows, name) for side, name in zip(sides, args.models, strict=True)]
     figures, detail, lines = compare(pairs, args.models, sides, scored, args.trust_remote_code)
-    _print(args.models, figures, detail, [*lines, *_examples(pairs.rows, scored, args.examples)])
+    number = _EXAMPLES if args.examples is None else args.examples
+    _print(args.models, figures, detail, [*lines, *_examples(pairs.rows, scored, number)])
     if args.json:
         write_text_atomically(Path(args.json), json.dumps({**figures, **detail}, indent=1) + "\n")
     failed = failures(read_gate(Path(args.gate), _known_figures(args)), figures) if args.gate else []
@@ -70,12 +77,15 @@ def _problems(args: Namespace) -> list[str]:
     found = [*column_problems(args.columns or {}), *check_labels(args.labels or {})]
     if not args.make_gate and len(args.models) > 2:
         found.append(f"compare: got {len(args.models)} models; give one or two, or baseline runs with --make_gate")
-    if args.make_gate and (args.gate or args.sequential):
-        found.append("--make_gate: got it with --gate or --sequential, which need two models; give one of them")
-    if args.sequential and (args.gate or args.json or args.unlabelled):
-        found.append("--sequential: got it with --gate, --json or --unlabelled, which need all pairs; leave one out")
+    for flag in (flag for flag in _UNREAD if args[flag]):
+        if unread := [f"--{name}" for name in _UNREAD[flag] if args[name] not in (None, False)]:
+            found.append(f"--{flag}: got it with {' and '.join(unread)}, which it does not use; leave one side out")
     if args.sequential and len(args.models) == 1:
         found.append("--sequential: got one model; give two")
+    if args.examples is not None and args.examples < 0:
+        found.append(f"--examples: got {args.examples}; use at least 0")
+    if args.examples and len(args.models) == 1 and not args.make_gate and not args.sequential:
+        found.append("--examples: got it with one model, but shows pairs that one of two orders right; leave it out")
     if args.unlabelled and not is_one_file(args) and (files := [m for m in args.models if Path(m).is_file()]):
         found.append(
             f"--unlabelled: got another file than --data beside {files[0]}, which has rewards of --data; score one "
@@ -86,7 +96,7 @@ def _problems(args: Namespace) -> list[str]:
         if args[flag]:
             found += output_problems(f"--{flag}", args[flag], inputs, args.overwrite)
     if args.gate:
-        read_gate(Path(args.gate), _known_figures(args))  # before anything is scored
+        found += problems_of(lambda: read_gate(Path(args.gate), _known_figures(args)))  # before anything is scored
     return found
 
 
@@ -112,7 +122,7 @@ def compare(
     rows, scored = [pairs.rows[i] for i in places], [one[:, places] for one in scored]
     kind = [pairs.categories[i] for i in places] if pairs.categories else []
     figures, detail = _by_labels(rows, scored, [side.temperature for side in sides], kind)
-    detail["not_scored"] = len(pairs.rows) - len(rows)
+    detail |= {"rows": pairs.rows_read, "not_scored": len(pairs.rows) - len(rows)}
     if not pairs.unlabelled:
         return figures, detail, pairs.notes
     predicted = [
@@ -123,17 +133,25 @@ def compare(
     for name, estimate in found.items():
         low, high, _ = _ESTIMATED[name]
         figures |= {name: estimate.value, low: estimate.low, high: estimate.high}
-    detail["unlabelled"] = {"pairs": num_unlabelled, **{name: asdict(estimate) for name, estimate in found.items()}}
-    return figures, detail, [_pool_line(len(rows), num_unlabelled, found), *pairs.notes]
+    not_scored = len(pairs.unlabelled) - num_unlabelled
+    counts = {"pairs": num_unlabelled, "not_scored": not_scored}
+    detail["unlabelled"] = {**counts, **{name: asdict(estimate) for name, estimate in found.items()}}
+    lost = [f"{not_scored} unlabelled pairs have no reward from every model and are left out."] if not_scored else []
+    return figures, detail, [_pool_line(len(rows), num_unlabelled, found), *lost, *pairs.notes]
 
 
 def _by_labels(
     rows: Sequence[FileRow], scored: Sequence[Tensor], temperatures: Sequence[float], categories: Sequence[str]
 ) -> tuple[dict[str, float], dict[str, Any]]:
-    """What the labelled pairs say, all of which have rewards; arguments as of `compare`."""
-    target, prompt = _targets(rows), _prompts(rows)
+    """What the labelled pairs say, all of which have rewards; arguments as of `compare`.
+
+    The pairs are turned to the sides that training gives them: a correlation depends on which response is called a.
+    """
+    turned, prompt = torch.tensor([row.is_turned for row in rows]), _prompts(rows)
+    target = torch.where(turned, 1 - _targets(rows), _targets(rows))
     scores, found = [], []
-    for (reward_a, tokens_a, reward_b, tokens_b), temperature in zip(scored, temperatures, strict=True):
+    for values, temperature in zip(scored, temperatures, strict=True):
+        reward_a, tokens_a, reward_b, tokens_b = torch.where(turned, values[[2, 3, 0, 1]], values)
         one = PairScores(torch.arange(len(rows)), reward_a, reward_b, tokens_a.long(), tokens_b.long())
         scores.append(one)
         found.append(set_figures(Scored("", one, target, prompt, categories), temperature))
@@ -241,8 +259,8 @@ def _print(models: Sequence[str], figures: dict[str, float], detail: dict[str, A
 def _difference_line(figures: dict[str, float]) -> str:
     return (
         f"B less A: {figures['difference']:+.3f} ({figures['low']:+.3f} to {figures['high']:+.3f}); only A right "
-        f"{figures['only_a']:.0f}, only B {figures['only_b']:.0f}, p {figures['p_value']:.2g} (McNemar); they order "
-        f"{figures['agreement']:.1%} of {figures['pairs']:.0f} pairs alike; take the longer: "
+        f"{figures['only_a']:.0f}, only B {figures['only_b']:.0f}, p {figures['p_value']:.2g} (sign test over "
+        f"prompts); they order {figures['agreement']:.1%} of {figures['pairs']:.0f} pairs alike; take the longer: "
         f"{figures['longer_accuracy']:.3f}."
     )
 
@@ -265,34 +283,52 @@ def _write_gate(args: Namespace, pairs: Pairs, sides: Sequence[Side]) -> int:
 
 
 def _decide(rows: Sequence[FileRow], sides: Sequence[Side]) -> int:
-    """Score in a random order until one is better for sure, and say so."""
-    seen: list[float] = []
-    found = first_decision(_changes(rows, sides, seen), len(rows), ALPHA)
-    if not any(change == change for change in seen):
+    """Score prompt by prompt in a random order until one model is better for sure, and say so."""
+    prompts = _by_prompt(rows)
+    seen: list[Tensor] = []
+    found = first_decision(_changes(prompts, sides, seen), len(prompts), ALPHA)
+    change = torch.cat(seen)
+    usable = torch.isfinite(change)
+    if not usable.any():
         raise UserError(_NOTHING_SCORED)
-    if unscored := sum(change != change for change in seen):
-        print(f"{unscored} pairs have no reward from one of both and count for neither.")
+    if unscored := int((~usable).sum()):
+        say(f"{unscored} pairs have no reward from one of both and count for neither.")
+    are_alone = len(prompts) == len(rows)
     if found is None:
-        only_a, only_b = sum(change < 0 for change in seen), sum(change > 0 for change in seen)
-        say(f"No decision after all {len(rows)} pairs: {only_a} only A right, {only_b} only B.")
+        only_a, only_b = int((change < 0).sum()), int((change > 0).sum())
+        won = [int(torch.sign(one.nansum())) for one in seen]
+        of_prompts = f" By prompts, A wins {won.count(-1)} of {len(prompts)}, B {won.count(1)}."
+        only = f"{only_a} only A right, {only_b} only B."
+        say(f"No decision after all {len(rows)} pairs: {only}{'' if are_alone else of_prompts}")
     else:
         looked, lead = found
-        say(f"{'B' if lead > 0 else 'A'} is better, sure after {looked} of {len(rows)} pairs (5 % error).")
+        of_prompts = "" if are_alone else f", {looked} of {len(prompts)} prompts"
+        winner = "B" if lead > 0 else "A"
+        say(f"{winner} is better, sure after {len(change)} of {len(rows)} pairs{of_prompts} (5 % error).")
     return 0
 
 
-def _changes(rows: Sequence[FileRow], sides: Sequence[Side], seen: list[float]) -> Iterator[float]:
-    """Credit of B less that of A, pair by pair in a random order; 0 where one has no reward.
+def _by_prompt(rows: Sequence[FileRow]) -> list[list[FileRow]]:
+    """The rows of each prompt, in the order of the prompts in the file."""
+    found: dict[int, list[FileRow]] = {}
+    for row, prompt in zip(rows, _prompts(rows).tolist(), strict=True):
+        found.setdefault(prompt, []).append(row)
+    return list(found.values())
 
-    All are added to `seen`, where it is NaN.
+
+def _changes(prompts: Sequence[list[FileRow]], sides: Sequence[Side], seen: list[Tensor]) -> Iterator[float]:
+    """Credit of B less that of A, prompt by prompt in a random order; a pair counts 0 where one has no reward.
+
+    Those of each prompt's pairs are added to `seen`, NaN where one has no reward.
     """
-    order = np.random.default_rng(0).permutation(len(rows))
+    order = np.random.default_rng(0).permutation(len(prompts))
     for start in range(0, len(order), CHUNK // 8):
-        chunk = [rows[i] for i in order[start : start + CHUNK // 8]]
-        target = _targets(chunk)
-        margins = [values[0] - values[2] for values in (side.score(chunk) for side in sides)]
+        chunk = [prompts[i] for i in order[start : start + CHUNK // 8]]
+        rows = [row for pairs in chunk for row in pairs]
+        target = _targets(rows)
+        margins = [values[0] - values[2] for values in (side.score(rows) for side in sides)]
         usable = torch.isfinite(margins[0]) & torch.isfinite(margins[1])
         change = half_credit(margins[1], target) - half_credit(margins[0], target)
-        for one in torch.where(usable, change, torch.nan).tolist():
+        for one in torch.where(usable, change, torch.nan).split([len(pairs) for pairs in chunk]):
             seen.append(one)
-            yield 0.0 if one != one else one
+            yield float(one.nansum())

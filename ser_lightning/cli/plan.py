@@ -371,6 +371,8 @@ def _rounds(rounds: list[RoundWork], settings: Namespace, cached: dict[str, int]
     pairs_per_second, like = settings.pairs_per_second, settings.like
     if pairs_per_second is not None and pairs_per_second <= 0:
         raise UserError(f"--pairs_per_second: got {pairs_per_second}; give a number above 0")
+    if pairs_per_second is not None and like:
+        raise UserError(f"--like: got {like} with --pairs_per_second, which says the rate; give one of them")
     rate: float | None = None
     source = None
     if pairs_per_second is not None:

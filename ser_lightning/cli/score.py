@@ -21,9 +21,17 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ser_lightning.data.encode import EncodedPair
-from ser_lightning.data.formats import DROPS
 from ser_lightning.data.labels import TIE, check_labels
-from ser_lightning.data.scoring_rows import FileRow, Kind, RowCounts, column_problems, open_source, read_rows, survey
+from ser_lightning.data.scoring_rows import (
+    REASONS,
+    FileRow,
+    Kind,
+    RowCounts,
+    column_problems,
+    open_source,
+    read_rows,
+    survey,
+)
 from ser_lightning.errors import UserError, raise_problems
 from ser_lightning.evaluation.calibration import prob_a_wins
 from ser_lightning.evaluation.metrics import half_credit, wilson_interval
@@ -36,10 +44,6 @@ CHUNK = 1024
 _SUFFIXES = (".parquet", ".csv", ".jsonl")
 _SIDES: dict[Kind, tuple[str, ...]] = {"chosen": ("_chosen", "_rejected"), "sides": ("_a", "_b"), "single": ("",)}
 """What the columns of each response are called after `reward` and `tokens`."""
-_REASONS: dict[str, str] = {
-    **{str(reason): text for reason, text in DROPS.items()},
-    "too_long": "a response does not fit",
-}
 
 
 @dataclass
@@ -131,7 +135,7 @@ def print_tally(tally: Tally, scorer: Scorer, out: str) -> None:
     table.add_row("scored", f"{tally.scored:,}", f"of {tally.read.rows:,} rows")
     table.add_row("prompt cut", f"{tally.cut:,}", f"to fit into {scorer.reward.max_length:,} tokens")
     for why, count in sorted(tally.read.dropped.items()):
-        table.add_row("dropped", f"{count:,}", _REASONS[why])
+        table.add_row("dropped", f"{count:,}", REASONS[why])
     if tally.ties:
         table.add_row("ties", f"{tally.ties:,}", "labelled a tie: scored, and left out of the accuracy")
     if tally.labelled:
@@ -218,8 +222,9 @@ def _out_problems(out: Path, inputs: list[str], overwrite: bool) -> Iterator[str
 
 
 def _nothing(path: str, counts: RowCounts) -> str:
-    reasons = ", ".join(f"{_REASONS[why]} in {count}" for why, count in sorted(counts.dropped.items()))
-    return f"{path}: got {counts.rows} rows and none to score ({reasons}); mend the file, or raise --max_length"
+    return (
+        f"{path}: got {counts.rows} rows and none to score ({counts.why_dropped}); mend the file, or raise --max_length"
+    )
 
 
 def _without_formulas(table: pa.Table) -> pa.Table:

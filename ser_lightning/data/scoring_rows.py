@@ -11,7 +11,15 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from ser_lightning.data.columns import LIST_COLUMNS, absent_columns, check_mapping, with_paths
-from ser_lightning.data.formats import parse_candidates, parse_prompt, parse_response, parse_row, prompt_hash
+from ser_lightning.data.formats import (
+    DROPS,
+    canonical_pair,
+    parse_candidates,
+    parse_prompt,
+    parse_response,
+    parse_row,
+    prompt_hash,
+)
 from ser_lightning.data.labels import Labels
 from ser_lightning.data.sources import open_sources
 from ser_lightning.data.turns import clean, is_blank
@@ -23,6 +31,11 @@ Kind = Literal["chosen", "sides", "single"]
 _PAIRS = (("chosen", "rejected"), ("response_a", "response_b"))
 VERDICTS = ("label", "score_a", "score_b", "annotator")
 """Columns that say which response is better."""
+REASONS: dict[str, str] = {
+    **{str(reason): text for reason, text in DROPS.items()},
+    "too_long": "a response does not fit",
+}
+"""Why a row is dropped -> how it is said."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +56,12 @@ class FileRow:
         texts = [self.pair.prompt, self.pair.response_a, self.pair.response_b]
         return hashlib.sha256(json.dumps(texts).encode()).hexdigest()[:16]
 
+    @property
+    def is_turned(self) -> bool:
+        """Whether training calls the first response b: there the sides follow from the texts, whatever the file."""
+        pair = self.pair
+        return canonical_pair(pair.prompt, pair.response_a, pair.response_b, None).response_a != pair.response_a
+
 
 @dataclass
 class RowCounts:
@@ -60,6 +79,11 @@ class RowCounts:
     def usable(self) -> int:
         """Rows that can be scored."""
         return self.rows - self.dropped.total()
+
+    @property
+    def why_dropped(self) -> str:
+        """How many rows were dropped for each reason, for a message; empty where none was."""
+        return ", ".join(f"{REASONS[why]} in {count}" for why, count in sorted(self.dropped.items()))
 
 
 @dataclass(frozen=True)
@@ -149,15 +173,16 @@ def read_rows(
         yield FileRow(number, where, kind, replace(pair, pair_id=number))
 
 
-def read_candidates(source: Any, columns: Mapping[str, str], subset: str) -> list[CandidateRow]:
+def read_candidates(source: Any, columns: Mapping[str, str], category: str | None) -> list[CandidateRow]:
     """All rows of a file of chosen and rejected responses.
 
     Args:
-        subset: column that holds a row's subset; all rows are of one, `all`, where no row has it.
+        category: column that holds a row's subset; None: `subset`, and where no row has it all are of one, `all`.
 
     Raises:
         UserError: up to ten causes at once, or columns that no row has.
     """
+    subset = category or "subset"
     rows, without, causes = [], [], Causes()
     present: dict[str, None] = {}
     for where, row in source.rows():
@@ -185,6 +210,8 @@ def read_candidates(source: Any, columns: Mapping[str, str], subset: str) -> lis
                 source_id=None if source_id is None else clean(str(source_id)),
             )
         )
+    if category and without and len(without) == len(rows) and not causes.is_full:
+        causes.add([f"--category: got {category!r}, which no row of {source.name} has"])
     if 0 < len(without) < len(rows):
         causes.add([f"{without[0]}: got no {subset}, as in {len(without)} of {len(rows)} rows; fill it in all"])
     raise_problems(absent_columns(columns, present) or causes.lines())

@@ -34,6 +34,8 @@ from ser_lightning.utils.terminal import say
 
 NUM_OF_RUN = 100
 """Pairs that are asked for of a run, unless `--n` says otherwise."""
+_OF_PAGE = {"n": None, "strategy": "Random", "annotator": "me", "port": 0, "open": False}
+"""Flags that only the page reads -> what they are without being given."""
 
 
 def main(args: Namespace) -> None:
@@ -59,6 +61,13 @@ def _problems(args: Namespace) -> Iterable[str]:
         yield f"--n: got {args.n}; use at least 1"
     if len(does := [flag for flag in ("agreement", "export", "import") if args[flag]]) > 1:
         yield f"label: got --{' and --'.join(does)}; give one at a time"
+    unread = [flag for flag, usual in _OF_PAGE.items() if args[flag] != usual]
+    if does and unread:
+        yield f"--{does[0]}: got it with --{' and --'.join(unread)}, which the page alone uses; leave one side out"
+    elif args.strategy != _OF_PAGE["strategy"] and args.run is None:
+        yield f"--strategy: got {args.strategy} without --run, from whose pool it chooses; leave it out"
+    if args.form != "training" and not args.export:
+        yield f"--form: got {args.form} without --export, whose file it is of; give both"
     if args.run and (args.columns or args.labels):
         yield "label: got --columns or --labels with --run, whose config has them; leave them out"
     yield from [*column_problems(args.columns or {}), *check_labels(args.labels or {})]

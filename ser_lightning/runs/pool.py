@@ -1,16 +1,17 @@
 """The pool of a run, as texts: what people can label next, and what its seed model has not seen."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from ser_lightning.data.formats import parse_rows, prompt_hash
+from ser_lightning.data.formats import earlier_prompts, parse_rows, prompt_hash
 from ser_lightning.data.sources import open_sources
+from ser_lightning.data.store import join_dialogues
 from ser_lightning.errors import UserError
-from ser_lightning.records import PreferencePair
+from ser_lightning.records import PreferencePair, Turn
 from ser_lightning.runs.config import setting
 from ser_lightning.runs.files import delivered_round, round_files
 from ser_lightning.runs.pair_tables import read_audit, read_test_scores
@@ -38,8 +39,10 @@ def read_pool(run: Path, num_pairs: int = 1) -> tuple[list[PreferencePair], Tens
     return pairs, torch.tensor([prob_a[pair.pair_id] for pair in pairs])
 
 
-def trained_prompts(run: Path) -> set[int]:
-    """`prompt_hash` of the prompts of a run's files that its seed model may know: of all but pool and test pairs.
+def in_trained_dialogues(run: Path, prompts: Sequence[list[Turn]]) -> list[bool]:
+    """Of each prompt, whether the seed model of a run may know its dialogue: of all pairs but those of pool and test.
+
+    Dialogues are those of the splits: prompts that continue one another are of one.
 
     Raises:
         UserError: the files that its config names are gone.
@@ -49,7 +52,20 @@ def trained_prompts(run: Path) -> set[int]:
         files = round_files(run, number)
         for table in (read_audit(files.audit), read_test_scores(files.test_scores)):
             unseen |= set() if table is None else set(table["pair_id"].tolist())
-    return {prompt_hash(pair.prompt) for pair in _pairs_of(run) if pair.pair_id not in unseen}
+    known, continuations = set[int](), set[tuple[int, int]]()
+    for pair in _pairs_of(run):
+        if pair.pair_id not in unseen:
+            known.add(prompt_hash(pair.prompt))
+            continuations |= _continued(pair.prompt)
+    for prompt in prompts:
+        continuations |= _continued(prompt)
+    dialogues = join_dialogues([*known, *map(prompt_hash, prompts)], continuations)
+    trained = set(dialogues[: len(known)])
+    return [dialogue in trained for dialogue in dialogues[len(known) :]]
+
+
+def _continued(prompt: list[Turn]) -> set[tuple[int, int]]:
+    return {(earlier, prompt_hash(prompt)) for earlier in earlier_prompts(prompt)}
 
 
 def _pairs_of(run: Path) -> Iterator[PreferencePair]:

@@ -267,6 +267,9 @@ def test_wrong_flags_are_a_line_each(model, capsys):
     assert problems(capsys, "--model=x", f"--data={data}", "--weights={math-prn: 1}") == [
         "--weights: got math-prn, which no row of --data has; did you mean math-prm?"
     ]
+    assert problems(capsys, "--model=x", f"--data={data}", "--category=sbset") == [
+        "--category: got 'sbset', which no row of rows.jsonl has"
+    ]
     assert "which is no folder" in problems(capsys, "--model=x", f"--data={data}")[0]
     [line] = problems(capsys, f"--model={model}", f"--data={data}", "--max_length=20", "--device=cpu")
     assert line == "bench: got no row whose responses all fit, of 30; raise --max_length"

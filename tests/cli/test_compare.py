@@ -1,5 +1,7 @@
 import hashlib
 import json
+import math
+import random
 from pathlib import Path
 
 import pytest
@@ -43,6 +45,29 @@ def test_two_runs_and_what_score_wrote_of_them_compare_alike(runs, capsys):
     assert {k: files[k] for k in FIGURES} == pytest.approx({k: found[k] for k in FIGURES}, abs=0.01, nan_ok=True)
 
 
+def test_no_figure_depends_on_how_the_file_calls_the_sides(runs, tiny_run):
+    """Chosen and rejected, or the same pairs on other sides; and `test`, which reads another way, has the same."""
+    rows = [json.loads(line) for line in Path("pairs.jsonl").read_text().splitlines()]
+    found = {}
+    for name, seed in (("chosen", None), ("turned", 0), ("other", 1)):
+        generator, sides = random.Random(seed), []
+        for row in rows:
+            label = generator.randint(0, 1)
+            a, b = (row["chosen"], row["rejected"])[:: 1 if label else -1]
+            sides.append({"prompt": row["prompt"], "response_a": a, "response_b": b, "label": label})
+        Path(f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in (rows if seed is None else sides)))
+        assert main(["compare", "bad", "good", f"--data={name}.jsonl", f"--json={name}.json"]) == 0
+        found[name] = json.loads(Path(f"{name}.json").read_text())
+    assert found["chosen"]["length_correlation_a"] != pytest.approx(found["chosen"]["length_correlation_b"])
+    for name in ("turned", "other"):
+        assert {k: found[name][k] for k in FIGURES} == pytest.approx({k: found["chosen"][k] for k in FIGURES}, abs=1e-5)
+    assert main(["test", *tiny_run, "--data.eval_sets.x=pairs.jsonl", "--run_dir=good", "--ckpt_path=last"]) == 0
+    tested = json.loads(Path("good/evaluation-test.json").read_text())["x"]
+    for figure in ("accuracy", "length_correlation", "calibration_error", "tie_share", "longer_accuracy"):
+        side = figure if figure == "longer_accuracy" else f"{figure}_b"
+        assert found["chosen"][side] == pytest.approx(tested[figure], abs=1e-4), figure
+
+
 def test_rewards_of_rows_without_a_label_are_no_strangers(runs, capsys):
     texts = Path("pairs.jsonl").read_text()
     bare = {"prompt": "What is 1 plus 1?", "response_a": "It is 2.", "response_b": "It is 5, I think."}
@@ -72,6 +97,33 @@ def test_a_sequential_comparison_says_who_is_better_or_that_it_cannot(runs, caps
         Path(f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert main(["compare", "right.jsonl", "wrong.jsonl", "--data=pairs.jsonl", "--sequential"]) == 0
     assert "A is better, sure after 9 of 60 pairs" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("num_prompts", "decided"), [(5, None), (6, 6), (30, 8)])
+def test_a_prompt_is_one_step_of_a_sequential_comparison_however_many_pairs_it_has(num_prompts, decided, capsys):
+    """A wins all: of n prompts k decide if 2 / 2^k <= 0.05 k / n. One pair of each has no reward, and one is a tie."""
+    assert decided is None or 2 / 2**decided <= 0.05 * decided / num_prompts < 2 / 2 ** (decided - 1)
+    rows = [(f"Question {i % num_prompts}?", f"Yes {i}.", f"No {i}.") for i in range(12 * num_prompts)]
+    texts = [dict(zip(("prompt", "chosen", "rejected"), row, strict=True)) for row in rows]
+    Path("pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in texts))
+    for name, reward in (("right", 1.0), ("wrong", -1.0)):
+        lines = []
+        for i, (prompt, *responses) in enumerate(rows):
+            given = math.nan if i < num_prompts else 0.0 if i < 2 * num_prompts else reward
+            words = json.dumps([[{"role": "user", "content": prompt}], *responses])
+            sides = {"reward_chosen": given, "reward_rejected": 0.0, "tokens_chosen": 5, "tokens_rejected": 6}
+            content = hashlib.sha256(words.encode()).hexdigest()[:16]
+            lines.append(json.dumps({"row": i, **sides, "probability": 0.7, "content": content}) + "\n")
+        Path(f"{name}.jsonl").write_text("".join(lines))
+    assert main(["compare", "right.jsonl", "wrong.jsonl", "--data=pairs.jsonl", "--sequential"]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    total, scored = 12 * num_prompts, 10 * num_prompts
+    if decided is None:
+        assert f"No decision after all {total} pairs: {scored} only A right, 0 only B." in shown
+        assert f"By prompts, A wins {num_prompts} of {num_prompts}, B 0." in shown
+    else:
+        of_prompts = f"{decided} of {num_prompts} prompts (5 % error)"
+        assert f"A is better, sure after {12 * decided} of {total} pairs, {of_prompts}" in shown
 
 
 def test_rewards_that_are_no_numbers_decide_nothing(runs, capsys):
@@ -108,12 +160,26 @@ def test_wrong_input_is_one_line(runs, capsys, tmp_path):
         ("good", "other.jsonl"): "got rewards of other texts than those of --data, such as row 999; give the same data",
         ("good", "none_of_it.jsonl"): "no pair that both have a reward for",
         ("good", "pairs.jsonl"): "got no rewards of pairs in it",
-        ("good", "bad", "--sequential", "--json=x.json"): "--sequential",
+        ("good", "bad", "--sequential", "--json=x.json"): "--sequential: got it with --json, which it does not use",
+        ("good", "bad", "--sequential", "--category=kind", "--examples=2"): "got it with --category and --examples,",
+        ("good", "--make_gate=made.yaml", "--json=x.json"): "--make_gate: got it with --json, which it does not use",
+        ("good", "bad", "--make_gate=made.yaml", "--sequential", "--gate=gate.yaml"): "with --gate and --sequential,",
+        ("good", "--make_gate=made.yaml", "--category=kind"): "--make_gate: got it with --category",
+        ("good", "--make_gate=made.yaml", "--examples=1"): "--make_gate: got it with --examples",
+        ("good", "--examples=5"): "--examples: got it with one model",
+        ("good", "bad", "--examples=-1"): "--examples: got -1; use at least 0",
     }
     for words, message in cases.items():
         capsys.readouterr()
         assert main(["compare", *([] if "--data=none.jsonl" in words else [data]), *words]) == 2, words
         assert message in capsys.readouterr().err, words
+    assert not Path("made.yaml").exists() and not Path("x.json").exists()
+
+
+def test_as_many_examples_as_asked(runs, capsys):
+    for flags, number in (([], 3), (["--examples=0"], 0), (["--examples=7"], 7)):
+        assert main(["compare", "bad", "good", "--data=pairs.jsonl", *flags]) == 0
+        assert capsys.readouterr().out.count(" right: What is") == number
 
 
 @pytest.mark.parametrize("suffix", ["jsonl", "csv", "parquet"])

@@ -11,13 +11,13 @@ import yaml
 from scipy import stats
 
 from ser_lightning.__main__ import main
-from ser_lightning.data.formats import canonical_pair, prompt_hash
+from ser_lightning.data.formats import canonical_pair
 from ser_lightning.data.scoring_rows import RowCounts, open_source, read_rows
 from ser_lightning.errors import UserError
 from ser_lightning.inference.sides import open_side, predicting_side
 from ser_lightning.runs.files import round_files
 from ser_lightning.runs.pair_tables import read_audit, read_test_scores
-from ser_lightning.runs.pool import trained_prompts
+from ser_lightning.runs.pool import in_trained_dialogues
 
 NUM_LABELS, NUM_POOL = 200, 2000
 SCALE = 4.0
@@ -159,9 +159,59 @@ def test_pairs_that_may_mislead_are_not_used_and_a_line_says_why(drawn, capsys):
     assert "--unlabelled: got no pair to use in labelled.jsonl" in capsys.readouterr().err
     both = ["compare", "new.jsonl", "old.jsonl", "--data=pairs.jsonl"]
     assert main([*both, "--unlabelled=pairs.jsonl", "--sequential"]) == 2
-    assert "--sequential: got it with --gate, --json or --unlabelled" in capsys.readouterr().err
+    assert "--sequential: got it with --unlabelled, which it does not use" in capsys.readouterr().err
     assert main(["compare", "new.jsonl", "--data=pairs.jsonl", "--sequential"]) == 2
     assert "--sequential: got one model" in capsys.readouterr().err
+
+
+def without_what_is_empty(rows):
+    """The rows, the first with an empty answer, the second with two equal ones and the third with an empty prompt."""
+    first, second, third, *rest = rows
+    first, third = {**first, "response_a": " "}, {**third, "prompt": ""}
+    return [first, {**second, "response_b": second["response_a"]}, third, *rest]
+
+
+def test_rows_that_are_not_used_are_counted_by_reason(drawn, capsys):
+    """In print and in `--json`: of the labelled pairs, of unlabelled ones in the same file and in one of their own."""
+    rows = [json.loads(line) for line in Path("pairs.jsonl").read_text().splitlines()]
+    rows[NUM_LABELS - 1]["label"] = 0.5
+    given = without_what_is_empty(rows)
+    Path("given.jsonl").write_text("".join(json.dumps(row) + "\n" for row in given))
+    margin, texts = drawn[1]["new"].copy(), texts_of("given")
+    margin[[NUM_LABELS - 2, *range(NUM_LABELS, NUM_LABELS + 4)]] = np.nan
+    write_rewards("rewards.jsonl", margin, texts)
+    dropped = [
+        "--data: dropped 2 of 2,200 rows: empty prompt or response",
+        "--data: dropped 1 of 2,200 rows: identical responses",
+    ]
+    tie, bare = (
+        f"--data: left out {n} of 2,200 rows: {why}" for n, why in (("1", "labelled a tie"), ("2,000", "no label"))
+    )
+    words = ["compare", "rewards.jsonl", "--data=given.jsonl"]
+    for flags, lines, name in (
+        ([], [*dropped, bare, tie], "one"),
+        (["--unlabelled=given.jsonl"], [*dropped, tie], "same"),
+    ):
+        assert main([*words, *flags, f"--json={name}.json"]) == 0
+        shown = capsys.readouterr().out.splitlines()
+        assert [line for line in shown if line.startswith("--data:")] == lines
+        assert "1 pairs have no reward from every model and are left out." in shown
+        found = json.loads(Path(f"{name}.json").read_text())
+        counts = {"rows": 2200, "dropped": {"empty": 2, "identical": 1}, "unlabelled": 2000, "ties": 1}
+        assert found["rows"] == {"data": counts}
+        assert (found["pairs"], found["not_scored"]) == (NUM_LABELS - 5, 1)
+    assert main(["compare", "rewards.jsonl", "rewards.jsonl", "--data=given.jsonl", "--sequential"]) == 0
+    assert {*dropped, bare, tie} <= {*capsys.readouterr().out.splitlines()}
+    rows[NUM_LABELS - 1]["label"] = 1
+    Path("given.jsonl").write_text("".join(json.dumps(row) + "\n" for row in without_what_is_empty(rows)))
+    assert main([*words, "--unlabelled=given.jsonl", "--json=used.json"]) == 0
+    assert "4 unlabelled pairs have no reward from every model and are left out." in capsys.readouterr().out
+    used = json.loads(Path("used.json").read_text())["unlabelled"]
+    assert (used["pairs"], used["not_scored"]) == (NUM_POOL - 4, 4)
+    Path("empty.jsonl").write_text("".join(json.dumps(row) + "\n" for row in without_what_is_empty(rows)[:3]))
+    assert main(["compare", "rewards.jsonl", "--data=empty.jsonl"]) == 2
+    why = "empty prompt or response in 2, identical responses in 1"
+    assert f"got no labelled pair in empty.jsonl (3 rows; {why})" in capsys.readouterr().err
 
 
 @pytest.fixture
@@ -179,6 +229,12 @@ def noted_margins(run, number):
     return dict(zip(ids, np.concatenate([t["reward_a"] - t["reward_b"] for t in tables]).tolist(), strict=True))
 
 
+def num_trained(run, file):
+    """How many pairs of a file are of dialogues that a run was trained on."""
+    rows = read_rows(open_source(str(file)), {}, RowCounts())
+    return sum(in_trained_dialogues(run, [row.pair.prompt for row in rows]))
+
+
 def test_the_seed_model_predicts_for_a_run_that_evolved(evolved, pairs_file):
     """Its rewards are those that the run noted in round 0, and those of the delivered model are of round 1."""
     rows = [*read_rows(open_source(str(pairs_file)), {}, RowCounts())]
@@ -193,8 +249,9 @@ def test_the_seed_model_predicts_for_a_run_that_evolved(evolved, pairs_file):
         expected = sign * torch.tensor([noted[pairs[i].pair_id] for i in known])
         torch.testing.assert_close(margin[0] - margin[2], expected, atol=1e-3, rtol=1e-3)
     assert max(abs(before[i] - after[i]) for i in before) > 0.01
-    # The seed model may know all other prompts, and knows none of these.
-    assert trained_prompts(evolved) == {prompt_hash(r.pair.prompt) for i, r in enumerate(rows) if i not in known}
+    # The seed model may know all other dialogues, and knows none of these.
+    expected = [i not in known for i in range(len(rows))]
+    assert in_trained_dialogues(evolved, [row.pair.prompt for row in rows]) == expected
 
 
 def test_a_run_that_delivers_its_seed_model_predicts_for_itself(tiny_fit):
@@ -220,20 +277,25 @@ def test_prompts_of_the_seed_are_left_out_of_the_unlabelled_pairs(evolved, pairs
     Path("heldout.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     words = ["compare", "run", "--data=heldout.jsonl", f"--unlabelled={pairs_file}", "--json=found.json"]
     assert main(words) == 0
-    left_out = len(trained_prompts(evolved))
+    left_out = num_trained(evolved, pairs_file)
     total = len(pairs_file.read_text().splitlines())
     shown = " ".join(capsys.readouterr().out.split())
-    assert f"{left_out} unlabelled pairs have a prompt that run was trained on, and are left out." in shown
+    assert f"{left_out} unlabelled pairs are of dialogues that run was trained on, and left out." in shown
     assert json.loads(Path("found.json").read_text())["unlabelled"]["pairs"] == total - left_out
     # Its columns are those of --data, but for what says who is better, which it need not have.
     renamed = [{"prompt": r["prompt"], "one": r["chosen"], "two": r["rejected"], "who": "one"} for r in rows]
     Path("renamed.jsonl").write_text("".join(json.dumps(row) + "\n" for row in renamed))
     bare = [{name: value for name, value in row.items() if name != "who"} for row in renamed]
+    bare += [{**bare[0], "one": ""}, {**bare[0], "two": bare[0]["one"]}]
     Path("bare.jsonl").write_text("".join(json.dumps(row) + "\n" for row in bare))
     mapped = "--columns={response_a: one, response_b: two, label: who}"
     more = [mapped, "--labels={one: a}", "--unlabelled=bare.jsonl", "--json=mapped.json"]
     assert main(["compare", "run", "--data=renamed.jsonl", *more]) == 0
-    assert json.loads(Path("mapped.json").read_text())["unlabelled"]["pairs"] == len(rows)
+    found = json.loads(Path("mapped.json").read_text())
+    assert found["unlabelled"]["pairs"] == len(rows)
+    assert found["rows"]["unlabelled"] == {"rows": len(rows) + 2, "dropped": {"empty": 1, "identical": 1}}
+    shown = capsys.readouterr().out
+    assert f"--unlabelled: dropped 1 of {len(rows) + 2} rows: identical responses" in shown and "no label" not in shown
     assert main(["compare", "run", "--data=heldout.jsonl", "--unlabelled=nowhere.jsonl"]) == 2
     assert "nowhere.jsonl" in capsys.readouterr().err
     config = Path("run/config.yaml")
@@ -241,15 +303,22 @@ def test_prompts_of_the_seed_are_left_out_of_the_unlabelled_pairs(evolved, pairs
     assert main([*words, "--overwrite"]) == 2
     assert "--unlabelled: got run, whose files do not tell which pairs it knows" in capsys.readouterr().err
     with pytest.raises(UserError, match="gone"):
-        trained_prompts(evolved)
+        in_trained_dialogues(evolved, [])
 
 
 def test_labelled_pairs_that_a_run_was_trained_on_are_named(evolved, pairs_file, capsys):
     """Its file of training pairs holds its test pairs as well, which it has not seen."""
-    number, total = len(trained_prompts(evolved)), len(pairs_file.read_text().splitlines())
+    number, total = num_trained(evolved, pairs_file), len(pairs_file.read_text().splitlines())
     assert 0 < number < total
-    line = f"warning: --data: run may know the prompts of {number} of {total} labelled pairs"
+    line = f"warning: --data: run may know the dialogues of {number} of {total} labelled pairs"
     assert main(["compare", "run", f"--data={pairs_file}"]) == 0
+    assert line in " ".join(capsys.readouterr().out.split())
+    asked = [json.loads(text) for text in pairs_file.read_text().splitlines()]
+    later = [[("user", row["prompt"]), ("assistant", row["chosen"]), ("user", "And then?")] for row in asked]
+    turns = [[{"role": role, "content": text} for role, text in prompt] for prompt in later]
+    rows = [{"prompt": prompt, "chosen": f"Good {i}.", "rejected": f"Bad {i}."} for i, prompt in enumerate(turns)]
+    Path("later.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert main(["compare", "run", "--data=later.jsonl"]) == 0
     assert line in " ".join(capsys.readouterr().out.split())
     rows = [{"prompt": f"What is {n} plus {n}?", "chosen": f"{2 * n}.", "rejected": f"{n}!"} for n in range(300, 420)]
     Path("heldout.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

@@ -211,6 +211,8 @@ def test_rates_without_a_source_and_runs_that_train_nothing_are_refused(capsys, 
     assert "run: nowhere has no rounds.csv" in problems_of(capsys, "plan", *tiny_run, "--like=nowhere")[-1]
     assert "--pairs_per_second: got 0.0" in problems_of(capsys, "plan", *tiny_run, "--pairs_per_second=0")[-1]
     sft = sft_flags(tiny_model_dir, pairs_file)
+    both = problems_of(capsys, "plan", *tiny_run, "--like=old", "--pairs_per_second=2")
+    assert both[-1].endswith("--like: got old with --pairs_per_second, which says the rate; give one of them")
     for flag in ("--like=old", "--pairs_per_second=2.0"):
         name, _, value = flag.partition("=")
         found = problems_of(capsys, "plan", *sft, flag)

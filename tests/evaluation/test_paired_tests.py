@@ -7,14 +7,47 @@ import pytest
 import torch
 from scipy import stats
 
-from ser_lightning.evaluation.paired_tests import boundary, first_decision, mcnemar, paired, same_order
+from ser_lightning.evaluation.paired_tests import boundary, first_decision, paired, prompts_won, same_order, sign_test
 
 
 @pytest.mark.parametrize(("only_a", "only_b"), [(0, 0), (0, 1), (3, 3), (2, 11), (40, 12), (500, 580), (1000, 1000)])
-def test_mcnemar_counts_the_splits_of_the_discordant_pairs(only_a, only_b):
+def test_the_p_value_counts_the_splits_of_the_discordant_pairs_which_is_mcnemars_test(only_a, only_b):
+    """Where every prompt has one pair; 5 pairs more are as good for both."""
     n = only_a + only_b
     as_uneven = sum(math.comb(n, k) for k in range(n + 1) if abs(2 * k - n) >= abs(only_a - only_b))
-    assert mcnemar(only_a, only_b) == pytest.approx(float(Fraction(as_uneven, 2**n)), rel=1e-8)
+    expected = float(Fraction(as_uneven, 2**n))
+    assert sign_test(only_a, only_b) == pytest.approx(expected, rel=1e-8)
+    change = torch.tensor([-1.0] * only_a + [1.0] * only_b + [0.0] * 5)
+    found = paired(torch.zeros(n + 5), change, change == 0, np.arange(n + 5))
+    assert (found.only_a, found.only_b, found.p_value) == (only_a, only_b, sign_test(only_a, only_b))
+
+
+def test_a_prompt_is_won_by_the_sum_of_its_pairs():
+    generator = np.random.default_rng(6)
+    prompt, change = generator.integers(20, size=90), generator.choice([-1, -0.5, 0, 0.5, 1], size=90)
+    sums = {name: sum(change[i] for i in range(90) if prompt[i] == name) for name in set(prompt.tolist())}
+    expected = sum(one < 0 for one in sums.values()), sum(one > 0 for one in sums.values())
+    assert prompts_won(torch.tensor(change), prompt) == expected
+    found = paired(torch.zeros(90), torch.tensor(change), torch.ones(90, dtype=torch.bool), prompt)
+    assert found.p_value == pytest.approx(stats.binomtest(expected[0], sum(expected)).pvalue)
+    assert (found.only_a, found.only_b) == (int((change < 0).sum()), int((change > 0).sum()))
+
+
+def test_pairs_of_one_prompt_weigh_as_little_as_one():
+    """Six copies of every pair: a test of the pairs would take 9 wins of 30 for 54 of 180."""
+    change = torch.tensor([1.0] * 9 + [-1.0] * 21)
+    alone, copied = (
+        paired(torch.zeros(30 * n), change.repeat(n), change.repeat(n) == 0, np.tile(np.arange(30), n)) for n in (1, 6)
+    )
+    assert copied.p_value == alone.p_value > 0.04 and copied.only_b == 6 * alone.only_b
+
+
+def test_equal_models_have_a_small_p_value_in_5_of_100_cases_at_most_also_with_many_pairs_a_prompt():
+    generator = np.random.default_rng(0)
+    won = generator.choice([-1.0, 0.0, 0.0, 1.0], size=(1000, 60))  # by the prompt alone
+    prompt = np.repeat(np.arange(60), 6)
+    small = [sign_test(*prompts_won(torch.from_numpy(one).repeat_interleave(6), prompt)) < 0.05 for one in won]
+    assert sum(small) > 0 and stats.binomtest(sum(small), 1000, 0.05, alternative="greater").pvalue > 0.01
 
 
 def test_the_interval_is_that_of_a_loop_over_resampled_prompts():

@@ -181,6 +181,14 @@ def test_what_cannot_work_is_one_line(pairs, capsys):
     assert line == "label: got no labels in pairs.labels; label some first, or name their folder with --to"
     [line] = problems_of(capsys, "label", file, "--export=o.jsonl", "--agreement")
     assert line == "label: got --agreement and --export; give one at a time"
+    [line] = problems_of(capsys, "label", file, "--strategy=MostUncertain")
+    assert line == "--strategy: got MostUncertain without --run, from whose pool it chooses; leave it out"
+    [line] = problems_of(capsys, "label", file, "--form=argilla")
+    assert line == "--form: got argilla without --export, whose file it is of; give both"
+    for does in ("--agreement", "--export=o.jsonl", "--import=tool.json"):
+        [line] = problems_of(capsys, "label", file, does, "--annotator=ana", "--n=3")
+        told = "got it with --n and --annotator, which the page alone uses; leave one side out"
+        assert line == f"{does.partition('=')[0]}: {told}"
     label_all(Path("pairs.labels"), PairFile(file, {}, None).unlabelled()[:1])
     [line] = problems_of(capsys, "label", file, f"--export={file}", "--overwrite")
     assert line == "--export: got pairs.jsonl, which this command reads; give another file"
