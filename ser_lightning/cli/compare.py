@@ -4,33 +4,40 @@ A and B are run folders, exports, or files that `score` wrote for the same data.
 """
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from jsonargparse import Namespace
 from torch import Tensor
 
-from ser_lightning.data.formats import prompt_hash
 from ser_lightning.data.labels import check_labels
 from ser_lightning.data.scoring_rows import FileRow, column_problems
 from ser_lightning.errors import UserError, problems_of, raise_problems
 from ser_lightning.evaluation.calibration import prob_a_wins
 from ser_lightning.evaluation.metrics import half_credit
-from ser_lightning.evaluation.paired_tests import first_decision, paired, same_order
+from ser_lightning.evaluation.paired_tests import paired, same_order
 from ser_lightning.evaluation.prediction_powered import Estimate, estimates
 from ser_lightning.evaluation.sets import Scored, set_figures
 from ser_lightning.evaluation.thresholds import failures, make_gate, read_gate
-from ser_lightning.inference.compared_pairs import Pairs, is_one_file, leaks, left_out, read_pairs
-from ser_lightning.inference.sides import CHUNK, Side, open_side, predicting_side, score_all
+from ser_lightning.inference.compared_pairs import (
+    NOTHING_SCORED,
+    Pairs,
+    is_one_file,
+    leaks,
+    left_out,
+    prompts_of,
+    read_pairs,
+    targets,
+)
+from ser_lightning.inference.sequential_comparison import decide
+from ser_lightning.inference.sides import Side, open_side, predicting_side, score_all
 from ser_lightning.records import PairScores
 from ser_lightning.utils.atomic import output_problems, write_text_atomically
 from ser_lightning.utils.terminal import new_table, say
 
-ALPHA = 0.05
 _OF_BOTH = ("difference", "low", "high", "agreement", "only_a", "only_b", "p_value")
 _OF_EACH = ("accuracy", "accuracy_low", "accuracy_high", "calibration_error", "tie_share", "length_correlation")
 _OF_SET = ("longer_accuracy", "pairs")
@@ -48,7 +55,6 @@ _UNREAD = {
 }
 """Flag -> those that it would leave unread."""
 _EXAMPLES = 3
-_NOTHING_SCORED = "compare: got no pair that both have a reward for; give files of the same --data, or mend NaNs"
 
 
 def main(args: Namespace) -> int:
@@ -61,7 +67,8 @@ def main(args: Namespace) -> int:
     if args.make_gate:
         return _write_gate(args, pairs, sides)
     if args.sequential:
-        return _decide(pairs.rows, sides)
+        say(*decide(pairs.rows, sides))
+        return 0
     scored = [score_all(side, pairs.rows, name) for side, name in zip(sides, args.models, strict=True)]
     figures, detail, lines = compare(pairs, args.models, sides, scored, args.trust_remote_code)
     number = _EXAMPLES if args.examples is None else args.examples
@@ -118,7 +125,7 @@ def compare(
     """
     places = torch.stack([torch.isfinite(one).all(0) for one in scored]).all(0).nonzero().flatten()
     if not len(places):
-        raise UserError(_NOTHING_SCORED)
+        raise UserError(NOTHING_SCORED)
     rows, scored = [pairs.rows[i] for i in places], [one[:, places] for one in scored]
     kind = [pairs.categories[i] for i in places] if pairs.categories else []
     figures, detail = _by_labels(rows, scored, [side.temperature for side in sides], kind)
@@ -147,8 +154,8 @@ def _by_labels(
 
     The pairs are turned to the sides that training gives them: a correlation depends on which response is called a.
     """
-    turned, prompt = torch.tensor([row.is_turned for row in rows]), _prompts(rows)
-    target = torch.where(turned, 1 - _targets(rows), _targets(rows))
+    turned, prompt = torch.tensor([row.is_turned for row in rows]), prompts_of(rows)
+    target = torch.where(turned, 1 - targets(rows), targets(rows))
     scores, found = [], []
     for values, temperature in zip(scored, temperatures, strict=True):
         reward_a, tokens_a, reward_b, tokens_b = torch.where(turned, values[[2, 3, 0, 1]], values)
@@ -165,14 +172,6 @@ def _by_labels(
     figures |= {"longer_accuracy": found[0]["longer_accuracy"], "pairs": len(rows)}
     groups = ("by_length", "by_category", "reliability")
     return figures, {f"{group}_{side}": one[group] for side, one in by_side.items() for group in groups}
-
-
-def _targets(rows: Sequence[FileRow]) -> Tensor:
-    return torch.tensor([float(row.pair.label or 0) for row in rows])
-
-
-def _prompts(rows: Sequence[FileRow]) -> np.ndarray:
-    return np.asarray([prompt_hash(row.pair.prompt) for row in rows])
 
 
 def _predict(
@@ -194,9 +193,9 @@ def _with_pool(
 ) -> tuple[dict[str, Estimate], int]:
     """The figures of `_ESTIMATED`, and how many unlabelled pairs have a reward of every model."""
     usable = torch.stack([torch.isfinite(prob) for _, prob in predicted]).all(0)
-    credit = [half_credit(values[0] - values[2], _targets(rows)) for values in scored]
+    credit = [half_credit(values[0] - values[2], targets(rows)) for values in scored]
     probs, pool_probs = [prob for prob, _ in predicted], [prob[usable] for _, prob in predicted]
-    found = estimates(credit, probs, pool_probs, _prompts(rows), _prompts(pool)[usable.numpy()])
+    found = estimates(credit, probs, pool_probs, prompts_of(rows), prompts_of(pool)[usable.numpy()])
     return found, int(usable.sum())
 
 
@@ -213,7 +212,7 @@ def _pool_line(num_labels: int, num_unlabelled: int, powered: dict[str, Estimate
 
 def _examples(rows: Sequence[FileRow], scored: Sequence[Tensor], number: int) -> list[str]:
     """Pairs that one side orders right and the other wrong, the surest mistakes first."""
-    target = _targets(rows) * 2 - 1
+    target = targets(rows) * 2 - 1
     margins = [(values[0] - values[2]) * target for values in scored]
     if len(margins) == 1:
         return []
@@ -280,55 +279,3 @@ def _write_gate(args: Namespace, pairs: Pairs, sides: Sequence[Side]) -> int:
     gate = make_gate(Path(args.make_gate), runs)
     say(*shown, f"{args.make_gate}: from {len(runs)} runs, " + ", ".join(f"{k} {v}" for k, v in gate.items()))
     return 0
-
-
-def _decide(rows: Sequence[FileRow], sides: Sequence[Side]) -> int:
-    """Score prompt by prompt in a random order until one model is better for sure, and say so."""
-    prompts = _by_prompt(rows)
-    seen: list[Tensor] = []
-    found = first_decision(_changes(prompts, sides, seen), len(prompts), ALPHA)
-    change = torch.cat(seen)
-    usable = torch.isfinite(change)
-    if not usable.any():
-        raise UserError(_NOTHING_SCORED)
-    if unscored := int((~usable).sum()):
-        say(f"{unscored} pairs have no reward from one of both and count for neither.")
-    are_alone = len(prompts) == len(rows)
-    if found is None:
-        only_a, only_b = int((change < 0).sum()), int((change > 0).sum())
-        won = [int(torch.sign(one.nansum())) for one in seen]
-        of_prompts = f" By prompts, A wins {won.count(-1)} of {len(prompts)}, B {won.count(1)}."
-        only = f"{only_a} only A right, {only_b} only B."
-        say(f"No decision after all {len(rows)} pairs: {only}{'' if are_alone else of_prompts}")
-    else:
-        looked, lead = found
-        of_prompts = "" if are_alone else f", {looked} of {len(prompts)} prompts"
-        winner = "B" if lead > 0 else "A"
-        say(f"{winner} is better, sure after {len(change)} of {len(rows)} pairs{of_prompts} (5 % error).")
-    return 0
-
-
-def _by_prompt(rows: Sequence[FileRow]) -> list[list[FileRow]]:
-    """The rows of each prompt, in the order of the prompts in the file."""
-    found: dict[int, list[FileRow]] = {}
-    for row, prompt in zip(rows, _prompts(rows).tolist(), strict=True):
-        found.setdefault(prompt, []).append(row)
-    return list(found.values())
-
-
-def _changes(prompts: Sequence[list[FileRow]], sides: Sequence[Side], seen: list[Tensor]) -> Iterator[float]:
-    """Credit of B less that of A, prompt by prompt in a random order; a pair counts 0 where one has no reward.
-
-    Those of each prompt's pairs are added to `seen`, NaN where one has no reward.
-    """
-    order = np.random.default_rng(0).permutation(len(prompts))
-    for start in range(0, len(order), CHUNK // 8):
-        chunk = [prompts[i] for i in order[start : start + CHUNK // 8]]
-        rows = [row for pairs in chunk for row in pairs]
-        target = _targets(rows)
-        margins = [values[0] - values[2] for values in (side.score(rows) for side in sides)]
-        usable = torch.isfinite(margins[0]) & torch.isfinite(margins[1])
-        change = half_credit(margins[1], target) - half_credit(margins[0], target)
-        for one in torch.where(usable, change, torch.nan).split([len(pairs) for pairs in chunk]):
-            seen.append(one)
-            yield float(one.nansum())

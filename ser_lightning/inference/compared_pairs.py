@@ -5,7 +5,10 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
 from jsonargparse import Namespace
+from torch import Tensor
 
 from ser_lightning.data.columns import unread_columns
 from ser_lightning.data.formats import prompt_hash
@@ -16,6 +19,8 @@ from ser_lightning.evaluation.prediction_powered import MIN_PROMPTS
 from ser_lightning.inference.sides import is_student
 from ser_lightning.runs.files import is_run
 from ser_lightning.runs.pool import in_trained_dialogues
+
+NOTHING_SCORED = "compare: got no pair that both have a reward for; give files of the same --data, or mend NaNs"
 
 
 @dataclass(frozen=True)
@@ -169,3 +174,13 @@ def _fresh(rows: Sequence[FileRow], run: Path) -> list[FileRow]:
             "give its export, and pairs that it was not trained on"
         ) from error
     return [row for row, known in zip(rows, is_known, strict=True) if not known]
+
+
+def targets(rows: Sequence[FileRow]) -> Tensor:
+    """(N,) float32, 1 where a is the better response."""
+    return torch.tensor([float(row.pair.label or 0) for row in rows])
+
+
+def prompts_of(rows: Sequence[FileRow]) -> np.ndarray:
+    """(N,) a number for each prompt, the same where the prompt is."""
+    return np.asarray([prompt_hash(row.pair.prompt) for row in rows])
