@@ -28,7 +28,7 @@ from ser_lightning.labelling.merge import MergeCounts, training_rows, verdicts
 from ser_lightning.labelling.pairs import PairFile
 from ser_lightning.labelling.session import Session
 from ser_lightning.records import PreferencePair
-from ser_lightning.runs.pool import read_pool
+from ser_lightning.runs.pool import files_of_run, read_pool
 from ser_lightning.utils.atomic import output_problems, write_lines_atomically, write_text_atomically
 from ser_lightning.utils.terminal import say
 
@@ -144,7 +144,8 @@ def _export_command(args: Namespace) -> str:
 def export(args: Namespace, folder: Path) -> None:
     """Write the pairs with the labels of all annotators."""
     to = Path(args.export).expanduser()
-    raise_problems(output_problems("--export", to, [args.pairs or args.run, folder], args.overwrite))
+    inputs = files_of_run(Path(args.run)) if args.run else [args.pairs]
+    raise_problems(output_problems("--export", to, [*inputs, folder], args.overwrite))
     labels = _labels_in(folder)
     if args.form == "training":
         _export_training(args, labels, to)

@@ -1,8 +1,9 @@
 """The pool of a run, as texts: what people can label next, and what its seed model has not seen."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -52,13 +53,24 @@ def trained_prompts(run: Path) -> set[int]:
     return {prompt_hash(pair.prompt) for pair in _pairs_of(run) if pair.pair_id not in unseen}
 
 
+def files_of_run(run: Path) -> list[str]:
+    """The folder of a run, and the files of pairs in its config that this module reads; the folder alone without one."""
+    try:
+        return [str(run), *_data_paths(setting(run, "data", "init_args"))]
+    except UserError:
+        return [str(run)]
+
+
+def _data_paths(data: Mapping[str, Any]) -> list[str]:
+    given = [data[key] for key in ("path", "pool_path", "new_data_path") if data.get(key)]
+    return [str(path) for one in given for path in (one if isinstance(one, list) else [one])]
+
+
 def _pairs_of(run: Path) -> Iterator[PreferencePair]:
     """The pairs of all files of a run, as its DataModule read them, with labels taken off."""
     data = setting(run, "data", "init_args")
     columns = data.get("columns") or {}
-    given = [data[key] for key in ("path", "pool_path", "new_data_path") if data.get(key)]
-    paths = [str(path) for one in given for path in (one if isinstance(one, list) else [one])]
-    for source in open_sources(paths, data.get("synthetic_pairs", 0), data.get("split_seed", 0)):
+    for source in open_sources(_data_paths(data), data.get("synthetic_pairs", 0), data.get("split_seed", 0)):
         for where, row in source.rows():
             for pair in parse_rows(row, columns, where, data.get("labels")):
                 if isinstance(pair, PreferencePair):

@@ -189,6 +189,20 @@ def test_what_cannot_work_is_one_line(pairs, capsys):
     assert line == "labelled.jsonl: got 1 pairs, none without a label; give a file of pairs to label"
 
 
+def test_an_export_destroys_nothing_that_it_reads(pairs, pairs_file, tiny_fit, capsys):
+    text = pairs.read_text()
+    tiny_fit()
+    config = Path("run/config.yaml")
+    config.write_text(config.read_text().replace(str(pairs_file), "pair*.jsonl"))
+    label_all(Path("there"), PairFile(str(pairs), {}, None).unlabelled()[:1])
+    for pairs_of in (["pai?s.jsonl"], ["--run=run"]):
+        for form in ("training", "argilla", "label_studio"):
+            more = ["--to=there", f"--form={form}", "--export=pairs.jsonl", "--overwrite"]
+            [line] = problems_of(capsys, "label", *pairs_of, *more)
+            assert line == "--export: got pairs.jsonl, which this command reads; give another file"
+    assert pairs.read_text() == text
+
+
 def test_without_the_extra_it_says_what_to_install(pairs, monkeypatch, capsys):
     monkeypatch.delitem(sys.modules, "ser_lightning.labelling.server", raising=False)
     monkeypatch.setitem(sys.modules, "uvicorn", None)
