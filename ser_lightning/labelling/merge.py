@@ -5,12 +5,13 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from ser_lightning.data.labels import TIE
+from ser_lightning.data.labels import OWN_LABEL, TIE
 from ser_lightning.labelling.label_file import HumanLabel, latest
 from ser_lightning.records import PreferencePair
 
 Verdict = Literal["a", "b", "tie", "split"]
 _AS_LABEL: dict[str, float] = {"a": 1, "b": 0, "tie": TIE}
+_ANSWERS = {label: answer for answer, label in _AS_LABEL.items()}
 
 
 @dataclass
@@ -72,6 +73,7 @@ def training_rows(
 
 
 def pair_row(pair: PreferencePair, label: float | None) -> dict[str, Any]:
-    """A pair as a line of a JSONL file."""
+    """A pair as a line of a JSONL file, which means the same to every run, whatever its columns and labels."""
     texts = {"prompt": pair.prompt, "response_a": pair.response_a, "response_b": pair.response_b}
-    return {"id": pair.source_id or str(pair.pair_id), **texts, "label": label}
+    answer = None if label is None else _ANSWERS[label]
+    return {"id": pair.source_id or str(pair.pair_id), **texts, OWN_LABEL: answer}

@@ -54,7 +54,7 @@ def trained_prompts(run: Path) -> set[int]:
 
 
 def files_of_run(run: Path) -> list[str]:
-    """The folder of a run, and the files of pairs in its config that this module reads; the folder alone without one."""
+    """The folder of a run, and the files of pairs that its config names, as far as this module reads them."""
     try:
         return [str(run), *_data_paths(setting(run, "data", "init_args"))]
     except UserError:

@@ -84,7 +84,7 @@ def test_the_next_command_names_what_this_one_named(pairs):
     label_all(Path("there"), PairFile("my pairs.jsonl", {"prompt": "question"}, None).unlabelled())
     assert main(shlex.split(command)[3:]) == 0
     rows = [json.loads(line) for line in Path("labelled.jsonl").read_text().splitlines()]
-    assert [row["label"] for row in rows].count(None) == 0 and len(rows) == 2
+    assert [row["ser_label"] for row in rows].count(None) == 0 and len(rows) == 2
 
 
 def label_all(folder: Path, pairs: list, annotator: str = "me", **special: str) -> None:
