@@ -36,13 +36,14 @@ def main(args: Namespace) -> None:
 
 
 def query(run: Path, num_pairs: int, strategy: QueryStrategy) -> list[PreferencePair]:
-    """The pool pairs of a run that a strategy asks labels for, without any.
+    """The pool pairs of a run that a strategy asks labels for, without any; says where the pool has lost pairs.
 
     Raises:
         UserError: the pool has fewer pairs, or the files of the run are not what they were.
     """
-    pairs, prob_a = read_pool(run, num_pairs)
-    return [pairs[i] for i in strategy.choose(prob_a, pairs, num_pairs)]
+    pool = read_pool(run, num_pairs)
+    say(*pool.lost)
+    return [pool.pairs[i] for i in strategy.choose(pool.prob_a, pool.pairs, num_pairs)]
 
 
 def _row(pair: PreferencePair) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from ser_lightning.data.labels import OWN_LABEL, TIE
@@ -25,6 +25,10 @@ class MergeCounts:
     """Left out: the annotators are divided."""
     unlabelled: int = 0
     """Pairs that nobody has decided, skipped ones among them."""
+    overruled: int = 0
+    """Pairs whose label in the file is another one than the annotators' and stays."""
+    lost: set[int] = field(default_factory=set)
+    """Ids of decided or divided pairs that the file does not have."""
 
 
 def verdicts(labels: Mapping[str, Sequence[HumanLabel]]) -> dict[int, Verdict]:
@@ -59,8 +63,13 @@ def training_rows(
         counts: is kept up to date.
         with_pool: whether pairs without a label are written too, for the pool.
     """
+    counts.lost = {*found}
     for pair in pairs:
-        verdict = found.get(pair.pair_id) if pair.label is None else None
+        counts.lost.discard(pair.pair_id)
+        verdict = found.get(pair.pair_id)
+        if pair.label is not None:
+            counts.overruled += verdict is not None and _AS_LABEL.get(verdict) != pair.label
+            verdict = None
         if verdict == "split":
             counts.split += 1
             continue

@@ -1,7 +1,7 @@
 """The pool of a run, as texts: what people can label next, and what its seed model has not seen."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,20 @@ from ser_lightning.runs.files import delivered_round, round_files
 from ser_lightning.runs.pair_tables import read_audit, read_test_scores
 
 
-def read_pool(run: Path, num_pairs: int = 1) -> tuple[list[PreferencePair], Tensor]:
-    """The pool pairs of a run in the order of their ids, without labels, and the probability (N,) that a wins of each.
+@dataclass(frozen=True)
+class Pool:
+    """The pool pairs of a run that its files still have."""
+
+    pairs: list[PreferencePair]
+    """In the order of their ids, without labels."""
+    prob_a: Tensor
+    """(N,) probability that a wins."""
+    lost: list[str]
+    """A line for the user where the files have lost pairs of the pool, else nothing."""
+
+
+def read_pool(run: Path, num_pairs: int = 1) -> Pool:
+    """The pool of a run, as its delivered round scored it.
 
     Raises:
         UserError: the pool has fewer pairs, or the files of the run are not what they were.
@@ -36,14 +48,19 @@ def read_pool(run: Path, num_pairs: int = 1) -> tuple[list[PreferencePair], Tens
             "have they changed or moved?"
         )
     pairs = [pairs_by_id[pair_id] for pair_id in sorted(pairs_by_id)]
-    return pairs, torch.tensor([prob_a[pair.pair_id] for pair in pairs])
+    return Pool(pairs, torch.tensor([prob_a[pair.pair_id] for pair in pairs]), _lost(run, len(prob_a) - len(pairs)))
+
+
+def _lost(run: Path, number: int) -> list[str]:
+    line = f"warning: --run: the files that the config of {run} names have lost {number:,} pairs of its pool; put back "
+    return [f"{line}what they held to have these pairs too"] if number else []
 
 
 def trained_prompts(run: Path) -> set[int]:
     """`prompt_hash` of the prompts of a run's files that its seed model may know: of all but pool and test pairs.
 
     Raises:
-        UserError: the files that its config names are gone.
+        UserError: the files that its config names are gone, or have lost pairs.
     """
     unseen: set[int] = set()
     for number in {0, delivered_round(run)}:

@@ -93,6 +93,33 @@ def test_labels_of_a_run_with_a_map_are_read_as_they_were_given(columns, labels,
         assert data.seed_labels(pair_id).tolist() == expected
 
 
+def test_a_pool_that_has_lost_pairs_is_said(tiny_run, pairs_file, capsys):
+    """By `query` and by every use of `label --run`, which leave the lost labels where they are."""
+    assert main(["fit", *tiny_run, f"--data.path={shutil.copy(pairs_file, 'own.jsonl')}", "--run_dir=run"]) == 0
+    asked = query(Path("run"), 6, Random())
+    with LabelFile(Path("run/labels"), "me") as file:
+        for pair in asked:
+            file.add(HumanLabel(pair.pair_id, "a", None))
+    lost = {pair.prompt[0]["content"] for pair in asked[:2]}
+    rows = [json.loads(line) for line in Path("own.jsonl").read_text().splitlines()]
+    changed = [{**row, "prompt": row["prompt"] + " "} if row["prompt"] in lost else row for row in rows]
+    num_lost = len(lost)
+    assert sum(row != other for row, other in zip(rows, changed, strict=True)) == num_lost == 2
+    Path("own.jsonl").write_text("".join(json.dumps(row) + "\n" for row in changed))
+    warning = f"warning: --run: the files that the config of run names have lost {num_lost} pairs of its pool"
+    capsys.readouterr()
+    assert main(["query", "--run=run", "--n=3"]) == 0
+    assert warning in capsys.readouterr().out
+    for form in ("training", "argilla", "label_studio"):
+        assert main(["label", "--run=run", f"--export={form}.json", f"--form={form}"]) == 0
+        said = capsys.readouterr().out
+        assert warning in said and f"Left out: the labels of {num_lost} pairs that are not in the pool of run" in said
+        assert ("4 labelled pairs" in said) == (form == "training")
+    assert len(Path("training.json").read_text().splitlines()) == 4
+    assert main(["label", "--run=run", "--to=other", "--import=argilla.json"]) == 0
+    assert warning in capsys.readouterr().out
+
+
 def test_a_strategy_of_ones_own_is_named(run):
     assert main(["query", "--run=run", "--n=3", "--strategy=MostUncertain", "--to=ask.jsonl"]) == 0
     asked = {int(json.loads(line)["id"]) for line in Path("ask.jsonl").read_text().splitlines()}

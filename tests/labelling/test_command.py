@@ -116,6 +116,41 @@ def test_what_is_exported_goes_into_fit(pairs, tiny_run, capsys):
     assert int(read_csv("run/rounds.csv")[0]["scored"]) == 11  # the pool is what has no label
 
 
+def test_no_label_and_no_row_of_a_changed_file_is_lost_silently(pairs, capsys):
+    asked = PairFile(str(pairs), {}, None).unlabelled()
+    label_all(Path("pairs.labels"), asked[:10], p9="skip")
+    places = [int(pair.prompt[0]["content"].split()[2]) for pair in asked]
+    rows = [json.loads(line) for line in pairs.read_text().splitlines()]
+    for place in places[:4]:
+        rows[place]["prompt"] += " "
+    rows[places[4]]["response_a"] = ""
+    rows[places[5]]["response_a"] = rows[places[5]]["response_b"]
+    rows[places[6]]["label"], rows[places[7]]["label"] = 0, 1  # the right sum is response_a
+    pairs.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    capsys.readouterr()
+
+    assert main(["label", str(pairs), "--export=out.jsonl"]) == 0
+    said = capsys.readouterr().out
+    assert "4 labelled pairs" in said and "35 pairs without a label" in said  # the file's own three, and one
+    smallest = min(pair.pair_id for pair in asked[:6])
+    assert f"Left out: the labels of 6 pairs that are not in pairs.jsonl, such as {smallest}; they stay in" in said
+    assert "Left out: the labels of 1 pairs that pairs.jsonl labels otherwise" in said
+    assert "Left out: 1 rows, empty prompt or response" in said and "Left out: 1 rows, identical responses" in said
+    assert len(Path("out.jsonl").read_text().splitlines()) + 2 == len(rows)
+
+    assert main(["label", str(pairs), "--export=tool.json", "--form=argilla"]) == 0
+    said = capsys.readouterr().out
+    assert "Left out: the labels of 8 pairs that are not among the pairs of pairs.jsonl without a label" in said
+    assert "Left out: 1 rows, identical responses" in said
+    assert main(["label", str(pairs), "--to=other", "--import=tool.json"]) == 0
+    assert "Left out: 1 rows, identical responses" in capsys.readouterr().out
+    process = CommandProcess("label", str(pairs))
+    lines = [process.stdout.readline() for _ in range(3)]
+    process.kill()
+    process.communicate()
+    assert lines[:2] == ["Left out: 1 rows, empty prompt or response\n", "Left out: 1 rows, identical responses\n"]
+
+
 def test_several_annotators_agree_and_are_merged(pairs, capsys):
     asked = PairFile(str(pairs), {}, None).unlabelled()
     label_all(Path("pairs.labels"), asked[:10], "ana")
