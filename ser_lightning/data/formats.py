@@ -136,10 +136,10 @@ def parse_row(
     given = given_columns(row, columns)
     values = {name: row[column] for name, column in given.items() if column in row}
     names = _response_columns(values, row, where)
-    if is_own(row):
-        label, votes = read_own_label(row, columns.get("label", "label"), where), ()
-    else:
+    if not is_own(row):
         label, votes = _label_and_votes(values, names, given, where, labels)
+    else:
+        label, votes = read_own_label(row, columns.get("label", "label"), where), ()
     try:
         first, second = _dialogues(values, names, given, where)
     except NoTranscript as error:

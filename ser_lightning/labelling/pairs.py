@@ -18,7 +18,7 @@ class PairFile:
     path: str
     columns: Mapping[str, str]
     label_map: Labels | None
-    _dropped: Counter[str] = field(default_factory=Counter, compare=False)
+    _dropped: Counter[str] = field(default_factory=Counter, init=False)
 
     def pairs(self) -> Iterator[PreferencePair]:
         """All pairs in the order of the file, in canonical form, as `fit` reads them.

@@ -62,12 +62,21 @@ def trained_prompts(run: Path) -> set[int]:
     Raises:
         UserError: the files that its config names are gone, or have lost pairs.
     """
-    unseen: set[int] = set()
+    pool: set[int] = set()
+    test: set[int] = set()
     for number in {0, delivered_round(run)}:
         files = round_files(run, number)
-        for table in (read_audit(files.audit), read_test_scores(files.test_scores)):
-            unseen |= set() if table is None else set(table["pair_id"].tolist())
-    return {prompt_hash(pair.prompt) for pair in _pairs_of(run) if pair.pair_id not in unseen}
+        for ids, table in ((pool, read_audit(files.audit)), (test, read_test_scores(files.test_scores))):
+            ids |= set() if table is None else set(table["pair_id"].tolist())
+    unseen, lost, known = pool | test, set(pool), set[int]()
+    for pair in _pairs_of(run):
+        lost.discard(pair.pair_id)
+        if pair.pair_id not in unseen:
+            known.add(prompt_hash(pair.prompt))
+    if lost:  # then others that the model was trained on may be gone as well
+        line = f"{run}: the files that its config names have lost {len(lost):,} pairs of its pool"
+        raise UserError(f"{line}; put them back")
+    return known
 
 
 def files_of_run(run: Path) -> list[str]:

@@ -215,3 +215,13 @@ def test_the_pairs_that_a_run_was_trained_on_are_read_too(runs, pairs_file, caps
         assert main(["compare", "good", "good", "--data=pairs.jsonl", f"{flag}=own.jsonl", "--overwrite"]) == 2
         assert f"{flag}: got own.jsonl, which this command reads; give another file" in capsys.readouterr().err
     assert Path("own.jsonl").read_text() == text
+
+    compare = ["compare", "good", "good", "--data=own.jsonl"]
+    assert main(compare) == 0
+    assert "good may know the prompts of" in capsys.readouterr().out
+    Path("own.jsonl").write_text("".join(text.splitlines(keepends=True)[::2]))  # whose prompts are known, nobody knows
+    assert main(compare) == 0
+    said = capsys.readouterr().out
+    assert (
+        "whether good was trained on these pairs is not known: good: the files that its config names have lost" in said
+    )
