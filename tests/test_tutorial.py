@@ -101,7 +101,7 @@ def test_a_run_goes_on_with_the_labels_that_query_asked_for(here, tiny_run):
     query, fit = (words for words in commands("howto/more-labels.md") if words[0] not in NEED_SOMEBODY)
     query[query.index("--n") + 1] = "4"
     assert main(query) == 0
-    rows = [json.loads(line) | {"label": 1} for line in Path("to_label.jsonl").read_text().splitlines()]
+    rows = [json.loads(line) | {"ser_label": "a"} for line in Path("to_label.jsonl").read_text().splitlines()]
     Path("to_label.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert main(fit) == 0
     assert Path("runs/mine-2/rounds.csv").is_file()

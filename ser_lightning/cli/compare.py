@@ -35,6 +35,7 @@ from ser_lightning.inference.compared_pairs import (
 from ser_lightning.inference.sequential_comparison import decide
 from ser_lightning.inference.sides import Side, open_side, predicting_side, score_all
 from ser_lightning.records import PairScores
+from ser_lightning.runs.pool import files_of_run
 from ser_lightning.utils.atomic import output_problems, write_text_atomically
 from ser_lightning.utils.terminal import new_table, say
 
@@ -98,7 +99,8 @@ def _problems(args: Namespace) -> list[str]:
             f"--unlabelled: got another file than --data beside {files[0]}, which has rewards of --data; score one "
             "file that holds the pairs with and without labels, and give it as both"
         )
-    inputs = [*args.models, args.data, *filter(None, (args.gate, args.unlabelled))]
+    inputs = [file for model in args.models for file in files_of_run(Path(model))]
+    inputs += [args.data, *filter(None, (args.gate, args.unlabelled))]
     for flag in ("json", "make_gate"):
         if args[flag]:
             found += output_problems(f"--{flag}", args[flag], inputs, args.overwrite)

@@ -97,8 +97,9 @@ def main(arguments: Arguments) -> None:
         raise UserError(" ".join(str(error).split())) from error
     if cli.settings.json:
         data = cli.settings.data.init_args
-        read = [data.get(key) for key in ("path", "pool_path", "test_path", "new_data_path", "prompt_path")]
+        read = [data.get(key) for key in ("path", "pool_path", "test_path", "new_data_path", "prompt_path", "teacher")]
         inputs = [path for one in read if one for path in ([one] if isinstance(one, str) else one)]
+        inputs += (data.get("eval_sets") or {}).values()
         inputs += [*cli.arguments.configs, cli.model.backbone.path, *filter(None, [cli.settings.like])]
         raise_problems(output_problems("--json", cli.settings.json, inputs, cli.settings.overwrite))
     plan, problems = make_plan(cli)

@@ -1,13 +1,17 @@
 """`query`: the pool pairs that are worth a human label, as a file to annotate."""
 
 import json
+import shlex
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from jsonargparse import Namespace
 
+from ser_lightning.data.labels import OWN_LABEL
 from ser_lightning.errors import UserError
 from ser_lightning.evolution.query import QueryStrategy, load_strategy
+from ser_lightning.labelling.merge import pair_row
 from ser_lightning.records import PreferencePair
 from ser_lightning.runs.pool import read_pool
 from ser_lightning.utils.atomic import write_text_atomically
@@ -22,23 +26,26 @@ def main(args: Namespace) -> None:
     write_text_atomically(Path(args.to), "".join(json.dumps(_row(pair), ensure_ascii=False) + "\n" for pair in chosen))
     say(
         f"{len(chosen)} pairs to label: {args.to}",
-        'Set "label" to 1 where response_a is better and 0 where response_b is, leave null else; then go on with',
-        f"  python -m ser_lightning fit --ckpt_path {args.run}/checkpoints/last.ckpt --run_dir NEW "
-        f"--data.new_data_path {args.to}",
+        f'Set "{OWN_LABEL}" to "a" where response_a is better, "b" where response_b is, "tie" where neither is; leave '
+        "null else. Then go on with",
+        f"  python -m ser_lightning fit --ckpt_path {shlex.quote(f'{args.run}/checkpoints/last.ckpt')} --run_dir NEW "
+        f"--data.new_data_path {shlex.quote(args.to)}",
+        "Or label pairs by key on a page, whose export needs no edit",
+        f"  python -m ser_lightning label --run {shlex.quote(args.run)} --n {args.n} --strategy {args.strategy}",
     )
 
 
 def query(run: Path, num_pairs: int, strategy: QueryStrategy) -> list[PreferencePair]:
-    """The pool pairs of a run that a strategy asks labels for, without any.
+    """The pool pairs of a run that a strategy asks labels for, without any; says where the pool has lost pairs.
 
     Raises:
         UserError: the pool has fewer pairs, or the files of the run are not what they were.
     """
-    pairs, prob_a = read_pool(run, num_pairs)
-    return [pairs[i] for i in strategy.choose(prob_a, pairs, num_pairs)]
+    pool = read_pool(run, num_pairs)
+    say(*pool.lost)
+    return [pool.pairs[i] for i in strategy.choose(pool.prob_a, pool.pairs, num_pairs)]
 
 
 def _row(pair: PreferencePair) -> dict[str, Any]:
     """For a person: what the model thinks of it would only sway them."""
-    texts = {"prompt": pair.prompt, "response_a": pair.response_a, "response_b": pair.response_b}
-    return {"id": str(pair.pair_id), **texts, "label": None}
+    return pair_row(replace(pair, source_id=None), None)

@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterator, Mapping
 from itertools import combinations
 from typing import Any
 
-from ser_lightning.data.labels import shown_names
+from ser_lightning.data.labels import OWN_LABEL, shown_names
 from ser_lightning.data.turns import is_blank
 from ser_lightning.errors import UserError
 
@@ -60,7 +60,7 @@ def pair_rows(
         UserError: the columns hold no lists of equal length.
     """
     row = with_paths(row, columns)
-    if columns.get("responses") not in row:  # a file of pairs may stand beside it
+    if columns.get("responses") not in row or is_own(row):  # a file of pairs may stand beside it
         yield row, {name: column for name, column in columns.items() if name not in LIST_COLUMNS}
         return
     kind = next((name for name in ("scores", "ranks") if name in columns), None)
@@ -96,11 +96,21 @@ def _list_in(row: Mapping[str, Any], column: str, where: str) -> list[Any]:
     return value
 
 
+def is_own(row: Mapping[str, Any]) -> bool:
+    """Whether `query` or `label` has written the row: no mapping and no label map of other files is for it.
+
+    A table that such rows were added to has the column in its other rows too, but not the texts.
+    """
+    return OWN_LABEL in row and not any(is_blank(row.get(name)) for name in ("prompt", "response_a", "response_b"))
+
+
 def given_columns(row: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, str]:
     """The project's names -> columns of the row, for all that may be read.
 
     A file that is not mapped may stand beside one that is, so the project's own names always count.
     """
+    if is_own(row):
+        return {**{name: name for name in COLUMNS}, "label": OWN_LABEL}
     own = {name: columns[name] if columns.get(name) in row else name for name in COLUMNS}
     return own | {name: columns[name] for name in MAPPED_COLUMNS if name in columns}
 
@@ -141,7 +151,7 @@ def absent_columns(columns: Mapping[str, str], present: Collection[str]) -> list
 
 def columns_left(present: Collection[str], columns: Mapping[str, str]) -> list[str]:
     """Those of the columns of a file that nothing reads."""
-    read = {*COLUMNS, *columns.values(), *(column.split(".")[0] for column in columns.values())}
+    read = {*COLUMNS, OWN_LABEL, *columns.values(), *(column.split(".")[0] for column in columns.values())}
     return [str(name) for name in present if name not in read]
 
 
@@ -152,7 +162,7 @@ def unread_columns(row: Mapping[str, Any], columns: Mapping[str, str]) -> str:
     """
     row = with_paths(row, columns)
     unread = [name for name in columns_left(row, columns) if name != "response"]
-    if columns.get("label", "label") in row or "label" in row or not unread:
+    if {columns.get("label", "label"), "label", OWN_LABEL} & row.keys() or not unread:
         return ""
     return f"; no column {columns.get('label', 'label')}; columns not read: {shown_names(unread)}"
 

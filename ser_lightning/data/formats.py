@@ -5,8 +5,18 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
-from ser_lightning.data.columns import given_columns, lists_in, pair_rows, with_paths
-from ser_lightning.data.labels import TIE, Labels, count_votes, majority, read_label, read_scores, shown, shown_names
+from ser_lightning.data.columns import given_columns, is_own, lists_in, pair_rows, with_paths
+from ser_lightning.data.labels import (
+    TIE,
+    Labels,
+    count_votes,
+    majority,
+    read_label,
+    read_own_label,
+    read_scores,
+    shown,
+    shown_names,
+)
 from ser_lightning.data.turns import (
     clean,
     has_next_turn,
@@ -126,7 +136,10 @@ def parse_row(
     given = given_columns(row, columns)
     values = {name: row[column] for name, column in given.items() if column in row}
     names = _response_columns(values, row, where)
-    label, votes = _label_and_votes(values, names, given, where, labels)
+    if not is_own(row):
+        label, votes = _label_and_votes(values, names, given, where, labels)
+    else:
+        label, votes = read_own_label(row, columns.get("label", "label"), where), ()
     try:
         first, second = _dialogues(values, names, given, where)
     except NoTranscript as error:

@@ -16,6 +16,8 @@ LABELS: Labels = {
     **{"0.5": "tie", "tie": "tie"},
 }
 """What a label means unless `data.labels` says otherwise."""
+OWN_LABEL = "ser_label"
+"""Column of the labels in files that this package writes: a, b or tie, whatever `data.labels` says of other files."""
 TIE = 0.5
 """The label of a tie: as a target of the loss, the probability that a wins."""
 _NO_LABEL = ("", "none", "null", "nan")
@@ -55,6 +57,39 @@ def read_label(value: Any, where: str, labels: Labels | None, is_extra: bool = F
     if meaning == "":
         raise UserError(f"{where}: got the label {shown(value)}, which labels has not; it has {shown_names(known)}")
     return None if meaning is None else _AS_NUMBER[meaning]
+
+
+def read_own_label(row: Mapping[str, Any], label_column: str, where: str) -> float | None:
+    """The label of a row that this package has written; its meaning is the same in every run.
+
+    Args:
+        label_column: what other files call their labels.
+
+    Raises:
+        UserError: it is none of a, b, tie and nothing, or the row has a label of other files beside it.
+    """
+    for column in ("label", label_column):
+        if column != OWN_LABEL and not _is_missing(row.get(column)):
+            raise UserError(
+                f"{where}: got {column} {shown(row[column])} beside {OWN_LABEL}; write a (response_a is better), "
+                f"b or tie there, and remove {column}"
+            )
+    value = row[OWN_LABEL]
+    if _is_missing(value):
+        return None
+    if (text := _text(value)) not in _AS_NUMBER:
+        raise UserError(
+            f"{where}: got {OWN_LABEL} {shown(value)}; use a (response_a is better), b, tie, or nothing (unlabelled)"
+        )
+    return _AS_NUMBER[text]
+
+
+def _is_missing(value: Any) -> bool:
+    return is_blank(value) or _text(value) in _NO_LABEL
+
+
+def _text(value: Any) -> str:
+    return clean(str(value)).strip().lower()
 
 
 def read_scores(first: Any, second: Any, where: str, columns: Sequence[str]) -> float | None:

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from ser_lightning.data.columns import LIST_COLUMNS, absent_columns, check_mapping, with_paths
+from ser_lightning.data.columns import LIST_COLUMNS, absent_columns, check_mapping, is_own, with_paths
 from ser_lightning.data.formats import (
     DROPS,
     canonical_pair,
@@ -20,7 +20,7 @@ from ser_lightning.data.formats import (
     parse_row,
     prompt_hash,
 )
-from ser_lightning.data.labels import Labels
+from ser_lightning.data.labels import OWN_LABEL, Labels
 from ser_lightning.data.sources import open_sources
 from ser_lightning.data.turns import clean, is_blank
 from ser_lightning.errors import Causes, UserError, raise_problems
@@ -236,7 +236,8 @@ def _pair(
         return str(pair)
     # Which side a is on shows when the row is read again as if its first response were the better one.
     bare = {name: column for name, column in columns.items() if name not in VERDICTS}
-    first_better = parse_row({**row, "label": 1}, bare, where)
+    better = {OWN_LABEL: "a"} if is_own(row) else {"label": 1}
+    first_better = parse_row({**row, **better}, bare, where)
     if not isinstance(first_better, PreferencePair) or first_better.label == 1:
         return replace(pair, votes=())
     label = None if pair.label is None else 1 - pair.label
@@ -255,7 +256,7 @@ def _single(row: Mapping[str, Any], columns: Mapping[str, str], where: str) -> P
 
 def _name(name: str, row: Mapping[str, Any], columns: Mapping[str, str]) -> str:
     """How a row calls a column: as it is mapped, or by the project's own name."""
-    return columns[name] if columns.get(name) in row else name
+    return columns[name] if columns.get(name) in row and not is_own(row) else name
 
 
 def _without_response(columns: Mapping[str, str]) -> dict[str, str]:

@@ -2,7 +2,6 @@
 
 import csv
 import difflib
-import glob
 import gzip
 import hashlib
 import io
@@ -21,6 +20,7 @@ import pyarrow.parquet
 from ser_lightning.data.turns import RepeatedName, read_json, repeated_names
 from ser_lightning.errors import UserError, describe
 from ser_lightning.utils.hub import without_hub
+from ser_lightning.utils.patterns import matching
 
 Row = dict[str, Any]
 MAX_ROW = 10_000_000
@@ -60,7 +60,7 @@ def open_sources(paths: str | Sequence[str], num_synthetic: int, seed: int) -> l
     problems = []
     for path in [paths] if isinstance(paths, str) else paths:
         try:
-            sources += [_synthetic(num_synthetic, seed)] if path == "synthetic" else map(_open, _matching(path))
+            sources += [_synthetic(num_synthetic, seed)] if path == "synthetic" else map(_open, _matching_files(path))
         except UserError as error:
             problems += error.problems
     if problems:
@@ -68,11 +68,9 @@ def open_sources(paths: str | Sequence[str], num_synthetic: int, seed: int) -> l
     return sources
 
 
-def _matching(path: str) -> list[str]:
-    """The files that a pattern with `*` or `?` matches, in the order of their names; any other path as it is."""
-    if not set("*?") & set(path) or Path(path).expanduser().exists():
-        return [path]
-    if not (found := sorted(glob.glob(str(Path(path).expanduser()), recursive=True))):
+def _matching_files(path: str) -> list[str]:
+    """What `matching` finds; `UserError` where that is nothing."""
+    if not (found := matching(path)):
         raise UserError(f"{path}: got a pattern that no file matches; {_nearest(Path(path).expanduser())}")
     return found
 

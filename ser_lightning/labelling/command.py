@@ -6,7 +6,7 @@ import logging
 import secrets
 import shlex
 import webbrowser
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from jsonargparse import Namespace
@@ -28,7 +28,7 @@ from ser_lightning.labelling.merge import MergeCounts, training_rows, verdicts
 from ser_lightning.labelling.pairs import PairFile
 from ser_lightning.labelling.session import Session
 from ser_lightning.records import PreferencePair
-from ser_lightning.runs.pool import read_pool
+from ser_lightning.runs.pool import files_of_run, read_pool
 from ser_lightning.utils.atomic import output_problems, write_lines_atomically, write_text_atomically
 from ser_lightning.utils.terminal import say
 
@@ -130,9 +130,13 @@ def _asked(args: Namespace) -> list[PreferencePair]:
     """The pairs to ask for, in their order."""
     if args.run:
         strategy = load_strategy(args.strategy)
-        pool, prob_a = read_pool(Path(args.run), args.n or 1)
-        return [pool[i] for i in strategy.choose(prob_a, pool, args.n or min(NUM_OF_RUN, len(pool)))]
-    pairs = _pair_file(args).unlabelled()
+        pool = read_pool(Path(args.run), args.n or 1)
+        say(*pool.lost)
+        number = args.n or min(NUM_OF_RUN, len(pool.pairs))
+        return [pool.pairs[i] for i in strategy.choose(pool.prob_a, pool.pairs, number)]
+    file = _pair_file(args)
+    pairs = file.unlabelled()
+    say(*file.left_out())
     if args.n is not None and args.n > len(pairs):
         raise UserError(f"--n: got {args.n}; need 1 to {len(pairs)}, the pairs of {args.pairs} without a label")
     return pairs[: args.n]
@@ -150,28 +154,49 @@ def _export_command(args: Namespace) -> str:
 # Files.
 
 
+def _all_pairs(args: Namespace) -> tuple[Iterable[PreferencePair], Callable[[], list[str]]]:
+    """The pairs of a file or a pool, and a call for the lines on what is missing, once they have been read."""
+    if args.run:
+        pool = read_pool(Path(args.run))
+        return pool.pairs, lambda: pool.lost
+    file = _pair_file(args)
+    return file.pairs(), file.left_out
+
+
 def export(args: Namespace, folder: Path) -> None:
     """Write the pairs with the labels of all annotators."""
     to = Path(args.export).expanduser()
-    raise_problems(output_problems("--export", to, [args.pairs or args.run, folder], args.overwrite))
+    inputs = files_of_run(Path(args.run)) if args.run else [args.pairs]
+    raise_problems(output_problems("--export", to, [*inputs, folder], args.overwrite))
     labels = _labels_in(folder)
     if args.form == "training":
-        _export_training(args, labels, to)
+        _export_training(args, labels, folder, to)
         return
-    pairs = read_pool(Path(args.run))[0] if args.run else _pair_file(args).unlabelled()
+    known = {label.pair_id for given in labels.values() for label in given}
     if args.run:  # of a pool of millions, what was asked for
-        known = {label.pair_id for given in labels.values() for label in given}
-        pairs = [pair for pair in pairs if pair.pair_id in known]
+        pool = read_pool(Path(args.run))
+        pairs, left_out = [pair for pair in pool.pairs if pair.pair_id in known], pool.lost
+    else:
+        file = _pair_file(args)
+        pairs, left_out = file.unlabelled(), file.left_out()
     rows = (argilla_records if args.form == "argilla" else label_studio_tasks)(pairs, labels)
     write_text_atomically(to, dump(rows))
-    say(f"{len(rows):,} pairs with the labels of {', '.join(labels)}: {to}")
+    say(f"{len(rows):,} pairs with the labels of {', '.join(labels)}: {to}", *left_out)
+    where = f"in the pool of {args.run}" if args.run else f"among the pairs of {args.pairs} without a label"
+    say(*_lost_labels(known - {pair.pair_id for pair in pairs}, where, folder))
     if args.form == "label_studio":
         say("Its labelling config:", LABEL_STUDIO_CONFIG)
 
 
-def _export_training(args: Namespace, labels: dict[str, list[HumanLabel]], to: Path) -> None:
+def _lost_labels(pair_ids: set[int], where: str, folder: Path) -> list[str]:
+    """A line on labels of pairs that are not there."""
+    line = f"Left out: the labels of {len(pair_ids):,} pairs that are not {where}, such as {min(pair_ids, default=0)}; "
+    return [f"{line}they stay in {folder}. Has a text changed?"] if pair_ids else []
+
+
+def _export_training(args: Namespace, labels: dict[str, list[HumanLabel]], folder: Path, to: Path) -> None:
     counts = MergeCounts()
-    pairs = read_pool(Path(args.run))[0] if args.run else _pair_file(args).pairs()
+    pairs, left_out = _all_pairs(args)
     rows = training_rows(pairs, verdicts(labels), counts, with_pool=not args.run)
     write_lines_atomically(to, rows)
     say(f"{counts.labelled:,} labelled pairs, {counts.ties:,} of them ties: {to}")
@@ -179,6 +204,10 @@ def _export_training(args: Namespace, labels: dict[str, list[HumanLabel]], to: P
         say(f"{counts.unlabelled:,} pairs without a label, for the pool, in the same file")
     if counts.split:
         say(f"Left out: {counts.split:,} pairs on which the annotators are divided")
+    if counts.overruled:
+        say(f"Left out: the labels of {counts.overruled:,} pairs that {args.pairs} labels otherwise; its labels stay")
+    where = f"in the pool of {args.run}" if args.run else f"in {args.pairs}"
+    say(*_lost_labels(counts.lost, where, folder), *left_out())
     file = shlex.quote(str(to))
     if args.run:
         checkpoint = shlex.quote(f"{args.run}/checkpoints/last.ckpt")
@@ -190,8 +219,9 @@ def _export_training(args: Namespace, labels: dict[str, list[HumanLabel]], to: P
 
 def import_labels(args: Namespace, folder: Path) -> None:
     """Add the labels of another tool to the folder; what is there already is not added twice."""
-    pairs = read_pool(Path(args.run))[0] if args.run else _pair_file(args).pairs()
+    pairs, left_out = _all_pairs(args)
     known = {pair.pair_id for pair in pairs}
+    say(*left_out())
     columns, label_map = args.columns or {}, args.labels
     found = read_foreign(Path(args["import"]).expanduser(), known, read_labels(folder), columns, label_map)
     for annotator, labels in found.labels.items():

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ser_lightning.data.formats import parse_row
-from ser_lightning.data.labels import Labels
+from ser_lightning.data.labels import OWN_LABEL, Labels
 from ser_lightning.data.turns import read_json
 from ser_lightning.errors import Causes, UserError, raise_problems
 from ser_lightning.labelling.label_file import Answer, HumanLabel, latest
@@ -237,7 +237,7 @@ def _pair_of(
     own = str(texts.get("id"))
     if own.isdecimal() and int(own) in known:
         return int(own), True
-    row = {name: value for name, value in texts.items() if name not in ("label", columns.get("label"))}
+    row = {name: value for name, value in texts.items() if name not in ("label", OWN_LABEL, columns.get("label"))}
     pair = parse_row({**row, "label": 1}, columns, where)
     return (pair.pair_id, pair.label == 1) if isinstance(pair, PreferencePair) else (-1, True)
 

@@ -2,15 +2,16 @@
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from ser_lightning.data.labels import TIE
+from ser_lightning.data.labels import OWN_LABEL, TIE
 from ser_lightning.labelling.label_file import HumanLabel, latest
 from ser_lightning.records import PreferencePair
 
 Verdict = Literal["a", "b", "tie", "split"]
 _AS_LABEL: dict[str, float] = {"a": 1, "b": 0, "tie": TIE}
+_ANSWERS = {label: answer for answer, label in _AS_LABEL.items()}
 
 
 @dataclass
@@ -24,6 +25,10 @@ class MergeCounts:
     """Left out: the annotators are divided."""
     unlabelled: int = 0
     """Pairs that nobody has decided, skipped ones among them."""
+    overruled: int = 0
+    """Pairs whose label in the file is another one than the annotators' and stays."""
+    lost: set[int] = field(default_factory=set)
+    """Ids of decided or divided pairs that the file does not have."""
 
 
 def verdicts(labels: Mapping[str, Sequence[HumanLabel]]) -> dict[int, Verdict]:
@@ -58,8 +63,13 @@ def training_rows(
         counts: is kept up to date.
         with_pool: whether pairs without a label are written too, for the pool.
     """
+    counts.lost = {*found}
     for pair in pairs:
-        verdict = found.get(pair.pair_id) if pair.label is None else None
+        counts.lost.discard(pair.pair_id)
+        verdict = found.get(pair.pair_id)
+        if pair.label is not None:
+            counts.overruled += verdict is not None and _AS_LABEL.get(verdict) != pair.label
+            verdict = None
         if verdict == "split":
             counts.split += 1
             continue
@@ -72,6 +82,7 @@ def training_rows(
 
 
 def pair_row(pair: PreferencePair, label: float | None) -> dict[str, Any]:
-    """A pair as a line of a JSONL file."""
+    """A pair as a line of a JSONL file, which means the same to every run, whatever its columns and labels."""
     texts = {"prompt": pair.prompt, "response_a": pair.response_a, "response_b": pair.response_b}
-    return {"id": pair.source_id or str(pair.pair_id), **texts, "label": label}
+    answer = None if label is None else _ANSWERS[label]
+    return {"id": pair.source_id or str(pair.pair_id), **texts, OWN_LABEL: answer}

@@ -1,9 +1,10 @@
 """Which pairs there are to label: those of a file that have no label, or the pool of a run."""
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from ser_lightning.data.formats import canonical_pair
+from ser_lightning.data.formats import DROPS, canonical_pair
 from ser_lightning.data.labels import Labels, check_labels
 from ser_lightning.data.scoring_rows import RowCounts, column_problems, open_source, read_rows, survey
 from ser_lightning.errors import UserError, raise_problems
@@ -17,6 +18,7 @@ class PairFile:
     path: str
     columns: Mapping[str, str]
     label_map: Labels | None
+    _dropped: Counter[str] = field(default_factory=Counter, init=False)
 
     def pairs(self) -> Iterator[PreferencePair]:
         """All pairs in the order of the file, in canonical form, as `fit` reads them.
@@ -27,11 +29,17 @@ class PairFile:
         raise_problems([*column_problems(self.columns), *check_labels(self.label_map or {})])
         source = open_source(self.path)
         found = survey(source, self.columns, self.label_map)
+        self._dropped.clear()
+        self._dropped.update(found.dropped)
         if "single" in found.kinds:
             raise UserError(f"{self.path}: got single responses; give pairs, with response_a and response_b")
         for row in read_rows(source, self.columns, RowCounts(), labels=self.label_map):
             pair = row.pair
             yield canonical_pair(pair.prompt, pair.response_a, pair.response_b, pair.label, pair.source_id)
+
+    def left_out(self) -> list[str]:
+        """A line for each reason why rows of the file are no pairs, once it has been read."""
+        return [f"Left out: {count:,} rows, {DROPS[why]}" for why, count in sorted(self._dropped.items())]
 
     def unlabelled(self) -> list[PreferencePair]:
         """The pairs that nobody has labelled, each once, by their id: a random order that is everybody's.

@@ -1,8 +1,9 @@
 """The pool of a run, as texts: what people can label next, and what its seed model has not seen."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,8 +18,20 @@ from ser_lightning.runs.files import delivered_round, round_files
 from ser_lightning.runs.pair_tables import read_audit, read_test_scores
 
 
-def read_pool(run: Path, num_pairs: int = 1) -> tuple[list[PreferencePair], Tensor]:
-    """The pool pairs of a run in the order of their ids, without labels, and the probability (N,) that a wins of each.
+@dataclass(frozen=True)
+class Pool:
+    """The pool pairs of a run that its files still have."""
+
+    pairs: list[PreferencePair]
+    """In the order of their ids, without labels."""
+    prob_a: Tensor
+    """(N,) probability that a wins."""
+    lost: list[str]
+    """A line for the user where the files have lost pairs of the pool, else nothing."""
+
+
+def read_pool(run: Path, num_pairs: int = 1) -> Pool:
+    """The pool of a run, as its delivered round scored it.
 
     Raises:
         UserError: the pool has fewer pairs, or the files of the run are not what they were.
@@ -36,7 +49,12 @@ def read_pool(run: Path, num_pairs: int = 1) -> tuple[list[PreferencePair], Tens
             "have they changed or moved?"
         )
     pairs = [pairs_by_id[pair_id] for pair_id in sorted(pairs_by_id)]
-    return pairs, torch.tensor([prob_a[pair.pair_id] for pair in pairs])
+    return Pool(pairs, torch.tensor([prob_a[pair.pair_id] for pair in pairs]), _lost(run, len(prob_a) - len(pairs)))
+
+
+def _lost(run: Path, number: int) -> list[str]:
+    line = f"warning: --run: the files that the config of {run} names have lost {number:,} pairs of its pool; put back "
+    return [f"{line}what they held to have these pairs too"] if number else []
 
 
 def in_trained_dialogues(run: Path, prompts: Sequence[list[Turn]]) -> list[bool]:
@@ -45,18 +63,23 @@ def in_trained_dialogues(run: Path, prompts: Sequence[list[Turn]]) -> list[bool]
     Dialogues are those of the splits: prompts that continue one another are of one.
 
     Raises:
-        UserError: the files that its config names are gone.
+        UserError: the files that its config names are gone, or have lost pairs.
     """
-    unseen: set[int] = set()
+    pool: set[int] = set()
+    test: set[int] = set()
     for number in {0, delivered_round(run)}:
         files = round_files(run, number)
-        for table in (read_audit(files.audit), read_test_scores(files.test_scores)):
-            unseen |= set() if table is None else set(table["pair_id"].tolist())
-    known, continuations = set[int](), set[tuple[int, int]]()
+        for ids, table in ((pool, read_audit(files.audit)), (test, read_test_scores(files.test_scores))):
+            ids |= set() if table is None else set(table["pair_id"].tolist())
+    unseen, lost, known, continuations = pool | test, set(pool), set[int](), set[tuple[int, int]]()
     for pair in _pairs_of(run):
+        lost.discard(pair.pair_id)
         if pair.pair_id not in unseen:
             known.add(prompt_hash(pair.prompt))
             continuations |= _continued(pair.prompt)
+    if lost:  # then others that the model was trained on may be gone as well
+        line = f"{run}: the files that its config names have lost {len(lost):,} pairs of its pool"
+        raise UserError(f"{line}; put them back")
     for prompt in prompts:
         continuations |= _continued(prompt)
     dialogues = join_dialogues([*known, *map(prompt_hash, prompts)], continuations)
@@ -68,13 +91,24 @@ def _continued(prompt: list[Turn]) -> set[tuple[int, int]]:
     return {(earlier, prompt_hash(prompt)) for earlier in earlier_prompts(prompt)}
 
 
+def files_of_run(run: Path) -> list[str]:
+    """The folder of a run, and the files of pairs that its config names, as far as this module reads them."""
+    try:
+        return [str(run), *_data_paths(setting(run, "data", "init_args"))]
+    except UserError:
+        return [str(run)]
+
+
+def _data_paths(data: Mapping[str, Any]) -> list[str]:
+    given = [data[key] for key in ("path", "pool_path", "new_data_path") if data.get(key)]
+    return [str(path) for one in given for path in (one if isinstance(one, list) else [one])]
+
+
 def _pairs_of(run: Path) -> Iterator[PreferencePair]:
     """The pairs of all files of a run, as its DataModule read them, with labels taken off."""
     data = setting(run, "data", "init_args")
     columns = data.get("columns") or {}
-    given = [data[key] for key in ("path", "pool_path", "new_data_path") if data.get(key)]
-    paths = [str(path) for one in given for path in (one if isinstance(one, list) else [one])]
-    for source in open_sources(paths, data.get("synthetic_pairs", 0), data.get("split_seed", 0)):
+    for source in open_sources(_data_paths(data), data.get("synthetic_pairs", 0), data.get("split_seed", 0)):
         for where, row in source.rows():
             for pair in parse_rows(row, columns, where, data.get("labels")):
                 if isinstance(pair, PreferencePair):

@@ -7,6 +7,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from ser_lightning.utils.patterns import matching
+
 
 def write_atomically(
     path: Path,
@@ -81,14 +83,14 @@ def output_problems(flag: str, path: str | Path, inputs: Sequence[str | Path], o
     Args:
         flag: what the message begins with, such as `--out`.
         path: the file to write.
-        inputs: files and folders that the command reads; a file in such a folder is one of them.
+        inputs: files, patterns and folders that the command reads; a file in such a folder is one of them.
         overwrite: whether the user gives up the file that is there.
     """
     out = Path(path).expanduser()
     if out.is_dir():
         yield f"{flag}: got {out}, which is a folder; give a file"
     elif out.exists():
-        given = [Path(one).expanduser() for one in inputs]
+        given = [Path(file).expanduser() for one in inputs for file in matching(str(one))]
         if any(one.exists() and (one.samefile(out) or one.resolve() in out.resolve().parents) for one in given):
             yield f"{flag}: got {out}, which this command reads; give another file"
         elif not overwrite:

@@ -2,6 +2,7 @@ import hashlib
 import json
 import math
 import random
+import shutil
 from pathlib import Path
 
 import pytest
@@ -225,7 +226,7 @@ def test_a_damaged_file_of_rewards_is_one_line(pairs_file, capsys, name):
 
 
 def test_no_command_destroys_what_it_reads(runs, tiny_run, capsys):
-    """Neither by name nor by a link, with or without `--overwrite`; other files need it."""
+    """Neither by name, pattern nor link, with or without `--overwrite`; other files need it."""
     text = Path("pairs.jsonl").read_text()
     Path("link.jsonl").hardlink_to("pairs.jsonl")
     Path("soft.jsonl").symlink_to("pairs.jsonl")
@@ -238,13 +239,22 @@ def test_no_command_destroys_what_it_reads(runs, tiny_run, capsys):
         *(["bench", model, data, f"--json={name}"] for name in inputs),
         *(["report", "good", f"--to={name}"] for name in ("good/config.yaml", "good/rounds.csv")),
         ["plan", *tiny_run, "--data.path=pairs.jsonl", "--json=pairs.jsonl"],
+        ["score", model, "--data=pai?s.jsonl", "--out=pairs.jsonl"],
+        *(["compare", "good", "good", "--data=pai*s.jsonl", f"--{f}=pairs.jsonl"] for f in ("json", "make_gate")),
+        ["compare", "good", "good", data, "--unlabelled=**/only.jsonl", "--json=kept/only.jsonl"],
+        ["bench", model, "--data=pai*.jsonl", "--json=pairs.jsonl"],
+        ["plan", *tiny_run, "--data.path=[pai?s.jsonl, kept/*.jsonl]", "--json=kept/only.jsonl"],
+        ["plan", *tiny_run, "--data.eval_sets={mine: kept/*.jsonl}", "--json=kept/only.jsonl"],
     ]
+    Path("kept").mkdir()
+    Path("kept/only.jsonl").write_text(text)
     config = Path("good/config.yaml").read_text()
     for command in reads:
         for more in ([], ["--overwrite"]):
             assert main([*command, *more]) == 2, command
             assert "which this command reads; give another file" in capsys.readouterr().err, command
-    assert Path("pairs.jsonl").read_text() == text and Path("good/config.yaml").read_text() == config
+    assert Path("pairs.jsonl").read_text() == Path("kept/only.jsonl").read_text() == text
+    assert Path("good/config.yaml").read_text() == config
 
     Path("notes.csv").write_text("mine")
     for command in (
@@ -259,3 +269,25 @@ def test_no_command_destroys_what_it_reads(runs, tiny_run, capsys):
         assert main([*command, "--overwrite"]) == 0 and Path("notes.csv").read_text() != "mine", command
         Path("notes.csv").write_text("mine")
     assert main(["report", "good"]) == main(["report", "good"]) == 0  # its own page is its own to renew
+
+
+def test_the_pairs_that_a_run_was_trained_on_are_read_too(runs, pairs_file, capsys):
+    """`compare` asks the files of a run which prompts it knows."""
+    shutil.copy(pairs_file, "own.jsonl")
+    config = Path("good/config.yaml")
+    config.write_text(config.read_text().replace(str(pairs_file), "o?n.jsonl"))
+    text = Path("own.jsonl").read_text()
+    for flag in ("--json", "--make_gate"):
+        assert main(["compare", "good", "good", "--data=pairs.jsonl", f"{flag}=own.jsonl", "--overwrite"]) == 2
+        assert f"{flag}: got own.jsonl, which this command reads; give another file" in capsys.readouterr().err
+    assert Path("own.jsonl").read_text() == text
+
+    compare = ["compare", "good", "good", "--data=own.jsonl"]
+    assert main(compare) == 0
+    assert "good may know the dialogues of" in capsys.readouterr().out
+    Path("own.jsonl").write_text("".join(text.splitlines(keepends=True)[::2]))  # whose prompts are known, nobody knows
+    assert main(compare) == 0
+    said = capsys.readouterr().out
+    assert (
+        "whether good was trained on these pairs is not known: good: the files that its config names have lost" in said
+    )

@@ -12,6 +12,7 @@ from ser_lightning.cli.query import query
 from ser_lightning.data.formats import parse_row
 from ser_lightning.errors import UserError
 from ser_lightning.evolution.query import MostUncertain, Random
+from ser_lightning.labelling.label_file import HumanLabel, LabelFile
 from ser_lightning.records import PreferencePair
 from tests.helpers import read_csv
 
@@ -40,15 +41,83 @@ def run(tiny_fit):
 
 def test_the_file_holds_pool_pairs_without_labels_and_goes_back_in(run, tiny_run, capsys):
     assert main(["query", "--run=run", "--n=5", "--to=ask.jsonl"]) == 0
-    assert "5 pairs to label: ask.jsonl" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "5 pairs to label: ask.jsonl" in said and "label --run run --n 5 --strategy Random" in said
+    assert 'Set "ser_label" to "a" where response_a is better, "b" where response_b is, "tie" where neither is' in said
     rows = [json.loads(line) for line in Path("ask.jsonl").read_text().splitlines()]
-    assert len(rows) == 5 and all(row["label"] is None and "probability" not in row for row in rows)
+    assert len(rows) == 5 and all(row["ser_label"] is None and "probability" not in row for row in rows)
     assert [parse_row(row, {}, "here").pair_id for row in rows] == [int(row["id"]) for row in rows]
-    Path("ask.jsonl").write_text("".join(json.dumps({**row, "label": 1}) + "\n" for row in rows))
+    Path("ask.jsonl").write_text("".join(json.dumps({**row, "ser_label": "a"}) + "\n" for row in rows))
     last = ["--ckpt_path=run/checkpoints/last.ckpt", "--data.new_data_path=ask.jsonl"]
     assert main(["fit", *tiny_run, *last, "--run_dir=on"]) == 0
     scored = {int(line["round"]): int(line["scored"]) for line in read_csv("on/rounds.csv")}
     assert scored[2] == scored[1] - 5  # they have left the pool for the seed
+
+
+MAPPED = {
+    "labels": ({}, {"0": "a", "1": "b"}),
+    "other names": ({"response_a": "x", "response_b": "y", "label": "z"}, {"1": "a", "2": "b", "0": "tie"}),
+    "sides swapped": ({"response_a": "response_b", "response_b": "response_a"}, {"a": "b", "b": "a"}),
+}
+
+
+@pytest.mark.parametrize(("columns", "labels"), MAPPED.values(), ids=MAPPED)
+def test_labels_of_a_run_with_a_map_are_read_as_they_were_given(columns, labels, tiny_run, load, capsys):
+    """On the page and by hand; the right sum is the better response."""
+    names = [columns.get(name, name) for name in ("response_a", "response_b", "label")]
+    first_is_better, second_is_better = ([value for value, side in labels.items() if side == s][0] for s in "ab")
+    rows = []
+    for n in range(60):
+        texts = (f"It is {2 * n}.", f"It is {2 * n + 1}.")
+        values = (*texts, first_is_better) if n % 2 else (*reversed(texts), second_is_better)
+        row = {"prompt": f"What is {n} plus {n}?", **dict(zip(names, values, strict=True))}
+        rows.append(row if n < 40 else {**row, names[2]: None})
+    Path("own.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    mapped = [f"--data.columns={json.dumps(columns)}", f"--data.labels={json.dumps(labels)}"]
+    assert main(["fit", *tiny_run, "--data.path=own.jsonl", *mapped, "--run_dir=run"]) == 0
+    assert main(["query", "--run=run", "--n=9", "--to=by_hand.jsonl"]) == 0
+    asked = [json.loads(line) for line in Path("by_hand.jsonl").read_text().splitlines()]
+    for row in asked:
+        number = int(row["prompt"][0]["content"].split()[2])
+        row["ser_label"] = "a" if row["response_a"] == f"It is {2 * number}." else "b"
+    Path("by_hand.jsonl").write_text("".join(json.dumps(row) + "\n" for row in asked))
+    with LabelFile(Path("run/labels"), "me") as file:
+        for row in asked:
+            file.add(HumanLabel(int(row["id"]), row["ser_label"], None))
+    assert main(["label", "--run=run", "--export=page.jsonl"]) == 0
+    pair_id = torch.tensor([int(row["id"]) for row in asked])
+    expected = [float(row["ser_label"] == "a") for row in asked]
+    assert 0 < sum(expected) < len(expected)
+    for name in ("by_hand.jsonl", "page.jsonl"):
+        data = load("own.jsonl", columns=columns, labels=labels, new_data_path=name)
+        assert data.seed_labels(pair_id).tolist() == expected
+
+
+def test_a_pool_that_has_lost_pairs_is_said(tiny_run, pairs_file, capsys):
+    """By `query` and by every use of `label --run`, which leave the lost labels where they are."""
+    assert main(["fit", *tiny_run, f"--data.path={shutil.copy(pairs_file, 'own.jsonl')}", "--run_dir=run"]) == 0
+    asked = query(Path("run"), 6, Random())
+    with LabelFile(Path("run/labels"), "me") as file:
+        for pair in asked:
+            file.add(HumanLabel(pair.pair_id, "a", None))
+    lost = {pair.prompt[0]["content"] for pair in asked[:2]}
+    rows = [json.loads(line) for line in Path("own.jsonl").read_text().splitlines()]
+    changed = [{**row, "prompt": row["prompt"] + " "} if row["prompt"] in lost else row for row in rows]
+    num_lost = len(lost)
+    assert sum(row != other for row, other in zip(rows, changed, strict=True)) == num_lost == 2
+    Path("own.jsonl").write_text("".join(json.dumps(row) + "\n" for row in changed))
+    warning = f"warning: --run: the files that the config of run names have lost {num_lost} pairs of its pool"
+    capsys.readouterr()
+    assert main(["query", "--run=run", "--n=3"]) == 0
+    assert warning in capsys.readouterr().out
+    for form in ("training", "argilla", "label_studio"):
+        assert main(["label", "--run=run", f"--export={form}.json", f"--form={form}"]) == 0
+        said = capsys.readouterr().out
+        assert warning in said and f"Left out: the labels of {num_lost} pairs that are not in the pool of run" in said
+        assert ("4 labelled pairs" in said) == (form == "training")
+    assert len(Path("training.json").read_text().splitlines()) == 4
+    assert main(["label", "--run=run", "--to=other", "--import=argilla.json"]) == 0
+    assert warning in capsys.readouterr().out
 
 
 def test_a_strategy_of_ones_own_is_named(run):

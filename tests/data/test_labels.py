@@ -1,9 +1,14 @@
 """Who is better: by labels, by votes of several annotators, by two scores, and where they contradict one another."""
 
+import json
+from types import SimpleNamespace
+
 import pytest
 
-from ser_lightning.data.formats import parse_row
+from ser_lightning.data.columns import LIST_COLUMNS
+from ser_lightning.data.formats import parse_row, parse_rows
 from ser_lightning.data.labels import majority, read_scores
+from ser_lightning.data.scoring_rows import RowCounts, read_rows
 from ser_lightning.errors import UserError
 
 PAIR = {"prompt": "Tea?", "response_a": "one", "response_b": "two"}
@@ -104,3 +109,64 @@ def test_what_contradicts_itself_or_is_no_number_is_refused(row, message):
 def test_swapping_scores_swaps_the_label():
     for first, second in ((1, 2), (2, 1), (3, 3), (-0.5, "0")):
         assert read_scores(first, second, "", ("x", "y")) == 1 - read_scores(second, first, "", ("y", "x"))
+
+
+OWN = {"id": "7", "prompt": [{"role": "user", "content": "Tea?"}], "response_a": "Leaves.", "response_b": "Fruit."}
+MAPS = [None, {"0": "a", "1": "b"}, {"1": "a", "2": "b", "0": "tie"}, {"model_a": "a", "model_b": "b"}, {"a": "b"}]
+MAPPINGS = [
+    {},
+    {"prompt": "question", "response_a": "response_0", "response_b": "response_1", "label": "better"},
+    {"response_a": "response_b", "response_b": "response_a", "label": "ser_label"},
+    {"chosen": "response_b", "rejected": "response_a", "prompt": "id"},
+    {"prompt": "prompt.0.content", "responses": "prompt", "ranks": "id", "annotator": "id", "system": "id"},
+]
+
+
+@pytest.mark.parametrize("columns", MAPPINGS)
+@pytest.mark.parametrize("labels", MAPS)
+@pytest.mark.parametrize("answer", ["a", "b", "tie", None])
+def test_what_this_package_writes_means_the_same_to_every_run(columns, labels, answer):
+    """As JSON and as a table of a spreadsheet, to `fit` and to `score`."""
+    expected = parse_row({**OWN, "label": answer}, {}, "here")
+    row = {**OWN, "ser_label": answer}
+    as_csv = {**row, "prompt": json.dumps(row["prompt"]), "ser_label": answer or ""}
+    for one in (row, as_csv):
+        assert [*parse_rows(one, columns, "here", labels)] == [expected]
+        source = SimpleNamespace(name="own", rows=lambda one=one: iter([("here", one)]))
+        pairs = {name: column for name, column in columns.items() if name not in LIST_COLUMNS}
+        [scored] = [found.pair for found in read_rows(source, pairs, RowCounts(), labels=labels)]
+        better = {"a": 1, "b": 0, "tie": 0.5, None: None}[answer]
+        assert (scored.response_a, scored.response_b, scored.label) == ("Leaves.", "Fruit.", better)
+
+
+def test_rows_of_another_file_in_one_table_keep_their_own_meaning():
+    columns = {"prompt": "q", "response_a": "x", "response_b": "y", "label": "z"}
+    texts = dict.fromkeys(OWN) | {"ser_label": None, "q": "Tea?", "x": "Leaves.", "y": "Fruit."}
+    for value, label in (("0", "a"), ("1", "b"), (None, None)):
+        expected = parse_row({**OWN, "id": None, "label": label}, {}, "here")
+        assert parse_row({**texts, "z": value}, columns, "here", {"0": "a", "1": "b"}) == expected
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"ser_label": 1}, "here: got ser_label 1; use a (response_a is better), b, tie, or nothing (unlabelled)"),
+        (
+            {"ser_label": None, "label": 1},
+            "here: got label 1 beside ser_label; write a (response_a is better), b or tie there, and remove label",
+        ),
+        (
+            {"ser_label": "a", "better": 0},
+            "here: got better 0 beside ser_label; write a (response_a is better), b or tie there, and remove better",
+        ),
+    ],
+)
+def test_a_label_of_doubtful_meaning_is_refused(more, message):
+    with pytest.raises(UserError) as found:
+        parse_row({**OWN, **more}, {"label": "better"}, "here", {"0": "a", "1": "b"})
+    assert found.value.problems == [message]
+
+
+def test_files_of_earlier_versions_are_read_where_nothing_is_mapped():
+    for label, answer in ((1, "a"), (0, "b"), (0.5, "tie"), (None, None)):
+        assert parse_row({**OWN, "label": label}, {}, "here") == parse_row({**OWN, "ser_label": answer}, {}, "here")

@@ -84,7 +84,7 @@ def test_the_next_command_names_what_this_one_named(pairs):
     label_all(Path("there"), PairFile("my pairs.jsonl", {"prompt": "question"}, None).unlabelled())
     assert main(shlex.split(command)[3:]) == 0
     rows = [json.loads(line) for line in Path("labelled.jsonl").read_text().splitlines()]
-    assert [row["label"] for row in rows].count(None) == 0 and len(rows) == 2
+    assert [row["ser_label"] for row in rows].count(None) == 0 and len(rows) == 2
 
 
 def label_all(folder: Path, pairs: list, annotator: str = "me", **special: str) -> None:
@@ -114,6 +114,41 @@ def test_what_is_exported_goes_into_fit(pairs, tiny_run, capsys):
     flags = [flag for flag in tiny_run if not flag.startswith("--data.path")]
     assert main(["fit", *flags, "--data.path=labelled.jsonl", "--run_dir=run"]) == 0
     assert int(read_csv("run/rounds.csv")[0]["scored"]) == 11  # the pool is what has no label
+
+
+def test_no_label_and_no_row_of_a_changed_file_is_lost_silently(pairs, capsys):
+    asked = PairFile(str(pairs), {}, None).unlabelled()
+    label_all(Path("pairs.labels"), asked[:10], p9="skip")
+    places = [int(pair.prompt[0]["content"].split()[2]) for pair in asked]
+    rows = [json.loads(line) for line in pairs.read_text().splitlines()]
+    for place in places[:4]:
+        rows[place]["prompt"] += " "
+    rows[places[4]]["response_a"] = ""
+    rows[places[5]]["response_a"] = rows[places[5]]["response_b"]
+    rows[places[6]]["label"], rows[places[7]]["label"] = 0, 1  # the right sum is response_a
+    pairs.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    capsys.readouterr()
+
+    assert main(["label", str(pairs), "--export=out.jsonl"]) == 0
+    said = capsys.readouterr().out
+    assert "4 labelled pairs" in said and "35 pairs without a label" in said  # the file's own three, and one
+    smallest = min(pair.pair_id for pair in asked[:6])
+    assert f"Left out: the labels of 6 pairs that are not in pairs.jsonl, such as {smallest}; they stay in" in said
+    assert "Left out: the labels of 1 pairs that pairs.jsonl labels otherwise" in said
+    assert "Left out: 1 rows, empty prompt or response" in said and "Left out: 1 rows, identical responses" in said
+    assert len(Path("out.jsonl").read_text().splitlines()) + 2 == len(rows)
+
+    assert main(["label", str(pairs), "--export=tool.json", "--form=argilla"]) == 0
+    said = capsys.readouterr().out
+    assert "Left out: the labels of 8 pairs that are not among the pairs of pairs.jsonl without a label" in said
+    assert "Left out: 1 rows, identical responses" in said
+    assert main(["label", str(pairs), "--to=other", "--import=tool.json"]) == 0
+    assert "Left out: 1 rows, identical responses" in capsys.readouterr().out
+    process = CommandProcess("label", str(pairs))
+    lines = [process.stdout.readline() for _ in range(3)]
+    process.kill()
+    process.communicate()
+    assert lines[:2] == ["Left out: 1 rows, empty prompt or response\n", "Left out: 1 rows, identical responses\n"]
 
 
 def test_several_annotators_agree_and_are_merged(pairs, capsys):
@@ -195,6 +230,20 @@ def test_what_cannot_work_is_one_line(pairs, capsys):
     Path("labelled.jsonl").write_text('{"prompt": "p", "chosen": "c", "rejected": "r"}\n')
     [line] = problems_of(capsys, "label", "labelled.jsonl")
     assert line == "labelled.jsonl: got 1 pairs, none without a label; give a file of pairs to label"
+
+
+def test_an_export_destroys_nothing_that_it_reads(pairs, pairs_file, tiny_fit, capsys):
+    text = pairs.read_text()
+    tiny_fit()
+    config = Path("run/config.yaml")
+    config.write_text(config.read_text().replace(str(pairs_file), "pair*.jsonl"))
+    label_all(Path("there"), PairFile(str(pairs), {}, None).unlabelled()[:1])
+    for pairs_of in (["pai?s.jsonl"], ["--run=run"]):
+        for form in ("training", "argilla", "label_studio"):
+            more = ["--to=there", f"--form={form}", "--export=pairs.jsonl", "--overwrite"]
+            [line] = problems_of(capsys, "label", *pairs_of, *more)
+            assert line == "--export: got pairs.jsonl, which this command reads; give another file"
+    assert pairs.read_text() == text
 
 
 def test_without_the_extra_it_says_what_to_install(pairs, monkeypatch, capsys):

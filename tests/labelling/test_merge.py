@@ -22,6 +22,9 @@ def test_rows_are_what_fit_reads_and_old_labels_stay():
     counts = MergeCounts()
     rows = [*training_rows(pairs, found, counts, with_pool=True)]
     assert (counts.labelled, counts.ties, counts.split, counts.unlabelled) == (4, 1, 1, 1)
+    assert counts.overruled == (pairs[0].label != 0) and not counts.lost
+    assert [*training_rows(pairs[1:], {**found, 7: "a", 9: "split"}, counts, True)]
+    assert counts.lost == {pairs[0].pair_id, 7, 9}
     read = [parse_row(row, {}, "here") for row in rows]
     assert [(p.pair_id, p.label) for p in read] == [
         (pairs[0].pair_id, pairs[0].label),  # what the file said, whatever the annotators say

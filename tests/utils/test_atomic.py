@@ -2,7 +2,7 @@
 
 import pytest
 
-from ser_lightning.utils.atomic import write_atomically
+from ser_lightning.utils.atomic import output_problems, write_atomically
 
 
 def test_writing_atomically_leaves_the_old_file_when_it_fails(tmp_path):
@@ -17,3 +17,20 @@ def test_writing_atomically_leaves_the_old_file_when_it_fails(tmp_path):
         write_atomically(file, fail)
     assert file.read_text() == "old"
     assert list(tmp_path.iterdir()) == [file]
+
+
+def test_what_a_pattern_matches_is_not_written_over(tmp_path):
+    """Hidden names and what lies deeper count as `glob` counts them; a file that has such a name counts as itself."""
+    for name in ("one.jsonl", "two.jsonl", "in/three.jsonl", "odd*.csv", "oddity.csv"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("mine")
+
+    def refused(given: str, out: str) -> bool:
+        problems = [*output_problems("--out", tmp_path / out, [tmp_path / given], overwrite=True)]
+        assert all("which this command reads" in line for line in problems)
+        return bool(problems)
+
+    assert refused("*.jsonl", "one.jsonl") and refused("t?o.jsonl", "two.jsonl") and refused("**/t*", "in/three.jsonl")
+    assert not refused("t*.jsonl", "one.jsonl") and not refused("*.jsonl", "in/three.jsonl")
+    assert refused("odd*.csv", "odd*.csv") and not refused("odd*.csv", "oddity.csv")
+    assert not refused("*.jsonl", "new.jsonl")  # what is not there is not read
