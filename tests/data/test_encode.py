@@ -34,8 +34,8 @@ def encode_pair(tokenizer, one, max_length):
 
 
 def encode_response(tokenizer, prompt, text, max_length):
-    (rows,) = encode_candidates(tokenizer, [prompt], [[text]], max_length)
-    return rows and rows[0]
+    (found,) = encode_candidates(tokenizer, [prompt], [[text]], max_length)
+    return found and found.rows[0]
 
 
 def test_ids_are_those_of_the_template(tiny_tokenizer):
@@ -208,11 +208,11 @@ def test_of_a_response_that_never_fits_the_front_is_read_behind_the_shortest_pro
     for kept in (1, 5, 9):
         expected = by_hand("<system>Be kind", "<user>", f"<assistant>{text[:kept]}")
         assert encode_response(tiny_tokenizer, prompt, text, len(expected)) is None
-        assert encode_front(tiny_tokenizer, prompt, text, len(expected)) == expected
+        assert encode_front(tiny_tokenizer, prompt, text, len(expected)).rows == [expected]
     assert encode_front(tiny_tokenizer, prompt, text, 10) is None
     template(NEEDS_QUERY + tiny_tokenizer.chat_template)
     expected = by_hand("<system>Be kind", "<user>?", f"<assistant>{text[:5]}")
-    assert encode_front(tiny_tokenizer, prompt, text, len(expected)) == expected
+    assert encode_front(tiny_tokenizer, prompt, text, len(expected)).rows == [expected]
 
 
 def test_any_number_of_responses_see_the_same_cut_prompt(tiny_tokenizer):
@@ -220,14 +220,10 @@ def test_any_number_of_responses_see_the_same_cut_prompt(tiny_tokenizer):
     texts = ["Yes", "No", "Perhaps"]
     whole = [by_hand("<user>one", "<assistant>two", "<user>three", f"<assistant>{text}") for text in texts]
     cut = [by_hand("<user>three", f"<assistant>{text}") for text in texts]
-    assert encode_candidates(tiny_tokenizer, [prompt], [texts], len(whole[2])) == [whole]
-    assert (
-        encode_candidates(tiny_tokenizer, [prompt] * 2, [texts, texts[:2]], len(whole[2]) - 1)
-        == [
-            cut,  # though two would fit
-            whole[:2],
-        ]
-    )
+    assert encode_candidates(tiny_tokenizer, [prompt], [texts], len(whole[2]))[0].rows == whole
+    both = encode_candidates(tiny_tokenizer, [prompt] * 2, [texts, texts[:2]], len(whole[2]) - 1)
+    assert [one.rows for one in both] == [cut, whole[:2]]  # though two would fit in the first
+    assert [one.is_cut for one in both] == [True, False]
     assert encode_candidates(tiny_tokenizer, [prompt], [texts], 20) == [None]
 
 

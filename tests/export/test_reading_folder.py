@@ -232,8 +232,12 @@ def test_the_file_reads_other_architectures_as_they_are_trained(kind, tiny_token
     readings = [Reading("mean", 2), Reading("judge", 3), Reading("last", 1)]
     reward_model.read_at(readings, turn_tokens(tiny_tokenizer, readings, "Good?"))
     rows = [tiny_tokenizer.apply_chat_template(turns, return_dict=False) for turns in TURNS]
+    prompts = [
+        tiny_tokenizer.apply_chat_template(turns[:1], add_generation_prompt=True, return_dict=False) for turns in TURNS
+    ]
+    inputs = reward_model.layout.lay_out(rows, range(3), 0, list(map(len, prompts)))
     with evaluating(reward_model):
-        expected = reward_model(reward_model.layout.lay_out(rows, range(3), 0))
+        expected = reward_model(inputs)
     merged = merged_model(reward_model)
     note_plain_or_own(merged, reward_model)
     merged.save_pretrained("out")
@@ -242,7 +246,6 @@ def test_the_file_reads_other_architectures_as_they_are_trained(kind, tiny_token
     torch.testing.assert_close(own_model(Path("out"))(TURNS), expected, rtol=1e-4, atol=1e-5)
     again = AutoModelForSequenceClassification.from_pretrained("out", ignore_mismatched_sizes=True)
     with evaluating(again):
-        inputs = reward_model.layout.lay_out(rows, range(3), 0)
         torch.testing.assert_close(read_folder(again, Path("out"))(inputs), expected, rtol=1e-4, atol=1e-5)
 
 
