@@ -60,6 +60,7 @@ def test_texts_and_ids_come_back(build, make_rows, tiny_tokenizer, monkeypatch):
         ids_a, ids_b = store.ids(i)
         assert (ids_a.tolist(), ids_b.tolist()) == (encoded.ids_a, encoded.ids_b)
         same = [a == b for a, b in zip(encoded.ids_a, encoded.ids_b, strict=False)]
+        assert store.response_start[i] == encoded.start > 0 and store.response_start.dtype == np.int32
         assert store.num_shared[i] == ([*same, False].index(False))
         assert store.read_labels()[i] == (row["label"] == (pair.response_a == row["response_a"]))
     assert [pair.source_id for pair in store.read_texts([5, 2, 5])] == ["row 5", "row 2", "row 5"]
