@@ -84,9 +84,8 @@ class Shard:
         if self.features is not None:
             return self.features.read(rows, store.num_tokens[rows])
         ids = [store.ids(row) for row in rows.tolist()]
-        return self.layout.lay_out(
-            [a for a, _ in ids] + [b for _, b in ids], [*range(len(rows))] * 2, self.pad_token_id
-        )
+        sequences, starts = [a for a, _ in ids] + [b for _, b in ids], np.tile(store.response_start[rows], 2)
+        return self.layout.lay_out(sequences, [*range(len(rows))] * 2, self.pad_token_id, starts)
 
 
 @dataclass(frozen=True)

@@ -166,7 +166,8 @@ def _states(reward_model: RewardModel, encoded: Sequence[EncodedPair], pad: int,
     batches = reward_model.layout.cut_pairs(lengths, shared, TOKENS_PER_BATCH)
     for number, batch in enumerate(tqdm(batches[num_done:], desc="states", initial=num_done, total=len(batches))):
         rows = [encoded[i].ids_a for i in batch] + [encoded[i].ids_b for i in batch]
-        inputs = reward_model.layout.lay_out(rows, [*batch, *batch], pad)
+        starts = [encoded[i].start for i in batch] * 2
+        inputs = reward_model.layout.lay_out(rows, [*batch, *batch], pad, starts)
         first, second = reward_model.states(inputs).to(torch.bfloat16).split(len(batch))
         found[batch] = torch.stack([first, second], dim=1)
         counter.write_text(str(num_done + number + 1))

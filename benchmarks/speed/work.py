@@ -49,6 +49,7 @@ class Store:
         self.pair_id = np.arange(len(pairs))
         self.num_tokens = np.array([[len(a), len(b)] for a, b in pairs])
         self.num_shared = np.array([num_shared_tokens(pair) for pair in self.pairs])
+        self.response_start = np.zeros(len(pairs), dtype=np.int32)
 
     def ids(self, row: int) -> tuple[np.ndarray, np.ndarray]:
         return self.pairs[row]

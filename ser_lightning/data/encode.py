@@ -8,18 +8,28 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
+from weakref import WeakKeyDictionary
 
+import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from ser_lightning.data.templates import TemplateRefused, render_conversations
+from ser_lightning.data.packing import num_shared_tokens
+from ser_lightning.data.templates import (
+    PROBES,
+    Header,
+    TemplateRefused,
+    header_ends,
+    known_start,
+    render_conversations,
+)
 from ser_lightning.errors import UserError
 from ser_lightning.records import PreferencePair, Turn
 
 Encoding = TypeVar("Encoding")
 _MAX_TRIES = 8
-ENCODING_VERSION = 2
-"""Part of the cache key: raise it when the same pair would be encoded as other ids."""
+ENCODING_VERSION = 3
+"""Part of the cache key: raise it when the same pair would be encoded as other ids, or get another start."""
 
 
 @dataclass(frozen=True)
@@ -30,11 +40,28 @@ class EncodedPair:
         ids_a: prompt and response a, T_a ids.
         ids_b: the same prompt and response b, T_b ids.
         is_cut: whether the prompt was truncated to fit.
+        start: position where both responses begin; 0 if the template writes nothing fixed before a response.
     """
 
     ids_a: list[int]
     ids_b: list[int]
     is_cut: bool = False
+    start: int = 0
+
+
+@dataclass(frozen=True)
+class EncodedCandidates:
+    """The ids of one prompt with each of several responses.
+
+    Attributes:
+        rows: C lists of ids, prompt and response.
+        is_cut: whether the prompt was truncated to fit.
+        start: position where every response begins; 0 if the template writes nothing fixed before a response.
+    """
+
+    rows: list[list[int]]
+    is_cut: bool = False
+    start: int = 0
 
 
 def encode_conversations(
@@ -80,8 +107,8 @@ def encode_pairs(
     """
     groups = [(pair.prompt, [pair.response_a, pair.response_b]) for pair in pairs]
     names = [f"pair {pair.source_id or pair.pair_id}" for pair in pairs]
-    found = _encode_groups(tokenizer, groups, max_length, names)
-    return [None if one is None else EncodedPair(one[0][0], one[0][1], one[1]) for one in found]
+    found = _with_starts(tokenizer, groups, _encode_groups(tokenizer, groups, max_length, names))
+    return [None if one is None else EncodedPair(one.rows[0], one.rows[1], one.is_cut, one.start) for one in found]
 
 
 def encode_candidates(
@@ -89,7 +116,7 @@ def encode_candidates(
     prompts: Sequence[list[Turn]],
     candidates: Sequence[Sequence[str]],
     max_length: int,
-) -> list[list[list[int]] | None]:
+) -> list[EncodedCandidates | None]:
     """Ids of N prompts with each of their responses, which see it cut alike, as those of a pair do.
 
     Args:
@@ -97,18 +124,18 @@ def encode_candidates(
         candidates: C > 0 responses to each of them.
 
     Returns:
-        N times C lists of ids; None where a response does not fit even after the shortest cut of its prompt.
+        N encodings; None where a response does not fit even after the shortest cut of its prompt.
 
     Raises:
         UserError: the template refuses a prompt.
     """
-    found = _encode_groups(tokenizer, list(zip(prompts, candidates, strict=True)), max_length)
-    return [None if one is None else one[0] for one in found]
+    groups = list(zip(prompts, candidates, strict=True))
+    return _with_starts(tokenizer, groups, _encode_groups(tokenizer, groups, max_length))
 
 
 def encode_front(
     tokenizer: PreTrainedTokenizerBase, prompt: list[Turn], response: str, max_length: int
-) -> list[int] | None:
+) -> EncodedCandidates | None:
     """Ids of the longest beginning of a response that fits after the shortest cut of its prompt.
 
     In training, a response that long leaves no more of its prompt.
@@ -118,7 +145,7 @@ def encode_front(
         response: does not fit as a whole.
 
     Returns:
-        The ids, None where not even an empty response fits.
+        The encoding, None where not even an empty response fits.
     """
 
     def attempt(cut: list[Turn], num_characters: int) -> tuple[int, list[int]]:
@@ -133,7 +160,8 @@ def encode_front(
             if shortest is not None and shortest[0] <= max_length:
                 too_long = keep(len(response))
                 most = (len(response), too_long[0] if too_long else max_length + 1)
-                return _longest(keep, (fewest, *shortest), most, max_length)
+                ids = _longest(keep, (fewest, *shortest), most, max_length)
+                return _with_starts(tokenizer, [(prompt, [response])], [_Fitted(cut, [ids], True)])[0]
     return None
 
 
@@ -160,11 +188,78 @@ def encode_prompts(
                 f'prompt ("{" ".join(prompt[0]["content"].split())[:40]}"): got more than {max_length} tokens even in '
                 "the shortest form that the chat template takes; raise data.max_prompt_length"
             )
-    return [one[0][0] for one in found if one is not None]
+    return [one.rows[0] for one in found if one is not None]
+
+
+def response_header(tokenizer: PreTrainedTokenizerBase) -> Header | None:
+    """What the chat template writes between the user's turn and any response; None if that is nothing fixed.
+
+    Raises:
+        TemplateRefused: the template refuses one question with one answer.
+    """
+    question = [Turn(role="user", content="Hello")]
+    answered = _with_each(question, PROBES)
+    bare, *rows = encode_conversations(tokenizer, [question, *answered])
+    end = _num_shared(rows)
+    ids = tuple(rows[0][_num_shared([bare, rows[0]]) : end])
+    if not ids or any(header_ends(row, ids)[-1:] != [end] for row in rows):
+        return None
+    text = str(tokenizer.decode(list(ids), clean_up_tokenization_spaces=False))
+    try:
+        [longer] = encode_conversations(tokenizer, [answered[0] + answered[1]])
+    except TemplateRefused:
+        longer = rows[0]
+    return Header(ids, text.strip() or text, len(header_ends(longer, ids)) > 1)
+
+
+_HEADERS: WeakKeyDictionary[PreTrainedTokenizerBase, tuple[str, Header | None]] = WeakKeyDictionary()
+
+
+def _known_header(tokenizer: PreTrainedTokenizerBase) -> Header | None:
+    """`response_header`, looked for once for each template of a tokenizer; None also where the template refuses."""
+    template = tokenizer.get_chat_template()
+    if tokenizer not in _HEADERS or _HEADERS[tokenizer][0] != template:
+        try:
+            _HEADERS[tokenizer] = template, response_header(tokenizer)
+        except TemplateRefused:
+            _HEADERS[tokenizer] = template, None
+    return _HEADERS[tokenizer][1]
 
 
 Group = tuple[list[Turn], Sequence[str] | None]
 """A prompt and the responses to it; None for the prompt alone, up to where a response begins."""
+
+
+class _Fitted(NamedTuple):
+    """A prompt as it fits, and the ids of each of its conversations."""
+
+    prompt: list[Turn]
+    rows: list[list[int]]
+    is_cut: bool
+
+
+def _with_starts(
+    tokenizer: PreTrainedTokenizerBase, groups: Sequence[Group], found: Sequence[_Fitted | None]
+) -> list[EncodedCandidates | None]:
+    """Find where the responses of each group begin, by the header or, where it does not tell, by made-up responses."""
+    header = _known_header(tokenizer)
+    starts: dict[int, int | None] = {}
+    for i, (one, (_, responses)) in enumerate(zip(found, groups, strict=True)):
+        if one is not None and header is not None:
+            num_turns = 1 + sum(turn["role"] == "assistant" for turn in one.prompt)
+            starts[i] = known_start(header, one.rows, responses or (), num_turns)
+    if unknown := [i for i, start in starts.items() if start is None]:
+        probes = [turns for i in unknown for turns in _with_each(found[i].prompt, PROBES)]  # type: ignore[union-attr]
+        rows = iter(encode_conversations(tokenizer, probes))
+        starts |= {i: _num_shared(list(islice(rows, len(PROBES)))) for i in unknown}
+    return [
+        None if one is None else EncodedCandidates(one.rows, one.is_cut, starts.get(i) or 0)
+        for i, one in enumerate(found)
+    ]
+
+
+def _num_shared(rows: Sequence[list[int]]) -> int:
+    return num_shared_tokens([np.asarray(row) for row in rows])
 
 
 def _with_each(prompt: list[Turn], responses: Sequence[str] | None) -> list[list[Turn]]:
@@ -175,8 +270,8 @@ def _with_each(prompt: list[Turn], responses: Sequence[str] | None) -> list[list
 
 def _encode_groups(
     tokenizer: PreTrainedTokenizerBase, groups: Sequence[Group], max_length: int, names: Sequence[str] = ()
-) -> list[tuple[list[list[int]], bool] | None]:
-    """The ids of all conversations of each group and whether its prompt was cut; None where it cannot be made to fit.
+) -> list[_Fitted | None]:
+    """The ids of all conversations of each group, its prompt cut if need be; None where it cannot be made to fit.
 
     Args:
         groups: N prompts; either all have responses or none has.
@@ -189,24 +284,22 @@ def _encode_groups(
         if len(groups) > 1:  # one at a time, to name the one
             return [_encode_groups(tokenizer, [g], max_length, names[i : i + 1])[0] for i, g in enumerate(groups)]
         raise TemplateRefused(error.reason, names[0] if names else "a prompt", groups[0][0]) from error
-    found: list[tuple[list[list[int]], bool] | None] = []
+    found: list[_Fitted | None] = []
     for (prompt, responses), many in zip(groups, conversations, strict=True):
-        encoded: list[list[int]] | None = list(islice(rows, len(many)))
-        is_cut = max(map(len, encoded or [])) > max_length
-        if is_cut:
-            encoded = _encode_cut(tokenizer, prompt, responses, max_length)
-        found.append(None if encoded is None else (encoded, is_cut))
+        encoded = list(islice(rows, len(many)))
+        fits = max(map(len, encoded)) <= max_length
+        found.append(_Fitted(prompt, encoded, False) if fits else _encode_cut(tokenizer, prompt, responses, max_length))
     return found
 
 
 def _encode_cut(
     tokenizer: PreTrainedTokenizerBase, prompt: list[Turn], responses: Sequence[str] | None, max_length: int
-) -> list[list[int]] | None:
+) -> _Fitted | None:
     """The responses after the longest cut of their prompt with which all of them fit."""
 
-    def attempt(cut: list[Turn]) -> tuple[int, list[list[int]]]:
+    def attempt(cut: list[Turn]) -> tuple[int, _Fitted]:
         rows = encode_conversations(tokenizer, _with_each(cut, responses), responses is None)
-        return max(map(len, rows)), rows
+        return max(map(len, rows)), _Fitted(cut, rows, True)
 
     return _cut_prompt(prompt, attempt, max_length)
 

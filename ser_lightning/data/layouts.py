@@ -25,7 +25,7 @@ class Layout:
         is_one_row: a packed batch is one row, for kernels that skip what is masked; else rows are as long as the
             largest pair, since a dense mask costs the square of their length.
         row_multiple: packed rows are filled up to a multiple of this many tokens, for kernels that want few lengths.
-        header: ids whose last occurrence in a sequence ends where its response begins; () = there is no question.
+        header: ids that the chat template writes before a response; () = nobody asks where responses begin.
         question: ids that are appended to every sequence.
     """
 
@@ -70,19 +70,28 @@ class Layout:
         batches = self._pack(lengths, budget)
         return [[i for row in rows for place in row for i in groups[place]] for rows in batches]
 
-    def lay_out(self, sequences: Sequence[Ids], keys: Sequence[Hashable], pad_token_id: int) -> Inputs:
+    def lay_out(
+        self,
+        sequences: Sequence[Ids],
+        keys: Sequence[Hashable],
+        pad_token_id: int,
+        response_starts: Lengths | None = None,
+    ) -> Inputs:
         """One batch.
 
         Args:
             sequences: R sequences.
             keys: R, equal for sequences that are to share what they begin with.
             pad_token_id: what fills unused places.
+            response_starts: R positions, as `data/encode.py` finds them; needed only with a header.
         """
         inputs = self._rows(self._asked(sequences), keys, pad_token_id)
         if not self.header:
             return inputs
-        starts = torch.tensor([[response_start(ids, self.header)] for ids in sequences])
+        assert response_starts is not None, "a layout with a header needs to know where responses begin"
         ends = torch.tensor([[len(ids)] for ids in sequences])
+        # Where a template writes nothing after an empty response, what is before it stands for it.
+        starts = torch.as_tensor(np.asarray(response_starts, dtype=np.int64))[:, None].minimum(ends - 1)
         positions = starts + torch.arange(int((ends - starts).max()))
         places = inputs.places(positions.minimum(ends - 1))
         return replace(inputs, response=torch.where(positions < ends, places, -1))
@@ -106,20 +115,6 @@ class Layout:
 
 
 PADDED = Layout()
-
-
-def response_start(ids: Ids, header: Sequence[int]) -> int:
-    """Position after the last occurrence of `header` in a sequence; 0, the whole of it, if there is none.
-
-    Example:
-        >>> response_start([5, 1, 2, 9, 1, 2, 7, 8], header=(1, 2))
-        6
-    """
-    if len(ids) < len(header):
-        return 0
-    windows = np.lib.stride_tricks.sliding_window_view(np.asarray(ids), len(header))
-    found = np.flatnonzero((windows == np.asarray(header)).all(axis=1))
-    return int(found[-1]) + len(header) if len(found) else 0
 
 
 def collate_responses(

@@ -28,15 +28,16 @@ class PairStore:
         role: (N,) int8, position in `ROLES`.
         num_tokens: (N, 2) int64, tokens of both conversations of a pair, prompt included.
         num_shared: (N,) int64, tokens that both begin with.
+        response_start: (N,) int32, position where both responses begin; 0 if the template does not say.
         counts: for each part, what was read and dropped, per role.
     """
 
     def __init__(self, *folders: Path) -> None:
         self.folders = folders
         indices = [_read_index(folder) for folder in folders]
-        self.pair_id, self.dialogue_id, self.num_shared, self.role = (
+        self.pair_id, self.dialogue_id, self.num_shared, self.response_start, self.role = (
             np.concatenate([index[name] for index in indices])
-            for name in ("pair_id", "dialogue_id", "num_shared", "role")
+            for name in ("pair_id", "dialogue_id", "num_shared", "response_start", "role")
         )
         self._offsets = [index["offsets"] for index in indices]
         self._ids = [_map_ids(folder, offsets) for folder, offsets in zip(folders, self._offsets, strict=True)]

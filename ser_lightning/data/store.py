@@ -36,8 +36,8 @@ ROLES = ("path", "pool_path", "test_path")
 """Where a row came from; a role is stored as its position here."""
 UNLABELLED, CONTRADICTION = -1, -2
 """Codes for an unlabelled pair, and for one whose rows disagree; other labels are the probability that a wins."""
-_STORE_VERSION = 6
-INDEX = ("pair_id", "dialogue_id", "prompt_id", "continuations", "offsets", "num_shared", "role")
+_STORE_VERSION = 7
+INDEX = ("pair_id", "dialogue_id", "prompt_id", "continuations", "offsets", "num_shared", "response_start", "role")
 """Arrays of `index.npz`."""
 TEXTS = pyarrow.schema([(name, pyarrow.string()) for name in ("prompt", "response_a", "response_b", "source_id")])
 Counts = dict[str, Counter[str]]
@@ -165,7 +165,8 @@ class _StoreWriter:
         self.folder, self.tokenizer, self.max_length = folder, tokenizer, max_length
         self.counts: Counts = {role: Counter() for role in ROLES}
         self.pair_id, self.prompt_id, self.offsets = array("q"), array("q"), array("q", [0])
-        self.num_shared, self.role, self.labels = array("q"), array("b"), array("f")
+        self.num_shared, self.response_start = array("q"), array("i")
+        self.role, self.labels = array("b"), array("f")
         self.votes: dict[int, list[int]] = {}
         self._known_votes: set[int] = set()
         self.continuations: set[tuple[int, int]] = set()
@@ -230,6 +231,7 @@ class _StoreWriter:
             self.ids.write(ids.tobytes())
             self.offsets.append(self.offsets[-1] + len(ids))
         self.num_shared.append(num_shared_tokens(both))
+        self.response_start.append(encoded.start)
         self.pair_id.append(pair.pair_id)
         prompt_id = prompt_hash(pair.prompt)
         self.prompt_id.append(prompt_id)
@@ -243,7 +245,8 @@ class _StoreWriter:
         self.texts.close()
         dialogue_id = join_dialogues(self.prompt_id, self.continuations)
         continuations = np.asarray(sorted(self.continuations), dtype=np.int64).reshape(-1, 2)
-        values = (self.pair_id, dialogue_id, self.prompt_id, continuations, self.offsets, self.num_shared, self.role)
+        ids = self.pair_id, dialogue_id, self.prompt_id, continuations
+        values = *ids, self.offsets, self.num_shared, self.response_start, self.role
         np.savez(self.folder / "index.npz", **dict(zip(INDEX, map(np.asarray, values), strict=True)))  # type: ignore
         for row, votes in self.votes.items():
             self.labels[row] = _merge_labels(self.labels[row], majority(*votes))

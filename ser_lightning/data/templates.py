@@ -2,6 +2,9 @@
 
 transformers renders it in Jinja's sandbox, where it can read and write nothing. Here it also gets the same date every
 day, and a limit of time, memory and size: a template that loops or multiplies strings ends in one line.
+
+What it writes before a response, the header, tells where the response begins. A prompt or a response may hold the
+header as text, so it tells only where it stands once for each turn for which the template writes it.
 """
 
 import resource
@@ -9,6 +12,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -138,3 +142,61 @@ def _memory_limit(num_bytes: int) -> Iterator[None]:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+
+
+PROBES = ("Alpha beta.", "7 of them", "zulu")
+"""Made-up responses whose ids differ from the first one on."""
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a chat template writes between the user's turn and any response.
+
+    Attributes:
+        ids: as the tokenizer writes them.
+        text: what they stand for, without white space around it.
+        is_in_every_turn: earlier turns of the assistant have it as well; templates of thinking models may write more
+            before the last one.
+    """
+
+    ids: tuple[int, ...]
+    text: str
+    is_in_every_turn: bool = True
+
+
+def header_ends(ids: list[int], header: Sequence[int]) -> list[int]:
+    """Positions after each occurrence of `header`, ascending.
+
+    Example:
+        >>> header_ends([5, 1, 2, 9, 1, 2, 7, 8], header=(1, 2))
+        [3, 6]
+    """
+    wanted, size, last = list(header), len(header), len(ids) - len(header)
+    found, place = [], -1
+    for _ in range(ids.count(wanted[0])):
+        place = ids.index(wanted[0], place + 1)
+        if place <= last and ids[place : place + size] == wanted:
+            found.append(place + size)
+    return found
+
+
+def known_start(
+    header: Header, rows: Sequence[list[int]], responses: Sequence[str], num_assistant_turns: int
+) -> int | None:
+    """Where the responses to one prompt begin, if the header tells.
+
+    Args:
+        header: of the template that wrote the rows.
+        rows: C > 0 lists of ids, the prompt with each response.
+        responses: C texts, or longer ones of which the rows have the front.
+        num_assistant_turns: in each conversation, the response included.
+
+    Returns:
+        A position, None where the header may stand elsewhere too, or is not there as such.
+    """
+    if any(header.text in text for text in responses):
+        return None
+    ends = [header_ends(row, header.ids) for row in rows]
+    expected = num_assistant_turns if header.is_in_every_turn else 1
+    starts = {found[-1] if len(found) == expected else None for found in ends}
+    return starts.pop() if len(starts) == 1 else None

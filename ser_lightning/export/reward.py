@@ -4,10 +4,11 @@ The command exports policies as well, see `policy_export.py`.
 """
 
 import math
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import huggingface_hub
 import torch
@@ -15,7 +16,7 @@ from peft import AutoPeftModelForSequenceClassification
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedTokenizerBase
 
-from ser_lightning.data.encode import encode_conversations
+from ser_lightning.data.encode import EncodedCandidates, encode_candidates
 from ser_lightning.errors import UserError, raise_problems
 from ser_lightning.export.adapter import write_adapter
 from ser_lightning.export.draft import check_is_new, drafted
@@ -222,8 +223,13 @@ def _strangers_rewards(folder: Path, form: Form, backbone: Backbone, dtype: Dtyp
 
 def _trained_rewards(trained: RewardModel, tokenizer: PreTrainedTokenizerBase) -> Tensor:
     def score(conversations: list[list[Turn]]) -> Tensor:
-        rows = encode_conversations(tokenizer, conversations)
-        return trained(trained.layout.lay_out(rows, range(len(rows)), int(tokenizer.pad_token_id)))
+        prompts, responses = (
+            [turns[:-1] for turns in conversations],
+            [[turns[-1]["content"]] for turns in conversations],
+        )
+        found = cast(list[EncodedCandidates], encode_candidates(tokenizer, prompts, responses, sys.maxsize))
+        rows, starts = [one.rows[0] for one in found], [one.start for one in found]
+        return trained(trained.layout.lay_out(rows, range(len(rows)), int(tokenizer.pad_token_id), starts))
 
     return _rewards(trained, score)
 

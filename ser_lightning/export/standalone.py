@@ -1,7 +1,7 @@
 """A reward model that reads its language model at several places, with torch and transformers alone.
 
-`config.json` says where: `reward_readings` has the places and the layers, `reward_header` the ids after which, the
-last time that they come in a conversation, its response begins, `reward_question` the ids that `judge` puts after it.
+`config.json` says where: `reward_readings` has the places and the layers, `reward_question` the ids that `judge` puts
+after a response. The response begins where its prompt ends: after the ids that any other response would follow as well.
 Where the folder has no base model, `reward_scale.json` says so; peft puts its adapter, if there is one, on the base.
 """
 
@@ -15,6 +15,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoTokenizer, BitsAndBytesConfig
 
+PROBES = ("Alpha beta.", "7 of them", "zulu")
 FINAL_NORMS = ("norm", "ln_f", "final_layer_norm", "final_layernorm")
 
 
@@ -42,7 +43,7 @@ def _on_base(folder: Path, **arguments: Any) -> nn.Module:
     text.num_hidden_layers = max(int(reading.split("@")[1]) for reading in notes["reward_readings"])
     if getattr(text, "layer_types", None):
         text.layer_types = text.layer_types[: text.num_hidden_layers]
-    for name in ("reward_readings", "reward_header", "reward_question"):
+    for name in ("reward_readings", "reward_question"):
         setattr(config, name, notes[name])
     arguments = {"dtype": getattr(torch, notes["base_dtype"]), **arguments}
     if notes["base_quantize"] == "nf4":
@@ -67,16 +68,25 @@ class RewardModel(nn.Module):
         self.register_buffer("head", head.float().flatten())
         self.norm = next(getattr(body, name) for name in FINAL_NORMS if hasattr(body, name))
         self.readings = [reading.split("@") for reading in body.config.reward_readings]
-        self.header, self.question = body.config.reward_header, body.config.reward_question
+        self.question = body.config.reward_question
 
     @torch.no_grad()
     def forward(self, conversations: Sequence[list[dict[str, str]]], batch_size: int = 8) -> Tensor:
         """(N,) float32 rewards of N conversations."""
-        rows = [self.tokenizer.apply_chat_template(turns, return_dict=False) for turns in conversations]
-        parts = [self._score(rows[i : i + batch_size]) for i in range(0, len(rows), batch_size)]
-        return torch.cat(parts)
+        rows = [self._ids(turns) for turns in conversations]
+        starts = [min(self._start(turns), len(row) - 1) for turns, row in zip(conversations, rows, strict=True)]
+        places = range(0, len(rows), batch_size)
+        return torch.cat([self._score(rows[i : i + batch_size], starts[i : i + batch_size]) for i in places])
 
-    def _score(self, rows: list[list[int]]) -> Tensor:
+    def _ids(self, turns: list[dict[str, str]]) -> list[int]:
+        return self.tokenizer.apply_chat_template(turns, return_dict=False)
+
+    def _start(self, turns: list[dict[str, str]]) -> int:
+        """Where the response begins, whatever it says."""
+        rows = [self._ids([*turns[:-1], {**turns[-1], "content": probe}]) for probe in PROBES]
+        return next(i for i, ids in enumerate(zip(*rows)) if len(set(ids)) > 1)  # noqa: B905  of different lengths
+
+    def _score(self, rows: list[list[int]], starts: list[int]) -> Tensor:
         asked = [row + self.question for row in rows]
         width = max(map(len, asked))
         ids = torch.tensor([row + [0] * (width - len(row)) for row in asked])
@@ -88,15 +98,14 @@ class RewardModel(nn.Module):
         for kind, layer in self.readings:
             is_last = int(layer) == num_layers
             hidden = output.last_hidden_state if is_last else self.norm(output.hidden_states[int(layer)])
-            states.append(torch.stack([self._read(hidden[i], kind, row) for i, row in enumerate(rows)]))
+            both = enumerate(zip(rows, starts, strict=True))
+            states.append(torch.stack([self._read(hidden[i], kind, row, start) for i, (row, start) in both]))
         return torch.cat(states, dim=1) @ self.head
 
-    def _read(self, hidden: Tensor, kind: str, row: list[int]) -> Tensor:
+    def _read(self, hidden: Tensor, kind: str, row: list[int], start: int) -> Tensor:
         """(H,) state of one conversation."""
         if kind == "judge":
             return hidden[len(row) + len(self.question) - 1].float()
         if kind == "last":
             return hidden[len(row) - 1].float()
-        size = len(self.header)
-        start = max((i + size for i in range(len(row) - size + 1) if row[i : i + size] == self.header), default=0)
         return hidden[start : len(row)].float().mean(0)

@@ -45,12 +45,14 @@ class Row:
         prompt: the conversation that the response answers.
         response: all of it, for messages.
         ids: of both, at most `max_length`.
+        start: position in `ids` where the response begins.
         is_cut: whether the response was longer, so that `ids` hold its front alone.
     """
 
     prompt: list[Turn]
     response: str
     ids: list[int]
+    start: int
     is_cut: bool
 
 
@@ -157,8 +159,7 @@ class Scorer:
             self.reward.look_at(responses)
             found = self.reward.encode(turns, responses, cut_long)
             rows = self._fitting(found.rows)
-        texts = zip(turns, responses, rows, found.is_cut, strict=True)
-        return [Row(prompt, text, ids, is_cut) for prompt, text, ids, is_cut in texts]
+        return list(map(Row, turns, responses, rows, found.starts, found.is_cut))
 
     def score_rows(self, rows: Sequence[Row]) -> Tensor:
         """The second half of `score`: (N,) float32 raw rewards of N rows, of one call of `encode_rows` or of several.
@@ -169,7 +170,8 @@ class Scorer:
         if not rows:
             return torch.empty(0)
         ids = [row.ids for row in rows]
-        raw = self.reward.score_rows(ids, self._keys([row.prompt for row in rows], ids))
+        keys = self._keys([row.prompt for row in rows], ids)
+        raw = self.reward.score_rows(ids, [row.start for row in rows], keys)
         return checked_scores(self.reward.name, raw, [row.response for row in rows])
 
     def probability(self, prompts: Prompts, responses: Sequence[str], others: Sequence[str]) -> Tensor:
@@ -217,12 +219,12 @@ class Scorer:
         with named(self.reward.name):
             self.reward.look_at([text for texts in distinct for text in texts])
             encoded = encode_candidates(self.reward.tokenizer, prompts, distinct, self.reward.max_length)
-        places = [i for i, rows in enumerate(encoded) if rows is not None for _ in rows]
-        rows = [ids for rows in encoded if rows is not None for ids in rows]
-        if not rows:
+        placed = [(i, one.start, ids) for i, one in enumerate(encoded) if one is not None for ids in one.rows]
+        if not placed:
             return [None] * len(encoded)
+        places, starts, rows = map(list, zip(*placed, strict=True))
         texts = [text for group, fits in zip(distinct, encoded, strict=True) if fits is not None for text in group]
-        raw = self.reward.score_rows(rows, self._keys([prompts[i] for i in places], rows), show)
+        raw = self.reward.score_rows(rows, starts, self._keys([prompts[i] for i in places], rows), show)
         found: list[dict[str, tuple[float, int]]] = [{} for _ in encoded]
         for i, text, ids, reward in zip(
             places, texts, rows, checked_scores(self.reward.name, raw, texts).tolist(), strict=True
@@ -248,7 +250,8 @@ class Scorer:
         if not pairs:
             return torch.empty(num_sides, 0)
         rows = [ids for side in ("ids_a", "ids_b")[:num_sides] for ids in (getattr(pair, side) for pair in pairs)]
-        return self.reward.score_rows(rows, [*range(len(pairs))] * num_sides, show).view(num_sides, -1)
+        starts, keys = [pair.start for pair in pairs] * num_sides, [*range(len(pairs))] * num_sides
+        return self.reward.score_rows(rows, starts, keys, show).view(num_sides, -1)
 
     def _fitting(self, encoded: Sequence[Encoding | None]) -> list[Encoding]:
         """All of them; `UserError` for those that do not fit."""

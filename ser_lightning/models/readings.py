@@ -16,9 +16,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-from ser_lightning.data.encode import encode_conversations
-from ser_lightning.data.layouts import response_start
-from ser_lightning.data.templates import TemplateRefused
+from ser_lightning.data.encode import encode_conversations, response_header
+from ser_lightning.data.templates import PROBES, TemplateRefused
 from ser_lightning.errors import UserError, raise_problems
 from ser_lightning.models.loading import unwrapped
 from ser_lightning.models.masks import last_hidden
@@ -96,7 +95,7 @@ class TurnTokens:
     """What a chat template puts around a response.
 
     Attributes:
-        header: ids between the prompt and a response; the last time that they occur, the response begins.
+        header: ids that the template writes between the user's turn and a response.
         question: ids of a user turn that asks about the response, up to where the answer begins; may be empty.
     """
 
@@ -169,30 +168,25 @@ def _are_ids(value: object) -> bool:
     return isinstance(value, list) and all(type(i) is int and i >= 0 for i in value)
 
 
-_PROBES = ("Alpha beta.", "7 of them", "zulu")
-
-
 def _conversation(response: str) -> list[Turn]:
     return [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": response}]
 
 
 def _header(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
     """Ids that stand between the user's turn and any response."""
-    bare, *rows = encode_conversations(tokenizer, [_conversation("x")[:1], *map(_conversation, _PROBES)])
-    end = min(_num_equal(rows[0], row) for row in rows[1:])
-    header = tuple(rows[0][_num_equal(bare, rows[0]) : end])
-    if not header or any(response_start(row, header) != end for row in rows):
+    header = response_header(tokenizer)
+    if header is None:
         raise UserError(
             "model.reading: got mean or judge with a chat template that writes nothing fixed before a response; use "
             "[last], or another template"
         )
-    return header
+    return header.ids
 
 
 def _question(tokenizer: PreTrainedTokenizerBase, question: str) -> tuple[int, ...]:
     """Ids of the question after a response, the same after every one."""
     found = set()
-    for probe in _PROBES:
+    for probe in PROBES:
         conversation = _conversation(probe)
         asked = [*conversation, Turn(role="user", content=question)]
         try:
@@ -215,13 +209,6 @@ def _question(tokenizer: PreTrainedTokenizerBase, question: str) -> tuple[int, .
             "of model.reading"
         )
     return found.pop()
-
-
-def _num_equal(first: Sequence[int], second: Sequence[int]) -> int:
-    """How many ids both begin with."""
-    return next(
-        (i for i, (a, b) in enumerate(zip(first, second, strict=False)) if a != b), min(len(first), len(second))
-    )
 
 
 def read_states(body: nn.Module, inputs: Inputs, readings: Sequence[Reading]) -> Tensor:

@@ -14,7 +14,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from ser_lightning.data.encode import encode_candidates, encode_front
+from ser_lightning.data.encode import EncodedCandidates, encode_candidates, encode_front
 from ser_lightning.data.layouts import Layout
 from ser_lightning.errors import UserError, describe
 from ser_lightning.models.tokens import warn_of_unknown
@@ -48,10 +48,12 @@ class EncodedResponses(NamedTuple):
 
     Attributes:
         rows: None where one does not fit.
+        starts: positions where the responses begin, 0 where one does not fit.
         is_cut: where the front of a response stands for all of it.
     """
 
     rows: list[list[int] | None]
+    starts: list[int]
     is_cut: list[bool]
 
 
@@ -101,7 +103,7 @@ class ModelReward:
             found = self.encode(prompts, responses, cut_long=True)
         self.num_cut = sum(found.is_cut)
         rows = [ids for ids in found.rows if ids is not None]
-        raw = self.score_rows(rows, [json.dumps(prompt) for prompt in prompts])
+        raw = self.score_rows(rows, found.starts, [json.dumps(prompt) for prompt in prompts])
         return checked_scores(self.name, (raw - self.zero) / self.temperature, responses)
 
     def encode(self, prompts: Sequence[list[Turn]], responses: Sequence[str], cut_long: bool) -> EncodedResponses:
@@ -114,15 +116,14 @@ class ModelReward:
         Raises:
             UserError: if the template refuses a prompt, or `max_length` takes not even an empty response.
         """
-        single = encode_candidates(self.tokenizer, prompts, [[text] for text in responses], self.max_length)
-        given = [None if rows is None else rows[0] for rows in single]
+        given = encode_candidates(self.tokenizer, prompts, [[text] for text in responses], self.max_length)
         if not cut_long or None not in given:
-            return EncodedResponses(given, [False] * len(given))
-        rows = [
-            ids or encode_front(self.tokenizer, prompt, text, self.max_length)
-            for ids, prompt, text in zip(given, prompts, responses, strict=True)
+            return _encoded_responses(given, [False] * len(given))
+        found = [
+            one or encode_front(self.tokenizer, prompt, text, self.max_length)
+            for one, prompt, text in zip(given, prompts, responses, strict=True)
         ]
-        if not all(rows):
+        if None in found:
             raise UserError(
                 f"got a max_length of {self.max_length}, in which not even an empty response fits; give a reward model "
                 "that was trained with a larger data.max_length"
@@ -130,19 +131,24 @@ class ModelReward:
         if not self._has_cut:
             self._has_cut = True
             rank_zero_warn(
-                f"reward {self.name}: {given.count(None)} of {len(rows)} responses are longer than its max_length of "
+                f"reward {self.name}: {given.count(None)} of {len(found)} responses are longer than its max_length of "
                 f"{self.max_length} tokens; it judges them by what comes first. Let the policy write less (here "
                 "model.sampling.max_new_tokens), or train the reward model with a larger data.max_length."
             )
-        return EncodedResponses(rows, [ids is None for ids in given])
+        return _encoded_responses(found, [one is None for one in given])
 
     def score_rows(
-        self, rows: Sequence[list[int]], keys: Sequence[Hashable], show: Callable[[int], object] | None = None
+        self,
+        rows: Sequence[list[int]],
+        starts: Sequence[int],
+        keys: Sequence[Hashable],
+        show: Callable[[int], object] | None = None,
     ) -> Tensor:
         """Raw rewards of encoded conversations.
 
         Args:
             rows: N lists of ids, N > 0.
+            starts: N positions where their responses begin.
             keys: N, equal for conversations that are to share what they begin with.
             show: is told after each batch how many conversations it had.
 
@@ -154,7 +160,7 @@ class ModelReward:
         parts = []
         with evaluating(self.reward_model):
             for batch in batches:
-                parts.append(self._score([rows[i] for i in batch], [keys[i] for i in batch]))
+                parts.append(self._score(batch, rows, starts, keys))
                 if show is not None:
                     show(len(batch))
         rewards = torch.empty(len(rows))
@@ -179,10 +185,19 @@ class ModelReward:
         """How the reward model reads sequences best."""
         return cast(Layout, self.reward_model.layout)
 
-    def _score(self, rows: list[list[int]], keys: list[Hashable]) -> Tensor:
-        """(R,) raw rewards of one batch."""
-        inputs = self.layout.lay_out(rows, keys, self.tokenizer.pad_token_id or 0)
+    def _score(
+        self, batch: list[int], rows: Sequence[list[int]], starts: Sequence[int], keys: Sequence[Hashable]
+    ) -> Tensor:
+        """(R,) raw rewards of one batch: R positions."""
+        rows, starts, keys = [rows[i] for i in batch], [starts[i] for i in batch], [keys[i] for i in batch]
+        inputs = self.layout.lay_out(rows, keys, self.tokenizer.pad_token_id or 0, starts)
         return self.reward_model(inputs.to(next(self.reward_model.parameters()).device))
+
+
+def _encoded_responses(found: Sequence[EncodedCandidates | None], is_cut: list[bool]) -> EncodedResponses:
+    """What was encoded with one response to each prompt."""
+    rows = [None if one is None else one.rows[0] for one in found]
+    return EncodedResponses(rows, [0 if one is None else one.start for one in found], is_cut)
 
 
 class FunctionReward:

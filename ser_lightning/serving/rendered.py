@@ -103,10 +103,20 @@ class TemplateReader:
         if bare_query.startswith(bare_prompt):
             response = bare_query[len(bare_prompt) :]
         elif self._is_mine(prompt) and self._header in query:
-            response = self._without_opening(query.rpartition(self._header)[2])
+            response = self._without_opening(query[self._end_of(prompt, query) :])
         else:
             raise UserError(f"{where}: got a query that does not begin with its prompt; send both as one text")
         return turns, self._without_end(response)
+
+    def _end_of(self, prompt: str, query: str) -> int:
+        """Where in a query its prompt ends, after one of the headers in it: that before which most is the prompt's."""
+        whole = prompt[: prompt.rindex(self._header) + len(self._header)]
+        best = (False, 0, 0)
+        for found in re.finditer(re.escape(self._header), query):
+            common = _num_equal(whole[::-1], query[: found.end()][::-1])
+            # Of a prompt that was cut, all that is left is its end; other texts may precede one that was not.
+            best = max(best, (common == found.end(), common, -found.end()))
+        return -best[2]
 
     def _is_mine(self, text: str) -> bool:
         return any(start.match(text.removeprefix(self._bos)) for start, _ in self._starts)
@@ -175,5 +185,9 @@ def _around(tokenizer: PreTrainedTokenizerBase, turns: list[Turn]) -> list[str]:
 
 def _shared(one: str, other: str) -> str:
     """What two texts both begin with."""
-    end = next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
-    return one[:end]
+    return one[: _num_equal(one, other)]
+
+
+def _num_equal(one: str, other: str) -> int:
+    """How many characters two texts both begin with."""
+    return next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))

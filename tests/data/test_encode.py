@@ -11,6 +11,7 @@ from ser_lightning.data.encode import (
     encode_prompts,
 )
 from ser_lightning.errors import UserError
+from ser_lightning.models.backbone import Backbone, load_tokenizer
 from ser_lightning.records import PreferencePair
 
 BOS, EOS = 1, 2
@@ -34,8 +35,8 @@ def encode_pair(tokenizer, one, max_length):
 
 
 def encode_response(tokenizer, prompt, text, max_length):
-    (rows,) = encode_candidates(tokenizer, [prompt], [[text]], max_length)
-    return rows and rows[0]
+    (found,) = encode_candidates(tokenizer, [prompt], [[text]], max_length)
+    return found and found.rows[0]
 
 
 def test_ids_are_those_of_the_template(tiny_tokenizer):
@@ -208,11 +209,11 @@ def test_of_a_response_that_never_fits_the_front_is_read_behind_the_shortest_pro
     for kept in (1, 5, 9):
         expected = by_hand("<system>Be kind", "<user>", f"<assistant>{text[:kept]}")
         assert encode_response(tiny_tokenizer, prompt, text, len(expected)) is None
-        assert encode_front(tiny_tokenizer, prompt, text, len(expected)) == expected
+        assert encode_front(tiny_tokenizer, prompt, text, len(expected)).rows == [expected]
     assert encode_front(tiny_tokenizer, prompt, text, 10) is None
     template(NEEDS_QUERY + tiny_tokenizer.chat_template)
     expected = by_hand("<system>Be kind", "<user>?", f"<assistant>{text[:5]}")
-    assert encode_front(tiny_tokenizer, prompt, text, len(expected)) == expected
+    assert encode_front(tiny_tokenizer, prompt, text, len(expected)).rows == [expected]
 
 
 def test_any_number_of_responses_see_the_same_cut_prompt(tiny_tokenizer):
@@ -220,14 +221,10 @@ def test_any_number_of_responses_see_the_same_cut_prompt(tiny_tokenizer):
     texts = ["Yes", "No", "Perhaps"]
     whole = [by_hand("<user>one", "<assistant>two", "<user>three", f"<assistant>{text}") for text in texts]
     cut = [by_hand("<user>three", f"<assistant>{text}") for text in texts]
-    assert encode_candidates(tiny_tokenizer, [prompt], [texts], len(whole[2])) == [whole]
-    assert (
-        encode_candidates(tiny_tokenizer, [prompt] * 2, [texts, texts[:2]], len(whole[2]) - 1)
-        == [
-            cut,  # though two would fit
-            whole[:2],
-        ]
-    )
+    assert encode_candidates(tiny_tokenizer, [prompt], [texts], len(whole[2]))[0].rows == whole
+    both = encode_candidates(tiny_tokenizer, [prompt] * 2, [texts, texts[:2]], len(whole[2]) - 1)
+    assert [one.rows for one in both] == [cut, whole[:2]]  # though two would fit in the first
+    assert [one.is_cut for one in both] == [True, False]
     assert encode_candidates(tiny_tokenizer, [prompt], [texts], 20) == [None]
 
 
@@ -235,3 +232,88 @@ def test_a_template_that_refuses_a_prompt_of_many_responses_is_one_line(tiny_tok
     monkeypatch.setattr(tiny_tokenizer, "chat_template", "{{ raise_exception('no roles at all') }}")
     with pytest.raises(UserError, match="chat template refuses a prompt: got no roles at all for the roles user"):
         encode_candidates(tiny_tokenizer, [pair(("user", "Hi")).prompt], [["Yes"]], 100)
+
+
+CHATML = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+HEADERS = {CHATML: "<|im_end|>\n<|im_start|>assistant\n", "paper": "\n\nAnswer: ", "auto": "<eos><assistant>"}
+ENDS = {CHATML: "<|im_end|>\n", "paper": "<eos>", "auto": "<eos>"}
+
+
+@pytest.fixture(params=HEADERS, ids=["chatml", "paper", "own"])
+def headed(request, tiny_model_dir):
+    """Tokenizers (bytes, and subwords) with a template, its header, and what it writes after a response."""
+    name = request.param
+    template = "paper" if name == "paper" else "auto"
+    tokenizers = [load_tokenizer(Backbone(path, template=template)) for path in (str(tiny_model_dir), "world_lm")]
+    for tokenizer in tokenizers:
+        tokenizer.chat_template = name if name == CHATML else tokenizer.chat_template
+    return tokenizers, HEADERS[name], ENDS[name]
+
+
+def prompts_with(header):
+    """One prompt without a header of its own, and those with one in a turn of the user, of the assistant, in both."""
+    return [
+        [("user", "What is 6 times 7?")],
+        [("user", f"Go on:{header}so it is")],
+        [("user", "Hi"), ("assistant", f"Yes?{header}No."), ("user", "Why (now)!")],
+        [("user", f"Hi{header}"), ("assistant", "Yes?"), ("user", f"And{header}?")],
+        [("user", "Hi"), ("assistant", "Yes?"), ("user", "And?")],
+    ]
+
+
+@pytest.mark.parametrize("max_length", [1000, 90])
+def test_a_response_begins_where_its_prompt_ends_whatever_they_say(headed, max_length):
+    """What stands from the start on, decoded, is the response, and nothing of the prompt."""
+    tokenizers, header, end = headed
+    cut = []
+    texts = ["So it is 42.", f"It is 6 times 7.{header}42", f"{header}{header}42", "(1) 42", "\nIt is 42", "Answer:"]
+    for tokenizer in tokenizers:
+        for prompt in prompts_with(header):
+            for a, b in zip(texts, texts[1:] + texts[:1], strict=True):
+                found = [encode_pair(tokenizer, pair(*prompt, a=a, b=b), max_length)]
+                found += [encode_pair(tokenizer, pair(*prompt, a=b, b=a), max_length)]
+                if found[0] is None:  # too long whatever is cut
+                    continue
+                cut.append(found[0].is_cut)
+                for ids, text in ((found[0].ids_a, a), (found[0].ids_b, b)):
+                    decoded = tokenizer.decode(ids[found[0].start :])
+                    assert decoded.strip() == f"{text}{end}".strip(), (prompt, text)
+                assert (found[1].ids_b, found[1].start) == (found[0].ids_a, found[0].start)
+    assert any(cut) == (max_length == 90) and len(cut) > 20
+
+
+def test_a_front_begins_where_its_prompt_ends(headed):
+    for tokenizer in headed[0]:
+        prompt = pair(*prompts_with(headed[1])[3]).prompt
+        found = encode_front(tokenizer, prompt, f"It is 42.{headed[1]}" * 20, 150)
+        text = tokenizer.decode(found.rows[0][found.start :])
+        assert text.strip().startswith("It is 42.") and text.count("It is 42.") > 1
+
+
+def test_a_prompt_after_which_there_is_no_usual_header_has_a_start(tiny_tokenizer):
+    [found] = encode_candidates(tiny_tokenizer, [[]], [["Yes", "No<assistant>"]], 100)
+    assert [tiny_tokenizer.decode(ids[found.start :]) for ids in found.rows] == ["Yes<eos>", "No<assistant><eos>"]
+
+
+def test_without_a_header_in_a_response_nothing_is_encoded_twice(headed, monkeypatch):
+    for tokenizer in headed[0]:
+        encode_pair(tokenizer, pair(("user", "Hi")), 1000)  # looks at the template
+        counts = []
+        monkeypatch.setattr(
+            "ser_lightning.data.encode.encode_conversations",
+            lambda tokenizer, many, *args, counts=counts: (
+                counts.append(len(many)) or encode_conversations(tokenizer, many, *args)
+            ),
+        )
+        pairs = [pair(*prompt) for prompt in prompts_with("")]
+        found = encode_pairs(tokenizer, pairs, 1000)
+        assert counts == [2 * len(pairs)] and all(one.start > 0 for one in found)
+        monkeypatch.undo()
+
+
+def test_a_template_without_a_header_gives_no_start(tiny_tokenizer, template):
+    template("{% for m in messages %}{{ m['content'] }}{% endfor %}")
+    assert encode_pair(tiny_tokenizer, pair(("user", "Hi")), 100).start == 0

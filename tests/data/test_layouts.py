@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -105,3 +107,16 @@ def test_every_part_of_a_batch_moves_with_it():
     batch = collate_pairs([PairRow(1, [5, 6, 7], [5, 8])], 0, layout=Layout(True)).to("meta")
     assert batch.inputs.position_ids.device.type == batch.inputs.own_start.device.type == "meta"
     assert batch.pair_id.device.type == "meta" and batch.num_step_pairs == 1
+
+
+@pytest.mark.parametrize(
+    "layout", [Layout(), Layout(True), Layout(True, None, True, 8)], ids=["padded", "packed", "row"]
+)
+def test_a_response_is_what_its_start_says_whatever_ids_it_has(layout):
+    """Headers (7, 8) in prompts and responses count for nothing; an empty response is read at what is before it."""
+    sequences = [[5, 7, 8, 6, 7, 8, 9, 7, 8], [1, 7, 8], [5, 7, 8, 6, 7, 8, 7, 8, 4, 3], [1, 7, 8, 2]]
+    layout = replace(layout, header=(7, 8), question=(11,))
+    inputs = layout.lay_out(sequences, [0, 1, 0, 1], 0, np.array([6, 3, 6, 3], np.int32))
+    ids = inputs.input_ids.flatten()
+    found = [ids[places[places >= 0]].tolist() for places in inputs.response]
+    assert found == [[9, 7, 8], [8], [7, 8, 4, 3], [2]]

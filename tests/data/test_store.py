@@ -7,6 +7,7 @@ import shutil
 import socket
 import tracemalloc
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ import pytest
 
 from ser_lightning.data import store as store_module
 from ser_lightning.data.encode import encode_pairs
+from ser_lightning.data.layouts import Layout
 from ser_lightning.data.reader import PairStore
 from ser_lightning.data.sources import Source, open_sources
 from ser_lightning.data.store import (
@@ -25,6 +27,7 @@ from ser_lightning.data.store import (
     store_key,
     tokenizer_hash,
 )
+from ser_lightning.datamodules.batches import Shard
 from ser_lightning.errors import UserError
 from tests.helpers import data
 
@@ -60,10 +63,26 @@ def test_texts_and_ids_come_back(build, make_rows, tiny_tokenizer, monkeypatch):
         ids_a, ids_b = store.ids(i)
         assert (ids_a.tolist(), ids_b.tolist()) == (encoded.ids_a, encoded.ids_b)
         same = [a == b for a, b in zip(encoded.ids_a, encoded.ids_b, strict=False)]
+        assert store.response_start[i] == encoded.start > 0 and store.response_start.dtype == np.int32
         assert store.num_shared[i] == ([*same, False].index(False))
         assert store.read_labels()[i] == (row["label"] == (pair.response_a == row["response_a"]))
     assert [pair.source_id for pair in store.read_texts([5, 2, 5])] == ["row 5", "row 2", "row 5"]
     assert store.read_texts([]) == []
+
+
+def test_batches_of_a_store_know_where_responses_begin(build, tiny_tokenizer):
+    """A header in a response and in its prompt, in both places of a pair, and a prompt that is cut."""
+    texts = [("Why <assistant>?", "No.<eos><assistant>Yes.", "It is."), ("Hm " * 60, "It is.", "No.<eos><assistant>.")]
+    rows = [{"prompt": prompt, "response_a": a, "response_b": b} for prompt, a, b in texts]
+    rows += [{"prompt": "So?" + prompt, "response_a": b, "response_b": a} for prompt, a, b in texts]
+    store = build(rows, max_length=100)
+    pairs = store.read_texts(range(4))
+    expected = [f"{text}<eos>" for side in ("response_a", "response_b") for text in (getattr(p, side) for p in pairs)]
+    for layout in (Layout(), Layout(True)):
+        shard = Shard(0, 1, 1000, 0, replace(layout, header=(1,), question=(9, 9)))
+        inputs = shard.lay_out(store, np.arange(4))
+        ids = inputs.input_ids.flatten()
+        assert [tiny_tokenizer.decode(ids[places[places >= 0]]) for places in inputs.response] == expected
 
 
 def test_repeated_pairs_are_kept_once_and_their_labels_are_joined(build):

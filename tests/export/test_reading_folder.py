@@ -3,6 +3,7 @@
 import json
 import re
 import sys
+from functools import partial
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -69,6 +70,25 @@ def test_a_folder_gives_the_rewards_that_its_states_have_by_hand(tiny_fit, tiny_
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
     short = Scorer.load("out").score(PROMPTS[:2], RESPONSES[:2])  # the third prompt is cut, as in training
     torch.testing.assert_close(short, expected[:2], rtol=1e-4, atol=1e-4)
+
+
+def test_what_a_response_says_hides_nothing_of_it(tiny_fit, tiny_model_dir):
+    """The header stands in responses, in a turn of the user and in an earlier answer."""
+    header = "<eos><assistant>"
+    run = run_of(tiny_fit, "[mean@1]")
+    export(run, Path("out"))
+    prompts = [[{"role": "user", "content": f"Say {header}!"}], [*TURNS[1], {"role": "user", "content": "So?"}]] * 2
+    responses = [f"It is 4.{header}Yes.", f"{header}I think.", f"Go away!{header}Yes.", "I do not know."]
+    turns = [[*p, {"role": "assistant", "content": r}] for p, r in zip(prompts, responses, strict=True)]
+    expected = rewards_by_hand(tiny_model_dir, run, "[mean@1]", turns)
+    close = partial(torch.testing.assert_close, rtol=1e-4, atol=1e-4)
+    close(own_model(Path("out"))(turns), expected)
+    for folder in (run, "out"):
+        scorer = Scorer.load(folder, max_length=400)
+        close(scorer.score(prompts, responses), expected)
+        close(scorer.reward(prompts, responses), (expected - scorer.zero) / scorer.temperature)
+        [first, second] = scorer.score_candidates(prompts[:2], [[responses[i], responses[i + 2]] for i in (0, 1)])
+        close(torch.stack([first[0], second[0]]).T.flatten(), expected)
 
 
 @pytest.mark.parametrize(
@@ -232,8 +252,12 @@ def test_the_file_reads_other_architectures_as_they_are_trained(kind, tiny_token
     readings = [Reading("mean", 2), Reading("judge", 3), Reading("last", 1)]
     reward_model.read_at(readings, turn_tokens(tiny_tokenizer, readings, "Good?"))
     rows = [tiny_tokenizer.apply_chat_template(turns, return_dict=False) for turns in TURNS]
+    prompts = [
+        tiny_tokenizer.apply_chat_template(turns[:1], add_generation_prompt=True, return_dict=False) for turns in TURNS
+    ]
+    inputs = reward_model.layout.lay_out(rows, range(3), 0, list(map(len, prompts)))
     with evaluating(reward_model):
-        expected = reward_model(reward_model.layout.lay_out(rows, range(3), 0))
+        expected = reward_model(inputs)
     merged = merged_model(reward_model)
     note_plain_or_own(merged, reward_model)
     merged.save_pretrained("out")
@@ -242,7 +266,6 @@ def test_the_file_reads_other_architectures_as_they_are_trained(kind, tiny_token
     torch.testing.assert_close(own_model(Path("out"))(TURNS), expected, rtol=1e-4, atol=1e-5)
     again = AutoModelForSequenceClassification.from_pretrained("out", ignore_mismatched_sizes=True)
     with evaluating(again):
-        inputs = reward_model.layout.lay_out(rows, range(3), 0)
         torch.testing.assert_close(read_folder(again, Path("out"))(inputs), expected, rtol=1e-4, atol=1e-5)
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, Gemma2Config, Gemma2ForCausalLM, LlamaConfig, LlamaForCausalLM
 
-from ser_lightning.data.encode import encode_conversations
+from ser_lightning.data.encode import encode_candidates
 from ser_lightning.errors import UserError
 from ser_lightning.models.adapter_reward import adapter_reward_model, can_share
 from ser_lightning.models.backbone import Backbone, LoraSettings, load_tokenizer
@@ -221,11 +221,11 @@ def test_a_reward_model_reads_inside_the_policys_base_as_in_its_own(tiny_model_d
     before, trained = hidden(policy, "policy"), [name for name, p in policy.named_parameters() if p.requires_grad]
     num_before = sum(p.numel() for p in policy.parameters())
     shared = adapter_reward_model(policy, settings, run.weights, "reward0", run.reading).eval()
-    rows = encode_conversations(tokenizer, [[{"role": "assistant", "content": text}] for text in ("Yes.", "It is 4.")])
+    [encoded] = encode_candidates(tokenizer, [[]], [["Yes.", "It is 4."]], 100)
     found = []
     for model in (own, shared, run.load()[0].eval()):
         with torch.no_grad():
-            found.append(model(model.layout.lay_out(rows, [0, 1], 0)))
+            found.append(model(model.layout.lay_out(encoded.rows, [0, 1], 0, [encoded.start] * 2)))
     torch.testing.assert_close(found[1], found[0], rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(found[2], found[0], rtol=1e-5, atol=1e-6)
     assert torch.equal(hidden(policy, "policy"), before) and policy.lm.config.num_hidden_layers == 2

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from ser_lightning.data.encode import encode_conversations
-from ser_lightning.data.layouts import Layout, response_start
+from ser_lightning.data.encode import encode_candidates
+from ser_lightning.data.layouts import Layout
 from ser_lightning.errors import UserError
 from ser_lightning.models.backbone import Backbone, LoraSettings
 from ser_lightning.models.loading import prepare_body
@@ -21,6 +21,7 @@ from ser_lightning.models.reward_model import RewardModel
 from tests.models.test_masks import KINDS, model_of
 
 HEADER, QUESTION = (7, 8), (9, 10, 8)
+STARTS = [5, 3, 5, 3]
 READINGS = [Reading("last", 3), Reading("last", 2), Reading("mean", 2), Reading("mean", 3), Reading("judge", 1)]
 
 
@@ -60,7 +61,7 @@ def test_readings_are_those_of_each_sequence_alone(kind, layout):
     model = model_of(kind).eval()
     rows, keys = sequences()
     layout = Layout(layout.shares_prompts, None, layout.is_one_row, layout.row_multiple, HEADER, QUESTION)
-    inputs = layout.lay_out(rows, keys, 0)
+    inputs = layout.lay_out(rows, keys, 0, STARTS)
     with torch.no_grad():
         found = read_states(getattr(model, model.base_model_prefix), inputs, READINGS)
         expected = naive_states(model, READINGS)
@@ -71,7 +72,7 @@ def test_readings_are_those_of_each_sequence_alone(kind, layout):
 def test_padding_on_the_left_gives_the_same_readings():
     model = model_of("llama").eval()
     rows, keys = sequences()
-    inputs = Layout(header=HEADER, question=QUESTION).lay_out(rows, keys, 0)
+    inputs = Layout(header=HEADER, question=QUESTION).lay_out(rows, keys, 0, STARTS)
     width = inputs.input_ids.shape[1]
     shift = width - inputs.num_tokens
     left = type(inputs)(
@@ -95,7 +96,7 @@ def test_gradients_reach_the_adapters_through_every_reading_with_checkpointing_t
         reward_model.read_at(READINGS[2:], TurnTokens(HEADER, QUESTION))
         torch.nn.init.ones_(reward_model.model.score.weight)
         rows, keys = sequences()
-        reward_model(reward_model.layout.lay_out(rows, keys, 0)).square().sum().backward()
+        reward_model(reward_model.layout.lay_out(rows, keys, 0, STARTS)).square().sum().backward()
         gradients.append({n: p.grad for n, p in reward_model.named_parameters() if p.requires_grad})
     plain, checkpointed = gradients
     assert plain.keys() == checkpointed.keys() and all(
@@ -109,7 +110,7 @@ def test_gradients_reach_the_adapters_through_every_reading_with_checkpointing_t
 def test_a_body_without_its_unread_layers_gives_the_same_states(kind):
     model = model_of(kind).eval()
     rows, keys = sequences()
-    inputs = Layout(header=HEADER).lay_out(rows, keys, 0)
+    inputs = Layout(header=HEADER).lay_out(rows, keys, 0, STARTS)
     readings = [Reading("last", 2), Reading("mean", 1)]
     body = getattr(model, model.base_model_prefix)
     with torch.no_grad():
@@ -118,13 +119,6 @@ def test_a_body_without_its_unread_layers_gives_the_same_states(kind):
         torch.testing.assert_close(read_states(body, inputs, readings), whole, rtol=1e-5, atol=1e-5)
     assert model.config.get_text_config().num_hidden_layers == 2
     assert sum(isinstance(m, nn.ModuleList) and len(m) == 2 for m in body.modules()) == 1
-
-
-def test_responses_begin_behind_the_last_header():
-    assert response_start([1, 2, 3, 1, 2, 4, 5], (1, 2)) == 5
-    assert response_start([3, 1, 2], (1, 2)) == 3
-    assert response_start([3, 4], (1, 2)) == 0
-    assert response_start([3], (1, 2)) == 0
 
 
 def test_a_reading_without_a_layer_takes_the_usual_depth_and_problems_come_together():
@@ -153,9 +147,9 @@ def test_the_tokens_around_a_response_are_those_of_the_template(tiny_tokenizer):
     tokens = turn_tokens(tiny_tokenizer, [Reading("mean", 1), Reading("judge", 1)], "Good?")
     assert tiny_tokenizer.decode(list(tokens.header)).endswith("<assistant>")
     assert tiny_tokenizer.decode(list(tokens.question)) == "<user>Good?<eos><assistant>"
-    turns = [{"role": "user", "content": "Hi <assistant> there"}, {"role": "assistant", "content": "Yes."}]
-    [row] = encode_conversations(tiny_tokenizer, [turns])
-    assert tiny_tokenizer.decode(row[response_start(row, tokens.header) :]) == "Yes.<eos>"
+    prompt = [{"role": "user", "content": "Hi <assistant> there"}]
+    [encoded] = encode_candidates(tiny_tokenizer, [prompt], [["Yes."]], 100)
+    assert tiny_tokenizer.decode(encoded.rows[0][encoded.start :]) == "Yes.<eos>"
     assert turn_tokens(tiny_tokenizer, [Reading("last", 1)]) == TurnTokens()
     assert turn_tokens(tiny_tokenizer, [Reading("mean", 1)]).question == ()
 

@@ -393,7 +393,8 @@ def test_policy_and_reward_model_of_one_base_read_the_same_ids(tiny_model_dir):
         rows = encode_prompts(tokenizer, prompts, 100)
         for row, prompt, text in zip(rows, prompts, ("It is 4.", "No."), strict=True):
             sampled = tokenizer(text, add_special_tokens=False).input_ids + [tokenizer.eos_token_id]
-            assert encode_candidates(tokenizer, [prompt], [[text]], 100) == [[row + sampled]], path
+            [found] = encode_candidates(tokenizer, [prompt], [[text]], 100)
+            assert found.rows == [row + sampled], path
 
 
 @pytest.mark.parametrize("reading", ["[mean@1,judge@1]", *slow(None)])

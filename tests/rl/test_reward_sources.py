@@ -128,8 +128,8 @@ def test_a_run_may_be_built_by_the_caller_who_keeps_its_gradients(reward_run):
     judge = load_reward(str(reward_run), build=lambda run: seen.append(run.zero) or mine)
     run = read_reward_run(reward_run)
     assert judge.reward_model is mine and mine.weight.requires_grad and seen == [run.zero]
-    [[ids]] = encode_candidates(judge.tokenizer, PROMPTS[:1], [RESPONSES[:1]], run.max_length)
-    expected = (len(ids) - run.zero) / run.temperature
+    [encoded] = encode_candidates(judge.tokenizer, PROMPTS[:1], [RESPONSES[:1]], run.max_length)
+    expected = (len(encoded.rows[0]) - run.zero) / run.temperature
     assert judge(PROMPTS[:1], RESPONSES[:1]).item() == pytest.approx(expected, rel=1e-5)
     unbuilt = load_rewards(str(reward_run), build=lambda run: None)
     assert torch.equal(unbuilt(PROMPTS, RESPONSES), load_reward(str(reward_run))(PROMPTS, RESPONSES))
@@ -223,9 +223,8 @@ def test_responses_are_encoded_and_cut_as_those_of_pairs(tiny_tokenizer):
     texts = ["w" * (n % 5) for n in range(len(prompts))]
     pairs = [PreferencePair(0, p, r, r, None) for p, r in zip(prompts, texts, strict=True)]
     encoded = encode_pairs(tiny_tokenizer, pairs, 70)
-    assert encode_candidates(tiny_tokenizer, prompts, [[text] for text in texts], 70) == [
-        [pair.ids_a] for pair in encoded
-    ]
+    found = encode_candidates(tiny_tokenizer, prompts, [[text] for text in texts], 70)
+    assert [(one.rows, one.start) for one in found] == [([pair.ids_a], pair.start) for pair in encoded]
     assert {pair.is_cut for pair in encoded} == {True, False}
 
 

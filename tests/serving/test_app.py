@@ -293,7 +293,7 @@ def test_names_of_this_machine_pass(client, host):
 
 def test_a_reward_that_is_not_finite_is_the_servers_fault(model, monkeypatch, caplog):
     scorer = Scorer.load(model, device="cpu")
-    monkeypatch.setattr(scorer.reward, "score_rows", lambda rows, keys: torch.full((len(rows),), torch.nan))
+    monkeypatch.setattr(scorer.reward, "score_rows", lambda rows, starts, keys: torch.full((len(rows),), torch.nan))
     with TestClient(make_app(RewardService(scorer))) as client:
         line = refused(client, "/score", status=500, prompts=["Hi"], responses=["a"])
     assert line.startswith("model: got UserError: reward ") and "got NaN for 1 of 1 responses" in line

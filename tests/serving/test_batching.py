@@ -84,10 +84,10 @@ def test_a_request_that_cannot_be_read_spoils_no_other(scorer, batches, monkeypa
 def test_a_request_at_which_the_model_fails_spoils_no_other(scorer, batches, monkeypatch):
     go, score = held(scorer, monkeypatch), scorer.reward.score_rows
 
-    def failing(rows, keys):
+    def failing(rows, starts, keys):
         if any(len(row) > 40 for row in rows):
             raise MemoryError("no room")
-        return score(rows, keys)
+        return score(rows, starts, keys)
 
     monkeypatch.setattr(scorer.reward, "score_rows", failing)
     batched = batches(max_wait_ms=1000.0)

@@ -85,6 +85,19 @@ def test_a_response_behind_a_generation_prompt_is_what_the_policy_wrote(tokenize
     assert reader.split(query[9:] + end, prompt, "here") == (asked, "Because.\nI say so")  # cut at its left
 
 
+@pytest.mark.parametrize("name", ["chatml", "llama 3", "gemma", "thinking"])
+def test_of_a_query_without_its_front_the_response_is_what_its_prompt_does_not_end_with(tokenizer, name):
+    tokenizer.chat_template = TEMPLATES[name]
+    reader = TemplateReader(tokenizer)
+    asked = turns("Hi", "Yes?", "Why?")
+    prompt = tokenizer.apply_chat_template(asked, tokenize=False, add_generation_prompt=True)
+    header = reader._header
+    starts = [*range(1, len(prompt) - len(header), 7), prompt.rindex(header)]
+    for text in (f"Bad.{header}Good.", f"{header}Good.", f"hy?{header}Good."):
+        for query in [prompt[start:] + text for start in starts] + [f"\ufffd{prompt[9:]}{text}"]:
+            assert reader.split(query, prompt, "here") == (asked, text)
+
+
 def test_the_end_of_a_turn_that_is_not_eos_is_no_part_of_the_response(tokenizer):
     tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
     tokenizer.chat_template = asking_template(CHATML, "Is it good?")

@@ -109,7 +109,7 @@ def test_a_reward_model_reads_once_however_many_batches_it_takes(tmp_path, tiny_
     rows = scorer.encode_rows(["Hi", "What is it?", "Why?"] * 3, [*"abcdefghi"])
     with DeviceReads() as reads:
         batches = []
-        scorer.reward.score_rows([row.ids for row in rows], [*range(9)], batches.append)
+        scorer.reward.score_rows([row.ids for row in rows], [row.start for row in rows], [*range(9)], batches.append)
     assert len(batches) > 2
     assert reads.found == ["cpu"]
 
