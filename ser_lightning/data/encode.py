@@ -192,16 +192,21 @@ def encode_prompts(
 
 
 def response_header(tokenizer: PreTrainedTokenizerBase) -> Header | None:
-    """What the chat template writes between the user's turn and any response; None if that is nothing fixed.
+    """What the chat template writes between the user's text and any response; None if that is nothing fixed.
+
+    Some templates end the user's turn with it, such as `[/INST]`. Others write it only once a response follows.
 
     Raises:
         TemplateRefused: the template refuses one question with one answer.
     """
-    question = [Turn(role="user", content="Hello")]
+    question, another = [Turn(role="user", content="Hello")], [Turn(role="user", content="Why 7?")]
     answered = _with_each(question, PROBES)
-    bare, *rows = encode_conversations(tokenizer, [question, *answered])
+    bare, other, *rows = encode_conversations(tokenizer, [question, *_with_each(another, PROBES[:1]), *answered])
     end = _num_shared(rows)
     ids = tuple(rows[0][_num_shared([bare, rows[0]]) : end])
+    if not tokenizer.decode(list(ids)).strip():
+        num_after = len(rows[0]) - end  # ids of the first probe, with which the other conversation ends as well
+        ids = tuple(rows[0][end - _num_shared([rows[0][:end][::-1], other[: len(other) - num_after][::-1]]) : end])
     if not ids or any(header_ends(row, ids)[-1:] != [end] for row in rows):
         return None
     text = str(tokenizer.decode(list(ids), clean_up_tokenization_spaces=False))

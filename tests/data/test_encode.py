@@ -238,18 +238,27 @@ CHATML = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-HEADERS = {CHATML: "<|im_end|>\n<|im_start|>assistant\n", "paper": "\n\nAnswer: ", "auto": "<eos><assistant>"}
-ENDS = {CHATML: "<|im_end|>\n", "paper": "<eos>", "auto": "<eos>"}
+INST = (
+    "{% for m in messages %}{% if m['role'] == 'user' %}[INST] {{ m['content'] }}[/INST]{% else %}"
+    "{{ m['content'] }}<eos>{% endif %}{% endfor %}"
+)
+HEADERS = {
+    CHATML: "<|im_end|>\n<|im_start|>assistant\n",
+    INST: "[/INST]",
+    "paper": "\n\nAnswer: ",
+    "auto": "<eos><assistant>",
+}
+ENDS = {CHATML: "<|im_end|>\n", INST: "<eos>", "paper": "<eos>", "auto": "<eos>"}
 
 
-@pytest.fixture(params=HEADERS, ids=["chatml", "paper", "own"])
+@pytest.fixture(params=HEADERS, ids=["chatml", "inst", "paper", "own"])
 def headed(request, tiny_model_dir):
     """Tokenizers (bytes, and subwords) with a template, its header, and what it writes after a response."""
     name = request.param
     template = "paper" if name == "paper" else "auto"
     tokenizers = [load_tokenizer(Backbone(path, template=template)) for path in (str(tiny_model_dir), "world_lm")]
     for tokenizer in tokenizers:
-        tokenizer.chat_template = name if name == CHATML else tokenizer.chat_template
+        tokenizer.chat_template = tokenizer.chat_template if name in ("paper", "auto") else name
     return tokenizers, HEADERS[name], ENDS[name]
 
 
@@ -264,11 +273,11 @@ def prompts_with(header):
     ]
 
 
-@pytest.mark.parametrize("max_length", [1000, 90])
-def test_a_response_begins_where_its_prompt_ends_whatever_they_say(headed, max_length):
+@pytest.mark.parametrize("is_short", [False, True])
+def test_a_response_begins_where_its_prompt_ends_whatever_they_say(headed, is_short):
     """What stands from the start on, decoded, is the response, and nothing of the prompt."""
     tokenizers, header, end = headed
-    cut = []
+    cut, max_length = [], 40 + 2 * len(header) if is_short else 1000
     texts = ["So it is 42.", f"It is 6 times 7.{header}42", f"{header}{header}42", "(1) 42", "\nIt is 42", "Answer:"]
     for tokenizer in tokenizers:
         for prompt in prompts_with(header):
@@ -282,7 +291,7 @@ def test_a_response_begins_where_its_prompt_ends_whatever_they_say(headed, max_l
                     decoded = tokenizer.decode(ids[found[0].start :])
                     assert decoded.strip() == f"{text}{end}".strip(), (prompt, text)
                 assert (found[1].ids_b, found[1].start) == (found[0].ids_a, found[0].start)
-    assert any(cut) == (max_length == 90) and len(cut) > 20
+    assert any(cut) == is_short and len(cut) > 20
 
 
 def test_a_front_begins_where_its_prompt_ends(headed):

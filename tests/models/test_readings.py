@@ -1,5 +1,7 @@
 """Readings against plain transformers: one sequence at a time, all hidden states, and the mean by hand."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -150,6 +152,14 @@ def test_the_tokens_around_a_response_are_those_of_the_template(tiny_tokenizer):
     prompt = [{"role": "user", "content": "Hi <assistant> there"}]
     [encoded] = encode_candidates(tiny_tokenizer, [prompt], [["Yes."]], 100)
     assert tiny_tokenizer.decode(encoded.rows[0][encoded.start :]) == "Yes.<eos>"
+    ends_with_it = (
+        "{% for m in messages %}{% if m['role'] == 'user' %}[INST] {{ m['content'] }} [/INST]{% else %}"
+        " {{ m['content'] }}<eos>{% endif %}{% endfor %}"
+    )
+    in_turn = copy.deepcopy(tiny_tokenizer)
+    in_turn.chat_template = ends_with_it
+    tokens = turn_tokens(in_turn, [Reading("mean", 1), Reading("judge", 1)], "Good?")
+    assert (in_turn.decode(tokens.header), in_turn.decode(tokens.question)) == (" [/INST] ", "[INST] Good? [/INST]")
     assert turn_tokens(tiny_tokenizer, [Reading("last", 1)]) == TurnTokens()
     assert turn_tokens(tiny_tokenizer, [Reading("mean", 1)]).question == ()
 
