@@ -31,7 +31,7 @@ CONDITIONS = {
     TAUGHT: ("frozen", "taught", "ours_all"),
 }
 """For each line the conditions of its seed model, of its evolved model and with all labels, as far as there are any."""
-DIFFERENCES = ((OURS, STANDARD), (FROZEN, STANDARD), (FROZEN, OURS), (TAUGHT, OURS))
+DIFFERENCES = ((OURS, STANDARD), (FROZEN, STANDARD), (FROZEN, OURS), (TAUGHT, OURS), (TAUGHT, FROZEN))
 WITH_ALL: Model = ("standard_all", False)
 OF_STUDENTS = {"seed_lora": "standard", "teacher": "frozen", "student_readings": "taught"}
 """Conditions of the study of students, and what they are here: the flags are the same."""

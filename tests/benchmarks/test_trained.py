@@ -53,6 +53,7 @@ def test_every_line_is_of_the_random_seeds_that_have_all_of_it():
             "0.000",
             "-",
         ],
+        "`[mean, judge]`, taught minus frozen body, `auto`": ["2", "0.000", "0.500", "0.500", "-", "-"],
     }
     large = {  # what was not run is left out
         "standard": ["3", "0.400", "-", "-", "-", "-"],
