@@ -61,6 +61,7 @@ def test_a_script_trains_a_reward_model(here):
     assert (here / "runs" / "script" / "rounds.csv").is_file()
 
 
+@pytest.mark.slow  # the commands have tests of their own
 def test_a_script_calls_the_command_line(here):
     run(here, "script", example("import main"))
     assert (here / "runs" / "from-python" / "config.yaml").is_file()

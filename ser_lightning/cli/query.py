@@ -9,12 +9,12 @@ from typing import Any
 from jsonargparse import Namespace
 
 from ser_lightning.data.labels import OWN_LABEL
-from ser_lightning.errors import UserError
+from ser_lightning.errors import UserError, raise_problems
 from ser_lightning.evolution.query import QueryStrategy, load_strategy
 from ser_lightning.labelling.merge import pair_row
 from ser_lightning.records import PreferencePair
 from ser_lightning.runs.pool import read_pool
-from ser_lightning.utils.atomic import write_text_atomically
+from ser_lightning.utils.atomic import json_lines_problems, write_text_atomically
 from ser_lightning.utils.terminal import say
 
 
@@ -22,6 +22,7 @@ def main(args: Namespace) -> None:
     """Run the command with its flags."""
     if Path(args.to).exists():  # not even with a flag
         raise UserError(f"--to: {args.to} is there already, perhaps with labels in it; name another file")
+    raise_problems(json_lines_problems("--to", args.to))
     chosen = query(Path(args.run), args.n, load_strategy(args.strategy))
     write_text_atomically(Path(args.to), "".join(json.dumps(_row(pair), ensure_ascii=False) + "\n" for pair in chosen))
     say(

@@ -29,7 +29,12 @@ from ser_lightning.labelling.pairs import PairFile
 from ser_lightning.labelling.session import Session
 from ser_lightning.records import PreferencePair
 from ser_lightning.runs.pool import files_of_run, read_pool
-from ser_lightning.utils.atomic import output_problems, write_lines_atomically, write_text_atomically
+from ser_lightning.utils.atomic import (
+    json_lines_problems,
+    output_problems,
+    write_lines_atomically,
+    write_text_atomically,
+)
 from ser_lightning.utils.terminal import say
 
 NUM_OF_RUN = 100
@@ -167,7 +172,10 @@ def export(args: Namespace, folder: Path) -> None:
     """Write the pairs with the labels of all annotators."""
     to = Path(args.export).expanduser()
     inputs = files_of_run(Path(args.run)) if args.run else [args.pairs]
-    raise_problems(output_problems("--export", to, [*inputs, folder], args.overwrite))
+    problems = [*output_problems("--export", to, [*inputs, folder], args.overwrite)]
+    if args.form == "training":
+        problems += json_lines_problems("--export", to)
+    raise_problems(problems)
     labels = _labels_in(folder)
     if args.form == "training":
         _export_training(args, labels, folder, to)

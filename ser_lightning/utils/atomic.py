@@ -77,6 +77,12 @@ def write_lines_atomically(path: Path, rows: Iterable[Any]) -> None:
     write_atomically(path, lambda file: file.writelines(lines))
 
 
+def json_lines_problems(flag: str, path: str | Path) -> Iterator[str]:
+    """Why a file of JSON lines must not have this name: a spreadsheet would take it for a table."""
+    if Path(path).suffix.lower() in (".csv", ".tsv", ".parquet", ".xlsx"):
+        yield f"{flag}: got {path}, but the file holds JSON lines; give a name that ends in .jsonl"
+
+
 def output_problems(flag: str, path: str | Path, inputs: Sequence[str | Path], overwrite: bool) -> Iterator[str]:
     """Why a command must not write its output there: it would destroy what it reads, or a file that nobody gave up.
 

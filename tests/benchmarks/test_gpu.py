@@ -85,6 +85,7 @@ def test_compilation_and_smoke(job):
     assert all(figures(job)[f"packed_{q}"]["largest_difference_over_spread"] < 0.2 for q in ("none", "nf4"))
 
 
+@pytest.mark.slow  # most parts run in small in the fast tests
 def test_kernels(job):
     import_module("benchmarks.gpu.kernels").run(job)
     tasks = figures(job)["tasks"]
@@ -94,6 +95,7 @@ def test_kernels(job):
         assert task["milliseconds_by_kind"]["matrix products"] > 0
 
 
+@pytest.mark.slow  # see test_rank_failure.py
 def test_distributed(job):
     try:
         import_module("benchmarks.gpu.distributed").run(job)

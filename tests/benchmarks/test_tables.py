@@ -54,6 +54,7 @@ def test_a_table_is_replaced_and_the_rest_of_the_page_stays():
         fill(page, "y", "")
 
 
+@pytest.mark.slow  # every table of every study, some of them with a bootstrap
 @pytest.mark.parametrize("name", PAGES)
 def test_the_pages_hold_what_the_files_say(name):
     assert set(PAGES) == tables.tables().keys()

@@ -95,6 +95,7 @@ def test_a_large_seed_is_not_held_up(tiny_model_dir, pairs_file, monkeypatch):
     assert read_advice("run")["frozen_accuracy"] is None
 
 
+@pytest.mark.slow  # a second run
 def test_a_run_that_goes_on_has_it_from_its_checkpoint(tiny_run, tiny_fit, capsys):
     run = tiny_fit()
     expected = read_advice(run)["frozen_accuracy"]

@@ -15,7 +15,7 @@ from lightning.pytorch.callbacks import Callback
 from ser_lightning.callbacks.rounds import forecast_figures, forecast_text
 from ser_lightning.errors import UserError
 from ser_lightning.evolution.selection import TopShareRule
-from tests.helpers import data, equal, evolution, fit, module, read_csv, slow, trainer, weights
+from tests.helpers import data, equal, evolution, fit, module, read_csv, trainer, weights
 from tests.report_runs import row
 
 STEADY = {"rule": TopShareRule(0.4, min_change_share=0.0), "max_rounds": 3}
@@ -97,7 +97,8 @@ class Crash(Callback):
             raise KeyboardInterrupt
 
 
-@pytest.mark.parametrize("epoch", [*slow(2), 4])
+@pytest.mark.slow  # test_evolution.py has the fast one
+@pytest.mark.parametrize("epoch", [2, 4])
 def test_a_crashed_run_ends_by_the_same_forecast(tiny_model_dir, unsure_file, steady, epoch):
     gains = [line["predicted_gain"] for line in rows(steady[0])]
     assert gains[1] > gains[2] > 0

@@ -14,7 +14,7 @@ from ser_lightning.errors import UserError
 from ser_lightning.evolution.query import MostUncertain, Random
 from ser_lightning.labelling.label_file import HumanLabel, LabelFile
 from ser_lightning.records import PreferencePair
-from tests.helpers import read_csv
+from tests.helpers import often, read_csv
 
 
 def pairs_of(*texts):
@@ -61,9 +61,10 @@ MAPPED = {
 }
 
 
-@pytest.mark.parametrize(("columns", "labels"), MAPPED.values(), ids=MAPPED)
-def test_labels_of_a_run_with_a_map_are_read_as_they_were_given(columns, labels, tiny_run, load, capsys):
+@pytest.mark.parametrize("mapped", often(MAPPED, "other names"))
+def test_labels_of_a_run_with_a_map_are_read_as_they_were_given(mapped, tiny_run, load, capsys):
     """On the page and by hand; the right sum is the better response."""
+    columns, labels = mapped
     names = [columns.get(name, name) for name in ("response_a", "response_b", "label")]
     first_is_better, second_is_better = ([value for value, side in labels.items() if side == s][0] for s in "ab")
     rows = []
@@ -154,6 +155,10 @@ def test_what_cannot_be_asked_is_one_line(tiny_run, pairs_file, capsys):
     Path("ask.jsonl").write_text("mine")
     assert main(["query", "--run=run", "--to=ask.jsonl"]) == 2
     assert "is there already, perhaps with labels in it" in capsys.readouterr().err
+    assert main(["query", "--run=run", "--to=ask.csv"]) == 2
+    assert (
+        "--to: got ask.csv, but the file holds JSON lines; give a name" in capsys.readouterr().err
+    )
     own.write_text(json.dumps({"prompt": "new", "response_a": "a", "response_b": "b"}) + "\n")
     with pytest.raises(UserError, match=r"0 of \d+ pool pairs of run are in the files"):
         query(run, 3, MostUncertain())

@@ -48,7 +48,7 @@ def test_states_that_are_not_finite_are_refused(tiny_model_dir):
             judging.comparison_states(model, load_tokenizer(backbone), PAIRS, (400, 1000))
 
 
-@pytest.mark.parametrize("train", ["head", "lora", *slow("full")])
+@pytest.mark.parametrize("train", ["head", *slow("lora", "full")])
 def test_a_run_compares_every_pair_once_and_the_next_one_finds_it(tiny_model_dir, pairs_file, monkeypatch, train):
     model = module(tiny_model_dir, train=train, pairwise_judge=True)
     trainer("run", evolution(max_rounds=0)).fit(model, data(pairs_file))

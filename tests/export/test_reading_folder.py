@@ -197,7 +197,7 @@ def test_of_a_frozen_body_the_head_is_exported_alone(tiny_fit, tiny_model_dir, r
         Scorer.load("out")
 
 
-@pytest.mark.parametrize("train", ["lora", "head"])
+@pytest.mark.parametrize("train", [*slow("lora"), "head"])
 def test_what_was_trained_on_4_bits_scores_on_4_bits_by_its_own_file(tiny_fit, train):
     flags = f"--model.backbone.train={train}", "--model.backbone.quantize=nf4", "--model.reading=[mean@1,judge@2]"
     run = tiny_fit(*flags)

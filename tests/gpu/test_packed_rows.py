@@ -55,7 +55,7 @@ def test_with_adapters_and_checkpointing_they_agree(device, record_property):
     assert max(figures.values()) < 1e-4, figures
 
 
-@pytest.mark.parametrize("kind", ["llama", "mistral", *slow("qwen2", "gemma3_text", "gpt_neox")])
+@pytest.mark.parametrize("kind", ["llama", *slow("mistral", "qwen2", "gemma3_text", "gpt_neox")])
 def test_in_bfloat16_they_are_as_near_to_float32_as_padded_rows_are(kind, device, record_property):
     """The yardstick is what rounding does to padded rows anyway, and how much their own scores move with the batch."""
     pairs = pairs_of(16, seed=2)

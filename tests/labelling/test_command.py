@@ -57,6 +57,7 @@ def call(url: str, path: str, body: dict | None = None) -> dict:
         return json.loads(reply.read())
 
 
+@pytest.mark.slow  # three processes, one of them killed
 def test_a_killed_server_goes_on_where_it_was_and_ends_with_the_next_command(pairs):
     asked = []
     for kill in (signal.SIGKILL, signal.SIGINT):
@@ -129,6 +130,8 @@ def test_no_label_and_no_row_of_a_changed_file_is_lost_silently(pairs, capsys):
     pairs.write_text("".join(json.dumps(row) + "\n" for row in rows))
     capsys.readouterr()
 
+    assert main(["label", str(pairs), "--export=out.csv"]) == 2
+    assert "--export: got out.csv, but the file holds JSON lines" in capsys.readouterr().err
     assert main(["label", str(pairs), "--export=out.jsonl"]) == 0
     said = capsys.readouterr().out
     assert "4 labelled pairs" in said and "35 pairs without a label" in said  # the file's own three, and one

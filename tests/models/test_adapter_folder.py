@@ -15,6 +15,7 @@ from ser_lightning.__main__ import main
 from ser_lightning.errors import UserError
 from ser_lightning.models.adapter_folder import SCALE
 from ser_lightning.rl.reward_sources import load_reward
+from tests.helpers import slow
 
 PAIRS = [{"prompt": f"What is {n} plus {n}?", "chosen": f"It is {2 * n}.", "rejected": "No" * n} for n in range(1, 9)]
 
@@ -106,8 +107,10 @@ def test_a_base_that_was_saved_in_fewer_bits_is_read_in_those_of_the_training(
     "flags",
     [
         ("--model.backbone.train=lora",),
-        ("--model.backbone.train=lora", "--model.backbone.quantize=nf4", "--model.reading=[mean@2]"),
-        ("--model.backbone.train=head", "--model.reading=[mean@1]"),
+        *slow(
+            ("--model.backbone.train=lora", "--model.backbone.quantize=nf4", "--model.reading=[mean@2]"),
+            ("--model.backbone.train=head", "--model.reading=[mean@1]"),
+        ),
     ],
 )
 def test_a_base_with_one_changed_matrix_is_refused(tiny_fit, tiny_model_dir, tmp_path, flags):

@@ -401,7 +401,7 @@ def test_flex_attention_is_cast_as_autocast_casts_other_attention(compilations):
 
 
 @pytest.mark.parametrize("kind", ["llama", "gemma3_text", *slow("qwen3")])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, *slow(torch.float32)])
 def test_packed_rows_are_tried_before_auto_takes_them(kind, dtype, compilations, monkeypatch):
     model = model_of(kind).to(dtype)
     state = torch.random.get_rng_state()

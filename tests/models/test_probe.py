@@ -305,7 +305,11 @@ def test_scoring_a_roberta_leaves_its_offset_free(tmp_path, tiny_tokenizer, caps
 
 @pytest.mark.parametrize(
     ("targets", "missing"),
-    [(["q_proj", "q_porj"], "q_porj"), (["query_key_value"], "query_key_value"), (r".*\.fc\d", r".*\.fc\d")],
+    [
+        (["q_proj", "q_porj"], "q_porj"),
+        pytest.param(["query_key_value"], "query_key_value", marks=pytest.mark.slow),
+        pytest.param(r".*\.fc\d", r".*\.fc\d", marks=pytest.mark.slow),
+    ],
 )
 def test_layers_that_the_model_lacks_are_named_before_anything_is_read(
     tiny_model_dir, pairs_file, capsys, targets, missing

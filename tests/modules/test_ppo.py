@@ -356,7 +356,7 @@ def test_the_first_step_has_no_kl(tiny_model_dir, pairs_file, cache, sft_runs, t
         assert not torch.allclose(logits[0], bare.logits(bare.policy_weights(), ids), atol=0.1)
 
 
-@pytest.mark.parametrize("train", ["lora", "full"])
+@pytest.mark.parametrize("train", ["lora", *slow("full")])
 def test_held_out_prompts_are_answered_alike_each_time(tiny_model_dir, pairs_file, cache, train):
     model, notes = module(tiny_model_dir, train, judge="my_rewards.vowels"), Shaken(scale=0.0)
     watch = PolicyWatch(num_samples=0)

@@ -104,7 +104,7 @@ def test_an_export_judges_as_plain_transformers_and_as_its_run(reward_run):
 
 @pytest.mark.parametrize(
     "flags",
-    [(), ("--model.backbone.quantize=nf4",), ("--model.reading=[mean@1]",), *slow(("--model.reading=[last@1]",))],
+    [(), ("--model.backbone.quantize=nf4",), *slow(("--model.reading=[mean@1]",), ("--model.reading=[last@1]",))],
 )
 def test_on_the_meta_device_every_source_has_the_weights_of_the_loaded_one_and_no_values(tiny_fit, flags):
     run = tiny_fit("--model.backbone.train=lora", *flags)
