@@ -62,6 +62,7 @@ def test_memory(job, overlay):
     assert found["plan"]["all"]["training"] > found["plan"]["all"]["labelling"] > 0
 
 
+@pytest.mark.slow  # most parts run in small in the fast tests
 def test_memory_of_ppo(job):
     import_module("benchmarks.gpu.memory").ppo(job)
     assert figures(job)["peaks"].keys() == {"loading", "sampling", "sampling and scoring", "update"}

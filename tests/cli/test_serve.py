@@ -39,6 +39,7 @@ def serving(*argv):
         process.communicate()
 
 
+@pytest.mark.slow  # a server of its own and many clients; test_batching.py has the fast ones
 def test_many_clients_at_once_get_the_rewards_of_the_scorer_in_order(model):
     expected = Scorer.load(model, device="cpu").score(PROMPTS, RESPONSES).tolist()
     with serving(model) as (url, process):

@@ -134,6 +134,7 @@ def test_a_trained_body_is_said(tiny_fit):
     assert lines[0].startswith("The run of 20") and "What they bring is not known: run trained its body" in lines[1]
 
 
+@pytest.mark.slow  # a run whose states are computed again
 def test_a_cache_that_is_gone_is_said(tiny_run):
     cached_fit(tiny_run)
     cache = Path(os.environ["XDG_CACHE_HOME"])

@@ -87,7 +87,13 @@ def test_an_adapter_on_4_bits_is_read_on_4_bits(tiny_fit):
     assert score("adapter")["reward_chosen"] == pytest.approx(score(str(run))["reward_chosen"], abs=1e-6)
 
 
-@pytest.mark.parametrize(("train", "reading"), [("lora", "last"), ("lora", "mean"), ("head", "mean")])
+@pytest.mark.parametrize(
+    ("train", "reading"),
+    [
+        ("head", "mean"),
+        *(pytest.param("lora", reading, marks=pytest.mark.slow) for reading in ("last", "mean")),
+    ],
+)
 def test_a_base_that_was_saved_in_fewer_bits_is_read_in_those_of_the_training(
     tiny_fit, tiny_model_dir, tmp_path, train, reading
 ):
