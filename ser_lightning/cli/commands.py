@@ -74,7 +74,7 @@ class Command:
 COMMANDS = {
     "export": Command(
         "cli.export:main",
-        "write a run's model as an ordinary transformers folder",
+        "write a run's model as a folder that needs only torch and transformers",
         "export RUN [--to FOLDER]`, `export --ckpt_path FILE --to FOLDER` or `export --answer MODEL --to FOLDER",
         {
             "run": {**_optional(str, "run folder of a fit: what it delivered"), "nargs": "?"},

@@ -1,7 +1,7 @@
 """A reward model that reads its language model at several places, with torch and transformers alone.
 
 `config.json` says where: `reward_readings` has the places and the layers, `reward_question` the ids that `judge` puts
-after a response. The response begins where its prompt ends: after the ids that any other response would follow as well.
+after a response. A response begins after the ids that are the same for any response to its prompt.
 Where the folder has no base model, `reward_scale.json` says so; peft puts its adapter, if there is one, on the base.
 """
 

@@ -17,11 +17,14 @@ ALPHA = 0.05
 
 
 def decide(rows: Sequence[FileRow], sides: Sequence[Side]) -> list[str]:
-    """Score prompt by prompt in a random order until one model is better for sure; lines that say so.
+    """Score prompts in random order until one model is better for sure.
 
     Args:
         rows: labelled pairs.
         sides: both models.
+
+    Returns:
+        Lines that say which model is better and after how many pairs, or that there is no decision.
 
     Raises:
         UserError: no pair has a reward from both.

@@ -40,7 +40,7 @@ from ser_lightning.utils.terminal import say
 NUM_OF_RUN = 100
 """Pairs that are asked for of a run, unless `--n` says otherwise."""
 _OF_PAGE = {"n": None, "strategy": "Random", "annotator": "me", "port": 0, "open": False}
-"""Flags that only the page reads -> what they are without being given."""
+"""Flags that only the page reads -> their defaults, as `cli/commands.py` has them."""
 
 
 def main(args: Namespace) -> None:

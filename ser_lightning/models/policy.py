@@ -149,7 +149,7 @@ class Policy(nn.Module):
         return other if role == "critic" else body_of(other)
 
     def in_role(self, role: Role) -> AbstractContextManager[None]:
-        """A role's adapter in place; for the backward pass too, as gradient checkpointing computes again there."""
+        """Activates a role's adapter. Run the backward pass inside it too: gradient checkpointing runs layers again."""
         return use_adapter(self.body, role if has_adapter(self.body, role) else None)
 
 

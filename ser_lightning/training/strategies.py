@@ -180,7 +180,7 @@ def strategy_notes(strategy: str | Strategy, device: str, num_devices: int, num_
 
 
 def supported_accelerator(accelerator: str | Any) -> str | Any:
-    """The trainer's setting, with `auto` the CPU where the only GPU is Apple's: see `device_problems`."""
+    """The accelerator to train on: as given, but the CPU for `auto` if the only GPU is Apple's (`device_problems`)."""
     if accelerator != "auto" or torch.cuda.is_available() or not torch.backends.mps.is_available():
         return accelerator
     rank_zero_info("Accelerator: the CPU, since Apple's GPUs have no float64, in which a step's figures are summed.")

@@ -13,9 +13,11 @@ from pathlib import Path
 import pytest
 
 from ser_lightning.__main__ import main
+from ser_lightning.cli.commands import COMMANDS
 from ser_lightning.cli.query import query
 from ser_lightning.data.formats import parse_row
 from ser_lightning.evolution.query import MostUncertain
+from ser_lightning.labelling.command import _OF_PAGE
 from ser_lightning.labelling.label_file import HumanLabel, LabelFile, read_labels
 from ser_lightning.labelling.pairs import PairFile
 from tests.command_process import CommandProcess
@@ -200,6 +202,11 @@ def test_of_a_run_what_query_chooses_is_asked_first(tiny_fit, tiny_run, capsys):
     last = ["--ckpt_path=run/checkpoints/last.ckpt", "--data.new_data_path=more.jsonl"]
     assert main(["fit", *tiny_run, *last, "--run_dir=on"]) == 0
     assert int(read_csv("on/rounds.csv")[-1]["scored"]) == before - 3
+
+
+def test_what_counts_as_not_given_is_what_the_command_line_fills_in():
+    flags = COMMANDS["label"].flags
+    assert {name: flags[f"--{name}"].get("default", False) for name in _OF_PAGE} == _OF_PAGE
 
 
 def test_what_cannot_work_is_one_line(pairs, capsys):
