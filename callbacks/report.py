@@ -10,6 +10,7 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor
 
 from ser_lightning.callbacks.alerts import log_round_tables, log_run_artifact
 from ser_lightning.callbacks.baselines import measure_round
@@ -17,11 +18,11 @@ from ser_lightning.callbacks.evolution import EvolutionCallback
 from ser_lightning.callbacks.state import EvolutionState
 from ser_lightning.datamodules.preference import PreferenceDataModule
 from ser_lightning.evaluation.calibration import prob_a_wins
-from ser_lightning.evaluation.metrics import confidence_and_right, reliability
+from ser_lightning.evaluation.metrics import confidence_and_right, effective_pairs, half_credit, reliability
 from ser_lightning.modules.policy_base import PolicyModule
 from ser_lightning.records import PairScores
 from ser_lightning.report.cards import mistake_cards, pool_cards
-from ser_lightning.runs.files import PAGE, ROUNDS, round_files, write_json
+from ser_lightning.runs.files import PAGE, ROUNDS, RoundFiles, round_files, write_json
 from ser_lightning.runs.pair_tables import read_audit, read_test_scores
 from ser_lightning.runs.weights import read_weights
 from ser_lightning.utils.terminal import say
@@ -111,21 +112,16 @@ def round_notes(data: PreferenceDataModule, folder: Path, number: int, seed: Pai
     assert audit is not None
     audit = {name: column[np.isin(audit["pair_id"], data.pair_ids("pool").numpy())] for name, column in audit.items()}
     ids, label, kept = (torch.from_numpy(audit[name].copy()) for name in ("pair_id", "label", "kept"))
-    pool, test = data.held_out_labels("pool"), data.pair_ids("test")
     measured = measure_round(data, folder, number)
+    target = data.seed_labels(seed.pair_id)
     return {
         "round": number,
         "pairs": {split: counts[0] for split, counts in data.report.splits.items()},
         "prompts": {split: counts[1] for split, counts in data.report.splits.items()},
-        "labels": {
-            "pseudo_label_accuracy": pool.count_right(ids[kept], label[kept])[0],
-            "pool_accuracy": pool.count_right(ids, label)[0],
-            "seed_oof_accuracy": len(seed),
-            "test_accuracy": data.held_out_labels("test").count_right(test, torch.ones(len(test)))[0],
-        },
-        "reliability": reliability(
-            *confidence_and_right(seed.margin, data.seed_labels(seed.pair_id), model["temperature"])
+        **_label_counts(
+            data, files, seed, {"pseudo_label_accuracy": (ids[kept], label[kept]), "pool_accuracy": (ids, label)}
         ),
+        "reliability": reliability(*confidence_and_right(seed.margin, target, model["temperature"])),
         "length": _length_points(data, audit),
         "readings": (model.get("reading") or {}).get("evidence", []),
         "test": measured,
@@ -136,6 +132,31 @@ def round_notes(data: PreferenceDataModule, folder: Path, number: int, seed: Pai
         },
         "cards": pool_cards(data.lookup, audit, before) | {"mistakes": _mistakes(data, folder, number, model)},
         "fingerprints": {"data": data.state_dict()["fingerprint"], **_hashes(model.get("identity") or {})},
+    }
+
+
+def _label_counts(
+    data: PreferenceDataModule, files: RoundFiles, seed: PairScores, pool: dict[str, tuple[Tensor, Tensor]]
+) -> dict[str, dict[str, Any]]:
+    """How many labels each accuracy of a round was counted on, and how many independent ones they are worth.
+
+    Args:
+        files: of the round.
+        seed: scores out of fold.
+        pool: ids and pseudo-labels of each accuracy on the pool.
+    """
+    given = {name: (data.held_out_labels("pool"), *one) for name, one in pool.items()}
+    if (found := read_test_scores(files.test_scores)) is not None:
+        label = half_credit(torch.from_numpy(found["reward_a"] - found["reward_b"]), torch.ones(len(found["pair_id"])))
+        given["test_accuracy"] = (data.held_out_labels("test"), torch.from_numpy(found["pair_id"]), label)
+    credit = half_credit(seed.margin, data.seed_labels(seed.pair_id))
+    return {
+        "labels": {name: truth.count_right(ids, label)[0] for name, (truth, ids, label) in given.items()}
+        | {"seed_oof_accuracy": len(seed)},
+        "effective_labels": {
+            name: truth.effective_labels(ids, label, data.dialogues(ids)) for name, (truth, ids, label) in given.items()
+        }
+        | {"seed_oof_accuracy": effective_pairs(credit, data.dialogues(seed.pair_id))},
     }
 
 

@@ -152,6 +152,7 @@ def make_batch(
     return PairBatch(
         inputs=shard.lay_out(store, rows),
         pair_id=torch.from_numpy(store.pair_id[rows]),
+        dialogue=torch.from_numpy(store.joint_dialogue_id[rows]),
         target=torch.from_numpy(pairs.target[positions]),
         weight=torch.full((len(rows),), 0.0 if is_filler else 1.0),
         num_step_pairs=num_step_pairs,

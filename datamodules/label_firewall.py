@@ -29,6 +29,7 @@ from ser_lightning.datamodules.splitting import (
     split_pairs,
 )
 from ser_lightning.errors import UserError
+from ser_lightning.evaluation.metrics import effective_pairs
 from ser_lightning.records import PreferencePair
 
 SplitName = Literal["seed", "val", "pool", "test", "ties", "all", "arrived_seed", "arrived_pool"]
@@ -61,13 +62,27 @@ class HeldOutLabels:
         Returns:
             Number of pairs with a known truth, and number of right labels among them.
         """
+        is_known, credit = self.__check(pair_id, label)
+        return int(is_known.sum()), float(credit[is_known].sum())
+
+    def effective_labels(self, pair_id: Tensor, label: Tensor, group: Tensor) -> float:
+        """How many independent labels those that can be checked are worth (`effective_pairs`).
+
+        Args:
+            pair_id: (K,) int64 ids, of any pairs.
+            label: (K,) labels given to them, as for `count_right`.
+            group: (K,) equal for pairs of one prompt.
+        """
+        is_known, credit = self.__check(pair_id, label)
+        return effective_pairs(torch.from_numpy(credit[is_known]), group.cpu()[torch.from_numpy(is_known)])
+
+    def __check(self, pair_id: Tensor, label: Tensor) -> tuple[np.ndarray, np.ndarray]:
+        """(K,) whether the truth is known, and (K,) credit where it is."""
         ids, given = pair_id.cpu().numpy(), label.cpu().numpy()
         if not len(self.__pair_id):
-            return 0, 0.0
+            return np.zeros(len(ids), dtype=bool), np.zeros(len(ids))
         place = np.searchsorted(self.__pair_id, ids).clip(max=len(self.__pair_id) - 1)
-        is_known = self.__pair_id[place] == ids
-        credit = np.where(given == 0.5, 0.5, self.__label[place] == given)
-        return int(is_known.sum()), float(credit[is_known].sum())
+        return self.__pair_id[place] == ids, np.where(given == 0.5, 0.5, self.__label[place] == given)
 
 
 class SplitPairs:

@@ -169,6 +169,8 @@ class PairBatch(TensorRecord):
     """2B sequences."""
     pair_id: Tensor
     """(B,) int64."""
+    dialogue: Tensor
+    """(B,) int64, equal for pairs of one prompt, or of prompts that continue one another."""
     target: Tensor
     """(B,) float32, probability that a wins; NaN where the batch must not know (scoring)."""
     weight: Tensor

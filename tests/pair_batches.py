@@ -46,6 +46,7 @@ def collate_pairs(
     return PairBatch(
         inputs=layout.lay_out(sequences, [*range(len(rows))] * 2, pad_token_id),
         pair_id=torch.tensor([row.pair_id for row in rows], dtype=torch.int64),
+        dialogue=torch.tensor([row.pair_id for row in rows], dtype=torch.int64),
         target=torch.tensor([row.target for row in rows], dtype=torch.float32),
         weight=torch.tensor([row.weight for row in rows], dtype=torch.float32),
         num_step_pairs=len(rows) if num_step_pairs is None else num_step_pairs,

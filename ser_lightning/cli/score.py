@@ -21,6 +21,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ser_lightning.data.encode import EncodedPair
+from ser_lightning.data.formats import prompt_hash
 from ser_lightning.data.labels import TIE, check_labels
 from ser_lightning.data.scoring_rows import (
     REASONS,
@@ -34,7 +35,7 @@ from ser_lightning.data.scoring_rows import (
 )
 from ser_lightning.errors import UserError, raise_problems
 from ser_lightning.evaluation.calibration import prob_a_wins
-from ser_lightning.evaluation.metrics import half_credit, wilson_interval
+from ser_lightning.evaluation.metrics import accuracy_interval, half_credit
 from ser_lightning.inference.scorer import Scorer
 from ser_lightning.utils.atomic import output_problems, write_atomically
 from ser_lightning.utils.terminal import new_table, say
@@ -54,12 +55,12 @@ class Tally:
     scored: int = 0
     cut: int = 0
     """Scored rows whose prompt lost its oldest turns."""
-    labelled: int = 0
-    """Scored pairs whose label names the better response."""
     ties: int = 0
     """Scored pairs whose label is a tie."""
-    right: float = 0.0
-    """Labelled pairs in which the better response has the higher reward; ties count half."""
+    credits: list[Tensor] = field(default_factory=list)
+    """By chunk, of each labelled pair: 1 if the better response has the higher reward, 0.5 for equal ones."""
+    prompts: list[Tensor] = field(default_factory=list)
+    """By chunk, of each labelled pair: `prompt_hash`."""
     longer_right: float = 0.0
     """Labelled pairs in which the better response is the longer one, in tokens; ties count half."""
 
@@ -76,8 +77,8 @@ class Tally:
         places = [i for i, row in enumerate(rows) if row.pair.is_decided]
         if places:
             target = torch.tensor([float(rows[i].pair.label or 0) for i in places])
-            self.labelled += len(places)
-            self.right += float(half_credit((rewards[0] - rewards[1])[places], target).sum())
+            self.credits.append(half_credit((rewards[0] - rewards[1])[places], target))
+            self.prompts.append(torch.tensor([prompt_hash(rows[i].pair.prompt) for i in places]))
             self.longer_right += float(half_credit((tokens[0] - tokens[1])[places].float(), target).sum())
 
 
@@ -138,13 +139,20 @@ def print_tally(tally: Tally, scorer: Scorer, out: str) -> None:
         table.add_row("dropped", f"{count:,}", REASONS[why])
     if tally.ties:
         table.add_row("ties", f"{tally.ties:,}", "labelled a tie: scored, and left out of the accuracy")
-    if tally.labelled:
-        low, high = wilson_interval(tally.right, tally.labelled)
-        labelled = f"on {tally.labelled:,} labelled pairs"
-        table.add_row("accuracy", f"{tally.right / tally.labelled:.3f}", f"95 % {low:.3f} to {high:.3f}, {labelled}")
-        table.add_row("take the longer", f"{tally.longer_right / tally.labelled:.3f}", "the baseline")
+    if tally.credits:
+        credit, prompt = torch.cat(tally.credits).double(), torch.cat(tally.prompts)
+        low, high = accuracy_interval(credit, prompt)
+        table.add_row("accuracy", f"{credit.mean():.3f}", f"95 % {low:.3f} to {high:.3f}, {_labelled(prompt)}")
+        table.add_row("take the longer", f"{tally.longer_right / len(credit):.3f}", "the baseline")
     bare = "The model has no fitted scale: probability is sigmoid of the bare rewards."
     say(table, *([] if scorer.is_calibrated else [bare]), f"Rewards: {out}")
+
+
+def _labelled(prompt: Tensor) -> str:
+    """On what an accuracy was measured: (N,) the prompt of each labelled pair."""
+    num_prompts = len(prompt.unique())
+    of_prompts = f" of {num_prompts:,} prompts" if num_prompts < len(prompt) else ""
+    return f"on {len(prompt):,} labelled pairs{of_prompts}"
 
 
 def _score_chunk(

@@ -22,7 +22,7 @@ def half_credit(margin: Tensor, target: Tensor) -> Tensor:
     return torch.where((margin == 0) | (target == 0.5), 0.5, ((margin > 0) == (target > 0.5)).to(margin.dtype))
 
 
-def wilson_interval(num_right: float, num_pairs: int) -> tuple[float, float]:
+def wilson_interval(num_right: float, num_pairs: float) -> tuple[float, float]:
     """95 % interval of an accuracy (Wilson, 1927); NaN without pairs. SciPy's takes no ties that count half."""
     if num_pairs == 0:
         return math.nan, math.nan
@@ -30,6 +30,33 @@ def wilson_interval(num_right: float, num_pairs: int) -> tuple[float, float]:
     centre = (p + z2 / (2 * num_pairs)) / (1 + z2 / num_pairs)
     half = Z_95 * math.sqrt(p * (1 - p) / num_pairs + z2 / (4 * num_pairs**2)) / (1 + z2 / num_pairs)
     return centre - half, centre + half
+
+
+def effective_pairs(credit: Tensor, group: Tensor) -> float:
+    """How many independent pairs N pairs that share prompts are worth: N / design effect (Rao and Scott, 1992).
+
+    The design effect is the variance of the accuracy between groups over that of independent pairs, at least 1. So
+    groups of one pair are N pairs, and groups of m equal credits N / m. Where all credits are equal, nothing tells how
+    much pairs of a group agree, and each group counts once.
+
+    Args:
+        credit: (N,) 1 for a right pair, 0 for a wrong one, 0.5 for a tie.
+        group: (N,) equal for pairs of one prompt.
+    """
+    if not len(credit):
+        return 0.0
+    _, index = group.unique(return_inverse=True)
+    residual = credit.double() - credit.double().mean()
+    of_groups = torch.zeros(int(index.max()) + 1, dtype=torch.float64).index_add_(0, index, residual)
+    if bool((credit == credit[0]).all()):
+        return float(len(of_groups))
+    return len(credit) / max(1.0, float(of_groups.square().sum() / residual.square().sum()))
+
+
+def accuracy_interval(credit: Tensor, group: Tensor) -> tuple[float, float]:
+    """95 % interval of the accuracy of N pairs: Wilson's of so many independent ones (`effective_pairs`)."""
+    number = effective_pairs(credit, group)
+    return wilson_interval(float(credit.double().mean()) * number, number)
 
 
 def length_correlation(margin: Tensor, length_difference: Tensor) -> float:
@@ -106,24 +133,27 @@ class PairMetrics(Metric):
     margin: list[Tensor]
     target: list[Tensor]
     length_difference: list[Tensor]
+    dialogue: list[Tensor]
 
     def __init__(self) -> None:
         super().__init__()
-        for name in ("margin", "target", "length_difference"):
+        for name in ("margin", "target", "length_difference", "dialogue"):
             self.add_state(name, default=[], dist_reduce_fx="cat")
 
-    def update(self, scores: PairScores, target: Tensor, weight: Tensor) -> None:
+    def update(self, scores: PairScores, target: Tensor, dialogue: Tensor, weight: Tensor) -> None:
         """Add a batch.
 
         Args:
             scores: (B,) rewards.
             target: (B,) 1 where a is the better response.
+            dialogue: (B,) equal for pairs of one prompt.
             weight: (B,) 0 leaves the pair out (a row that only fills up a rank).
         """
         real = weight > 0
         self.margin.append(scores.margin[real])
         self.target.append(target[real])
         self.length_difference.append(scores.length_difference[real])
+        self.dialogue.append(dialogue[real])
 
     def compute(self, temperature: float = 1.0) -> dict[str, float]:
         """Figures by name; `docs/metrics.md` defines each.
@@ -133,13 +163,13 @@ class PairMetrics(Metric):
         """
         if not len(self.margin):
             return {"pairs": 0}
-        margin, target = dim_zero_cat(self.margin).cpu(), dim_zero_cat(self.target).cpu()
-        difference = dim_zero_cat(self.length_difference).cpu()
-        return pair_figures(margin, target, difference, temperature)
+        columns = (self.margin, self.target, self.length_difference, self.dialogue)
+        margin, target, difference, dialogue = (dim_zero_cat(column).cpu() for column in columns)
+        return pair_figures(margin, target, difference, dialogue, temperature)
 
 
 def pair_figures(
-    margin: Tensor, target: Tensor, length_difference: Tensor, temperature: float = 1.0
+    margin: Tensor, target: Tensor, length_difference: Tensor, dialogue: Tensor, temperature: float = 1.0
 ) -> dict[str, float]:
     """Figures of N scored and labelled pairs.
 
@@ -147,12 +177,13 @@ def pair_figures(
         margin: (N,) reward_a - reward_b.
         target: (N,) 1 where a is the better response.
         length_difference: (N,) tokens of a minus tokens of b.
+        dialogue: (N,) equal for pairs of one prompt.
         temperature: divides the margins before the sigmoid.
     """
-    num_right = float(half_credit(margin, target).sum())
-    low, high = wilson_interval(num_right, len(margin))
+    credit = half_credit(margin, target)
+    low, high = accuracy_interval(credit, dialogue)
     return {
-        "accuracy": num_right / len(margin),
+        "accuracy": float(credit.sum()) / len(margin),
         "accuracy_low": low,
         "accuracy_high": high,
         "tie_share": float((margin == 0).float().mean()),

@@ -80,7 +80,8 @@ def set_figures(found: Scored, temperature: float) -> dict[str, Any]:
     """
     scores, target = found.scores, found.target
     credit = half_credit(scores.margin, target)
-    figures: dict[str, Any] = pair_figures(scores.margin, target, scores.length_difference, temperature)
+    dialogue = torch.from_numpy(found.prompt)
+    figures: dict[str, Any] = pair_figures(scores.margin, target, scores.length_difference, dialogue, temperature)
     low, high = prompt_interval(credit, found.prompt)
     figures |= {"accuracy_low": low, "accuracy_high": high, "prompts": len(np.unique(found.prompt))}
     longer_by = scores.length_difference * (2 * target - 1)

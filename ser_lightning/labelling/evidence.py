@@ -162,7 +162,8 @@ def last_accuracy(run: Path) -> str:
     accuracy = row["seed_oof_accuracy"]
     if accuracy != accuracy:
         return f"The run of {when} had no folds, so no accuracy out of fold."
-    count = read_json(round_files(run, delivered_round(run)).notes, NOTES).get("labels", {}).get("seed_oof_accuracy")
+    notes = read_json(round_files(run, delivered_round(run)).notes, NOTES)
+    count = {**notes.get("labels", {}), **notes.get("effective_labels", {})}.get("seed_oof_accuracy")
     interval = "" if not count else " [{:.3f}, {:.3f}]".format(*wilson_interval(accuracy * count, count))
     return f"The run of {when}: accuracy out of fold {accuracy:.3f}{interval}, without these labels."
 

@@ -297,7 +297,7 @@ class RewardModule(LightningModule):
         """Score; pairs of a split count for its figures, those of a named set are `EvaluationCallback`'s."""
         scores: PairScores = self(batch)
         if batch.eval_set is None:
-            self.metrics.update(scores, batch.target, batch.weight)
+            self.metrics.update(scores, batch.target, batch.dialogue, batch.weight)
         return {"scores": scores}
 
     def test_step(self, batch: PairBatch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, PairScores]:  # type: ignore[override]

@@ -58,8 +58,9 @@ class Round:
         return parts or {"all": self.row[what]}
 
     def interval(self, column: str) -> tuple[float, float] | None:
-        """95 % interval of an accuracy; None where the number of labels behind it is unknown."""
-        count, share = self.notes.get("labels", {}).get(column), self.row[column]
+        """95 % interval of an accuracy; None where the number of labels it was counted on is unknown."""
+        labels, share = self.notes.get("labels", {}), self.row[column]
+        count = {**labels, **self.notes.get("effective_labels", {})}.get(column)
         return wilson_interval(share * count, count) if count and share == share else None
 
 

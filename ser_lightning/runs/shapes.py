@@ -55,6 +55,7 @@ NOTES: Shape = {
     "prompts?": {"*": int},
     "test?": _TEST,
     "labels?": {"*": int},
+    "effective_labels?": {"*": NUMBER},
     "baselines?": {"longer?": NUMBER, "bag_of_words?": NUMBER},
     "reliability?": [{"pairs": int, "confidence": NUMBER, "right": NUMBER}],
     "length?": [[NUMBER]],

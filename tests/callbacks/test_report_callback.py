@@ -15,7 +15,10 @@ from lightning.pytorch.callbacks import Callback
 import ser_lightning.report.page
 from ser_lightning.__main__ import main
 from ser_lightning.callbacks.report import ReportCallback
+from ser_lightning.evaluation.metrics import effective_pairs, half_credit
+from ser_lightning.runs.files import round_files
 from ser_lightning.runs.folder import MetricsFile
+from ser_lightning.runs.pair_tables import read_test_scores
 from tests.helpers import data, equal, evolution, fit, module, read_csv, trainer, weights
 from tests.policy_runs import QUIET, responses, sft, sft_flags
 
@@ -135,6 +138,13 @@ def test_labels_are_counted_and_baselines_are_those_of_the_test_pairs(fitted, ti
     row = read_csv("run/rounds.csv")[1]
     counted = {"pseudo_label_accuracy": int(row["kept"]), "pool_accuracy": sizes["pool"]}
     assert noted["labels"] == {**counted, "seed_oof_accuracy": sizes["seed"], "test_accuracy": sizes["test"]}
+    assert noted["effective_labels"].keys() == noted["labels"].keys()
+    assert all(0 < noted["effective_labels"][name] <= count for name, count in noted["labels"].items())
+    ids, target = pairs.test_labels()
+    found = read_test_scores(round_files("run", 1).test_scores)
+    margin = dict(zip(found["pair_id"].tolist(), (found["reward_a"] - found["reward_b"]).tolist(), strict=True))
+    credit = half_credit(torch.tensor([margin[pair] for pair in ids.tolist()]), target)
+    assert noted["effective_labels"]["test_accuracy"] == pytest.approx(effective_pairs(credit, pairs.dialogues(ids)))
     ids = pairs.pair_ids("test")
     longer = (pairs.num_tokens(ids)[:, 0] > pairs.num_tokens(ids)[:, 1]).float()
     tie = pairs.num_tokens(ids)[:, 0] == pairs.num_tokens(ids)[:, 1]

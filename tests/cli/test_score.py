@@ -20,6 +20,7 @@ from ser_lightning import Scorer
 from ser_lightning.__main__ import main
 from ser_lightning.data.scoring_rows import RowCounts, read_rows
 from ser_lightning.errors import UserError
+from ser_lightning.evaluation.metrics import accuracy_interval
 from ser_lightning.export.reward import export
 from tests.helpers import plain_reward, problems_of, read_csv, save_reward_model
 
@@ -164,6 +165,16 @@ def test_the_table_counts_by_hand(model, capsys):
         f"take the longer {longer / n:.3f} the baseline",
     ]
     assert said[-1] == "Rewards: out.parquet" and not any("scale" in line for line in said)
+
+
+def test_pairs_of_one_prompt_widen_the_interval_of_the_accuracy(model, capsys):
+    words = "Well, it may be so, or it may not; who could tell what it is today?".split()
+    rows = [{"prompt": f"Hm {i % 3}?", "chosen": word, "rejected": "no"} for i, word in enumerate(words)]
+    found = score(model, write(rows))
+    lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    right = torch.tensor(found["reward_chosen"]) > torch.tensor(found["reward_rejected"])
+    low, high = accuracy_interval(right.double(), torch.arange(len(words)) % 3)
+    assert any(f"95 % {low:.3f} to {high:.3f}, on {len(words)} labelled pairs of 3 prompts" in line for line in lines)
 
 
 def test_ids_and_rows_of_both_kinds(model):

@@ -147,8 +147,9 @@ def test_truth_answers_with_counts():
     assert truth.count_right(ids, labels) == (3, 2)
     assert truth.count_right(ids.flip(0), labels.flip(0).float()) == (3, 2)
     assert truth.count_right(ids[:0], labels[:0]) == (0, 0)
+    assert truth.effective_labels(ids[:0], labels[:0], ids[:0]) == 0
     assert HeldOutLabels(np.array([], dtype=np.int64), np.array([], dtype=np.int8)).count_right(ids, labels) == (0, 0)
-    assert [name for name in dir(truth) if not name.startswith("_")] == ["count_right"]
+    assert [name for name in dir(truth) if not name.startswith("_")] == ["count_right", "effective_labels"]
     assert not hasattr(truth, "__dict__")
 
 

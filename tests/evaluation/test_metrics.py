@@ -6,8 +6,10 @@ from scipy import stats
 
 from ser_lightning.evaluation.metrics import (
     PairMetrics,
+    accuracy_interval,
     calibration_error,
     confidence_and_right,
+    effective_pairs,
     half_credit,
     ks_distance,
     length_correlation,
@@ -30,6 +32,39 @@ def test_ties_count_half():
 def test_interval_is_scipys_wilson(right, pairs):
     expected = stats.binomtest(right, pairs).proportion_ci(method="wilson")
     assert wilson_interval(right, pairs) == pytest.approx((expected.low, expected.high), abs=1e-9)
+
+
+def test_pairs_of_one_prompt_count_as_often_as_they_differ():
+    credit = torch.tensor([1.0, 0.0, 1.0, 1.0, 0.5, 0.0, 1.0, 1.0])
+    assert effective_pairs(credit, torch.arange(8)) == 8
+    assert effective_pairs(credit.repeat_interleave(6), torch.arange(8).repeat_interleave(6)) == pytest.approx(8)
+    group = [7, 3, 7, 7, 3, 3, 9, 9]
+    mean = sum(credit.tolist()) / 8
+    of_groups = [sum(c - mean for c, one in zip(credit.tolist(), group, strict=True) if one == g) for g in {*group}]
+    expected = 8 * sum((c - mean) ** 2 for c in credit.tolist()) / sum(r * r for r in of_groups)
+    assert effective_pairs(credit, torch.tensor(group)) == pytest.approx(expected) and expected < 8
+    # Groups that are all alike tell more than independent pairs would; nothing is made of it.
+    assert effective_pairs(torch.tensor([1.0, 0.0] * 4), torch.arange(8) // 2) == 8
+    assert effective_pairs(torch.ones(8), torch.tensor(group)) == 3 and effective_pairs(credit[:0], credit[:0]) == 0
+
+
+def test_the_interval_of_grouped_pairs_holds_the_truth_as_often_as_it_says():
+    g, truth, group = torch.Generator().manual_seed(0), 0.7, torch.arange(50).repeat_interleave(6)
+    held = torch.zeros(2)
+    for _ in range(400):
+        is_alike = torch.rand(300, generator=g) < 0.5  # half of the pairs follow their prompt
+        of_prompt = (torch.rand(50, generator=g) < truth).float().repeat_interleave(6)
+        credit = torch.where(is_alike, of_prompt, (torch.rand(300, generator=g) < truth).float())
+        both = accuracy_interval(credit, group), wilson_interval(float(credit.sum()), 300)
+        held += torch.tensor([float(low <= truth <= high) for low, high in both])
+    assert 0.92 <= float(held[0]) / 400 <= 0.98 and float(held[1]) / 400 < 0.9
+
+
+def test_the_interval_of_pairs_with_a_prompt_each_is_wilsons():
+    credit = torch.tensor([1.0] * 62 + [0.0] * 38)
+    expected = stats.binomtest(62, 100).proportion_ci(method="wilson")
+    assert accuracy_interval(credit, torch.arange(100)) == pytest.approx((expected.low, expected.high))
+    assert all(map(math.isnan, accuracy_interval(credit[:0], credit[:0])))
 
 
 @pytest.mark.parametrize("sizes", [(1, 1), (30, 7), (200, 150)])
@@ -86,15 +121,15 @@ def test_figures_do_not_depend_on_how_the_pairs_are_batched_and_leave_fillers_ou
     g = torch.Generator().manual_seed(0)
     margin, difference = torch.randn(37, generator=g), torch.randint(-9, 9, (37,), generator=g)
     target = (torch.rand(37, generator=g) < 0.7).float()
-    results = []
+    dialogue, results = torch.arange(37) // 3, []
     for cuts in ([37], [1, 5, 31], [10, 10, 17]):
         metric = PairMetrics()
         start = 0
         for size in cuts:
             part = slice(start, start + size)
-            metric.update(_scores(margin[part], difference[part]), target[part], torch.ones(size))
+            metric.update(_scores(margin[part], difference[part]), target[part], dialogue[part], torch.ones(size))
             start += size
-        metric.update(_scores(margin[:2], difference[:2]), 1 - target[:2], torch.zeros(2))
+        metric.update(_scores(margin[:2], difference[:2]), 1 - target[:2], dialogue[:2], torch.zeros(2))
         results.append(metric.compute(2.0))
     assert results[0] == pytest.approx(results[1]) and results[0] == pytest.approx(results[2])
     right = sum((m > 0) == (t == 1) for m, t in zip(margin.tolist(), target.tolist(), strict=True))
@@ -104,11 +139,14 @@ def test_figures_do_not_depend_on_how_the_pairs_are_batched_and_leave_fillers_ou
     )
     assert results[0]["longer_accuracy"] == pytest.approx(longer / 37)
     assert results[0]["pairs"] == 37
+    interval = accuracy_interval(half_credit(margin, target), dialogue)
+    assert (results[0]["accuracy_low"], results[0]["accuracy_high"]) == pytest.approx(interval)
 
 
 def test_temperature_changes_only_the_calibration_error():
     metric = PairMetrics()
-    metric.update(_scores(torch.tensor([3.0, -2.0, 1.0]), torch.tensor([1, 2, 3])), torch.ones(3), torch.ones(3))
+    scores = _scores(torch.tensor([3.0, -2.0, 1.0]), torch.tensor([1, 2, 3]))
+    metric.update(scores, torch.ones(3), torch.arange(3), torch.ones(3))
     one = metric.compute(1.0)
     metric._computed = None
     other = metric.compute(5.0)
