@@ -45,7 +45,11 @@ _COLUMNS = {"--columns": _optional(dict[str, str], "how the file calls its colum
 _LABELS = {"--labels": _optional(dict[str, str | None], "what its labels mean: {model_a: a, tie: tie}")}
 _SCORING = {
     "--max_length": _optional(int, "most tokens of prompt and response (default: as in training)"),
-    "--tokens_per_batch": {"type": int, "default": 16384, "help": "most tokens in a batch; halve to save memory"},
+    "--tokens_per_batch": {
+        "type": int | Literal["auto"],
+        "default": 16384,
+        "help": "most tokens in a batch; halve to save memory; auto fills what is free of a GPU",
+    },
     "--device": {"type": Literal["auto", "cpu", "cuda"], "default": "auto", "help": "auto is CUDA where there is one"},
     "--dtype": {
         "type": Literal["auto", "float32", "bfloat16"],

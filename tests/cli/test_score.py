@@ -124,6 +124,7 @@ def test_ties_are_scored_and_left_out_of_the_accuracy(model, capsys):
 def test_neither_batches_nor_chunks_matter(model, monkeypatch):
     one = score(model, write(PAIRS))
     small = score(model, "pairs.jsonl", "--tokens_per_batch", "1", out="small.parquet")
+    auto = score(model, "pairs.jsonl", "--tokens_per_batch", "auto", out="auto.parquet")
     sizes = []
     encode = Scorer.encode
     monkeypatch.setattr(command, "CHUNK", 4)
@@ -131,7 +132,7 @@ def test_neither_batches_nor_chunks_matter(model, monkeypatch):
     chunks = score(model, "pairs.jsonl", out="chunks.parquet")
     assert sizes == [4, 4, 1]
     for name in one:
-        assert small[name] == pytest.approx(one[name], abs=1e-4)
+        assert small[name] == pytest.approx(one[name], abs=1e-4) and auto[name] == pytest.approx(one[name], abs=1e-4)
         assert chunks[name] == pytest.approx(one[name], abs=1e-4)
 
 
