@@ -250,6 +250,7 @@ def _saved_dataset(folder: Path) -> Source:
             f"{folder}: got no data set of Dataset.save_to_disk ({describe(error)}); is it damaged? Save it again"
         ) from error
     content = "".join(f"{file.name} {_file_hash(file)}" for file in sorted(folder.iterdir()) if file.is_file())
+    dataset = dataset.with_format(None)  # one saved for torch would give tensors, or some of its columns alone
     return _dataset_source(str(folder), dataset, hashlib.sha256(content.encode()).hexdigest())
 
 

@@ -243,6 +243,13 @@ def test_a_column_that_a_parquet_file_has_twice_is_named(tmp_path):
         read(str(tmp_path / "x.parquet"))
 
 
+@pytest.mark.parametrize("format", [("torch",), ("numpy",), ("arrow",), ("torch", ["label"])])
+def test_a_saved_dataset_is_read_without_its_format(tmp_path, format):
+    rows = [{**row, "label": number} for number, row in enumerate(ROWS)]
+    datasets.Dataset.from_list(rows).with_format(*format).save_to_disk(tmp_path / "saved")
+    assert read(str(tmp_path / "saved")) == rows
+
+
 def test_a_saved_dataset_is_known_by_its_bytes(tmp_path):
     """Its state.json still says what the first save wrote."""
     for name, rows in (("one", ROWS), ("two", [{**row, "prompt": "other"} for row in ROWS])):
