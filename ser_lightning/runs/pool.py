@@ -58,20 +58,18 @@ def _lost(run: Path, number: int) -> list[str]:
 
 
 def in_trained_dialogues(run: Path, prompts: Sequence[list[Turn]]) -> list[bool]:
-    """Of each prompt, whether the seed model of a run may know its dialogue: of all pairs but those of pool and test.
+    """Of each prompt, whether a model of a run may know its dialogue: of all pairs but those of pool and test.
 
-    Dialogues are those of the splits: prompts that continue one another are of one.
+    Dialogues are those of the splits: prompts that continue one another are of one. The pool is that of the delivered
+    round: what people have labelled by then is no part of it, whatever an earlier round did not know.
 
     Raises:
         UserError: the files that its config names are gone, or have lost pairs.
     """
-    pool: set[int] = set()
-    test: set[int] = set()
-    for number in {0, delivered_round(run)}:
-        files = round_files(run, number)
-        for ids, table in ((pool, read_audit(files.audit)), (test, read_test_scores(files.test_scores))):
-            ids |= set() if table is None else set(table["pair_id"].tolist())
-    unseen, lost, known, continuations = pool | test, set(pool), set[int](), set[tuple[int, int]]()
+    files = round_files(run, delivered_round(run))
+    tables = read_audit(files.audit), read_test_scores(files.test_scores)
+    pool, test = (set() if table is None else set(table["pair_id"].tolist()) for table in tables)
+    unseen, lost, known, continuations = pool | test, pool, set[int](), set[tuple[int, int]]()
     for pair in _pairs_of(run):
         lost.discard(pair.pair_id)
         if pair.pair_id not in unseen:
