@@ -2,11 +2,12 @@
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from ser_lightning.data.formats import DROPS, canonical_pair
-from ser_lightning.data.labels import Labels, check_labels
+from ser_lightning.data.labels import Labels, check_labels, count_votes, majority
 from ser_lightning.data.scoring_rows import RowCounts, column_problems, open_source, read_rows, survey
+from ser_lightning.data.turns import is_blank
 from ser_lightning.errors import UserError, raise_problems
 from ser_lightning.records import PreferencePair
 
@@ -23,6 +24,8 @@ class PairFile:
     def pairs(self) -> Iterator[PreferencePair]:
         """All pairs in the order of the file, in canonical form, as `fit` reads them.
 
+        Where the rows of a pair are votes of named annotators, they come at the end as one, with what most of them say.
+
         Raises:
             UserError: up to ten causes at once.
         """
@@ -33,9 +36,19 @@ class PairFile:
         self._dropped.update(found.dropped)
         if "single" in found.kinds:
             raise UserError(f"{self.path}: got single responses; give pairs, with response_a and response_b")
+        voted: dict[int, PreferencePair] = {}
+        votes: dict[int, set[tuple[str, float]]] = {}
         for row in read_rows(source, self.columns, RowCounts(), labels=self.label_map):
-            pair = row.pair
-            yield canonical_pair(pair.prompt, pair.response_a, pair.response_b, pair.label, pair.source_id)
+            given = row.pair
+            pair = canonical_pair(given.prompt, given.response_a, given.response_b, given.label, given.source_id)
+            if pair.label is None or given.annotator is None or is_blank(given.annotator):
+                yield pair
+            else:
+                voted.setdefault(pair.pair_id, pair)
+                votes.setdefault(pair.pair_id, set()).add((given.annotator, pair.label))
+        for pair_id, pair in voted.items():
+            label = majority(*count_votes([vote for _, vote in votes[pair_id]]))
+            yield replace(pair, label=label)
 
     def left_out(self) -> list[str]:
         """A line for each reason why rows of the file are no pairs, once it has been read."""

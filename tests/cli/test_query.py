@@ -157,6 +157,8 @@ def test_what_cannot_be_asked_is_one_line(tiny_run, pairs_file, capsys):
     assert "is there already, perhaps with labels in it" in capsys.readouterr().err
     assert main(["query", "--run=run", "--to=ask.csv"]) == 2
     assert "--to: got ask.csv, but the file holds JSON lines; give a name" in capsys.readouterr().err
+    assert main(["query", "--run=run", "--to=run/labels/ask.jsonl"]) == 2
+    assert "--to: got run/labels/ask.jsonl, but every .jsonl in run/labels" in capsys.readouterr().err
     own.write_text(json.dumps({"prompt": "new", "response_a": "a", "response_b": "b"}) + "\n")
     with pytest.raises(UserError, match=r"0 of \d+ pool pairs of run are in the files"):
         query(run, 3, MostUncertain())
