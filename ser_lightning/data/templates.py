@@ -47,6 +47,11 @@ class TemplateRefused(UserError):
         )
 
 
+def with_fixed_date(template: str) -> str:
+    """A chat template that takes every day for the same one, also where others render it."""
+    return _CLOCK + template if "strftime_now" in template and not template.startswith(_CLOCK) else template
+
+
 def render_conversations(
     tokenizer: PreTrainedTokenizerBase, conversations: Sequence[list[Turn]], add_generation_prompt: bool = False
 ) -> list[str]:
@@ -62,9 +67,7 @@ def render_conversations(
     Raises:
         TemplateRefused: it raises for one of them, takes too long, or gives too much.
     """
-    template = tokenizer.get_chat_template()
-    if "strftime_now" in template:
-        template = _CLOCK + template
+    template = with_fixed_date(tokenizer.get_chat_template())
 
     def render() -> Any:
         _check_operators(template)
