@@ -115,10 +115,6 @@ class Imported:
     unknown: set[str] = field(default_factory=set)
     """Places of labelled rows whose pair is not among those asked for."""
 
-    def add(self, annotator: str, label: HumanLabel) -> None:
-        """One more label."""
-        self.labels.setdefault(annotator, []).append(label)
-
 
 def read_foreign(
     file: Path, known: Collection[int], annotators: Iterable[str], columns: Mapping[str, str], labels: Labels | None
@@ -152,7 +148,8 @@ def read_foreign(
                 answer = _meaning(value, meanings, where)
                 if not first_is_a:
                     answer = {"a": "b", "b": "a"}.get(answer, answer)  # type: ignore[assignment]
-                found.add(name, HumanLabel(pair_id, answer, None, label.seconds, label.time))
+                given = HumanLabel(pair_id, answer, None, label.seconds, label.time)
+                found.labels.setdefault(name, []).append(given)
         except UserError as error:
             causes.add(error.problems)
             if causes.is_full:

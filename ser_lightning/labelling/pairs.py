@@ -4,10 +4,9 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
-from ser_lightning.data.formats import DROPS, canonical_pair
+from ser_lightning.data.formats import DROPS, canonical
 from ser_lightning.data.labels import Labels, check_labels, count_votes, majority
 from ser_lightning.data.scoring_rows import RowCounts, column_problems, open_source, read_rows, survey
-from ser_lightning.data.turns import is_blank
 from ser_lightning.errors import UserError, raise_problems
 from ser_lightning.records import PreferencePair
 
@@ -24,7 +23,7 @@ class PairFile:
     def pairs(self) -> Iterator[PreferencePair]:
         """All pairs in the order of the file, in canonical form, as `fit` reads them.
 
-        Where the rows of a pair are votes of named annotators, they come at the end as one, with what most of them say.
+        Pairs with votes of annotators come last, each once, with what most of them say.
 
         Raises:
             UserError: up to ten causes at once.
@@ -37,18 +36,19 @@ class PairFile:
         if "single" in found.kinds:
             raise UserError(f"{self.path}: got single responses; give pairs, with response_a and response_b")
         voted: dict[int, PreferencePair] = {}
-        votes: dict[int, set[tuple[str, float]]] = {}
+        votes: dict[int, list[float]] = {}
+        known: set[tuple[int, str | None, float | None]] = set()
         for row in read_rows(source, self.columns, RowCounts(), labels=self.label_map):
-            given = row.pair
-            pair = canonical_pair(given.prompt, given.response_a, given.response_b, given.label, given.source_id)
-            if pair.label is None or given.annotator is None or is_blank(given.annotator):
+            pair = canonical(row.pair)
+            vote = pair.pair_id, pair.annotator, pair.label
+            if not pair.votes:
                 yield pair
-            else:
+            elif pair.annotator is None or vote not in known:
+                known.add(vote)
                 voted.setdefault(pair.pair_id, pair)
-                votes.setdefault(pair.pair_id, set()).add((given.annotator, pair.label))
+                votes.setdefault(pair.pair_id, []).extend(pair.votes)
         for pair_id, pair in voted.items():
-            label = majority(*count_votes([vote for _, vote in votes[pair_id]]))
-            yield replace(pair, label=label)
+            yield replace(pair, label=majority(*count_votes(votes[pair_id])))
 
     def left_out(self) -> list[str]:
         """A line for each reason why rows of the file are no pairs, once it has been read."""
