@@ -334,8 +334,8 @@ def _dialogues(
             return [], []
         first, second = _from_texts(values.get("prompt"), first, second)
     both = [read_dialogue(v, where, c) for v, c in zip((first, second), columns, strict=True)]
-    if isinstance(text := values.get("prompt"), str) and all(has_turn(turns, clean(text)) for turns in both):
-        prompt = [Turn(role="user", content=clean(text))]  # and no transcript, whatever stands in it
+    if isinstance(turn := values.get("prompt"), str) and all(has_turn(turns, clean(turn)) for turns in both):
+        prompt = [Turn(role="user", content=clean(turn))]  # and no transcript, whatever stands in it
     dialogues = [join(prompt, turns, where, (given["prompt"], c)) for turns, c in zip(both, columns, strict=True)]
     if isinstance(first, str) and not all(len(turns) > 1 for turns in dialogues):
         raise UserError(
