@@ -47,7 +47,7 @@ def read_label(value: Any, where: str, labels: Labels | None, is_extra: bool = F
         UserError: the value is not in the label map.
     """
     text = _text(value)
-    known = {_text(key): meaning for key, meaning in (LABELS if labels is None else labels).items()}
+    known = LABELS if labels is None else {_text(key): meaning for key, meaning in labels.items()}
     meaning = known.get(text, "")
     if meaning == "" and (is_extra or text in _NO_LABEL):
         return None
