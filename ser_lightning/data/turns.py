@@ -79,7 +79,9 @@ def read_turns(turns: Sequence[Any], where: str, column: str) -> list[Turn]:
             raise UserError(
                 f"{where}: got the role {_short(turn['role'])} in turn {i} of {column}; use {', '.join(ROLES)}"
             )
-        found.append(Turn(role=turn["role"], content=read_text(turn["content"], where, column)))
+        found.append(
+            Turn(role=turn["role"], content=read_text(turn["content"], where, f"turn {i} of {column}", "use text"))
+        )
     return found
 
 
@@ -213,8 +215,11 @@ def repeated_names(names: Sequence[Any]) -> list[Any]:
     return [name for name, count in Counter(names).items() if count > 1]
 
 
-def read_text(value: Any, where: str, column: str) -> str:
+def read_text(value: Any, where: str, column: str, use: str = _USE) -> str:
     """A text that Arrow and tokenizers accept; an empty value is an empty text.
+
+    Args:
+        use: what to give in its place, for the message.
 
     Raises:
         UserError: it is something else.
@@ -222,7 +227,7 @@ def read_text(value: Any, where: str, column: str) -> str:
     if value is None:
         return ""
     if not isinstance(value, str):
-        raise UserError(f"{where}: got {_short(value)} in {column}; {_USE}")
+        raise UserError(f"{where}: got {_short(value)} in {column}; {use}")
     return clean(value)
 
 

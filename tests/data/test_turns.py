@@ -214,7 +214,7 @@ REFUSED = [
     ({"chosen": [{"role": "gpt", "content": "Yes."}]}, "got the role 'gpt' in turn 1 of chosen; use system"),
     ({"chosen": [{"role": None, "content": "Yes."}]}, "got the role a NoneType"),
     ({"chosen": [{"role": "assistant"}]}, "got no content in turn 1 of chosen"),
-    ({"chosen": [user(["Tea?"])]}, "got a list in chosen; use text"),
+    ({"chosen": [user(["Tea?"])]}, "got a list in turn 1 of chosen; use text"),
     ({"chosen": [assistant("Yes."), "x"]}, "got a str as turn 2 of chosen"),
     (
         {"chosen": str([assistant("a"), user("b")]).replace("}, {", "}\n {")},

@@ -14,9 +14,7 @@ NUM_ROWS = 60
 @pytest.fixture
 def written(write_jsonl, tmp_path):
     """`written(suffix, rewards, temperature)`: rows, and a file of their rewards (2, N)."""
-    texts = [
-        {"prompt": f"Q{i}?", "chosen": "yes", "rejected": "no", "id": f"\u2028{i}\x85\n,"} for i in range(NUM_ROWS)
-    ]
+    texts = [{"prompt": f"Q{i}?", "chosen": "yes", "rejected": "no", "id": f"\u2028{i}\n,"} for i in range(NUM_ROWS)]
     rows = [*read_rows(open_source(write_jsonl("pairs.jsonl", texts)), {}, RowCounts())]
 
     def write(suffix, rewards, temperature):
