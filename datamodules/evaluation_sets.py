@@ -110,9 +110,10 @@ class EvaluationSet:
         found: dict[int, str] = {}
         for source in self._sources:
             for where, row in source.rows():
+                category = row.get(self.category)
                 for pair in parse_rows(row, self.columns, where, self.label_map):
                     if isinstance(pair, PreferencePair):
-                        found.setdefault(pair.pair_id, str(row.get(self.category, "")))
+                        found.setdefault(pair.pair_id, "" if category is None else str(category))
         if not any(found.values()):
             raise UserError(f"data.eval_category: got {self.category!r}, which no row of {self.path} has")
         return [found[i] or "none" for i in pair_id.tolist()]

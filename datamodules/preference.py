@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -208,10 +208,8 @@ class PreferenceDataModule(PairFiles):
 
     def _budgets(self) -> tuple[int, int]:
         """Tokens in a batch of training and of scoring."""
-        training, scoring = self.tokens_per_batch, self.tokens_per_scoring_batch
-        if "auto" not in (training, scoring):
-            return cast(tuple[int, int], (training, scoring))
-        if self._auto_budgets is None:
+        given = self.tokens_per_batch, self.tokens_per_scoring_batch
+        if "auto" in given and self._auto_budgets is None:
             self._auto_budgets = CPU_TOKENS
             if self.trainer is not None and self.trainer.strategy.root_device.type == "cuda":
                 module, memory = self.consumer, device_bytes("cuda")[1]
@@ -220,8 +218,8 @@ class PreferenceDataModule(PairFiles):
                 )
             of_training, of_scoring = self._auto_budgets
             rank_zero_info(f"Batches: auto is {of_training:,} tokens in training, {of_scoring:,} in scoring.")
-        found = zip((training, scoring), self._auto_budgets, strict=True)
-        return cast(tuple[int, int], tuple(auto if given == "auto" else given for given, auto in found))
+        auto, (training, scoring) = self._auto_budgets or CPU_TOKENS, given
+        return auto[0] if training == "auto" else training, auto[1] if scoring == "auto" else scoring
 
     @property
     def scoring_budget(self) -> int:

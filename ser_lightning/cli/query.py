@@ -11,6 +11,7 @@ from jsonargparse import Namespace
 from ser_lightning.data.labels import OWN_LABEL
 from ser_lightning.errors import UserError, raise_problems
 from ser_lightning.evolution.query import QueryStrategy, load_strategy
+from ser_lightning.labelling.label_file import labels_of_run, misplaced
 from ser_lightning.labelling.merge import pair_row
 from ser_lightning.records import PreferencePair
 from ser_lightning.runs.pool import read_pool
@@ -22,7 +23,8 @@ def main(args: Namespace) -> None:
     """Run the command with its flags."""
     if Path(args.to).exists():  # not even with a flag
         raise UserError(f"--to: {args.to} is there already, perhaps with labels in it; name another file")
-    raise_problems(json_lines_problems("--to", args.to))
+    labels = labels_of_run(Path(args.run))
+    raise_problems([*json_lines_problems("--to", args.to), *misplaced("--to", Path(args.to), labels)])
     chosen = query(Path(args.run), args.n, load_strategy(args.strategy))
     write_text_atomically(Path(args.to), "".join(json.dumps(_row(pair), ensure_ascii=False) + "\n" for pair in chosen))
     say(

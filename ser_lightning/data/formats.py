@@ -21,6 +21,7 @@ from ser_lightning.data.turns import (
     clean,
     has_next_turn,
     has_speakers,
+    has_turn,
     is_blank,
     is_dialogue,
     join,
@@ -102,6 +103,12 @@ def canonical_pair(
     return PreferencePair(pair_id, prompt, first, second, label, source_id, votes, annotator)
 
 
+def canonical(pair: PreferencePair) -> PreferencePair:
+    """`canonical_pair` of a pair in another order."""
+    texts = pair.response_a, pair.response_b
+    return canonical_pair(pair.prompt, *texts, pair.label, pair.source_id, pair.votes, pair.annotator)
+
+
 def parse_rows(
     row: Mapping[str, Any], columns: Mapping[str, str], where: str, labels: Labels | None = None
 ) -> Iterator[PreferencePair | Drop]:
@@ -132,6 +139,14 @@ def parse_row(
     Raises:
         UserError: the row is in no known format.
     """
+    pair = parse_in_order(row, columns, where, labels)
+    return canonical(pair) if isinstance(pair, PreferencePair) else pair
+
+
+def parse_in_order(
+    row: Mapping[str, Any], columns: Mapping[str, str], where: str, labels: Labels | None = None
+) -> PreferencePair | Drop:
+    """`parse_row`, but a is the response that the file has first, or calls chosen, and the id is 0."""
     row = with_paths(row, columns)
     given = given_columns(row, columns)
     values = {name: row[column] for name, column in given.items() if column in row}
@@ -140,19 +155,13 @@ def parse_row(
         label, votes = _label_and_votes(values, names, given, where, labels)
     else:
         label, votes = read_own_label(row, columns.get("label", "label"), where), ()
-    try:
-        first, second = _dialogues(values, names, given, where)
-    except NoTranscript as error:
-        raise UserError(
-            f"{where}: got neither a prompt column nor a transcript with '\\n\\nAssistant:' in {given[names[0]]}, but "
-            f"the columns {shown_names(row)}; name the prompt with columns: {{prompt: ...}}"
-        ) from error
+    first, second = _dialogues(values, names, given, row, where)
     if why := _why_none(first, second):
         return why
     prompt = _below_system(first[:-1], values.get("system"), where, given)
     texts = first[-1]["content"], second[-1]["content"]
     source_id, annotator = (_name_of(values.get(name)) for name in ("id", "annotator"))
-    return canonical_pair(prompt, *texts, label, source_id, votes, annotator)
+    return PreferencePair(0, prompt, *texts, label, source_id, votes, annotator)
 
 
 def parse_prompt(row: Mapping[str, Any], columns: Mapping[str, str], where: str) -> list[Turn] | None:
@@ -227,10 +236,6 @@ def parse_response(text: Any, prompt: list[Turn], where: str, column: str) -> st
             f"{where}: got a conversation in {column} that is not one response to the prompt; give that one"
         )
     return turns[-1]["content"]
-
-
-class NoTranscript(Exception):
-    """A response without a prompt."""
 
 
 def _response_columns(values: Mapping[str, Any], row: Mapping[str, Any], where: str) -> tuple[str, str]:
@@ -309,7 +314,11 @@ def _name_of(value: Any) -> str | None:
 
 
 def _dialogues(
-    values: Mapping[str, Any], names: tuple[str, str], given: Mapping[str, str], where: str
+    values: Mapping[str, Any],
+    names: tuple[str, str],
+    given: Mapping[str, str],
+    row: Mapping[str, Any],
+    where: str,
 ) -> tuple[list[Turn], list[Turn]]:
     """Both conversations, the response as the last turn of each; nothing where a response is blank."""
     columns = [given[name] for name in names]
@@ -325,9 +334,14 @@ def _dialogues(
             return [], []
         first, second = _from_texts(values.get("prompt"), first, second)
     both = [read_dialogue(v, where, c) for v, c in zip((first, second), columns, strict=True)]
+    if isinstance(turn := values.get("prompt"), str) and all(has_turn(turns, clean(turn)) for turns in both):
+        prompt = [Turn(role="user", content=clean(turn))]  # and no transcript, whatever stands in it
     dialogues = [join(prompt, turns, where, (given["prompt"], c)) for turns, c in zip(both, columns, strict=True)]
     if isinstance(first, str) and not all(len(turns) > 1 for turns in dialogues):
-        raise NoTranscript
+        raise UserError(
+            f"{where}: got neither a prompt column nor a transcript with '\\n\\nAssistant:' in {columns[0]}, but "
+            f"the columns {shown_names(row)}; name the prompt with columns: {{prompt: ...}}"
+        )
     return dialogues[0], dialogues[1]
 
 

@@ -1,6 +1,7 @@
 """Which response is better: by a label, by the votes of several annotators, or by two scores."""
 
 import math
+import re
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
@@ -11,8 +12,8 @@ Labels = Mapping[str, str | None]
 """Value in the label column -> a, b, tie, or null for no label."""
 
 LABELS: Labels = {
-    **{"1": "a", "1.0": "a", "a": "a", "true": "a"},
-    **{"0": "b", "0.0": "b", "b": "b", "false": "b"},
+    **{"1": "a", "a": "a", "true": "a"},
+    **{"0": "b", "b": "b", "false": "b"},
     **{"0.5": "tie", "tie": "tie"},
 }
 """What a label means unless `data.labels` says otherwise."""
@@ -22,6 +23,7 @@ TIE = 0.5
 """The label of a tie: as a target of the loss, the probability that a wins."""
 _NO_LABEL = ("", "none", "null", "nan")
 _AS_NUMBER = {"a": 1, "b": 0, "tie": TIE}
+_DECIMALS = re.compile(r"^([-+]?\d+)\.0*$")
 _MAX_SHOWN = 20
 
 
@@ -44,15 +46,15 @@ def read_label(value: Any, where: str, labels: Labels | None, is_extra: bool = F
     Raises:
         UserError: the value is not in the label map.
     """
-    text = clean(str(int(value) if isinstance(value, float) and value.is_integer() else value)).strip()
-    known = {str(key).strip().lower(): meaning for key, meaning in (LABELS if labels is None else labels).items()}
-    meaning = known.get(text.lower(), "")
-    if meaning == "" and (is_extra or text.lower() in _NO_LABEL):
+    text = _text(value)
+    known = LABELS if labels is None else {_text(key): meaning for key, meaning in labels.items()}
+    meaning = known.get(text, "")
+    if meaning == "" and (is_extra or text in _NO_LABEL):
         return None
     if meaning == "" and labels is None:
         raise UserError(
             f"{where}: got the label {shown(value)}; use 1 or 'a' (response_a is better), 0 or 'b', 0.5 or 'tie', or "
-            f"nothing (unlabelled), or say what it means: data.labels: {{{text[:20]}: a}}"
+            f"nothing (unlabelled), or say what it means: data.labels: {{{clean(str(value)).strip()[:20]}: a}}"
         )
     if meaning == "":
         raise UserError(f"{where}: got the label {shown(value)}, which labels has not; it has {shown_names(known)}")
@@ -89,7 +91,8 @@ def _is_missing(value: Any) -> bool:
 
 
 def _text(value: Any) -> str:
-    return clean(str(value)).strip().lower()
+    """In small letters; a whole number without decimals, which other programs add to a column with empty cells."""
+    return _DECIMALS.sub(r"\1", clean(str(value)).strip().lower())
 
 
 def read_scores(first: Any, second: Any, where: str, columns: Sequence[str]) -> float | None:
@@ -117,7 +120,7 @@ def _number(value: Any, where: str, column: str) -> float:
         return math.nan
     try:
         return float("" if isinstance(value, bool) else value)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise UserError(f"{where}: got {shown(value)} in {column}; give a number") from error
 
 

@@ -68,7 +68,7 @@ class PairStore:
 
     def ids(self, row: int) -> tuple[np.ndarray, np.ndarray]:
         """Ids of both conversations of a pair, (T_a,) and (T_b,) int32."""
-        part = self._part_of(row)
+        part = int(np.searchsorted(self.parts, row, side="right")) - 1
         first = 2 * (row - self.parts[part])
         start, middle, end = self._offsets[part][first : first + 3]
         return self._ids[part][start:middle], self._ids[part][middle:end]
@@ -97,9 +97,6 @@ class PairStore:
         files = [folder / "votes.npy" for folder in self.folders]
         parts = [np.load(f) if f.is_file() else np.zeros((n, 3), np.int32) for f, n in zip(files, sizes, strict=True)]
         return np.concatenate(parts)
-
-    def _part_of(self, row: int) -> int:
-        return int(np.searchsorted(self.parts, row, side="right")) - 1
 
 
 def _read_index(folder: Path) -> dict[str, np.ndarray]:

@@ -13,14 +13,14 @@ from typing import Any, Literal
 from ser_lightning.data.columns import LIST_COLUMNS, absent_columns, check_mapping, is_own, with_paths
 from ser_lightning.data.formats import (
     DROPS,
-    canonical_pair,
+    canonical,
     parse_candidates,
+    parse_in_order,
     parse_prompt,
     parse_response,
-    parse_row,
     prompt_hash,
 )
-from ser_lightning.data.labels import OWN_LABEL, Labels
+from ser_lightning.data.labels import Labels
 from ser_lightning.data.sources import open_sources
 from ser_lightning.data.turns import clean, is_blank
 from ser_lightning.errors import Causes, UserError, raise_problems
@@ -59,8 +59,7 @@ class FileRow:
     @property
     def is_turned(self) -> bool:
         """Whether training calls the first response b: there the sides follow from the texts, whatever the file."""
-        pair = self.pair
-        return canonical_pair(pair.prompt, pair.response_a, pair.response_b, None).response_a != pair.response_a
+        return canonical(self.pair).response_a != self.pair.response_a
 
 
 @dataclass
@@ -159,7 +158,11 @@ def read_rows(
         counts.columns.update(dict.fromkeys(row))
         try:
             kind = _kind_of(row, columns)
-            pair = _single(row, columns, where) if kind == "single" else _pair(row, columns, where, labels)
+            pair = (
+                _single(row, columns, where)
+                if kind == "single"
+                else parse_in_order(row, _without_response(columns), where, labels)
+            )
         except UserError as error:
             if causes is None:
                 raise
@@ -225,23 +228,6 @@ def _kind_of(row: Mapping[str, Any], columns: Mapping[str, str]) -> Kind:
     # A table of both kinds leaves the other kind's columns empty.
     is_filled = not all(is_blank(row.get(_name(name, row, columns))) for name in _PAIRS[0])
     return "chosen" if present[0] and (is_filled or not present[1]) else "sides"
-
-
-def _pair(
-    row: Mapping[str, Any], columns: Mapping[str, str], where: str, labels: Labels | None
-) -> PreferencePair | str:
-    columns = _without_response(columns)
-    pair = parse_row(row, columns, where, labels)
-    if not isinstance(pair, PreferencePair):
-        return str(pair)
-    # Which side a is on shows when the row is read again as if its first response were the better one.
-    bare = {name: column for name, column in columns.items() if name not in VERDICTS}
-    better = {OWN_LABEL: "a"} if is_own(row) else {"label": 1}
-    first_better = parse_row({**row, **better}, bare, where)
-    if not isinstance(first_better, PreferencePair) or first_better.label == 1:
-        return replace(pair, votes=())
-    label = None if pair.label is None else 1 - pair.label
-    return replace(pair, response_a=pair.response_b, response_b=pair.response_a, label=label, votes=())
 
 
 def _single(row: Mapping[str, Any], columns: Mapping[str, str], where: str) -> PreferencePair | str:

@@ -239,6 +239,8 @@ def _dataset_source(name: str, dataset: datasets.Dataset, fingerprint: str) -> S
 
 def _saved_dataset(folder: Path) -> Source:
     """A folder of `Dataset.save_to_disk`, known by its bytes: what `datasets` wrote down of them may be out of date."""
+    if (folder / "dataset_dict.json").is_file():
+        raise UserError(f"{folder}: got a folder of several splits; name the folder of one, such as {folder / 'train'}")
     if not (folder / "state.json").is_file():
         raise UserError(f"{folder}: got a folder; name its files, or a folder written by Dataset.save_to_disk")
     try:
@@ -250,6 +252,7 @@ def _saved_dataset(folder: Path) -> Source:
             f"{folder}: got no data set of Dataset.save_to_disk ({describe(error)}); is it damaged? Save it again"
         ) from error
     content = "".join(f"{file.name} {_file_hash(file)}" for file in sorted(folder.iterdir()) if file.is_file())
+    dataset = dataset.with_format(None)  # one saved for torch would give tensors, or some of its columns alone
     return _dataset_source(str(folder), dataset, hashlib.sha256(content.encode()).hexdigest())
 
 

@@ -36,7 +36,7 @@ ROLES = ("path", "pool_path", "test_path")
 """Where a row came from; a role is stored as its position here."""
 UNLABELLED, CONTRADICTION = -1, -2
 """Codes for an unlabelled pair, and for one whose rows disagree; other labels are the probability that a wins."""
-_STORE_VERSION = 7
+_STORE_VERSION = 8
 INDEX = ("pair_id", "dialogue_id", "prompt_id", "continuations", "offsets", "num_shared", "response_start", "role")
 """Arrays of `index.npz`."""
 TEXTS = pyarrow.schema([(name, pyarrow.string()) for name in ("prompt", "response_a", "response_b", "source_id")])
@@ -124,7 +124,8 @@ def _sweep(cache: Path) -> None:
     """Delete the drafts that killed processes of this machine have left."""
     for draft in cache.glob(f"*.{socket.gethostname()}.*.draft"):
         process = draft.suffixes[-2].removeprefix(".")
-        if process.isdigit() and not is_running(int(process)):
+        # A container gives the number of one that was killed again, to this process.
+        if process.isdigit() and (int(process) == os.getpid() or not is_running(int(process))):
             shutil.rmtree(draft, ignore_errors=True)
 
 

@@ -34,6 +34,8 @@ MAX_GROWTH, MAX_EXTRA = 100, 1_000_000
 MAX_BYTES = 2 * 1024**3
 """Most by which the process may grow while a template is rendered."""
 _STATM = Path("/proc/self/statm")
+_ONE_LIMIT = threading.Lock()
+"""The limit is the whole process's: of two threads, one would take that of the other for what was there before."""
 
 
 class TemplateRefused(UserError):
@@ -45,6 +47,11 @@ class TemplateRefused(UserError):
         super().__init__(
             f"chat template refuses {what}: got {reason}{roles}; use turns that the template takes, or another template"
         )
+
+
+def with_fixed_date(template: str) -> str:
+    """A chat template that takes every day for the same one, also where others render it."""
+    return _CLOCK + template if "strftime_now" in template and not template.startswith(_CLOCK) else template
 
 
 def render_conversations(
@@ -62,9 +69,7 @@ def render_conversations(
     Raises:
         TemplateRefused: it raises for one of them, takes too long, or gives too much.
     """
-    template = tokenizer.get_chat_template()
-    if "strftime_now" in template:
-        template = _CLOCK + template
+    template = with_fixed_date(tokenizer.get_chat_template())
 
     def render() -> Any:
         _check_operators(template)
@@ -134,14 +139,15 @@ def _memory_limit(num_bytes: int) -> Iterator[None]:
     if not _STATM.is_file():
         yield
         return
-    now = int(_STATM.read_text().split()[0]) * resource.getpagesize()
-    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
-    wanted = min([now + num_bytes, *(limit for limit in (soft, hard) if limit != resource.RLIM_INFINITY)])
-    resource.setrlimit(resource.RLIMIT_AS, (wanted, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+    with _ONE_LIMIT:
+        now = int(_STATM.read_text().split()[0]) * resource.getpagesize()
+        soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+        wanted = min([now + num_bytes, *(limit for limit in (soft, hard) if limit != resource.RLIM_INFINITY)])
+        resource.setrlimit(resource.RLIMIT_AS, (wanted, hard))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
 
 PROBES = ("Alpha beta.", "7 of them", "zulu")

@@ -18,7 +18,9 @@ _KEYS = ("role", "content")
 _SPEAKERS = {"Human": "user", "Assistant": "assistant"}
 _MARKER = re.compile(r"(?:^|\n\n)(Human|Assistant):")
 _LINE_MARKER = re.compile(r"(?:^|\n)(Human|Assistant):")
-_WRITTEN_TURNS = re.compile(r"""\s*\[?\s*\{.*?["'](?:role|from|content|value)["']\s*:""", re.DOTALL)
+_WRITTEN_TURNS = re.compile(r"""\s*\[?\s*\{.*?["'](?:role|from)["']\s*:""", re.DOTALL)
+_BEGIN_OF_TURNS = re.compile(r"""\s*\[\s*\{\s*["'](?:role|content|from["']\s*:\s*["'](?:human|gpt|system))["']""")
+_SHAREGPT = ("human", "gpt", "system", "user", "assistant")
 _USE = "use text, or turns with role and content"
 
 
@@ -77,7 +79,9 @@ def read_turns(turns: Sequence[Any], where: str, column: str) -> list[Turn]:
             raise UserError(
                 f"{where}: got the role {_short(turn['role'])} in turn {i} of {column}; use {', '.join(ROLES)}"
             )
-        found.append(Turn(role=turn["role"], content=read_text(turn["content"], where, column)))
+        found.append(
+            Turn(role=turn["role"], content=read_text(turn["content"], where, f"turn {i} of {column}", "use text"))
+        )
     return found
 
 
@@ -122,6 +126,11 @@ def is_open(turns: Sequence[Turn]) -> bool:
     return bool(turns) and turns[-1]["role"] == "assistant" and not turns[-1]["content"]
 
 
+def has_turn(dialogue: Sequence[Turn], text: str) -> bool:
+    """Whether the user says this text, up to white space, before the response of a dialogue."""
+    return ("user", " ".join(text.split())) in map(_bare, dialogue[:-1])
+
+
 def join(prompt: list[Turn], dialogue: list[Turn], where: str, columns: tuple[str, str]) -> list[Turn]:
     """A dialogue after its prompt, each turn once: files repeat the prompt there, a part of it, or nothing of it.
 
@@ -147,25 +156,35 @@ def join(prompt: list[Turn], dialogue: list[Turn], where: str, columns: tuple[st
 
 
 def written_turns(value: Any, where: str, column: str) -> Any:
-    """Turns that were written as text, as JSON or as Python shows a list; anything else as it is.
+    """Turns that were written as text, as JSON or as Python shows a list; anything else as it is, other JSON too.
 
     Raises:
-        UserError: it looks like turns, but cannot be read.
+        UserError: it begins as turns do, but cannot be read.
     """
     if not isinstance(value, str) or not value.lstrip().startswith(("[", "{")) or not _WRITTEN_TURNS.match(value):
         return value
+    is_begun = _BEGIN_OF_TURNS.match(value)  # else what cannot be read is code, or JSON with a word on it
     for read in (read_json, _read_python):
         try:
             found = read(value.strip())
         except RepeatedName as error:
+            if not is_begun:
+                return value
             raise UserError(f"{where}: got the key {str(error)!r} twice in a turn of {column}; keep one") from error
         except (ValueError, SyntaxError, RecursionError, MemoryError):
             continue
         if isinstance(found, dict):
             found = [found]
-        if isinstance(found, list) and all(isinstance(turn, dict) for turn in found):
-            return found
+        is_list = isinstance(found, list) and all(isinstance(turn, dict) for turn in found)
+        return found if is_list and any(_is_turn(turn) for turn in found) else value
+    if not is_begun:
+        return value
     raise UserError(f"{where}: got turns as text in {column} that are neither JSON nor Python; write them as JSON")
+
+
+def _is_turn(row: Mapping[str, Any]) -> bool:
+    """Whether an object is a message, also one of ShareGPT: a response may be JSON of any other kind."""
+    return row.keys() >= {*_KEYS} or row.get("from") in _SHAREGPT
 
 
 class RepeatedName(Exception):
@@ -196,8 +215,11 @@ def repeated_names(names: Sequence[Any]) -> list[Any]:
     return [name for name, count in Counter(names).items() if count > 1]
 
 
-def read_text(value: Any, where: str, column: str) -> str:
+def read_text(value: Any, where: str, column: str, use: str = _USE) -> str:
     """A text that Arrow and tokenizers accept; an empty value is an empty text.
+
+    Args:
+        use: what to give in its place, for the message.
 
     Raises:
         UserError: it is something else.
@@ -205,7 +227,7 @@ def read_text(value: Any, where: str, column: str) -> str:
     if value is None:
         return ""
     if not isinstance(value, str):
-        raise UserError(f"{where}: got {_short(value)} in {column}; {_USE}")
+        raise UserError(f"{where}: got {_short(value)} in {column}; {use}")
     return clean(value)
 
 

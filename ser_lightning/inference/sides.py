@@ -21,6 +21,10 @@ from ser_lightning.runs.config import setting
 from ser_lightning.runs.files import delivered_round, is_run, round_files
 from ser_lightning.runs.reward_run import read_reward_checkpoint
 
+_LEAST = 1e-6
+"""No probability of a file counts as nearer to 0 or 1."""
+_MOST_ODDS = 10
+"""In logits: of larger ones, float32 holds too few digits of the probability."""
 CHUNK = 256
 """Rows that are scored at a time."""
 
@@ -86,12 +90,10 @@ class FileSide:
             raise UserError(f"{file}: got rewards of other texts than those of --data{example}; give the same data")
         try:
             self._values = torch.tensor([table[name] for name in wanted], dtype=torch.float32)
-            odds = torch.tensor(table["probability"], dtype=torch.float64).clamp(1e-6, 1 - 1e-6).logit()
+            odds = torch.tensor(table["probability"], dtype=torch.float64).clamp(_LEAST, 1 - _LEAST).logit()
         except (TypeError, ValueError) as error:
             raise UserError(f"{file}: got rewards that are no numbers ({error}); run `score` again") from error
-        margin = self._values[0] - self._values[2]
-        usable = (margin != 0) & (odds.abs() > 1e-3)
-        self.temperature = float((margin[usable].double() / odds[usable]).median()) if usable.any() else 1.0
+        self.temperature = _temperature((self._values[0] - self._values[2]).double(), odds)
 
     def score(self, rows: Sequence[FileRow]) -> Tensor:
         """Look the rows up by their number."""
@@ -102,11 +104,21 @@ class FileSide:
         return found
 
 
+def _temperature(margin: Tensor, odds: Tensor) -> float:
+    """What margins were divided by to have these odds, which are cut off at both ends."""
+    usable = (margin != 0) & (odds.abs() > 1e-3)
+    is_exact = usable & (odds.abs() < _MOST_ODDS)
+    ratio = margin / odds
+    if is_exact.any():
+        return float(ratio[is_exact].median())
+    return float(ratio[usable].min()) if usable.any() else 1.0
+
+
 def _read_table(file: Path) -> dict[str, list[Any]]:
     """The columns of a file that `score` wrote."""
     try:
         if file.suffix == ".jsonl":
-            rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+            rows = [json.loads(line) for line in file.read_text(encoding="utf-8").split("\n") if line]
             return {name: [row[name] for row in rows] for name in (rows or [{}])[0]}
         read = pyarrow.parquet.read_table if file.suffix == ".parquet" else pyarrow.csv.read_csv
         return dict(read(file).to_pydict())

@@ -23,7 +23,15 @@ from ser_lightning.labelling.exchange import (
     label_studio_tasks,
     read_foreign,
 )
-from ser_lightning.labelling.label_file import HumanLabel, LabelFile, check_name, latest, read_labels
+from ser_lightning.labelling.label_file import (
+    HumanLabel,
+    LabelFile,
+    check_name,
+    labels_of_run,
+    latest,
+    misplaced,
+    read_labels,
+)
 from ser_lightning.labelling.merge import MergeCounts, training_rows, verdicts
 from ser_lightning.labelling.pairs import PairFile
 from ser_lightning.labelling.session import Session
@@ -83,7 +91,7 @@ def _folder(args: Namespace) -> Path:
     if args.to:
         return Path(args.to).expanduser()
     if args.run:
-        return Path(args.run) / "labels"
+        return labels_of_run(Path(args.run))
     file = Path(args.pairs).expanduser()
     return file.with_name(f"{file.name.partition('.')[0]}.labels")
 
@@ -175,7 +183,7 @@ def export(args: Namespace, folder: Path) -> None:
     problems = [*output_problems("--export", to, [*inputs, folder], args.overwrite)]
     if args.form == "training":
         problems += json_lines_problems("--export", to)
-    raise_problems(problems)
+    raise_problems(problems or misplaced("--export", to, folder))
     labels = _labels_in(folder)
     if args.form == "training":
         _export_training(args, labels, folder, to)

@@ -18,9 +18,9 @@ from typing import Any
 
 from ser_lightning.data.formats import parse_row
 from ser_lightning.data.labels import OWN_LABEL, Labels
-from ser_lightning.data.turns import read_json
+from ser_lightning.data.turns import RepeatedName, read_json
 from ser_lightning.errors import Causes, UserError, raise_problems
-from ser_lightning.labelling.label_file import Answer, HumanLabel, latest
+from ser_lightning.labelling.label_file import Answer, HumanLabel, is_duration, latest
 from ser_lightning.records import PreferencePair, Turn
 
 QUESTION = "preference"
@@ -115,10 +115,6 @@ class Imported:
     unknown: set[str] = field(default_factory=set)
     """Places of labelled rows whose pair is not among those asked for."""
 
-    def add(self, annotator: str, label: HumanLabel) -> None:
-        """One more label."""
-        self.labels.setdefault(annotator, []).append(label)
-
 
 def read_foreign(
     file: Path, known: Collection[int], annotators: Iterable[str], columns: Mapping[str, str], labels: Labels | None
@@ -152,7 +148,8 @@ def read_foreign(
                 answer = _meaning(value, meanings, where)
                 if not first_is_a:
                     answer = {"a": "b", "b": "a"}.get(answer, answer)  # type: ignore[assignment]
-                found.add(name, HumanLabel(pair_id, answer, None, label.seconds, label.time))
+                given = HumanLabel(pair_id, answer, None, label.seconds, label.time)
+                found.labels.setdefault(name, []).append(given)
         except UserError as error:
             causes.add(error.problems)
             if causes.is_full:
@@ -169,9 +166,11 @@ def _read_list(file: Path) -> list[Any]:
     if not file.is_file():
         raise UserError(f"--import: got {file}, which is no file; give one of Label Studio or Argilla")
     try:
-        rows = read_json(file.read_text(encoding="utf-8"))
+        rows = read_json(file.read_text(encoding="utf-8-sig"))
     except (ValueError, RecursionError) as error:
         raise UserError(f"--import: got {file}, which is no JSON ({error}); export it again, as JSON") from error
+    except RepeatedName as error:
+        raise UserError(f"--import: got {file} with the key {str(error)!r} twice in an object; keep one") from error
     if not isinstance(rows, list) or not rows:
         raise UserError(f"--import: got {file}, which holds no list of rows; export it again, as JSON")
     return rows
@@ -195,7 +194,10 @@ def _read_row(row: Any, names: Mapping[str, str], where: str) -> tuple[Mapping[s
 def _label_studio_answers(annotations: Iterable[Mapping[str, Any]], where: str) -> Iterator[_Given]:
     for annotation in annotations:
         name = _label_studio_name(annotation.get("completed_by"))
-        timing = HumanLabel(0, "skip", None, annotation.get("lead_time"), str(annotation.get("created_at") or ""))
+        seconds = annotation.get("lead_time")
+        timing = HumanLabel(
+            0, "skip", None, seconds if is_duration(seconds) else None, str(annotation.get("created_at") or "")
+        )
         values = [_label_studio_value(region) for region in annotation["result"]]
         values = [value for value in values if value is not None]
         if annotation.get("was_cancelled") or not annotation["result"]:

@@ -57,6 +57,17 @@ def label_path(folder: Path, annotator: str) -> Path:
     return folder / f"{annotator}{_SUFFIX}"
 
 
+def labels_of_run(run: Path) -> Path:
+    """The folder of labels of a run."""
+    return run / "labels"
+
+
+def misplaced(flag: str, file: Path, folder: Path) -> Iterator[str]:
+    """Why a file must not be written there: in a folder of labels it would be an annotator's."""
+    if label_path(folder, file.stem).resolve() == file.resolve():
+        yield f"{flag}: got {file}, but every {_SUFFIX} in {folder} is an annotator's; give a file outside of it"
+
+
 def read_labels(folder: Path) -> dict[str, list[HumanLabel]]:
     """The labels in a folder that count, by annotator, in the order in which they were given.
 
@@ -65,6 +76,11 @@ def read_labels(folder: Path) -> dict[str, list[HumanLabel]]:
     """
     files = sorted(folder.glob(f"*{_SUFFIX}")) if folder.is_dir() else []
     return {file.name.removesuffix(_SUFFIX): replay(file, _lines(file.read_bytes())[0]) for file in files}
+
+
+def is_duration(seconds: Any) -> bool:
+    """Whether a value of another file may stand as the seconds of a label."""
+    return type(seconds) in (int, float) and math.isfinite(seconds) and seconds >= 0
 
 
 def latest(labels: Iterable[HumanLabel]) -> dict[int, HumanLabel]:
@@ -183,7 +199,7 @@ def _apply(line: bytes, labels: list[HumanLabel], where: str) -> Iterator[str]:
             labels.pop()
             return
         seconds = row.get("seconds")
-        is_time = seconds is None or (type(seconds) in (int, float) and math.isfinite(seconds) and seconds >= 0)
+        is_time = seconds is None or is_duration(seconds)
         if row["answer"] not in ANSWERS or row.get("left") not in (None, "a", "b") or not is_time:
             raise ValueError
         labels.append(HumanLabel(pair_id, row["answer"], row.get("left"), seconds, str(row.get("time", ""))))

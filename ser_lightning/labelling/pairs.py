@@ -2,10 +2,10 @@
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from ser_lightning.data.formats import DROPS, canonical_pair
-from ser_lightning.data.labels import Labels, check_labels
+from ser_lightning.data.formats import DROPS, canonical
+from ser_lightning.data.labels import Labels, check_labels, count_votes, majority
 from ser_lightning.data.scoring_rows import RowCounts, column_problems, open_source, read_rows, survey
 from ser_lightning.errors import UserError, raise_problems
 from ser_lightning.records import PreferencePair
@@ -23,6 +23,8 @@ class PairFile:
     def pairs(self) -> Iterator[PreferencePair]:
         """All pairs in the order of the file, in canonical form, as `fit` reads them.
 
+        Pairs with votes of annotators come last, each once, with what most of them say.
+
         Raises:
             UserError: up to ten causes at once.
         """
@@ -33,9 +35,20 @@ class PairFile:
         self._dropped.update(found.dropped)
         if "single" in found.kinds:
             raise UserError(f"{self.path}: got single responses; give pairs, with response_a and response_b")
+        voted: dict[int, PreferencePair] = {}
+        votes: dict[int, list[float]] = {}
+        known: set[tuple[int, str | None, float | None]] = set()
         for row in read_rows(source, self.columns, RowCounts(), labels=self.label_map):
-            pair = row.pair
-            yield canonical_pair(pair.prompt, pair.response_a, pair.response_b, pair.label, pair.source_id)
+            pair = canonical(row.pair)
+            vote = pair.pair_id, pair.annotator, pair.label
+            if not pair.votes:
+                yield pair
+            elif pair.annotator is None or vote not in known:
+                known.add(vote)
+                voted.setdefault(pair.pair_id, pair)
+                votes.setdefault(pair.pair_id, []).extend(pair.votes)
+        for pair_id, pair in voted.items():
+            yield replace(pair, label=majority(*count_votes(votes[pair_id])))
 
     def left_out(self) -> list[str]:
         """A line for each reason why rows of the file are no pairs, once it has been read."""

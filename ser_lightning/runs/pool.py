@@ -14,7 +14,7 @@ from ser_lightning.data.store import join_dialogues
 from ser_lightning.errors import UserError
 from ser_lightning.records import PreferencePair, Turn
 from ser_lightning.runs.config import setting
-from ser_lightning.runs.files import delivered_round, round_files
+from ser_lightning.runs.files import delivered_round, read_rounds, round_files
 from ser_lightning.runs.pair_tables import read_audit, read_test_scores
 
 
@@ -31,15 +31,13 @@ class Pool:
 
 
 def read_pool(run: Path, num_pairs: int = 1) -> Pool:
-    """The pool of a run, as its delivered round scored it.
+    """The pool of a run, as its delivered round scored it; pairs that arrived since, as the last round did.
 
     Raises:
         UserError: the pool has fewer pairs, or the files of the run are not what they were.
     """
-    audit = round_files(run, delivered_round(run)).audit
-    if (found := read_audit(audit)) is None:
-        raise UserError(f"--run: {audit} is gone, which holds what the model thinks of the pool; give another run")
-    prob_a = dict(zip(found["pair_id"].tolist(), found["probability"].tolist(), strict=True))
+    delivered, last = (_probabilities(run, number) for number in (delivered_round(run), len(read_rounds(run)) - 1))
+    prob_a = {pair_id: delivered.get(pair_id, prob) for pair_id, prob in last.items()}
     if not 1 <= num_pairs <= len(prob_a):
         raise UserError(f"--n: got {num_pairs}; need 1 to {len(prob_a)}, the pairs in the pool of {run}")
     pairs_by_id = {pair.pair_id: pair for pair in _pairs_of(run) if pair.pair_id in prob_a}
@@ -52,26 +50,32 @@ def read_pool(run: Path, num_pairs: int = 1) -> Pool:
     return Pool(pairs, torch.tensor([prob_a[pair.pair_id] for pair in pairs]), _lost(run, len(prob_a) - len(pairs)))
 
 
+def _probabilities(run: Path, number: int) -> dict[int, float]:
+    """By the id of each pair that was in the pool in a round the probability that a wins."""
+    audit = round_files(run, number).audit
+    if (found := read_audit(audit)) is None:
+        raise UserError(f"--run: {audit} is gone, which holds what the model thinks of the pool; give another run")
+    return dict(zip(found["pair_id"].tolist(), found["probability"].tolist(), strict=True))
+
+
 def _lost(run: Path, number: int) -> list[str]:
     line = f"warning: --run: the files that the config of {run} names have lost {number:,} pairs of its pool; put back "
     return [f"{line}what they held to have these pairs too"] if number else []
 
 
 def in_trained_dialogues(run: Path, prompts: Sequence[list[Turn]]) -> list[bool]:
-    """Of each prompt, whether the seed model of a run may know its dialogue: of all pairs but those of pool and test.
+    """Of each prompt, whether a model of a run may know its dialogue: of all pairs but those of pool and test.
 
-    Dialogues are those of the splits: prompts that continue one another are of one.
+    Dialogues are those of the splits: prompts that continue one another are of one. The pool is that of the delivered
+    round: what people have labelled by then is no part of it, whatever an earlier round did not know.
 
     Raises:
         UserError: the files that its config names are gone, or have lost pairs.
     """
-    pool: set[int] = set()
-    test: set[int] = set()
-    for number in {0, delivered_round(run)}:
-        files = round_files(run, number)
-        for ids, table in ((pool, read_audit(files.audit)), (test, read_test_scores(files.test_scores))):
-            ids |= set() if table is None else set(table["pair_id"].tolist())
-    unseen, lost, known, continuations = pool | test, set(pool), set[int](), set[tuple[int, int]]()
+    files = round_files(run, delivered_round(run))
+    tables = read_audit(files.audit), read_test_scores(files.test_scores)
+    pool, test = (set() if table is None else set(table["pair_id"].tolist()) for table in tables)
+    unseen, lost, known, continuations = pool | test, pool, set[int](), set[tuple[int, int]]()
     for pair in _pairs_of(run):
         lost.discard(pair.pair_id)
         if pair.pair_id not in unseen:

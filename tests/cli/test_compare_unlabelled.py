@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
@@ -18,6 +19,7 @@ from ser_lightning.inference.sides import open_side, predicting_side
 from ser_lightning.runs.files import round_files
 from ser_lightning.runs.pair_tables import read_audit, read_test_scores
 from ser_lightning.runs.pool import in_trained_dialogues
+from ser_lightning.utils.checksums import write_recorded
 
 NUM_LABELS, NUM_POOL = 200, 2000
 SCALE = 4.0
@@ -252,6 +254,22 @@ def test_the_seed_model_predicts_for_a_run_that_evolved(evolved, pairs_file):
     # The seed model may know all other dialogues, and knows none of these.
     expected = [i not in known for i in range(len(rows))]
     assert in_trained_dialogues(evolved, [row.pair.prompt for row in rows]) == expected
+
+
+def test_pairs_that_people_have_labelled_since_round_0_are_known(evolved, pairs_file):
+    """A run that goes on with new labels keeps the earlier audits, in which these pairs are of the pool."""
+    file = round_files(evolved, 1).audit
+    moved, *rest = np.array_split(read_audit(file)["pair_id"], 3)
+    table = pq.ParquetFile(file).read()
+    table = table.filter(np.isin(table["pair_id"], np.concatenate(rest)))
+    write_recorded(file, lambda stream: pq.write_table(table, stream))
+    rows = [*read_rows(open_source(str(pairs_file)), {}, RowCounts())]
+    pairs = [canonical_pair(r.pair.prompt, r.pair.response_a, r.pair.response_b, None) for r in rows]
+    is_moved = [pair.pair_id in moved for pair in pairs]
+    prompts = [pair.prompt for pair, was_moved in zip(pairs, is_moved, strict=True) if was_moved]
+    assert len(prompts) == len(moved) > 5 and all(in_trained_dialogues(evolved, prompts))
+    others = [pair.prompt for pair in pairs if pair.pair_id in np.concatenate(rest)]
+    assert not all(in_trained_dialogues(evolved, others))
 
 
 def test_a_run_that_delivers_its_seed_model_predicts_for_itself(tiny_fit):

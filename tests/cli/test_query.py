@@ -14,6 +14,7 @@ from ser_lightning.errors import UserError
 from ser_lightning.evolution.query import MostUncertain, Random
 from ser_lightning.labelling.label_file import HumanLabel, LabelFile
 from ser_lightning.records import PreferencePair
+from ser_lightning.runs.files import RoundRow, read_rounds, write_rounds
 from tests.helpers import often, read_csv
 
 
@@ -52,6 +53,12 @@ def test_the_file_holds_pool_pairs_without_labels_and_goes_back_in(run, tiny_run
     assert main(["fit", *tiny_run, *last, "--run_dir=on"]) == 0
     scored = {int(line["round"]): int(line["scored"]) for line in read_csv("on/rounds.csv")}
     assert scored[2] == scored[1] - 5  # they have left the pool for the seed
+    # Nobody is asked for them again, even if a round is delivered in which they were of the pool.
+    write_rounds("on", [RoundRow(**{**row, "delivered": row["round"] == 0}) for row in read_rounds(Path("on"))])
+    asked = {pair.pair_id for pair in query(Path("on"), scored[2], Random())}
+    assert len(asked) == scored[2] and not asked & {int(row["id"]) for row in rows}
+    with pytest.raises(UserError, match=f"need 1 to {scored[2]}, the pairs in the pool of on"):
+        query(Path("on"), scored[2] + 1, Random())
 
 
 MAPPED = {
@@ -157,6 +164,8 @@ def test_what_cannot_be_asked_is_one_line(tiny_run, pairs_file, capsys):
     assert "is there already, perhaps with labels in it" in capsys.readouterr().err
     assert main(["query", "--run=run", "--to=ask.csv"]) == 2
     assert "--to: got ask.csv, but the file holds JSON lines; give a name" in capsys.readouterr().err
+    assert main(["query", "--run=run", "--to=run/labels/ask.jsonl"]) == 2
+    assert "--to: got run/labels/ask.jsonl, but every .jsonl in run/labels" in capsys.readouterr().err
     own.write_text(json.dumps({"prompt": "new", "response_a": "a", "response_b": "b"}) + "\n")
     with pytest.raises(UserError, match=r"0 of \d+ pool pairs of run are in the files"):
         query(run, 3, MostUncertain())

@@ -92,6 +92,7 @@ def test_the_higher_score_wins(row, label):
         ({**PAIR, "s1": 1}, "got no s2 beside the other score"),
         ({**PAIR, "s1": "good", "s2": 1}, "got 'good' in s1; give a number"),
         ({**PAIR, "s1": True, "s2": 1}, "got True in s1; give a number"),
+        ({**PAIR, "s1": 10**400, "s2": 1}, "got 1000.* in s1; give a number"),
         ({**PAIR, "s1": [1], "s2": 1}, r"got \[1\] in s1; give a number"),
         ({**PAIR, "label": "b", "s1": 2, "s2": 1}, "got s1 2 and s2 1, which contradict label; correct one of them"),
         ({**PAIR, "label": 1, "s1": 1, "s2": 1}, "got s1 1 and s2 1, which contradict label"),

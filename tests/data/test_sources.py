@@ -243,6 +243,20 @@ def test_a_column_that_a_parquet_file_has_twice_is_named(tmp_path):
         read(str(tmp_path / "x.parquet"))
 
 
+@pytest.mark.parametrize("format", [("torch",), ("numpy",), ("arrow",), ("torch", ["label"])])
+def test_a_saved_dataset_is_read_without_its_format(tmp_path, format):
+    rows = [{**row, "label": number} for number, row in enumerate(ROWS)]
+    datasets.Dataset.from_list(rows).with_format(*format).save_to_disk(tmp_path / "saved")
+    assert read(str(tmp_path / "saved")) == rows
+
+
+def test_of_several_saved_splits_one_is_named(tmp_path):
+    datasets.DatasetDict({"train": datasets.Dataset.from_list(ROWS)}).save_to_disk(tmp_path / "saved")
+    with pytest.raises(UserError, match="got a folder of several splits; name the folder of one, .*saved/train"):
+        read(str(tmp_path / "saved"))
+    assert len(read(str(tmp_path / "saved" / "train"))) == len(ROWS)
+
+
 def test_a_saved_dataset_is_known_by_its_bytes(tmp_path):
     """Its state.json still says what the first save wrote."""
     for name, rows in (("one", ROWS), ("two", [{**row, "prompt": "other"} for row in ROWS])):

@@ -71,6 +71,32 @@ def test_the_process_keeps_its_own_limits_and_signals(render, tiny_tokenizer):
         assert signal.getitimer(signal.ITIMER_VIRTUAL) == (0.0, 0.0)
 
 
+def test_two_threads_at_once_leave_no_limit_behind():
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    first_is_in, second_is_in, first_is_out = (threading.Event() for _ in range(3))
+
+    def first():
+        with templates._memory_limit(2**31):
+            first_is_in.set()
+            second_is_in.wait(0.1)  # for as long as it is kept out
+        first_is_out.set()
+
+    def second():
+        with templates._memory_limit(2**31):
+            second_is_in.set()
+            first_is_out.wait()
+
+    threads = [threading.Thread(target=target) for target in (first, second)]
+    threads[0].start()
+    first_is_in.wait()
+    threads[1].start()
+    for thread in threads:
+        thread.join()
+    after = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, before)
+    assert after == before
+
+
 def test_other_threads_can_render_too(tiny_tokenizer):
     found = []
     thread = threading.Thread(target=lambda: found.extend(render_conversations(tiny_tokenizer, [TURNS])))

@@ -115,6 +115,34 @@ ROWS = {
         {"prompt": TRANSCRIPT.replace("\n", "\r\n"), "chosen": "Yes.", "rejected": "No."},
         LONG,
     ),
+    "a transcript that is the text of one turn": (
+        {
+            "prompt": "Human: Tea?\n\nAssistant: No.\n\nIs that polite?",
+            "chosen": [user("Human: Tea?\n\nAssistant: No.\n\nIs that polite?"), assistant("Yes.")],
+            "rejected": [user("Human: Tea?\n\nAssistant: No.\n\nIs that polite?"), assistant("No.")],
+        },
+        ([("user", "Human: Tea?\n\nAssistant: No.\n\nIs that polite?")], "Yes.", "No."),
+    ),
+    "an open transcript that is the end of one turn": (
+        {
+            "prompt": "Go on.\n\nHuman: Tea?\n\nAssistant:",
+            "chosen": [SYSTEM, user("Go on.\n\nHuman: Tea?\n\nAssistant:"), assistant("Yes.")],
+            "rejected": [SYSTEM, user("Go on.\n\nHuman: Tea?\n\nAssistant:"), assistant("No.")],
+        },
+        ([("system", "Be brief."), ("user", "Go on.\n\nHuman: Tea?\n\nAssistant:")], "Yes.", "No."),
+    ),
+    "responses that are JSON": (
+        {"prompt": "Tea?", "chosen": '{"from": "me", "to": "you", "value": 3}', "rejected": '{"role": "admin"}'},
+        ([("user", "Tea?")], '{"from": "me", "to": "you", "value": 3}', '{"role": "admin"}'),
+    ),
+    "responses that are code": (
+        {"prompt": "Tea?", "chosen": '{ say({"role": "user"}) }', "rejected": '[{"name": "x", "role": "y"}] is it.'},
+        ([("user", "Tea?")], '{ say({"role": "user"}) }', '[{"name": "x", "role": "y"}] is it.'),
+    ),
+    "a prompt that begins with JSON": (
+        {"prompt": '{"content": "x"}: what is that?', "chosen": '{"role": 1, "role": 2}', "rejected": "No."},
+        ([("user", '{"content": "x"}: what is that?')], '{"role": 1, "role": 2}', "No."),
+    ),
     "one line end between speakers": (
         {"prompt": "Human: Hi\nAssistant: Hello\nHuman: Tea?\nAssistant:", "chosen": "Yes.", "rejected": "No."},
         LONG,
@@ -186,8 +214,13 @@ REFUSED = [
     ({"chosen": [{"role": "gpt", "content": "Yes."}]}, "got the role 'gpt' in turn 1 of chosen; use system"),
     ({"chosen": [{"role": None, "content": "Yes."}]}, "got the role a NoneType"),
     ({"chosen": [{"role": "assistant"}]}, "got no content in turn 1 of chosen"),
-    ({"chosen": [user(["Tea?"])]}, "got a list in chosen; use text"),
+    ({"chosen": [user(["Tea?"])]}, "got a list in turn 1 of chosen; use text"),
     ({"chosen": [assistant("Yes."), "x"]}, "got a str as turn 2 of chosen"),
+    (
+        {"chosen": str([assistant("a"), user("b")]).replace("}, {", "}\n {")},
+        "got turns as text in chosen that",
+    ),
+    ({"chosen": "[{'from': 'human', 'value': 'a'}\n {'from': 'gpt'}]"}, "got turns as text in chosen that"),
     ({"chosen": '[{"role": "assistant", content}]'}, "got turns as text in chosen that are neither JSON nor Python"),
     ({"prompt": "Coffee?"}, "got a chosen that begins with another turn of the user than prompt has"),
     (
@@ -239,13 +272,15 @@ def test_labels_are_read_by_their_map(winner, expected):
         assert (pair.response_a if pair.label else pair.response_b) == expected
 
 
-@pytest.mark.parametrize(("value", "expected"), [(1, "one"), (2, "two"), ("1", "one"), (2.0, "two")])
+@pytest.mark.parametrize(("value", "expected"), [(1, "one"), (2, "two"), ("1", "one"), (2.0, "two"), ("2.0", "two")])
 def test_a_map_replaces_what_labels_mean(value, expected):
     row = {"prompt": "Tea?", "response_a": "one", "response_b": "two", "label": value}
     pair = parse_row(row, {}, "here", {"1": "a", "2": "b"})
     assert (pair.response_a if pair.label else pair.response_b) == expected
     with pytest.raises(UserError, match="here: got the label 0, which labels has not; it has 1, 2"):
         parse_row({**row, "label": 0}, {}, "here", {"1": "a", "2": "b"})
+    pair = parse_row(row, {}, "here", {"1.0": "a", 2.0: "b"})  # as YAML and a program that writes floats have it
+    assert (pair.response_a if pair.label else pair.response_b) == expected
 
 
 @pytest.mark.parametrize("quote", ['"', "'"])

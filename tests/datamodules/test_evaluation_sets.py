@@ -1,6 +1,7 @@
 """Evaluation sets hold no pair of a dialogue that training sees, wherever the dialogue is split into prompts."""
 
 import pytest
+import torch
 
 from ser_lightning.errors import UserError
 
@@ -69,6 +70,13 @@ def test_dialogues_of_test_pairs_are_measured(measured, write_jsonl):
     apart = write_jsonl("apart.jsonl", [first(i) for i in range(5)])
     training = [first(i) for i in range(10, 20)]
     assert len(measured(training, [second(i) for i in range(5)], test_path=apart)) == 5
+
+
+def test_pairs_without_a_category_are_of_one(load, write_jsonl):
+    rows = [{**first(i), **more} for i, more in enumerate(({"kind": "sum"}, {"kind": None}, {"kind": ""}, {}))]
+    sets = {"eval_sets": {"named": write_jsonl("named.jsonl", rows)}, "eval_category": "kind"}
+    (one,) = load(write_jsonl("training.jsonl", [first(i) for i in range(10, 20)]), stage="test", **sets).eval_sets
+    assert sorted(one.categories(torch.from_numpy(one.store.pair_id))) == ["none", "none", "none", "sum"]
 
 
 def test_a_set_of_known_dialogues_alone_is_an_error(measured):

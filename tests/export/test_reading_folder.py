@@ -1,10 +1,12 @@
 """Exports of every reading, against states that are taken by hand from the untouched base, and against their run."""
 
+import copy
 import json
 import re
 import sys
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pyarrow.parquet as pq
 import pytest
@@ -18,7 +20,7 @@ from ser_lightning import Scorer
 from ser_lightning.__main__ import main
 from ser_lightning.data.layouts import PADDED
 from ser_lightning.errors import UserError
-from ser_lightning.export.reading_folder import asking_template, note_plain_or_own, own_model
+from ser_lightning.export.reading_folder import asking_template, note_plain_or_own, own_model, save_tokenizer
 from ser_lightning.export.reward import export
 from ser_lightning.models.readings import Reading, turn_tokens
 from ser_lightning.models.reward_model import RewardModel, merged_model, read_folder
@@ -295,3 +297,14 @@ def test_the_template_asks_behind_a_response_and_leaves_prompts_alone(tiny_token
     ]
     assert [len(TURNS[0]), TURNS[0][-1]["role"]] == [2, "assistant"]  # the caller's list is his own
     Environment().parse(tokenizer.chat_template)
+
+
+@pytest.mark.parametrize("asks", [False, True])
+def test_a_folder_writes_the_date_of_training_on_any_day(tiny_tokenizer, tmp_path, asks):
+    tokenizer = copy.deepcopy(tiny_tokenizer)
+    tokenizer.chat_template = "{{ strftime_now('%Y') }}{% for m in messages %}{{ m.content }}{% endfor %}"
+    reads = [SimpleNamespace(kind="judge" if asks else "last")]
+    model = SimpleNamespace(readings=reads, layout=SimpleNamespace(question=(1, 2)))
+    save_tokenizer(tokenizer, model, "Good?", 64, tmp_path, is_own=False)
+    folder = AutoTokenizer.from_pretrained(tmp_path)
+    assert folder.apply_chat_template(TURNS[0][:1], tokenize=False) == f"26 Jul 2024{TURNS[0][0]['content']}"

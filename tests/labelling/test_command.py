@@ -167,6 +167,29 @@ def test_several_annotators_agree_and_are_merged(pairs, capsys):
     assert "Left out: 1 pairs on which the annotators are divided" in capsys.readouterr().out
 
 
+def test_votes_that_a_file_has_are_exported_as_what_most_of_them_say(load, capsys):
+    """`fit` reads the export as it reads the file; the export knows no annotators, whose rows would contradict."""
+    votes = {1: "aab", 2: "ab", 3: "bbb", 4: "a"}
+    rows = [
+        {"prompt": f"Q{n}?", "response_a": "yes", "response_b": f"no {n}", "label": vote, "worker": f"w{place}"}
+        for n, given in votes.items()
+        for place, vote in enumerate(given)
+    ]
+    rows += [{**rows[0]}, {"prompt": "Another?", "response_a": "x", "response_b": "y"}]  # a vote twice, and none
+    Path("votes.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    asked = PairFile("votes.jsonl", {"annotator": "worker"}, None).unlabelled()
+    with LabelFile(Path("votes.labels"), "me") as file:
+        file.add(HumanLabel(asked[0].pair_id, "tie"))
+    assert main(["label", "votes.jsonl", "--columns={annotator: worker}", "--export=out.jsonl"]) == 0
+    assert "5 labelled pairs, 2 of them ties: out.jsonl" in capsys.readouterr().out
+    found = []
+    for file, columns in (("votes.jsonl", {"annotator": "worker"}), ("out.jsonl", None)):
+        data = load(file, columns=columns, seed_fraction=1.0, test_fraction=0.0).data
+        labels = data.store.read_labels().tolist()
+        found.append({i: label for i, label in zip(data.store.pair_id.tolist(), labels, strict=True) if label >= 0})
+    assert found[1] == {**found[0], asked[0].pair_id: 0.5} and len(found[0]) == 4
+
+
 @pytest.mark.parametrize("form", ["argilla", "label_studio"])
 def test_other_tools_take_pairs_and_give_labels_back_once(pairs, form, capsys):
     asked = PairFile(str(pairs), {}, None).unlabelled()
@@ -237,6 +260,9 @@ def test_what_cannot_work_is_one_line(pairs, capsys):
     label_all(Path("pairs.labels"), PairFile(file, {}, None).unlabelled()[:1])
     [line] = problems_of(capsys, "label", file, f"--export={file}", "--overwrite")
     assert line == "--export: got pairs.jsonl, which this command reads; give another file"
+    [line] = problems_of(capsys, "label", file, "--export=pairs.labels/out.jsonl")
+    told = "but every .jsonl in pairs.labels is an annotator's; give a file outside of it"
+    assert line == f"--export: got pairs.labels/out.jsonl, {told}"
     Path("labelled.jsonl").write_text('{"prompt": "p", "chosen": "c", "rejected": "r"}\n')
     [line] = problems_of(capsys, "label", "labelled.jsonl")
     assert line == "labelled.jsonl: got 1 pairs, none without a label; give a file of pairs to label"

@@ -1,13 +1,14 @@
 """Files of Label Studio and Argilla, in the shapes that their own clients write (label-studio-sdk 2.1, argilla 2.8)."""
 
 import json
+import math
 from pathlib import Path
 
 import pytest
 
 from ser_lightning.errors import UserError
 from ser_lightning.labelling.exchange import argilla_records, dump, label_studio_tasks, prompt_text, read_foreign
-from ser_lightning.labelling.label_file import HumanLabel
+from ser_lightning.labelling.label_file import HumanLabel, LabelFile, read_labels
 from tests.labelling.people import pair
 
 PAIRS = [pair(n) for n in range(3)]
@@ -111,6 +112,22 @@ def test_answers_by_another_name_are_said():
     assert answers(found) == {"label-studio": [(PAIRS[0].pair_id, "a")]}
 
 
+@pytest.mark.parametrize("lead_time", ["3.5", -1, math.nan, None, True, 2])
+def test_only_a_time_goes_into_the_file_of_labels(lead_time):
+    given = task({"id": str(PAIRS[0].pair_id)}, pairwise("left", lead_time=lead_time))
+    [label] = read([given]).labels["label-studio-3"]
+    assert label.seconds == (2 if lead_time == 2 else None)
+    with LabelFile(Path(), "ana") as file:
+        file.add(label)
+    assert read_labels(Path())["ana"][0].pair_id == PAIRS[0].pair_id
+
+
+def test_a_byte_order_mark_is_no_damage():
+    assert answers(read("\ufeff" + dump(label_studio_tasks(PAIRS, GIVEN)))) == answers(
+        read(label_studio_tasks(PAIRS, GIVEN))
+    )
+
+
 def test_labels_of_other_pairs_are_counted():
     found = read(
         [task(texts(pair(77), False), pairwise("left")), task(texts(PAIRS[0], False), pairwise("left"))],
@@ -133,6 +150,7 @@ REFUSED = [
         '[{"fields": {}, "responses": {"one": [], "two": []}}]',
         "got the questions one, two; call the one to read preference",
     ),
+    ('[{"data": {}, "data": {}, "annotations": []}]', "rows.json with the key 'data' twice in an object; keep one"),
 ]
 
 
