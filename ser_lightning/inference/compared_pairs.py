@@ -1,6 +1,6 @@
 """The pairs that `compare` judges by: those with a label, and those without one that may narrow an interval."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from ser_lightning.data.scoring_rows import REASONS, VERDICTS, FileRow, RowCount
 from ser_lightning.errors import UserError
 from ser_lightning.evaluation.prediction_powered import MIN_PROMPTS
 from ser_lightning.inference.sides import is_student
+from ser_lightning.records import Turn
 from ser_lightning.runs.files import is_run
 from ser_lightning.runs.pool import in_trained_dialogues
 
@@ -147,18 +148,22 @@ def _dropped(counts: RowCounts) -> dict[str, int]:
     return dict(sorted(counts.dropped.items()))
 
 
-def leaks(rows: Sequence[FileRow], models: Sequence[str]) -> list[str]:
-    """A line for each run that was trained on dialogues of these labelled pairs, or whose files are gone."""
+def leaks(prompts: Iterable[list[Turn]], models: Sequence[str]) -> list[str]:
+    """A line for each run that was trained on dialogues of labelled pairs, or whose files are gone.
+
+    Args:
+        prompts: of the labelled pairs; read once for each run.
+    """
     found = []
     for name in (name for name in models if is_run(Path(name))):
         try:
-            is_known = in_trained_dialogues(Path(name), [row.pair.prompt for row in rows])
+            is_known = in_trained_dialogues(Path(name), prompts)
         except UserError as error:
             found.append(f"note: --data: whether {name} was trained on these pairs is not known: {error.problems[0]}")
             continue
         if number := sum(is_known):
             found.append(
-                f"warning: --data: {name} may know the dialogues of {number:,} of {len(rows):,} labelled pairs, so "
+                f"warning: --data: {name} may know the dialogues of {number:,} of {len(is_known):,} labelled pairs, so "
                 "its accuracy here says little; give pairs that it has not seen"
             )
     return found
