@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
 from ser_lightning.callbacks.continuation import go_on_with_arrivals
@@ -26,6 +26,7 @@ from ser_lightning.callbacks.rounds import (
     outcome_sentences,
     print_rounds,
     round_figures,
+    unfinished_text,
     write_advice,
 )
 from ser_lightning.callbacks.state import EvolutionState, seed_credits
@@ -141,8 +142,10 @@ class EvolutionCallback(Callback):
         self.begin_phase(trainer, pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Say how it went."""
-        if self.state.finished and trainer.is_global_zero:
+        """Say how it went, or that something else has ended the training."""
+        if not self.state.finished:
+            rank_zero_warn(unfinished_text(self.state.round))
+        elif trainer.is_global_zero:
             rows, counts = self.state.rows, [len(scores) for scores in self.state.seed_scores]
             sentences = outcome_sentences(trainer.datamodule, Path(trainer.default_root_dir), rows, counts)
             advice = read_advice(Path(trainer.default_root_dir))
