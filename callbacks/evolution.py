@@ -143,9 +143,9 @@ class EvolutionCallback(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Say how it went, or that something else has ended the training."""
-        if not self.state.finished:
+        if not self.state.finished and not trainer.fast_dev_run:
             rank_zero_warn(unfinished_text(self.state.round))
-        elif trainer.is_global_zero:
+        if self.state.finished and trainer.is_global_zero:
             rows, counts = self.state.rows, [len(scores) for scores in self.state.seed_scores]
             sentences = outcome_sentences(trainer.datamodule, Path(trainer.default_root_dir), rows, counts)
             advice = read_advice(Path(trainer.default_root_dir))

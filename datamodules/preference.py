@@ -115,7 +115,11 @@ class PreferenceDataModule(PairFiles):
         """What gives the seed more labels."""
         labels = {name: count for name, (_, _, count) in self.report.splits.items()}
         if not any(labels.values()):
+            if too_long := self.report.read["path"]["too_long"]:
+                return f"raise data.max_length, for which {too_long:,} pairs of data.path are too long"
             return f"label some of the pairs (python -m ser_lightning label PAIRS){self._no_label_hint()}"
+        if leaked := self.report.between["leak_path"]:
+            return f"give data.test_path other dialogues: {leaked} pairs of data.path are left out as being of them"
         held_out = ", lower data.val_fraction" if labels["val"] else ""
         return f"raise data.seed_fraction{held_out} or give more pairs with a label"
 

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import shlex
 import signal
 import sys
 import time
@@ -251,7 +252,8 @@ class SerCLI(LightningCLI):
         """One line for a run that was interrupted."""
         folder = self.run_folder.path
         if self.command == "fit" and (folder / LAST).is_file():
-            return f"interrupted; go on with python -m ser_lightning fit --run_dir {folder} --ckpt_path last"
+            run = shlex.quote(str(folder))
+            return f"interrupted; go on with python -m ser_lightning fit --run_dir {run} --ckpt_path last"
         if self.command == "fit":
             return f"interrupted before anything was saved in {folder}; give the same command again"
         return "interrupted; give the same command again"
@@ -287,12 +289,13 @@ class SerCLI(LightningCLI):
     def _next_steps(self) -> list[str]:
         """What to do with a run that is finished, where it left something."""
         run, commands = self.run_folder.path, [*RUNS, *COMMANDS]
+        name = shlex.quote(str(run))
         if (run / ROUNDS).is_file():
-            return next_steps(PROGRAM, str(run), commands)
+            return next_steps(PROGRAM, name, commands)
         if not isinstance(self.model, PolicyModule) or not (run / LAST).is_file():
             return []
         same = same_flags(self.model.backbone, self.datamodule.paths["path"])
-        return next_steps(PROGRAM, str(run), commands, self.model.use, same)
+        return next_steps(PROGRAM, name, commands, self.model.use, same)
 
 
 def run(arguments: Arguments) -> None:

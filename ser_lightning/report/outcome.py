@@ -69,6 +69,11 @@ def _did_it_help(rows: Rows, delivered: Mapping[str, Any], measured: Measured, s
             f"Did self-evolution help? No test pairs tell: out of fold on the seed round {number}, which is delivered, "
             f"has {now:.3f} and the seed model {first:.3f}{of}. It was chosen by this figure, which flatters it."
         )
+    if against["low"] == against["high"] == 0:
+        return (
+            f"Did self-evolution help? Not shown. Round {number} is delivered; it and the seed model have as many "
+            f"test pairs of each prompt right, {delivered['test_accuracy']:.3f} of all."
+        )
     verdict = "Yes" if against["low"] > 0 else "No, it did harm" if against["high"] < 0 else "Not shown"
     now, holds = delivered["test_accuracy"], ", which includes 0" if against["low"] <= 0 <= against["high"] else ""
     return (
@@ -80,7 +85,8 @@ def _did_it_help(rows: Rows, delivered: Mapping[str, Any], measured: Measured, s
 
 def _seed_model_delivered(rows: Rows, measured: Measured, same_seed: bool) -> str:
     if len(rows) == 1:
-        return "Only round 0 has been trained: there is no round of self-evolution to compare with it."
+        kept = "" if rows[0]["kept"] else "; it has kept no pseudo-label"
+        return f"Did self-evolution help? There was none: only round 0, the seed model, has been trained{kept}."
     best = _best_later(rows)
     number, first, now = int(best["round"]), *(round(row["seed_oof_accuracy"], 3) for row in (rows[0], best))
     gain = now - first  # of the figures as they are shown
@@ -169,6 +175,7 @@ def next_steps(program: str, run: str, commands: Collection[str], use: Use = "re
     """What to do with a finished run, a line each.
 
     Args:
+        run: its folder, quoted for a shell.
         commands: those that there are.
         use: what the model of the run is for.
         same: flags that a command on the same policy needs, as `same_flags` gives them.

@@ -243,6 +243,8 @@ def test_a_seed_that_is_too_small_stops_training_only(load, write_jsonl, make_ro
     with pytest.raises(UserError, match="got 0 labelled pairs to train on, need at least 8; label some of the pairs"):
         load(path, stage="fit")
     labelled = write_jsonl("b.jsonl", make_rows(30))
+    with pytest.raises(UserError, match="; raise data.max_length, for which 30 pairs of data.path are too long$"):
+        load(labelled, stage="fit", max_length=2)
     raised = "need at least 8; raise data.seed_fraction{} or give more pairs with a label$"
     with pytest.raises(UserError, match=raised.format("")):
         load(labelled, stage="fit", seed_fraction=0.05)

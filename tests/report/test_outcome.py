@@ -45,6 +45,15 @@ def test_the_interval_of_the_paired_difference_decides_whether_it_helped(interva
     )
 
 
+def test_models_that_are_equally_right_have_no_interval():
+    """All resamples are 0 there: an interval from 0 to 0 would say that the difference is known."""
+    said, *_ = answers(rows((0.7, 0.79), (0.72, 0.79, "*")), {1: against(0.0, 0.0, 0.0)})
+    assert said == (
+        "Did self-evolution help? Not shown. Round 1 is delivered; it and the seed model have as many test pairs of "
+        "each prompt right, 0.790 of all."
+    )
+
+
 def test_a_seed_model_is_delivered_because_evolution_lost():
     measured = {2: against(-0.03, -0.06, 0.0)}
     said, *_ = answers(rows((0.7, 0.8, "*"), (0.6, 0.75), (0.66, 0.77)), measured)
@@ -55,7 +64,10 @@ def test_a_seed_model_is_delivered_because_evolution_lost():
     )
     assert "evolution gained nothing out of fold" in answers(rows((0.7, 0.8, "*"), (0.7, 0.8)), {})[0]
     assert "guards took the later rounds back, so" in answers(rows((0.7, 0.8, "*"), (0.8, 0.8)), {})[0]
-    assert "Only round 0 has been trained" in answers(rows((0.7, 0.8, "*")), {})[0]
+    alone = rows((0.7, 0.8, "*"))
+    none = "Did self-evolution help? There was none: only round 0, the seed model, has been trained"
+    assert answers([{**alone[0], "kept": 3}], {})[0] == f"{none}."
+    assert answers([{**alone[0], "kept": 0}], {})[0] == f"{none}; it has kept no pseudo-label."
     other = answers(rows((0.7, 0.8, "*"), (0.8, 0.8)), {}, same_seed=False)[0]
     assert "no later round is better out of fold, on the seed pairs that all rounds have scored" in other
 
@@ -132,6 +144,8 @@ def test_flags_of_the_same_policy_are_those_that_are_not_usual():
         *("--model.backbone.lora.target_modules", '["q_proj", "v_proj"]'),
         *("--data.path", '["one file.jsonl", "two.jsonl"]'),
     ]
+    spaced = next_steps("prog", shlex.quote("my runs/x"), ["export"])
+    assert shlex.split(spaced[1], comments=True) == ["prog", "export", "my runs/x"]
     long = next_steps("prog", "runs/x", ["fit", "predict"], "sft", flags)
     assert long[1].strip().startswith("# ") and long[2].startswith(
         "  prog fit --config ppo.yaml --model.backbone.train"
