@@ -97,9 +97,10 @@ class EvolutionCallback(Callback):
         elif has_arrivals:
             go_on_with_arrivals(self, trainer, pl_module)
         else:
+            given = ", and data.new_data_path has no pair or label that is new to it (is ser_label filled in?)"
             raise NothingToDo(
-                "run: its evolution is finished; give new pairs with --data.new_data_path and another --run_dir, or "
-                "start a new run"
+                f"run: its evolution is finished{given if trainer.datamodule.more_paths else ''}; give new pairs with "
+                "--data.new_data_path and another --run_dir, or start a new run"
             )
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -142,14 +143,17 @@ class EvolutionCallback(Callback):
         self.begin_phase(trainer, pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Say how it went, or that something else has ended the training."""
-        if not self.state.finished and not trainer.fast_dev_run:
-            rank_zero_warn(unfinished_text(self.state.round))
+        """Say how it went."""
         if self.state.finished and trainer.is_global_zero:
             rows, counts = self.state.rows, [len(scores) for scores in self.state.seed_scores]
             sentences = outcome_sentences(trainer.datamodule, Path(trainer.default_root_dir), rows, counts)
             advice = read_advice(Path(trainer.default_root_dir))
             print_rounds(rows, [*sentences, *advice], counts, trainer.datamodule.teacher)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Say so where something else has ended the training, or has not let it begin."""
+        if not self.state.finished and not trainer.fast_dev_run:
+            rank_zero_warn(unfinished_text(self.state.round))
 
     def state_dict(self) -> dict[str, Any]:
         """Round, phase, history and all that a later round looks back on, as plain values and tensors."""

@@ -202,6 +202,8 @@ def test_a_limit_that_ends_a_run_before_its_evolution_is_said(tiny_model_dir, pa
     with pytest.warns(UserWarning, match="evolution: it was ended in round 1, which is not finished, by a limit"):
         trainer("run", ReportCallback(), evolution(), max_epochs=5).fit(module(tiny_model_dir), data(pairs_file))
     assert [row["round"] for row in read_csv("run/rounds.csv")] == ["0"]
+    with pytest.warns(UserWarning, match="evolution: it was ended in round 0"):
+        trainer("other", evolution(), max_epochs=0).fit(module(tiny_model_dir), data(pairs_file))
     assert "The run was ended by a limit and has not finished." in Path("run/report.html").read_text()
 
 
