@@ -26,7 +26,6 @@ from ser_lightning.callbacks.rounds import (
     outcome_sentences,
     print_rounds,
     round_figures,
-    unfinished_text,
     write_advice,
 )
 from ser_lightning.callbacks.state import EvolutionState, seed_credits
@@ -153,7 +152,11 @@ class EvolutionCallback(Callback):
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Say so where something else has ended the training, or has not let it begin."""
         if not self.state.finished and not trainer.fast_dev_run:
-            rank_zero_warn(unfinished_text(self.state.round))
+            rank_zero_warn(
+                f"evolution: it was ended in round {self.state.round}, which is not finished, by a limit of the "
+                "trainer (max_epochs, max_steps, max_time) or a callback; go on with --ckpt_path last and without the limit, "
+                "such as --trainer.max_epochs -1"
+            )
 
     def state_dict(self) -> dict[str, Any]:
         """Round, phase, history and all that a later round looks back on, as plain values and tensors."""

@@ -155,15 +155,6 @@ def print_rounds(
     say("", *sentences, "", rounds_table(rows), note, *(grown if len(set(seed_pairs)) > 1 else []), *LEGEND)
 
 
-def unfinished_text(number: int) -> str:
-    """What a run says that its trainer ended before evolution did, in the round of this number."""
-    return (
-        f"evolution: it was ended in round {number}, which is not finished, by a limit of the trainer (max_epochs, "
-        "max_steps, max_time) or a callback; go on with --ckpt_path last and without the limit, such as "
-        "--trainer.max_epochs -1"
-    )
-
-
 def outcome_sentences(
     data: "PreferenceDataModule", run: Path, rows: list[RoundRow], seed_pairs: Sequence[int]
 ) -> list[str]:
