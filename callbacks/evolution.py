@@ -154,7 +154,7 @@ class EvolutionCallback(Callback):
         if not self.state.finished and not trainer.fast_dev_run:
             rank_zero_warn(
                 f"evolution: it was ended in round {self.state.round}, which is not finished, by a limit of the "
-                "trainer (max_epochs, max_steps, max_time) or a callback; go on with --ckpt_path last and without the "
+                "trainer (max_epochs, max_steps, max_time) or a callback; go on with --ckpt_path auto and without the "
                 "limit, such as --trainer.max_epochs -1"
             )
 

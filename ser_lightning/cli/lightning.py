@@ -32,7 +32,7 @@ from ser_lightning.datamodules.base import PairFiles, model_problems
 from ser_lightning.errors import NothingToDo, Terminated, UserError, raise_problems
 from ser_lightning.modules.policy_base import PolicyModule
 from ser_lightning.report.outcome import next_steps, same_flags
-from ser_lightning.runs.files import ROUNDS, is_run
+from ser_lightning.runs.files import ROUNDS, is_run, read_rounds
 from ser_lightning.runs.folder import (
     RUN_DIR_VARIABLE,
     MetricsFile,
@@ -291,7 +291,8 @@ class SerCLI(LightningCLI):
         run, commands = self.run_folder.path, [*RUNS, *COMMANDS]
         name = shlex.quote(str(run))
         if (run / ROUNDS).is_file():
-            return next_steps(PROGRAM, name, commands)
+            has_pool = read_rounds(run)[-1]["scored"] > 0
+            return next_steps(PROGRAM, name, [one for one in commands if has_pool or one != "label"])
         if not isinstance(self.model, PolicyModule) or not (run / LAST).is_file():
             return []
         same = same_flags(self.model.backbone, self.datamodule.paths["path"])

@@ -129,7 +129,8 @@ def _what_next(delivered: Mapping[str, Any], test: Mapping[str, Any]) -> str:
         return "Next: look whether the labels are the right way round (data.labels, data.columns)."
     against = test.get("against", {})
     if any(against[key]["low"] <= 0 for key in BASELINE_NAMES if against.get(key)):
-        return "Next: more human labels (the command query), or a larger model (model.backbone.path)."
+        how = " (the command query)" if delivered["scored"] else ""  # without a pool there is nothing to ask for
+        return f"Next: more human labels{how}, or a larger model (model.backbone.path)."
     return ""  # what labels and another round are forecast to gain is said by `report/advice.py`
 
 

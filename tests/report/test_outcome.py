@@ -93,6 +93,8 @@ def test_good_enough_is_clearly_better_than_both_baselines():
     assert "Not shown: it does not clearly beat “take the longer response”, and may have learned no more" in doubt
     assert "bag of words”" not in doubt
     assert more == "Next: more human labels (the command query), or a larger model (model.backbone.path)."
+    lines = [{**line, "scored": 0} for line in rows((0.7, 0.78), (0.7, 0.8, "*"))]
+    assert answers(lines, measured)[2] == "Next: more human labels, or a larger model (model.backbone.path)."
 
 
 def test_a_model_below_one_half_is_said_to_be_worse_than_a_coin_and_its_labels_to_be_looked_at():
