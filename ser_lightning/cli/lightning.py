@@ -235,7 +235,8 @@ class SerCLI(LightningCLI):
             use_tensor_cores(trainer.strategy.root_device)
             return trainer
         except (MisconfigurationException, ValueError, TypeError) as error:
-            raise UserError(f"trainer: {' '.join(str(error).split())}") from error
+            fix = "; use trainer.accelerator auto or cpu" if "backend found" in str(error) else ""
+            raise UserError(f"trainer: {' '.join(str(error).split())}{fix}") from error
 
     def _own_callbacks(self, given: list[Callback], config: Namespace) -> Iterator[Callback]:
         folder = self.run_folder.path

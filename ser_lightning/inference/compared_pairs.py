@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ser_lightning.data.columns import unread_columns
 from ser_lightning.data.formats import prompt_hash
-from ser_lightning.data.labels import TIE
+from ser_lightning.data.labels import TIE, shown_names
 from ser_lightning.data.scoring_rows import REASONS, VERDICTS, FileRow, RowCounts, open_source, read_rows, survey
 from ser_lightning.errors import UserError
 from ser_lightning.evaluation.prediction_powered import MIN_PROMPTS
@@ -95,7 +95,10 @@ def read_pairs(args: Namespace) -> Pairs:
     if args.category is not None:
         values = [row.get(args.category) for _, row in source.rows()]
         if all(value is None for value in values):
-            raise UserError(f"--category: got {args.category!r}, which no row of {args.data} has")
+            raise UserError(
+                f"--category: got {args.category!r}, which no row of {args.data} has; give one of "
+                f"{shown_names(counts.columns)}"
+            )
         categories = [str(values[row.number]) for row in rows]
     pairs = Pairs(rows, categories, Read(counts.rows, _dropped(counts), given.count(None), given.count(TIE)))
     return with_unlabelled(pairs, found, args) if args.unlabelled else pairs
