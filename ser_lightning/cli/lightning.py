@@ -235,6 +235,8 @@ class SerCLI(LightningCLI):
             use_tensor_cores(trainer.strategy.root_device)
             return trainer
         except (MisconfigurationException, ValueError, TypeError) as error:
+            if "invalid strategy name" in str(error):
+                raise UserError(f"trainer.strategy: got {config.strategy}; use auto, ddp or fsdp") from error
             fix = "; use trainer.accelerator auto or cpu" if "backend found" in str(error) else ""
             raise UserError(f"trainer: {' '.join(str(error).split())}{fix}") from error
 

@@ -112,7 +112,8 @@ def _good_enough(delivered: Mapping[str, Any], test: Mapping[str, Any]) -> str:
         f"{name} {share - one['difference']:.3f} (difference {interval_text(one)})" for name, one in known.items()
     )
     if share < 0.5:
-        verdict = f"No, it is worse than a coin: its accuracy on the test pairs is {share:.3f}"
+        how = "worse" if _is_below_chance(share, test) else "no better"
+        verdict = f"No, it is {how} than a coin: its accuracy on the test pairs is {share:.3f}"
     elif not known:
         return f"Is it good enough? Its accuracy on the test pairs is {share:.3f}; no baselines were measured."
     elif missed := [name for name, one in known.items() if one["low"] <= 0]:
@@ -125,13 +126,19 @@ def _good_enough(delivered: Mapping[str, Any], test: Mapping[str, Any]) -> str:
 
 
 def _what_next(delivered: Mapping[str, Any], test: Mapping[str, Any]) -> str:
-    if delivered["test_accuracy"] < 0.5:
+    if _is_below_chance(delivered["test_accuracy"], test):
         return "Next: look whether the labels are the right way round (data.labels, data.columns)."
     against = test.get("against", {})
-    if any(against[key]["low"] <= 0 for key in BASELINE_NAMES if against.get(key)):
+    is_unclear = any(against[key]["low"] <= 0 for key in BASELINE_NAMES if against.get(key))
+    if is_unclear or delivered["test_accuracy"] < 0.5:
         how = " (the command query)" if delivered["scored"] else ""  # without a pool there is nothing to ask for
         return f"Next: more human labels{how}, or a larger model (model.backbone.path)."
     return ""  # what labels and another round are forecast to gain is said by `report/advice.py`
+
+
+def _is_below_chance(share: float, test: Mapping[str, Any]) -> bool:
+    """Whether an accuracy on the test pairs is below one half by more than chance, as far as its interval is known."""
+    return bool(test.get("accuracy_high", share) < 0.5)
 
 
 def interval_text(paired: Mapping[str, float]) -> str:

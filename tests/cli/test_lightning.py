@@ -226,3 +226,8 @@ def test_a_run_without_a_pool_does_not_propose_to_label_it(tiny_run, capsys):
     assert main(["fit", *tiny_run, *flags]) == 0
     said = capsys.readouterr().out
     assert "export run" in said and "label --run" not in said and "the command query" not in said
+
+
+def test_a_strategy_that_there_is_not_is_one_line(tiny_run, capsys):
+    [line] = problems_of(capsys, "fit", *tiny_run, "--trainer.strategy=fdsp")
+    assert line == "trainer.strategy: got fdsp; use auto, ddp or fsdp"

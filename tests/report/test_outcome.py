@@ -101,6 +101,10 @@ def test_a_model_below_one_half_is_said_to_be_worse_than_a_coin_and_its_labels_t
     _, coin, check = answers(rows((0.4, 0.4), (0.4, 0.322, "*")), {1: against(0, -0.1, 0.1)})
     assert "No, it is worse than a coin: its accuracy on the test pairs is 0.322." in coin
     assert "the right way round" in check
+    measured = {1: {**against(0, -0.1, 0.1, **BEATEN), "accuracy_high": 0.53}}
+    _, coin, more = answers(rows((0.4, 0.4), (0.4, 0.478, "*")), measured)
+    assert "No, it is no better than a coin: its accuracy on the test pairs is 0.478." in coin
+    assert more.startswith("Next: more human labels")
 
 
 def test_where_both_baselines_are_beaten_what_is_next_is_left_to_the_advice():
