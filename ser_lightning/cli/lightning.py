@@ -310,9 +310,7 @@ def run(arguments: Arguments) -> None:
     try:
         with logging_redirect_tqdm([logging.getLogger(name) for name in LOGGERS]):
             SerCLI(arguments)
-    except ParseError as error:
-        raise UserError(" ".join(str(error).split())) from error
-    except MisconfigurationException as error:
+    except (ParseError, MisconfigurationException) as error:
         raise UserError(" ".join(str(error).split())) from error
     except torch.OutOfMemoryError as error:
         raise UserError(out_of_memory(error)) from error
