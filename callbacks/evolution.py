@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
 from ser_lightning.callbacks.continuation import go_on_with_arrivals
@@ -96,9 +96,10 @@ class EvolutionCallback(Callback):
         elif has_arrivals:
             go_on_with_arrivals(self, trainer, pl_module)
         else:
+            given = ", and data.new_data_path has no pair or label that is new to it (is ser_label filled in?)"
             raise NothingToDo(
-                "run: its evolution is finished; give new pairs with --data.new_data_path and another --run_dir, or "
-                "start a new run"
+                f"run: its evolution is finished{given if trainer.datamodule.more_paths else ''}; give new pairs with "
+                "--data.new_data_path and another --run_dir, or start a new run"
             )
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -147,6 +148,15 @@ class EvolutionCallback(Callback):
             sentences = outcome_sentences(trainer.datamodule, Path(trainer.default_root_dir), rows, counts)
             advice = read_advice(Path(trainer.default_root_dir))
             print_rounds(rows, [*sentences, *advice], counts, trainer.datamodule.teacher)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Say so where something else has ended the training, or has not let it begin."""
+        if not self.state.finished and not trainer.fast_dev_run:
+            rank_zero_warn(
+                f"evolution: it was ended in round {self.state.round}, which is not finished, by a limit of the "
+                "trainer (max_epochs, max_steps, max_time) or a callback; go on with --ckpt_path auto and without the "
+                "limit, such as --trainer.max_epochs -1"
+            )
 
     def state_dict(self) -> dict[str, Any]:
         """Round, phase, history and all that a later round looks back on, as plain values and tensors."""

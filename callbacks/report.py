@@ -50,7 +50,11 @@ class ReportCallback(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """With the last round, or the last step of a policy."""
-        self._page = self._write(trainer, pl_module)
+        state = _state_of(trainer)
+        is_cut = state is not None and not state.finished
+        self._page = self._write(
+            trainer, pl_module, "The run was ended by a limit and has not finished." if is_cut else ""
+        )
         if self._page is not None:
             log_run_artifact(trainer, self._page.parent)
 

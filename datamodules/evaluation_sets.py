@@ -115,7 +115,9 @@ class EvaluationSet:
                     if isinstance(pair, PreferencePair):
                         found.setdefault(pair.pair_id, "" if category is None else str(category))
         if not any(found.values()):
-            raise UserError(f"data.eval_category: got {self.category!r}, which no row of {self.path} has")
+            raise UserError(
+                f"data.eval_category: got {self.category!r}, which no row of {self.path} has; name a column of it"
+            )
         return [found[i] or "none" for i in pair_id.tolist()]
 
     @cached_property

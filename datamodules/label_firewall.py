@@ -223,18 +223,15 @@ class SplitPairs:
         return content.hexdigest()[:16]
 
 
-def seed_problems(labels: np.ndarray, hint: str = "") -> list[str]:
+def seed_problems(labels: np.ndarray, fix: str) -> list[str]:
     """What makes a seed useless to learn from and to calibrate on.
 
     Args:
         labels: (S,) labels of the seed.
-        hint: where labels might be, where there is none.
+        fix: what gives the seed more of them.
     """
     if len(labels) < MIN_SEED_PAIRS:
-        return [
-            f"seed: got {len(labels)} labelled pairs to train on, need at least {MIN_SEED_PAIRS}; raise "
-            f"data.seed_fraction or give more pairs with a label{hint}"
-        ]
+        return [f"seed: got {len(labels)} labelled pairs to train on, need at least {MIN_SEED_PAIRS}; {fix}"]
     if len(np.unique(labels)) == 1:  # a and b are ordered by a hash
         return [
             f"seed: got {len(labels)} pairs in all of which response {'a' if labels[0] else 'b'} is better, by chance "

@@ -107,9 +107,21 @@ class PreferenceDataModule(PairFiles):
                 one.open(self.cache_dir, self.tokenizer, self.max_length, self.data.store, seen)
         if stage == "fit":
             labels = self.data.seed_labels(self.data.rows("seed"))
-            raise_problems(seed_problems(labels, "" if len(labels) else self._no_label_hint()))
+            raise_problems(seed_problems(labels, self._where_labels_are()))
             if self.teacher:
                 self._learn_from(self._read_teacher())
+
+    def _where_labels_are(self) -> str:
+        """What gives the seed more labels."""
+        labels = {name: count for name, (_, _, count) in self.report.splits.items()}
+        if not any(labels.values()):
+            if too_long := self.report.read["path"]["too_long"]:
+                return f"raise data.max_length, for which {too_long:,} pairs of data.path are too long"
+            return f"label some of the pairs (python -m ser_lightning label PAIRS){self._no_label_hint()}"
+        if leaked := self.report.between["leak_path"]:
+            return f"give data.test_path other dialogues: {leaked} pairs of data.path are left out as being of them"
+        held_out = ", lower data.val_fraction" if labels["val"] else ""
+        return f"raise data.seed_fraction{held_out} or give more pairs with a label"
 
     def _read_teacher(self) -> Teacher:
         """The teacher, read once: its checkpoint may be large."""

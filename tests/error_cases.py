@@ -266,8 +266,8 @@ CASES = [
     ),
     Case(
         "all pairs are in the test set as well",
-        "seed: got 0 labelled pairs to train on, need at least 8; raise data.seed_fraction or give more "
-        "pairs with a label",
+        "seed: got 0 labelled pairs to train on, need at least 8; give data.test_path other dialogues: 60 pairs of "
+        "data.path are left out as being of them",
         _copy_of_test,
     ),
     Case(

@@ -3,13 +3,11 @@
 import re
 import runpy
 import shutil
-import sys
 from pathlib import Path
 
 import pytest
 
 import ser_lightning
-from ser_lightning.__main__ import main
 from tests.helpers import save_reward_model
 
 PAGE = Path(__file__).parent.parent / "docs" / "api.md"
@@ -73,16 +71,6 @@ def test_a_script_scores_texts(here):
     reward = float(left["rewards"])
     assert float(left["calibrated"]) == pytest.approx((reward - 0.5) / 2.0)
     assert 0 < float(left["probability"]) < 1
-
-
-def test_a_rule_of_ones_own_is_named_on_the_command_line(here, tiny_run):
-    sys.modules.pop("my_rules", None)  # another test's
-    (here / "my_rules.py").write_text(example("class MarginRule"), encoding="utf-8")
-    flags = ["--evolution.rule=my_rules.MarginRule", "--evolution.rule.min_margin=0.0", "--run_dir=runs/rule"]
-    assert main(["fit", *tiny_run, *flags]) == 0
-    header, seed_model, *_ = (here / "runs" / "rule" / "rounds.csv").read_text().splitlines()
-    row = dict(zip(header.split(","), seed_model.split(","), strict=True))
-    assert row["kept"] == row["scored"] != "0"
 
 
 def test_a_script_trains_a_policy(here):

@@ -33,7 +33,7 @@ def configs_of(words):
 
 
 def with_configs():
-    """Every command of the docs that names a config, once; not placeholders, nor the rule of tests/test_api.py."""
+    """Every command of the docs that names a config, once; not placeholders, nor the rule of tests/test_tutorial.py."""
     found = {tuple(words) for page in PAGES for words in commands_of(page) if configs_of(words)}
     return sorted(words for words in found if not any(word.startswith(("[", "my_rules.")) for word in words))
 

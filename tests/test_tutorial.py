@@ -2,7 +2,6 @@
 
 import json
 import re
-import runpy
 import shlex
 import shutil
 import sys
@@ -65,14 +64,6 @@ def test_files_are_scored_as_the_page_says(here):
     for words in commands("howto/score.md"):
         assert main(words) == 0, words
     assert len(Path("scores.csv").read_text().splitlines()) == 3
-
-
-def test_the_best_of_n_is_the_one_with_the_highest_reward(here, capsys):
-    [code] = python_of("howto/score.md")
-    Path("best.py").write_text(code)
-    left = runpy.run_path("best.py")
-    rewards = left["rewards"].tolist()
-    assert capsys.readouterr().out.strip() == left["responses"][rewards.index(max(rewards))]
 
 
 def test_models_are_compared_as_the_page_says(here, tiny_model_dir):

@@ -6,7 +6,7 @@ from pathlib import Path
 from benchmarks.shared.markdown import table
 from benchmarks.shared.results import Results, Run
 
-PAGE = "cli.md"
+PAGE = "howto/resume.md"
 RESULTS = Results(Path(__file__).parent / "results.jsonl", "number")
 
 

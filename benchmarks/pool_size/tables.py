@@ -6,7 +6,7 @@ from pathlib import Path
 from benchmarks.shared.markdown import table
 from benchmarks.shared.results import Results, Run
 
-PAGE = "cli.md"
+PAGE = "performance.md"
 RESULTS = Results(Path(__file__).parent / "results.jsonl", "pairs")
 STAGES = {"score": "labelling", "select": "selecting", "accept": "accepting", "write": "audit and table"}
 

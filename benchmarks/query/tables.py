@@ -7,7 +7,7 @@ from benchmarks.shared.intervals import t_interval
 from benchmarks.shared.markdown import table
 from benchmarks.shared.results import Results, Run
 
-PAGE = "cli.md"
+PAGE = "results.md"
 RESULTS = Results(Path(__file__).parent / "results.jsonl", "condition", "seed")
 NAMES = {
     "none": "none",

@@ -62,7 +62,7 @@ def main(args: Namespace) -> int:
     """Run the command with its flags; 1 where a gate is not kept."""
     raise_problems(_problems(args))
     pairs = read_pairs(args)
-    say(*left_out(pairs, args), *leaks(pairs.rows, args.models))
+    say(*left_out(pairs, args), *leaks([row.pair.prompt for row in pairs.rows], args.models))
     known = [*pairs.rows, *(pairs.unlabelled if is_one_file(args) else [])]
     sides = [open_side(name, known, pairs.read.rows, args.trust_remote_code) for name in args.models]
     if args.make_gate:

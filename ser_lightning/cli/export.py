@@ -1,5 +1,6 @@
 """`export`: a run's reward model or policy as an ordinary transformers folder."""
 
+import shlex
 from pathlib import Path
 
 from jsonargparse import Namespace
@@ -45,9 +46,10 @@ def _export_run(args: Namespace) -> Path:
     result = export(run, to, args.form, args.dtype, source, args.trust_remote_code)
     say(f"Exported to {to}. {summary(result)}")
     if (to / CODE).is_file():
+        config, teacher = shlex.quote(f"{run}/{CONFIG}"), shlex.quote(str(run))
         say(
             f"It is no plain classifier: score it with its {CODE}, or train a plain student, whose export is one:",
-            f"  python -m ser_lightning fit --config {run}/{CONFIG} --config student.yaml --data.teacher {run} "
+            f"  python -m ser_lightning fit --config {config} --config student.yaml --data.teacher {teacher} "
             "--run_dir NEW",
         )
     return to
@@ -64,6 +66,6 @@ def _export_answer(args: Namespace) -> Path:
     say(f"Exported to {to}. {summary(result)}")
     say(
         "No label has trained it. To hold a run against it on the same pairs:",
-        f"  python -m ser_lightning compare {to} RUN --data FILE",
+        f"  python -m ser_lightning compare {shlex.quote(str(to))} RUN --data FILE",
     )
     return to

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import shlex
 import signal
 import sys
 import time
@@ -31,7 +32,7 @@ from ser_lightning.datamodules.base import PairFiles, model_problems
 from ser_lightning.errors import NothingToDo, Terminated, UserError, raise_problems
 from ser_lightning.modules.policy_base import PolicyModule
 from ser_lightning.report.outcome import next_steps, same_flags
-from ser_lightning.runs.files import ROUNDS, is_run
+from ser_lightning.runs.files import ROUNDS, is_run, read_rounds
 from ser_lightning.runs.folder import (
     RUN_DIR_VARIABLE,
     MetricsFile,
@@ -234,7 +235,10 @@ class SerCLI(LightningCLI):
             use_tensor_cores(trainer.strategy.root_device)
             return trainer
         except (MisconfigurationException, ValueError, TypeError) as error:
-            raise UserError(f"trainer: {' '.join(str(error).split())}") from error
+            if "invalid strategy name" in str(error):
+                raise UserError(f"trainer.strategy: got {config.strategy}; use auto, ddp or fsdp") from error
+            fix = "; use trainer.accelerator auto or cpu" if "backend found" in str(error) else ""
+            raise UserError(f"trainer: {' '.join(str(error).split())}{fix}") from error
 
     def _own_callbacks(self, given: list[Callback], config: Namespace) -> Iterator[Callback]:
         folder = self.run_folder.path
@@ -251,7 +255,8 @@ class SerCLI(LightningCLI):
         """One line for a run that was interrupted."""
         folder = self.run_folder.path
         if self.command == "fit" and (folder / LAST).is_file():
-            return f"interrupted; go on with python -m ser_lightning fit --run_dir {folder} --ckpt_path last"
+            run = shlex.quote(str(folder))
+            return f"interrupted; go on with python -m ser_lightning fit --run_dir {run} --ckpt_path last"
         if self.command == "fit":
             return f"interrupted before anything was saved in {folder}; give the same command again"
         return "interrupted; give the same command again"
@@ -287,12 +292,14 @@ class SerCLI(LightningCLI):
     def _next_steps(self) -> list[str]:
         """What to do with a run that is finished, where it left something."""
         run, commands = self.run_folder.path, [*RUNS, *COMMANDS]
+        name = shlex.quote(str(run))
         if (run / ROUNDS).is_file():
-            return next_steps(PROGRAM, str(run), commands)
+            has_pool = read_rounds(run)[-1]["scored"] > 0
+            return next_steps(PROGRAM, name, [one for one in commands if has_pool or one != "label"])
         if not isinstance(self.model, PolicyModule) or not (run / LAST).is_file():
             return []
         same = same_flags(self.model.backbone, self.datamodule.paths["path"])
-        return next_steps(PROGRAM, str(run), commands, self.model.use, same)
+        return next_steps(PROGRAM, name, commands, self.model.use, same)
 
 
 def run(arguments: Arguments) -> None:
@@ -303,9 +310,7 @@ def run(arguments: Arguments) -> None:
     try:
         with logging_redirect_tqdm([logging.getLogger(name) for name in LOGGERS]):
             SerCLI(arguments)
-    except ParseError as error:
-        raise UserError(" ".join(str(error).split())) from error
-    except MisconfigurationException as error:
+    except (ParseError, MisconfigurationException) as error:
         raise UserError(" ".join(str(error).split())) from error
     except torch.OutOfMemoryError as error:
         raise UserError(out_of_memory(error)) from error

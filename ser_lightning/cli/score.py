@@ -36,6 +36,7 @@ from ser_lightning.data.scoring_rows import (
 from ser_lightning.errors import UserError, raise_problems
 from ser_lightning.evaluation.calibration import prob_a_wins
 from ser_lightning.evaluation.metrics import accuracy_interval, half_credit
+from ser_lightning.inference.compared_pairs import leaks
 from ser_lightning.inference.scorer import Scorer
 from ser_lightning.utils.atomic import output_problems, write_atomically
 from ser_lightning.utils.terminal import new_table, say
@@ -86,6 +87,9 @@ def main(args: Namespace) -> None:
     """Run the command with its flags."""
     tally, scorer = score_file(args)
     print_tally(tally, scorer, args.out)
+    if tally.credits:
+        rows = read_rows(open_source(args.data), args.columns or {}, RowCounts(), labels=args.labels)
+        say(*leaks((row.pair.prompt for row in rows if row.pair.is_decided), [args.model]))
 
 
 def score_file(args: Namespace) -> tuple[Tally, Scorer]:

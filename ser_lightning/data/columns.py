@@ -162,7 +162,8 @@ def unread_columns(row: Mapping[str, Any], columns: Mapping[str, str]) -> str:
     """
     row = with_paths(row, columns)
     unread = [name for name in columns_left(row, columns) if name != "response"]
-    if {columns.get("label", "label"), "label", OWN_LABEL} & row.keys() or not unread:
+    names = [{columns.get(name, name) for name in pair} for pair in (("label",), ("chosen", "rejected"))]
+    if not unread or {"label", OWN_LABEL} & row.keys() or any(pair <= row.keys() for pair in names):
         return ""
     return f"; no column {columns.get('label', 'label')}; columns not read: {shown_names(unread)}"
 

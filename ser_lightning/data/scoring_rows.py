@@ -20,7 +20,7 @@ from ser_lightning.data.formats import (
     parse_response,
     prompt_hash,
 )
-from ser_lightning.data.labels import Labels
+from ser_lightning.data.labels import Labels, shown_names
 from ser_lightning.data.sources import open_sources
 from ser_lightning.data.turns import clean, is_blank
 from ser_lightning.errors import Causes, UserError, raise_problems
@@ -214,7 +214,9 @@ def read_candidates(source: Any, columns: Mapping[str, str], category: str | Non
             )
         )
     if category and without and len(without) == len(rows) and not causes.is_full:
-        causes.add([f"--category: got {category!r}, which no row of {source.name} has"])
+        causes.add(
+            [f"--category: got {category!r}, which no row of {source.name} has; give one of {shown_names(present)}"]
+        )
     if 0 < len(without) < len(rows):
         causes.add([f"{without[0]}: got no {subset}, as in {len(without)} of {len(rows)} rows; fill it in all"])
     raise_problems(absent_columns(columns, present) or causes.lines())

@@ -30,7 +30,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ser_lightning.evaluation.sets import prompt_interval
+from ser_lightning.evaluation.sets import prompt_interval, share_interval
 
 MIN_PROMPTS = 100
 """With labels of fewer prompts the pool is not used: `power` fits so few by chance, and the interval holds the truth
@@ -70,7 +70,7 @@ class Estimate:
     labels_value: float
     """By the labels alone."""
     labels_low: float
-    """From a bootstrap over prompts, as `sets.prompt_interval` gives it."""
+    """From a bootstrap over prompts, as `sets.share_interval` and, of a difference, `prompt_interval` give it."""
     labels_high: float
 
     @property
@@ -161,7 +161,8 @@ def estimate(
         pool_prompt: (m,).
         least: that the mean can be; 1 is the most.
     """
-    labels = float(outcome.double().mean()), *prompt_interval(outcome, prompt)
+    interval = prompt_interval if least else share_interval
+    labels = float(outcome.double().mean()), *interval(outcome, prompt)
     if len(np.unique(prompt)) >= min_prompts:
         found = powered_mean(outcome, prediction, pool_prediction, prompt, pool_prompt)
         if found.power > 0 and found.high - found.low < labels[2] - labels[1]:

@@ -9,7 +9,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ser_lightning.evaluation.metrics import confidence_and_right, half_credit, pair_figures, reliability
+from ser_lightning.evaluation.metrics import (
+    accuracy_interval,
+    confidence_and_right,
+    half_credit,
+    pair_figures,
+    reliability,
+)
 from ser_lightning.records import PairScores
 from ser_lightning.utils.terminal import new_table, say
 
@@ -43,6 +49,15 @@ def prompt_interval(credit: Tensor, prompt: np.ndarray, seed: int = 0) -> tuple[
         prompt: (N,) id of the prompt of each; all pairs of a prompt are drawn together.
     """
     return percentiles(resampled_means(credit, prompt, seed)) if len(credit) else (math.nan, math.nan)
+
+
+def share_interval(credit: Tensor, prompt: np.ndarray) -> tuple[float, float]:
+    """`prompt_interval` of an accuracy; where all pairs are right, or all wrong, Wilson's, with prompts for pairs.
+
+    There every resample has the same mean, and the bootstrap would be sure of it.
+    """
+    is_sure = len(credit) > 0 and credit[0] in (0, 1) and bool((credit == credit[0]).all())
+    return accuracy_interval(credit, torch.from_numpy(prompt)) if is_sure else prompt_interval(credit, prompt)
 
 
 def percentiles(means: np.ndarray) -> tuple[float, float]:
@@ -82,7 +97,7 @@ def set_figures(found: Scored, temperature: float) -> dict[str, Any]:
     credit = half_credit(scores.margin, target)
     dialogue = torch.from_numpy(found.prompt)
     figures: dict[str, Any] = pair_figures(scores.margin, target, scores.length_difference, dialogue, temperature)
-    low, high = prompt_interval(credit, found.prompt)
+    low, high = share_interval(credit, found.prompt)
     figures |= {"accuracy_low": low, "accuracy_high": high, "prompts": len(np.unique(found.prompt))}
     longer_by = scores.length_difference * (2 * target - 1)
     figures["by_length"] = _groups(credit, found.prompt, _quarters(longer_by))
@@ -106,7 +121,7 @@ def _groups(credit: Tensor, prompt: np.ndarray, names: Sequence[str]) -> dict[st
     found = {}
     for name in order:
         mine = of_pair == name
-        low, high = prompt_interval(credit[torch.from_numpy(mine)], prompt[mine])
+        low, high = share_interval(credit[torch.from_numpy(mine)], prompt[mine])
         accuracy = float(credit[torch.from_numpy(mine)].mean())
         found[str(name)] = {"accuracy": accuracy, "low": low, "high": high, "pairs": int(mine.sum())}
     return found

@@ -202,7 +202,8 @@ KINDS = {
     "chance": _Kind(
         chance,
         Guard("warn", 0.5),
-        "out of fold the model may be no better than a coin, and so would be its labels",
+        "out of fold the model may be no better than a coin (the value is the lower end of its 95 % interval), and so "
+        "would be its labels",
         "give more human labels (data.seed_fraction) or a larger model, or train longer (seed_epochs)",
         is_bad_below=True,
     ),

@@ -75,7 +75,8 @@ Its head reads states of the language model at {{ readings }} (place and layer):
 `AutoModelForSequenceClassification` reads one last token alone and does not load this folder; `reward_model.py` in it
 does, with {{ needs }} alone. Nor can vLLM serve it as a classifier: call `load` in a process of your own, train
 with `--model.reading '[judge]'` or `'[last]'`, whose exports are plain classifiers, or train a plain student of the run
-(`--config student.yaml`).
+(`--config student.yaml`). If transformers reports `score.weight` as unexpected: that is the head, which the file reads
+itself.
 """
 _ANSWER = """
 # What a language model answers, as a reward

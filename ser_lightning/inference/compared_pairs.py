@@ -1,6 +1,6 @@
 """The pairs that `compare` judges by: those with a label, and those without one that may narrow an interval."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -12,11 +12,12 @@ from torch import Tensor
 
 from ser_lightning.data.columns import unread_columns
 from ser_lightning.data.formats import prompt_hash
-from ser_lightning.data.labels import TIE
+from ser_lightning.data.labels import TIE, shown_names
 from ser_lightning.data.scoring_rows import REASONS, VERDICTS, FileRow, RowCounts, open_source, read_rows, survey
 from ser_lightning.errors import UserError
 from ser_lightning.evaluation.prediction_powered import MIN_PROMPTS
 from ser_lightning.inference.sides import is_student
+from ser_lightning.records import Turn
 from ser_lightning.runs.files import is_run
 from ser_lightning.runs.pool import in_trained_dialogues
 
@@ -94,7 +95,10 @@ def read_pairs(args: Namespace) -> Pairs:
     if args.category is not None:
         values = [row.get(args.category) for _, row in source.rows()]
         if all(value is None for value in values):
-            raise UserError(f"--category: got {args.category!r}, which no row of {args.data} has")
+            raise UserError(
+                f"--category: got {args.category!r}, which no row of {args.data} has; give one of "
+                f"{shown_names(counts.columns)}"
+            )
         categories = [str(values[row.number]) for row in rows]
     pairs = Pairs(rows, categories, Read(counts.rows, _dropped(counts), given.count(None), given.count(TIE)))
     return with_unlabelled(pairs, found, args) if args.unlabelled else pairs
@@ -147,18 +151,22 @@ def _dropped(counts: RowCounts) -> dict[str, int]:
     return dict(sorted(counts.dropped.items()))
 
 
-def leaks(rows: Sequence[FileRow], models: Sequence[str]) -> list[str]:
-    """A line for each run that was trained on dialogues of these labelled pairs, or whose files are gone."""
+def leaks(prompts: Iterable[list[Turn]], models: Sequence[str]) -> list[str]:
+    """A line for each run that was trained on dialogues of labelled pairs, or whose files are gone.
+
+    Args:
+        prompts: of the labelled pairs; read once for each run.
+    """
     found = []
     for name in (name for name in models if is_run(Path(name))):
         try:
-            is_known = in_trained_dialogues(Path(name), [row.pair.prompt for row in rows])
+            is_known = in_trained_dialogues(Path(name), prompts)
         except UserError as error:
             found.append(f"note: --data: whether {name} was trained on these pairs is not known: {error.problems[0]}")
             continue
         if number := sum(is_known):
             found.append(
-                f"warning: --data: {name} may know the dialogues of {number:,} of {len(rows):,} labelled pairs, so "
+                f"warning: --data: {name} may know the dialogues of {number:,} of {len(is_known):,} labelled pairs, so "
                 "its accuracy here says little; give pairs that it has not seen"
             )
     return found

@@ -19,7 +19,7 @@ from torch import Tensor
 from ser_lightning.datamodules.preference import PreferenceDataModule
 from ser_lightning.errors import UserError, describe
 from ser_lightning.evaluation.metrics import half_credit, wilson_interval
-from ser_lightning.evaluation.sets import prompt_interval
+from ser_lightning.evaluation.sets import prompt_interval, share_interval
 from ser_lightning.models.backbone import backbone_from, load_tokenizer
 from ser_lightning.runs.config import setting
 from ser_lightning.runs.files import CONFIG, ROUNDS, delivered_round, read_json, read_rounds, round_files
@@ -69,7 +69,7 @@ def label_gain(differences: Tensor, target: Tensor, group: np.ndarray, is_new: n
     group = group[decided.numpy()]
     without, with_new = (half_credit(margin[decided], target[decided]) for margin in margins)
     change = with_new - without
-    figures = float(with_new.mean()), *prompt_interval(with_new, group)
+    figures = float(with_new.mean()), *share_interval(with_new, group)
     is_new = is_new[decided.numpy()]
     return LabelGain(
         int((~is_new).sum()), int(is_new.sum()), *figures, float(change.mean()), *prompt_interval(change, group)

@@ -3,7 +3,7 @@
 The same sentences on the page and in the terminal.
 """
 
-from math import isclose
+from math import sqrt
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,8 @@ def advice_sentences(advice: dict[str, Any]) -> list[str]:
     delivered = advice.get("delivered_accuracy")
     found = [_on_labels(advice)]
     for key, what, baseline, instead in _BASELINES:
-        found += _paid_off(what, baseline, advice.get(key), delivered, instead)
+        if (accuracy := advice.get(key)) is not None and delivered is not None:
+            found.append(_paid_off(what, baseline, accuracy, delivered, advice["seed_pairs"], instead))
     if next_round is not None:
         found.append(f"Another round is forecast to gain {_points(next_round)}.")
     expected = [next_round or 0.0, *(one["gain"] for one in gains)]
@@ -86,15 +87,21 @@ _BASELINES = (
 """For each key what has to pay off, over which baseline, and what to do where it has not."""
 
 
-def _paid_off(what: str, baseline: str, accuracy: float | None, delivered: float | None, instead: str) -> list[str]:
-    """Whether the delivered model beats a baseline on the seed; nothing where one of them is not known."""
-    if accuracy is None or delivered is None:
-        return []
-    figures = f"out of fold on the seed, {baseline} has {accuracy:.3f}, the delivered model {delivered:.3f}"
-    # One of them is a float32: a tie may differ in the eighth digit.
-    if delivered > accuracy and not isclose(delivered, accuracy, rel_tol=1e-6):
-        return [f"Did {what} pay off? Apparently so: {figures}."]
-    return [f"Did {what} pay off? No: {figures}. {instead}"]
+def _paid_off(what: str, baseline: str, accuracy: float, delivered: float, labels: int, instead: str) -> str:
+    """Whether the delivered model beats a baseline on the seed by more than chance may give.
+
+    Two standard errors as if both were measured on labels of their own: on the same ones chance mostly gives less.
+    """
+    figures = (
+        f"out of fold on the {labels} labels of the seed, {baseline} has {accuracy:.3f}, the delivered model "
+        f"{delivered:.3f}"
+    )
+    chance = 2 * sqrt((accuracy * (1 - accuracy) + delivered * (1 - delivered)) / labels)
+    if delivered - accuracy > chance:
+        return f"Did {what} pay off? Apparently so: {figures}."
+    verdict = "No" if accuracy - delivered > chance else "Not shown"
+    may = "" if verdict == "No" else ", which may be chance"
+    return f"Did {what} pay off? {verdict}: {figures}{may}. {instead}"
 
 
 def _points(share: float) -> str:

@@ -69,6 +69,11 @@ def _did_it_help(rows: Rows, delivered: Mapping[str, Any], measured: Measured, s
             f"Did self-evolution help? No test pairs tell: out of fold on the seed round {number}, which is delivered, "
             f"has {now:.3f} and the seed model {first:.3f}{of}. It was chosen by this figure, which flatters it."
         )
+    if against["low"] == against["high"] == 0:
+        return (
+            f"Did self-evolution help? Not shown. Round {number} is delivered; it and the seed model have as many "
+            f"test pairs of each prompt right, {delivered['test_accuracy']:.3f} of all."
+        )
     verdict = "Yes" if against["low"] > 0 else "No, it did harm" if against["high"] < 0 else "Not shown"
     now, holds = delivered["test_accuracy"], ", which includes 0" if against["low"] <= 0 <= against["high"] else ""
     return (
@@ -80,7 +85,8 @@ def _did_it_help(rows: Rows, delivered: Mapping[str, Any], measured: Measured, s
 
 def _seed_model_delivered(rows: Rows, measured: Measured, same_seed: bool) -> str:
     if len(rows) == 1:
-        return "Only round 0 has been trained: there is no round of self-evolution to compare with it."
+        kept = "" if rows[0]["kept"] else "; it has kept no pseudo-label"
+        return f"Did self-evolution help? There was none: only round 0, the seed model, has been trained{kept}."
     best = _best_later(rows)
     number, first, now = int(best["round"]), *(round(row["seed_oof_accuracy"], 3) for row in (rows[0], best))
     gain = now - first  # of the figures as they are shown
@@ -106,7 +112,8 @@ def _good_enough(delivered: Mapping[str, Any], test: Mapping[str, Any]) -> str:
         f"{name} {share - one['difference']:.3f} (difference {interval_text(one)})" for name, one in known.items()
     )
     if share < 0.5:
-        verdict = f"No, it is worse than a coin: its accuracy on the test pairs is {share:.3f}"
+        how = "worse" if _is_below_chance(share, test) else "no better"
+        verdict = f"No, it is {how} than a coin: its accuracy on the test pairs is {share:.3f}"
     elif not known:
         return f"Is it good enough? Its accuracy on the test pairs is {share:.3f}; no baselines were measured."
     elif missed := [name for name, one in known.items() if one["low"] <= 0]:
@@ -119,12 +126,19 @@ def _good_enough(delivered: Mapping[str, Any], test: Mapping[str, Any]) -> str:
 
 
 def _what_next(delivered: Mapping[str, Any], test: Mapping[str, Any]) -> str:
-    if delivered["test_accuracy"] < 0.5:
+    if _is_below_chance(delivered["test_accuracy"], test):
         return "Next: look whether the labels are the right way round (data.labels, data.columns)."
     against = test.get("against", {})
-    if any(against[key]["low"] <= 0 for key in BASELINE_NAMES if against.get(key)):
-        return "Next: more human labels (the command query), or a larger model (model.backbone.path)."
+    is_unclear = any(against[key]["low"] <= 0 for key in BASELINE_NAMES if against.get(key))
+    if is_unclear or delivered["test_accuracy"] < 0.5:
+        how = " (the command query)" if delivered["scored"] else ""  # without a pool there is nothing to ask for
+        return f"Next: more human labels{how}, or a larger model (model.backbone.path)."
     return ""  # what labels and another round are forecast to gain is said by `report/advice.py`
+
+
+def _is_below_chance(share: float, test: Mapping[str, Any]) -> bool:
+    """Whether an accuracy on the test pairs is below one half by more than chance, as far as its interval is known."""
+    return bool(test.get("accuracy_high", share) < 0.5)
 
 
 def interval_text(paired: Mapping[str, float]) -> str:
@@ -169,6 +183,7 @@ def next_steps(program: str, run: str, commands: Collection[str], use: Use = "re
     """What to do with a finished run, a line each.
 
     Args:
+        run: its folder, quoted for a shell.
         commands: those that there are.
         use: what the model of the run is for.
         same: flags that a command on the same policy needs, as `same_flags` gives them.

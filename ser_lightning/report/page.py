@@ -169,7 +169,7 @@ def pictures_of(run: Run) -> list[Picture]:
         found.append(Picture("Confidence", text, f"Of pool pairs, in round {shown.number}.", draw_confidence(run)))
     if bins := shown.notes.get("reliability"):
         text = "; ".join(f"stated {b['confidence']:.2f}, right {b['right'] / b['pairs']:.2f}" for b in bins)
-        note = f"Round {shown.number}. Below the dashed line it is too sure. The numbers are pairs."
+        note = f"Round {shown.number}. Below the dashed line it is too sure. The numbers count pairs."
         found.append(Picture("Reliability", f"Reliability diagram: {text}.", note, draw_reliability(shown)))
     if shown.notes.get("length"):
         slope = number_text(shown.row["length_correlation"], "+.3f")
@@ -178,7 +178,7 @@ def pictures_of(run: Run) -> list[Picture]:
             f"Round {shown.number}, {len(shown.notes['length'])} pool pairs. A slope means that rewards follow length."
         )
         found.append(Picture("Reward and length", text, note, draw_length(shown)))
-    if len(run.losses):
+    if len(run.losses) > 1:  # a head that is solved has a step for each phase, of which few are logged
         note = (
             "At each dotted line a round ends. Every fold and every main training starts anew, which makes the teeth."
         )

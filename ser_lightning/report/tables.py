@@ -176,7 +176,10 @@ def _share_cell(found: dict[str, float], low: str, high: str) -> str:
 def difference(one: Round, other: str) -> str:
     """Of a round and another model on the test pairs, paired."""
     found = one.notes.get("test", {}).get("against", {}).get(other)
-    return f"{found['difference']:+.3f}\n{found['low']:+.3f} to {found['high']:+.3f}" if found else "–"
+    if not found:
+        return "–"
+    is_known = found["low"] or found["high"]  # equally right on each prompt: the bootstrap would be sure of 0
+    return f"{found['difference']:+.3f}" + (f"\n{found['low']:+.3f} to {found['high']:+.3f}" if is_known else "")
 
 
 FORECAST_NOTE = (

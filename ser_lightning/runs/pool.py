@@ -1,6 +1,6 @@
 """The pool of a run, as texts: what people can label next, and what its seed model has not seen."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -63,11 +63,14 @@ def _lost(run: Path, number: int) -> list[str]:
     return [f"{line}what they held to have these pairs too"] if number else []
 
 
-def in_trained_dialogues(run: Path, prompts: Sequence[list[Turn]]) -> list[bool]:
+def in_trained_dialogues(run: Path, prompts: Iterable[list[Turn]]) -> list[bool]:
     """Of each prompt, whether a model of a run may know its dialogue: of all pairs but those of pool and test.
 
     Dialogues are those of the splits: prompts that continue one another are of one. The pool is that of the delivered
     round: what people have labelled by then is no part of it, whatever an earlier round did not know.
+
+    Args:
+        prompts: read once, at the end; only a hash of each is held.
 
     Raises:
         UserError: the files that its config names are gone, or have lost pairs.
@@ -84,9 +87,11 @@ def in_trained_dialogues(run: Path, prompts: Sequence[list[Turn]]) -> list[bool]
     if lost:  # then others that the model was trained on may be gone as well
         line = f"{run}: the files that its config names have lost {len(lost):,} pairs of its pool"
         raise UserError(f"{line}; put them back")
+    asked = []
     for prompt in prompts:
+        asked.append(prompt_hash(prompt))
         continuations |= _continued(prompt)
-    dialogues = join_dialogues([*known, *map(prompt_hash, prompts)], continuations)
+    dialogues = join_dialogues([*known, *asked], continuations)
     trained = set(dialogues[: len(known)])
     return [dialogue in trained for dialogue in dialogues[len(known) :]]
 

@@ -24,6 +24,18 @@ ELSEWHERE = {
     **dict.fromkeys(("max_grad_norm", "gradient_clip_val"), ("model.max_grad_norm",)),
     **dict.fromkeys(("epochs", "num_train_epochs"), ("evolution.seed_epochs", "trainer.max_epochs")),
     **dict.fromkeys(("model_name_or_path", "model_name", "path"), ("model.backbone.path",)),
+    **dict.fromkeys(("max_seq_length", "max_seq_len"), ("data.max_length",)),
+    **dict.fromkeys(("lora_r", "lora_rank", "rank"), ("model.backbone.lora.r",)),
+    "lora_alpha": ("model.backbone.lora.alpha",),
+    "lora_dropout": ("model.backbone.lora.dropout",),
+    "load_in_4bit": ("model.backbone.quantize",),
+    "warmup_ratio": ("model.warmup_share",),
+    "lr_scheduler_type": ("model.lr_decay",),
+    **dict.fromkeys(("bf16", "fp16", "torch_dtype"), ("model.backbone.dtype",)),
+    **dict.fromkeys(("gpus", "num_gpus"), ("trainer.devices",)),
+    "logging_steps": ("trainer.log_every_n_steps",),
+    "seed": ("seed_everything",),
+    "output_dir": ("run_dir",),
 }
 """What other trainers call a setting -> where it is here; the first key that the config has."""
 COMMAND_LINE = "command line"

@@ -68,7 +68,9 @@ def tree_of(classes: Mapping[str, str]) -> Tree | None:
     if names.keys() != {"model", "data"} or not set(names.values()) <= known.keys():
         return None
     branches = {key: known[name] for key, name in names.items()}
-    branches |= {"evolution": known["EvolutionCallback"], "trainer": index()["trainer"]}
+    if names["model"] == "RewardModule":  # no other model has rounds
+        branches["evolution"] = known["EvolutionCallback"]
+    branches["trainer"] = index()["trainer"]
     return {**RUN_KEYS, **{key: _tree(keys) for key, keys in branches.items()}}
 
 

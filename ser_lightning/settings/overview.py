@@ -28,7 +28,9 @@ def run_overview(program: str, command: str, about: str, configs: Sequence[Confi
         tree = tree_of(USUAL) or {}
         lines += [*_wrapped(f"{' and '.join(classes.values())}: see --model.help CLASS and --data.help CLASS", ""), ""]
     run = {name: key for name, key in tree.items() if isinstance(key, Key)}
-    titles = {**classes, "evolution": "rounds of a reward model; null for none"}
+    titles = dict(classes)
+    if "evolution" in tree:
+        titles["evolution"] = "rounds of a reward model; null for none"
     lines += ["The run", *_keys(run, ""), ""]
     for name, title in titles.items():
         lines += [f"{name}: {title}", *_keys(tree[name], f"{name}."), ""]

@@ -84,13 +84,18 @@ class ReadingChoice:
     """Share of seed pairs that the language model's own answer orders right, which no label has trained."""
 
     def measured_as(self, found: SetEvidence) -> "ReadingChoice":
-        """The same choice, with the figures that its set has on the scale of all pairs."""
+        """The same choice, with the figures that its set has on the scale of all pairs.
+
+        The table stays on the scale of the seed, where its sets can be compared.
+        """
         chosen = replace(self.chosen, penalty=found.penalty, accuracy=found.accuracy, log_loss=found.log_loss)
-        return replace(self, chosen=chosen, table=[chosen if one is self.chosen else one for one in self.table])
+        return replace(self, chosen=chosen)
 
     def evidence(self) -> list[dict[str, Any]]:
         """A row for each set, as plain values."""
-        return [{**vars(one), "readings": one.name, "is_chosen": one is self.chosen} for one in self.table]
+        return [
+            {**vars(one), "readings": one.name, "is_chosen": one.readings == self.chosen.readings} for one in self.table
+        ]
 
     def sentence(self) -> str:
         """One line for the log and the report."""
@@ -100,7 +105,7 @@ class ReadingChoice:
         what = f"reads {chosen.name}, penalty {chosen.penalty:.3g}, {chosen.accuracy:.3f} out of fold on the seed"
         if len(self.table) == 1:
             return what
-        if chosen is not first:
+        if chosen.readings != first.readings:
             gap = f"{chosen.advantage:.3f} ± {chosen.standard_error:.3f}"
             return f"{what}; its log loss is lower than that of {first.name} by {gap}"
         return f"{what}; no other set is better by {MIN_STANDARD_ERRORS:g} standard errors"

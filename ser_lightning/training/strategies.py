@@ -174,8 +174,6 @@ def strategy_notes(strategy: str | Strategy, device: str, num_devices: int, num_
         found.append(f"trainer.num_nodes: {num_nodes} nodes have never been run with this package, two processes have")
     elif num_devices > 1 and device != "cpu":
         found.append(f"trainer.devices: {num_devices} have been run with this package on a CPU only, not on {device}")
-    elif kind == "fsdp" and device != "cpu":
-        found.append(f"trainer.strategy: on {device} fsdp has been run with this package with train: lora only")
     return found
 
 

@@ -42,6 +42,10 @@ def write_atomically(
             os.replace(temporary, path)
         else:
             os.link(temporary, path)
+    except OSError as error:
+        if error.filename == str(temporary):  # of which the user knows nothing
+            error.filename = str(path)
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 

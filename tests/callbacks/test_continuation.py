@@ -201,6 +201,18 @@ def test_a_finished_run_without_new_pairs_has_nothing_to_do(tiny_model_dir, pair
         go_on(tiny_model_dir, pairs_file, [], "old")
 
 
+@pytest.mark.usefixtures("old")
+def test_pairs_whose_labels_nobody_filled_in_bring_nothing(tiny_model_dir, pairs_file):
+    asked = [json.loads(line) for line in pairs_file.read_text().splitlines()[:9]]
+    rows = [
+        {"prompt": row["prompt"], "response_a": row["chosen"], "response_b": row["rejected"], "ser_label": None}
+        for row in asked
+    ]
+    Path("to_label.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(NothingToDo, match="data.new_data_path has no pair or label that is new to it"):
+        go_on(tiny_model_dir, pairs_file, "to_label.jsonl", "new")
+
+
 def test_pairs_that_arrive_in_the_middle_of_a_run_have_to_wait(tiny_model_dir, pairs_file, more):
     seed_everything(0, verbose=False)
     trainer("old", evolution(), max_epochs=4).fit(module(tiny_model_dir), data(pairs_file))

@@ -207,6 +207,16 @@ def test_a_policy_has_its_page_and_the_next_commands_at_the_end_of_fit(tiny_mode
     assert main(["export", *commands[2][4:]]) == 0 and Path("run/export/config.json").is_file()
 
 
+def test_a_limit_that_ends_a_run_before_its_evolution_is_said(tiny_model_dir, pairs_file):
+    """Three epochs are round 0, and two more the folds of round 1."""
+    with pytest.warns(UserWarning, match="evolution: it was ended in round 1, which is not finished, by a limit"):
+        trainer("run", ReportCallback(), evolution(), max_epochs=5).fit(module(tiny_model_dir), data(pairs_file))
+    assert [row["round"] for row in read_csv("run/rounds.csv")] == ["0"]
+    with pytest.warns(UserWarning, match="evolution: it was ended in round 0"):
+        trainer("other", evolution(), max_epochs=0).fit(module(tiny_model_dir), data(pairs_file))
+    assert "The run was ended by a limit and has not finished." in Path("run/report.html").read_text()
+
+
 def test_a_policy_that_is_broken_off_has_a_page_that_says_so(tiny_model_dir, pairs_file):
     class Fails(Callback):
         def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):

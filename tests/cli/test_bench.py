@@ -268,7 +268,8 @@ def test_wrong_flags_are_a_line_each(model, capsys):
         "--weights: got math-prn, which no row of --data has; did you mean math-prm?"
     ]
     assert problems(capsys, "--model=x", f"--data={data}", "--category=sbset") == [
-        "--category: got 'sbset', which no row of rows.jsonl has"
+        "--category: got 'sbset', which no row of rows.jsonl has; give one of prompt, chosen, chosen_model, "
+        "rejected, id, rejected_model, subset"
     ]
     assert "which is no folder" in problems(capsys, "--model=x", f"--data={data}")[0]
     [line] = problems(capsys, f"--model={model}", f"--data={data}", "--max_length=20", "--device=cpu")

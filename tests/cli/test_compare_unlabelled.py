@@ -329,8 +329,9 @@ def test_labelled_pairs_that_a_run_was_trained_on_are_named(evolved, pairs_file,
     number, total = num_trained(evolved, pairs_file), len(pairs_file.read_text().splitlines())
     assert 0 < number < total
     line = f"warning: --data: run may know the dialogues of {number} of {total} labelled pairs"
-    assert main(["compare", "run", f"--data={pairs_file}"]) == 0
-    assert line in " ".join(capsys.readouterr().out.split())
+    for words in (["compare", "run"], ["score", "--model=run", "--out=seen.csv"]):
+        assert main([*words, f"--data={pairs_file}"]) == 0
+        assert line in " ".join(capsys.readouterr().out.split())
     asked = [json.loads(text) for text in pairs_file.read_text().splitlines()]
     later = [[("user", row["prompt"]), ("assistant", row["chosen"]), ("user", "And then?")] for row in asked]
     turns = [[{"role": role, "content": text} for role, text in prompt] for prompt in later]
@@ -340,8 +341,9 @@ def test_labelled_pairs_that_a_run_was_trained_on_are_named(evolved, pairs_file,
     assert line in " ".join(capsys.readouterr().out.split())
     rows = [{"prompt": f"What is {n} plus {n}?", "chosen": f"{2 * n}.", "rejected": f"{n}!"} for n in range(300, 420)]
     Path("heldout.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    assert main(["compare", "run", "--data=heldout.jsonl"]) == 0
-    assert "may know" not in capsys.readouterr().out
+    for words in (["compare", "run"], ["score", "--model=run", "--out=fresh.csv"]):
+        assert main([*words, "--data=heldout.jsonl"]) == 0
+        assert "may know" not in capsys.readouterr().out
     config = Path("run/config.yaml")
     config.write_text(config.read_text().replace(str(pairs_file), "gone.jsonl"))
     assert main(["compare", "run", f"--data={pairs_file}"]) == 0

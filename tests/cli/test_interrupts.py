@@ -66,9 +66,9 @@ def interrupted(capsys):
 
 @SIGNALS
 def test_an_interrupted_run_says_how_to_go_on(tiny_run, interrupted, number, code):
-    found = interrupted("fit", *tiny_run, "--run_dir=run", sending(number))
-    assert found == (code, "interrupted; go on with python -m ser_lightning fit --run_dir run --ckpt_path last")
-    assert Path("run/checkpoints/last.ckpt").exists()
+    found = interrupted("fit", *tiny_run, "--run_dir=my run", sending(number))
+    assert found == (code, "interrupted; go on with python -m ser_lightning fit --run_dir 'my run' --ckpt_path last")
+    assert Path("my run/checkpoints/last.ckpt").exists()
 
 
 @SIGNALS

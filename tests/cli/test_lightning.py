@@ -219,3 +219,15 @@ def test_auto_budgets_of_a_cpu_are_those_of_the_base(caplog, tmp_path, tiny_run)
     assert "Batches: auto is 1,536 tokens in training, 4,096 in scoring." in caplog.messages
     recorded = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["data"]["init_args"]
     assert (recorded["tokens_per_batch"], recorded["tokens_per_scoring_batch"]) == ("auto", "auto")
+
+
+def test_a_run_without_a_pool_does_not_propose_to_label_it(tiny_run, capsys):
+    flags = ["--data.seed_fraction=1.0", "--evolution.max_rounds=0", "--run_dir=run"]
+    assert main(["fit", *tiny_run, *flags]) == 0
+    said = capsys.readouterr().out
+    assert "export run" in said and "label --run" not in said and "the command query" not in said
+
+
+def test_a_strategy_that_there_is_not_is_one_line(tiny_run, capsys):
+    [line] = problems_of(capsys, "fit", *tiny_run, "--trainer.strategy=fdsp")
+    assert line == "trainer.strategy: got fdsp; use auto, ddp or fsdp"

@@ -42,8 +42,10 @@ def test_mappings_are_checked():
 
 def test_a_column_that_is_read_in_part_counts_as_read():
     row = {**ROW, "winner": "a"}
-    assert unread_columns(row, PATHS) == "; no column label; columns not read: winner"
-    assert unread_columns({**row, "said": {"best": 1}}, {**PATHS, "label": "said.best"}) == ""
+    sides = {"response_a": "texts.0.text", "response_b": "texts.1.text", "prompt": "info.post"}
+    assert unread_columns(row, sides) == "; no column label; columns not read: winner"
+    assert unread_columns(row, PATHS) == ""  # chosen and rejected say who is better
+    assert unread_columns({**row, "said": {"best": 1}}, {**sides, "label": "said.best"}) == ""
 
 
 def test_a_list_of_answers_says_how_to_name_two_of_them():

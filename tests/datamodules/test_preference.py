@@ -240,8 +240,16 @@ def test_impossible_arguments_are_all_named_at_once():
 def test_a_seed_that_is_too_small_stops_training_only(load, write_jsonl, make_rows):
     path = write_jsonl("a.jsonl", [{**row, "label": None} for row in make_rows(9)])
     assert len(load(path, stage="predict").pair_ids("pool")) == 9
-    with pytest.raises(UserError, match="seed: got 0 labelled pairs to train on, need at least 8; raise"):
+    with pytest.raises(UserError, match="got 0 labelled pairs to train on, need at least 8; label some of the pairs"):
         load(path, stage="fit")
+    labelled = write_jsonl("b.jsonl", make_rows(30))
+    with pytest.raises(UserError, match="; raise data.max_length, for which 30 pairs of data.path are too long$"):
+        load(labelled, stage="fit", max_length=2)
+    raised = "need at least 8; raise data.seed_fraction{} or give more pairs with a label$"
+    with pytest.raises(UserError, match=raised.format("")):
+        load(labelled, stage="fit", seed_fraction=0.05)
+    with pytest.raises(UserError, match=raised.format(", lower data.val_fraction")):
+        load(labelled, stage="fit", seed_fraction=1.0, val_fraction=0.9)
 
 
 def test_use_before_setup_is_an_error_that_says_so(tiny_tokenizer):

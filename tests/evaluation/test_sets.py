@@ -71,6 +71,21 @@ def test_pairs_of_one_prompt_count_as_little_as_one():
     assert copied == pytest.approx(alone)
 
 
+@pytest.mark.parametrize("value", [0.0, 1.0])
+def test_where_all_pairs_are_right_or_all_wrong_the_interval_is_not_a_point(value):
+    """Every resample has the same mean there. Of 5 right prompts of 5 Wilson's lower end is 5 / (5 + 1.96 ** 2)."""
+    target = torch.ones(8)
+    margin = torch.full((8,), 2 * value - 1)
+    scores = PairScores(torch.arange(8), margin, torch.zeros(8), torch.arange(8), torch.zeros(8, dtype=torch.long))
+    prompt = np.array([0, 0, 1, 1, 2, 2, 3, 4])
+    found = set_figures(Scored("", scores, target, prompt, []), 1.0)
+    bound = 1.96**2 / (5 + 1.96**2)
+    expected = (1 - bound, 1) if value else (0, bound)
+    assert (found["accuracy_low"], found["accuracy_high"]) == pytest.approx(expected, abs=1e-4)
+    of_two = found["by_length"]["much shorter"]
+    assert of_two["high"] - of_two["low"] == pytest.approx(1.96**2 / (1 + 1.96**2), abs=1e-4)  # pairs of one prompt
+
+
 def test_no_pair_has_no_interval():
     assert np.isnan(prompt_interval(torch.empty(0), np.empty(0))).all()
 

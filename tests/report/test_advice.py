@@ -57,13 +57,18 @@ def test_small_seeds_and_those_without_a_forecast_say_so():
     ],
 )
 def test_what_was_gained_over_a_baseline_is_said_where_folds_tell(key, what, baseline, instead):
-    usual = {"labels": [], "is_solved": False, "next_round": None, key: 0.63}
-    [_, gained] = advice_sentences(advice(**usual, delivered_accuracy=0.671))
-    figures = f"out of fold on the seed, {baseline} has 0.630, the delivered model 0.671."
-    assert gained == f"Did {what} pay off? Apparently so: {figures}"
-    for delivered in (float(np.float32(0.63)), 0.63, 0.6):  # a run notes one of the two as float32
-        [_, lost] = advice_sentences(advice(**usual, delivered_accuracy=delivered))
-        assert lost.startswith(f"Did {what} pay off? No:") and instead in lost
+    usual = {"labels": [], "is_solved": False, "next_round": None, "seed_pairs": 400, key: 0.63}
+    [_, gained] = advice_sentences(advice(**usual, delivered_accuracy=0.71))  # 2 standard errors are 0.066
+    figures = f"out of fold on the 400 labels of the seed, {baseline} has 0.630, the delivered model 0.710"
+    assert gained == f"Did {what} pay off? Apparently so: {figures}."
+    for delivered in (0.69, float(np.float32(0.63)), 0.63, 0.57):
+        [_, unknown] = advice_sentences(advice(**usual, delivered_accuracy=delivered))
+        assert unknown.startswith(f"Did {what} pay off? Not shown:")
+        assert f"{delivered:.3f}, which may be chance. " in unknown and instead in unknown
+    [_, lost] = advice_sentences(advice(**usual, delivered_accuracy=0.55))
+    assert lost.startswith(f"Did {what} pay off? No:") and "chance" not in lost and instead in lost
+    [_, rough] = advice_sentences(advice(**{**usual, "seed_pairs": 14}, delivered_accuracy=0.71))
+    assert "Not shown" in rough
     assert len(advice_sentences(advice(**usual, delivered_accuracy=None))) == 1
 
 

@@ -45,6 +45,15 @@ def test_the_interval_of_the_paired_difference_decides_whether_it_helped(interva
     )
 
 
+def test_models_that_are_equally_right_have_no_interval():
+    """All resamples are 0 there: an interval from 0 to 0 would say that the difference is known."""
+    said, *_ = answers(rows((0.7, 0.79), (0.72, 0.79, "*")), {1: against(0.0, 0.0, 0.0)})
+    assert said == (
+        "Did self-evolution help? Not shown. Round 1 is delivered; it and the seed model have as many test pairs of "
+        "each prompt right, 0.790 of all."
+    )
+
+
 def test_a_seed_model_is_delivered_because_evolution_lost():
     measured = {2: against(-0.03, -0.06, 0.0)}
     said, *_ = answers(rows((0.7, 0.8, "*"), (0.6, 0.75), (0.66, 0.77)), measured)
@@ -55,7 +64,10 @@ def test_a_seed_model_is_delivered_because_evolution_lost():
     )
     assert "evolution gained nothing out of fold" in answers(rows((0.7, 0.8, "*"), (0.7, 0.8)), {})[0]
     assert "guards took the later rounds back, so" in answers(rows((0.7, 0.8, "*"), (0.8, 0.8)), {})[0]
-    assert "Only round 0 has been trained" in answers(rows((0.7, 0.8, "*")), {})[0]
+    alone = rows((0.7, 0.8, "*"))
+    none = "Did self-evolution help? There was none: only round 0, the seed model, has been trained"
+    assert answers([{**alone[0], "kept": 3}], {})[0] == f"{none}."
+    assert answers([{**alone[0], "kept": 0}], {})[0] == f"{none}; it has kept no pseudo-label."
     other = answers(rows((0.7, 0.8, "*"), (0.8, 0.8)), {}, same_seed=False)[0]
     assert "no later round is better out of fold, on the seed pairs that all rounds have scored" in other
 
@@ -81,12 +93,18 @@ def test_good_enough_is_clearly_better_than_both_baselines():
     assert "Not shown: it does not clearly beat “take the longer response”, and may have learned no more" in doubt
     assert "bag of words”" not in doubt
     assert more == "Next: more human labels (the command query), or a larger model (model.backbone.path)."
+    lines = [{**line, "scored": 0} for line in rows((0.7, 0.78), (0.7, 0.8, "*"))]
+    assert answers(lines, measured)[2] == "Next: more human labels, or a larger model (model.backbone.path)."
 
 
 def test_a_model_below_one_half_is_said_to_be_worse_than_a_coin_and_its_labels_to_be_looked_at():
     _, coin, check = answers(rows((0.4, 0.4), (0.4, 0.322, "*")), {1: against(0, -0.1, 0.1)})
     assert "No, it is worse than a coin: its accuracy on the test pairs is 0.322." in coin
     assert "the right way round" in check
+    measured = {1: {**against(0, -0.1, 0.1, **BEATEN), "accuracy_high": 0.53}}
+    _, coin, more = answers(rows((0.4, 0.4), (0.4, 0.478, "*")), measured)
+    assert "No, it is no better than a coin: its accuracy on the test pairs is 0.478." in coin
+    assert more.startswith("Next: more human labels")
 
 
 def test_where_both_baselines_are_beaten_what_is_next_is_left_to_the_advice():
@@ -132,6 +150,8 @@ def test_flags_of_the_same_policy_are_those_that_are_not_usual():
         *("--model.backbone.lora.target_modules", '["q_proj", "v_proj"]'),
         *("--data.path", '["one file.jsonl", "two.jsonl"]'),
     ]
+    spaced = next_steps("prog", shlex.quote("my runs/x"), ["export"])
+    assert shlex.split(spaced[1], comments=True) == ["prog", "export", "my runs/x"]
     long = next_steps("prog", "runs/x", ["fit", "predict"], "sft", flags)
     assert long[1].strip().startswith("# ") and long[2].startswith(
         "  prog fit --config ppo.yaml --model.backbone.train"

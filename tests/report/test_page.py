@@ -332,7 +332,7 @@ def test_a_round_that_keeps_nothing_and_figures_that_are_not_defined():
     page = page_of(write_run("run", rows, notes(**empty), [[0, 0, 0, 0]]))
     assert page.tables["Rounds"][1] == ["0", "4", "0", "0", *["–"] * 7]
     assert "nan" not in page.text.replace("tenant", "")
-    assert "Only round 0 has been trained" in page.text and "there are no test pairs" in page.text
+    assert "only round 0, the seed model, has been trained" in page.text and "there are no test pairs" in page.text
 
 
 @pytest.mark.usefixtures("real_pictures")

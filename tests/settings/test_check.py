@@ -8,8 +8,8 @@ import pytest
 import yaml
 
 from ser_lightning.cli.arguments import split_arguments
-from ser_lightning.settings.check import unknown_keys
-from ser_lightning.settings.keys import index
+from ser_lightning.settings.check import ELSEWHERE, hint_for, unknown_keys
+from ser_lightning.settings.keys import index, tree_of
 from tests.helpers import often, problems_of
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "config_keys.py"
@@ -56,6 +56,18 @@ def test_lines_are_those_of_the_parsers_diagnosis(name, tmp_path, capsys, monkey
     monkeypatch.setattr("ser_lightning.__main__.unknown_keys", lambda *_: [])
     assert found == problems_of(capsys, *argv)
     assert all(": unknown key, got " in line for line in found)
+
+
+def test_names_of_other_trainers_lead_to_keys_that_there_are():
+    classes = [("RewardModule", "PreferenceDataModule"), ("SFTModule", "ResponseDataModule")]
+    classes.append(("PPOModule", "PromptDataModule"))
+    trees = [tree_of({"model": model, "data": data}) for model, data in classes]
+    for name, keys in ELSEWHERE.items():
+        found = {hint_for(["model", name], tree) for tree in trees}
+        assert {f"; did you mean {key}?" for key in keys} <= found, name
+    assert hint_for(["trainer", "gpus"], trees[0]) == "; did you mean trainer.devices?"
+    assert hint_for(["output_dir"], trees[0]) == "; did you mean run_dir?"
+    assert hint_for(["model", "backbone", "lora", "rank"], trees[0]) == "; did you mean model.backbone.lora.r?"
 
 
 DOUBTS = {

@@ -19,6 +19,16 @@ def test_writing_atomically_leaves_the_old_file_when_it_fails(tmp_path):
     assert list(tmp_path.iterdir()) == [file]
 
 
+def test_an_error_names_the_file_that_was_asked_for(tmp_path, monkeypatch):
+    def refuse(source, target):
+        raise PermissionError(13, "Permission denied", str(source), None, str(target))
+
+    monkeypatch.setattr("os.replace", refuse)
+    with pytest.raises(PermissionError) as error:
+        write_atomically(tmp_path / "x", lambda file: file.write(b"text"))
+    assert error.value.filename == str(tmp_path / "x")
+
+
 def test_what_a_pattern_matches_is_not_written_over(tmp_path):
     """Hidden names and what lies deeper count as `glob` counts them; a file that has such a name counts as itself."""
     for name in ("one.jsonl", "two.jsonl", "in/three.jsonl", "odd*.csv", "oddity.csv"):
