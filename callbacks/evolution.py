@@ -113,7 +113,7 @@ class EvolutionCallback(Callback):
     ) -> None:
         """Count the tokens that were trained on."""
         for micro in () if trainer.datamodule.has_features else batch:  # a row that only fills up a rank weighs nothing
-            self._rank_tokens += int((micro.inputs.num_tokens.unflatten(0, (2, -1)) * (micro.weight > 0)).sum())
+            self._rank_tokens += int((pl_module.num_tokens(micro).unflatten(0, (2, -1)) * (micro.weight > 0)).sum())
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """At the end of a phase: score; at the end of a round: label, select, accept."""

@@ -214,10 +214,12 @@ def cost(run, number):
     return json.loads(Path(run, "rounds", str(number), "cost.json").read_text())
 
 
-def test_the_cost_of_a_round_is_counted_where_it_arises(tiny_model_dir, pairs_file):
+@pytest.mark.parametrize("reading", ["last", "judge"])
+def test_the_cost_of_a_round_is_counted_where_it_arises(tiny_model_dir, pairs_file, reading):
     """Oracle: tokens of the pairs that each epoch trained on, and of the splits as often as they are scored."""
-    log = Recorder()
-    _, callback = fit(tiny_model_dir, pairs_file, "run", log, seed_epochs=2)
+    log, callback = Recorder(), evolution(seed_epochs=2)
+    seed_everything(0, verbose=False)
+    trainer("run", callback, log).fit(module(tiny_model_dir, reading=reading), data(pairs_file))
     pairs = data(pairs_file)
     pairs.tokenizer = module(tiny_model_dir).tokenizer
     pairs.prepare_data()
