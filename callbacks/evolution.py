@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
 from ser_lightning.callbacks.continuation import go_on_with_arrivals
@@ -141,7 +141,13 @@ class EvolutionCallback(Callback):
         self.begin_phase(trainer, pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Say how it went."""
+        """Say how it went, or that something else than evolution has ended the training."""
+        if not self.state.finished and not trainer.fast_dev_run:
+            rank_zero_warn(
+                f"evolution: ended in round {self.state.round}, before it was finished, by trainer.max_epochs, "
+                f"max_steps or max_time, or by a callback; go on with --run_dir {trainer.default_root_dir} --ckpt_path "
+                "last and a higher limit (trainer.max_epochs=-1 is none)"
+            )
         if self.state.finished and trainer.is_global_zero:
             rows, counts = self.state.rows, [len(scores) for scores in self.state.seed_scores]
             sentences = outcome_sentences(trainer.datamodule, Path(trainer.default_root_dir), rows, counts)

@@ -147,7 +147,7 @@ class PaperRule(ThresholdRule):
     def select(self, scores: PairScores, context: SelectionContext) -> SelectionResult:
         """Status 1, else status 2, else converged."""
         scores = self.anchored(scores, context)
-        past = context.history[-1].status if context.history else TELLS_GOOD_FROM_BAD
+        past = max((selection.status for selection in context.history), default=TELLS_GOOD_FROM_BAD)
         needed = max(1.0, self.min_new_share * len(scores))
         found = {}
         for status in (TELLS_GOOD_FROM_BAD, AMPLIFIES_DIFFERENCE):
@@ -228,7 +228,7 @@ class CalibratedRule:
         else:
             message = (
                 f"{int(keep.sum())} of {len(scores)} pairs reach the target {target:.3f} "
-                f"({'set by the rule' if self.target is None else 'given'}); temperature {temperature:.2f}"
+                f"({'set by the rule' if self.target is None else 'given'}); temperature {temperature:.3g}"
             )
         converged = not keep.any() or changed_share(scores.pair_id, result, context.history) < self.min_change_share
         return SelectionResult(prob_a, keep, result.status, converged, message)

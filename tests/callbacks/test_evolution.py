@@ -364,6 +364,18 @@ def test_a_finished_run_does_not_start_again(tiny_model_dir, pairs_file, recorde
         trainer("run", evolution()).fit(module(tiny_model_dir), data(pairs_file), ckpt_path="run/checkpoints/last.ckpt")
 
 
+def test_a_limit_of_the_trainer_that_ends_evolution_is_said_and_can_be_lifted(tiny_model_dir, pairs_file, unbroken_run):
+    """Two epochs are the first fold and the second one of round 0."""
+    settings = {"rule": CalibratedRule(min_change_share=0.0), **CRASHED}
+    seed_everything(0, verbose=False)
+    with pytest.warns(UserWarning, match=r"evolution: ended in round 0, before it was finished, by trainer.max_epochs"):
+        trainer("run", evolution(**settings), max_epochs=2).fit(module(tiny_model_dir), data(pairs_file))
+    seed_everything(0, verbose=False)
+    resumed = module(tiny_model_dir)
+    trainer("run", evolution(**settings)).fit(resumed, data(pairs_file), ckpt_path="run/checkpoints/last.ckpt")
+    assert equal(weights(resumed), unbroken_run[1])
+
+
 def test_settings_that_would_fail_silently_are_refused(tiny_model_dir, pairs_file):
     with pytest.raises(UserError, match="reload_dataloaders_every_n_epochs: got 0"):
         trainer("run", evolution(), reload_dataloaders_every_n_epochs=0).fit(module(tiny_model_dir), data(pairs_file))

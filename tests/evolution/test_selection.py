@@ -68,6 +68,8 @@ def test_paper_rule_moves_on_to_status_2_and_then_has_converged():
     assert third.converged and not third.keep.any()
     assert "0 under learning status 2 (a clear difference)" in third.message
     assert "under learning status 1" not in third.message
+    past.append(Selection.empty(round=2))  # of status 0, as a chain of a fold or a run that goes on has it
+    assert PaperRule().select(scores(POOL[:2]), context(history=[selection([5], [1], status=2), *past[2:]])).converged
 
 
 def test_released_rule_is_an_or():
