@@ -202,9 +202,7 @@ class CalibratedRule:
         problems = []
         if target is not None and not 0.5 <= target < 1:
             problems.append(f"rule.target: got {target}; need a number in [0.5, 1) or null")
-        if not 0 <= min_change_share < 1:
-            problems.append(f"rule.min_change_share: got {min_change_share}; need a number in [0, 1)")
-        raise_problems(problems)
+        raise_problems([*problems, *_change_problems(min_change_share)])
         self.target, self.min_change_share = target, min_change_share
 
     def select(self, scores: PairScores, context: SelectionContext) -> SelectionResult:
@@ -245,8 +243,8 @@ class TopShareRule:
     needs_folds = False
 
     def __init__(self, share: float = 0.5, min_change_share: float = 0.05) -> None:
-        if not 0 < share <= 1:
-            raise UserError(f"rule.share: got {share}; need a number in (0, 1]")
+        problems = [] if 0 < share <= 1 else [f"rule.share: got {share}; need a number in (0, 1]"]
+        raise_problems([*problems, *_change_problems(min_change_share)])
         self.share, self.min_change_share = share, min_change_share
 
     def select(self, scores: PairScores, context: SelectionContext) -> SelectionResult:
@@ -294,6 +292,12 @@ def changed_share(pair_id: Tensor, result: SelectionResult, history: list[Select
     kept = zip(pair_id[result.keep].tolist(), result.label[result.keep].tolist(), strict=True)
     changed = [before.get(i) != label for i, label in kept]
     return sum(changed) / len(changed)
+
+
+def _change_problems(min_change_share: float) -> list[str]:
+    if 0 <= min_change_share < 1:
+        return []
+    return [f"rule.min_change_share: got {min_change_share}; need a number in [0, 1)"]
 
 
 def _range_of_p(scores: PairScores) -> str:

@@ -76,7 +76,10 @@ class RewardModule(LightningModule):
         pairwise_judge: bool = False,
     ) -> None:
         super().__init__()
-        raise_problems([*backbone.training_problems(), *training_problems(warmup_share, max_grad_norm)])
+        problems = [*backbone.training_problems(), *training_problems(lr_decay, warmup_share, max_grad_norm)]
+        if not center_rewards_coefficient >= 0:
+            problems.append(f"model.center_rewards_coefficient: got {center_rewards_coefficient}; need 0 or more")
+        raise_problems(problems)
         # A step is cut into as many micro-batches as its tokens need, which automatic optimisation cannot do.
         self.automatic_optimization = False
         # A checkpoint holds what was trained; load_state_dict checks that all of it is there.

@@ -382,8 +382,8 @@ def test_settings_that_would_fail_silently_are_refused(tiny_model_dir, pairs_fil
     with pytest.raises(UserError, match="pool of no pairs"):
         trainer("run", evolution()).fit(module(tiny_model_dir), data(pairs_file, seed_fraction=1.0))
     with pytest.raises(UserError) as error:
-        evolution(CalibratedRule(), folds=0, seed_epochs=0)
-    assert len(error.value.problems) == 2
+        evolution(CalibratedRule(), folds=0, seed_epochs=0, restart="optimizer")
+    assert len(error.value.problems) == 3
 
 
 def test_without_folds_the_last_round_is_delivered(tiny_model_dir, pairs_file):

@@ -117,6 +117,12 @@ def test_thresholds_out_of_range_are_refused_together(rule):
     assert len(error.value.problems) == 2
 
 
+def test_shares_out_of_range_are_refused_together():
+    with pytest.raises(UserError, match="rule.share: got 0") as error:
+        TopShareRule(0, min_change_share=1.5)
+    assert error.value.problems[1:] == ["rule.min_change_share: got 1.5; need a number in [0, 1)"]
+
+
 def test_most_informative_target_against_a_naive_search():
     g = torch.Generator().manual_seed(3)
     confidence = 0.5 + torch.rand(200, generator=g) / 2
