@@ -398,5 +398,6 @@ class RewardModule(LightningModule):
         if not self.metrics.update_called:  # named sets only
             return
         figures = self.metrics.compute(self.temperature)
-        self.log_dict({f"{prefix}/{name}": value for name, value in figures.items()}, rank_zero_only=False)
+        # They are of all ranks already; Lightning would warn that they are not.
+        self.log_dict({f"{prefix}/{name}": value for name, value in figures.items()}, sync_dist=True)
         self.metrics.reset()

@@ -80,7 +80,7 @@ class SFTModule(PolicyModule):
         total, num_tokens = sum_over_ranks(self._val_sums).tolist()
         self._val_sums.zero_()
         if num_tokens:
-            self.log("val/loss", -total / num_tokens, prog_bar=True, rank_zero_only=False)
+            self.log("val/loss", -total / num_tokens, prog_bar=True, sync_dist=True)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """The injected optimiser over everything that is trained."""
