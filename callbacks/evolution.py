@@ -323,7 +323,7 @@ class EvolutionCallback(Callback):
         """Each fold has a chain of its own: its next model learns from labels of a model that never saw the fold.
 
         With the main model's labels the fold would come back in through the pool, and the seed would be scored by
-        models that know it. All that the chains share is the scale and the target that the rule fits.
+        models that know it. All that the chains share is what is chosen on the whole seed, such as the scale.
         """
         for fold, pool in enumerate(self.state.fold_pool_scores):
             past = self.state.fold_history.setdefault(fold, [])
