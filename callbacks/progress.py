@@ -137,14 +137,10 @@ class StatusLine:
 
     def _work(self, trainer: Trainer) -> tuple[float, float]:
         """Work done so far, and all of it if no round converges before the last and each keeps the whole pool."""
-        if self._evolution is None:
+        evolution, data = self._evolution, trainer.datamodule
+        if evolution is None:
             return 0.0, 0.0
-        evolution, settings, state, data = (
-            self._evolution,
-            self._evolution.settings,
-            self._evolution.state,
-            trainer.datamodule,
-        )
+        settings, state = evolution.settings, evolution.state
         pairs = {split: len(data.pair_ids(split)) for split in ("seed", "pool", "test")}
         kept = {0: 0, **{row.round + 1: row.kept for row in state.rows}, state.round: len(data.accepted)}
         done = total = 0.0

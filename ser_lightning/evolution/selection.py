@@ -229,7 +229,7 @@ class CalibratedRule:
                 f"({'set by the rule' if self.target is None else 'given'}); temperature {temperature:.3g}"
             )
         converged = not keep.any() or changed_share(scores.pair_id, result, context.history) < self.min_change_share
-        return SelectionResult(prob_a, keep, result.status, converged, message)
+        return replace(result, converged=converged, message=message)
 
 
 class TopShareRule:
@@ -252,10 +252,10 @@ class TopShareRule:
         num_kept = round(self.share * len(scores))
         keep = torch.zeros(len(scores), dtype=torch.bool)
         keep[scores.margin.abs().argsort(descending=True, stable=True)[:num_kept]] = True
-        result = SelectionResult(prob_a_wins(scores.margin, 1.0), keep, AMPLIFIES_DIFFERENCE, False, "")
-        converged = changed_share(scores.pair_id, result, context.history) < self.min_change_share
         message = f"{num_kept} of {len(scores)} pairs kept: the surest {self.share:.0%}"
-        return SelectionResult(result.prob_a, keep, AMPLIFIES_DIFFERENCE, converged, message)
+        result = SelectionResult(prob_a_wins(scores.margin, 1.0), keep, AMPLIFIES_DIFFERENCE, False, message)
+        changed = changed_share(scores.pair_id, result, context.history)
+        return replace(result, converged=changed < self.min_change_share)
 
 
 def most_informative_target(confidence: Tensor) -> float:
@@ -266,10 +266,10 @@ def most_informative_target(confidence: Tensor) -> float:
     """
     if len(confidence) == 0:
         return 0.5
-    ordered = confidence.double().sort(descending=True).values
+    ordered = confidence.sort(descending=True).values
     count = torch.arange(1, len(ordered) + 1, dtype=torch.float64)
-    information = count * (2 * ordered.cumsum(0) / count - 1).square()
-    return float(confidence.sort(descending=True).values[int(information.argmax())])
+    information = count * (2 * ordered.double().cumsum(0) / count - 1).square()
+    return float(ordered[information.argmax()])
 
 
 def status_of(scores: PairScores, zero: float, temperature: float, keep: Tensor) -> int:
