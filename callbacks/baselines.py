@@ -90,7 +90,10 @@ class BaselineCallback(Callback):
     def _log(self, trainer: Trainer, pl_module: LightningModule, split: Literal["val", "test"]) -> None:
         data = trainer.datamodule
         if isinstance(data, PreferenceDataModule) and len(data.pair_ids("seed")) > 1 and len(data.pair_ids(split)):
-            pl_module.log(f"{split}/bag_of_words_accuracy", bag_of_words_accuracy(trainer.datamodule, split))
+            words = bag_of_words_accuracy(data, split)
+            pl_module.log(
+                f"{split}/bag_of_words_accuracy", words, sync_dist=True
+            )  # as Lightning wants it on every rank
 
 
 def frozen_accuracy_of(trainer: Trainer) -> float | None:

@@ -70,8 +70,8 @@ class EvaluationCallback(Callback):
             if words is not None:
                 figures[one.name]["bag_of_words_accuracy"] = _words_accuracy(words, one, scored)
             plain = {k: float(v) for k, v in figures[one.name].items() if isinstance(v, int | float)}
-            # The scores of all ranks are in these figures already: nothing is left for Lightning to reduce.
-            pl_module.log_dict({f"{prefix}/{one.name}/{k}": v for k, v in plain.items()}, rank_zero_only=False)
+            # They are of all ranks already; Lightning would warn that they are not.
+            pl_module.log_dict({f"{prefix}/{one.name}/{k}": v for k, v in plain.items()}, sync_dist=True)
         self._found.clear()
         self._figures = figures
 

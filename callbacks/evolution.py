@@ -114,7 +114,7 @@ class EvolutionCallback(Callback):
     ) -> None:
         """Count the tokens that were trained on."""
         for micro in () if trainer.datamodule.has_features else batch:  # a row that only fills up a rank weighs nothing
-            self._rank_tokens += int((micro.inputs.num_tokens.unflatten(0, (2, -1)) * (micro.weight > 0)).sum())
+            self._rank_tokens += int((pl_module.num_tokens(micro).unflatten(0, (2, -1)) * (micro.weight > 0)).sum())
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """At the end of a phase: score; at the end of a round: label, select, accept."""
@@ -142,7 +142,13 @@ class EvolutionCallback(Callback):
         self.begin_phase(trainer, pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Say how it went."""
+        """Say how it went, or that something else than evolution has ended the training."""
+        if not self.state.finished and not trainer.fast_dev_run:
+            rank_zero_warn(
+                f"evolution: ended in round {self.state.round}, before it was finished, by trainer.max_epochs, "
+                f"max_steps or max_time, or by a callback; go on with --run_dir {trainer.default_root_dir} --ckpt_path "
+                "last and a higher limit (trainer.max_epochs=-1 is none)"
+            )
         if self.state.finished and trainer.is_global_zero:
             rows, counts = self.state.rows, [len(scores) for scores in self.state.seed_scores]
             sentences = outcome_sentences(trainer.datamodule, Path(trainer.default_root_dir), rows, counts)
@@ -327,7 +333,7 @@ class EvolutionCallback(Callback):
         """Each fold has a chain of its own: its next model learns from labels of a model that never saw the fold.
 
         With the main model's labels the fold would come back in through the pool, and the seed would be scored by
-        models that know it. All that the chains share is the scale and the target that the rule fits.
+        models that know it. All that the chains share is what is chosen on the whole seed, such as the scale.
         """
         for fold, pool in enumerate(self.state.fold_pool_scores):
             past = self.state.fold_history.setdefault(fold, [])

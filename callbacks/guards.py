@@ -109,8 +109,8 @@ def ask_guards(
         context: out-of-fold scores and labels of the seed.
         result: (N,) the rule's result.
     """
-    view = RoundView(
-        state.round, pool, state.fold_pool_scores, result, state.pool_label, context, state.seed_scores, credits
-    )
+    is_taught = state.round == 0 and trainer.datamodule.teacher
+    fold_pool = [] if is_taught else state.fold_pool_scores
+    view = RoundView(state.round, pool, fold_pool, result, state.pool_label, context, state.seed_scores, credits)
     levels: list[Any] = [c.inspect(trainer, view) for c in trainer.callbacks if isinstance(c, GuardCallback)]
     return max(levels, key=LEVELS.index, default="ignore")

@@ -96,7 +96,7 @@ class PredictionWriter(_Writer):
         split = getattr(trainer.datamodule, "predict_split", None)
         if split is None or trainer.limit_predict_batches != 1.0:
             return scores.pair_id.unique()
-        return trainer.datamodule.pair_ids(split).sort().values
+        return trainer.datamodule.pair_ids(split)
 
 
 def to_table(scores: PairScores, temperature: float) -> pa.Table:

@@ -95,8 +95,6 @@ def describe_phase(trainer: Trainer) -> str:
 
 SCORING = 1 / 3
 """Work of scoring a pair beside that of training on it: a forward pass without a backward one of twice its size."""
-KEPT_SHARE = 0.6
-"""Of the pool, in rounds that nothing is known of yet."""
 
 
 class ParameterLine(ModelSummary):
@@ -138,20 +136,16 @@ class StatusLine:
         return "".join(f"{part} | " for part in parts)
 
     def _work(self, trainer: Trainer) -> tuple[float, float]:
-        """Work done so far, and all of it if no round converges before the last."""
-        if self._evolution is None:
+        """Work done so far, and all of it if no round converges before the last and each keeps the whole pool."""
+        evolution, data = self._evolution, trainer.datamodule
+        if evolution is None:
             return 0.0, 0.0
-        evolution, settings, state, data = (
-            self._evolution,
-            self._evolution.settings,
-            self._evolution.state,
-            trainer.datamodule,
-        )
+        settings, state = evolution.settings, evolution.state
         pairs = {split: len(data.pair_ids(split)) for split in ("seed", "pool", "test")}
-        kept = {row.round + 1: row.kept for row in state.rows}
+        kept = {0: 0, **{row.round + 1: row.kept for row in state.rows}, state.round: len(data.accepted)}
         done = total = 0.0
         for number in range(state.first_round, evolution.last_round + 1):
-            selected = 0 if number == 0 else kept.get(number, round(KEPT_SHARE * pairs["pool"]))
+            selected = kept.get(number, pairs["pool"])
             of_phases = settings.epochs_of_phases(number, pairs["seed"], selected, data.pairs_per_step)
             phases = settings.phases(number == evolution.last_round, of_phases, pairs, selected)
             work = [trained + SCORING * scored for trained, scored in phases]

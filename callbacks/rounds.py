@@ -68,9 +68,11 @@ def forecast_figures(rows: list[RoundRow], seed_credit: list[Tensor], min_gain: 
         seed_credit: for each of them the (M,) credit of the same seed pairs, out of fold; M is 0 without folds.
         min_gain: accuracy that makes a round worth its compute.
     """
+    if len(rows) < 2:  # after the first round there is nothing but the prior, equal for every run
+        return {}
     net_label_changes = [row.net_label_change for row in rows[1:]]
     figures = {}
-    if len(rows) > 2:  # after the first round there is nothing but the prior, equal for every run
+    if len(rows) > 2:
         past = look_ahead(seed_credit[:-1], net_label_changes[:-1], min_gain)
         came = float(seed_credit[-1].mean()) if len(seed_credit[-1]) else math.nan
         figures = {
@@ -79,8 +81,6 @@ def forecast_figures(rows: list[RoundRow], seed_credit: list[Tensor], min_gain: 
             "forecast_high": past.high,
             "forecast_error": came - past.accuracy,
         }
-    if len(rows) < 2:
-        return {}
     ahead = look_ahead(seed_credit, net_label_changes, min_gain)
     return {**figures, "predicted_gain": ahead.gain, "predicted_last_round": float(rows[-1].round + ahead.rounds_left)}
 

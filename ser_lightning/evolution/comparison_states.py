@@ -15,7 +15,6 @@ import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
-from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from ser_lightning.data.layouts import pad_right
@@ -27,7 +26,7 @@ from ser_lightning.models.readings import Reading, read_states
 from ser_lightning.models.reward_model import RewardModel
 from ser_lightning.records import PreferencePair
 from ser_lightning.training.features import body_key, check_space, is_whole, read_file, write_features
-from ser_lightning.training.scoring import evaluating
+from ser_lightning.training.scoring import evaluating, with_bar
 from ser_lightning.utils.collectives import gather_over_ranks
 
 DEPTH = 5 / 6
@@ -118,10 +117,8 @@ def _computed(
     # Every rank takes as many: a gather waits for all of them, and pairs may come twice.
     turns = math.ceil(len(chunks) / trainer.world_size)
     mine = [chunks[(turn * trainer.world_size + trainer.global_rank) % len(chunks)] for turn in range(turns)]
-    shows = trainer.is_global_zero and getattr(trainer.progress_bar_callback, "is_enabled", False)
-    bar = tqdm(mine, desc="Comparing responses", leave=False, dynamic_ncols=True, disable=not shows)
     with evaluating(reward_model), trainer.precision_plugin.predict_step_context():
-        for chunk in bar:
+        for chunk in with_bar(trainer, mine, "Comparing responses"):
             pairs = store.read_texts(chunk)
             states = comparison_states(reward_model, tokenizer, pairs, (max_length, data.scoring_budget))
             yield from gather_over_ranks((torch.tensor([pair.pair_id for pair in pairs]), states))

@@ -42,7 +42,8 @@ class RoundView:
     pool: PairScores
     """(N,) the scores that the labels were made from."""
     fold_pool: list[PairScores]
-    """For each fold (N,) scores of the pool by the model that has not seen the fold; empty in the last round."""
+    """For each fold (N,) scores of the pool by the model that has not seen the fold; empty in the last round, and in
+    round 0 where a teacher's labels of the pool trained these models."""
     result: SelectionResult
     label_before: Tensor | None
     """(N,) int8 labels that the round before gave; None in round 0."""
@@ -84,10 +85,7 @@ class Finding:
 
 def chance(view: RoundView, threshold: float) -> tuple[float, float]:
     """Lower end of the 95 % interval of the accuracy out of fold, which must not be that of chance."""
-    credit = view.seed_credits[-1]
-    if len(credit) == 0:
-        return math.nan, threshold
-    return wilson_interval(float(credit.sum()), len(credit))[0], threshold
+    return _accuracy_interval(view.seed_rounds[-1], view.context.target)[0], threshold
 
 
 def decline(view: RoundView, threshold: float) -> tuple[float, float]:
@@ -167,11 +165,18 @@ def overconfidence(view: RoundView, threshold: float) -> tuple[float, float]:
     """Mean confidence stated for the pool's labels, less the upper end of the 95 % interval of accuracy out of fold.
 
     Confidence alone is no fault: on clear pairs a good model is confident. It is one if human labels do not support it.
+    The accuracy is that of the scores which labels are made of: those of both views where a pairwise judge has a part.
     """
-    credit, confidence = view.seed_credits[-1], view.result.confidence
-    if len(credit) == 0 or len(confidence) == 0:
+    confidence = view.result.confidence
+    if len(confidence) == 0:
         return math.nan, threshold
-    return float(confidence.double().mean()) - wilson_interval(float(credit.sum()), len(credit))[1], threshold
+    high = _accuracy_interval(view.context.scores, view.context.target)[1]
+    return float(confidence.double().mean()) - high, threshold
+
+
+def _accuracy_interval(scores: PairScores, target: Tensor) -> tuple[float, float]:
+    """95 % interval of the accuracy of scores; NaN without pairs."""
+    return wilson_interval(float(half_credit(scores.margin, target).sum()), len(scores))
 
 
 def _longer_wins(prob_a: Tensor, length_difference: Tensor, mask: Tensor) -> Tensor:

@@ -147,7 +147,7 @@ class PaperRule(ThresholdRule):
     def select(self, scores: PairScores, context: SelectionContext) -> SelectionResult:
         """Status 1, else status 2, else converged."""
         scores = self.anchored(scores, context)
-        past = context.history[-1].status if context.history else TELLS_GOOD_FROM_BAD
+        past = max((selection.status for selection in context.history), default=TELLS_GOOD_FROM_BAD)
         needed = max(1.0, self.min_new_share * len(scores))
         found = {}
         for status in (TELLS_GOOD_FROM_BAD, AMPLIFIES_DIFFERENCE):
@@ -202,9 +202,7 @@ class CalibratedRule:
         problems = []
         if target is not None and not 0.5 <= target < 1:
             problems.append(f"rule.target: got {target}; need a number in [0.5, 1) or null")
-        if not 0 <= min_change_share < 1:
-            problems.append(f"rule.min_change_share: got {min_change_share}; need a number in [0, 1)")
-        raise_problems(problems)
+        raise_problems([*problems, *_change_problems(min_change_share)])
         self.target, self.min_change_share = target, min_change_share
 
     def select(self, scores: PairScores, context: SelectionContext) -> SelectionResult:
@@ -228,10 +226,10 @@ class CalibratedRule:
         else:
             message = (
                 f"{int(keep.sum())} of {len(scores)} pairs reach the target {target:.3f} "
-                f"({'set by the rule' if self.target is None else 'given'}); temperature {temperature:.2f}"
+                f"({'set by the rule' if self.target is None else 'given'}); temperature {temperature:.3g}"
             )
         converged = not keep.any() or changed_share(scores.pair_id, result, context.history) < self.min_change_share
-        return SelectionResult(prob_a, keep, result.status, converged, message)
+        return replace(result, converged=converged, message=message)
 
 
 class TopShareRule:
@@ -245,8 +243,8 @@ class TopShareRule:
     needs_folds = False
 
     def __init__(self, share: float = 0.5, min_change_share: float = 0.05) -> None:
-        if not 0 < share <= 1:
-            raise UserError(f"rule.share: got {share}; need a number in (0, 1]")
+        problems = [] if 0 < share <= 1 else [f"rule.share: got {share}; need a number in (0, 1]"]
+        raise_problems([*problems, *_change_problems(min_change_share)])
         self.share, self.min_change_share = share, min_change_share
 
     def select(self, scores: PairScores, context: SelectionContext) -> SelectionResult:
@@ -254,10 +252,10 @@ class TopShareRule:
         num_kept = round(self.share * len(scores))
         keep = torch.zeros(len(scores), dtype=torch.bool)
         keep[scores.margin.abs().argsort(descending=True, stable=True)[:num_kept]] = True
-        result = SelectionResult(prob_a_wins(scores.margin, 1.0), keep, AMPLIFIES_DIFFERENCE, False, "")
-        converged = changed_share(scores.pair_id, result, context.history) < self.min_change_share
         message = f"{num_kept} of {len(scores)} pairs kept: the surest {self.share:.0%}"
-        return SelectionResult(result.prob_a, keep, AMPLIFIES_DIFFERENCE, converged, message)
+        result = SelectionResult(prob_a_wins(scores.margin, 1.0), keep, AMPLIFIES_DIFFERENCE, False, message)
+        changed = changed_share(scores.pair_id, result, context.history)
+        return replace(result, converged=changed < self.min_change_share)
 
 
 def most_informative_target(confidence: Tensor) -> float:
@@ -268,10 +266,10 @@ def most_informative_target(confidence: Tensor) -> float:
     """
     if len(confidence) == 0:
         return 0.5
-    ordered = confidence.double().sort(descending=True).values
+    ordered = confidence.sort(descending=True).values
     count = torch.arange(1, len(ordered) + 1, dtype=torch.float64)
-    information = count * (2 * ordered.cumsum(0) / count - 1).square()
-    return float(confidence.sort(descending=True).values[int(information.argmax())])
+    information = count * (2 * ordered.double().cumsum(0) / count - 1).square()
+    return float(ordered[information.argmax()])
 
 
 def status_of(scores: PairScores, zero: float, temperature: float, keep: Tensor) -> int:
@@ -294,6 +292,12 @@ def changed_share(pair_id: Tensor, result: SelectionResult, history: list[Select
     kept = zip(pair_id[result.keep].tolist(), result.label[result.keep].tolist(), strict=True)
     changed = [before.get(i) != label for i, label in kept]
     return sum(changed) / len(changed)
+
+
+def _change_problems(min_change_share: float) -> list[str]:
+    if 0 <= min_change_share < 1:
+        return []
+    return [f"rule.min_change_share: got {min_change_share}; need a number in [0, 1)"]
 
 
 def _range_of_p(scores: PairScores) -> str:

@@ -55,6 +55,8 @@ class EvolutionSettings:
             )
         if not 0 < self.min_gain < 1:
             found.append(f"evolution.min_gain: got {self.min_gain}; need a share in (0, 1)")
+        if self.restart not in ("nothing", "weights"):
+            found.append(f"evolution.restart: got {self.restart!r}; use nothing or weights")
         if self.stop_by not in ("rule", "forecast"):
             found.append(f"evolution.stop_by: got {self.stop_by!r}; use rule or forecast")
         raise_problems(found)

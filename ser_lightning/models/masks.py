@@ -10,7 +10,7 @@ import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any, Literal, cast
+from typing import Any, Literal, cast, get_args
 
 import torch
 from lightning.pytorch.utilities import rank_zero_info
@@ -60,8 +60,10 @@ def choose_layout(wanted: LayoutName, model: PreTrainedModel, device: torch.devi
         where: how errors call the setting.
 
     Raises:
-        UserError: prompts are to be shared where that would not be exact.
+        UserError: there is no such layout, or prompts are to be shared where that would not be exact.
     """
+    if wanted not in get_args(LayoutName):
+        raise UserError(f"{where}: got {wanted!r}; use {', '.join(get_args(LayoutName))}")
     if is_meta(device):
         return PADDED
     kind = torch.device(device).type

@@ -22,7 +22,7 @@ from ser_lightning.models.probe import Finding, start_findings
 from ser_lightning.models.readings import QUESTION
 from ser_lightning.models.reward_model import RewardModel, load_reward_model
 from ser_lightning.models.trainable import trainable_state, trained_part
-from ser_lightning.records import PairBatch, PairScores
+from ser_lightning.records import Features, PairBatch, PairScores
 from ser_lightning.runs.reward_run import MODULE_PREFIX
 from ser_lightning.training.linear_head import curvature_root, fit_linear_head, log_loss
 from ser_lightning.training.losses import bradley_terry, centring
@@ -76,7 +76,10 @@ class RewardModule(LightningModule):
         pairwise_judge: bool = False,
     ) -> None:
         super().__init__()
-        raise_problems([*backbone.training_problems(), *training_problems(warmup_share, max_grad_norm)])
+        problems = [*backbone.training_problems(), *training_problems(lr_decay, warmup_share, max_grad_norm)]
+        if not center_rewards_coefficient >= 0:
+            problems.append(f"model.center_rewards_coefficient: got {center_rewards_coefficient}; need 0 or more")
+        raise_problems(problems)
         # A step is cut into as many micro-batches as its tokens need, which automatic optimisation cannot do.
         self.automatic_optimization = False
         # A checkpoint holds what was trained; load_state_dict checks that all of it is there.
@@ -226,8 +229,12 @@ class RewardModule(LightningModule):
     def forward(self, batch: PairBatch) -> PairScores:
         """Rewards of both responses of every pair."""
         reward_a, reward_b = self.reward_model(batch.inputs).split(batch.num_pairs)
-        tokens_a, tokens_b = batch.inputs.num_tokens.split(batch.num_pairs)
-        return PairScores(batch.pair_id, reward_a, reward_b, tokens_a, tokens_b)
+        return PairScores(batch.pair_id, reward_a, reward_b, *self.num_tokens(batch).split(batch.num_pairs))
+
+    def num_tokens(self, batch: PairBatch) -> Tensor:
+        """(2B,) int64, tokens of prompt and response of each sequence; the question of `judge` is no part of them."""
+        appended = 0 if isinstance(batch.inputs, Features) else len(self.layout.question)
+        return batch.inputs.num_tokens - appended
 
     def set_scale(self, temperature: float, zero: float) -> None:
         """What a reward means, fitted on out-of-fold scores of the seed: P(a wins) = sigmoid(margin / temperature)."""
@@ -391,5 +398,6 @@ class RewardModule(LightningModule):
         if not self.metrics.update_called:  # named sets only
             return
         figures = self.metrics.compute(self.temperature)
-        self.log_dict({f"{prefix}/{name}": value for name, value in figures.items()}, rank_zero_only=False)
+        # They are of all ranks already; Lightning would warn that they are not.
+        self.log_dict({f"{prefix}/{name}": value for name, value in figures.items()}, sync_dist=True)
         self.metrics.reset()

@@ -40,7 +40,7 @@ class SFTModule(PolicyModule):
         max_grad_norm: float = 1.0,
     ) -> None:
         super().__init__(backbone)
-        raise_problems([*backbone.training_problems(), *training_problems(warmup_share, max_grad_norm)])
+        raise_problems([*backbone.training_problems(), *training_problems(lr_decay, warmup_share, max_grad_norm)])
         self.optimizer = optimizer
         self.lr_decay, self.warmup_share, self.max_grad_norm = lr_decay, warmup_share, max_grad_norm
         self._val_sums = torch.zeros(2, dtype=torch.float64)
@@ -80,7 +80,7 @@ class SFTModule(PolicyModule):
         total, num_tokens = sum_over_ranks(self._val_sums).tolist()
         self._val_sums.zero_()
         if num_tokens:
-            self.log("val/loss", -total / num_tokens, prog_bar=True, rank_zero_only=False)
+            self.log("val/loss", -total / num_tokens, prog_bar=True, sync_dist=True)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """The injected optimiser over everything that is trained."""

@@ -19,14 +19,13 @@ import transformers
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from ser_lightning.errors import UserError
 from ser_lightning.models.readings import Reading
 from ser_lightning.models.reward_model import RewardModel
 from ser_lightning.records import Features
 from ser_lightning.training.linear_head import difference_scale
-from ser_lightning.training.scoring import evaluating
+from ser_lightning.training.scoring import evaluating, with_bar
 from ser_lightning.training.strategies import strategy_kind
 from ser_lightning.utils.atomic import write_atomically
 from ser_lightning.utils.checksums import checksums_fit, record_checksums
@@ -292,14 +291,7 @@ def computed_states(
 ) -> Iterator[States]:
     """States of the store's rows, on the CPU, as the batches of all ranks give them; counts what they cost."""
     start = time.monotonic()
-    shows = trainer.is_global_zero and getattr(trainer.progress_bar_callback, "is_enabled", False)
-    bar = tqdm(
-        data.token_dataloader(rows),
-        desc=f"Computing features of {len(rows):,} pairs",
-        leave=False,
-        dynamic_ncols=True,
-        disable=not shows,
-    )
+    bar = with_bar(trainer, data.token_dataloader(rows), f"Computing features of {len(rows):,} pairs")
     with evaluating(reward_model), trainer.precision_plugin.predict_step_context():
         for batch in bar:
             batch = trainer.strategy.batch_to_device(batch)

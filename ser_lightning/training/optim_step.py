@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
+from typing import get_args
 
 import torch
 from lightning.pytorch import LightningModule
@@ -11,15 +12,18 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from ser_lightning.errors import UserError
+from ser_lightning.training.schedule import Decay
 from ser_lightning.utils.collectives import own_part, sum_over_ranks
 
 
-def training_problems(warmup_share: float, max_grad_norm: float) -> list[str]:
+def training_problems(lr_decay: Decay, warmup_share: float, max_grad_norm: float) -> list[str]:
     """Problems of the settings of a training, one line each."""
     found = []
+    if lr_decay not in get_args(Decay):
+        found.append(f"model.lr_decay: got {lr_decay!r}; use {' or '.join(get_args(Decay))}")
     if not 0 <= warmup_share < 1:
         found.append(f"model.warmup_share: got {warmup_share}; need a share in [0, 1)")
-    if max_grad_norm <= 0:
+    if not max_grad_norm > 0:
         found.append(f"model.max_grad_norm: got {max_grad_norm}; need a positive number")
     return found
 

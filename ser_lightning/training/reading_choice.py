@@ -13,7 +13,6 @@ import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
-from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from ser_lightning.errors import UserError, raise_problems
@@ -31,7 +30,7 @@ from ser_lightning.models.reward_model import RewardModel
 from ser_lightning.records import Features, PairBatch
 from ser_lightning.training.features import States, seed_states
 from ser_lightning.training.linear_head import accuracy_of, choose_penalty, difference_scale
-from ser_lightning.training.scoring import evaluating
+from ser_lightning.training.scoring import evaluating, with_bar
 from ser_lightning.training.strategies import ShardStrategy
 from ser_lightning.utils.collectives import gather_over_ranks
 
@@ -260,10 +259,7 @@ def seed_differences(trainer: Trainer, reward_model: RewardModel) -> tuple[Tenso
         trainer: with a `PreferenceDataModule`.
         reward_model: its readings are read.
     """
-    data: Any = getattr(trainer, "datamodule", None)
-    shows = trainer.is_global_zero and getattr(trainer.progress_bar_callback, "is_enabled", False)
-    loader = data.scoring_dataloader("seed")
-    batches = tqdm(loader, desc="Reading the seed", leave=False, disable=not shows)
+    batches = with_bar(trainer, seed_data(trainer).scoring_dataloader("seed"), "Reading the seed")
     with evaluating(reward_model), trainer.precision_plugin.predict_step_context():
         own = own_differences(reward_model, map(trainer.strategy.batch_to_device, batches))
     pair_id, differences, _, scale = joined_differences(gather_over_ranks(own), len(reward_model.readings))

@@ -3,9 +3,10 @@
 `trainer.predict` inside `fit` would overwrite the trainer's state, so this drives `predict_step` through the strategy.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import fields
+from typing import TypeVar
 
 import torch
 from lightning.pytorch import Trainer
@@ -16,6 +17,8 @@ from tqdm.auto import tqdm
 from ser_lightning.errors import UserError
 from ser_lightning.records import PairScores
 from ser_lightning.utils.collectives import gather_over_ranks
+
+T = TypeVar("T")
 
 
 def score_pairs(trainer: Trainer, loader: DataLoader, expected_ids: Tensor, description: str) -> PairScores:
@@ -35,10 +38,8 @@ def score_pairs(trainer: Trainer, loader: DataLoader, expected_ids: Tensor, desc
         UserError: if a reward is not finite.
     """
     found = ScoreBuffer(len(expected_ids))
-    shows = trainer.is_global_zero and getattr(trainer.progress_bar_callback, "is_enabled", False)
-    bar = tqdm(loader, desc=description, leave=False, dynamic_ncols=True, disable=not shows)
     with evaluating(trainer.lightning_module):
-        for batch_idx, batch in enumerate(bar):
+        for batch_idx, batch in enumerate(with_bar(trainer, loader, description)):
             batch = trainer.strategy.batch_to_device(batch)
             found.add(trainer.strategy.predict_step(batch, batch_idx))
     scores = complete_and_unique(gather_scores(found.scores()), expected_ids)
@@ -48,6 +49,12 @@ def score_pairs(trainer: Trainer, loader: DataLoader, expected_ids: Tensor, desc
             "model.optimizer.init_args.lr, or look for the cause with --config debug/anomaly.yaml"
         )
     return scores
+
+
+def with_bar(trainer: Trainer, items: Iterable[T], description: str) -> "tqdm[T]":
+    """The same items, under a bar on rank 0 where the trainer shows bars."""
+    shows = trainer.is_global_zero and getattr(trainer.progress_bar_callback, "is_enabled", False)
+    return tqdm(items, desc=description, leave=False, dynamic_ncols=True, disable=not shows)
 
 
 @contextmanager

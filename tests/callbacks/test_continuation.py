@@ -67,9 +67,10 @@ def more(tmp_path):
     return str(path)
 
 
-def go_on(model_dir, pairs_file, more, run, *extra, ckpt_path=LAST, **kwargs):
+def go_on(model_dir, pairs_file, more, run, *extra, ckpt_path=LAST, reading="last", **kwargs):
     seed_everything(0, verbose=False)
-    model, callback, datamodule = module(model_dir), evolution(**kwargs), data(pairs_file, new_data_path=more)
+    model, callback = module(model_dir, reading=reading), evolution(**kwargs)
+    datamodule = data(pairs_file, new_data_path=more)
     trainer(run, callback, *extra).fit(model, datamodule, ckpt_path=ckpt_path)
     return model, callback, datamodule
 
@@ -140,6 +141,16 @@ def test_the_delivered_model_labels_old_and_new_pairs_alike(tiny_model_dir, pair
     surest = sorted(margins, key=lambda i: -abs(margins[i]))[: round(len(margins) / 2)]
     trained = {i: target for i, target in watcher.epochs[-1][1].items() if i in margins}
     assert trained == {i: float(margins[i] > 0) for i in surest}
+
+
+def test_the_question_of_judge_makes_no_pair_longer_that_arrives(tiny_model_dir, pairs_file, more):
+    """Earlier pairs have their length from the data, those that arrive from a batch that the model has read."""
+    seed_everything(0, verbose=False)
+    trainer("old", evolution()).fit(module(tiny_model_dir, reading="judge"), data(pairs_file))
+    _, _, datamodule = go_on(tiny_model_dir, pairs_file, more, "new", reading="judge")
+    figures = json.loads(Path("new/rounds/2/drift.json").read_text())
+    mean = datamodule.num_tokens(datamodule.pair_ids("arrived_pool")).double().mean()
+    assert figures["new_tokens"] == pytest.approx(float(mean))
 
 
 def test_a_label_for_a_pair_that_the_model_had_labelled_is_no_evidence(tiny_model_dir, pairs_file, tmp_path, half):

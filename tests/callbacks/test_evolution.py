@@ -214,10 +214,12 @@ def cost(run, number):
     return json.loads(Path(run, "rounds", str(number), "cost.json").read_text())
 
 
-def test_the_cost_of_a_round_is_counted_where_it_arises(tiny_model_dir, pairs_file):
+@pytest.mark.parametrize("reading", ["last", "judge"])
+def test_the_cost_of_a_round_is_counted_where_it_arises(tiny_model_dir, pairs_file, reading):
     """Oracle: tokens of the pairs that each epoch trained on, and of the splits as often as they are scored."""
-    log = Recorder()
-    _, callback = fit(tiny_model_dir, pairs_file, "run", log, seed_epochs=2)
+    log, callback = Recorder(), evolution(seed_epochs=2)
+    seed_everything(0, verbose=False)
+    trainer("run", callback, log).fit(module(tiny_model_dir, reading=reading), data(pairs_file))
     pairs = data(pairs_file)
     pairs.tokenizer = module(tiny_model_dir).tokenizer
     pairs.prepare_data()
@@ -362,14 +364,26 @@ def test_a_finished_run_does_not_start_again(tiny_model_dir, pairs_file, recorde
         trainer("run", evolution()).fit(module(tiny_model_dir), data(pairs_file), ckpt_path="run/checkpoints/last.ckpt")
 
 
+def test_a_limit_of_the_trainer_that_ends_evolution_is_said_and_can_be_lifted(tiny_model_dir, pairs_file, unbroken_run):
+    """Two epochs are the first fold and the second one of round 0."""
+    settings = {"rule": CalibratedRule(min_change_share=0.0), **CRASHED}
+    seed_everything(0, verbose=False)
+    with pytest.warns(UserWarning, match=r"evolution: ended in round 0, before it was finished, by trainer.max_epochs"):
+        trainer("run", evolution(**settings), max_epochs=2).fit(module(tiny_model_dir), data(pairs_file))
+    seed_everything(0, verbose=False)
+    resumed = module(tiny_model_dir)
+    trainer("run", evolution(**settings)).fit(resumed, data(pairs_file), ckpt_path="run/checkpoints/last.ckpt")
+    assert equal(weights(resumed), unbroken_run[1])
+
+
 def test_settings_that_would_fail_silently_are_refused(tiny_model_dir, pairs_file):
     with pytest.raises(UserError, match="reload_dataloaders_every_n_epochs: got 0"):
         trainer("run", evolution(), reload_dataloaders_every_n_epochs=0).fit(module(tiny_model_dir), data(pairs_file))
     with pytest.raises(UserError, match="pool of no pairs"):
         trainer("run", evolution()).fit(module(tiny_model_dir), data(pairs_file, seed_fraction=1.0))
     with pytest.raises(UserError) as error:
-        evolution(CalibratedRule(), folds=0, seed_epochs=0)
-    assert len(error.value.problems) == 2
+        evolution(CalibratedRule(), folds=0, seed_epochs=0, restart="optimizer")
+    assert len(error.value.problems) == 3
 
 
 def test_without_folds_the_last_round_is_delivered(tiny_model_dir, pairs_file):

@@ -19,8 +19,8 @@ def clock(monkeypatch):
     return now
 
 
-def trainer_of(callback):
-    data = SimpleNamespace(pair_ids=lambda split: range(PAIRS[split]), pairs_per_step=8)
+def trainer_of(callback, accepted=0):
+    data = SimpleNamespace(pair_ids=lambda split: range(PAIRS[split]), pairs_per_step=8, accepted=range(accepted))
     return SimpleNamespace(callbacks=[callback], datamodule=data)
 
 
@@ -34,6 +34,17 @@ def test_time_left_is_of_the_work_left(clock):
     clock.seconds = 600.0
     left = 600 * (total - first_phase) / first_phase
     assert line.text(trainer_of(callback)) == f"at most {duration(left)} left | "
+
+
+def test_at_most_counts_what_is_accepted_and_later_the_whole_pool(clock):
+    """Round 0 has labels of a teacher; round 1 may keep all 90 pairs of the pool."""
+    callback = evolution(max_rounds=1, seed_epochs=2, epochs_per_round=3, folds=0)
+    trainer = trainer_of(callback, accepted=40)
+    line = StatusLine(trainer)
+    callback.state.epochs_done = 1
+    clock.seconds = 60.0
+    done, total = 30 + 40, 2 * (30 + 40) + 3 * (30 + 90) + 2 * SCORING * (90 + 9)
+    assert line.text(trainer) == f"at most {duration(60 * (total - done) / done)} left | "
 
 
 def test_accuracy_so_far_is_that_of_the_last_round(clock):

@@ -14,6 +14,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from ser_lightning import Scorer
 from ser_lightning.__main__ import main
+from ser_lightning.callbacks.guards import GuardCallback
 from ser_lightning.evolution.selection import TopShareRule
 from tests.helpers import data, equal, evolution, fit, module, plain_reward, problems_of, read_csv, trainer, weights
 
@@ -79,6 +80,19 @@ def test_a_student_trains_on_human_labels_and_on_those_that_its_teacher_keeps(ti
         assert targets == {i: label for i, label in human.items() if i not in out} | own
     assert not any(test & targets.keys() for _, targets in watcher.epochs)
     assert callback.state.finished and [row.round for row in callback.state.rows] == [0]
+
+
+@pytest.mark.usefixtures("teacher")
+def test_a_student_is_not_taken_for_a_model_that_has_never_seen_the_pool(tiny_model_dir, pairs_file, monkeypatch):
+    """The guard of shift compares how sure models are of seed and pool that were trained on neither."""
+    views = []
+    monkeypatch.setattr(GuardCallback, "inspect", lambda self, trainer, view: views.append(view) or "ignore")
+    for teacher in ("teacher", None):
+        seed_everything(0, verbose=False)
+        pairs = data(pairs_file, teacher=teacher)
+        trainer(f"run-{teacher}", evolution(TopShareRule(0.5)), GuardCallback()).fit(module(tiny_model_dir), pairs)
+    taught, plain = ([len(view.fold_pool) for view in views[i : i + 2]] for i in (0, 2))
+    assert taught == [0, 0] and plain == [2, 0]
 
 
 @pytest.mark.usefixtures("teacher")

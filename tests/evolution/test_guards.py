@@ -187,6 +187,20 @@ def test_a_rule_that_states_certainty_sets_off_overconfidence_alone():
     assert fired(stated(good, good.result.label.float() * 0.98 + 0.01)) == {"overconfidence"}
 
 
+def test_labels_of_both_views_are_held_against_the_accuracy_of_both():
+    """The reward model alone is at chance; with the judge's view it is right about nearly all."""
+    generator = torch.Generator().manual_seed(6)
+    (both, target), (pool, _) = (scores(generator, number, quality=20.0) for number in (NUM_SEED, NUM_POOL))
+    alone = with_margin(both, torch.randn(NUM_SEED, generator=generator))
+    judged = view(0, seed=alone, pool=pool)
+    judged = RoundView(**{**vars(judged), "context": SelectionContext(both, target)})
+    right = [int(half_credit(found.margin, target).sum()) for found in (alone, both)]
+    low, high = (binomtest(n, NUM_SEED).proportion_ci(method="wilson") for n in right)
+    assert value(judged, "overconfidence") == pytest.approx(float(judged.result.confidence.double().mean()) - high.high)
+    assert value(judged, "chance") == pytest.approx(low.low)
+    assert "overconfidence" not in fired(judged)
+
+
 def test_sure_labels_that_people_bear_out_are_no_overconfidence():
     generator = torch.Generator().manual_seed(5)
     (seed, target), (pool, _) = (scores(generator, number, quality=20.0) for number in (NUM_SEED, NUM_POOL))

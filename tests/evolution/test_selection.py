@@ -68,6 +68,8 @@ def test_paper_rule_moves_on_to_status_2_and_then_has_converged():
     assert third.converged and not third.keep.any()
     assert "0 under learning status 2 (a clear difference)" in third.message
     assert "under learning status 1" not in third.message
+    past.append(Selection.empty(round=2))  # of status 0, as a chain of a fold or a run that goes on has it
+    assert PaperRule().select(scores(POOL[:2]), context(history=[selection([5], [1], status=2), *past[2:]])).converged
 
 
 def test_released_rule_is_an_or():
@@ -113,6 +115,12 @@ def test_thresholds_out_of_range_are_refused_together(rule):
     with pytest.raises(UserError, match="tau_low") as error:
         rule(tau_low=0.6, tau_high=0.5, tau_delta=1.5)
     assert len(error.value.problems) == 2
+
+
+def test_shares_out_of_range_are_refused_together():
+    with pytest.raises(UserError, match="rule.share: got 0") as error:
+        TopShareRule(0, min_change_share=1.5)
+    assert error.value.problems[1:] == ["rule.min_change_share: got 1.5; need a number in [0, 1)"]
 
 
 def test_most_informative_target_against_a_naive_search():

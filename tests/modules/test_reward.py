@@ -116,8 +116,11 @@ def test_centring_brings_the_mean_reward_to_zero(tiny_model_dir, pairs_file):
 
 def test_bad_settings_are_named_together(tiny_model_dir):
     with pytest.raises(UserError) as error:
-        module(tiny_model_dir, warmup_share=1.0, max_grad_norm=0.0)
-    assert len(error.value.problems) == 2
+        module(tiny_model_dir, warmup_share=1.0, max_grad_norm=0.0, lr_decay="cosine", center_rewards_coefficient=-0.01)
+    names = ("lr_decay", "warmup_share", "max_grad_norm", "center_rewards_coefficient")
+    assert [problem.split(":")[0] for problem in error.value.problems] == [f"model.{name}" for name in names]
+    with pytest.raises(UserError, match="model.layout: got 'packed'; use auto, shared_prompt, padded"):
+        module(tiny_model_dir, layout="packed").configure_model()
 
 
 def test_a_checkpoint_holds_what_was_trained_and_nothing_else(tiny_model_dir, pairs_file):

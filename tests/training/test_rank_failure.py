@@ -58,6 +58,15 @@ def test_two_ranks_end_alike_when_nothing_is_kept(tiny_run, tiny_fit, on_two_ran
     assert one[0]["kept"] == two[0]["kept"] == [False] * len(one[0]["kept"])
 
 
+def test_two_ranks_measure_as_one_and_nothing_says_otherwise(tiny_fit, pairs_file, on_two_ranks):
+    words = ("test", f"--run_dir={tiny_fit()}", "--ckpt_path=last", f"--data.eval_sets={{more: {pairs_file}}}")
+    said, figures = [on_two_ranks(*words, *DDP)], [Path("run/evaluation-test.json").read_text()]
+    assert main([*words]) == 0
+    figures.append(Path("run/evaluation-test.json").read_text())
+    one, two = ({k: v for k, v in json.loads(text)["more"].items() if isinstance(v, float)} for text in figures)
+    assert one == pytest.approx(two, abs=1e-5) and "It is recommended" not in said[0]
+
+
 BREAK = """
 import os, signal, sys
 from ser_lightning.callbacks.evolution import EvolutionCallback
