@@ -13,7 +13,6 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ser_lightning.cli.score import load_scorer
-from ser_lightning.data.scoring_rows import CandidateRow, column_problems, open_source, read_candidates
 from ser_lightning.errors import UserError, raise_problems
 from ser_lightning.evaluation.reward_bench import (
     TIE_WEIGHTS,
@@ -28,6 +27,7 @@ from ser_lightning.evaluation.reward_bench import (
     weight_problems,
 )
 from ser_lightning.inference.scorer import Scorer
+from ser_lightning.inference.scoring_rows import CandidateRow, column_problems, open_source, read_candidates
 from ser_lightning.utils.atomic import output_problems, write_text_atomically
 from ser_lightning.utils.terminal import new_table, say
 

@@ -14,7 +14,6 @@ from jsonargparse import Namespace
 from torch import Tensor
 
 from ser_lightning.data.labels import check_labels
-from ser_lightning.data.scoring_rows import FileRow, column_problems
 from ser_lightning.errors import UserError, problems_of, raise_problems
 from ser_lightning.evaluation.calibration import prob_a_wins
 from ser_lightning.evaluation.metrics import half_credit
@@ -32,6 +31,7 @@ from ser_lightning.inference.compared_pairs import (
     read_pairs,
     targets,
 )
+from ser_lightning.inference.scoring_rows import FileRow, column_problems
 from ser_lightning.inference.sequential_comparison import decide
 from ser_lightning.inference.sides import Side, open_side, predicting_side, score_all
 from ser_lightning.records import PairScores

@@ -23,7 +23,12 @@ from tqdm.auto import tqdm
 from ser_lightning.data.encode import EncodedPair
 from ser_lightning.data.formats import prompt_hash
 from ser_lightning.data.labels import TIE, check_labels
-from ser_lightning.data.scoring_rows import (
+from ser_lightning.errors import UserError, raise_problems
+from ser_lightning.evaluation.calibration import prob_a_wins
+from ser_lightning.evaluation.metrics import accuracy_interval, half_credit
+from ser_lightning.inference.compared_pairs import leaks
+from ser_lightning.inference.scorer import Scorer
+from ser_lightning.inference.scoring_rows import (
     REASONS,
     FileRow,
     Kind,
@@ -33,11 +38,6 @@ from ser_lightning.data.scoring_rows import (
     read_rows,
     survey,
 )
-from ser_lightning.errors import UserError, raise_problems
-from ser_lightning.evaluation.calibration import prob_a_wins
-from ser_lightning.evaluation.metrics import accuracy_interval, half_credit
-from ser_lightning.inference.compared_pairs import leaks
-from ser_lightning.inference.scorer import Scorer
 from ser_lightning.utils.atomic import output_problems, write_atomically
 from ser_lightning.utils.terminal import new_table, say
 

@@ -13,9 +13,9 @@ from torch import Tensor
 from ser_lightning.data.columns import unread_columns
 from ser_lightning.data.formats import prompt_hash
 from ser_lightning.data.labels import TIE, shown_names
-from ser_lightning.data.scoring_rows import REASONS, VERDICTS, FileRow, RowCounts, open_source, read_rows, survey
 from ser_lightning.errors import UserError
 from ser_lightning.evaluation.prediction_powered import MIN_PROMPTS
+from ser_lightning.inference.scoring_rows import REASONS, VERDICTS, FileRow, RowCounts, open_source, read_rows, survey
 from ser_lightning.inference.sides import is_student
 from ser_lightning.records import Turn
 from ser_lightning.runs.files import is_run

@@ -6,11 +6,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ser_lightning.data.scoring_rows import FileRow
 from ser_lightning.errors import UserError
 from ser_lightning.evaluation.metrics import half_credit
 from ser_lightning.evaluation.paired_tests import first_decision
 from ser_lightning.inference.compared_pairs import NOTHING_SCORED, prompts_of, targets
+from ser_lightning.inference.scoring_rows import FileRow
 from ser_lightning.inference.sides import CHUNK, Side
 
 ALPHA = 0.05

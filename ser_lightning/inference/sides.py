@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ser_lightning.data.scoring_rows import FileRow
 from ser_lightning.errors import UserError
 from ser_lightning.inference.scorer import Scorer
+from ser_lightning.inference.scoring_rows import FileRow
 from ser_lightning.rl.reward_functions import ModelReward
 from ser_lightning.runs.config import setting
 from ser_lightning.runs.files import delivered_round, is_run, round_files

@@ -12,9 +12,9 @@ from pathlib import Path
 from jsonargparse import Namespace
 
 from ser_lightning.data.labels import check_labels
-from ser_lightning.data.scoring_rows import column_problems
 from ser_lightning.errors import UserError, raise_problems
 from ser_lightning.evolution.query import load_strategy
+from ser_lightning.inference.scoring_rows import column_problems
 from ser_lightning.labelling.agreement import print_agreement
 from ser_lightning.labelling.exchange import (
     LABEL_STUDIO_CONFIG,

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field, replace
 
 from ser_lightning.data.formats import DROPS, canonical
 from ser_lightning.data.labels import Labels, check_labels, count_votes, majority
-from ser_lightning.data.scoring_rows import RowCounts, column_problems, open_source, read_rows, survey
 from ser_lightning.errors import UserError, raise_problems
+from ser_lightning.inference.scoring_rows import RowCounts, column_problems, open_source, read_rows, survey
 from ser_lightning.records import PreferencePair
 
 

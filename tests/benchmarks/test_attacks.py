@@ -60,7 +60,7 @@ def test_a_silent_misreading_is_a_fault(scene, tmp_path, monkeypatch):
         return [type(source)(source.name, source.fingerprint, lambda: list(source.rows())[:-1])]
 
     monkeypatch.setattr(checks, "open_sources", short)
-    monkeypatch.setattr("ser_lightning.data.scoring_rows.open_sources", short)
+    monkeypatch.setattr("ser_lightning.inference.scoring_rows.open_sources", short)
     judged = CHECKS["data"](0, scene, tmp_path / "case")
     assert sum("silent" in fault for fault in judged.faults) == 2
 

@@ -13,8 +13,8 @@ from scipy import stats
 
 from ser_lightning.__main__ import main
 from ser_lightning.data.formats import canonical_pair
-from ser_lightning.data.scoring_rows import RowCounts, open_source, read_rows
 from ser_lightning.errors import UserError
+from ser_lightning.inference.scoring_rows import RowCounts, open_source, read_rows
 from ser_lightning.inference.sides import open_side, predicting_side
 from ser_lightning.runs.files import round_files
 from ser_lightning.runs.pair_tables import read_audit, read_test_scores

@@ -18,10 +18,10 @@ import ser_lightning
 import ser_lightning.cli.score as command
 from ser_lightning import Scorer
 from ser_lightning.__main__ import main
-from ser_lightning.data.scoring_rows import RowCounts, read_rows
 from ser_lightning.errors import UserError
 from ser_lightning.evaluation.metrics import accuracy_interval
 from ser_lightning.export.reward import export
+from ser_lightning.inference.scoring_rows import RowCounts, read_rows
 from tests.helpers import plain_reward, problems_of, read_csv, save_reward_model
 
 ZERO, TEMPERATURE, MAX_LENGTH = 0.01, 0.05, 60

@@ -8,8 +8,8 @@ import pytest
 from ser_lightning.data.columns import LIST_COLUMNS
 from ser_lightning.data.formats import parse_row, parse_rows
 from ser_lightning.data.labels import majority, read_scores
-from ser_lightning.data.scoring_rows import RowCounts, read_rows
 from ser_lightning.errors import UserError
+from ser_lightning.inference.scoring_rows import RowCounts, read_rows
 
 PAIR = {"prompt": "Tea?", "response_a": "one", "response_b": "two"}
 ORDERED = {"prompt": "Tea?", "chosen": "one", "rejected": "two"}

@@ -11,8 +11,8 @@ import yaml
 from ser_lightning.data.columns import check_mapping
 from ser_lightning.data.formats import DROPS, parse_row, parse_rows
 from ser_lightning.data.labels import check_labels
-from ser_lightning.data.scoring_rows import RowCounts, column_problems, open_source, read_rows
 from ser_lightning.errors import UserError
+from ser_lightning.inference.scoring_rows import RowCounts, column_problems, open_source, read_rows
 from ser_lightning.records import PreferencePair
 
 PAGE = Path(__file__).parents[2] / "docs" / "datasets.md"

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from ser_lightning.cli.score import _schema, _table_writer
-from ser_lightning.data.scoring_rows import RowCounts, open_source, read_rows
+from ser_lightning.inference.scoring_rows import RowCounts, open_source, read_rows
 from ser_lightning.inference.sides import FileSide
 
 NUM_ROWS = 60
