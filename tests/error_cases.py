@@ -266,7 +266,7 @@ CASES = [
     ),
     Case(
         "all pairs are in the test set as well",
-        "seed: got 0 labelled pairs to train on, need at least 8; give data.test_path other dialogues: 60 pairs of "
+        "seed: got 0 labelled pairs to train on, need at least 8; give data.test_path other dialogues: 80 pairs of "
         "data.path are left out as being of them",
         _copy_of_test,
     ),
