@@ -143,7 +143,8 @@ def check_identity(what: str, saved: Mapping[str, Any] | None, own: Identity) ->
     """Refuse weights that were trained on another base or through another template.
 
     Args:
-        saved: what was saved beside the weights; None from a version that saved nothing.
+        saved: what was saved beside the weights; None from a version that saved nothing. Its template is empty where
+            another one is wanted.
         own: of the model that is to take the weights.
 
     Raises:
@@ -160,7 +161,7 @@ def check_identity(what: str, saved: Mapping[str, Any] | None, own: Identity) ->
             f"{what}: was trained on another base model ({name} is not what it was); set backbone.path to the model "
             "that it was trained on"
         )
-    if saved and saved["template"] != own["template"]:
+    if saved and saved["template"] and saved["template"] != own["template"]:
         problems.append(
             f"{what}: was trained through another chat template (fingerprint {saved['template']}, this one has "
             f"{own['template']}); use the tokenizer and backbone.template of the training"

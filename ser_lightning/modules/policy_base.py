@@ -95,12 +95,14 @@ class PolicyModule(LightningModule):
         return start_findings(self.start.backbone, self.tokenizer, self.use, longest, learning_rate=rate)
 
     def configure_model(self) -> None:
-        """Load the models, once."""
+        """Load the models, once; `UserError` if the run that the policy starts from was trained on another base."""
         if self._policy is None:
             self._seed = torch.initial_seed()
             device = self.trainer.strategy.root_device if self._trainer is not None else self.device
             with torch.device("cpu"):  # Lightning calls this where new tensors are made on the GPU
-                self._policy = self._load_models(device)
+                policy = self._load_models(device)
+            check_identity(self.backbone.path, self.start.identity, identity_of(policy.lm, self.tokenizer))
+            self._policy = policy
 
     def _load_models(self, device: torch.device) -> Policy:
         """The policy as training starts from it, and whatever a subclass has beside it."""

@@ -137,7 +137,8 @@ class PPOModule(PolicyModule):
             if not can_share(self.start.backbone, run.backbone):
                 return None
             number = sum(name.startswith("reward") for name in getattr(policy.body, "peft_config", {}))
-            return adapter_reward_model(policy, run.backbone, run.weights, f"reward{number}", run.reading)
+            place = policy, run.backbone, run.weights, f"reward{number}"
+            return adapter_reward_model(*place, run.reading, run.identity)
 
         problems: list[str] = []
         try:
