@@ -71,6 +71,12 @@ def _set_ends(lm: nn.Module, tokenizer: PreTrainedTokenizerBase, stop: list[str]
     settings = lm.generation_config
     settings.eos_token_id = stop_ids(settings.eos_token_id, tokenizer, stop)
     settings.pad_token_id = tokenizer.pad_token_id
+    try:
+        settings.validate(strict=True)
+    except ValueError:
+        settings.do_sample = (
+            True  # a base may name a temperature without it, which transformers loads but does not save
+        )
 
 
 def _self_test(folder: Path, tokenizer: PreTrainedTokenizerBase, expected: Tensor, backbone: Backbone) -> SelfTest:

@@ -195,10 +195,11 @@ class PPOModule(PolicyModule):
     def step_problems(self, num_prompts: int) -> list[str]:
         """What is wrong with a step of so many prompts."""
         num_responses = num_prompts * self.responses_per_prompt
-        if self.ppo.minibatches <= num_responses:
-            return []
-        got = f"got {self.ppo.minibatches} for {num_responses} responses in a step"
-        return [f"ppo.minibatches: {got}; use at most as many"]
+        found = self.kl_control.problems(num_responses)
+        if self.ppo.minibatches > num_responses:
+            got = f"got {self.ppo.minibatches} for {num_responses} responses in a step"
+            found.append(f"ppo.minibatches: {got}; use at most as many")
+        return found
 
     def _collect(self, batch: PromptBatch) -> tuple[Experience, Tensor]:
         """Responses of the current policy with their advantages, and their scores (R,) on the CPU."""
@@ -377,6 +378,11 @@ class PPOModule(PolicyModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take them back."""
         super().on_load_checkpoint(checkpoint)
+        if "rl" not in checkpoint:
+            raise UserError(
+                "checkpoint: got one of no run of ppo.yaml, which cannot be resumed; to start from its policy, leave "
+                "--ckpt_path out and set model.backbone.path to its run folder"
+            )
         self.rl_step = checkpoint["rl"]["step"]
         self.kl_control.load_state_dict(checkpoint["rl"]["kl_control"])
 

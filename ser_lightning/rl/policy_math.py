@@ -247,6 +247,10 @@ class FixedKL:
             raise UserError(f"kl.weight: got {weight}; need a number of 0 or more")
         self.weight = weight
 
+    def problems(self, num_responses: int) -> list[str]:
+        """What cannot work with so many responses in a step, over all ranks, a line each."""
+        return []
+
     def update(self, mean_sequence_kl: float, num_responses: int) -> None:
         """Take in a step; here nothing that happens changes the weight.
 
@@ -283,11 +287,15 @@ class AdaptiveKL(FixedKL):
         )
         self.weight, self.target, self.horizon = weight, target, horizon
 
+    def problems(self, num_responses: int) -> list[str]:
+        """A weight that one step could bring to 0."""
+        least = MAX_KL_ERROR * num_responses
+        if least < self.horizon:
+            return []
+        return [f"kl.horizon: got {self.horizon}; need more than {least:g} for {num_responses} responses"]
+
     def update(self, mean_sequence_kl: float, num_responses: int) -> None:
         """Raise the weight where the KL is above the target, lower it where it is below."""
-        if MAX_KL_ERROR * num_responses >= self.horizon:
-            least = MAX_KL_ERROR * num_responses
-            raise UserError(f"kl.horizon: got {self.horizon}; need more than {least:g} for {num_responses} responses")
         error = max(-MAX_KL_ERROR, min(MAX_KL_ERROR, mean_sequence_kl / self.target - 1))
         self.weight *= 1 + error * num_responses / self.horizon
 

@@ -1,8 +1,10 @@
+import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoTokenizer, LlamaForCausalLM
+from transformers import AutoTokenizer, GenerationConfig, LlamaForCausalLM
 
 from ser_lightning.__main__ import main
 from ser_lightning.errors import UserError
@@ -49,6 +51,17 @@ def test_a_run_that_started_from_a_run_exports_what_both_have_learnt(run, pairs_
     two = plain_logits("two-out", ids)
     assert torch.allclose(two, own_logits(loaded(sft("two", run)), ids), atol=1e-4)
     assert not torch.allclose(two, plain_logits("run-out", ids), atol=1e-3)
+
+
+def test_a_base_that_names_a_temperature_and_does_not_say_that_it_samples(tiny_model_dir, pairs_file):
+    """transformers loads such settings, which many models have, and refuses to save them."""
+    shutil.copytree(tiny_model_dir, "base")
+    settings = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0, "temperature": 0.6, "top_p": 0.9}
+    Path("base/generation_config.json").write_text(json.dumps(settings))
+    assert main(["fit", *sft_flags("base", pairs_file, "lora"), "--run_dir=run"]) == 0
+    export_policy(Path("run"), Path("out"))
+    found = GenerationConfig.from_pretrained("out")
+    assert (found.do_sample, found.temperature, found.top_p, found.eos_token_id) == (True, 0.6, 0.9, [2])
 
 
 def test_it_writes_over_nothing_and_needs_a_checkpoint(tiny_model_dir, pairs_file, capsys):

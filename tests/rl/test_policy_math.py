@@ -483,6 +483,6 @@ def test_kl_control_says_what_is_wrong_with_its_settings():
     with pytest.raises(UserError) as error:
         pm.AdaptiveKL(0.0, -1.0, 0)
     assert [problem.split(":")[0] for problem in error.value.problems] == ["kl.weight", "kl.target", "kl.horizon"]
-    for kl in (0.0, 100.0):
-        with pytest.raises(UserError, match="kl.horizon: got 100; need more than 100 for 500 responses"):
-            pm.AdaptiveKL(0.1, 6.0, 100).update(kl, 500)
+    assert pm.FixedKL(0.1).problems(500) == pm.AdaptiveKL(0.1, 6.0, 101).problems(500) == []
+    line = "kl.horizon: got 100; need more than 100 for 500 responses"
+    assert pm.AdaptiveKL(0.1, 6.0, 100).problems(500) == [line]
