@@ -29,6 +29,7 @@ from ser_lightning.models.loading import (
     position_arguments,
     prepare_body,
     quiet_load_report,
+    usable_attention,
     use_liger_kernels,
 )
 from ser_lightning.models.masks import (
@@ -296,7 +297,7 @@ def policy_state(trainable: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def load_language_model(backbone: Backbone, device: torch.device | str) -> nn.Module:
     """A causal language model with its head, as it was pretrained; `UserError` where it is none or lacks weights."""
-    path = backbone.resolved_path()
+    path, backbone = backbone.resolved_path(), usable_attention(backbone, device)
     if is_meta(device):
         try:
             lm = meta_model(AutoModelForCausalLM, backbone)
@@ -311,7 +312,7 @@ def load_language_model(backbone: Backbone, device: torch.device | str) -> nn.Mo
             lm, report = AutoModelForCausalLM.from_pretrained(
                 path, output_loading_info=True, **loading_arguments(backbone, place)
             )
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, ImportError) as error:  # the last for kernels of attention
         raise UserError(not_found("language model", path, error)) from error
     if report["missing_keys"]:
         missing = sorted(report["missing_keys"])
