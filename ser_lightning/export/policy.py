@@ -62,7 +62,8 @@ def export_policy(run: Path, to: Path, trust_remote_code: bool = False) -> float
         tokenizer.save_pretrained(draft)
         largest = _self_test(draft, tokenizer, expected, start.backbone).largest
         checked = f"Logits at the end of conversations differ from the trained model's by at most {largest:.1e}."
-        model_card(run, draft, "policy", f"the last step, the body in {start.backbone.dtype}", checked)
+        weights = f"the last step, the body in {start.backbone.dtype}"
+        model_card(run, draft, "policy", weights, checked, base=start.backbone.path)
     return largest
 
 
