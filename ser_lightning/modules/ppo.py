@@ -260,22 +260,20 @@ class PPOModule(PolicyModule):
     def _policy_backward(self, experience: Experience, part: RolloutBatch, num_tokens: Tensor) -> list[Tensor]:
         """Gradients of the policy's loss on a micro-batch; all of `FIGURES` but the last, as sums over its tokens."""
         old_logp, advantage = (x.flatten()[part.table_places] for x in (experience.logp, experience.advantage))
-        mask = torch.ones_like(old_logp, dtype=torch.bool)
         with self.policy.in_role("policy"):
             logp, entropy = response_logps(self.policy, "policy", part, self.sampling.temperature)
-            loss, clip_fraction = clipped_policy_loss(logp, old_logp, advantage, mask, self.ppo.clip_range)
+            loss, num_clipped = clipped_policy_loss(logp, old_logp, advantage, self.ppo.clip_range)
             self.manual_backward(loss / num_tokens)
         approx_kl = kl_k3(old_logp, logp.detach()).sum()
-        return [x.detach() for x in (loss, entropy.sum(), clip_fraction * len(logp), approx_kl)]
+        return [x.detach() for x in (loss, entropy.sum(), num_clipped, approx_kl)]
 
     def _critic_backward(self, experience: Experience, part: RolloutBatch, num_tokens: Tensor) -> Tensor:
         """Gradients of the critic's loss on a micro-batch; its sum over the tokens."""
         assert experience.value is not None and experience.returns is not None
         old, target = (x.flatten()[part.table_places] for x in (experience.value, experience.returns))
-        mask = torch.ones_like(old, dtype=torch.bool)
         with self.policy.in_role("critic"):
             value = response_values(self.policy, part)
-            loss, _ = clipped_value_loss(value, old, target, mask, self.ppo.value_clip_range)
+            loss = clipped_value_loss(value, old, target, self.ppo.value_clip_range)
             self.manual_backward(loss / num_tokens)
         return loss.detach()
 
