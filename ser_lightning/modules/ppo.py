@@ -18,22 +18,13 @@ from ser_lightning.models.adapter_reward import adapter_reward_model, can_share
 from ser_lightning.models.backbone import Backbone
 from ser_lightning.models.masks import LayoutName
 from ser_lightning.models.policy import Policy, Role, load_policy
-from ser_lightning.modules.policy_base import PolicyModule
+from ser_lightning.modules.policy_base import SamplingModule
 from ser_lightning.records import Answers, Prompt, PromptBatch, Rollout, RolloutBatch
 from ser_lightning.rl.experience import Estimator, Experience, PPOSettings, make_experience, measure, micro_batches
 from ser_lightning.rl.policy_math import FixedKL, clipped_policy_loss, clipped_value_loss, kl_k3, sequence_kl
 from ser_lightning.rl.reward_functions import RewardFunction, RewardSum
 from ser_lightning.rl.reward_sources import load_rewards
-from ser_lightning.rl.rollout import (
-    Generator,
-    Sampling,
-    check_room,
-    response_logps,
-    response_texts,
-    response_values,
-    stop_ids,
-    uniform_numbers,
-)
+from ser_lightning.rl.rollout import Sampling, response_logps, response_texts, response_values, uniform_numbers
 from ser_lightning.training.schedule import make_optimizer
 from ser_lightning.training.scoring import evaluating
 from ser_lightning.utils.collectives import gather_over_ranks, sum_gradients, sum_over_ranks
@@ -45,7 +36,7 @@ FIGURES = ("policy_loss", "entropy", "clip_fraction", "approx_kl", "value_loss")
 """Figures of an update that are means over its tokens."""
 
 
-class PPOModule(PolicyModule):
+class PPOModule(SamplingModule):
     """Trains a language model to give responses that a reward model likes, without going far from where it started.
 
     Args:
@@ -117,14 +108,9 @@ class PPOModule(PolicyModule):
         """Policy, reference, critic and judges; `UserError` with the problems of all judges at once."""
         start = self.start
         policy = load_policy(start.backbone, device, start.weights, True, self._has_critic, self._layout)
-        self._stop_ids = stop_ids(policy.lm.generation_config.eos_token_id, self.tokenizer, self.sampling.stop)
         # In a list: registered as submodules, the reward models would enter checkpoints and optimisers.
         self._judges: list[tuple[RewardSum, RewardSum | None]] = [self._load_judges(policy, device)]
         return policy
-
-    def check_prompts(self, prompts: Sequence[Prompt]) -> None:
-        """Called by the data module before training: `UserError` if a prompt leaves no room for a response."""
-        check_room(prompts, self.sampling.max_new_tokens, self.policy.lm.config.get_text_config())
 
     @property
     def rewards(self) -> dict[str, RewardFunction]:
@@ -166,11 +152,6 @@ class PPOModule(PolicyModule):
     def _has_critic(self) -> bool:
         return self.advantage == "gae"
 
-    @property
-    def _generator(self) -> Generator:
-        pad = int(self.tokenizer.pad_token_id)
-        return Generator(self.sampling, self._stop_ids, pad, self._tokens(1))
-
     # A step: respond, judge, learn.
 
     def training_step(self, batch: PromptBatch, batch_idx: int) -> None:
@@ -211,7 +192,7 @@ class PPOModule(PolicyModule):
         rollout = self._respond("policy", prompts, numbers[self._places_in_step(batch)])
         # The device is busy with this while the host encodes the responses for the reward model.
         found = measure(self.policy, rollout, self.sampling.temperature, self._tokens(0), self._has_critic)
-        reward = self._judges[0][0](*_texts(prompts, response_texts(self.tokenizer, rollout)))
+        reward = self._judges[0][0]([prompt.turns for prompt in prompts], response_texts(self.tokenizer, rollout))
         score = reward - self.ppo.missing_eos_penalty * (~rollout.has_ended).float()
         weight = self.kl_control.weight
         return make_experience(rollout, score, *found, weight, self.advantage, group, self.ppo), reward
@@ -222,7 +203,7 @@ class PPOModule(PolicyModule):
         return [position * group + k for position in batch.positions for k in range(group)]
 
     def _respond(self, role: Role, prompts: Sequence[Prompt], numbers: Tensor) -> Rollout:
-        return self._generator.sample(self.policy, role, [prompt.ids for prompt in prompts], numbers.to(self.device))
+        return self.generator.sample(self.policy, role, [prompt.ids for prompt in prompts], numbers.to(self.device))
 
     def _update(self, experience: Experience, batch: PromptBatch) -> Tensor:
         """The updates of a step; (5,) float64, the mean of `FIGURES` over them.
@@ -326,7 +307,7 @@ class PPOModule(PolicyModule):
         rollout = self._respond(role, prompts, numbers)
         logp, ref_logp, _ = measure(self.policy, rollout, self.sampling.temperature, self._tokens(0))
         kl = (logp - ref_logp).sum(-1) if role == "policy" else torch.zeros(len(rollout))
-        turns, texts = _texts(prompts, response_texts(self.tokenizer, rollout))
+        turns, texts = [prompt.turns for prompt in prompts], response_texts(self.tokenizer, rollout)
         rewards, judge = self._judges[0]
         return Answers(
             prompt_id=torch.tensor([prompt.prompt_id for prompt in prompts]),
@@ -383,10 +364,6 @@ class PPOModule(PolicyModule):
             )
         self.rl_step = checkpoint["rl"]["step"]
         self.kl_control.load_state_dict(checkpoint["rl"]["kl_control"])
-
-
-def _texts(prompts: Sequence[Prompt], responses: list[str]) -> tuple[list[Any], list[str]]:
-    return [prompt.turns for prompt in prompts], responses
 
 
 def _joined(by_rank: list[list[Answers]]) -> Answers | None:
