@@ -151,7 +151,7 @@ class Policy(nn.Module):
 
     def in_role(self, role: Role) -> AbstractContextManager[None]:
         """Activates a role's adapter. Run the backward pass inside it too: gradient checkpointing runs layers again."""
-        return use_adapter(self.body, role if has_adapter(self.body, role) else None)
+        return use_adapter(self.body, role if role in getattr(self.body, "peft_config", {}) else None)
 
 
 def body_of(model: nn.Module) -> nn.Module:
@@ -173,11 +173,6 @@ def logits_of(lm: nn.Module, hidden: Tensor) -> Tensor:
     logits = head(hidden.to(head.weight.dtype))
     cap = getattr(lm.config.get_text_config(), "final_logit_softcapping", None)
     return cap * torch.tanh(logits / cap) if cap else logits
-
-
-def has_adapter(body: nn.Module, name: str) -> bool:
-    """Whether a body has an adapter of this name."""
-    return isinstance(body, PeftModel) and name in body.peft_config
 
 
 @contextmanager
