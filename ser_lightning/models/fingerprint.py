@@ -14,8 +14,6 @@ from transformers import PreTrainedTokenizerBase
 from ser_lightning.errors import UserError, raise_problems
 
 _MAX_VALUES = 4096
-
-
 _NUM_PROJECTIONS = 8
 _SAME, _SAME_IN_4_BITS = 0.02, 0.4
 """Largest root mean square difference of the projections of one matrix. Rounding to 16 bits makes some 0.002 and to 4

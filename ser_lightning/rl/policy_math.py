@@ -153,20 +153,19 @@ def rloo_advantages(returns: Tensor, group_size: int) -> Tensor:
     return (groups - of_others).flatten()
 
 
-def grpo_advantages(returns: Tensor, group_size: int, eps: float = 1e-4) -> Tensor:
-    """Return standardised inside its group: `(r - mean) / (std + eps)` (Shao et al., 2024, section 4.1.2).
+def grpo_advantages(returns: Tensor, group_size: int) -> Tensor:
+    """Return standardised inside its group: `(r - mean) / (std + 1e-4)` (Shao et al., 2024, section 4.1.2).
 
     Args:
         returns: (R,) of whole responses; those to one prompt stand together.
         group_size: responses to each prompt, 2 or more.
-        eps: keeps a group of nearly equal returns from large advantages.
 
     Returns:
         (R,); `std` is the unbiased one, as `torch.std` has it.
     """
     groups = _groups(returns, group_size)
     centred = groups - groups.mean(-1, keepdim=True)
-    return (centred / (groups.std(-1, keepdim=True) + eps)).flatten()
+    return (centred / (groups.std(-1, keepdim=True) + 1e-4)).flatten()
 
 
 def _groups(returns: Tensor, group_size: int) -> Tensor:
