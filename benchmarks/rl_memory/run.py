@@ -146,11 +146,12 @@ def one_step(models: Models, args: argparse.Namespace) -> dict[str, "Tensor"]:
     trained = {"policy": models.policy.parameters_of("policy"), "critic": models.critic.parameters_of("critic")}
     optimizers = [torch.optim.AdamW(parameters, lr=1e-3) for parameters in trained.values()]
     new_logp = table(response_logps(models.policy, "policy", batch, 1.0)[0])
-    policy_loss = clipped_policy_loss(new_logp, logp, learned.advantage, mask, settings.clip_range)[0] / mask.sum()
+    tokens = new_logp[mask], logp[mask], learned.advantage[mask]
+    policy_loss = clipped_policy_loss(*tokens, settings.clip_range)[0] / mask.sum()
     policy_loss.backward()
     new_value = table(response_values(models.critic, batch))
-    clip = settings.value_clip_range
-    value_loss = clipped_value_loss(new_value, value, learned.returns, mask, clip)[0] / mask.sum()
+    tokens = new_value[mask], value[mask], learned.returns[mask]
+    value_loss = clipped_value_loss(*tokens, settings.value_clip_range) / mask.sum()
     value_loss.backward()
     norms = {f"{role}_gradient": torch.nn.utils.clip_grad_norm_(p, 1.0) for role, p in trained.items()}
     for optimizer in optimizers:

@@ -223,7 +223,7 @@ def _rl_plan(cli: PlanCLI, module: PPOModule, data: PromptDataModule) -> tuple[d
         optimizers,
         np.concatenate([*lengths.values()]),
         ceil(data.prompts_per_step / num_ranks),
-        data.val_prompts_per_batch,
+        min(data.val_prompts_per_batch, ceil(len(data.val_prompts) / num_ranks)),
         choose_layout(cli.settings.model.init_args.layout, module.policy.lm, device, "model.layout"),
         cast(tuple[int, int], module.token_settings),
         str(trainer.precision or "32-true"),

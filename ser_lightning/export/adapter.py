@@ -9,7 +9,7 @@ from transformers import AutoModelForSequenceClassification, PreTrainedTokenizer
 
 from ser_lightning.models.adapter_folder import BASE, HEAD, write_scale
 from ser_lightning.models.fingerprint import identity_of
-from ser_lightning.models.loading import loading_arguments
+from ser_lightning.models.loading import loading_arguments, usable_attention
 from ser_lightning.models.readings import TurnTokens, reading_entries
 from ser_lightning.models.reward_model import RewardModel
 from ser_lightning.models.trainable import load_exactly
@@ -56,7 +56,7 @@ def _save(model: PeftModel, base: str, folder: Path) -> None:
 
 def _classifier(source: RewardRun, body: PeftModel, head_names: list[str]) -> PeftModel:
     """What peft loads with `AutoPeftModelForSequenceClassification`: the head is among its `modules_to_save`."""
-    arguments = loading_arguments(source.backbone, None)
+    arguments = loading_arguments(usable_attention(source.backbone, "cpu"), None)
     arguments.pop("quantization_config", None)
     base = AutoModelForSequenceClassification.from_pretrained(
         source.backbone.resolved_path(), num_labels=1, **arguments

@@ -13,6 +13,7 @@ from ser_lightning.models.adapter_folder import ADAPTER, SCALE
 from ser_lightning.models.readings import Reading
 from ser_lightning.runs.config import read_config
 from ser_lightning.runs.files import ROUNDS, STEPS
+from ser_lightning.runs.policy_run import model_kind
 from ser_lightning.utils.versions import package_versions
 
 _COLUMNS = {
@@ -113,8 +114,6 @@ _TEMPLATE = """---
 
 {{ table }}
 
-Baselines, intervals and the labels that were taken are in the run's own files. The test pairs chose nothing.
-
 ## Checked
 {{ checked }}
 
@@ -127,7 +126,16 @@ _TAUGHT = """- It learned from pseudo-labels of another run, `{}`, too: where th
 """
 _REWARD_LIMITS = """- Its rewards compare responses to one prompt; across prompts they mean little.
 - It inherits the biases of its data: language, length, subject, and the preferences of its annotators."""
-_POLICY_LIMITS = """- It was trained to please a reward model; where that is wrong, it learned what is wrong."""
+_POLICY_LIMITS = {
+    "PPOModule": "- It was trained to please a reward model; where that is wrong, it learned what is wrong.",
+    "SFTModule": "- It imitates the responses that were chosen in its data, and knows nothing of their rewards.",
+}
+"""By what trained the policy."""
+_TABLE_NOTES = {
+    ROUNDS: "Baselines, intervals and the labels taken are in the run's own files. The test pairs chose nothing.",
+    STEPS: "On held-out prompts, those of the test pairs; intervals are in the run's own files.",
+}
+"""What is said of each table."""
 
 
 def model_card(
@@ -140,6 +148,7 @@ def model_card(
     own_labels: int = 0,
     readings: Sequence[Reading] = (),
     question: str = "",
+    base: str | None = None,
 ) -> None:
     """Write `README.md` into an export.
 
@@ -150,18 +159,22 @@ def model_card(
         scale: zero and temperature of a reward model.
         own_labels: how many labels of its own a reward model was trained on.
         readings: where the head of a reward model reads; none of an encoder.
+        base: the pretrained model, None = `backbone.path`, which may be a run that a policy started from.
     """
     config = read_config(run)
     backbone, data = config["model"]["init_args"]["backbone"], config["data"]["init_args"]
+    base = base or backbone["path"]
     has_peft, is_own = ((folder / name).is_file() for name in (ADAPTER, CODE))
-    is_hub_name = not Path(backbone["path"]).exists()
     card_data = ModelCardData(
         library_name="peft" if has_peft else "transformers",
         pipeline_tag="text-generation" if what == "policy" else "text-classification",
         tags=["ser-lightning", "policy"] if what == "policy" else ["ser-lightning", "reward-model"],
-        base_model=backbone["path"] if is_hub_name and "/" in backbone["path"] else None,
+        base_model=base if "/" in base and not Path(base).exists() else None,
     )
-    title, limits = _title_and_limits(what, own_labels, data.get("teacher"))
+    if what == "policy":
+        title, limits = "A policy", _POLICY_LIMITS[model_kind(run)]
+    else:
+        title, limits = _title_and_limits(own_labels, data.get("teacher"))
     values: dict[str, Any] = {"title": title, "max_length": data.get("max_length")}
     if what == "adapter":
         values["dtype"] = json.loads((folder / SCALE).read_text())["base_dtype"]
@@ -170,7 +183,7 @@ def model_card(
     values["reads"] = _how_it_reads(readings, question, is_own, has_peft)
     values |= {
         "use": _use(what, backbone.get("quantize") == "nf4", not is_own, values),
-        "base_model": _shown(backbone["path"]),
+        "base_model": _shown(base),
         "train": backbone["train"],
         "quantized": ", its body in 4 bits" if backbone.get("quantize") == "nf4" else "",
         "data": ", ".join(f"`{_shown(path)}`" for path in _as_list(data["path"])),
@@ -194,10 +207,8 @@ def answer_text(model: str, question: str, max_length: int, checked: str) -> str
     return _render(_ANSWER, {**values, "checked": checked})
 
 
-def _title_and_limits(what: str, own_labels: int, teacher: str | None) -> tuple[str, str]:
-    """What it is, and what to beware of."""
-    if what == "policy":
-        return "A policy", _POLICY_LIMITS
+def _title_and_limits(own_labels: int, teacher: str | None) -> tuple[str, str]:
+    """What a reward model is, and what to beware of."""
     title, limits = "A reward model", _REWARD_LIMITS
     if own_labels:
         title, limits = f"{title} that labelled data of its own", _OWN_LABELS.format(own_labels) + limits
@@ -258,7 +269,7 @@ def _render(template: str, values: dict[str, Any]) -> str:
 
 
 def run_table(run: Path) -> str:
-    """The run's table of rounds or steps as Markdown, its own columns only; empty without one."""
+    """The run's table of rounds or steps as Markdown, its own columns only, and a note; empty without one."""
     for name, columns in _COLUMNS.items():
         if not (run / name).is_file():
             continue
@@ -267,7 +278,7 @@ def run_table(run: Path) -> str:
         shown = [column for column in columns if rows and rows[0].get(column) not in (None, "")]
         lines = ["| " + " | ".join(columns[column] for column in shown) + " |", "|" + "---|" * len(shown)]
         lines += ["| " + " | ".join(_short(row[column]) for column in shown) + " |" for row in rows]
-        return "\n".join(lines)
+        return "\n".join([*lines, "", _TABLE_NOTES[name]])
     return ""
 
 

@@ -15,6 +15,7 @@ from ser_lightning.export.draft import check_is_new, drafted
 from ser_lightning.export.model_card import model_card
 from ser_lightning.export.self_test import SelfTest, compared
 from ser_lightning.models.backbone import Backbone, load_tokenizer
+from ser_lightning.models.fingerprint import check_identity, identity_of
 from ser_lightning.models.loading import copy_rounded_weights, forget_gguf
 from ser_lightning.models.policy import load_policy
 from ser_lightning.models.probe import errors, start_findings
@@ -45,6 +46,7 @@ def export_policy(run: Path, to: Path, trust_remote_code: bool = False) -> float
     tokenizer = load_tokenizer(start.backbone)
     raise_problems(errors(start_findings(start.backbone, tokenizer, "policy")))
     trained = load_policy(start.backbone, start=start.weights)
+    check_identity("run", start.identity, identity_of(trained.lm, tokenizer))
     expected = _self_test_logits(trained.lm, tokenizer)
     # Adapters go into the weights at their own precision, never into 4 bits, but into what the 4 bits stand for.
     policy = load_policy(replace(start.backbone, quantize="none"), start=start.weights)
@@ -60,7 +62,8 @@ def export_policy(run: Path, to: Path, trust_remote_code: bool = False) -> float
         tokenizer.save_pretrained(draft)
         largest = _self_test(draft, tokenizer, expected, start.backbone).largest
         checked = f"Logits at the end of conversations differ from the trained model's by at most {largest:.1e}."
-        model_card(run, draft, "policy", f"the last step, the body in {start.backbone.dtype}", checked)
+        weights = f"the last step, the body in {start.backbone.dtype}"
+        model_card(run, draft, "policy", weights, checked, base=start.backbone.path)
     return largest
 
 
@@ -69,6 +72,12 @@ def _set_ends(lm: nn.Module, tokenizer: PreTrainedTokenizerBase, stop: list[str]
     settings = lm.generation_config
     settings.eos_token_id = stop_ids(settings.eos_token_id, tokenizer, stop)
     settings.pad_token_id = tokenizer.pad_token_id
+    try:
+        settings.validate(strict=True)
+    except ValueError:
+        settings.do_sample = (
+            True  # a base may name a temperature without it, which transformers loads but does not save
+        )
 
 
 def _self_test(folder: Path, tokenizer: PreTrainedTokenizerBase, expected: Tensor, backbone: Backbone) -> SelfTest:

@@ -1,6 +1,7 @@
 """A reward model on the policy's base: one frozen body in memory, and an adapter and a head more."""
 
 import copy
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ from transformers import AutoModelForSequenceClassification
 
 from ser_lightning.data.layouts import Layout
 from ser_lightning.models.backbone import Backbone, load_tokenizer
+from ser_lightning.models.fingerprint import check_identity, identity_of
 from ser_lightning.models.loading import lora_config
 from ser_lightning.models.policy import Policy, use_adapter
 from ser_lightning.models.readings import only_layers
@@ -51,7 +53,12 @@ def can_share(policy: Backbone, reward: Backbone) -> bool:
 
 
 def adapter_reward_model(
-    policy: Policy, reward: Backbone, weights: dict[str, Tensor], adapter: str, reading: dict[str, Any] | None = None
+    policy: Policy,
+    reward: Backbone,
+    weights: dict[str, Tensor],
+    adapter: str,
+    reading: dict[str, Any] | None = None,
+    identity: Mapping[str, Any] | None = None,
 ) -> AdapterRewardModel:
     """Put a reward model's adapter and head beside the policy's.
 
@@ -61,6 +68,10 @@ def adapter_reward_model(
         weights: what its run saved of it.
         adapter: a name that no other adapter has.
         reading: where the head reads, as its run saved it; None = the last token after the last layer.
+        identity: the base and the template that the weights belong to, as its run saved them.
+
+    Raises:
+        UserError: if the weights belong to another base or template, or to another shape.
     """
     body = policy.body
     config = copy.deepcopy(policy.lm.config)
@@ -70,9 +81,10 @@ def adapter_reward_model(
     hidden_size = policy.lm.config.get_text_config().hidden_size
     setattr(model, str(model.base_model_prefix), body)
     model.score = nn.Linear(hidden_size, 1, bias=False, device=next(policy.lm.parameters()).device)
-    reward_model = RewardModel(model, policy.layout)
+    reward_model, tokenizer = RewardModel(model, policy.layout), load_tokenizer(reward)
+    check_identity("run", identity, identity_of(model, tokenizer))
     if reading:
-        reward_model.read_as(load_tokenizer(reward), reading["readings"], reading["question"])
+        reward_model.read_as(tokenizer, reading["readings"], reading["question"])
     if reward.train == "lora":
         with only_layers(body, reward_model.highest_layer):  # a run saves no adapter of a layer that it does not read
             body.add_adapter(adapter, lora_config(reward.lora))

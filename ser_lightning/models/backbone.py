@@ -57,7 +57,8 @@ class Backbone:
         dtype: number format of the body's weights; the head and the adapters stay in float32.
         template: `auto` takes the tokenizer's chat template and the paper's where it has none; `paper` is
             `Question: {Q}\\n\\nAnswer: {A}`; anything else is the path of a file with a Jinja chat template.
-        attn_implementation: attention kernel as transformers names it; None lets it choose.
+        attn_implementation: attention kernel as transformers names it; None lets it choose. FlashAttention and
+            FlexAttention are for CUDA; elsewhere the model is loaded without them.
         gradient_checkpointing: recompute activations in the backward pass to save memory.
         use_liger_kernel: on a CUDA GPU, compute norms and MLPs with Liger's fused kernels (extra `liger`).
         gguf_file: name of a GGUF file in `path`, for models that ship as one.

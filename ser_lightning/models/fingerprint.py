@@ -14,8 +14,6 @@ from transformers import PreTrainedTokenizerBase
 from ser_lightning.errors import UserError, raise_problems
 
 _MAX_VALUES = 4096
-
-
 _NUM_PROJECTIONS = 8
 _SAME, _SAME_IN_4_BITS = 0.02, 0.4
 """Largest root mean square difference of the projections of one matrix. Rounding to 16 bits makes some 0.002 and to 4
@@ -143,7 +141,8 @@ def check_identity(what: str, saved: Mapping[str, Any] | None, own: Identity) ->
     """Refuse weights that were trained on another base or through another template.
 
     Args:
-        saved: what was saved beside the weights; None from a version that saved nothing.
+        saved: what was saved beside the weights; None from a version that saved nothing. Its template is empty where
+            another one is wanted.
         own: of the model that is to take the weights.
 
     Raises:
@@ -160,7 +159,7 @@ def check_identity(what: str, saved: Mapping[str, Any] | None, own: Identity) ->
             f"{what}: was trained on another base model ({name} is not what it was); set backbone.path to the model "
             "that it was trained on"
         )
-    if saved and saved["template"] != own["template"]:
+    if saved and saved["template"] and saved["template"] != own["template"]:
         problems.append(
             f"{what}: was trained through another chat template (fingerprint {saved['template']}, this one has "
             f"{own['template']}); use the tokenizer and backbone.template of the training"

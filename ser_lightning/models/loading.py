@@ -5,6 +5,7 @@ import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import wraps
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,20 @@ def loading_arguments(backbone: Backbone, device: torch.device | str | None) -> 
     if backbone.quantize == "nf4":
         arguments["quantization_config"] = quantization_config()
     return arguments
+
+
+def usable_attention(backbone: Backbone, device: torch.device | str) -> Backbone:
+    """The settings without FlashAttention and FlexAttention where these cannot train: a run may be read elsewhere.
+
+    Args:
+        device: where the model will compute. Away from CUDA transformers chooses, which is said in one line.
+    """
+    name = backbone.attn_implementation
+    if name is None or torch.device(device).type == "cuda" or not ("flash" in name or "flex" in name):
+        return backbone
+    if not is_meta(device):
+        rank_zero_info(f"Attention: as transformers chooses, since {name} needs a CUDA GPU.")
+    return replace(backbone, attn_implementation=None)
 
 
 def is_meta(device: torch.device | str) -> bool:

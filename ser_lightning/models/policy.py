@@ -29,6 +29,7 @@ from ser_lightning.models.loading import (
     position_arguments,
     prepare_body,
     quiet_load_report,
+    usable_attention,
     use_liger_kernels,
 )
 from ser_lightning.models.masks import (
@@ -150,7 +151,7 @@ class Policy(nn.Module):
 
     def in_role(self, role: Role) -> AbstractContextManager[None]:
         """Activates a role's adapter. Run the backward pass inside it too: gradient checkpointing runs layers again."""
-        return use_adapter(self.body, role if has_adapter(self.body, role) else None)
+        return use_adapter(self.body, role if role in getattr(self.body, "peft_config", {}) else None)
 
 
 def body_of(model: nn.Module) -> nn.Module:
@@ -172,11 +173,6 @@ def logits_of(lm: nn.Module, hidden: Tensor) -> Tensor:
     logits = head(hidden.to(head.weight.dtype))
     cap = getattr(lm.config.get_text_config(), "final_logit_softcapping", None)
     return cap * torch.tanh(logits / cap) if cap else logits
-
-
-def has_adapter(body: nn.Module, name: str) -> bool:
-    """Whether a body has an adapter of this name."""
-    return isinstance(body, PeftModel) and name in body.peft_config
 
 
 @contextmanager
@@ -296,7 +292,7 @@ def policy_state(trainable: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def load_language_model(backbone: Backbone, device: torch.device | str) -> nn.Module:
     """A causal language model with its head, as it was pretrained; `UserError` where it is none or lacks weights."""
-    path = backbone.resolved_path()
+    path, backbone = backbone.resolved_path(), usable_attention(backbone, device)
     if is_meta(device):
         try:
             lm = meta_model(AutoModelForCausalLM, backbone)
@@ -311,7 +307,7 @@ def load_language_model(backbone: Backbone, device: torch.device | str) -> nn.Mo
             lm, report = AutoModelForCausalLM.from_pretrained(
                 path, output_loading_info=True, **loading_arguments(backbone, place)
             )
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, ImportError) as error:  # the last for kernels of attention
         raise UserError(not_found("language model", path, error)) from error
     if report["missing_keys"]:
         missing = sorted(report["missing_keys"])

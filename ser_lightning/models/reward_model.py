@@ -29,6 +29,7 @@ from ser_lightning.models.loading import (
     prepare_body,
     quiet_load_report,
     read_config,
+    usable_attention,
     use_liger_kernels,
 )
 from ser_lightning.models.masks import LayoutName, choose_layout
@@ -222,7 +223,7 @@ def merged_model(reward_model: RewardModel) -> nn.Module:
 
 
 def _load_model(backbone: Backbone, device: torch.device | str) -> nn.Module:
-    path = backbone.resolved_path()
+    path, backbone = backbone.resolved_path(), usable_attention(backbone, device)
     try:
         if is_meta(device):
             model = meta_model(AutoModelForSequenceClassification, backbone)

@@ -1,5 +1,6 @@
 """What the LightningModules around a policy have in common: its start, its tokenizer, its weights in a checkpoint."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -14,6 +15,8 @@ from ser_lightning.models.fingerprint import check_identity, identity_of
 from ser_lightning.models.policy import Policy, load_policy
 from ser_lightning.models.probe import Finding, Use, start_findings
 from ser_lightning.models.trainable import trained_part
+from ser_lightning.records import Prompt
+from ser_lightning.rl.rollout import Generator, Sampling, check_room, stop_ids
 from ser_lightning.runs.policy_run import WEIGHTS_PREFIX, PolicyStart, resolve_start
 from ser_lightning.training.schedule import peak_rate
 from ser_lightning.training.strategies import check_strategy
@@ -95,12 +98,14 @@ class PolicyModule(LightningModule):
         return start_findings(self.start.backbone, self.tokenizer, self.use, longest, learning_rate=rate)
 
     def configure_model(self) -> None:
-        """Load the models, once."""
+        """Load the models, once; `UserError` if the run that the policy starts from was trained on another base."""
         if self._policy is None:
             self._seed = torch.initial_seed()
             device = self.trainer.strategy.root_device if self._trainer is not None else self.device
             with torch.device("cpu"):  # Lightning calls this where new tensors are made on the GPU
-                self._policy = self._load_models(device)
+                policy = self._load_models(device)
+            check_identity(self.backbone.path, self.start.identity, identity_of(policy.lm, self.tokenizer))
+            self._policy = policy
 
     def _load_models(self, device: torch.device) -> Policy:
         """The policy as training starts from it, and whatever a subclass has beside it."""
@@ -126,3 +131,24 @@ class PolicyModule(LightningModule):
         """Load what `state_dict` gave; a missing adapter or head is an error."""
         self.policy.load_trainable_state({k.removeprefix(WEIGHTS_PREFIX): v for k, v in state_dict.items()})
         return torch.nn.modules.module._IncompatibleKeys([], [])
+
+
+class SamplingModule(PolicyModule):
+    """Holds a policy that answers prompts."""
+
+    sampling: Sampling
+
+    def configure_model(self) -> None:
+        """Load the models, once, and find out what ends a response."""
+        super().configure_model()
+        eos = self.policy.lm.generation_config.eos_token_id
+        self._stop_ids = stop_ids(eos, self.tokenizer, self.sampling.stop)
+
+    def check_prompts(self, prompts: Sequence[Prompt]) -> None:
+        """Called by the data module before sampling: `UserError` if a prompt leaves no room for a response."""
+        check_room(prompts, self.sampling.max_new_tokens, self.policy.lm.config.get_text_config())
+
+    @property
+    def generator(self) -> Generator:
+        """Samples from the policy."""
+        return Generator(self.sampling, self._stop_ids, int(self.tokenizer.pad_token_id), self._tokens(1))

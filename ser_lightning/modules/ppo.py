@@ -18,22 +18,13 @@ from ser_lightning.models.adapter_reward import adapter_reward_model, can_share
 from ser_lightning.models.backbone import Backbone
 from ser_lightning.models.masks import LayoutName
 from ser_lightning.models.policy import Policy, Role, load_policy
-from ser_lightning.modules.policy_base import PolicyModule
+from ser_lightning.modules.policy_base import SamplingModule
 from ser_lightning.records import Answers, Prompt, PromptBatch, Rollout, RolloutBatch
 from ser_lightning.rl.experience import Estimator, Experience, PPOSettings, make_experience, measure, micro_batches
 from ser_lightning.rl.policy_math import FixedKL, clipped_policy_loss, clipped_value_loss, kl_k3, sequence_kl
 from ser_lightning.rl.reward_functions import RewardFunction, RewardSum
 from ser_lightning.rl.reward_sources import load_rewards
-from ser_lightning.rl.rollout import (
-    Generator,
-    Sampling,
-    check_room,
-    response_logps,
-    response_texts,
-    response_values,
-    stop_ids,
-    uniform_numbers,
-)
+from ser_lightning.rl.rollout import Sampling, response_logps, response_texts, response_values, uniform_numbers
 from ser_lightning.training.schedule import make_optimizer
 from ser_lightning.training.scoring import evaluating
 from ser_lightning.utils.collectives import gather_over_ranks, sum_gradients, sum_over_ranks
@@ -45,7 +36,7 @@ FIGURES = ("policy_loss", "entropy", "clip_fraction", "approx_kl", "value_loss")
 """Figures of an update that are means over its tokens."""
 
 
-class PPOModule(PolicyModule):
+class PPOModule(SamplingModule):
     """Trains a language model to give responses that a reward model likes, without going far from where it started.
 
     Args:
@@ -117,14 +108,9 @@ class PPOModule(PolicyModule):
         """Policy, reference, critic and judges; `UserError` with the problems of all judges at once."""
         start = self.start
         policy = load_policy(start.backbone, device, start.weights, True, self._has_critic, self._layout)
-        self._stop_ids = stop_ids(policy.lm.generation_config.eos_token_id, self.tokenizer, self.sampling.stop)
         # In a list: registered as submodules, the reward models would enter checkpoints and optimisers.
         self._judges: list[tuple[RewardSum, RewardSum | None]] = [self._load_judges(policy, device)]
         return policy
-
-    def check_prompts(self, prompts: Sequence[Prompt]) -> None:
-        """Called by the data module before training: `UserError` if a prompt leaves no room for a response."""
-        check_room(prompts, self.sampling.max_new_tokens, self.policy.lm.config.get_text_config())
 
     @property
     def rewards(self) -> dict[str, RewardFunction]:
@@ -137,7 +123,8 @@ class PPOModule(PolicyModule):
             if not can_share(self.start.backbone, run.backbone):
                 return None
             number = sum(name.startswith("reward") for name in getattr(policy.body, "peft_config", {}))
-            return adapter_reward_model(policy, run.backbone, run.weights, f"reward{number}", run.reading)
+            place = policy, run.backbone, run.weights, f"reward{number}"
+            return adapter_reward_model(*place, run.reading, run.identity)
 
         problems: list[str] = []
         try:
@@ -165,11 +152,6 @@ class PPOModule(PolicyModule):
     def _has_critic(self) -> bool:
         return self.advantage == "gae"
 
-    @property
-    def _generator(self) -> Generator:
-        pad = int(self.tokenizer.pad_token_id)
-        return Generator(self.sampling, self._stop_ids, pad, self._tokens(1))
-
     # A step: respond, judge, learn.
 
     def training_step(self, batch: PromptBatch, batch_idx: int) -> None:
@@ -194,10 +176,11 @@ class PPOModule(PolicyModule):
     def step_problems(self, num_prompts: int) -> list[str]:
         """What is wrong with a step of so many prompts."""
         num_responses = num_prompts * self.responses_per_prompt
-        if self.ppo.minibatches <= num_responses:
-            return []
-        got = f"got {self.ppo.minibatches} for {num_responses} responses in a step"
-        return [f"ppo.minibatches: {got}; use at most as many"]
+        found = self.kl_control.problems(num_responses)
+        if self.ppo.minibatches > num_responses:
+            got = f"got {self.ppo.minibatches} for {num_responses} responses in a step"
+            found.append(f"ppo.minibatches: {got}; use at most as many")
+        return found
 
     def _collect(self, batch: PromptBatch) -> tuple[Experience, Tensor]:
         """Responses of the current policy with their advantages, and their scores (R,) on the CPU."""
@@ -209,7 +192,7 @@ class PPOModule(PolicyModule):
         rollout = self._respond("policy", prompts, numbers[self._places_in_step(batch)])
         # The device is busy with this while the host encodes the responses for the reward model.
         found = measure(self.policy, rollout, self.sampling.temperature, self._tokens(0), self._has_critic)
-        reward = self._judges[0][0](*_texts(prompts, response_texts(self.tokenizer, rollout)))
+        reward = self._judges[0][0]([prompt.turns for prompt in prompts], response_texts(self.tokenizer, rollout))
         score = reward - self.ppo.missing_eos_penalty * (~rollout.has_ended).float()
         weight = self.kl_control.weight
         return make_experience(rollout, score, *found, weight, self.advantage, group, self.ppo), reward
@@ -220,7 +203,7 @@ class PPOModule(PolicyModule):
         return [position * group + k for position in batch.positions for k in range(group)]
 
     def _respond(self, role: Role, prompts: Sequence[Prompt], numbers: Tensor) -> Rollout:
-        return self._generator.sample(self.policy, role, [prompt.ids for prompt in prompts], numbers.to(self.device))
+        return self.generator.sample(self.policy, role, [prompt.ids for prompt in prompts], numbers.to(self.device))
 
     def _update(self, experience: Experience, batch: PromptBatch) -> Tensor:
         """The updates of a step; (5,) float64, the mean of `FIGURES` over them.
@@ -258,22 +241,20 @@ class PPOModule(PolicyModule):
     def _policy_backward(self, experience: Experience, part: RolloutBatch, num_tokens: Tensor) -> list[Tensor]:
         """Gradients of the policy's loss on a micro-batch; all of `FIGURES` but the last, as sums over its tokens."""
         old_logp, advantage = (x.flatten()[part.table_places] for x in (experience.logp, experience.advantage))
-        mask = torch.ones_like(old_logp, dtype=torch.bool)
         with self.policy.in_role("policy"):
             logp, entropy = response_logps(self.policy, "policy", part, self.sampling.temperature)
-            loss, clip_fraction = clipped_policy_loss(logp, old_logp, advantage, mask, self.ppo.clip_range)
+            loss, num_clipped = clipped_policy_loss(logp, old_logp, advantage, self.ppo.clip_range)
             self.manual_backward(loss / num_tokens)
         approx_kl = kl_k3(old_logp, logp.detach()).sum()
-        return [x.detach() for x in (loss, entropy.sum(), clip_fraction * len(logp), approx_kl)]
+        return [x.detach() for x in (loss, entropy.sum(), num_clipped, approx_kl)]
 
     def _critic_backward(self, experience: Experience, part: RolloutBatch, num_tokens: Tensor) -> Tensor:
         """Gradients of the critic's loss on a micro-batch; its sum over the tokens."""
         assert experience.value is not None and experience.returns is not None
         old, target = (x.flatten()[part.table_places] for x in (experience.value, experience.returns))
-        mask = torch.ones_like(old, dtype=torch.bool)
         with self.policy.in_role("critic"):
             value = response_values(self.policy, part)
-            loss, _ = clipped_value_loss(value, old, target, mask, self.ppo.value_clip_range)
+            loss = clipped_value_loss(value, old, target, self.ppo.value_clip_range)
             self.manual_backward(loss / num_tokens)
         return loss.detach()
 
@@ -326,7 +307,7 @@ class PPOModule(PolicyModule):
         rollout = self._respond(role, prompts, numbers)
         logp, ref_logp, _ = measure(self.policy, rollout, self.sampling.temperature, self._tokens(0))
         kl = (logp - ref_logp).sum(-1) if role == "policy" else torch.zeros(len(rollout))
-        turns, texts = _texts(prompts, response_texts(self.tokenizer, rollout))
+        turns, texts = [prompt.turns for prompt in prompts], response_texts(self.tokenizer, rollout)
         rewards, judge = self._judges[0]
         return Answers(
             prompt_id=torch.tensor([prompt.prompt_id for prompt in prompts]),
@@ -376,12 +357,13 @@ class PPOModule(PolicyModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take them back."""
         super().on_load_checkpoint(checkpoint)
+        if "rl" not in checkpoint:
+            raise UserError(
+                "checkpoint: got one of no run of ppo.yaml, which cannot be resumed; to start from its policy, leave "
+                "--ckpt_path out and set model.backbone.path to its run folder"
+            )
         self.rl_step = checkpoint["rl"]["step"]
         self.kl_control.load_state_dict(checkpoint["rl"]["kl_control"])
-
-
-def _texts(prompts: Sequence[Prompt], responses: list[str]) -> tuple[list[Any], list[str]]:
-    return [prompt.turns for prompt in prompts], responses
 
 
 def _joined(by_rank: list[list[Answers]]) -> Answers | None:

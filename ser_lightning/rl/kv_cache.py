@@ -88,11 +88,6 @@ class _InPlace:
         super().batch_select_indices(indices)  # type: ignore[misc]
         self._forget()
 
-    def batch_repeat_interleave(self, repeats: int) -> None:
-        """Repeat every row, and give the memory of the single ones back."""
-        super().batch_repeat_interleave(repeats)  # type: ignore[misc]
-        self._forget()
-
 
 class _Layer(_InPlace, DynamicLayer):
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:

@@ -1,6 +1,6 @@
 """The algorithm of the RL stage in reading order: log-probabilities, KL, rewards, advantages, losses, KL control.
 
-Shapes: R responses, A response columns, N real positions, H hidden size, V vocabulary. A mask is (R, A) bool, True = a
+Shapes: R responses, A response columns, N real tokens, H hidden size, V vocabulary. A mask is (R, A) bool, True = a
 token that counts; what stands elsewhere, NaN included, changes nothing. Log-probabilities, KL and entropy are in nats.
 """
 
@@ -21,16 +21,6 @@ MAX_KL_ERROR = 0.2
 def kept(x: Tensor, mask: Tensor) -> Tensor:
     """`x` where the mask is True and 0 elsewhere, any shape; a product with the mask would let NaN through."""
     return torch.where(mask, x, 0.0)
-
-
-def masked_sum(x: Tensor, mask: Tensor) -> Tensor:
-    """Scalar sum of the kept entries."""
-    return kept(x, mask).sum()
-
-
-def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
-    """Scalar mean of the kept entries; 0 where nothing is kept."""
-    return masked_sum(x, mask) / mask.sum().clamp(min=1)
 
 
 def whiten(x: Tensor, mask: Tensor) -> Tensor:
@@ -163,20 +153,19 @@ def rloo_advantages(returns: Tensor, group_size: int) -> Tensor:
     return (groups - of_others).flatten()
 
 
-def grpo_advantages(returns: Tensor, group_size: int, eps: float = 1e-4) -> Tensor:
-    """Return standardised inside its group: `(r - mean) / (std + eps)` (Shao et al., 2024, section 4.1.2).
+def grpo_advantages(returns: Tensor, group_size: int) -> Tensor:
+    """Return standardised inside its group: `(r - mean) / (std + 1e-4)` (Shao et al., 2024, section 4.1.2).
 
     Args:
         returns: (R,) of whole responses; those to one prompt stand together.
         group_size: responses to each prompt, 2 or more.
-        eps: keeps a group of nearly equal returns from large advantages.
 
     Returns:
         (R,); `std` is the unbiased one, as `torch.std` has it.
     """
     groups = _groups(returns, group_size)
     centred = groups - groups.mean(-1, keepdim=True)
-    return (centred / (groups.std(-1, keepdim=True) + eps)).flatten()
+    return (centred / (groups.std(-1, keepdim=True) + 1e-4)).flatten()
 
 
 def _groups(returns: Tensor, group_size: int) -> Tensor:
@@ -189,50 +178,40 @@ def _groups(returns: Tensor, group_size: int) -> Tensor:
     return groups - groups[:, :1]
 
 
-def clipped_policy_loss(
-    logp: Tensor, old_logp: Tensor, advantages: Tensor, mask: Tensor, clip_range: float
-) -> tuple[Tensor, Tensor]:
+def clipped_policy_loss(logp: Tensor, old_logp: Tensor, advantages: Tensor, clip_range: float) -> tuple[Tensor, Tensor]:
     """PPO's clipped surrogate, `-min(ratio A, clip(ratio, 1 - c, 1 + c) A)` (Schulman et al., 2017, eq. 7).
 
     Args:
-        logp: (R, A) of the policy in training, with gradient.
-        old_logp: (R, A) of the policy that sampled.
-        advantages: (R, A), without gradient.
-        mask: (R, A).
+        logp: (N,) of the policy in training, with gradient.
+        old_logp: (N,) of the policy that sampled.
+        advantages: (N,), without gradient.
         clip_range: c.
 
     Returns:
-        Scalar SUM over the kept tokens, to be divided by the tokens of the whole step, and the scalar share of the kept
-        tokens whose gradient the clipping stopped.
+        Scalar SUM over the tokens, to be divided by the tokens of the whole step, and the scalar number of tokens whose
+        gradient the clipping stopped.
     """
-    # The differences are cut, not the losses: a gradient of 0 times a NaN further back would be NaN.
-    ratio = kept(logp - old_logp, mask).exp()
-    advantages = kept(advantages, mask)
+    ratio = (logp - old_logp).exp()
     loss = -advantages * ratio
     clipped_loss = -advantages * ratio.clamp(1 - clip_range, 1 + clip_range)
-    return torch.maximum(loss, clipped_loss).sum(), masked_mean(clipped_loss > loss, mask)
+    return torch.maximum(loss, clipped_loss).sum(), (clipped_loss > loss).sum()
 
 
-def clipped_value_loss(
-    values: Tensor, old_values: Tensor, returns: Tensor, mask: Tensor, clip_range: float
-) -> tuple[Tensor, Tensor]:
+def clipped_value_loss(values: Tensor, old_values: Tensor, returns: Tensor, clip_range: float) -> Tensor:
     """Half the squared error, or that of the value held within `old +- c` where it is larger (Ziegler's PPO code).
 
     Args:
-        values: (R, A), with gradient.
-        old_values: (R, A) when the responses were sampled.
-        returns: (R, A) the target.
-        mask: (R, A).
+        values: (N,), with gradient.
+        old_values: (N,) when the responses were sampled.
+        returns: (N,) the target.
         clip_range: c, in units of the return.
 
     Returns:
-        Scalar SUM over the kept tokens, to be divided by the tokens of the whole step, and the scalar share of the kept
-        tokens whose gradient the clipping stopped.
+        Scalar SUM over the tokens, to be divided by the tokens of the whole step.
     """
-    values, old_values, returns = kept(values, mask), kept(old_values, mask), kept(returns, mask)
     loss = (values - returns).square()
     clipped_loss = (values.clamp(old_values - clip_range, old_values + clip_range) - returns).square()
-    return 0.5 * torch.maximum(loss, clipped_loss).sum(), masked_mean(clipped_loss > loss, mask)
+    return 0.5 * torch.maximum(loss, clipped_loss).sum()
 
 
 class FixedKL:
@@ -246,6 +225,10 @@ class FixedKL:
         if not 0 <= weight < math.inf:
             raise UserError(f"kl.weight: got {weight}; need a number of 0 or more")
         self.weight = weight
+
+    def problems(self, num_responses: int) -> list[str]:
+        """What cannot work with so many responses in a step, over all ranks, a line each."""
+        return []
 
     def update(self, mean_sequence_kl: float, num_responses: int) -> None:
         """Take in a step; here nothing that happens changes the weight.
@@ -283,11 +266,15 @@ class AdaptiveKL(FixedKL):
         )
         self.weight, self.target, self.horizon = weight, target, horizon
 
+    def problems(self, num_responses: int) -> list[str]:
+        """A weight that one step could bring to 0."""
+        least = MAX_KL_ERROR * num_responses
+        if least < self.horizon:
+            return []
+        return [f"kl.horizon: got {self.horizon}; need more than {least:g} for {num_responses} responses"]
+
     def update(self, mean_sequence_kl: float, num_responses: int) -> None:
         """Raise the weight where the KL is above the target, lower it where it is below."""
-        if MAX_KL_ERROR * num_responses >= self.horizon:
-            least = MAX_KL_ERROR * num_responses
-            raise UserError(f"kl.horizon: got {self.horizon}; need more than {least:g} for {num_responses} responses")
         error = max(-MAX_KL_ERROR, min(MAX_KL_ERROR, mean_sequence_kl / self.target - 1))
         self.weight *= 1 + error * num_responses / self.horizon
 

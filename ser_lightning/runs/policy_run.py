@@ -1,7 +1,9 @@
 """A policy that another run has trained, as the start of this one."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -9,7 +11,8 @@ from ser_lightning.errors import UserError
 from ser_lightning.models.backbone import Backbone, backbone_from
 from ser_lightning.models.policy import policy_state
 from ser_lightning.runs.config import read_config, setting
-from ser_lightning.runs.files import CONFIG, is_run
+from ser_lightning.runs.files import CONFIG, is_run, reading
+from ser_lightning.runs.shapes import IDENTITY, check_shape
 from ser_lightning.runs.weights import check_weights, read_weights
 from ser_lightning.training.checkpoints import LAST, is_whole, newest_whole
 
@@ -26,6 +29,8 @@ class PolicyStart:
     """Settings whose `path` is a pretrained model."""
     weights: dict[str, Tensor] | None
     """What a run has made of it, as `Policy.load_trainable_state` takes it; None for the pretrained model itself."""
+    identity: Mapping[str, Any] | None = None
+    """The base and the template that the weights belong to; None where the run has saved neither."""
 
 
 def resolve_start(backbone: Backbone) -> PolicyStart:
@@ -42,14 +47,20 @@ def resolve_start(backbone: Backbone) -> PolicyStart:
     template = trained.template if backbone.template == "auto" else backbone.template
     base = resolve_start(trained).backbone
     settings = replace(backbone, path=base.path, gguf_file=base.gguf_file, template=template)
-    state = read_weights(run / LAST).get("state_dict")
+    saved = read_weights(run / LAST)
+    state, identity = saved.get("state_dict"), saved.get("identity")
     weights = {
         name.removeprefix(WEIGHTS_PREFIX): value
         for name, value in (state.items() if isinstance(state, dict) else ())
         if str(name).startswith(WEIGHTS_PREFIX)
     }
     check_weights(run / LAST, weights)
-    return PolicyStart(settings, policy_state(weights))
+    if identity is not None:
+        with reading(run / LAST, has_record=False):
+            check_shape(identity, IDENTITY, "identity")
+        if template != trained.template:
+            identity = {**identity, "template": ""}
+    return PolicyStart(settings, policy_state(weights), identity)
 
 
 def read_policy_backbone(run: Path) -> Backbone:

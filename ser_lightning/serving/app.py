@@ -16,6 +16,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from transformers import PreTrainedTokenizerBase
 
+from ser_lightning.data.turns import clean
 from ser_lightning.errors import Causes, UserError, describe
 from ser_lightning.inference.scorer import Scorer
 from ser_lightning.serving.batching import BatchingScorer, Busy, Scored, ScoringFailed
@@ -160,7 +161,7 @@ def _endpoints_of_others(service: RewardService) -> APIRouter:
     async def tei_rerank(request: RerankRequest) -> list[dict[str, Any]]:
         found = await service.score([request.query] * len(request.texts), request.texts)
         order = sorted(range(len(found.rewards)), key=lambda i: -found.rewards[i])
-        texts = [{"text": request.texts[i]} if request.return_text else {} for i in order]
+        texts = [{"text": clean(request.texts[i])} if request.return_text else {} for i in order]
         scores = [found.rewards[i] if request.raw_scores else sigmoid(found.rewards[i]) for i in order]
         return [{"index": i, **text, "score": score} for i, text, score in zip(order, texts, scores, strict=True)]
 
@@ -189,7 +190,7 @@ def _readable(reader: TemplateReader | UserError) -> TemplateReader:
 async def _answer_error(request: Request, error: Exception) -> JSONResponse:
     """A status and one line for each cause."""
     status, problems = _status_and_problems(request, error)
-    lines = "\n".join(Causes(problems).lines()[:10])[:2000]
+    lines = clean("\n".join(Causes(problems).lines()[:10])[:2000])
     # Clients such as OpenRLHF's show the status alone.
     _LOG.warning("%s %s was answered with %d: %s", request.method, request.url.path, status, visible(lines))
     return JSONResponse({"error": lines}, status_code=status)

@@ -293,6 +293,16 @@ def test_a_run_of_the_rl_stage_samples_what_was_foretold(capsys, ppo_flags, monk
     assert work["optimizer steps"]["all"] == optimizer_steps
 
 
+def test_a_batch_of_held_out_prompts_is_no_larger_than_they_are_many(capsys, ppo_flags):
+    more = ["--data.val_prompts_per_batch=1000", "--data.num_val_prompts=20"]
+    found = plan(capsys, *ppo_flags, *more)[1]
+    assert (
+        found["data"]["splits"]["val"]["number"] == 16
+    )  # more than the 16 responses of a step are not sampled at once
+    longest = found["data"]["splits"]["train"]["high"] + 5
+    assert found["memory"]["batch_tokens"]["sampling"] == 16 * longest
+
+
 def test_a_reward_model_on_the_base_of_the_policy_adds_adapter_and_head(capsys, ppo_flags, tiny_fit, tiny_model_dir):
     tiny_fit("--model.backbone.train=lora", name="reward")
     shutil.copytree(tiny_model_dir, "model")
@@ -317,7 +327,7 @@ WRONG_POLICIES = {
     "no file": ["--data.path=pears.jsonl"],
     "no reward and no judge": ["--model.reward_model=nowhere/run", "--model.judge=my_rewards.nobody"],
     "an optimizer that refuses": ["--model.optimizer.init_args.weight_decay=-1"],
-    "too many minibatches": ["--model.ppo.minibatches=50"],
+    "too many minibatches": ["--model.ppo.minibatches=50", "--model.kl_control.init_args.horizon=1"],
     "no room for a response": ["--model.sampling.max_new_tokens=500"],
     "no reloading": ["--trainer.reload_dataloaders_every_n_epochs=0"],
     "a head alone": ["--model.backbone.train=head"],

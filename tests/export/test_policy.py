@@ -1,11 +1,16 @@
+import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoTokenizer, LlamaForCausalLM
+import yaml
+from huggingface_hub import ModelCard
+from transformers import AutoTokenizer, GenerationConfig, LlamaForCausalLM
 
 from ser_lightning.__main__ import main
 from ser_lightning.errors import UserError
+from ser_lightning.export.model_card import model_card
 from ser_lightning.export.policy import export_policy
 from tests.policy_runs import loaded, own_logits, plain_logits, sft, sft_flags
 
@@ -47,8 +52,36 @@ def test_a_run_that_started_from_a_run_exports_what_both_have_learnt(run, pairs_
         export_policy(Path(name), Path(f"{name}-out"))
     ids = torch.tensor([[5, 9, 17, 33, 8, 44]])
     two = plain_logits("two-out", ids)
+    cards = [Path(name, "README.md").read_text() for name in ("run-out", "two-out")]
+    assert all("- base model: `tiny_model" in card and "It imitates the responses" in card for card in cards)
+    assert not any("please a reward model" in card or "test pairs" in card for card in cards)
     assert torch.allclose(two, own_logits(loaded(sft("two", run)), ids), atol=1e-4)
     assert not torch.allclose(two, plain_logits("run-out", ids), atol=1e-3)
+
+
+def test_the_card_of_the_rl_stage_says_what_it_was_measured_on(tmp_path):
+    """The test pairs may have ended it (`on_overoptimised: stop`), so nothing is said of what they chose."""
+    init_args = {"backbone": {"path": "runs/sft", "train": "lora"}}
+    model = {"class_path": "ser_lightning.PPOModule", "init_args": init_args}
+    config = {"model": model, "data": {"init_args": {"path": "pairs.jsonl"}}, "seed_everything": 0}
+    Path("config.yaml").write_text(yaml.safe_dump(config))
+    Path("steps.csv").write_text("step,reward,kl\n0,0.5,0\n2,0.75,1.25\n")
+    model_card(tmp_path, tmp_path, "policy", "the last step", "Fine.", base="owner/name")
+    card = ModelCard.load("README.md")
+    assert card.data.base_model == "owner/name" and "- base model: `owner/name`, trained with `lora`" in card.text
+    assert "| 2 | 0.75 | 1.25 |\n\nOn held-out prompts, those of the test pairs;" in card.text
+    assert "chose nothing" not in card.text and "It was trained to please a reward model" in card.text
+
+
+def test_a_base_that_names_a_temperature_and_does_not_say_that_it_samples(tiny_model_dir, pairs_file):
+    """transformers loads such settings, which many models have, and refuses to save them."""
+    shutil.copytree(tiny_model_dir, "base")
+    settings = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0, "temperature": 0.6, "top_p": 0.9}
+    Path("base/generation_config.json").write_text(json.dumps(settings))
+    assert main(["fit", *sft_flags("base", pairs_file, "lora"), "--run_dir=run"]) == 0
+    export_policy(Path("run"), Path("out"))
+    found = GenerationConfig.from_pretrained("out")
+    assert (found.do_sample, found.temperature, found.top_p, found.eos_token_id) == (True, 0.6, 0.9, [2])
 
 
 def test_it_writes_over_nothing_and_needs_a_checkpoint(tiny_model_dir, pairs_file, capsys):

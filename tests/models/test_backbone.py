@@ -370,6 +370,24 @@ def test_without_ligers_package_a_gpu_run_is_refused(tiny_model_dir, monkeypatch
         use_liger_kernels(load_reward_model(Backbone(str(tiny_model_dir))).model, "cuda")
 
 
+@pytest.mark.parametrize("name", ["flash_attention_2", "flex_attention"])
+def test_attention_that_needs_a_gpu_is_left_out_without_one(tiny_model_dir, caplog, name):
+    """So a run that was trained with it is scored and exported anywhere; neither package nor GPU is here."""
+    for load in (load_reward_model, load_policy):
+        caplog.clear()
+        with caplog.at_level("INFO"):
+            model = load(Backbone(str(tiny_model_dir), attn_implementation=name))
+            load(Backbone(str(tiny_model_dir), attn_implementation=name), "meta")
+        assert caplog.text.count(f"Attention: as transformers chooses, since {name} needs a CUDA GPU.") == 1
+        assert model.body.config._attn_implementation == "sdpa"
+
+
+def test_attention_that_cannot_be_had_is_one_line(tiny_model_dir):
+    for load in (load_reward_model, load_policy):
+        with pytest.raises(UserError, match="^backbone.path: no (language )?model could be loaded from .*my_attention"):
+            load(Backbone(str(tiny_model_dir), attn_implementation="my_attention"))
+
+
 def test_the_setting_for_ligers_kernels_reaches_reward_models_and_policies(tiny_model_dir, caplog):
     for load in (load_reward_model, load_policy):
         caplog.clear()

@@ -8,8 +8,9 @@ from ser_lightning.data.encode import encode_candidates
 from ser_lightning.errors import UserError
 from ser_lightning.models.adapter_reward import adapter_reward_model, can_share
 from ser_lightning.models.backbone import Backbone, LoraSettings, load_tokenizer
+from ser_lightning.models.fingerprint import identity_of
 from ser_lightning.models.masks import last_hidden
-from ser_lightning.models.policy import load_policy, logits_of, policy_state, use_adapter
+from ser_lightning.models.policy import body_of, load_policy, logits_of, policy_state, use_adapter
 from ser_lightning.models.readings import only_layers
 from ser_lightning.models.reward_model import load_reward_model
 from ser_lightning.records import Padded
@@ -204,6 +205,22 @@ def test_a_reward_model_on_the_policys_base_scores_as_one_of_its_own(tiny_model_
     assert [name for name, p in policy.named_parameters() if p.requires_grad] == trained
     added = sum(p.numel() for p in policy.parameters()) - num_before
     assert added == sum(p.numel() for name, p in own.named_parameters() if "lora" in name)
+
+
+def test_a_reward_model_that_was_trained_on_another_base_or_template_is_not_put_on_the_policys(tiny_model_dir):
+    """As when it is loaded by itself: its rewards would mean nothing."""
+    settings = lora(tiny_model_dir)
+    own = load_reward_model(settings)
+    identity = identity_of(own.model, load_tokenizer(settings))
+    weights = randomised(own.trainable_state())
+    policy = load_policy(settings, has_critic=True)
+    adapter_reward_model(policy, settings, weights, "reward0", identity=identity)
+    with pytest.raises(UserError, match="^run: was trained through another chat template"):
+        adapter_reward_model(policy, settings, weights, "reward1", identity={**identity, "template": "other"})
+    with torch.no_grad():
+        body_of(policy.lm).get_base_model().layers[0].self_attn.q_proj.weight.neg_()
+    with pytest.raises(UserError, match=r"^run: was trained on another base model \(model.layers.0.self_attn.q_proj"):
+        adapter_reward_model(policy, settings, weights, "reward1", identity=identity)
 
 
 @pytest.mark.parametrize("train", ["lora", "head"])

@@ -585,7 +585,13 @@ def _without_eos(model_dir):
                 "steps_per_epoch:",
             ],
         ),
-        (["--model.ppo.minibatches=5"], ["ppo.minibatches: got 5 for 4 responses in a step; use at most as many"]),
+        (
+            ["--model.ppo.minibatches=5", "--model.kl_control.init_args.horizon=0.5"],
+            [
+                "kl.horizon: got 0.5; need more than 0.8 for 4 responses",
+                "ppo.minibatches: got 5 for 4 responses in a step; use at most as many",
+            ],
+        ),
         (
             ["--model.sampling.max_new_tokens=500"],
             ["sampling.max_new_tokens: got 500 after prompts of up to 38 tokens for a policy with 512 positions;"],
@@ -598,6 +604,15 @@ def test_wrong_input_is_one_line_each(flags, capsys, tiny_model_dir, more, lines
     found = problems_of(capsys, *flags, *more)
     assert len(found) == len(lines), found
     assert all(any(line.startswith(start) for line in found) for start in lines), found
+
+
+def test_a_checkpoint_of_another_stage_is_one_line(flags, capsys, sft_runs):
+    more = ["--model.advantage=rloo", "--model.responses_per_prompt=2", "--run_dir=new"]  # its weights would fit
+    found = problems_of(capsys, *flags, *more, f"--ckpt_path={sft_runs['full'] / 'checkpoints' / 'last.ckpt'}")
+    assert found == [
+        "checkpoint: got one of no run of ppo.yaml, which cannot be resumed; to start from its policy, leave "
+        "--ckpt_path out and set model.backbone.path to its run folder"
+    ]
 
 
 def test_a_reward_model_without_calibration_is_refused_unless_asked_for(flags, capsys, reward_flags):

@@ -36,14 +36,10 @@ def per_token(mask, score=None):
     """Every function of (R, A) tensors, with the inputs that a mask cuts, as (name, function, number of inputs)."""
     score = torch.linspace(-1, 2, len(mask)) if score is None else score
     return [
-        ("masked_sum", lambda x: pm.masked_sum(x, mask), 1),
-        ("masked_mean", lambda x: pm.masked_mean(x, mask), 1),
         ("whiten", lambda x: pm.whiten(x, mask), 1),
         ("sequence_kl", lambda x: pm.sequence_kl(x, mask), 1),
         ("token_rewards", lambda x: pm.token_rewards(score, x, mask, 0.3), 1),
         ("gae", lambda x, y: torch.stack(pm.gae(x, y, mask, 0.9, 0.8)), 2),
-        ("policy loss", lambda x, y, z: torch.stack(pm.clipped_policy_loss(x, y, z, mask, 0.2)), 3),
-        ("value loss", lambda x, y, z: torch.stack(pm.clipped_value_loss(x, y, z, mask, 0.2)), 3),
     ]
 
 
@@ -91,13 +87,6 @@ def test_padding_on_the_left_shifts_the_result(index, shift):
     inputs = [torch.randn(5, 5) for _ in range(num_inputs)]
     result, again = function(*inputs), shifted(*(pad(x, (shift, 0), value=7.0) for x in inputs))
     torch.testing.assert_close(again, pad(result, (shift, 0)) if result.dim() > 1 else result)
-
-
-def test_masked_sum_and_mean_by_hand():
-    x, mask = torch.tensor([[1.0, 2.0, 9.0], [4.0, 9.0, 9.0]]), torch.tensor([[1, 1, 0], [1, 0, 0]]).bool()
-    assert pm.masked_sum(x, mask).item() == 7.0
-    assert pm.masked_mean(x, mask).item() == pytest.approx(7 / 3)
-    assert pm.masked_mean(x, torch.zeros_like(mask)).item() == 0.0
 
 
 def test_whitened_entries_have_mean_0_and_variance_1():
@@ -332,7 +321,8 @@ def test_rloo_by_hand_and_by_loop():
 
 def test_grpo_by_hand_and_by_loop():
     # Mean 2, unbiased standard deviation 1.
-    assert pm.grpo_advantages(torch.tensor([1.0, 2.0, 3.0]), 3, eps=1.0).tolist() == pytest.approx([-0.5, 0.0, 0.5])
+    tiny = 1e-4 * torch.tensor([1.0, 2.0, 3.0])  # whose deviation is as large as what is added to it
+    assert pm.grpo_advantages(tiny, 3).tolist() == pytest.approx([-0.5, 0.0, 0.5], rel=1e-3)
     returns = torch.randn(8)
     expected = []
     for group in (returns[:4].tolist(), returns[4:].tolist()):
@@ -371,73 +361,63 @@ def test_group_advantages(advantages_of):
     ],
 )
 def test_policy_loss_by_hand(ratio, advantage, loss, is_stopped):
-    logp = torch.tensor([[math.log(0.3 * ratio)]], requires_grad=True)
-    old_logp, mask = torch.tensor([[math.log(0.3)]]), torch.tensor([[True]])
-    total, clip_fraction = pm.clipped_policy_loss(logp, old_logp, torch.tensor([[advantage]]), mask, 0.2)
+    logp = torch.tensor([math.log(0.3 * ratio)], requires_grad=True)
+    old_logp = torch.tensor([math.log(0.3)])
+    total, num_clipped = pm.clipped_policy_loss(logp, old_logp, torch.tensor([advantage]), 0.2)
     assert total.item() == pytest.approx(loss, rel=1e-5)
-    assert clip_fraction.item() == float(is_stopped)
+    assert num_clipped.item() == is_stopped
     total.backward()
     assert logp.grad.item() == pytest.approx(0.0 if is_stopped else -advantage * ratio, rel=1e-5)
 
 
-def test_policy_loss_is_a_sum_over_the_kept_tokens():
-    logp, old_logp, advantages = 0.3 * torch.randn(5, 5), 0.3 * torch.randn(5, 5), torch.randn(5, 5)
+def test_policy_loss_is_a_sum_over_the_tokens():
+    logp, old_logp, advantages = 0.3 * torch.randn(13), 0.3 * torch.randn(13), torch.randn(13)
     loss, num_clipped = 0.0, 0
-    for new, old, advantage in rows(MASK, logp, old_logp, advantages):
-        for x, y, a in zip(new, old, advantage, strict=True):
-            ratio = math.exp(x - y)
-            bounded = min(max(ratio, 0.8), 1.2)
-            loss -= min(ratio * a, bounded * a)
-            num_clipped += bounded * a < ratio * a
-    total, clip_fraction = pm.clipped_policy_loss(logp, old_logp, advantages, MASK, 0.2)
-    assert 0 < num_clipped < sum(LENGTHS)
+    for x, y, a in zip(logp.tolist(), old_logp.tolist(), advantages.tolist(), strict=True):
+        ratio = math.exp(x - y)
+        bounded = min(max(ratio, 0.8), 1.2)
+        loss -= min(ratio * a, bounded * a)
+        num_clipped += bounded * a < ratio * a
+    total, found = pm.clipped_policy_loss(logp, old_logp, advantages, 0.2)
+    assert 0 < num_clipped < 13 and found.item() == num_clipped
     assert total.item() == pytest.approx(loss, rel=1e-5)
-    assert clip_fraction.item() == pytest.approx(num_clipped / sum(LENGTHS))
 
 
 @pytest.mark.parametrize("clip_range", [0.0, 0.2])
 def test_at_ratio_1_the_gradient_is_that_of_reinforce(clip_range):
-    logits, ids, advantages = torch.randn(5, 5, 7, requires_grad=True), torch.randint(7, (5, 5)), torch.randn(5, 5)
-    logp = torch.log_softmax(logits, -1).gather(-1, ids[..., None])[..., 0]
-    loss, clip_fraction = pm.clipped_policy_loss(logp, logp.detach(), advantages, MASK, clip_range)
+    logits, ids, advantages = torch.randn(13, 7, requires_grad=True), torch.randint(7, (13,)), torch.randn(13)
+    logp = torch.log_softmax(logits, -1).gather(-1, ids[:, None])[:, 0]
+    loss, num_clipped = pm.clipped_policy_loss(logp, logp.detach(), advantages, clip_range)
     (gradient,) = torch.autograd.grad(loss, logits)
     # d log p(y) / d logits = onehot(y) - p
     of_logp = torch.nn.functional.one_hot(ids, 7) - logits.detach().softmax(-1)
-    torch.testing.assert_close(gradient, -(advantages * MASK)[..., None] * of_logp)
-    assert clip_fraction.item() == 0.0
+    torch.testing.assert_close(gradient, -advantages[:, None] * of_logp)
+    assert num_clipped.item() == 0
 
 
-def test_value_loss_by_hand_and_by_loop():
-    values = torch.tensor([[1.0, 1.5, 0.0, 2.0, 9.0]], requires_grad=True)
-    old_values, returns = torch.tensor([[0.9, 1.0, 1.0, 1.0, 9.0]]), torch.tensor([[2.0, 2.0, 2.0, 1.2, 0.0]])
-    mask = torch.tensor([[True, True, True, True, False]])
-    total, clip_fraction = pm.clipped_value_loss(values, old_values, returns, mask, 0.2)
+def test_value_loss_by_hand():
+    values = torch.tensor([1.0, 1.5, 0.0, 2.0], requires_grad=True)
+    old_values, returns = torch.tensor([0.9, 1.0, 1.0, 1.0]), torch.tensor([2.0, 2.0, 2.0, 1.2])
+    total = pm.clipped_value_loss(values, old_values, returns, 0.2)
     # Within range; 1.5 counts as 1.2, further off; 0 as 0.8, nearer: the raw one counts; 2 as 1.2, nearer.
     assert total.item() == pytest.approx(0.5 * (1.0**2 + 0.8**2 + 2.0**2 + 0.8**2))
-    assert clip_fraction.item() == pytest.approx(1 / 4)
     total.backward()
-    assert values.grad[0].tolist() == pytest.approx([-1.0, 0.0, -2.0, 0.8, 0.0])
+    assert values.grad.tolist() == pytest.approx([-1.0, 0.0, -2.0, 0.8])
 
 
-def test_value_loss_is_a_sum_over_the_kept_tokens():
-    values, old_values, returns = torch.randn(3, 5, 5).unbind()
-    loss, num_clipped = 0.0, 0
-    for new, old, target in rows(MASK, values, old_values, returns):
-        for v, o, t in zip(new, old, target, strict=True):
-            bounded = min(max(v, o - 0.2), o + 0.2)
-            loss += 0.5 * max((v - t) ** 2, (bounded - t) ** 2)
-            num_clipped += (bounded - t) ** 2 > (v - t) ** 2
-    total, clip_fraction = pm.clipped_value_loss(values, old_values, returns, MASK, 0.2)
-    assert total.item() == pytest.approx(loss, rel=1e-5)
-    assert clip_fraction.item() == pytest.approx(num_clipped / sum(LENGTHS))
+def test_value_loss_is_a_sum_over_the_tokens():
+    values, old_values, returns = torch.randn(3, 13).unbind()
+    loss = 0.0
+    for v, o, t in zip(values.tolist(), old_values.tolist(), returns.tolist(), strict=True):
+        bounded = min(max(v, o - 0.2), o + 0.2)
+        loss += 0.5 * max((v - t) ** 2, (bounded - t) ** 2)
+    assert pm.clipped_value_loss(values, old_values, returns, 0.2).item() == pytest.approx(loss, rel=1e-5)
 
 
 def test_values_that_have_not_moved_are_not_clipped():
-    values, returns = torch.randn(5, 5, requires_grad=True), torch.randn(5, 5)
-    total, clip_fraction = pm.clipped_value_loss(values, values.detach(), returns, MASK, 0.2)
-    assert clip_fraction.item() == 0.0
-    (gradient,) = torch.autograd.grad(total, values)
-    torch.testing.assert_close(gradient, ((values - returns) * MASK).detach())
+    values, returns = torch.randn(13, requires_grad=True), torch.randn(13)
+    (gradient,) = torch.autograd.grad(pm.clipped_value_loss(values, values.detach(), returns, 0.2), values)
+    torch.testing.assert_close(gradient, (values - returns).detach())
 
 
 def test_fixed_kl_stays_and_the_config_has_the_last_word():
@@ -483,6 +463,6 @@ def test_kl_control_says_what_is_wrong_with_its_settings():
     with pytest.raises(UserError) as error:
         pm.AdaptiveKL(0.0, -1.0, 0)
     assert [problem.split(":")[0] for problem in error.value.problems] == ["kl.weight", "kl.target", "kl.horizon"]
-    for kl in (0.0, 100.0):
-        with pytest.raises(UserError, match="kl.horizon: got 100; need more than 100 for 500 responses"):
-            pm.AdaptiveKL(0.1, 6.0, 100).update(kl, 500)
+    assert pm.FixedKL(0.1).problems(500) == pm.AdaptiveKL(0.1, 6.0, 101).problems(500) == []
+    line = "kl.horizon: got 100; need more than 100 for 500 responses"
+    assert pm.AdaptiveKL(0.1, 6.0, 100).problems(500) == [line]

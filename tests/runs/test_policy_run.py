@@ -1,12 +1,15 @@
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
+from transformers import AutoModelForCausalLM
 
 from ser_lightning.__main__ import main
 from ser_lightning.errors import UserError
+from ser_lightning.export.policy import export_policy
 from ser_lightning.models.backbone import BUNDLED_MODEL, Backbone, LoraSettings
 from ser_lightning.models.policy import load_policy
 from ser_lightning.records import Padded
@@ -17,14 +20,14 @@ from tests.policy_runs import backbone, loaded, own_logits, plain_logits, sft, s
 IDS = torch.tensor([[5, 9, 17, 33, 8, 44]])
 
 
-def write_run(run, kind, settings, state=None):
+def write_run(run, kind, settings, state=None, **more):
     """A run folder with what `resolve_start` reads of one."""
     (run / "checkpoints").mkdir(parents=True)
     init_args = {"backbone": settings.__dict__ | {"lora": settings.lora.__dict__}}
     config = {"model": {"class_path": f"ser_lightning.some_module.{kind}", "init_args": init_args}}
     (run / "config.yaml").write_text(yaml.safe_dump(config))
     if state is not None:
-        torch.save({"state_dict": state}, run / "checkpoints" / "last.ckpt")
+        torch.save({"state_dict": state, **more}, run / "checkpoints" / "last.ckpt")
     return run
 
 
@@ -85,6 +88,42 @@ def test_of_a_run_of_ppo_the_policy_is_taken_and_the_critic_is_not(tiny_model_di
     with torch.no_grad():
         found, expected = (p.hidden("policy", Padded(IDS, torch.ones_like(IDS))) for p in (own, policy))
     assert torch.allclose(found, expected, atol=1e-6)
+
+
+def test_a_run_whose_base_was_changed_since_gives_no_policy(tiny_model_dir, pairs_file):
+    """Not to train on, not to ask, not to export: its adapters were made for other weights."""
+    shutil.copytree(tiny_model_dir, "base")
+    assert main(["fit", *sft_flags("base", pairs_file, "lora"), "--run_dir=run"]) == 0
+    loaded(sft("run", "lora"))
+    other = AutoModelForCausalLM.from_pretrained("base")
+    with torch.no_grad():
+        other.model.layers[1].mlp.down_proj.weight.neg_()
+    other.save_pretrained("base")
+    problem = r"^run: was trained on another base model \(model.layers.1.mlp.down_proj.weight is not what it was\); "
+    with pytest.raises(UserError, match=problem):
+        loaded(sft("run", "lora"))
+    with pytest.raises(UserError, match=problem):
+        export_policy(Path("run"), Path("out"))
+    assert not Path("out").exists()
+
+
+def test_a_run_whose_template_was_changed_since_gives_no_policy(tiny_model_dir, tmp_path):
+    settings = backbone(tiny_model_dir, "full")
+    identity = {"base": "", "template": "0123456789abcdef", "matrices": {}, "is_4bit": False}
+    state = {f"_policy.{name}": value for name, value in load_policy(settings).trainable_state().items()}
+    run = write_run(tmp_path / "run", "SFTModule", settings, state, identity=identity)
+    with pytest.raises(UserError, match="was trained through another chat template"):
+        loaded(sft(run))
+    module = sft(run)
+    module.backbone.template = "paper"  # another one is wanted
+    loaded(module)
+
+
+def test_a_damaged_identity_is_one_line(tiny_model_dir, tmp_path):
+    run = write_run(tmp_path / "run", "SFTModule", backbone(tiny_model_dir, "lora"), {}, identity={"base": 1})
+    assert only_problem(backbone(run, "lora")) == (
+        f"run: cannot read {run}/checkpoints/last.ckpt (identity has no template); is it damaged?"
+    )
 
 
 def test_a_template_is_handed_on_unless_another_is_named(tiny_model_dir, tmp_path):

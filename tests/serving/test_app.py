@@ -316,3 +316,15 @@ def test_texts_that_no_encoding_has_are_scored(client, model):
         headers={"Content-Type": "application/json"},
     )
     assert answer.json()["rewards"] == pytest.approx(plain(model, ["Hi"], ["a?"]), abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status", "expected"),
+    [
+        ("/rerank", {"query": "Hi", "texts": ["a\ud800"], "return_text": True}, 200, '"text":"a?"'),
+        ("/score", {"prompts": [[{**DIALOGUE[0], "\ud800": 1}]], "responses": ["a"]}, 422, "got ? in turn 1 of prompt"),
+    ],
+)
+def test_texts_that_no_encoding_has_are_answered(client, path, body, status, expected):
+    answer = client.post(path, content=json.dumps(body), headers={"Content-Type": "application/json"})
+    assert answer.status_code == status and expected in answer.text
