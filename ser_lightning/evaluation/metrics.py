@@ -11,6 +11,7 @@ from torchmetrics.utilities.data import dim_zero_cat
 
 from ser_lightning.evaluation.calibration import prob_a_wins
 from ser_lightning.records import PairScores
+from ser_lightning.training.scoring import check_finite
 
 NUM_CALIBRATION_BINS = 10
 Z_95 = 1.959963984540054
@@ -148,7 +149,11 @@ def pair_figures(
         target: (N,) 1 where a is the better response.
         length_difference: (N,) tokens of a minus tokens of b.
         temperature: divides the margins before the sigmoid.
+
+    Raises:
+        UserError: a margin is not finite.
     """
+    check_finite(margin)
     num_right = float(half_credit(margin, target).sum())
     low, high = wilson_interval(num_right, len(margin))
     return {
