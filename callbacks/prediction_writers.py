@@ -13,7 +13,7 @@ from torch import Tensor
 from ser_lightning.errors import UserError
 from ser_lightning.evaluation.calibration import prob_a_wins
 from ser_lightning.records import PairScores, Responses
-from ser_lightning.training.scoring import ScoreBuffer, complete_and_unique, gather_scores
+from ser_lightning.training.scoring import ScoreBuffer, check_finite, complete_and_unique, gather_scores
 from ser_lightning.utils.atomic import write_atomically
 from ser_lightning.utils.collectives import gather_over_ranks
 from ser_lightning.utils.terminal import say
@@ -86,6 +86,7 @@ class PredictionWriter(_Writer):
         """Bring the ranks' scores together and write them."""
         scores = gather_scores(self._scores.scores())
         scores = complete_and_unique(scores, self._expected_ids(trainer, scores))
+        check_finite(scores.margin)
         if trainer.is_global_zero:
             table = to_table(scores, float(getattr(pl_module, "temperature", 1.0)))
             _write_new(self._file(trainer), with_texts(table, trainer.datamodule))

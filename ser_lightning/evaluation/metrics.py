@@ -11,6 +11,7 @@ from torchmetrics.utilities.data import dim_zero_cat
 
 from ser_lightning.evaluation.calibration import prob_a_wins
 from ser_lightning.records import PairScores
+from ser_lightning.training.scoring import check_finite
 
 NUM_CALIBRATION_BINS = 10
 Z_95 = 1.959963984540054
@@ -179,7 +180,11 @@ def pair_figures(
         length_difference: (N,) tokens of a minus tokens of b.
         dialogue: (N,) equal for pairs of one prompt.
         temperature: divides the margins before the sigmoid.
+
+    Raises:
+        UserError: a margin is not finite.
     """
+    check_finite(margin)
     credit = half_credit(margin, target)
     low, high = accuracy_interval(credit, dialogue)
     return {

@@ -43,12 +43,27 @@ def score_pairs(trainer: Trainer, loader: DataLoader, expected_ids: Tensor, desc
             batch = trainer.strategy.batch_to_device(batch)
             found.add(trainer.strategy.predict_step(batch, batch_idx))
     scores = complete_and_unique(gather_scores(found.scores()), expected_ids)
-    if num_bad := int((~torch.isfinite(scores.margin)).sum()):
-        raise UserError(
-            f"rewards: got NaN or infinity for {num_bad} of {len(scores)} pairs ({description}); lower "
-            "model.optimizer.init_args.lr, or look for the cause with --config debug/anomaly.yaml"
-        )
+    check_finite(
+        scores.margin,
+        f" ({description})",
+        "lower model.optimizer.init_args.lr, or look for the cause with --config debug/anomaly.yaml",
+    )
     return scores
+
+
+def check_finite(
+    margin: Tensor,
+    where: str = "",
+    fix: str = "compute in float32 (trainer.precision, model.backbone.dtype), or take another checkpoint",
+) -> None:
+    """`UserError` for margins (N,) that are not finite: they would count as a preference for b.
+
+    Args:
+        where: the pairs were scored.
+        fix: what to do.
+    """
+    if num_bad := int((~torch.isfinite(margin)).sum()):
+        raise UserError(f"rewards: got NaN or infinity for {num_bad} of {len(margin)} pairs{where}; {fix}")
 
 
 def with_bar(trainer: Trainer, items: Iterable[T], description: str) -> "tqdm[T]":

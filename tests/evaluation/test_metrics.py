@@ -4,6 +4,7 @@ import pytest
 import torch
 from scipy import stats
 
+from ser_lightning.errors import UserError
 from ser_lightning.evaluation.metrics import (
     PairMetrics,
     accuracy_interval,
@@ -141,6 +142,14 @@ def test_figures_do_not_depend_on_how_the_pairs_are_batched_and_leave_fillers_ou
     assert results[0]["pairs"] == 37
     interval = accuracy_interval(half_credit(margin, target), dialogue)
     assert (results[0]["accuracy_low"], results[0]["accuracy_high"]) == pytest.approx(interval)
+
+
+def test_rewards_that_are_no_numbers_are_no_accuracy():
+    """Their pairs would count as "b wins", right half of the time."""
+    metric, margin = PairMetrics(), torch.tensor([1.0, math.nan, math.inf])
+    metric.update(_scores(margin, torch.ones(3).long()), torch.ones(3), torch.ones(3))
+    with pytest.raises(UserError, match="rewards: got NaN or infinity for 2 of 3 pairs; compute in float32"):
+        metric.compute()
 
 
 def test_temperature_changes_only_the_calibration_error():

@@ -339,6 +339,18 @@ def test_predictions_are_ordered_unique_and_never_overwritten(tmp_path):
         PredictionWriter().setup(trainer, module, "predict")
 
 
+def test_predictions_that_are_no_numbers_are_not_written(tmp_path):
+    trainer = SimpleNamespace(
+        default_root_dir=str(tmp_path), is_global_zero=True, datamodule=None, limit_predict_batches=1.0
+    )
+    writer = PredictionWriter()
+    writer.setup(trainer, None, "predict")
+    writer.on_predict_batch_end(trainer, None, scores([9, 5], [1.0, float("nan")], [0.0, 0.0]), None, 0)
+    with pytest.raises(UserError, match="rewards: got NaN or infinity for 1 of 2 pairs"):
+        writer.on_predict_epoch_end(trainer, None)
+    assert not (tmp_path / "predictions.parquet").exists()
+
+
 def test_predict_writes_into_the_run_of_the_checkpoint(capsys, tiny_fit):
     tiny_fit()
     predict = ["predict", "--ckpt_path", "run/checkpoints/last.ckpt"]
