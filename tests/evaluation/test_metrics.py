@@ -147,7 +147,7 @@ def test_figures_do_not_depend_on_how_the_pairs_are_batched_and_leave_fillers_ou
 def test_rewards_that_are_no_numbers_are_no_accuracy():
     """Their pairs would count as "b wins", right half of the time."""
     metric, margin = PairMetrics(), torch.tensor([1.0, math.nan, math.inf])
-    metric.update(_scores(margin, torch.ones(3).long()), torch.ones(3), torch.ones(3))
+    metric.update(_scores(margin, torch.ones(3).long()), torch.ones(3), torch.arange(3), torch.ones(3))
     with pytest.raises(UserError, match="rewards: got NaN or infinity for 2 of 3 pairs; compute in float32"):
         metric.compute()
 
