@@ -1,5 +1,6 @@
 """One progress line for each phase of a run: round, fold and epoch, accuracy so far, and the time left at most."""
 
+import math
 import sys
 import time
 from typing import Any
@@ -128,7 +129,8 @@ class StatusLine:
         if self._evolution is None:
             return ""
         rows = self._evolution.state.rows
-        parts = [f"oof {rows[-1].seed_oof_accuracy:.3f}"] if rows else []
+        has_accuracy = rows and not math.isnan(rows[-1].seed_oof_accuracy)  # without folds there is none
+        parts = [f"oof {rows[-1].seed_oof_accuracy:.3f}"] if has_accuracy else []
         done, total = self._work(trainer)
         if done > self._work_at_start:
             rate = (time.monotonic() - self._start) / (done - self._work_at_start)

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from jsonargparse import ArgumentError, ArgumentParser
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
@@ -13,6 +13,9 @@ from ser_lightning.errors import UserError, describe, raise_problems
 from ser_lightning.models.tokens import check_is_whole, choose_pad, move_pad
 from ser_lightning.utils.hub import without_hub
 
+Train = Literal["lora", "full", "head"]
+Quantize = Literal["none", "nf4"]
+BodyDtype = Literal["float32", "bfloat16"]
 BUNDLED_MODEL = "world_lm"
 """Name of the small language model of the synthetic dataset, which ships with the package."""
 
@@ -67,10 +70,10 @@ class Backbone:
     """
 
     path: str
-    train: Literal["lora", "full", "head"] = "lora"
+    train: Train = "lora"
     lora: LoraSettings = field(default_factory=LoraSettings)
-    quantize: Literal["none", "nf4"] = "none"
-    dtype: Literal["float32", "bfloat16"] = "float32"
+    quantize: Quantize = "none"
+    dtype: BodyDtype = "float32"
     template: str = "auto"
     attn_implementation: str | None = None
     gradient_checkpointing: bool = False
@@ -79,8 +82,13 @@ class Backbone:
     trust_remote_code: bool = False
 
     def problems(self) -> list[str]:
-        """Combinations that cannot work, a line each."""
-        found = []
+        """Words that are no choice and combinations that cannot work, a line each."""
+        choices = {"train": Train, "quantize": Quantize, "dtype": BodyDtype}
+        found = [
+            f"backbone.{name}: got {word!r}; use {', '.join(get_args(kind))}"
+            for name, kind in choices.items()
+            if (word := getattr(self, name)) not in get_args(kind)
+        ]
         if self.quantize != "none" and self.train == "full":
             found.append("backbone.train: got full with quantize nf4; 4-bit weights cannot be trained, use lora")
         if self.quantize != "none" and self.gguf_file:

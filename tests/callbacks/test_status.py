@@ -51,6 +51,8 @@ def test_accuracy_so_far_is_that_of_the_last_round(clock):
     callback = evolution()
     callback.state.rows = [row(0, seed_oof_accuracy=0.61), row(1, seed_oof_accuracy=0.64)]
     assert StatusLine(trainer_of(callback)).text(trainer_of(callback)) == "oof 0.640 | "
+    callback.state.rows = [row(0, seed_oof_accuracy=float("nan"))]
+    assert StatusLine(trainer_of(callback)).text(trainer_of(callback)) == ""
 
 
 def test_other_trainings_have_nothing_to_say():
