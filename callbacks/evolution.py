@@ -155,8 +155,8 @@ class EvolutionCallback(Callback):
         if not self.state.finished and not trainer.fast_dev_run:
             run = shlex.quote(str(trainer.default_root_dir))
             rank_zero_warn(
-                f"evolution: ended in round {self.state.round}, which is not finished, by trainer.max_epochs, max_steps "
-                f"or max_time, or by a callback; go on with --run_dir {run} --ckpt_path auto and a higher limit "
+                f"evolution: ended in round {self.state.round}, which is not finished, by trainer.max_epochs, "
+                f"max_steps or max_time, or by a callback; go on with --run_dir {run} --ckpt_path auto and a higher limit "
                 "(--trainer.max_epochs -1 is none)"
             )
 
