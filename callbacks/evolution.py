@@ -156,8 +156,8 @@ class EvolutionCallback(Callback):
             run = shlex.quote(str(trainer.default_root_dir))
             rank_zero_warn(
                 f"evolution: ended in round {self.state.round}, which is not finished, by trainer.max_epochs, "
-                f"max_steps or max_time, or by a callback; go on with --run_dir {run} --ckpt_path auto and a higher limit "
-                "(--trainer.max_epochs -1 is none)"
+                f"max_steps or max_time, or by a callback; go on with --run_dir {run} --ckpt_path auto and a higher "
+                "limit (--trainer.max_epochs -1 is none)"
             )
 
     def state_dict(self) -> dict[str, Any]:

@@ -36,7 +36,7 @@ def effective_pairs(credit: Tensor, group: Tensor) -> float:
     """How many independent pairs N pairs that share prompts are worth: N / design effect (Rao and Scott, 1992).
 
     The design effect is the variance of the accuracy between groups over that of independent pairs, at least 1. So
-    groups of one pair are N pairs, and groups of m equal credits N / m. Where all credits are equal, or all pairs of one
+    groups of one pair are N pairs, and groups of m equal credits N / m. Where all credits are equal, or there is one
     group, nothing tells how much pairs of a group agree, and each group counts once.
 
     Args:

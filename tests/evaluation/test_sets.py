@@ -87,7 +87,7 @@ def test_where_all_pairs_are_right_or_all_wrong_the_interval_is_not_a_point(valu
 
 
 def test_pairs_of_one_prompt_have_the_interval_of_one_pair():
-    """Every resample is the prompt again. Wilson's of half a pair of one: 0.5 and half a width of 1.96 / sqrt(1 + 1.96²)."""
+    """Every resample is the prompt again. Half of Wilson's width at 0.5 is 1.96 / (2 sqrt(n + 1.96 ** 2)); n is 1."""
     half = 1.96 / (2 * (1 + 1.96**2) ** 0.5)
     found = share_interval(torch.tensor([1.0, 0.0] * 50), np.zeros(100, dtype=np.int64))
     assert found == pytest.approx((0.5 - half, 0.5 + half), abs=1e-4)
