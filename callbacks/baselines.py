@@ -91,9 +91,8 @@ class BaselineCallback(Callback):
         data = trainer.datamodule
         if isinstance(data, PreferenceDataModule) and len(data.pair_ids("seed")) > 1 and len(data.pair_ids(split)):
             words = bag_of_words_accuracy(data, split)
-            pl_module.log(
-                f"{split}/bag_of_words_accuracy", words, sync_dist=True
-            )  # as Lightning wants it on every rank
+            # Every rank has the same figure; Lightning would warn that they may differ.
+            pl_module.log(f"{split}/bag_of_words_accuracy", words, sync_dist=True)
 
 
 def frozen_accuracy_of(trainer: Trainer) -> float | None:

@@ -6,6 +6,7 @@ score it), and a main phase that trains on everything and labels the pool. See `
 
 import math
 import os
+import shlex
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -142,13 +143,7 @@ class EvolutionCallback(Callback):
         self.begin_phase(trainer, pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Say how it went, or that something else than evolution has ended the training."""
-        if not self.state.finished and not trainer.fast_dev_run:
-            rank_zero_warn(
-                f"evolution: ended in round {self.state.round}, before it was finished, by trainer.max_epochs, "
-                f"max_steps or max_time, or by a callback; go on with --run_dir {trainer.default_root_dir} --ckpt_path "
-                "last and a higher limit (trainer.max_epochs=-1 is none)"
-            )
+        """Say how it went."""
         if self.state.finished and trainer.is_global_zero:
             rows, counts = self.state.rows, [len(scores) for scores in self.state.seed_scores]
             sentences = outcome_sentences(trainer.datamodule, Path(trainer.default_root_dir), rows, counts)
@@ -158,10 +153,11 @@ class EvolutionCallback(Callback):
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Say so where something else has ended the training, or has not let it begin."""
         if not self.state.finished and not trainer.fast_dev_run:
+            run = shlex.quote(str(trainer.default_root_dir))
             rank_zero_warn(
-                f"evolution: it was ended in round {self.state.round}, which is not finished, by a limit of the "
-                "trainer (max_epochs, max_steps, max_time) or a callback; go on with --ckpt_path auto and without the "
-                "limit, such as --trainer.max_epochs -1"
+                f"evolution: ended in round {self.state.round}, which is not finished, by trainer.max_epochs, "
+                f"max_steps or max_time, or by a callback; go on with --run_dir {run} --ckpt_path auto and a higher "
+                "limit (--trainer.max_epochs -1 is none)"
             )
 
     def state_dict(self) -> dict[str, Any]:

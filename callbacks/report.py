@@ -52,9 +52,8 @@ class ReportCallback(Callback):
         """With the last round, or the last step of a policy."""
         state = _state_of(trainer)
         is_cut = state is not None and not state.finished
-        self._page = self._write(
-            trainer, pl_module, "The run was ended by a limit and has not finished." if is_cut else ""
-        )
+        note = "The run was ended by a limit or a callback and has not finished." if is_cut else ""
+        self._page = self._write(trainer, pl_module, note)
         if self._page is not None:
             log_run_artifact(trainer, self._page.parent)
 
@@ -152,7 +151,7 @@ def _label_counts(
     given = {name: (data.held_out_labels("pool"), *one) for name, one in pool.items()}
     if (found := read_test_scores(files.test_scores)) is not None:
         label = half_credit(torch.from_numpy(found["reward_a"] - found["reward_b"]), torch.ones(len(found["pair_id"])))
-        given["test_accuracy"] = (data.held_out_labels("test"), torch.from_numpy(found["pair_id"]), label)
+        given["test_accuracy"] = (data.held_out_labels("test"), torch.from_numpy(found["pair_id"].copy()), label)
     credit = half_credit(seed.margin, data.seed_labels(seed.pair_id))
     return {
         "labels": {name: truth.count_right(ids, label)[0] for name, (truth, ids, label) in given.items()}

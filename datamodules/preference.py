@@ -107,21 +107,28 @@ class PreferenceDataModule(PairFiles):
                 one.open(self.cache_dir, self.tokenizer, self.max_length, self.data.store, seen)
         if stage == "fit":
             labels = self.data.seed_labels(self.data.rows("seed"))
-            raise_problems(seed_problems(labels, self._where_labels_are()))
+            raise_problems(seed_problems(labels, self._how_to_get_labels()))
             if self.teacher:
                 self._learn_from(self._read_teacher())
 
-    def _where_labels_are(self) -> str:
+    def _how_to_get_labels(self) -> str:
         """What gives the seed more labels."""
-        labels = {name: count for name, (_, _, count) in self.report.splits.items()}
+        splits, has_test_file = self.report.splits, bool(self.paths.get("test_path"))
+        labels = {name: count for name, (_, _, count) in splits.items()}
+        of_training = [splits[name] for name in ("seed", "val", "pool")]
+        too_long, leaked = self.report.read["path"]["too_long"], self.report.between["leak_path"]
+        if too_long > sum(pairs for pairs, _, _ in of_training):
+            return f"raise data.max_length, for which {too_long:,} pairs of data.path are too long"
         if not any(labels.values()):
-            if too_long := self.report.read["path"]["too_long"]:
-                return f"raise data.max_length, for which {too_long:,} pairs of data.path are too long"
             return f"label some of the pairs (python -m ser_lightning label PAIRS){self._no_label_hint()}"
-        if leaked := self.report.between["leak_path"]:
-            return f"give data.test_path other dialogues: {leaked} pairs of data.path are left out as being of them"
-        held_out = ", lower data.val_fraction" if labels["val"] else ""
-        return f"raise data.seed_fraction{held_out} or give more pairs with a label"
+        if has_test_file and leaked > sum(count for _, _, count in of_training):
+            return f"give a data.test_path of other dialogues: it has those of {leaked:,} pairs of data.path"
+        fixes = ["lower data.val_fraction"] if labels["val"] else []
+        if labels["pool"] and not self.paths.get("pool_path"):  # else all labels are the seed's already
+            fixes.insert(0, "raise data.seed_fraction")
+        elif labels["test"] and not has_test_file:
+            fixes.append("lower data.test_fraction")
+        return f"{', '.join(fixes)}{' or ' if fixes else ''}give more pairs with a label"
 
     def _read_teacher(self) -> Teacher:
         """The teacher, read once: its checkpoint may be large."""

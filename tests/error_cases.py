@@ -266,8 +266,8 @@ CASES = [
     ),
     Case(
         "all pairs are in the test set as well",
-        "seed: got 0 labelled pairs to train on, need at least 8; give data.test_path other dialogues: 80 pairs of "
-        "data.path are left out as being of them",
+        "seed: got 0 labelled pairs to train on, need at least 8; give a data.test_path of other dialogues: it has "
+        "those of 80 pairs of data.path",
         _copy_of_test,
     ),
     Case(

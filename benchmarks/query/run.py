@@ -1,7 +1,7 @@
 """Are the pairs that `query` asks labels for worth more than random ones? Short runs of the synthetic dataset.
 
     python -m benchmarks.query.run      # makes the runs that are missing in results.jsonl
-    python -m benchmarks.tables         # writes the table into docs/cli.md
+    python -m benchmarks.tables         # writes the table into docs/results.md
 
 A seed model (`base`, with two folds: its confidence is calibrated) chooses 100 pairs of its pool by each condition.
 They get their hidden label, as an annotator would give it, and a **new** run has them in its seed; `none` is one

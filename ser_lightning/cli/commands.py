@@ -48,7 +48,7 @@ _SCORING = {
     "--tokens_per_batch": {
         "type": int | Literal["auto"],
         "default": 16384,
-        "help": "most tokens in a batch; halve to save memory; auto fills what is free of a GPU",
+        "help": "most tokens in a batch; halve to save memory; auto fills the free memory of a GPU",
     },
     "--device": {"type": Literal["auto", "cpu", "cuda"], "default": "auto", "help": "auto is CUDA where there is one"},
     "--dtype": {

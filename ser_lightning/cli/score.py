@@ -142,21 +142,17 @@ def print_tally(tally: Tally, scorer: Scorer, out: str) -> None:
     for why, count in sorted(tally.read.dropped.items()):
         table.add_row("dropped", f"{count:,}", REASONS[why])
     if tally.ties:
-        table.add_row("ties", f"{tally.ties:,}", "labelled a tie: scored, and left out of the accuracy")
+        table.add_row("ties", f"{tally.ties:,}", "labelled a tie: scored, not in the accuracy")
     if tally.credits:
         credit, prompt = torch.cat(tally.credits).double(), torch.cat(tally.prompts)
         low, high = accuracy_interval(credit, prompt)
-        table.add_row("accuracy", f"{credit.mean():.3f}", f"95 % {low:.3f} to {high:.3f}, {_labelled(prompt)}")
+        if (num_prompts := len(prompt.unique())) < len(prompt):
+            table.add_row("prompts", f"{num_prompts:,}", "of the labelled pairs")
+        counted = f"on {len(credit):,} labelled pairs"
+        table.add_row("accuracy", f"{credit.mean():.3f}", f"95 % {low:.3f} to {high:.3f}, {counted}")
         table.add_row("take the longer", f"{tally.longer_right / len(credit):.3f}", "the baseline")
     bare = "The model has no fitted scale: probability is sigmoid of the bare rewards."
     say(table, *([] if scorer.is_calibrated else [bare]), f"Rewards: {out}")
-
-
-def _labelled(prompt: Tensor) -> str:
-    """On what an accuracy was measured: (N,) the prompt of each labelled pair."""
-    num_prompts = len(prompt.unique())
-    of_prompts = f" of {num_prompts:,} prompts" if num_prompts < len(prompt) else ""
-    return f"on {len(prompt):,} labelled pairs{of_prompts}"
 
 
 def _score_chunk(

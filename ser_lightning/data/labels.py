@@ -32,7 +32,13 @@ def check_labels(labels: Mapping[str, str | None]) -> list[str]:
     strange = [
         f"{value}: {meaning}" for value, meaning in labels.items() if meaning is not None and meaning not in _AS_NUMBER
     ]
-    return [f"labels: got {{{', '.join(strange)}}}; map each label to a, b, tie or null"] if strange else []
+    found = [f"labels: got {{{', '.join(strange)}}}; map each label to a, b, tie or null"] if strange else []
+    first: dict[str, str] = {}
+    for value, meaning in labels.items():
+        other = first.setdefault(_text(value), value)
+        if labels[other] != meaning:
+            found.append(f"labels: got {other}: {labels[other]} and {value}: {meaning}, which are one label; keep one")
+    return found
 
 
 def read_label(value: Any, where: str, labels: Labels | None, is_extra: bool = False) -> float | None:

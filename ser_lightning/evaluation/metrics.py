@@ -37,8 +37,8 @@ def effective_pairs(credit: Tensor, group: Tensor) -> float:
     """How many independent pairs N pairs that share prompts are worth: N / design effect (Rao and Scott, 1992).
 
     The design effect is the variance of the accuracy between groups over that of independent pairs, at least 1. So
-    groups of one pair are N pairs, and groups of m equal credits N / m. Where all credits are equal, nothing tells how
-    much pairs of a group agree, and each group counts once.
+    groups of one pair are N pairs, and groups of m equal credits N / m. Where all credits are equal, or there is one
+    group, nothing tells how much pairs of a group agree, and each group counts once.
 
     Args:
         credit: (N,) 1 for a right pair, 0 for a wrong one, 0.5 for a tie.
@@ -49,7 +49,7 @@ def effective_pairs(credit: Tensor, group: Tensor) -> float:
     _, index = group.unique(return_inverse=True)
     residual = credit.double() - credit.double().mean()
     of_groups = torch.zeros(int(index.max()) + 1, dtype=torch.float64).index_add_(0, index, residual)
-    if bool((credit == credit[0]).all()):
+    if len(of_groups) == 1 or bool((credit == credit[0]).all()):
         return float(len(of_groups))
     return len(credit) / max(1.0, float(of_groups.square().sum() / residual.square().sum()))
 

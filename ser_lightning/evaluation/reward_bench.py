@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ser_lightning.errors import raise_problems
-from ser_lightning.evaluation.metrics import half_credit
+from ser_lightning.evaluation.metrics import effective_pairs, half_credit, wilson_interval
 from ser_lightning.evaluation.sets import Scored, percentiles, resampled_means
 
 BENCHMARKS: dict[str, dict[str, dict[str, float | None]]] = {
@@ -224,17 +224,21 @@ def section_scores(found: Mapping[str, SubsetCredit], weights: Mapping[str, floa
         for section, names in sections.items()
     }
     counted = [section for section in sections if not known or section in known]
-    num_items = {name: len(found[name].credit) for name in found}
-    of_sections = {section: sum(num_items[name] for name in names) for section, names in sections.items()}
     return {
         "benchmark": benchmark,
-        "overall": _figure(np.mean([of_section[s] for s in counted], axis=0), sum(of_sections[s] for s in counted)),
+        "overall": _figure(
+            np.mean([of_section[s] for s in counted], axis=0), [found[name] for s in counted for name in sections[s]]
+        ),
         "sections": {
-            s: {**_figure(of_section[s], of_sections[s]), "is_counted": s in counted, "subsets": names}
+            s: {
+                **_figure(of_section[s], [found[name] for name in names]),
+                "is_counted": s in counted,
+                "subsets": names,
+            }
             for s, names in sections.items()
         },
         "subsets": {
-            name: {**_figure(draws[name], num_items[name]), "weight": weight[name]}
+            name: {**_figure(draws[name], [found[name]]), "weight": weight[name]}
             for names in sections.values()
             for name in names
         },
@@ -242,9 +246,14 @@ def section_scores(found: Mapping[str, SubsetCredit], weights: Mapping[str, floa
     }
 
 
-def _figure(draws: np.ndarray, num_items: int) -> dict[str, float]:
-    low, high = percentiles(draws[1:])
-    return {"score": float(draws[0]), "low": low, "high": high, "items": num_items}
+def _figure(draws: np.ndarray, subsets: Sequence[SubsetCredit]) -> dict[str, float]:
+    """A score with its interval; where all resamples are alike, as of items that are all right, Wilson's."""
+    score, (low, high) = float(draws[0]), percentiles(draws[1:])
+    credit = torch.cat([one.credit for one in subsets])
+    if low == high:
+        number = effective_pairs(credit, torch.from_numpy(np.concatenate([one.prompt for one in subsets])))
+        low, high = wilson_interval(score * number, number)
+    return {"score": score, "low": low, "high": high, "items": len(credit)}
 
 
 def accuracy_by_section(found: Scored) -> dict[str, dict[str, float]]:

@@ -52,12 +52,12 @@ def prompt_interval(credit: Tensor, prompt: np.ndarray, seed: int = 0) -> tuple[
 
 
 def share_interval(credit: Tensor, prompt: np.ndarray) -> tuple[float, float]:
-    """`prompt_interval` of an accuracy; where all pairs are right, or all wrong, Wilson's, with prompts for pairs.
+    """`prompt_interval` of an accuracy; where all resamples have one mean, as if that were sure, `accuracy_interval`.
 
-    There every resample has the same mean, and the bootstrap would be sure of it.
+    That is so where all pairs are right, or all wrong, or of one prompt.
     """
-    is_sure = len(credit) > 0 and credit[0] in (0, 1) and bool((credit == credit[0]).all())
-    return accuracy_interval(credit, torch.from_numpy(prompt)) if is_sure else prompt_interval(credit, prompt)
+    low, high = prompt_interval(credit, prompt)
+    return accuracy_interval(credit, torch.from_numpy(prompt)) if low == high else (low, high)
 
 
 def percentiles(means: np.ndarray) -> tuple[float, float]:

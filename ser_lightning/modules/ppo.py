@@ -335,9 +335,9 @@ class PPOModule(SamplingModule):
             columns["judge_score"] = self.answers.judge
         for name, column in columns.items():
             # For the progress bar and for what monitors a figure; `PolicyWatch` tells the loggers, at the right step.
-            self.log(
-                f"val/{name}", column.mean(), prog_bar=name in ("reward", "judge_score"), logger=False, sync_dist=False
-            )
+            # It is of all ranks already; Lightning would warn that it is not.
+            is_shown, mean = name in ("reward", "judge_score"), float(column.mean())
+            self.log(f"val/{name}", mean, prog_bar=is_shown, logger=False, sync_dist=True)
 
     # Optimisers and checkpoints.
 

@@ -69,7 +69,7 @@ def _did_it_help(rows: Rows, delivered: Mapping[str, Any], measured: Measured, s
             f"Did self-evolution help? No test pairs tell: out of fold on the seed round {number}, which is delivered, "
             f"has {now:.3f} and the seed model {first:.3f}{of}. It was chosen by this figure, which flatters it."
         )
-    if against["low"] == against["high"] == 0:
+    if not has_interval(against):
         return (
             f"Did self-evolution help? Not shown. Round {number} is delivered; it and the seed model have as many "
             f"test pairs of each prompt right, {delivered['test_accuracy']:.3f} of all."
@@ -143,7 +143,13 @@ def _is_below_chance(share: float, test: Mapping[str, Any]) -> bool:
 
 def interval_text(paired: Mapping[str, float]) -> str:
     """`+0.008, 95 % interval -0.020 to +0.030`."""
-    return f"{paired['difference']:+.3f}, 95 % interval {paired['low']:+.3f} to {paired['high']:+.3f}"
+    interval = f", 95 % interval {paired['low']:+.3f} to {paired['high']:+.3f}" if has_interval(paired) else ""
+    return f"{paired['difference']:+.3f}{interval}"
+
+
+def has_interval(paired: Mapping[str, float]) -> bool:
+    """False where two models have as many pairs of each prompt right: every resample is 0, as if that were sure."""
+    return bool(paired["low"] or paired["high"])
 
 
 def points(share: float) -> str:

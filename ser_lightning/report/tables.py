@@ -7,7 +7,7 @@ from typing import Any
 
 from ser_lightning.evolution.guards import allowed
 from ser_lightning.report.data import Round, Run, flat, flow_of
-from ser_lightning.report.outcome import answers
+from ser_lightning.report.outcome import answers, has_interval
 from ser_lightning.runs.files import first_round, how_delivered
 from ser_lightning.runs.shapes import COST_PARTS
 
@@ -178,8 +178,8 @@ def difference(one: Round, other: str) -> str:
     found = one.notes.get("test", {}).get("against", {}).get(other)
     if not found:
         return "–"
-    is_known = found["low"] or found["high"]  # equally right on each prompt: the bootstrap would be sure of 0
-    return f"{found['difference']:+.3f}" + (f"\n{found['low']:+.3f} to {found['high']:+.3f}" if is_known else "")
+    interval = f"\n{found['low']:+.3f} to {found['high']:+.3f}" if has_interval(found) else ""
+    return f"{found['difference']:+.3f}{interval}"
 
 
 FORECAST_NOTE = (

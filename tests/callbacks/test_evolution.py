@@ -368,7 +368,7 @@ def test_a_limit_of_the_trainer_that_ends_evolution_is_said_and_can_be_lifted(ti
     """Two epochs are the first fold and the second one of round 0."""
     settings = {"rule": CalibratedRule(min_change_share=0.0), **CRASHED}
     seed_everything(0, verbose=False)
-    with pytest.warns(UserWarning, match=r"evolution: ended in round 0, before it was finished, by trainer.max_epochs"):
+    with pytest.warns(UserWarning, match="evolution: ended in round 0, which is not finished, by trainer.max_epochs"):
         trainer("run", evolution(**settings), max_epochs=2).fit(module(tiny_model_dir), data(pairs_file))
     seed_everything(0, verbose=False)
     resumed = module(tiny_model_dir)

@@ -14,7 +14,7 @@ from lightning.pytorch.callbacks import Callback
 
 import ser_lightning.report.page
 from ser_lightning.__main__ import main
-from ser_lightning.callbacks.report import ReportCallback
+from ser_lightning.callbacks.report import ReportCallback, round_notes
 from ser_lightning.evaluation.metrics import effective_pairs, half_credit
 from ser_lightning.runs.files import round_files
 from ser_lightning.runs.folder import MetricsFile
@@ -207,14 +207,29 @@ def test_a_policy_has_its_page_and_the_next_commands_at_the_end_of_fit(tiny_mode
     assert main(["export", *commands[2][4:]]) == 0 and Path("run/export/config.json").is_file()
 
 
-def test_a_limit_that_ends_a_run_before_its_evolution_is_said(tiny_model_dir, pairs_file):
+def test_a_limit_that_ends_a_run_before_its_evolution_is_said_once(tiny_model_dir, pairs_file):
     """Three epochs are round 0, and two more the folds of round 1."""
-    with pytest.warns(UserWarning, match="evolution: it was ended in round 1, which is not finished, by a limit"):
+    with pytest.warns(UserWarning, match="evolution: ended") as said:
         trainer("run", ReportCallback(), evolution(), max_epochs=5).fit(module(tiny_model_dir), data(pairs_file))
+    [line] = [text for one in said if (text := str(one.message)).startswith("evolution:")]
+    assert line.startswith("evolution: ended in round 1, which is not finished, by trainer.max_epochs")
     assert [row["round"] for row in read_csv("run/rounds.csv")] == ["0"]
-    with pytest.warns(UserWarning, match="evolution: it was ended in round 0"):
+    with pytest.warns(UserWarning, match="evolution: ended in round 0"):
         trainer("other", evolution(), max_epochs=0).fit(module(tiny_model_dir), data(pairs_file))
-    assert "The run was ended by a limit and has not finished." in Path("run/report.html").read_text()
+    assert "The run was ended by a limit or a callback and has not finished." in Path("run/report.html").read_text()
+
+
+def test_the_notes_of_a_round_bring_no_warning_of_torch(fitted, tiny_model_dir, pairs_file, recwarn):
+    pairs = data(pairs_file)
+    pairs.tokenizer = module(tiny_model_dir).tokenizer
+    pairs.prepare_data()
+    pairs.setup("fit")
+    torch.set_warn_always(True)  # it warns of an array that is not writable once in a process
+    try:
+        round_notes(pairs, Path("run"), 1, fitted[1].state.seed_scores[1])
+    finally:
+        torch.set_warn_always(False)
+    assert not [one for one in recwarn if "writable" in str(one.message)]
 
 
 def test_a_policy_that_is_broken_off_has_a_page_that_says_so(tiny_model_dir, pairs_file):

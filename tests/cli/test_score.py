@@ -118,7 +118,7 @@ def test_ties_are_scored_and_left_out_of_the_accuracy(model, capsys):
     assert found["reward_a"][:5] == pytest.approx(plain["reward_a"], abs=1e-5) and len(found["row"]) == 9
     printed = capsys.readouterr().out
     assert accuracy and all(line in printed for line in accuracy)
-    assert "labelled a tie: scored, and left out of the accuracy" in printed
+    assert "labelled a tie: scored, not in the accuracy" in printed
 
 
 def test_neither_batches_nor_chunks_matter(model, monkeypatch):
@@ -175,7 +175,18 @@ def test_pairs_of_one_prompt_widen_the_interval_of_the_accuracy(model, capsys):
     lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
     right = torch.tensor(found["reward_chosen"]) > torch.tensor(found["reward_rejected"])
     low, high = accuracy_interval(right.double(), torch.arange(len(words)) % 3)
-    assert any(f"95 % {low:.3f} to {high:.3f}, on {len(words)} labelled pairs of 3 prompts" in line for line in lines)
+    assert "prompts 3 of the labelled pairs" in lines
+    assert any(f"95 % {low:.3f} to {high:.3f}, on {len(words)} labelled pairs" in line for line in lines)
+
+
+def test_no_figure_of_the_table_is_cut_off(capsys):
+    many = 1_000_000
+    tally = command.Tally(scored=many, ties=many, credits=[torch.ones(many)], prompts=[torch.arange(many) // 2])
+    tally.read.rows = many
+    scorer = SimpleNamespace(reward=SimpleNamespace(max_length=1024), is_calibrated=True)
+    command.print_tally(tally, scorer, "out.parquet")
+    said = capsys.readouterr().out
+    assert "… " not in said and "on 1,000,000 labelled pairs" in said and "500,000" in said
 
 
 def test_ids_and_rows_of_both_kinds(model):

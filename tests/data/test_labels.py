@@ -7,7 +7,7 @@ import pytest
 
 from ser_lightning.data.columns import LIST_COLUMNS
 from ser_lightning.data.formats import parse_row, parse_rows
-from ser_lightning.data.labels import majority, read_scores
+from ser_lightning.data.labels import check_labels, majority, read_scores
 from ser_lightning.errors import UserError
 from ser_lightning.inference.scoring_rows import RowCounts, read_rows
 
@@ -171,3 +171,10 @@ def test_a_label_of_doubtful_meaning_is_refused(more, message):
 def test_files_of_earlier_versions_are_read_where_nothing_is_mapped():
     for label, answer in ((1, "a"), (0, "b"), (0.5, "tie"), (None, None)):
         assert parse_row({**OWN, "label": label}, {}, "here") == parse_row({**OWN, "ser_label": answer}, {}, "here")
+
+
+def test_two_meanings_of_one_label_are_refused():
+    assert check_labels({"1": "a", "1.0": "a", "A": "b", "x": None}) == []
+    [line] = check_labels({"1": "a", "1.0": "b"})
+    assert line == "labels: got 1: a and 1.0: b, which are one label; keep one"
+    assert len(check_labels({"A": "a", "a ": None, "x": "first"})) == 2

@@ -245,11 +245,29 @@ def test_a_seed_that_is_too_small_stops_training_only(load, write_jsonl, make_ro
     labelled = write_jsonl("b.jsonl", make_rows(30))
     with pytest.raises(UserError, match="; raise data.max_length, for which 30 pairs of data.path are too long$"):
         load(labelled, stage="fit", max_length=2)
-    raised = "need at least 8; raise data.seed_fraction{} or give more pairs with a label$"
-    with pytest.raises(UserError, match=raised.format("")):
+    with pytest.raises(UserError, match="need at least 8; raise data.seed_fraction or give more pairs with a label$"):
         load(labelled, stage="fit", seed_fraction=0.05)
-    with pytest.raises(UserError, match=raised.format(", lower data.val_fraction")):
+    held_out = "need at least 8; lower data.val_fraction, lower data.test_fraction or give more pairs with a label$"
+    with pytest.raises(UserError, match=held_out):
         load(labelled, stage="fit", seed_fraction=1.0, val_fraction=0.9)
+
+
+def test_a_seed_is_too_small_for_the_reason_that_most_of_its_labels_are_lost_to(load, write_jsonl, make_rows):
+    rows = make_rows(40)
+    leaked, labelled = write_jsonl("one.jsonl", rows[:1]), write_jsonl("labelled.jsonl", rows)
+    with pytest.raises(UserError, match="need at least 8; raise data.seed_fraction or give"):
+        load(labelled, stage="fit", seed_fraction=0.05, test_path=leaked)
+    most = write_jsonl("most.jsonl", rows[:35])
+    with pytest.raises(UserError, match=r"; give a data.test_path of other dialogues: it has those of \d\d pairs of"):
+        load(labelled, stage="fit", seed_fraction=1.0, test_path=most)
+    # Beside pairs without a label, all labels are the seed's but for the test set, whatever seed_fraction is.
+    others = [{**row, "response_b": f"{row['response_b']} Or not.", "label": None} for row in rows]
+    mixed = write_jsonl("mixed.jsonl", [*rows[:9], *others])
+    with pytest.raises(UserError, match="need at least 8; lower data.test_fraction or give more pairs with a label$"):
+        load(mixed, stage="fit", test_fraction=0.3)
+    one_long = [{**others[0], "response_a": "x" * 999}, *others]
+    with pytest.raises(UserError, match="need at least 8; label some of the pairs"):
+        load(write_jsonl("long.jsonl", one_long), stage="fit")
 
 
 def test_use_before_setup_is_an_error_that_says_so(tiny_tokenizer):

@@ -46,6 +46,7 @@ def test_pairs_of_one_prompt_count_as_often_as_they_differ():
     assert effective_pairs(credit, torch.tensor(group)) == pytest.approx(expected) and expected < 8
     # Groups that are all alike tell more than independent pairs would; nothing is made of it.
     assert effective_pairs(torch.tensor([1.0, 0.0] * 4), torch.arange(8) // 2) == 8
+    assert effective_pairs(credit, torch.zeros(8)) == 1  # of one prompt, whose share of right pairs may be any
     assert effective_pairs(torch.ones(8), torch.tensor(group)) == 3 and effective_pairs(credit[:0], credit[:0]) == 0
 
 

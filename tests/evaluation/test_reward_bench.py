@@ -223,3 +223,15 @@ def test_sections_of_a_named_set_by_hand():
     }
     for names in ([], ["mine", "yours", "mine", "yours"], ["Math", "Focus", "Math", "Focus"]):
         assert accuracy_by_section(Scored("x", scores, torch.ones(4), np.arange(4), names)) == {}
+
+
+def test_items_that_are_all_right_have_an_interval_that_is_no_point():
+    """Of n right prompts of n Wilson's lower end is n / (n + 1.96 ** 2)."""
+    scores = section_scores({"one": subset(1, 1, 1, prompt=np.array([0, 0, 1])), "two": subset(1, 1)}, {"two": 9.0})
+    ends = {"one": 2, "two": 2}
+    for name, number in ends.items():
+        figure = scores["subsets"][name]
+        assert (figure["low"], figure["high"]) == pytest.approx((number / (number + 1.96**2), 1), abs=1e-4)
+    assert scores["overall"]["low"] < 1 and scores["overall"]["high"] == pytest.approx(1)
+    mixed = section_scores({"one": subset(1, 0, 1), "two": subset(1, 1)}, {})
+    assert mixed["subsets"]["one"]["low"] == prompt_interval(torch.tensor([1.0, 0.0, 1.0]), np.arange(3))[0]

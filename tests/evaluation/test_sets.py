@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from ser_lightning.__main__ import main
-from ser_lightning.evaluation.sets import LENGTH_GROUPS, Scored, prompt_interval, set_figures
+from ser_lightning.evaluation.sets import LENGTH_GROUPS, Scored, prompt_interval, set_figures, share_interval
 from ser_lightning.records import PairScores
 from tests.helpers import read_csv, slow
 
@@ -86,7 +86,15 @@ def test_where_all_pairs_are_right_or_all_wrong_the_interval_is_not_a_point(valu
     assert of_two["high"] - of_two["low"] == pytest.approx(1.96**2 / (1 + 1.96**2), abs=1e-4)  # pairs of one prompt
 
 
+def test_pairs_of_one_prompt_have_the_interval_of_one_pair():
+    """Every resample is the prompt again. Half of Wilson's width at 0.5 is 1.96 / (2 sqrt(n + 1.96 ** 2)); n is 1."""
+    half = 1.96 / (2 * (1 + 1.96**2) ** 0.5)
+    found = share_interval(torch.tensor([1.0, 0.0] * 50), np.zeros(100, dtype=np.int64))
+    assert found == pytest.approx((0.5 - half, 0.5 + half), abs=1e-4)
+
+
 def test_no_pair_has_no_interval():
+    assert np.isnan(share_interval(torch.empty(0), np.empty(0))).all()
     assert np.isnan(prompt_interval(torch.empty(0), np.empty(0))).all()
 
 

@@ -53,6 +53,11 @@ def test_models_that_are_equally_right_have_no_interval():
         "each prompt right, 0.790 of all."
     )
 
+    same = {"longer": (0.0, 0.0, 0.0), "bag_of_words": (0.1, 0.05, 0.15)}
+    said, enough, _ = answers(rows((0.7, 0.8, "*"), (0.7, 0.8)), {0: against(0, 0, 0, **same), 1: against(0, 0, 0)})
+    assert said.endswith(" On the test pairs round 1 differs from it by +0.000.")
+    assert "Baselines: take the longer response 0.800 (difference +0.000), bag of words" in enough
+
 
 def test_a_seed_model_is_delivered_because_evolution_lost():
     measured = {2: against(-0.03, -0.06, 0.0)}

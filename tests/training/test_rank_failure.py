@@ -33,7 +33,7 @@ def _audits(name):
 
 
 def test_two_ranks_label_and_select_as_one_and_learn_the_same_weights(tiny_run, tiny_fit, on_two_ranks):
-    on_two_ranks("fit", *tiny_run, "--run_dir=two", *DDP)
+    assert "It is recommended" not in on_two_ranks("fit", *tiny_run, "--run_dir=two", *DDP)
     one, two = _audits(tiny_fit(name="one")), _audits("two")
     assert len(one) == len(two) == 2
     for a, b in zip(one, two, strict=True):
@@ -219,7 +219,8 @@ def test_two_ranks_learn_a_policy_as_one(tiny_model_dir, pairs_file, monkeypatch
     monkeypatch.setenv("WHO", "one")
     assert main([*_policy_flags(tiny_model_dir, pairs_file, "one"), *settings]) == 0
     monkeypatch.setenv("WHO", "two")
-    on_two_ranks(*_policy_flags(tiny_model_dir, pairs_file, "two"), *settings, *DDP)
+    said = on_two_ranks(*_policy_flags(tiny_model_dir, pairs_file, "two"), *settings, *DDP)
+    assert "It is recommended" not in said
     (state, steps, (said,)), (state_of_two, steps_of_two, parts) = _learnt("one"), _learnt("two")
     assert len(parts) == 2 and all(parts)
     assert sorted(parts[0] + parts[1]) == sorted(said)
