@@ -219,9 +219,8 @@ def overoptimisation(now: Answers, best: BestStep, num_earlier: int) -> Interval
     """How far the judge has fallen since its best step, where the reward has risen and the fall is no chance.
 
     That is what Gao et al. (2023, section 3) show: past some KL divergence the reward still rises and the truth falls.
-    The best of many noisy steps looks better than it is, and the question is put at every step. So the k-th comparison
-    takes an interval at the level 1 - 0.05 / (k (k + 1)), whose risks sum to 5 % over a run of any length: with plain
-    95 % intervals four of five runs of 20 steps in which nothing happens would be accused.
+    The best of many noisy steps looks better than it is, and the question is put at every step: with plain 95 %
+    intervals four of five runs of 20 steps in which nothing happens would be accused. See `confidence`.
 
     Args:
         now: (N,) answers of the policy, judged.
@@ -233,8 +232,20 @@ def overoptimisation(now: Answers, best: BestStep, num_earlier: int) -> Interval
     """
     if now.judge is None or now.reward.mean() <= best.reward.mean():
         return None
-    change = paired_change(now.judge, best.judge, 1 - 0.05 / (num_earlier * (num_earlier + 1)))
+    change = paired_change(now.judge, best.judge, confidence(num_earlier))
     return change if change.high < 0 else None
+
+
+def confidence(num_earlier: int) -> float:
+    """The level of a step's interval, with which at most 5 % of runs of any length are accused by chance.
+
+    Any of the k earlier steps may be the best one, and half of what an interval leaves out lies below it. So a step's
+    risk is at most k times half of 0.1 / (k^2 (k + 1)), and these sum to 5 %.
+
+    Args:
+        num_earlier: k, judged steps before this one.
+    """
+    return 1 - 0.1 / (num_earlier**2 * (num_earlier + 1))
 
 
 def write_steps(path: Path, rows: list[StepRow]) -> None:

@@ -1,5 +1,7 @@
 """`python -m ser_lightning COMMAND`: where every command begins and ends."""
 
+import os
+import select
 import signal
 import sys
 import threading
@@ -27,7 +29,7 @@ def main(argv: list[str] | None = None) -> int:
         argv: the command line without the program's name; the process's own by default.
 
     Raises:
-        SystemExit: with 143 after SIGTERM and 130 after Ctrl-C.
+        SystemExit: with 143 after SIGTERM, 130 after Ctrl-C, and 141 where nobody reads any longer what is printed.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     is_debug = DEBUG in argv
@@ -35,13 +37,17 @@ def main(argv: list[str] | None = None) -> int:
     quieten()
     try:
         with _sigterm_ends_in_order():
-            return _dispatch(argv)
+            code = _dispatch(argv)
+            sys.stdout.flush()
+            return code
     except UserError as error:
         problems = error.problems
     except (Terminated, KeyboardInterrupt) as error:
         print("interrupted; give the same command again", file=sys.stderr)
         raise SystemExit(128 + (signal.SIGTERM if isinstance(error, Terminated) else signal.SIGINT)) from None
     except Exception as error:
+        if isinstance(error, BrokenPipeError) and _nobody_reads():
+            raise SystemExit(128 + signal.SIGPIPE) from None
         fix = "free some, then run the command again"
         problem = (no_room(error) if argv[:1] == ["fit"] else no_room(error, fix)) or outside_problem(error)
         if is_debug or problem is None:
@@ -50,6 +56,18 @@ def main(argv: list[str] | None = None) -> int:
     for problem in Causes(problems).lines():
         print(f"error: {visible(problem)[:MAX_LINE]}", file=sys.stderr)
     return 2
+
+
+def _nobody_reads() -> bool:
+    """Whether standard output or error is a closed pipe, as after `| head`; what they still hold is dropped then."""
+    poll, gone = select.poll(), os.open(os.devnull, os.O_WRONLY)
+    for number in (1, 2):
+        poll.register(number, 0)
+    closed = [number for number, event in poll.poll(0) if event & (select.POLLERR | select.POLLHUP)]
+    for number in closed:
+        os.dup2(gone, number)
+    os.close(gone)
+    return bool(closed)
 
 
 def _dispatch(argv: list[str]) -> int:

@@ -19,7 +19,7 @@ from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint, ModelSummary, ProgressBar
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.trainer.states import TrainerStatus
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from tqdm.contrib.logging import logging_redirect_tqdm
 
@@ -151,6 +151,12 @@ class SerCLI(LightningCLI):
         if config.trainer.default_root_dir is not None:
             raise UserError(
                 f"trainer.default_root_dir: got {config.trainer.default_root_dir}; name the run folder with --run_dir"
+            )
+        is_student = any(Path(path).name == "student.yaml" for path in self.arguments.configs)
+        if is_student and self.command == "fit" and not config.get("data.init_args.teacher"):
+            rank_zero_warn(
+                "data.teacher: got none with student.yaml, so that it trains on the seed labels alone; name the "
+                "finished run that teaches with --data.teacher RUN"
             )
         self.recipe = self._dump_recipe(config)
         config.trainer.accelerator = supported_accelerator(config.trainer.accelerator)

@@ -214,6 +214,7 @@ def _sft_plan(cli: PlanCLI, module: SFTModule, data: ResponseDataModule) -> tupl
 def _rl_plan(cli: PlanCLI, module: PPOModule, data: PromptDataModule) -> tuple[dict[str, Any], list[str]]:
     trainer = cli.settings.trainer
     device, num_ranks = _set_up(cli)
+    raise_problems(problems_of(data.val_dataloader))  # held-out prompts need room for a response as well
     raise_problems(module.step_problems(data.prompts_per_step))
     prompts = {"train": data.train_prompts, "val": data.val_prompts}
     lengths = {name: np.array([len(prompt.ids) for prompt in some]) for name, some in prompts.items()}

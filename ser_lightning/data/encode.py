@@ -27,7 +27,7 @@ from ser_lightning.data.truncation import longest_cut, longest_fit, shortest_cut
 from ser_lightning.errors import UserError
 from ser_lightning.records import PreferencePair, Turn
 
-ENCODING_VERSION = 3
+ENCODING_VERSION = 4
 """Part of the cache key: raise it when the same pair would be encoded as other ids, or get another start."""
 
 
@@ -99,7 +99,7 @@ def encode_pairs(
 
     Returns:
         N encodings. None where a response does not fit even after the shortest cut of the prompt: an empty last turn
-        (and the system turn), or the end of the last turn where the template refuses an empty one.
+        (and a system turn), or the end of the last turn where the template refuses an empty one.
 
     Raises:
         UserError: the template refuses a pair, which is named.

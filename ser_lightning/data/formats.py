@@ -18,6 +18,7 @@ from ser_lightning.data.labels import (
     shown_names,
 )
 from ser_lightning.data.turns import (
+    SYSTEM_ROLES,
     clean,
     has_next_turn,
     has_speakers,
@@ -301,7 +302,7 @@ def _below_system(prompt: list[Turn], system: Any, where: str, given: Mapping[st
     """The prompt after the text of the column `system`, where a mapping names one and the row fills it."""
     if is_blank(system):
         return prompt
-    if prompt[0]["role"] in ("system", "developer"):
+    if prompt[0]["role"] in SYSTEM_ROLES:
         raise UserError(
             f"{where}: got {given['system']} beside a prompt that begins with a turn of the {prompt[0]['role']}; "
             "keep one of them"

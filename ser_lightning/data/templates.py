@@ -54,6 +54,13 @@ def with_fixed_date(template: str) -> str:
     return _CLOCK + template if "strftime_now" in template and not template.startswith(_CLOCK) else template
 
 
+def fix_date(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Let a tokenizer that is about to be saved write the date of training, on which rewards and answers depend."""
+    template = tokenizer.get_chat_template()
+    if (dated := with_fixed_date(template)) != template:
+        tokenizer.chat_template = dated
+
+
 def render_conversations(
     tokenizer: PreTrainedTokenizerBase, conversations: Sequence[list[Turn]], add_generation_prompt: bool = False
 ) -> list[str]:

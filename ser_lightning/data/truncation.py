@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 from ser_lightning.data.templates import TemplateRefused
+from ser_lightning.data.turns import SYSTEM_ROLES
 from ser_lightning.records import Turn
 
 Encoding = TypeVar("Encoding")
@@ -115,7 +116,7 @@ def _most_turns(
 
 
 def _system_and_turns(prompt: list[Turn]) -> tuple[list[Turn], list[Turn]]:
-    num_system = sum(turn["role"] == "system" for turn in prompt[:1])
+    num_system = sum(turn["role"] in SYSTEM_ROLES for turn in prompt[:1])
     return prompt[:num_system], prompt[num_system:]
 
 

@@ -13,7 +13,9 @@ from typing import Any
 from ser_lightning.errors import UserError
 from ser_lightning.records import Turn
 
-ROLES = ("system", "developer", "user", "assistant", "tool")
+SYSTEM_ROLES = ("system", "developer")
+"""Of the one who sets up the model; newer templates call it developer."""
+ROLES = (*SYSTEM_ROLES, "user", "assistant", "tool")
 _KEYS = ("role", "content")
 _SPEAKERS = {"Human": "user", "Assistant": "assistant"}
 _MARKER = re.compile(r"(?:^|\n\n)(Human|Assistant):")
@@ -147,7 +149,7 @@ def join(prompt: list[Turn], dialogue: list[Turn], where: str, columns: tuple[st
     shared = next((n for n in range(min(len(known), len(before)), 0, -1) if known[-n:] == before[:n]), 0)
     rest = dialogue[shared:]
     begins = rest[0]["role"] if prompt and rest else "assistant"
-    if begins in ("system", "developer") or begins == prompt[-1]["role"] == "user":
+    if begins in SYSTEM_ROLES or begins == prompt[-1]["role"] == "user":
         raise UserError(
             f"{where}: got a {columns[1]} that begins with another turn of the {begins} than {columns[0]} has; "
             f"leave the column {columns[0]} out, or make both begin alike"

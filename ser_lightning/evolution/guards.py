@@ -142,8 +142,10 @@ def ties(view: RoundView, threshold: float) -> tuple[float, float]:
 
 
 def spread(view: RoundView, threshold: float) -> tuple[float, float]:
-    """Standard deviation of the seed's margins, out of fold, divided by that of round 0."""
-    first, now = view.seed_rounds[0].margin, view.seed_rounds[-1].margin
+    """Standard deviation of the seed's margins, out of fold, divided by that of the same pairs in round 0."""
+    ends = view.seed_rounds[0], view.seed_rounds[-1]
+    # A seed may have grown in between.
+    first, now = (a.margin[torch.isin(a.pair_id, b.pair_id)] for a, b in (ends, ends[::-1]))
     if view.round == 0 or len(first) < 2 or float(first.std()) == 0:
         return math.nan, threshold
     return float(now.std() / first.std()), threshold

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, LogitsProcessor, LogitsProcessorList, PreTrainedTokenizerBase
 
 from ser_lightning.data.encode import encode_conversations, encode_prompts
+from ser_lightning.data.templates import fix_date
 from ser_lightning.errors import UserError, raise_problems
 from ser_lightning.export.draft import check_is_new, drafted
 from ser_lightning.export.model_card import model_card
@@ -59,6 +60,7 @@ def export_policy(run: Path, to: Path, trust_remote_code: bool = False) -> float
         sampling = read_config(run)["model"]["init_args"].get("sampling") or {}
         _set_ends(lm, tokenizer, sampling.get("stop") or [])
         lm.save_pretrained(draft)
+        fix_date(tokenizer)
         tokenizer.save_pretrained(draft)
         largest = _self_test(draft, tokenizer, expected, start.backbone).largest
         checked = f"Logits at the end of conversations differ from the trained model's by at most {largest:.1e}."

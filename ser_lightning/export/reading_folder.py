@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from ser_lightning.data.templates import with_fixed_date
+from ser_lightning.data.templates import fix_date
 from ser_lightning.export import standalone
 from ser_lightning.models.loading import quiet_load_report
 from ser_lightning.models.readings import Reading, TurnTokens, forget_readings, reading_entries
@@ -64,20 +64,16 @@ def save_tokenizer(
 ) -> None:
     """Save the tokenizer; where a plain folder reads `judge`, its chat template asks the question.
 
-    A template that writes today's date writes that of training, on which the rewards depend.
-
     Args:
         reward_model: whose readings the folder has.
         max_length: most tokens in a conversation, without the question.
         is_own: the folder is no plain classifier, and gets a file that scores.
     """
     asks = not is_own and any(reading.kind == "judge" for reading in reward_model.readings)
-    template = tokenizer.get_chat_template()
     tokenizer.model_max_length = max_length
-    if (dated := with_fixed_date(template)) != template:
-        tokenizer.chat_template = template = dated
+    fix_date(tokenizer)
     if asks:
-        tokenizer.chat_template = asking_template(template, question)
+        tokenizer.chat_template = asking_template(tokenizer.get_chat_template(), question)
         tokenizer.model_max_length += len(reward_model.layout.question)
     if is_own:
         shutil.copyfile(str(standalone.__file__), folder / CODE)

@@ -137,6 +137,20 @@ def _plain_name(name: str) -> str:
     return name.replace("base_model.model.", "").replace(".base_layer", "")
 
 
+def check_stage(checkpoint: Mapping[str, Any], *stages: str) -> None:
+    """`UserError` where a checkpoint is of another kind of module than the one that is to take it.
+
+    Args:
+        stages: shipped configs whose runs write checkpoints of the right kind.
+    """
+    found = "rm.yaml" if "reward_scale" in checkpoint else "ppo.yaml" if "rl" in checkpoint else "sft.yaml"
+    if found not in stages:
+        fix = "give one of such a run"
+        if "rm.yaml" not in (found, *stages):
+            fix = "to start from its policy, leave --ckpt_path out and set model.backbone.path to its run folder"
+        raise UserError(f"checkpoint: got one of no run of {' or '.join(stages)}, which cannot be resumed; {fix}")
+
+
 def check_identity(what: str, saved: Mapping[str, Any] | None, own: Identity) -> None:
     """Refuse weights that were trained on another base or through another template.
 

@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ser_lightning.data.packing import Tokens
 from ser_lightning.models.backbone import Backbone, load_tokenizer
-from ser_lightning.models.fingerprint import check_identity, identity_of
+from ser_lightning.models.fingerprint import check_identity, check_stage, identity_of
 from ser_lightning.models.policy import Policy, load_policy
 from ser_lightning.models.probe import Finding, Use, start_findings
 from ser_lightning.models.trainable import trained_part
@@ -30,6 +30,8 @@ class PolicyModule(LightningModule):
     """
 
     use: Use = "policy"
+    stages: tuple[str, ...] = ("sft.yaml", "ppo.yaml")
+    """Configs of whose runs it takes checkpoints."""
     optimizer: OptimizerCallable | None = None
     """How the policy is trained; None where it is only asked."""
 
@@ -121,6 +123,7 @@ class PolicyModule(LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """`UserError` if they belong elsewhere."""
+        check_stage(checkpoint, *self.stages)
         check_identity("checkpoint", checkpoint.get("identity"), identity_of(self.policy.lm, self.tokenizer))
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:

@@ -65,6 +65,8 @@ class PPOModule(SamplingModule):
 
     optimizer: OptimizerCallable
 
+    stages = ("ppo.yaml",)
+
     def __init__(
         self,
         backbone: Backbone,
@@ -357,11 +359,6 @@ class PPOModule(SamplingModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take them back."""
         super().on_load_checkpoint(checkpoint)
-        if "rl" not in checkpoint:
-            raise UserError(
-                "checkpoint: got one of no run of ppo.yaml, which cannot be resumed; to start from its policy, leave "
-                "--ckpt_path out and set model.backbone.path to its run folder"
-            )
         self.rl_step = checkpoint["rl"]["step"]
         self.kl_control.load_state_dict(checkpoint["rl"]["kl_control"])
 

@@ -16,7 +16,7 @@ from ser_lightning.evaluation.metrics import PairMetrics, half_credit
 from ser_lightning.evolution.comparison_states import cache_comparisons, comparison_length
 from ser_lightning.evolution.pairwise_judge import PairwiseJudge
 from ser_lightning.models.backbone import Backbone, load_tokenizer
-from ser_lightning.models.fingerprint import Identity, check_identity, check_trained, identity_of
+from ser_lightning.models.fingerprint import Identity, check_identity, check_stage, check_trained, identity_of
 from ser_lightning.models.masks import LayoutName
 from ser_lightning.models.probe import Finding, start_findings
 from ser_lightning.models.readings import QUESTION
@@ -364,6 +364,7 @@ class RewardModule(LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take the scale back; `UserError` if the weights belong elsewhere or were never trained."""
+        check_stage(checkpoint, "rm.yaml")
         check_identity("checkpoint", checkpoint.get("identity"), self.identity)
         if (
             self._trainer is None or self.trainer.state.fn != "fit"

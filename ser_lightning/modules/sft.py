@@ -29,6 +29,7 @@ class SFTModule(PolicyModule):
     """
 
     use = "sft"
+    stages = ("sft.yaml",)
     optimizer: OptimizerCallable
 
     def __init__(

@@ -21,6 +21,9 @@ from ser_lightning.models.tokens import warn_of_unknown
 from ser_lightning.records import Turn
 from ser_lightning.training.scoring import evaluating
 
+_MOST_CHARACTERS = 32
+"""Of a response for each token that it may have, tried first."""
+
 
 class RewardFunction(Protocol):
     """Gives each response a number; higher is better."""
@@ -116,12 +119,19 @@ class ModelReward:
         Raises:
             UserError: if the template refuses a prompt, or `max_length` takes not even an empty response.
         """
-        given = encode_candidates(self.tokenizer, prompts, [[text] for text in responses], self.max_length)
+        # Of megabytes that are cut anyway, no more is made ids than shows that they do not fit.
+        most = self.max_length * _MOST_CHARACTERS if cut_long else None
+        fronts = [text[:most] for text in responses]
+        given = encode_candidates(self.tokenizer, prompts, [[text] for text in fronts], self.max_length)
+        for i, text in enumerate(responses):
+            if given[i] is not None and len(text) > len(fronts[i]):
+                [given[i]] = encode_candidates(self.tokenizer, [prompts[i]], [[text]], self.max_length)
+                fronts[i] = text
         if not cut_long or None not in given:
             return _encoded_responses(given, [False] * len(given))
         found = [
             one or encode_front(self.tokenizer, prompt, text, self.max_length)
-            for one, prompt, text in zip(given, prompts, responses, strict=True)
+            for one, prompt, text in zip(given, prompts, fronts, strict=True)
         ]
         if None in found:
             raise UserError(

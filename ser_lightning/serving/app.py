@@ -5,7 +5,7 @@ import logging
 import math
 import time
 import uuid
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from ser_lightning.errors import Causes, UserError, describe
 from ser_lightning.inference.scorer import Scorer
 from ser_lightning.serving.batching import BatchingScorer, Busy, Scored, ScoringFailed
 from ser_lightning.serving.guard import Guard
-from ser_lightning.serving.rendered import TemplateReader
+from ser_lightning.serving.rendered import Conversation, TemplateReader
 from ser_lightning.serving.requests import (
     ClassifyRequest,
     OpenRLHFRequest,
@@ -75,16 +75,20 @@ class RewardService:
     async def score_rendered(self, texts: list[str]) -> Scored:
         """Rewards of conversations as the reward model's chat template writes them."""
         self._check_number(len(texts))
-        reader = _readable(self._reader)
-        pairs = [reader.read(text, f"input[{i}]") for i, text in enumerate(texts)]
-        return await self.score([prompt for prompt, _ in pairs], [response for _, response in pairs])
+        read = _readable(self._reader).read
+        return await self._score_read(lambda: [read(text, f"input[{i}]") for i, text in enumerate(texts)])
 
     async def score_queries(self, queries: list[str], prompts: list[str]) -> Scored:
         """Rewards of what a policy wrote after its prompts."""
         self._check_number(len(queries))
-        reader = _readable(self._policy_reader)
-        both = enumerate(zip(queries, prompts, strict=True))
-        pairs = [reader.split(query, prompt, f"prompts[{i}]") for i, (query, prompt) in both]
+        split = _readable(self._policy_reader).split
+        both = list(zip(queries, prompts, strict=True))
+        return await self._score_read(
+            lambda: [split(query, prompt, f"prompts[{i}]") for i, (query, prompt) in enumerate(both)]
+        )
+
+    async def _score_read(self, read: Callable[[], list[Conversation]]) -> Scored:
+        pairs = await asyncio.to_thread(read)  # megabytes take seconds, in which other requests are answered
         return await self.score([prompt for prompt, _ in pairs], [response for _, response in pairs])
 
     def _check_number(self, num_rows: int) -> None:

@@ -5,8 +5,10 @@ template, which may differ or put a question after it, so the text is taken apar
 made-up turns, and what it writes around them is looked for in the text.
 """
 
+import os
 import re
-from collections.abc import Iterator
+from array import array
+from collections.abc import Iterator, Sequence
 from typing import cast
 
 from transformers import PreTrainedTokenizerBase
@@ -110,13 +112,10 @@ class TemplateReader:
 
     def _end_of(self, prompt: str, query: str) -> int:
         """Where in a query its prompt ends, after one of the headers in it: that before which most is the prompt's."""
-        whole = prompt[: prompt.rindex(self._header) + len(self._header)]
-        best = (False, 0, 0)
-        for found in re.finditer(re.escape(self._header), query):
-            common = _num_equal(whole[::-1], query[: found.end()][::-1])
-            # Of a prompt that was cut, all that is left is its end; other texts may precede one that was not.
-            best = max(best, (common == found.end(), common, -found.end()))
-        return -best[2]
+        common = _common_ends(prompt[: prompt.rindex(self._header) + len(self._header)], query)
+        ends = (found.end() for found in re.finditer(re.escape(self._header), query))
+        # Of a prompt that was cut, all that is left is its end; other texts may precede one that was not.
+        return max(ends, key=lambda end: (common[end - 1] == end, common[end - 1], -end))
 
     def _is_mine(self, text: str) -> bool:
         return any(start.match(text.removeprefix(self._bos)) for start, _ in self._starts)
@@ -142,23 +141,33 @@ class TemplateReader:
         return turns
 
     def _cut(self, text: str, first_role: str) -> Iterator[Turn]:
+        marks = {"user": self._header, "assistant": self._to_user}
+        start = 0
         if first_role:
-            content, _, text = text.partition(self._to_first)
+            content, mark, _ = text.partition(self._to_first)
             yield _turn(first_role, content)
+            start = len(content + mark)
         role = "user"
         while True:
-            content, mark, text = text.partition(self._header if role == "user" else self._to_user)
+            end = text.find(marks[role], start)  # not `partition`, which would copy the rest for each turn
+            content = text[start:] if end < 0 else text[start:end]
             yield _turn(role, self._without_opening(content) if role == "assistant" else content)
-            if not mark:
+            if end < 0:
                 return
+            start = end + len(marks[role])
             role = "assistant" if role == "user" else "user"
 
     def _without_end(self, text: str) -> str:
         """A text without what stands after a response: the end of its turn, a question, padding."""
         text = text.removesuffix(self._end)
-        while found := next((token for token in self._ends if text.rstrip().endswith(token)), None):
-            text = text.rstrip().removesuffix(found)
-        return text
+        end = last = len(text)
+        while True:
+            while last and text[last - 1].isspace():
+                last -= 1
+            found = next((token for token in self._ends if text.endswith(token, 0, last)), None)
+            if found is None:
+                return text[:end]
+            end = last = last - len(found)
 
     def _without_opening(self, response: str) -> str:
         """A response without what the template itself puts at its front, such as an empty thought."""
@@ -183,11 +192,26 @@ def _around(tokenizer: PreTrainedTokenizerBase, turns: list[Turn]) -> list[str]:
     return [*parts, text]
 
 
+def _common_ends(one: str, other: str) -> Sequence[int]:
+    """For each character of `other`, how many up to it are those at the end of `one`: the Z algorithm, in linear time.
+
+    Example:
+        >>> list(_common_ends("xab", "abab"))
+        [0, 2, 0, 2]
+    """
+    text = one[::-1] + other[::-1]
+    lengths = array("I", bytes(4 * len(text)))
+    start = end = 0  # of the stretch furthest to the right that equals the front
+    for i in range(1, len(text)):
+        length = min(lengths[i - start], end - i) if i < end else 0
+        while i + length < len(text) and text[length] == text[i + length]:
+            length += 1
+        lengths[i] = length
+        if i + length > end:
+            start, end = i, i + length
+    return [min(length, len(one)) for length in lengths[: len(one) - 1 : -1]]
+
+
 def _shared(one: str, other: str) -> str:
     """What two texts both begin with."""
-    return one[: _num_equal(one, other)]
-
-
-def _num_equal(one: str, other: str) -> int:
-    """How many characters two texts both begin with."""
-    return next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
+    return os.path.commonprefix([one, other])

@@ -24,6 +24,10 @@ class PlainConsole(Console):
     def __init__(self, **settings: Any) -> None:
         super().__init__(**{"markup": False, "highlight": False, "emoji": False, **settings})
 
+    def on_broken_pipe(self) -> None:
+        """Leave it to the command how it ends; rich would end it here, with a code of its own."""
+        raise  # in the handler of the error
+
     def render_str(self, text: str, **settings: Any) -> Text:
         """Every string that is printed or stands in a table passes here."""
         return super().render_str(visible(text), **settings)

@@ -126,6 +126,8 @@ def test_the_record_goes_on_and_only_new_pairs_are_scored(tiny_model_dir, pairs_
         assert Path("new/rounds/0", name).read_bytes() == Path("old/rounds/0", name).read_bytes()
     assert [(phase.round, phase.fold) for phase, _ in watcher.epochs] == [(2, 0), (2, 1), (2, None)]
     assert arrived["seed"] < set(watcher.epochs[-1][1])
+    assert set(callback.state.seed_scores[-1].pair_id.tolist()) == set(datamodule.pair_ids("seed").tolist())
+    assert arrived["seed"] < set(datamodule.pair_ids("seed").tolist())
     assert callback.state.finished
 
 

@@ -14,7 +14,14 @@ from scipy import stats
 from torch.utils.data import DataLoader
 
 from ser_lightning.callbacks import policy_watch
-from ser_lightning.callbacks.policy_watch import BestStep, PolicyWatch, overoptimisation, step_row, steps_table
+from ser_lightning.callbacks.policy_watch import (
+    BestStep,
+    PolicyWatch,
+    confidence,
+    overoptimisation,
+    step_row,
+    steps_table,
+)
 from ser_lightning.errors import UserError
 from ser_lightning.records import Answers
 from tests.helpers import read_csv
@@ -213,10 +220,23 @@ def test_chance_stops_few_runs_however_long():
     assert stopped <= 6 and plain >= 20
 
 
+def test_at_most_one_run_in_twenty_is_accused_by_chance():
+    assert sum(k * (1 - confidence(k)) / 2 for k in range(1, 5000)) == pytest.approx(0.05, abs=1e-5)
+    draw, num_runs, num_prompts = np.random.default_rng(0), 1000, 30
+    best, is_accused = draw.standard_normal((num_runs, num_prompts)), np.zeros(num_runs, bool)
+    for step in range(1, 200):
+        now = draw.standard_normal((num_runs, num_prompts))
+        change = now - best
+        t = change.mean(1) / change.std(1, ddof=1) * num_prompts**0.5
+        is_accused |= t < stats.t.ppf((1 - confidence(step)) / 2, num_prompts - 1)
+        best = np.where(change.mean(1, keepdims=True) > 0, now, best)
+    assert 30 <= is_accused.sum() <= 60  # 1 - 0.05 / (k (k + 1)), as if the best were one step, accuses about 75
+
+
 def test_the_interval_of_the_guard_is_scipys_at_its_level():
     then, now = drawn(0, 3), drawn(1, 0)
     change = overoptimisation(now, BestStep(0, then.prompt_id, then.reward, then.judge), num_earlier=4)
-    oracle = stats.ttest_rel(now.judge.double(), then.judge.double()).confidence_interval(1 - 0.05 / 20)
+    oracle = stats.ttest_rel(now.judge.double(), then.judge.double()).confidence_interval(1 - 0.1 / 80)
     assert change[1:] == pytest.approx((oracle.low, oracle.high), rel=1e-6)
 
 

@@ -4,6 +4,7 @@ import contextlib
 import json
 import math
 import shutil
+import warnings
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -159,3 +160,11 @@ def test_a_plan_counts_what_a_teacher_gives(tiny_fit, capsys):
     assert found["data"]["splits"]["taught"]["pairs"] == kept > 10
     folds = 2 * 2 * (seed / 2 + kept)
     assert first["trained_pairs"] == [2 * (seed + kept) + folds] * 2
+
+
+def test_a_student_without_a_teacher_is_told_so(tiny_run):
+    with pytest.warns(UserWarning, match=r"^data.teacher: got none with student.yaml.* seed labels alone; name the"):
+        assert main(["fit", *tiny_run, "--config", "student.yaml", "--run_dir=alone"]) == 0
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="data.teacher")
+        assert main(["fit", *tiny_run, "--run_dir=usual"]) == 0

@@ -8,6 +8,7 @@ import pytest
 from lightning.pytorch.callbacks import Callback
 
 from ser_lightning.__main__ import main
+from tests.command_process import CommandProcess
 
 SIGNALS = pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 AGAIN = "interrupted; give the same command again"
@@ -115,3 +116,13 @@ def test_plan_ends(tiny_run, interrupted, monkeypatch, number, code):
     monkeypatch.setattr("ser_lightning.cli.plan.load_reward_model", lambda *_: os.kill(os.getpid(), number))
     assert interrupted("plan", *tiny_run, "--json=out.json") == (code, AGAIN)
     assert not Path("out.json").exists()
+
+
+@pytest.mark.parametrize("command", [("--help",), ("fit", "--help"), ("fit",)])
+def test_a_reader_that_is_gone_ends_the_command_quietly(tiny_run, command):
+    process = CommandProcess(*command, *(tiny_run if command == ("fit",) else ()))
+    process.stdout.close()
+    process.stdout = Path(os.devnull).open()  # noqa: SIM115
+    _, said = process.communicate()
+    assert process.returncode == 141
+    assert not any(word in said for word in ("Traceback", "Exception ignored", "error", "interrupted")), said

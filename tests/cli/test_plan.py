@@ -339,12 +339,20 @@ WRONG_POLICIES = {
     "more",
     often(
         WRONG_POLICIES,
-        *("no model", "no reward and no judge", "too many minibatches", "no room for a response", "no test prompts"),
+        *("no model", "no reward and no judge", "too many minibatches", "no test prompts"),
     ),
 )
 def test_errors_are_those_of_a_fit_of_a_policy(capsys, ppo_flags, more):
     planned, fitted = (problems_of(capsys, command, *ppo_flags, *more) for command in ("plan", "fit"))
     assert planned == fitted and planned
+
+
+def test_held_out_prompts_need_room_for_a_response_as_well(capsys, ppo_flags):
+    row = {"prompt": "x" * 505, "chosen": "Yes.", "rejected": "No."}
+    Path("long.jsonl").write_text(json.dumps(row) + "\n")
+    more = ["--data.test_path=long.jsonl", "--data.max_length=600", "--data.max_prompt_length=600"]
+    planned, fitted = (problems_of(capsys, command, *ppo_flags, *more) for command in ("plan", "fit"))
+    assert planned == fitted and "sampling.max_new_tokens: got 5 after prompts of up to 5" in planned[0]
 
 
 def test_problems_of_the_data_and_of_the_models_come_together(capsys, ppo_flags):

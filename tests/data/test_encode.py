@@ -61,9 +61,10 @@ def test_oldest_turns_go_first_and_the_dialogue_stays_one_that_the_user_opens(ti
     assert encoded.is_cut
 
 
-def test_system_turn_is_kept_when_older_turns_go(tiny_tokenizer):
-    dialogue = pair(("system", "Be kind"), ("user", "one"), ("assistant", "two"), ("user", "three"))
-    kept = by_hand("<system>Be kind", "<user>three", "<assistant>Yes")
+@pytest.mark.parametrize("role", ["system", "developer"])
+def test_system_turn_is_kept_when_older_turns_go(tiny_tokenizer, role):
+    dialogue = pair((role, "Be kind"), ("user", "one"), ("assistant", "two"), ("user", "three"))
+    kept = by_hand(f"<{role}>Be kind", "<user>three", "<assistant>Yes")
     assert encode_pair(tiny_tokenizer, dialogue, len(kept)).ids_a == kept
 
 

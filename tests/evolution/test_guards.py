@@ -1,6 +1,7 @@
 """Guards against hand-made rounds: each fires on its fault, none on a healthy round."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from ser_lightning.evaluation.metrics import half_credit
 from ser_lightning.evolution.guards import KINDS, RoundView, inspect_round
 from ser_lightning.evolution.selection import SelectionContext, SelectionResult
 from ser_lightning.records import PairScores
+from ser_lightning.training.scoring import concatenate
 
 NUM_SEED, NUM_POOL = 300, 1000
 
@@ -147,6 +149,19 @@ def test_shrunken_rewards_set_off_spread():
     small = with_margin(good.context.scores, good.context.scores.margin * 0.01)
     assert fired(view(seed=small, earlier=[good.context.scores])) == {"spread"}
     assert value(view(seed=small, earlier=[good.context.scores]), "spread") == pytest.approx(0.01)
+
+
+def test_seed_pairs_that_came_later_do_not_change_the_spread():
+    good = view()
+    seed = good.context.scores
+    late = replace(with_margin(seed, seed.margin * 0.01), pair_id=seed.pair_id + 10_000)
+    both = concatenate([seed, late])
+    target = torch.cat([good.context.target] * 2)
+    grown = RoundView(**{**vars(good), "context": SelectionContext(both, target), "seed_rounds": [seed, both]})
+    found = {finding.guard: finding.value for finding in inspect_round(grown, GuardCallback().guards)}
+    assert found["spread"] == pytest.approx(1)
+    right = int(half_credit(both.margin, target).sum())  # `chance` counts all
+    assert found["chance"] == pytest.approx(binomtest(right, len(both)).proportion_ci(method="wilson").low)
 
 
 def test_a_pool_of_other_lengths_sets_off_shift():

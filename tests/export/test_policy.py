@@ -84,6 +84,17 @@ def test_a_base_that_names_a_temperature_and_does_not_say_that_it_samples(tiny_m
     assert (found.do_sample, found.temperature, found.top_p, found.eos_token_id) == (True, 0.6, 0.9, [2])
 
 
+def test_a_folder_writes_the_date_of_training_on_any_day(tiny_model_dir, pairs_file):
+    shutil.copytree(tiny_model_dir, "base")
+    tokenizer = AutoTokenizer.from_pretrained("base")
+    tokenizer.chat_template = "{{ strftime_now('%Y') }}\n" + tokenizer.chat_template
+    tokenizer.save_pretrained("base")
+    assert main(["fit", *sft_flags("base", pairs_file), "--run_dir=run"]) == 0
+    export_policy(Path("run"), Path("out"))
+    written = AutoTokenizer.from_pretrained("out").apply_chat_template(CONVERSATION, tokenize=False)
+    assert written.startswith("26 Jul 2024\n") and "2 plus 2?" in written
+
+
 def test_it_writes_over_nothing_and_needs_a_checkpoint(tiny_model_dir, pairs_file, capsys):
     assert main(["fit", *sft_flags(tiny_model_dir, pairs_file), "--run_dir=run"]) == 0
     Path("out").mkdir()

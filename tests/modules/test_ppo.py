@@ -1,5 +1,6 @@
 """Steps of the RL stage against plain transformers and autograd; validation, judges, resuming, wrong input."""
 
+import itertools
 import math
 import sys
 from dataclasses import fields
@@ -606,13 +607,28 @@ def test_wrong_input_is_one_line_each(flags, capsys, tiny_model_dir, more, lines
     assert all(any(line.startswith(start) for line in found) for start in lines), found
 
 
-def test_a_checkpoint_of_another_stage_is_one_line(flags, capsys, sft_runs):
-    more = ["--model.advantage=rloo", "--model.responses_per_prompt=2", "--run_dir=new"]  # its weights would fit
-    found = problems_of(capsys, *flags, *more, f"--ckpt_path={sft_runs['full'] / 'checkpoints' / 'last.ckpt'}")
-    assert found == [
-        "checkpoint: got one of no run of ppo.yaml, which cannot be resumed; to start from its policy, leave "
-        "--ckpt_path out and set model.backbone.path to its run folder"
-    ]
+def test_a_checkpoint_of_another_stage_is_one_line(flags, capsys, reward_flags, reward_run, sft_runs):
+    # Without a critic, the weights of one policy would fit into the other.
+    flags += ["--model.advantage=rloo", "--model.responses_per_prompt=2", "--model.backbone.train=full"]
+    assert main([*flags, "--trainer.max_epochs=1", "--run_dir=ppo"]) == 0
+    capsys.readouterr()
+    sft = ["fit", "--config", "sft.yaml", "--data.max_length=64", *(flag for flag in flags if "--data.p" in flag)]
+    sft = [flag for flag in sft if "prompts_per_step" not in flag] + [flag for flag in flags if "backbone" in flag]
+    commands = {"rm": ["fit", *reward_flags], "sft": sft, "ppo": flags}
+    runs = {"rm": reward_run, "sft": sft_runs["full"], "ppo": Path("ppo")}
+    more = ["--run_dir=new", "--trainer.accelerator=cpu"]
+    for own, other in itertools.permutations(commands, 2):
+        more = [
+            "--run_dir=new",
+            "--trainer.accelerator=cpu",
+            f"--ckpt_path={runs[other] / 'checkpoints' / 'last.ckpt'}",
+        ]
+        fix = "give one of such a run"
+        if "rm" not in (own, other):
+            fix = "to start from its policy, leave --ckpt_path out and set model.backbone.path to its run folder"
+        assert problems_of(capsys, *commands[own], *more, f"--ckpt_path={runs[other]}/checkpoints/last.ckpt") == [
+            f"checkpoint: got one of no run of {own}.yaml, which cannot be resumed; {fix}"
+        ]
 
 
 def test_a_reward_model_without_calibration_is_refused_unless_asked_for(flags, capsys, reward_flags):

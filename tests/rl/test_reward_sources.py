@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
@@ -18,6 +18,7 @@ from transformers import (
 )
 
 from ser_lightning.__main__ import main
+from ser_lightning.data import encode
 from ser_lightning.data.encode import encode_candidates, encode_pairs
 from ser_lightning.data.layouts import PADDED
 from ser_lightning.errors import UserError
@@ -243,6 +244,26 @@ def test_a_response_that_does_not_fit_is_judged_by_its_front_and_counted(reward_
     assert rewards[4].item() == pytest.approx(expected, rel=1e-4, abs=1e-4)
     assert judge.num_cut == 1
     assert torch.allclose(judge(PROMPTS[:4], RESPONSES[:4]), rewards[:4], atol=1e-5) and judge.num_cut == 0
+
+
+def test_of_a_response_of_megabytes_no_more_is_made_ids_than_its_front(reward_run, monkeypatch):
+    judge, most = load_reward(str(reward_run / "export")), []
+    render = encode.render_conversations
+
+    def counted(tokenizer, conversations, *args):
+        most.append(max(len(turns[-1]["content"]) for turns in conversations))
+        return render(tokenizer, conversations, *args)
+
+    monkeypatch.setattr(encode, "render_conversations", counted)
+    with pytest.warns(UserWarning, match="judges them by what comes first"):
+        found = judge.encode(PROMPTS[:2], ["It is 4.", "w" * 1_000_000], cut_long=True)
+    expected = judge.encode(PROMPTS[:2], ["It is 4.", "w" * 1000], cut_long=True)
+    assert found == expected and found.is_cut == [False, True]
+    assert max(most) < 10_000
+    # The tokenizer drops what it drops: of such a response the front fits, and all of it is read.
+    judge.tokenizer.backend_tokenizer.normalizer = normalizers.Replace(" ", "")
+    padded = judge.encode(PROMPTS[:1], ["It is" + " " * 10_000 + "4."], cut_long=True)
+    assert padded == judge.encode(PROMPTS[:1], ["Itis4."], cut_long=True) and padded.is_cut == [False]
 
 
 def test_a_prompt_that_the_template_refuses_is_one_line(reward_run):

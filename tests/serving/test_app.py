@@ -2,6 +2,8 @@
 
 import json
 import math
+from concurrent.futures import ThreadPoolExecutor
+from threading import Event
 
 import pytest
 import torch
@@ -170,6 +172,27 @@ def test_classify_takes_several_texts_or_messages_and_gives_a_sigmoid_where_aske
 
 
 # text-embeddings-inference's request and response: router/src/http/types.rs.
+@pytest.mark.parametrize("path", ["/classify", "/get_reward"])
+def test_others_are_answered_while_texts_are_taken_apart(client, model, service, monkeypatch, path):
+    text, begun, may_end = rendered(model, "Hi", "Yes."), Event(), Event()
+    name, key = ("read", "input") if path == "/classify" else ("split", "query")
+    taken_apart = getattr(service._reader, name)
+
+    def slow(*args):
+        begun.set()
+        assert may_end.wait(10), "nobody else was answered"
+        return taken_apart(*args)
+
+    monkeypatch.setattr(service._reader, name, slow)
+    body = {key: [text], "prompts": [text.partition("Yes.")[0]]}
+    with ThreadPoolExecutor() as pool:
+        answer = pool.submit(client.post, path, json=body)
+        assert begun.wait(10)
+        assert client.get("/health").json() == {"status": "ok"}
+        may_end.set()
+        assert answer.result().status_code == 200
+
+
 def test_rerank_sorts_responses_to_one_prompt(client, model):
     texts = ["No.", "It is 4.", "Why do you ask?", "4"]
     expected = plain(model, ["2 + 2?"] * 4, texts)

@@ -1,11 +1,13 @@
 """Texts that transformers writes with templates of several families come back as the turns that they are made of."""
 
+import random
+
 import pytest
 from transformers import AutoTokenizer
 
 from ser_lightning.errors import UserError
 from ser_lightning.export.reading_folder import asking_template
-from ser_lightning.serving.rendered import TemplateReader
+from ser_lightning.serving.rendered import TemplateReader, _common_ends
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
@@ -96,6 +98,26 @@ def test_of_a_query_without_its_front_the_response_is_what_its_prompt_does_not_e
     for text in (f"Bad.{header}Good.", f"{header}Good.", f"hy?{header}Good."):
         for query in [prompt[start:] + text for start in starts] + [f"\ufffd{prompt[9:]}{text}"]:
             assert reader.split(query, prompt, "here") == (asked, text)
+
+
+def test_how_much_two_texts_end_alike_is_what_slices_say():
+    draw = random.Random(0)
+    for _ in range(300):
+        one, other = ("".join(draw.choices("ab", k=draw.randint(least, 9))) for least in (1, 0))
+        alike = [
+            [one[-n:] == other[:end][-n:] for n in range(1, min(len(one), end) + 1)] for end in range(len(other) + 1)
+        ]
+        assert list(_common_ends(one, other)) == [[*found, False].index(False) for found in alike[1:]]
+
+
+def test_thousands_of_equal_turns_and_of_pads_are_taken_apart(tokenizer):
+    tokenizer.chat_template = CHATML
+    asked = turns(*["Hi again"] * 2001)
+    prompt = tokenizer.apply_chat_template(asked, tokenize=False, add_generation_prompt=True)
+    reader = TemplateReader(tokenizer)
+    query = prompt[9:] + "Yes. <eos>\n" + "<pad>" * 20_000
+    assert reader.split(query, prompt, "here") == (asked, "Yes. ")
+    assert reader.read(prompt + query[len(prompt) - 9 :], "here") == (asked, "Yes. ")
 
 
 def test_the_end_of_a_turn_that_is_not_eos_is_no_part_of_the_response(tokenizer):
