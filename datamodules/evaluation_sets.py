@@ -1,7 +1,7 @@
 """Named sets of labelled pairs that a model is measured on and never trained on."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
@@ -38,7 +38,6 @@ class EvaluationSet:
     columns: Mapping[str, str]
     category: str | None
     label_map: Labels | None = None
-    _store: PairStore | None = field(default=None, init=False)
 
     def prepare(self, cache: Path, tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:
         """Encode the pairs into the cache, unless they are there."""
@@ -60,7 +59,7 @@ class EvaluationSet:
             UserError: no labelled pair is left.
         """
         folder = self._folder(cache, tokenizer, max_length)
-        self._store = store = PairStore(folder)
+        self.store = store = PairStore(folder)
         dialogues = PairStore(*data.folders, folder).joint_dialogue_id
         labels = store.read_labels()
         is_labelled, is_seen = is_decided(labels), np.isin(dialogues[len(data) :], dialogues[seen])
@@ -82,13 +81,6 @@ class EvaluationSet:
                 f"data.eval_sets: {self.name} has no labelled pair in {self.path} ({len(labels)} without a label, "
                 "ties, or with contradicting ones); give pairs with chosen and rejected, or with a label"
             )
-
-    @property
-    def store(self) -> PairStore:
-        """The encoded pairs, once `open` has run."""
-        if self._store is None:
-            raise RuntimeError(f"evaluation set {self.name} is not open")
-        return self._store
 
     def pairs(self) -> PairSet:
         """The pairs with their labels."""

@@ -77,3 +77,7 @@ def test_a_script_trains_a_policy(here):
     left = run(here, "script", example("PPOModule("))
     assert left["policy"].rl_step == 4
     assert len((here / "runs" / "policy" / "steps.csv").read_text().splitlines()) == 1 + 3
+
+
+def test_dir_names_all_that_is_public_before_it_is_imported():
+    assert {*ser_lightning.__all__, "__version__"} <= {*dir(ser_lightning)}

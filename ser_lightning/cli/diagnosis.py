@@ -200,7 +200,7 @@ def null_problems(config: Namespace, path: str = "", owner: type | None = None) 
         path: keys that lead to the part, without `init_args`.
         owner: whose arguments the part holds; None where nothing is known of them.
     """
-    hints = _hints(owner)
+    hints = {} if owner is None else _hints(owner)
     for name, value in vars(config).items():
         key = f"{path}.{name}".removeprefix(".")
         hint = hints.get(name)
@@ -213,12 +213,23 @@ def null_problems(config: Namespace, path: str = "", owner: type | None = None) 
                 yield from null_problems(part, key, hint if isinstance(hint, type) else None)
 
 
-def _hints(owner: type | None) -> dict[str, Any]:
-    try:
-        parameters = {} if owner is None else inspect.signature(owner, eval_str=True).parameters
-    except (NameError, TypeError, ValueError):  # a class that imports its types for a type checker alone
-        return {}
-    return {name: p.annotation for name, p in parameters.items() if p.annotation is not inspect.Parameter.empty}
+def _hints(owner: type) -> dict[str, Any]:
+    """The types of what a class takes, of those that its `**kwargs` hand on to a base class too; no default is null."""
+    found: dict[str, Any] = {}
+    for one in owner.__mro__:
+        if "__init__" not in vars(one):
+            continue
+        try:
+            parameters = inspect.signature(one.__init__, eval_str=True).parameters  # type: ignore[misc]
+        except (NameError, TypeError, ValueError):  # a class that imports its types for a type checker alone
+            break
+        given = {
+            n: p.annotation for n, p in parameters.items() if p.annotation is not p.empty and p.default is not None
+        }
+        found = {**given, **found}
+        if not any(p.kind == p.VAR_KEYWORD for p in parameters.values()):
+            break
+    return found
 
 
 def _takes_null(hint: Any) -> bool:
@@ -272,6 +283,9 @@ def reason(error: str) -> str:
         if re.match(r"No module named|module .* has no attribute", found[2]):
             return _unknown_class(found[1])
         return f"cannot use class {found[1]}: {_one_line(found[2])}"
+    if bases := re.findall(r"(?:to be a|correspond to a) subclass of (?:<class ')?([\w.]+)|protocol (\w+)", error):
+        names = dict.fromkeys(_type_name(base or protocol) for base, protocol in bases)
+        return f"give a class that is a {' or '.join(names)}"
     expected = re.findall(r"^( *).*?Expected an? (.*?)(?:\. Got value.*)?$", error, flags=re.MULTILINE)
     kinds = [(len(indent), kind) for indent, kind in expected if not kind.startswith(("dot import path", "path but"))]
     classes = re.findall(r"^( *).*?Expected a dot import path string: (.*)$", error, flags=re.MULTILINE)
@@ -281,8 +295,6 @@ def reason(error: str) -> str:
         return _unknown_class(classes[0][1])
     if names:
         return f"give {' or '.join(names)}"
-    if found := re.search(r"Not a valid subclass of (\w+)", error):
-        return f"give a subclass of {found[1]}"
     return _one_line(error)
 
 

@@ -316,7 +316,7 @@ def run(arguments: Arguments) -> None:
     try:
         with logging_redirect_tqdm([logging.getLogger(name) for name in LOGGERS]):
             SerCLI(arguments)
-    except (ParseError, MisconfigurationException) as error:
+    except MisconfigurationException as error:
         raise UserError(" ".join(str(error).split())) from error
     except torch.OutOfMemoryError as error:
         raise UserError(out_of_memory(error)) from error
@@ -353,9 +353,11 @@ def use_tensor_cores(device: torch.device) -> None:
 
 
 def _user_problems(error: BaseException | None) -> list[str]:
-    """The problems of the `UserError` that `error` is or wraps: jsonargparse reports every failure as its own."""
-    while error is not None and not isinstance(error, UserError):
+    """What the user's or Lightning's error says that `error` is or wraps: jsonargparse reports all as its own."""
+    while error is not None and not isinstance(error, UserError | MisconfigurationException):
         error = error.__cause__ or error.__context__
+    if isinstance(error, MisconfigurationException):
+        return [" ".join(str(error).split())]
     return [] if error is None else error.problems
 
 

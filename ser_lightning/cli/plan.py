@@ -12,14 +12,13 @@ from typing import Any, cast
 
 import numpy as np
 from jsonargparse import Namespace
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser
 from torch.optim import Optimizer
 
 from ser_lightning.cli.arguments import Arguments
 from ser_lightning.cli.commands import COMMANDS, add_flags
-from ser_lightning.cli.diagnosis import ParseError, null_problems
+from ser_lightning.cli.diagnosis import null_problems
 from ser_lightning.cli.lightning import SerCLI
 from ser_lightning.data.layouts import Layout
 from ser_lightning.datamodules.base import PairFiles
@@ -91,10 +90,7 @@ def main(arguments: Arguments) -> None:
     """Run the command with the command line of a `fit`."""
     if arguments.model_class() == GenerateModule.__name__:
         raise UserError("plan: got GenerateModule, which trains nothing; give rm.yaml, sft.yaml or ppo.yaml")
-    try:
-        cli = PlanCLI(arguments)
-    except (ParseError, MisconfigurationException) as error:
-        raise UserError(" ".join(str(error).split())) from error
+    cli = PlanCLI(arguments)
     if cli.settings.json:
         data = cli.settings.data.init_args
         read = [data.get(key) for key in ("path", "pool_path", "test_path", "new_data_path", "prompt_path", "teacher")]

@@ -51,11 +51,6 @@ class PairStore:
     def __len__(self) -> int:
         return len(self.pair_id)
 
-    @property
-    def length_difference(self) -> np.ndarray:
-        """(N,) int64, tokens of response a minus tokens of response b."""
-        return self.num_tokens[:, 0] - self.num_tokens[:, 1]
-
     @cached_property
     def joint_dialogue_id(self) -> np.ndarray:
         """(N,) int64, `dialogue_id` over all parts: a part may continue a dialogue of an earlier one."""

@@ -245,8 +245,6 @@ def _saved_dataset(folder: Path) -> Source:
         raise UserError(f"{folder}: got a folder; name its files, or a folder written by Dataset.save_to_disk")
     try:
         dataset = datasets.Dataset.load_from_disk(str(folder))
-        if not isinstance(dataset, datasets.Dataset):
-            raise TypeError(f"it holds a {type(dataset).__name__}")
     except Exception as error:  # a damaged state.json raises whatever its values lead to
         raise UserError(
             f"{folder}: got no data set of Dataset.save_to_disk ({describe(error)}); is it damaged? Save it again"

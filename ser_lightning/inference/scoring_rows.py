@@ -128,8 +128,7 @@ def survey(source: Any, columns: Mapping[str, str], labels: Labels | None = None
     counts, causes = RowCounts(), Causes()
     try:
         for _ in read_rows(source, columns, counts, causes, labels):
-            if causes.is_full:
-                break
+            pass
     except UserError as error:  # the file itself is broken here
         causes.add(error.problems)
     raise_problems(absent_columns(columns, counts.columns))
@@ -150,7 +149,7 @@ def read_rows(
 
     Args:
         counts: is kept up to date.
-        causes: collects the problems of single rows; None raises the first.
+        causes: collects the problems of single rows until it is full; None raises the first.
     """
     for number, (where, row) in enumerate(source.rows()):
         counts.rows += 1
@@ -167,6 +166,8 @@ def read_rows(
             if causes is None:
                 raise
             causes.add(error.problems)
+            if causes.is_full:
+                return
             continue
         if not isinstance(pair, PreferencePair):
             counts.dropped[pair] += 1

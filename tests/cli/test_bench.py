@@ -293,3 +293,9 @@ def test_other_commands_point_lists_of_texts_here(model, capsys):
     assert main(["score", "--model=nowhere", f"--data={data}", "--out=out.csv"]) == 2
     first = next(x for x in capsys.readouterr().err.splitlines() if x.startswith("error: "))
     assert first.startswith("error: rows.jsonl, line 1: got a list of texts") and "the command `bench`" in first
+
+
+def test_ten_broken_rows_are_enough(model, capsys):
+    rows = [{"prompt": "Why?", "chosen": "x", chr(ord("A") + i): "y"} for i in range(26)]
+    lines = problems(capsys, f"--model={model}", f"--data={write(rows)}")
+    assert [line.split(":")[0] for line in lines] == [f"rows.jsonl, line {i}" for i in range(1, 11)]

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pyarrow
 import pytest
+import torch
 import yaml
 
 from ser_lightning import __main__ as program
@@ -54,6 +55,18 @@ def test_what_comes_from_outside_is_one_line(command_that_raises, capsys, error)
     assert line.startswith("error: ") and (getattr(error, "filename", None) or "") in line
     with pytest.raises(type(error)):
         main(["score", "--debug"])
+
+
+def test_weights_that_are_cut_off_are_one_line(command_that_raises, capsys, tmp_path):
+    file = tmp_path / "weights.pt"
+    torch.save({"x": torch.zeros(100)}, file)
+    file.write_bytes(file.read_bytes()[:500])
+    with pytest.raises(RuntimeError) as damage:
+        torch.load(file, weights_only=True)
+    command_that_raises(damage.value)
+    assert main(["fit"]) == 2
+    line = "error: a file of weights: cannot be read, it is cut off or no such file; --debug shows where\n"
+    assert capsys.readouterr().err == line
 
 
 @pytest.mark.parametrize("error", [ValueError("ours"), KeyError("ours"), AssertionError(), TypeError("ours")])

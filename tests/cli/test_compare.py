@@ -151,6 +151,10 @@ def test_wrong_input_is_one_line(runs, capsys, tmp_path):
     Path("none_of_it.jsonl").write_text(
         Path("other.jsonl").read_text().replace("999", "5").replace(": 1,", ": NaN,", 1)
     )
+    lacking = {**rewards, **tokens, "row": 5}
+    del lacking["content"]
+    Path("lacking.jsonl").write_text(json.dumps(lacking) + "\n")
+    Path("words.jsonl").write_text(json.dumps({**lacking, "content": content(205), "reward_chosen": "high"}) + "\n")
     data = "--data=pairs.jsonl"
     cases = {
         ("good", "good", "good"): "got 3 models",
@@ -159,6 +163,8 @@ def test_wrong_input_is_one_line(runs, capsys, tmp_path):
         ("good", "nowhere"): "which is no folder",
         ("good", "bad", "--category=colour"): "which no row",
         ("good", "other.jsonl"): "got rewards of other texts than those of --data, such as row 999; give the same data",
+        ("good", "lacking.jsonl"): "lacking.jsonl: got no column content; run `score` again",
+        ("good", "words.jsonl"): "words.jsonl: got rewards that are no numbers (",
         ("good", "none_of_it.jsonl"): "no pair that both have a reward for",
         ("good", "pairs.jsonl"): "got no rewards of pairs in it",
         ("good", "bad", "--sequential", "--json=x.json"): "--sequential: got it with --json, which it does not use",

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.cli import LightningCLI
 
 from ser_lightning.__main__ import main
 from tests.command_process import CommandProcess
@@ -70,6 +71,18 @@ def test_an_interrupted_run_says_how_to_go_on(tiny_run, interrupted, number, cod
     found = interrupted("fit", *tiny_run, "--run_dir=my run", sending(number))
     assert found == (code, "interrupted; go on with python -m ser_lightning fit --run_dir 'my run' --ckpt_path last")
     assert Path("my run/checkpoints/last.ckpt").exists()
+
+
+@SIGNALS
+def test_a_run_that_has_saved_nothing_begins_again(tiny_run, interrupted, number, code):
+    told = "interrupted before anything was saved in run; give the same command again"
+    assert interrupted("fit", *tiny_run, "--run_dir=run", sending(number, epoch=0)) == (code, told)
+
+
+def test_a_signal_before_the_first_epoch_ends_the_command(tiny_run, interrupted, monkeypatch):
+    stop = lambda cli: os.kill(os.getpid(), signal.SIGTERM)  # noqa: E731
+    monkeypatch.setattr(LightningCLI, "before_fit", stop, raising=False)
+    assert interrupted("fit", *tiny_run, "--run_dir=run") == (143, AGAIN)
 
 
 @SIGNALS

@@ -1,12 +1,20 @@
 """The command line through real `main([...])` calls: composing, printing, refusing, and every problem in one go."""
 
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
+
 import pytest
 import torch
 import yaml
+from lightning.pytorch.demos.boring_classes import BoringDataModule
 
+import ser_lightning
 from ser_lightning.__main__ import main
 from ser_lightning.cli.lightning import use_tensor_cores
 from tests.helpers import problems_of
+
+if TYPE_CHECKING:
+    from lightning.pytorch import Trainer
 
 BORING = """
 model:
@@ -141,6 +149,30 @@ def test_problems_inside_a_list_of_callbacks(capsys, tmp_path):
         (["fit", "--config", "rm.yaml", "--ckpt_path=last"], ["--ckpt_path: got last without a run"]),
         (["fit", "--config", "rm.yaml", "--ckpt_path=no.ckpt"], ["--ckpt_path: got no.ckpt, which does not exist"]),
         (
+            ["fit", "--config", "rm.yaml", '--model={"class_path": "RewardModule", "init_args": 3}'],
+            ['model (command line): got \'{"class_path": "RewardModule", "init_args": 3}\'; cannot use class ser_'],
+        ),
+        *(
+            (
+                ["fit", "--config", "rm.yaml", f"--{key}=json.JSONDecoder"],
+                [f"{key.removesuffix('+')} (command line): got 'json.JSONDecoder'; give a class that is a {base}"],
+            )
+            for key, base in (
+                ("trainer.callbacks+", "Callback"),
+                ("model", "LightningModule"),
+                ("model.optimizer", "Optimizer"),
+                ("evolution.rule", "SelectionRule"),
+            )
+        ),
+        *(
+            (["fit", "--config", "rm.yaml", f"--data.{key}=null"], [f"data.{key}: got null; give {kind}"])
+            for key, kind in (
+                ("path", "str | list[str]"),
+                ("max_length", "an integer"),
+                ("pairs_per_step", "an integer"),
+            )
+        ),
+        (
             ["fit", "--config", "rm.yaml", "--data.max_length=0", "--model.warmup_share=1.7"],
             ["model.warmup_share: got 1.7", "max_length: got 0"],
         ),
@@ -166,6 +198,38 @@ def test_other_exceptions_keep_their_traceback(tmp_path, monkeypatch):
     monkeypatch.setattr("lightning.pytorch.demos.boring_classes.BoringModel.training_step", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         main(["fit", "--config", "boring.yaml"])
+
+
+class NotMade(BoringDataModule):
+    """Its type is known to a type checker alone, and it cannot be made.
+
+    Args:
+        trainer: null.
+    """
+
+    def __init__(self, trainer: "Trainer | None" = None) -> None:
+        raise ZeroDivisionError("there is nothing")
+
+
+def test_a_class_that_breaks_when_it_is_made_keeps_its_traceback(tmp_path):
+    (tmp_path / "boring.yaml").write_text(BORING)
+    with pytest.raises(ValueError, match="there is nothing"):  # what jsonargparse makes of it
+        main(["fit", "--config", "boring.yaml", "--data=tests.cli.test_lightning.NotMade"])
+
+
+def test_what_lightning_refuses_is_one_line(capsys, tmp_path, tiny_run):
+    (tmp_path / "boring.yaml").write_text(BORING)
+    [line] = problems_of(capsys, "fit", "--config", "boring.yaml", "--model=lightning.pytorch.LightningModule")
+    assert line.startswith("No `training_step()` method defined. Lightning `Trainer` expects as minimum a ")
+    [line] = problems_of(capsys, "fit", *tiny_run, "--data=lightning.pytorch.LightningDataModule")
+    assert line == "data: got LightningDataModule; evolution needs a PreferenceDataModule"
+
+
+def test_a_command_runs_in_a_thread_too(capsys):
+    """Only the main thread may handle signals."""
+    with ThreadPoolExecutor() as pool:
+        assert pool.submit(main, ["--version"]).result() == 0
+    assert capsys.readouterr().out == f"python -m ser_lightning {ser_lightning.__version__}\n"
 
 
 def test_the_command_line_wins_over_the_checkpoint(tmp_path, tiny_run, tiny_fit):

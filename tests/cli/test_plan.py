@@ -183,6 +183,9 @@ WRONG = {
     "an optimiser that refuses": ["--model.optimizer.init_args.weight_decay=-1"],
     "too many folds": ["--evolution.folds=30"],
     "no pool": ["--data.seed_fraction=1.0"],
+    "a callback that refuses": [
+        '--trainer.callbacks+={"class_path": "ModelCheckpoint", "init_args": {"save_top_k": -5}}',
+    ],
     "no reloading": ["--trainer.reload_dataloaders_every_n_epochs=0"],
     "shared prompts that are not exact": [
         *("--model.layout=shared_prompt", "--model.backbone.attn_implementation=flex_attention"),
@@ -192,7 +195,10 @@ WRONG = {
 
 @pytest.mark.parametrize(
     "more",
-    often(WRONG, "no model", "arguments of two parts", "too many folds", "no pool", "no reloading"),
+    often(
+        WRONG,
+        *("no model", "arguments of two parts", "too many folds", "no pool", "a callback that refuses", "no reloading"),
+    ),
 )
 def test_errors_are_those_of_fit(capsys, tiny_run, more):
     planned, fitted = (problems_of(capsys, command, *tiny_run, *more) for command in ("plan", "fit"))
@@ -219,6 +225,9 @@ def test_rates_without_a_source_and_runs_that_train_nothing_are_refused(capsys, 
         assert found == [f"{name}: got {value}; no rate is known of a policy, leave it out"]
     found = problems_of(capsys, "plan", "--config", "generate.yaml")
     assert found == ["plan: got GenerateModule, which trains nothing; give rm.yaml, sft.yaml or ppo.yaml"]
+    demos = "lightning.pytorch.demos.boring_classes"
+    [line] = problems_of(capsys, "plan", f"--model={demos}.BoringModel", f"--data={demos}.BoringDataModule")
+    assert line.startswith("plan: got BoringModel with BoringDataModule; it knows RewardModule with PreferenceData")
 
 
 # Policies

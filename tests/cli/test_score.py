@@ -21,7 +21,7 @@ from ser_lightning.__main__ import main
 from ser_lightning.errors import UserError
 from ser_lightning.evaluation.metrics import accuracy_interval
 from ser_lightning.export.reward import export
-from ser_lightning.inference.scoring_rows import RowCounts, read_rows
+from ser_lightning.inference.scoring_rows import RowCounts, open_source, read_rows
 from tests.helpers import plain_reward, problems_of, read_csv, save_reward_model
 
 ZERO, TEMPERATURE, MAX_LENGTH = 0.01, 0.05, 60
@@ -283,6 +283,14 @@ def test_a_broken_row_is_named_before_a_model_is_loaded(capsys):
     assert sorted(path.name for path in Path().iterdir()) == ["half.jsonl", "pairs.jsonl"]
 
 
+def test_ten_broken_rows_are_enough(capsys):
+    rows = [{"prompt": "Why?", "response_a": "x", "response_b": "y", "label": 26 * chr(65 + i)} for i in range(26)]
+    lines = problems(capsys, "--model=nowhere", "--data", write(rows), "--out=out.csv")
+    assert [line.split(":")[0] for line in lines] == [f"pairs.jsonl, line {i}" for i in range(1, 11)]
+    with pytest.raises(UserError, match="pairs.jsonl, line 1: got the label"):
+        list(read_rows(open_source("pairs.jsonl"), {}, RowCounts()))
+
+
 def test_single_responses_among_pairs_are_one_line(capsys):
     data = write([PAIRS[0], {"prompt": "Why?", "response": "x"}])
     expected = "pairs.jsonl: got single responses and pairs; give each a file of its own"
@@ -308,6 +316,18 @@ def test_rewards_that_are_no_numbers_stop_and_leave_the_old_file(model, capsys, 
     assert line == "reward broken: model: cannot read broken (score.weight has NaN or infinity in it); is it damaged?"
     assert Path("out.parquet").read_text() == "mine"
     assert sorted(path.name for path in Path().iterdir()) == ["broken", "out.parquet", "pairs.jsonl"]
+
+
+def test_rewards_beyond_all_numbers_name_a_row(model, capsys):
+    large = LlamaForSequenceClassification.from_pretrained(model)
+    large.score.weight.data.mul_(1e38)
+    large.model.norm.weight.data.mul_(1e38)
+    large.save_pretrained("large")
+    AutoTokenizer.from_pretrained(model).save_pretrained("large")
+    [line] = problems(capsys, "--model=large", "--data", write(PAIRS), "--out=out.csv")
+    told = "rewards: got NaN or infinity for 9 of 9 rows, such as pairs.jsonl, line 1; try --dtype float32, or look "
+    assert line == f"{told}whether the model's weights are finite"
+    assert not Path("out.csv").exists()
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import pytest
 import requests
 
 from ser_lightning import Scorer
+from ser_lightning.cli.serve import _is_local
 from tests.command_process import CommandProcess
 from tests.helpers import problems_of, save_reward_model
 
@@ -78,6 +79,13 @@ def test_an_address_that_others_reach_warns_and_takes_every_name(model):
         process.send_signal(signal.SIGINT)
         _, errors = process.communicate()
     assert "warning: everybody who reaches 0.0.0.0:" in errors and process.returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("host", "local"), [("localhost", True), ("127.0.0.2", True), ("::1", True), ("0.0.0.0", False), ("my.lan", False)]
+)
+def test_only_this_machine_reaches_a_loopback_address(host, local):
+    assert _is_local(host) == local
 
 
 def test_the_template_of_the_policy_reads_what_openrlhf_sends(model, tiny_tokenizer, tmp_path):

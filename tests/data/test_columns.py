@@ -58,6 +58,12 @@ def test_a_list_of_answers_says_how_to_name_two_of_them():
     ) as found:
         parse_row(row, {}, "here")
     assert found.value.problems[0].endswith("{response_a: answers.0.answer, response_b: answers.1.answer}")
+    for name, worth in (("rank", "ranks"), ("score", "scores"), ("Rating", "scores")):
+        given = {**row, "answers": [{**answer, name: 1} for answer in row["answers"]]}
+        with pytest.raises(
+            UserError, match=rf"{{responses: answers\.\*\.answer, {worth}: answers\.\*\.{name}}}, where"
+        ):
+            parse_row(given, {}, "here")
     turns = [{"role": "user", "content": "Tea?"}, {"role": "assistant", "content": "Yes."}]
     with pytest.raises(UserError, match="rejected: ...}$"):
         parse_row({"messages": turns}, {}, "here")

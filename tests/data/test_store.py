@@ -1,5 +1,6 @@
 """The cache of encoded pairs: found when nothing changed, and only then; whole or not there; free of labels."""
 
+import errno
 import json
 import os
 import pickle
@@ -21,6 +22,7 @@ from ser_lightning.data.sources import Source, open_sources
 from ser_lightning.data.store import (
     CONTRADICTION,
     UNLABELLED,
+    _StoreWriter,
     build_store,
     is_complete,
     join_dialogues,
@@ -204,6 +206,23 @@ def test_a_second_writer_of_the_same_store_is_no_error(build, make_rows, tiny_to
     assert folder_bytes(store.folders[0]) == before
     assert is_complete(store.folders[0])
     assert [path for path in store.folders[0].parent.iterdir() if "draft" in path.name] == []
+
+
+def test_a_store_that_cannot_take_its_place_is_an_error(build, make_rows, tmp_path, monkeypatch):
+    def full(source, target):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "rename", full)
+    with pytest.raises(OSError, match="No space left"):
+        build(make_rows(5))
+    assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == []
+
+
+def test_a_chunk_that_repeats_others_adds_nothing(build, monkeypatch):
+    monkeypatch.setattr(_StoreWriter, "chunk_size", 1)
+    row = {"prompt": "Hi", "chosen": "yes", "rejected": "no"}
+    store = build([row, {**row, "rejected": "never"}, row])
+    assert len(store) == 2 and store.counts[0]["path"]["duplicate"] == 1
 
 
 def test_workers_get_the_place_and_not_the_content(build, make_rows):

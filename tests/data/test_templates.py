@@ -30,6 +30,11 @@ def test_a_template_gives_what_transformers_makes_of_it(render, tiny_tokenizer):
     assert render("{{ 2 * 3 }} {{ dict(**messages[0]).role }}") == "6 user"
 
 
+def test_where_memory_cannot_be_read_a_template_is_rendered_without_a_limit(render, monkeypatch, tmp_path):
+    monkeypatch.setattr(templates, "_STATM", tmp_path / "statm")  # of /proc, which only Linux has
+    assert render("{{ 2 * 3 }}") == "6"
+
+
 REFUSED = {
     "raises": ("{{ raise_exception('no system role') }}", "no system role"),
     "divides by zero": ("{{ 1 / 0 }}", "division by zero"),

@@ -131,6 +131,14 @@ ROWS = {
         },
         ([("system", "Be brief."), ("user", "Go on.\n\nHuman: Tea?\n\nAssistant:")], "Yes.", "No."),
     ),
+    "one turn written as a table": (
+        {
+            "prompt": '{"role": "user", "content": "Tea?"}',
+            "chosen": '{"role": "assistant", "content": "Yes."}',
+            "rejected": "{'role': 'assistant', 'content': 'No.'}",
+        },
+        TEA,
+    ),
     "responses that are JSON": (
         {"prompt": "Tea?", "chosen": '{"from": "me", "to": "you", "value": 3}', "rejected": '{"role": "admin"}'},
         ([("user", "Tea?")], '{"from": "me", "to": "you", "value": 3}', '{"role": "admin"}'),

@@ -7,6 +7,9 @@ import torch
 from torch.utils.data import Dataset
 
 from ser_lightning.datamodules.batches import make_loader
+from ser_lightning.datamodules.preference import PreferenceDataModule
+from ser_lightning.datamodules.prompts import PromptDataModule
+from ser_lightning.datamodules.responses import ResponseDataModule
 from ser_lightning.errors import UserError
 
 
@@ -214,3 +217,12 @@ def test_an_error_in_the_loader_comes_in_its_turn_and_a_loader_can_be_left():
         if item == 1:
             break
     assert len(make_loader(Items(), 0)) == 6
+
+
+def test_a_loop_over_steps_or_batches_ends(load, path):
+    """Python goes on to the next number until there is an IndexError."""
+    for kind in (PreferenceDataModule, ResponseDataModule, PromptDataModule):
+        steps = load(path, kind=kind).train_dataloader().dataset
+        assert len([*steps]) == len(steps) > 0
+    for loader in (load(path).scoring_dataloader("pool"), load(path, kind=PromptDataModule).predict_dataloader()):
+        assert len([*loader.dataset]) == len(loader.dataset) > 0

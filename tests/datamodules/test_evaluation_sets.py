@@ -88,3 +88,10 @@ def test_a_dialogue_that_goes_on_in_an_arrival_is_counted_once(load, write_jsonl
     path, later = (write_jsonl(f"{kind.__name__}.jsonl", [kind(i) for i in range(10)]) for kind in (first, second))
     found = load(path, seed_fraction=1.0, test_fraction=0.0, new_data_path=later)
     assert found.report.splits["seed"] == (20, 10, 20)
+
+
+def test_ties_are_counted_and_left_out(measured, caplog):
+    tie = {"prompt": "Tie?", "response_a": "x", "response_b": "y", "label": "tie"}
+    with caplog.at_level("INFO"):
+        assert measured([first(i) for i in range(10)], [first(77), tie]) == ["Question 77?"]
+    assert "data.eval_sets: 1 of 2 pairs of named are ties and left out" in caplog.messages

@@ -1,12 +1,17 @@
 """The data module around its training steps: scoring, stages of the Trainer, questions, state, arguments."""
 
+from types import SimpleNamespace
+
 import lightning.pytorch as pl
 import pytest
 import torch
 
+from ser_lightning.datamodules import preference as preference_module
 from ser_lightning.datamodules.preference import PreferenceDataModule
 from ser_lightning.errors import UserError
+from ser_lightning.planning.memory import auto_budgets
 from ser_lightning.records import PairBatch
+from tests.helpers import module
 
 # Scoring, validation, test and predict.
 
@@ -183,6 +188,20 @@ def test_max_length_cuts_and_drops(load, write_jsonl):
     assert (short.report.read["path"]["cut"], short.report.read["path"]["too_long"]) == (20, 1)
     assert (long.report.read["path"]["cut"], long.report.read["path"]["too_long"]) == (0, 0)
     assert max(batch.inputs.input_ids.shape[1] for batch in short.scoring_dataloader("all")) <= 40
+
+
+def test_auto_is_what_fits_on_the_gpu(load, path, tiny_model_dir, monkeypatch):
+    datamodule, model, found = load(path, tokens_per_batch="auto"), module(tiny_model_dir), []
+    model.configure_model()
+    for gib in (1.0, 1.05, 40):
+        monkeypatch.setattr(preference_module, "device_bytes", lambda device, gib=gib: ("GPU", int(gib * 2**30)))
+        strategy = SimpleNamespace(root_device=torch.device("cuda"))
+        datamodule.trainer = SimpleNamespace(strategy=strategy, precision="32-true", lightning_module=model)
+        datamodule._auto_budgets = None
+        expected = auto_budgets(model.reward_model, model.backbone, "32-true", "cuda", int(gib * 2**30))
+        assert datamodule._budgets() == (expected[0], 16384)
+        found.append(expected[0])
+    assert found[0] < found[-1]
 
 
 def test_columns_pool_and_test_files_reach_their_splits(load, write_jsonl):

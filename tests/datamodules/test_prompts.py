@@ -336,6 +336,15 @@ def test_rows_without_a_prompt_are_all_named_at_once(load_prompts, write_jsonl, 
         load_prompts(path, prompt_path="nowhere.jsonl")
 
 
+def test_ten_rows_without_a_prompt_are_enough(load_prompts, write_jsonl, path):
+    rows = [{chr(ord("A") + i): "x"} for i in range(26)]
+    with pytest.raises(UserError) as error:
+        load_prompts(path, prompt_path=write_jsonl("p.jsonl", rows))
+    assert [line.partition(": ")[0].rpartition(", ")[2] for line in error.value.problems] == [
+        f"line {i}" for i in range(1, 11)
+    ]
+
+
 def test_impossible_arguments_are_all_named_at_once():
     names = ["max_prompt_length", "prompts_per_step", "steps_per_epoch", "num_val_prompts", "val_prompts_per_batch"]
     with pytest.raises(UserError) as error:
@@ -364,11 +373,11 @@ def ppo(model_dir, of_training, of_sampling) -> PPOModule:
     return module
 
 
-def on_cuda(datamodule, monkeypatch, num_bytes):
-    """As if a trainer ran it on a GPU of this size."""
+def on_cuda(datamodule, model, monkeypatch, num_bytes):
+    """As if a trainer ran both on a GPU of this size."""
     monkeypatch.setattr(prompts_module, "device_bytes", lambda device: ("GPU", num_bytes))
     strategy, state = SimpleNamespace(root_device=torch.device("cuda")), SimpleNamespace(fn="fit")
-    datamodule.trainer = SimpleNamespace(strategy=strategy, precision="32-true", state=state)
+    datamodule.trainer = SimpleNamespace(strategy=strategy, precision="32-true", state=state, lightning_module=model)
 
 
 @pytest.mark.parametrize(
@@ -389,9 +398,10 @@ def test_auto_is_what_fits_beside_all_models_and_is_told_to_the_module(
     assert model.auto_tokens == (1536, 16384) and not model.wants_budgets
     sizes = []
     for gib in (1.01, 1.05, 40):
-        on_cuda(datamodule, monkeypatch, int(gib * 2**30))
+        on_cuda(datamodule, model, monkeypatch, int(gib * 2**30))
+        model.auto_tokens = None
         with caplog.at_level("INFO"):
-            datamodule._set_budgets(model)
+            datamodule._check([])
         sizes.append(model.auto_tokens)
         assert caplog.messages[-1] == line.format(*model.auto_tokens)
         assert [model._tokens(i) for i in (0, 1)] == [

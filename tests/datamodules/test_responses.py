@@ -153,7 +153,9 @@ def test_labels_of_pool_and_test_set_change_nothing_and_one_of_the_seed_does(
     assert seen("e.jsonl", [turn(row) if row["id"] == one else row for row in rows], pool) != before
 
 
-def test_a_response_that_was_chosen_twice_counts_once(load_responses, write_jsonl, tiny_tokenizer):
+@pytest.mark.parametrize("chunk", [1, 1000])
+def test_a_response_that_was_chosen_twice_counts_once(load_responses, write_jsonl, tiny_tokenizer, monkeypatch, chunk):
+    monkeypatch.setattr(responses_module, "_CHUNK", chunk)
     rows = [{"prompt": "Hi", "chosen": "Yes", "rejected": f"No {i}"} for i in range(5)]
     rows += [{"prompt": "Ho", "chosen": "Yes", "rejected": "No"}, {"prompt": "Hi", "chosen": "Maybe", "rejected": "No"}]
     datamodule = load_responses(write_jsonl("a.jsonl", rows), seed_fraction=1.0, test_fraction=0.0)

@@ -45,3 +45,9 @@ def test_is_antisymmetric_and_says_nothing_of_unknown_words():
     pairs, _ = _pairs(20, 1)
     assert torch.allclose(model.margin(pairs), -model.margin([(b, a) for a, b in pairs]), atol=1e-6)
     assert model.margin([("never seen", "Wörter")]).tolist() == [0.0]
+
+
+def test_one_pair_is_enough():
+    """Out of its fold there is nothing to fit on."""
+    pair = [("yes please", "no")]
+    assert BagOfWords().fit(pair, torch.tensor([1.0])).margin(pair) > 0

@@ -161,3 +161,7 @@ def test_temperature_changes_only_the_calibration_error():
     metric._computed = None
     other = metric.compute(5.0)
     assert {k for k in one if one[k] != other[k]} == {"calibration_error"}
+
+
+def test_without_a_pair_there_is_nothing_but_their_number():
+    assert PairMetrics().compute() == {"pairs": 0}

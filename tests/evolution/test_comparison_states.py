@@ -1,5 +1,8 @@
 """What the judge reads: against plain transformers, in any batch, cached and whole."""
 
+from types import SimpleNamespace
+
+import numpy as np
 import pytest
 import torch
 from transformers import AutoModel
@@ -72,3 +75,9 @@ def test_a_run_compares_every_pair_once_and_the_next_one_finds_it(tiny_model_dir
         trainer("third", evolution(max_rounds=0)).fit(
             module(tiny_model_dir, train=train, pairwise_judge=True), data(pairs_file)
         )
+
+
+def test_an_arrival_without_a_new_pair_has_nothing_to_compare():
+    store = SimpleNamespace(parts=[3, 3], num_tokens=np.zeros((3, 2), dtype=np.int64))
+    found = judging._computed(None, None, None, SimpleNamespace(data=SimpleNamespace(store=store)), 0, 64)
+    assert list(found) == []

@@ -117,6 +117,14 @@ def test_thresholds_out_of_range_are_refused_together(rule):
     assert len(error.value.problems) == 2
 
 
+@pytest.mark.parametrize(("rule", "name"), [(PaperRule, "min_new_share"), (CalibratedRule, "min_change_share")])
+def test_a_share_that_counts_as_converged_is_below_one(rule, name):
+    rule(**{name: 0})
+    for share in (-0.1, 1):
+        with pytest.raises(UserError, match=rf"^rule\.{name}: got {share}; need a number in \[0, 1\)$"):
+            rule(**{name: share})
+
+
 def test_shares_out_of_range_are_refused_together():
     with pytest.raises(UserError, match="rule.share: got 0") as error:
         TopShareRule(0, min_change_share=1.5)

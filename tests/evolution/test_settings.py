@@ -2,6 +2,7 @@
 
 import pytest
 
+from ser_lightning.errors import UserError
 from ser_lightning.evolution.selection import TopShareRule
 from ser_lightning.evolution.settings import EvolutionSettings
 
@@ -25,3 +26,15 @@ def test_few_pairs_get_more_epochs_where_steps_are_asked_for():
     # A fold leaves 20 of 30 pairs, three steps of 8; all are four steps; with the pool there are enough in two epochs.
     assert settings.epochs_of_phases(0, 30, 0, 8) == [7, 7, 7, 5]
     assert settings.epochs_of_phases(1, 30, 90, 8) == [2, 2, 2, 2]
+
+
+def test_settings_out_of_range_are_refused_together():
+    with pytest.raises(UserError) as error:
+        EvolutionSettings(TopShareRule(), max_rounds=-1, seed_epochs=0, epochs_per_round=0, folds=1, min_steps=-1)
+    assert error.value.problems == [
+        "evolution.seed_epochs: got 0; need at least 1",
+        "evolution.epochs_per_round: got 0; need at least 1",
+        "evolution.min_steps: got -1; need 0 or more",
+        "evolution.max_rounds: got -1; need 0 or more",
+        "evolution.folds: got 1; need 0 or at least 2",
+    ]

@@ -11,7 +11,7 @@ from transformers import AutoTokenizer, GenerationConfig, LlamaForCausalLM
 from ser_lightning.__main__ import main
 from ser_lightning.errors import UserError
 from ser_lightning.export.model_card import model_card
-from ser_lightning.export.policy import export_policy
+from ser_lightning.export.policy import _check_that_it_ends, export_policy
 from tests.policy_runs import loaded, own_logits, plain_logits, sft, sft_flags
 
 CONVERSATION = [{"role": "user", "content": "What is 2 plus 2?"}, {"role": "assistant", "content": "It is 4."}]
@@ -65,11 +65,11 @@ def test_the_card_of_the_rl_stage_says_what_it_was_measured_on(tmp_path):
     model = {"class_path": "ser_lightning.PPOModule", "init_args": init_args}
     config = {"model": model, "data": {"init_args": {"path": "pairs.jsonl"}}, "seed_everything": 0}
     Path("config.yaml").write_text(yaml.safe_dump(config))
-    Path("steps.csv").write_text("step,reward,kl\n0,0.5,0\n2,0.75,1.25\n")
+    Path("steps.csv").write_text("step,reward,kl\n0,0.5,0\n1,0.6,\n2,0.75,1.25\n")
     model_card(tmp_path, tmp_path, "policy", "the last step", "Fine.", base="owner/name")
     card = ModelCard.load("README.md")
     assert card.data.base_model == "owner/name" and "- base model: `owner/name`, trained with `lora`" in card.text
-    assert "| 2 | 0.75 | 1.25 |\n\nOn held-out prompts, those of the test pairs;" in card.text
+    assert "| 1 | 0.6 |  |\n| 2 | 0.75 | 1.25 |\n\nOn held-out prompts, those of the test pairs;" in card.text
     assert "chose nothing" not in card.text and "It was trained to please a reward model" in card.text
 
 
@@ -128,3 +128,13 @@ def test_a_policy_that_is_not_finite_is_not_exported(tiny_model_dir, pairs_file,
     torch.save(saved, "sft/checkpoints/last.ckpt")
     assert main(["export", "sft", "--to=out"]) == 2
     assert "has NaN or infinity in it" in capsys.readouterr().err and not Path("out").exists()
+
+
+@pytest.mark.parametrize("end", [None, 9])
+def test_a_folder_whose_responses_go_on_is_refused(tiny_model_dir, tiny_tokenizer, end):
+    lm = LlamaForCausalLM.from_pretrained(tiny_model_dir)
+    lm.generation_config.eos_token_id = tiny_tokenizer.eos_token_id
+    _check_that_it_ends(lm, tiny_tokenizer)
+    lm.generation_config.eos_token_id = end
+    with pytest.raises(UserError, match="^export: responses of the folder go on after '<eos>', with which they should"):
+        _check_that_it_ends(lm, tiny_tokenizer)

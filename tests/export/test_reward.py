@@ -1,6 +1,7 @@
 import math
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import datasets
 import pytest
@@ -17,7 +18,7 @@ from transformers import (
 
 from ser_lightning.__main__ import main
 from ser_lightning.errors import UserError
-from ser_lightning.export.reward import export
+from ser_lightning.export.reward import _encoder_problems, _form_problems, export
 from ser_lightning.models.backbone import Backbone
 from ser_lightning.models.reward_model import load_reward_model
 from ser_lightning.records import Padded
@@ -112,6 +113,33 @@ def test_an_adapter_is_asked_of_a_run_that_has_one(tiny_fit, capsys):
         in capsys.readouterr().err
     )
     assert not Path("run/export").exists()
+
+
+def test_an_adapter_that_peft_could_not_load_is_refused():
+    gguf = SimpleNamespace(backbone=Backbone("x", train="lora", gguf_file="x.gguf"))
+    assert _form_problems(gguf, "adapter") == [
+        "--form: got adapter for a GGUF base, which cannot be named as one; use merged"
+    ]
+    frozen, encoder = SimpleNamespace(backbone=Backbone("x", train="head")), SimpleNamespace(is_decoder=False)
+    assert _encoder_problems(frozen, encoder, "adapter") == [
+        "--form: got adapter for a frozen encoder, whose head has several layers; use merged"
+    ]
+    assert _form_problems(gguf, "merged") == _encoder_problems(frozen, encoder, "merged") == []
+
+
+def test_a_round_whose_rewards_are_beyond_all_numbers_is_not_exported(tiny_fit):
+    tiny_fit()
+    file = Path(f"run/rounds/{delivered_round(Path('run'))}/model.pt")
+    saved = torch.load(file, weights_only=True)
+    for name in ("model.score.weight", "model.model.norm.weight"):
+        saved["weights"][name].mul_(1e38)
+    torch.save(saved, file)
+    (file.parent / "checksums.json").unlink()  # what is changed here is no damage
+    with pytest.raises(
+        UserError, match="^export: the run gives rewards that are not finite; take a round that did not"
+    ):
+        export(Path("run"), Path("out"))
+    assert not Path("out").exists()
 
 
 def test_a_run_on_the_first_layers_is_exported_whole(tiny_fit):

@@ -6,16 +6,18 @@ import shlex
 import signal
 import sys
 import urllib.request
+import webbrowser
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from starlette.testclient import TestClient
 
 from ser_lightning.__main__ import main
 from ser_lightning.cli.commands import COMMANDS
 from ser_lightning.cli.query import query
-from ser_lightning.data.formats import parse_row
+from ser_lightning.data.formats import canonical, parse_row
 from ser_lightning.evolution.query import MostUncertain
 from ser_lightning.labelling.command import _OF_PAGE
 from ser_lightning.labelling.label_file import HumanLabel, LabelFile, read_labels
@@ -88,6 +90,11 @@ def test_the_next_command_names_what_this_one_named(pairs):
     assert main(shlex.split(command)[3:]) == 0
     rows = [json.loads(line) for line in Path("labelled.jsonl").read_text().splitlines()]
     assert [row["ser_label"] for row in rows].count(None) == 0 and len(rows) == 2
+
+
+def pair_id_of(line: str) -> int:
+    """The id of the pair in a line of a file."""
+    return canonical(parse_row(json.loads(line), {}, "here")).pair_id
 
 
 def label_all(folder: Path, pairs: list, annotator: str = "me", **special: str) -> None:
@@ -207,16 +214,27 @@ def test_other_tools_take_pairs_and_give_labels_back_once(pairs, form, capsys):
     ]
 
 
-def test_of_a_run_what_query_chooses_is_asked_first(tiny_fit, tiny_run, capsys):
+def test_of_a_run_what_query_chooses_is_asked_first(tiny_fit, tiny_run, capsys, monkeypatch):
     tiny_fit()
-    chosen = query(Path("run"), 3, MostUncertain())
-    with server("--run=run", "--n=3", "--strategy=MostUncertain") as (_, url):
+    chosen, opened = query(Path("run"), 3, MostUncertain()), []
+
+    def answer_all(app, listener):
+        [url] = opened
+        address, _, token = url.partition("/?token=")
+        assert address == "http://127.0.0.1:{1}".format(*listener.getsockname())
+        page = TestClient(app, base_url=address, headers={"x-label-token": token})
         for pair in chosen:
-            state = call(url, "/state")
+            state = page.get("/state").json()
             assert state["pair"]["id"] == str(pair.pair_id) and state["total"] == 3
-            call(url, "/answer", {"pair": state["pair"]["id"], "choice": "left"})
-        state = call(url, "/state")
+            page.post("/answer", json={"pair": state["pair"]["id"], "choice": "left"})
+        state = page.get("/state").json()
         assert state["pair"] is None and state["evidence"][0].startswith("The run of 20")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(webbrowser, "open", opened.append)
+    monkeypatch.setattr("ser_lightning.labelling.server.serve", answer_all)
+    assert main(["label", "--run=run", "--n=3", "--strategy=MostUncertain", "--open"]) == 0
+    assert "3 of 3 pairs are done: " in capsys.readouterr().out
     assert main(["label", "--run=run", "--export=more.jsonl"]) == 0
     assert "--ckpt_path run/checkpoints/last.ckpt" in capsys.readouterr().out
     rows = [json.loads(line) for line in Path("more.jsonl").read_text().splitlines()]
@@ -240,6 +258,9 @@ def test_what_cannot_work_is_one_line(pairs, capsys):
     assert problems_of(capsys, "label", file, "--run=run", "--n=0") == [
         "label: got both of a file of pairs and --run; give one of them",
         "--n: got 0; use at least 1",
+    ]
+    assert problems_of(capsys, "label", "--run=run", "--columns={prompt: question}") == [
+        "label: got --columns or --labels with --run, whose config has them; leave them out",
     ]
     [line] = problems_of(capsys, "label", file, "--n=99")
     assert line == f"--n: got 99; need 1 to {NUM_PAIRS}, the pairs of pairs.jsonl without a label"
@@ -266,6 +287,25 @@ def test_what_cannot_work_is_one_line(pairs, capsys):
     Path("labelled.jsonl").write_text('{"prompt": "p", "chosen": "c", "rejected": "r"}\n')
     [line] = problems_of(capsys, "label", "labelled.jsonl")
     assert line == "labelled.jsonl: got 1 pairs, none without a label; give a file of pairs to label"
+    Path("single.jsonl").write_text('{"prompt": "p", "response": "c"}\n')
+    [line] = problems_of(capsys, "label", "single.jsonl")
+    assert line == "single.jsonl: got single responses; give pairs, with response_a and response_b"
+
+
+def test_imported_labels_of_other_pairs_are_said(pairs, capsys):
+    label_all(Path("pairs.labels"), PairFile(str(pairs), {}, None).unlabelled()[:4], "ana")
+    assert main(["label", str(pairs), "--export=tool.json", "--form=argilla"]) == 0
+    lines = pairs.read_text().splitlines(keepends=True)
+    labelled = [label.pair_id for label in read_labels(Path("pairs.labels"))["ana"]]
+    one = next(n for n in range(NUM_PAIRS) if pair_id_of(lines[n]) == labelled[0])
+    for kept, known in ((lines[one : one + 1], 1), ([line for line in lines if pair_id_of(line) not in labelled], 0)):
+        Path("others.jsonl").write_text("".join(kept))
+        capsys.readouterr()
+        assert main(["label", "others.jsonl", "--import=tool.json"]) == (0 if known else 2)
+        said = capsys.readouterr()
+        assert f"{4 - known} labelled rows are of other pairs, such as tool.json, row " in said.out
+        told = "error: --import: got no label of these pairs in tool.json; is it the file of these pairs?\n"
+        assert said.err == ("" if known else told)
 
 
 def test_an_export_destroys_nothing_that_it_reads(pairs, pairs_file, tiny_fit, capsys):

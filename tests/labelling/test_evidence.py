@@ -1,6 +1,8 @@
 """What labels have brought: a head out of fold with them and without, on features that a fit has left in the cache."""
 
+import math
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -18,7 +20,7 @@ from ser_lightning.labelling.evidence import (
     last_accuracy,
     open_cached_run,
 )
-from ser_lightning.runs.files import round_files
+from ser_lightning.runs.files import delivered_round, read_rounds, round_files
 from ser_lightning.runs.pair_tables import read_audit
 from ser_lightning.runs.weights import read_model
 from ser_lightning.training.linear_head import fit_linear_head
@@ -98,6 +100,35 @@ def test_a_frozen_run_is_opened_from_the_cache_with_its_own_features(tiny_run):
     assert 0 <= gain.low <= gain.accuracy <= gain.high <= 1
 
 
+def test_a_run_that_lacks_what_is_needed_says_so(tiny_run, monkeypatch):
+    cached_fit(tiny_run)
+    files, config = round_files("run", delivered_round(Path("run"))), Path("run/config.yaml")
+    pool = read_audit(files.audit)["pair_id"].tolist()
+    opened = open_cached_run(Path("run"))
+    opened.data.pair_ids = lambda split: torch.tensor(pool[:1] if split == "pool" else [], dtype=torch.int64)
+    assert opened.gain(dict.fromkeys(pool, 1)) is None  # one dialogue: none to leave out
+
+    for checksums in Path("run").rglob("checksums.json"):  # what is changed here is no damage
+        checksums.unlink()
+    rounds = [{**row, "seed_oof_accuracy": math.nan} for row in read_rounds(Path("run"))]
+    monkeypatch.setattr("ser_lightning.labelling.evidence.read_rounds", lambda run: rounds)
+    assert re.fullmatch(r"The run of 20..-..-.. had no folds, so no accuracy out of fold\.", last_accuracy(Path("run")))
+
+    before = config.read_text()
+    config.write_text(before.replace("max_length: 64", "max_len: 64"))
+    with pytest.raises(UserError, match="run: run/config.yaml has data that this version does not know .*max_len"):
+        open_cached_run(Path("run"))
+    config.write_text(before)
+    files.audit.rename("audit")
+    with pytest.raises(UserError, match=r"run: run/rounds/.*audit.parquet is gone, by which its features are known"):
+        open_cached_run(Path("run"))
+    Path("audit").rename(files.audit)
+    saved = torch.load(files.model, weights_only=True)
+    torch.save({**saved, "reading": {**saved["reading"], "penalty": None}}, files.model)
+    with pytest.raises(UserError, match=r"run: run/rounds/.*model.pt has no head that was solved exactly"):
+        open_cached_run(Path("run"))
+
+
 def cached_fit(tiny_run):
     """A run of a frozen body, with a cache of its own."""
     flags = [flag for flag in tiny_run if flag != "--model.backbone.train=full"]
@@ -143,6 +174,10 @@ def test_a_cache_that_is_gone_is_said(tiny_run):
     for file in features:
         values = np.fromfile(file, np.float32)
         (values[::-1]).tofile(file)  # those of another body
+    with pytest.raises(UserError, match="its features are not in the cache any more"):
+        open_cached_run(Path("run"))
+    for file in features:
+        file.write_bytes(file.read_bytes()[:100])  # those of another shape
     with pytest.raises(UserError, match="its features are not in the cache any more"):
         open_cached_run(Path("run"))
     for file in features:

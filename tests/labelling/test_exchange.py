@@ -136,6 +136,13 @@ def test_labels_of_other_pairs_are_counted():
     assert found.unknown == {"rows.json, row 1"} and len(found.labels) == 1
 
 
+def test_ten_causes_are_enough():
+    rows = [task(texts(PAIRS[0], False), pairwise(f"answer {26 * chr(65 + i)}")) for i in range(26)]
+    with pytest.raises(UserError) as error:
+        read(rows, columns=COLUMNS)
+    assert [line.split(":")[0] for line in error.value.problems] == [f"rows.json, row {i}" for i in range(1, 11)]
+
+
 REFUSED = [
     ("{}", "holds no list of rows"),
     ("[]", "holds no list of rows"),

@@ -1,8 +1,10 @@
 """The file of labels: what a kill leaves, what an undo takes back, who may write."""
 
 import errno
+import fcntl
 import json
 import os
+from types import SimpleNamespace
 
 import pytest
 
@@ -68,6 +70,28 @@ def test_a_label_that_does_not_reach_the_disk_does_not_count(tmp_path, monkeypat
         file.add(HumanLabel(3, "a", "b", 1.0))
         assert answers(file.labels) == [(1, "a"), (3, "a")]
     assert answers(read_labels(tmp_path)["ana"]) == [(1, "a"), (3, "a")]
+
+
+def test_a_disk_that_takes_a_part_of_a_label_takes_none(tmp_path, monkeypatch):
+    with LabelFile(tmp_path, "ana") as file:
+        file.add(HumanLabel(1, "a", "b", 1.0))
+        whole, raw = file.path.read_bytes(), file._file
+        part = SimpleNamespace(fileno=raw.fileno, truncate=raw.truncate, write=lambda line: raw.write(line[:5]))
+        monkeypatch.setattr(file, "_file", part)
+        with pytest.raises(OSError, match="No space left on device: .*ana.jsonl"):
+            file.add(HumanLabel(2, "a", "b", 1.0))
+        monkeypatch.setattr(file, "_file", raw)
+        assert file.path.read_bytes() == whole and answers(file.labels) == [(1, "a")]
+
+
+def test_a_file_system_without_locks_takes_labels(tmp_path, monkeypatch):
+    def unsupported(file, operation):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", unsupported)
+    with LabelFile(tmp_path, "ana") as file:
+        file.add(HumanLabel(1, "a", "b", 1.0))
+    assert answers(read_labels(tmp_path)["ana"]) == [(1, "a")]
 
 
 def test_a_file_has_one_writer(tmp_path):

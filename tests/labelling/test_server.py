@@ -2,6 +2,7 @@
 
 import errno
 import re
+from types import SimpleNamespace
 
 import pytest
 from starlette.testclient import TestClient
@@ -52,6 +53,18 @@ def test_an_answer_is_on_the_disk_and_brings_the_next_pair(client, pairs, tmp_pa
     reply = client.post("/undo", json={}, headers=SECRET)
     assert reply.json()["pair"]["id"] == str(pairs[0].pair_id)
     assert read_labels(tmp_path / "labels")["ana"] == []
+
+
+def test_evidence_is_asked_of_answers_that_decide(file, pairs):
+    asked, ids = [], [one.pair_id for one in pairs]
+    evidence = SimpleNamespace(refresh=asked.append, lines=["So far so good."], is_pending=True)
+    page = TestClient(LabelApp(Session(pairs, file, "ana"), "secret", "", evidence).app(), base_url=HOME)
+    for one, choice in zip(pairs, ("left", "tie", "right"), strict=True):
+        reply = answer(page, one, choice).json()
+        assert (reply["evidence"], reply["is_pending"]) == (["So far so good."], True)
+    sides = {label.pair_id: label.answer for label in file.labels}
+    decided = {ids[0]: int(sides[ids[0]] == "a"), ids[2]: int(sides[ids[2]] == "a")}
+    assert asked == [{}, {ids[0]: decided[ids[0]]}, {ids[0]: decided[ids[0]]}, decided]
 
 
 def test_a_pair_is_labelled_once(client, pairs, file):

@@ -9,7 +9,7 @@ from lightning.pytorch import seed_everything
 from lightning.pytorch.callbacks import Callback
 
 from ser_lightning.__main__ import main
-from ser_lightning.callbacks.prediction_writers import PoolWriter, pair_up
+from ser_lightning.callbacks.prediction_writers import SCHEMA, PoolWriter, _write_new, pair_up
 from ser_lightning.datamodules.prompts import PromptDataModule
 from ser_lightning.errors import UserError
 from ser_lightning.modules.generate import GenerateModule
@@ -212,6 +212,14 @@ def test_a_file_that_is_there_is_refused_before_anything_is_sampled(tiny_model_d
     said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert said == ["error: pool: got run/../pool.jsonl, which exists; move it away, or give another --run_dir"]
     assert Path("pool.jsonl").read_text() == "years of work"
+
+
+def test_predictions_that_another_run_has_written_meanwhile_stay(tmp_path):
+    path = tmp_path / "predictions.parquet"
+    path.write_text("another's")
+    with pytest.raises(UserError, match="predictions: got .*parquet, which another run has just written; give another"):
+        _write_new(path, SCHEMA.empty_table())
+    assert path.read_text() == "another's" and len([*tmp_path.iterdir()]) == 1
 
 
 def test_a_second_predict_in_one_call_starts_afresh(tmp_path):
