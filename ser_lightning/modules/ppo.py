@@ -330,8 +330,6 @@ class PPOModule(SamplingModule):
         if self.start_answers is None and not is_glance:  # of fewer prompts than later validations have
             self.start_answers = found.get("reference")
         self.answers = found["policy"]
-        if self.answers is None:
-            return
         columns = {"reward": self.answers.reward, "kl": self.answers.kl, "length": self.answers.num_tokens.float()}
         if self.answers.judge is not None:
             columns["judge_score"] = self.answers.judge
@@ -363,11 +361,9 @@ class PPOModule(SamplingModule):
         self.kl_control.load_state_dict(checkpoint["rl"]["kl_control"])
 
 
-def _joined(by_rank: list[list[Answers]]) -> Answers | None:
-    """The answers of all ranks in the order of their prompt ids, None if there is none."""
+def _joined(by_rank: list[list[Answers]]) -> Answers:
+    """The answers of all ranks in the order of their prompt ids."""
     parts = [part for parts in by_rank for part in parts]
-    if not parts:
-        return None
     order = torch.cat([part.prompt_id for part in parts]).argsort(stable=True)
 
     def joined(name: str) -> Any:

@@ -20,6 +20,7 @@ def run_overview(program: str, command: str, about: str, configs: Sequence[Confi
     """
     classes = {**USUAL, **classes_in(configs)}
     tree = tree_of(classes)
+    titles = {} if tree is None else dict(classes)
     lines = [f"usage: {program} {command} --config rm.yaml [--config OVERLAY ...] [--key value ...]", ""]
     lines += [f"{about[0].upper()}{about[1:]}.", ""]
     lines += [*_wrapped("Later configs and flags win. Every key of a config is a flag: --data.path my_pairs.jsonl", "")]
@@ -28,8 +29,7 @@ def run_overview(program: str, command: str, about: str, configs: Sequence[Confi
         tree = tree_of(USUAL) or {}
         lines += [*_wrapped(f"{' and '.join(classes.values())}: see --model.help CLASS and --data.help CLASS", ""), ""]
     run = {name: key for name, key in tree.items() if isinstance(key, Key)}
-    titles = dict(classes)
-    if "evolution" in tree:
+    if titles and "evolution" in tree:
         titles["evolution"] = "rounds of a reward model; null for none"
     lines += ["The run", *_keys(run, ""), ""]
     for name, title in titles.items():

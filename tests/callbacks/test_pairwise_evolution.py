@@ -121,6 +121,8 @@ def test_two_ranks_compare_and_label_as_one(tiny_run, tiny_fit, on_two_ranks):
 def test_what_cannot_be_judged_is_refused(tiny_model_dir, pairs_file, monkeypatch):
     with pytest.raises(UserError, match=r"folds: got 0 with model\.pairwise_judge"):
         trainer("run", evolution(folds=0)).fit(judged(tiny_model_dir), data(pairs_file))
+    with pytest.raises(UserError, match=r"^model.pairwise_judge: got true without a PreferenceDataModule, whose pairs"):
+        trainer("none", max_epochs=1).fit(judged(tiny_model_dir), torch.utils.data.DataLoader([0]))
     model = judged(tiny_model_dir)
     monkeypatch.setattr(reward_module.RewardModule, "_choose_readings", lambda *args: None)
     loaded = reward_module.load_reward_model

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 from typing import get_args
 
 import pytest
@@ -128,6 +129,15 @@ def test_help_of_a_run_lists_every_key_of_the_classes_that_its_configs_name(caps
     text = capsys.readouterr().out
     assert "--model.sampling.temperature" in text and "--data.prompts_per_step" in text and "model.reading" not in text
     assert max(map(len, text.splitlines())) <= 120
+
+
+def test_help_of_a_run_lists_no_keys_of_another_class_than_its_configs_name(capsys):
+    Path("own.yaml").write_text("model: {class_path: my.Module}")
+    assert main(["fit", "--config", "own.yaml", "--help"]) == 0
+    text = capsys.readouterr().out
+    line = "my.Module and ser_lightning.PreferenceDataModule: see --model.help CLASS and --data.help CLASS"
+    assert f"\n{line}\n" in text and "--run_dir" in text and "reload_dataloaders" in text
+    assert not any(f"--{branch}." in text for branch in ("model.backbone", "data.path", "evolution"))
 
 
 def test_devices_and_formats_are_those_of_the_scorer():

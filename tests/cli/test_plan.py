@@ -18,6 +18,7 @@ from ser_lightning.datamodules.responses import ResponseSteps
 from ser_lightning.evolution import comparison_states
 from ser_lightning.models.readings import read_states
 from ser_lightning.planning import workload
+from ser_lightning.planning.text import short
 from ser_lightning.planning.workload import count_tokens, largest_batch
 from ser_lightning.rl.rollout import Generator
 from ser_lightning.runs.files import RoundRow, write_rounds
@@ -92,6 +93,31 @@ def test_a_rate_gives_a_time(capsys, tiny_run):
     work = found["rounds"]["rounds"][1]
     assert work["seconds"] == [n / 120 for n in work["tokens"]]
     assert "Time at 120 tokens a second, as in old." in text
+    write_rounds("old", [RoundRow(**{**figures, "delivered": True})])
+    [line] = problems_of(capsys, "plan", *tiny_run, "--like=old")
+    assert line == "--like: old has rounds of 0 seconds; give a longer run, or --pairs_per_second"
+    text, found = plan(capsys, *tiny_run, "--evolution=null", "--trainer.devices=[0,1]")
+    assert found["rounds"]["rounds"] == [] and "Rounds: none, `evolution` is null" in text
+
+
+def test_what_does_not_fit_is_said_with_what_helps(capsys, tiny_run, monkeypatch):
+    monkeypatch.setattr("ser_lightning.planning.memory.device_bytes", lambda _: ("machine", 1000))
+    monkeypatch.setattr("ser_lightning.cli.plan.device_bytes", lambda _: ("machine", 1000))
+    text, _ = plan(capsys, *tiny_run)
+    assert (
+        "It will not fit. Lower data.tokens_per_batch or data.tokens_per_scoring_batch, train adapters, quantize to "
+        "nf4, or set backbone.gradient_checkpointing."
+    ) in " ".join(text.split())
+
+
+def test_a_fit_without_an_end_is_said_to_have_none(capsys, tiny_model_dir, pairs_file):
+    text, found = plan(capsys, *sft_flags(tiny_model_dir, pairs_file), "--trainer.max_epochs=-1")
+    assert found["steps"]["total"] is None
+    assert "Nothing ends the run: set trainer.max_epochs or trainer.max_steps." in text
+
+
+def test_counts_are_short():
+    assert [short(number) for number in (999, 8123, 1_250_000, 3.4e9)] == ["999", "8,123", "1.2M", "3.4G"]
 
 
 def test_a_cached_body_costs_every_pair_once(capsys, tiny_run):

@@ -14,7 +14,7 @@ from ser_lightning.errors import UserError
 from ser_lightning.evolution.query import MostUncertain, Random
 from ser_lightning.labelling.label_file import HumanLabel, LabelFile
 from ser_lightning.records import PreferencePair
-from ser_lightning.runs.files import RoundRow, read_rounds, write_rounds
+from ser_lightning.runs.files import RoundRow, delivered_round, read_rounds, round_files, write_rounds
 from tests.helpers import often, read_csv
 
 
@@ -166,6 +166,11 @@ def test_what_cannot_be_asked_is_one_line(tiny_run, pairs_file, capsys):
     assert "--to: got ask.csv, but the file holds JSON lines; give a name" in capsys.readouterr().err
     assert main(["query", "--run=run", "--to=run/labels/ask.jsonl"]) == 2
     assert "--to: got run/labels/ask.jsonl, but every .jsonl in run/labels" in capsys.readouterr().err
+    audit = round_files(run, delivered_round(run)).audit
+    audit.rename("audit.parquet")
+    with pytest.raises(UserError, match=f"^--run: {audit} is gone, which holds what the model thinks of the pool"):
+        query(run, 3, MostUncertain())
+    Path("audit.parquet").rename(audit)
     own.write_text(json.dumps({"prompt": "new", "response_a": "a", "response_b": "b"}) + "\n")
     with pytest.raises(UserError, match=r"0 of \d+ pool pairs of run are in the files"):
         query(run, 3, MostUncertain())

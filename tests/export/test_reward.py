@@ -25,7 +25,7 @@ from ser_lightning.records import Padded
 from ser_lightning.runs.files import delivered_round
 from ser_lightning.runs.weights import write_weights
 from ser_lightning.training.scoring import evaluating
-from tests.helpers import read_csv
+from tests.helpers import problems_of, read_csv
 
 TURNS = [
     [{"role": "user", "content": "What is 2 plus 2?"}, {"role": "assistant", "content": answer}]
@@ -190,6 +190,18 @@ def test_a_checkpoint_without_a_run_is_one_line(tmp_path, capsys):
     assert main(["export", f"--ckpt_path={tmp_path / 'x.ckpt'}"]) == main(["export", "--ckpt_path=none.ckpt"]) == 2
     lines = capsys.readouterr().err.splitlines()
     assert "lies in no run folder" in lines[0] and "does not exist" in lines[1]
+
+
+def test_a_checkpoint_of_something_else_is_one_line(tiny_fit, capsys):
+    run = tiny_fit("--evolution.max_rounds=0")
+    torch.save({"state_dict": {}, "reward_scale": {"zero": 0.0}}, run / "checkpoints/other.ckpt")
+    file = run / "checkpoints/other.ckpt"
+    [line] = problems_of(capsys, "export", f"--ckpt_path={file}", "--to=out")
+    assert line == f"--ckpt_path: got {file}, which holds no temperature; give a checkpoint of a reward model"
+    config = run / "config.yaml"
+    config.write_text(config.read_text().replace("max_length: 64", "max_length: null"))
+    [line] = problems_of(capsys, "export", str(run), "--to=out")
+    assert line == f"run: {config} has the max_length None; give the folder of a reward model's fit"
 
 
 def test_the_card_says_what_the_run_says(tiny_fit, tiny_model_dir):

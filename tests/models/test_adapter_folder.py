@@ -135,8 +135,8 @@ def test_a_base_with_one_changed_matrix_is_refused(tiny_fit, tiny_model_dir, tmp
     assert len(caught.value.problems) == 1
 
 
-def test_an_adapter_without_base_head_or_scale_is_refused(forms):
-    for name in ("no_base", "no_head", "no_scale", "bad_scale"):
+def test_an_adapter_without_base_head_or_scale_is_refused(forms, tiny_model_dir):
+    for name in ("no_base", "no_head", "no_scale", "bad_scale", "odd", "no_own_head", "no_layer"):
         shutil.copytree("adapter", name)
     config = json.loads(Path("no_base/adapter_config.json").read_text())
     Path("no_base/adapter_config.json").write_text(json.dumps({**config, "base_model_name_or_path": "/nowhere"}))
@@ -145,9 +145,21 @@ def test_an_adapter_without_base_head_or_scale_is_refused(forms):
     Path("no_scale", SCALE).unlink()
     scale = json.loads(Path("bad_scale", SCALE).read_text())
     Path("bad_scale", SCALE).write_text(json.dumps({**scale, "reward_temperature": -1.0}))
+    save_file({**weights, "base_model.model.odd.lora_A.weight": torch.ones(2, 2)}, "odd/adapter_model.safetensors")
+    shutil.copy("no_head/adapter_model.safetensors", "no_own_head/adapter_model.safetensors")
+    plain = {**config, "modules_to_save": None, "task_type": None}
+    Path("no_own_head/adapter_config.json").write_text(json.dumps(plain))
+    shutil.copytree(tiny_model_dir, "base")
+    base = load_file("base/model.safetensors")
+    lost = next(name for name in base if name.endswith("layers.1.mlp.up_proj.weight"))
+    save_file({name: t for name, t in base.items() if name != lost}, "base/model.safetensors", {"format": "pt"})
+    Path("no_layer/adapter_config.json").write_text(json.dumps({**config, "base_model_name_or_path": "base"}))
     for name, line in {
         "no_base": "got an adapter whose base /nowhere cannot be loaded",
+        "no_layer": f"whose base base lacks {lost}; give the base that it was trained on",
         "no_head": "got an adapter without the right weights",
+        "odd": "got an adapter without the right weights, such as base_model.model.odd.lora_A.weight; give a whole",
+        "no_own_head": "got an adapter without the right weights, such as its head; give a whole reward model",
         "no_scale": "without reward_temperature",
         "bad_scale": "the temperature -1.0; need finite numbers",
     }.items():

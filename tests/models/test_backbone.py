@@ -1,4 +1,7 @@
 import copy
+import json
+import sys
+from types import ModuleType
 
 import pytest
 import torch
@@ -16,9 +19,10 @@ from transformers import (
 )
 
 from ser_lightning.errors import UserError
-from ser_lightning.models.backbone import Backbone, LoraSettings, load_tokenizer
+from ser_lightning.models.backbone import Backbone, LoraSettings, backbone_from, load_tokenizer, not_found
 from ser_lightning.models.loading import use_liger_kernels
 from ser_lightning.models.policy import load_policy
+from ser_lightning.models.probe import start_findings
 from ser_lightning.models.reward_model import load_reward_model, merged_model
 from ser_lightning.records import Padded
 from ser_lightning.training.scoring import evaluating
@@ -230,6 +234,22 @@ def test_a_body_that_is_not_all_there_is_refused(tmp_path, tiny_model_dir, tiny_
         load_reward_model(Backbone(str(tmp_path)))
 
 
+def test_a_config_that_its_weights_do_not_fit_is_refused(tmp_path, tiny_model_dir, tiny_tokenizer):
+    LlamaForCausalLM.from_pretrained(tiny_model_dir).save_pretrained(tmp_path)
+    tiny_tokenizer.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    line = f"^{tmp_path}: its config.json has more layers than its weights have tensors .*; is it damaged\\?$"
+    (tmp_path / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 1_000_000}))
+    with pytest.raises(UserError, match=line):
+        load_reward_model(Backbone(str(tmp_path)))
+    with pytest.raises(UserError, match=line):
+        start_findings(Backbone(str(tmp_path)), tiny_tokenizer, "reward")
+    config["vocab_size"] = 100
+    LlamaForCausalLM(LlamaConfig(**config)).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match=r"^backbone.path: got a tokenizer of 259 tokens for 100 embeddings"):
+        load_reward_model(Backbone(str(tmp_path)))
+
+
 @pytest.mark.parametrize("train", ["lora", "head", "full"])
 def test_a_pooler_that_would_stay_random_is_refused(bert_dir, train):
     """A language model is saved without it, and the next load of a run would draw another."""
@@ -300,6 +320,23 @@ def test_problems_are_named_together():
     assert len(error.value.problems) == 2
     with pytest.raises(UserError, match="backbone.path: got ./nowhere; there is no such folder"):
         load_tokenizer(Backbone("./nowhere"))
+    assert Backbone("x", lora=LoraSettings(r=0, dropout=1.0)).problems() == [
+        "backbone.lora: got r 0, dropout 1.0; need r >= 1, 0 <= dropout < 1"
+    ]
+
+
+def test_settings_of_a_file_that_are_no_backbone_are_named():
+    assert backbone_from({"path": "x", "lora": {"r": 4}}, "run/config.yaml") == Backbone("x", lora=LoraSettings(r=4))
+    with pytest.raises(UserError, match=r"^run/config.yaml: has no settings of a backbone \(.*\); is it damaged\?$"):
+        backbone_from({"path": "x", "lora": {"r": "many"}}, "run/config.yaml")
+
+
+def test_a_name_that_the_hub_does_not_know_is_named(monkeypatch):
+    monkeypatch.setattr("ser_lightning.models.backbone.without_hub", lambda _: False)
+    assert not_found("model", "me/modle", OSError("404: none\nmore")) == (
+        "backbone.path: got me/modle; there is no such folder, and the Hub gave no model of that name (404: none); "
+        "give a transformers folder or a Hub name"
+    )
 
 
 def test_own_template_is_kept_and_the_paper_template_is_the_papers(tiny_model_dir, tiny_tokenizer):
@@ -367,6 +404,16 @@ def test_nf4_has_the_same_gradients_after_scoring_as_before(tmp_path, tiny_token
 def test_without_ligers_package_a_gpu_run_is_refused(tiny_model_dir, monkeypatch):
     monkeypatch.setattr("ser_lightning.models.loading.is_liger_kernel_available", lambda: False)
     with pytest.raises(UserError, match=r"liger-kernel is missing; pip install 'ser-lightning\[liger\]'"):
+        use_liger_kernels(load_reward_model(Backbone(str(tiny_model_dir))).model, "cuda")
+
+
+def test_a_model_that_liger_has_no_kernels_for_is_refused_on_a_gpu(tiny_model_dir, monkeypatch):
+    monkeypatch.setattr("ser_lightning.models.loading.is_liger_kernel_available", lambda: True)
+    for name, known in (("", {}), (".transformers", {}), (".transformers.monkey_patch", {"mistral": None})):
+        package = ModuleType(f"liger_kernel{name}")
+        package.MODEL_TYPE_TO_APPLY_LIGER_FN = known
+        monkeypatch.setitem(sys.modules, package.__name__, package)
+    with pytest.raises(UserError, match=r"got true, but Liger has no kernels for a llama; set it to false"):
         use_liger_kernels(load_reward_model(Backbone(str(tiny_model_dir))).model, "cuda")
 
 

@@ -18,6 +18,7 @@ from ser_lightning.models.fingerprint import (
     check_trained,
     identity_of,
     matrix_projections,
+    other_matrix,
 )
 from ser_lightning.models.reward_model import load_reward_model
 from tests.helpers import fit
@@ -118,6 +119,7 @@ def identity(model, is_4bit=False):
 
 def test_projections_outlast_adapters_and_rounding_but_no_change_of_a_matrix():
     saved = identity(tiny())
+    assert other_matrix({"matrices": {"a": [1.0], "b": [1.0]}}, {"matrices": {"a": [1.0]}}) == "b"
     assert len(saved["matrices"]) == 8  # an embedding, four of attention, three of the MLP
     check_identity("x", saved, identity(tiny(dtype=torch.bfloat16)))
     wrapped = tiny()

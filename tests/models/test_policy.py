@@ -2,15 +2,22 @@ from dataclasses import replace
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, Gemma2Config, Gemma2ForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, Gemma2Config, Gemma2ForCausalLM, LlamaConfig, LlamaForCausalLM, ViTConfig
 
 from ser_lightning.data.encode import encode_candidates
 from ser_lightning.errors import UserError
 from ser_lightning.models.adapter_reward import adapter_reward_model, can_share
 from ser_lightning.models.backbone import Backbone, LoraSettings, load_tokenizer
 from ser_lightning.models.fingerprint import identity_of
-from ser_lightning.models.masks import last_hidden
-from ser_lightning.models.policy import body_of, load_policy, logits_of, policy_state, use_adapter
+from ser_lightning.models.masks import PACKED_ATTENTION, PADDED_ATTENTION, last_hidden
+from ser_lightning.models.policy import (
+    body_of,
+    load_language_model,
+    load_policy,
+    logits_of,
+    policy_state,
+    use_adapter,
+)
 from ser_lightning.models.readings import only_layers
 from ser_lightning.models.reward_model import load_reward_model
 from ser_lightning.records import Padded
@@ -146,6 +153,19 @@ def test_policies_that_cannot_be(tiny_model_dir, tmp_path):
     load_tokenizer(lora(tiny_model_dir)).save_pretrained(tmp_path / "body")
     with pytest.raises(UserError, match=r"lacks 1 tensors of a language model, such as lm_head\.weight"):
         load_policy(lora(tmp_path / "body"))
+    ViTConfig().save_pretrained(tmp_path / "eyes")
+    with pytest.raises(UserError, match=r"^backbone.path: no language model could be loaded from .*eyes \(Unrecog"):
+        load_language_model(lora(tmp_path / "eyes"), "meta")
+
+
+def test_packed_attention_makes_way_while_tokens_are_sampled_one_by_one(tiny_model_dir):
+    policy = load_policy(backbone(tiny_model_dir, "full"), has_reference=True)
+    configs = [body_of(policy.lm).config, policy.others["reference"].config]
+    for config in configs:
+        config._attn_implementation = PACKED_ATTENTION
+    with policy.sampling("left"):
+        assert {config._attn_implementation for config in configs} == {PADDED_ATTENTION}
+    assert {config._attn_implementation for config in configs} == {PACKED_ATTENTION}
 
 
 def test_stop_tokens_are_those_of_model_tokenizer_and_config(tiny_tokenizer):

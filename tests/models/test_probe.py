@@ -14,6 +14,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
+    ByT5Tokenizer,
     PreTrainedTokenizerFast,
 )
 
@@ -178,6 +179,14 @@ def test_a_generation_prompt_that_no_turn_begins_with_is_refused_by_sft_alone(tm
     assert findings(good, "sft")["generation prompt"].says == "ok"
 
 
+def test_a_generation_prompt_that_ends_in_the_first_token_of_a_response_is_told_of(tmp_path):
+    turns = "{% for m in messages %}{{ m.role }}: {{ m.content }}{{ eos_token }}{% endfor %}"
+    (tmp_path / "own.jinja").write_text(turns + "{% if add_generation_prompt %}assistant: {% endif %}")
+    found = findings("world_lm", "sft", template=str(tmp_path / "own.jinja"))["generation prompt"]  # "Ġ", and then "ĠS"
+    text = "its last tokens join the first of a response to other tokens; let it end without white space"
+    assert (found.says, found.text) == ("note", f"backbone.template: {text}")
+
+
 # Empty turns.
 
 
@@ -228,6 +237,9 @@ def test_the_share_of_unknown_characters_is_that_of_the_words_that_are_not_there
     assert unknown_share(tiny_tokenizer, ["Ça va? 漢字 🙂"]) == (0.0, "")
     letters = Tokenizer(models.BPE({"a": 0, "b": 1}, []))  # leaves out what it does not know
     assert unknown_share(PreTrainedTokenizerFast(tokenizer_object=letters), ["abc", "cab"]) == (2 / 6, "c")
+    slow_one = ByT5Tokenizer()
+    slow_one.unk_token = "b"
+    assert unknown_share(slow_one, ["abc", "a"]) == (1 / 4, "")
 
 
 def test_data_that_the_tokenizer_hardly_knows_is_told_of(tmp_path, tiny_model_dir, pairs_file, tiny_run, capsys):

@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from torch import nn
+from transformers import AutoConfig, AutoModel
 
 from ser_lightning.data.encode import encode_candidates
 from ser_lightning.data.layouts import Layout
@@ -15,6 +16,7 @@ from ser_lightning.models.readings import (
     Reading,
     TurnTokens,
     drop_layers,
+    layers_and_norm,
     parse_readings,
     read_states,
     turn_tokens,
@@ -164,6 +166,12 @@ def test_the_tokens_around_a_response_are_those_of_the_template(tiny_tokenizer):
     assert turn_tokens(tiny_tokenizer, [Reading("mean", 1)]).question == ()
 
 
+def test_a_model_whose_layers_are_not_known_is_read_at_the_last_one():
+    model = AutoModel.from_config(AutoConfig.for_model("rwkv", hidden_size=16, num_hidden_layers=2, vocab_size=9))
+    with pytest.raises(UserError, match=r"^model.reading: the layers of a rwkv are not known, .* use \[last\]$"):
+        layers_and_norm(model)
+
+
 @pytest.mark.parametrize(
     ("template", "message"),
     [
@@ -177,6 +185,11 @@ def test_the_tokens_around_a_response_are_those_of_the_template(tiny_tokenizer):
             "{% for m in messages %}<{{ m['role'] }}>{% if loop.last or m['role'] == 'user' %}{{ m['content'] }}"
             "{% endif %}{% endfor %}",
             "changes a response that a question follows",
+        ),
+        (
+            "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}{% endfor %}{% if messages | length > 2 %}"
+            "{{ messages[1]['content'] }}{% endif %}",
+            "writes the question differently after each response",
         ),
     ],
 )

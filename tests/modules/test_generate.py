@@ -13,6 +13,7 @@ from ser_lightning.callbacks.prediction_writers import SCHEMA, PoolWriter, _writ
 from ser_lightning.datamodules.prompts import PromptDataModule
 from ser_lightning.errors import UserError
 from ser_lightning.modules.generate import GenerateModule
+from ser_lightning.modules.sft import SFTModule
 from ser_lightning.records import PromptBatch, Responses
 from ser_lightning.rl.rollout import Sampling
 from tests.helpers import data, slow, trainer
@@ -49,6 +50,15 @@ def answers(path, pairs, name, seed=0, data_settings=None, **kwargs):
     seed_everything(seed, verbose=False)
     prompts = prompts_of(pairs, **(data_settings or {}))
     return predicted(generator(path, **kwargs), prompts, name), prompts
+
+
+def test_auto_is_told_by_the_data_and_changes_no_response(tiny_model_dir, pairs_file, caplog):
+    with caplog.at_level("INFO"):
+        found, prompts = answers(tiny_model_dir, pairs_file, "auto", tokens_per_batch="auto")
+    assert found == answers(tiny_model_dir, pairs_file, "usual")[0]
+    assert f"Batches: auto is {prompts.consumer.auto_tokens[1]:,} tokens in sampling." in caplog.text
+    sft = SFTModule(backbone(tiny_model_dir, "full"))
+    assert not sft.wants_budgets and sft.models_beside == []
 
 
 def rows_of(file):

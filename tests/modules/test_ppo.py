@@ -24,6 +24,7 @@ from ser_lightning.__main__ import main
 from ser_lightning.callbacks.policy_watch import PolicyWatch
 from ser_lightning.data.encode import encode_candidates, encode_prompts
 from ser_lightning.datamodules.prompts import PromptDataModule
+from ser_lightning.errors import UserError
 from ser_lightning.models.backbone import Backbone, LoraSettings, load_tokenizer
 from ser_lightning.modules.ppo import PPOModule
 from ser_lightning.records import Padded
@@ -126,6 +127,24 @@ def fit(model, pairs_file, cache, *callbacks, steps=1, epochs=1, num_prompts=4, 
     settings = {"limit_val_batches": 0, "max_epochs": epochs, "log_every_n_steps": 1, **kwargs}
     trainer("run", *callbacks, **settings).fit(model, data)
     return data
+
+
+@pytest.mark.parametrize(("role", "name"), [("policy", "optimizer"), ("critic", "critic_optimizer")])
+def test_a_gradient_that_is_not_finite_ends_the_run_before_a_step(tiny_model_dir, pairs_file, cache, role, name):
+    model, changed = module(tiny_model_dir), {}
+
+    class Breaks(Callback):
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            changed.update(weights(pl_module))
+            pl_module.policy.parameters_of(role)[0].register_hook(lambda grad: grad * math.inf)
+
+    with pytest.raises(UserError) as error:
+        fit(model, pairs_file, cache, Breaks())
+    assert error.value.problems == [
+        f"train: got a gradient norm of nan for the {role} in step 0; lower model.{name}.init_args.lr, or look for the "
+        "cause with --config debug/anomaly.yaml"
+    ]
+    assert all(torch.equal(changed[n], p) for n, p in weights(model).items())
 
 
 def weights(model):

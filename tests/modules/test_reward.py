@@ -6,6 +6,8 @@ from lightning.pytorch import seed_everything
 from lightning.pytorch.callbacks import Callback
 
 from ser_lightning.errors import UserError
+from ser_lightning.models.backbone import Backbone
+from ser_lightning.modules.sft import SFTModule
 from ser_lightning.training.scoring import evaluating
 from tests.helpers import data, equal, module, trainer, weights
 from tests.pair_batches import PairRow, collate_pairs
@@ -34,6 +36,12 @@ def test_the_token_budget_cuts_steps_without_changing_them(tiny_model_dir, pairs
     start.configure_model()
     assert all(torch.allclose(one[k], other[k], atol=1e-5) for k in one)
     assert not equal(one, weights(start))
+
+
+def test_the_model_is_there_once_the_trainer_has_asked_for_it(tiny_model_dir):
+    for one in (module(tiny_model_dir), SFTModule(Backbone(str(tiny_model_dir)))):
+        with pytest.raises(RuntimeError, match=r"loaded in configure_model\(\), which the trainer calls"):
+            _ = one.reward_model if hasattr(type(one), "reward_model") else one.policy
 
 
 def test_one_step_is_plain_sgd_on_the_mean_loss_of_its_pairs(tiny_model_dir, pairs_file):

@@ -1,5 +1,8 @@
 """Bytes that are foretold from a config equal those of the loaded model, tensor by tensor."""
 
+import os
+from types import SimpleNamespace
+
 import bitsandbytes as bnb
 import pytest
 import torch
@@ -15,6 +18,7 @@ from ser_lightning.planning.memory import (
     CPU_TOKENS,
     auto_budgets,
     count_weights,
+    device_bytes,
     device_of,
     gathered_bytes,
     gradient_bytes,
@@ -105,6 +109,23 @@ def test_weights_are_counted_by_kind(odd_dir, tiny_tokenizer, settings):
         assert kinds[kind].trained + kinds[kind].frozen == sum(p.numel() for name, p in named if part in name)
     assert kinds["embeddings"].trained + kinds["embeddings"].frozen == len(tiny_tokenizer) * 76
     assert kinds["head"].trained == 76 and kinds["head"].frozen == 0
+
+
+def test_an_optimiser_that_looks_at_values_counts_as_two_states_of_a_weight():
+    class Picky(torch.optim.SGD):
+        def step(self, closure=None):
+            if self.param_groups[0]["params"][0].grad.sum() > 0:
+                super().step(closure)
+
+    weight = torch.nn.Parameter(torch.empty(3, 5, dtype=torch.bfloat16, device="meta"))
+    assert optimizer_bytes(Picky([weight], lr=0.1)) == 2 * 15 * 2 and weight.grad is None
+
+
+def test_memory_is_that_of_the_first_gpu_where_it_is_used(monkeypatch):
+    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.get_device_properties", lambda index: SimpleNamespace(total_memory=7 + index))
+    assert device_bytes("cuda") == ("GPU", 7) and device_bytes("cpu") == ("machine", machine)
 
 
 def test_an_encoder_is_counted_too(tmp_path, tiny_tokenizer):

@@ -223,6 +223,24 @@ def test_a_fit_without_an_end_has_no_total():
     assert "all" not in sft_work(steps, np.full(9, 4), np.full(9, 2), 2)["responses"]
 
 
+@pytest.mark.parametrize(
+    ("flags", "answers"),
+    [
+        ({}, 2 * 4 + 10 * 4),  # of both policies at a glance at two batches; then of the policy, first of both
+        ({"num_sanity_val_steps": 9}, 2 * 10 + 10 * 4),
+        ({"num_sanity_val_steps": 0}, 10 * 4),
+        ({"num_sanity_val_steps": -1}, 10 * 5),
+        ({"fast_dev_run": 1}, 10 * 4),
+        ({"limit_val_batches": 3}, 2 * 4 + 6 * 4),
+        ({"limit_val_batches": 0}, 0),
+    ],
+    ids=str,
+)
+def test_held_out_prompts_are_answered_by_hand_count(flags, answers):
+    usual = {"limit_val_batches": None, "fast_dev_run": False, "num_sanity_val_steps": None}
+    assert held_out_answers(SimpleNamespace(**{**usual, **flags}), 10, 2, 3) == answers
+
+
 def test_a_part_of_an_epoch_reads_its_share_of_the_tokens():
     steps = count_steps(SimpleNamespace(**{**DEFAULTS, "max_steps": 8}), 5)
     work = sft_work(steps, np.array([10] * 9), np.array([4] * 9), 2)  # steps of 2, 2, 2, 2, 1 and then 2, 2, 2

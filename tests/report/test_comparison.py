@@ -44,6 +44,15 @@ def test_runs_of_one_name_are_told_apart_by_their_folders():
     assert "different data" not in page_of(*runs).text
 
 
+def test_a_run_without_callbacks_is_compared_all_the_same():
+    plain = {**CONFIG, "trainer": {"max_epochs": 3}}
+    runs = [
+        write_run(name, [row(0, True)], notes(), config={**plain, "seed_everything": seed})
+        for name, seed in (("one", 1), ("two", 2))
+    ]
+    assert page_of(*runs).tables["What differs"][1:] == [["seed_everything", "1", "2"]]
+
+
 def test_test_sets_are_said_to_differ_only_where_they_do(run):
     other = write_run("other", [row(0, True)], notes(fingerprints={"data": "other"}))
     give_test_pairs(run, [1, 2, 3], 1)

@@ -45,6 +45,8 @@ def test_whether_training_helped_follows_from_the_interval_of_the_win_rate():
     assert (
         "Did training help? Yes. At step 8, 0.750 of the held-out prompts" in text and "by the second scorer." in text
     )
+    start = page_of(policy_run("start", steps=[step(0)])).text
+    assert "Only the starting policy has been asked: there is no step to compare with it." in start
     unclear = page_of(policy_run("unclear", steps=[step(0), step(8)])).text
     assert "Did training help? Not shown." in unclear
     worse = page_of(policy_run("worse", steps=[step(0), step(8, win_rate_high=0.45)])).text

@@ -12,6 +12,8 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
+    BertConfig,
+    BertForSequenceClassification,
     LlamaConfig,
     LlamaForSequenceClassification,
     PreTrainedTokenizerFast,
@@ -201,6 +203,16 @@ def words_folder(folder: Path, num_labels: int = 1, template: bool = True, **con
     return folder
 
 
+def encoder_folder(folder: Path, **config) -> Path:
+    """The same tokenizer with a BERT."""
+    words_folder(folder)
+    sizes = {"vocab_size": 20, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    scale = {"reward_zero": 0.5, "reward_temperature": 2.0}
+    settings = BertConfig(**{**sizes, "intermediate_size": 32, "num_labels": 1, **scale, **config})
+    BertForSequenceClassification(settings).save_pretrained(folder)
+    return folder
+
+
 def test_a_reward_model_reads_through_its_own_tokenizer():
     folder = words_folder(Path("words"), reward_zero=0.25, reward_temperature=2.0)
     judge = load_reward(str(folder))
@@ -243,6 +255,10 @@ def test_a_response_that_does_not_fit_is_judged_by_its_front_and_counted(reward_
         rewards = judge(PROMPTS, [*RESPONSES[:4], "w" * 100])
     assert rewards[4].item() == pytest.approx(expected, rel=1e-4, abs=1e-4)
     assert judge.num_cut == 1
+    alone = load_reward(folder)
+    alone.max_length = 2
+    with pytest.raises(UserError, match=r"^reward .*: got a max_length of 2, in which not even an empty response fits"):
+        alone(PROMPTS[:1], RESPONSES[:1])
     assert torch.allclose(judge(PROMPTS[:4], RESPONSES[:4]), rewards[:4], atol=1e-5) and judge.num_cut == 0
 
 
@@ -459,6 +475,13 @@ def test_a_classifier_of_somebody_else_has_no_scale(reward_run):
 def test_folders_that_hold_no_reward_model_are_one_line(tiny_model_dir, reward_run):
     with pytest.raises(UserError, match=r"^reward .*: got a model of 2 labels; need a classifier of one label"):
         load_reward(str(tiny_model_dir), allow_uncalibrated=True)
+    damaged = {"reward_readings": ["mean@1"], "reward_header": [3], "reward_question": []}
+    with pytest.raises(UserError, match="^reward eyes: config.json: got reward_readings for an encoder, which"):
+        load_reward(str(encoder_folder(Path("eyes"), **damaged)))
+    words = len(json.loads((Path("eyes") / "tokenizer.json").read_text())["model"]["vocab"])
+    few = f"^reward few: backbone.path: got a tokenizer of {words} tokens for 5 embeddings; use its own$"
+    with pytest.raises(UserError, match=few):
+        load_reward(str(encoder_folder(Path("few"), vocab_size=5)))
     with pytest.raises(UserError, match="^reward three: got a model of 3 labels"):
         load_reward(str(words_folder(Path("three"), num_labels=3)))
     bare = words_folder(Path("bare"), template=False)

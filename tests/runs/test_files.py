@@ -102,6 +102,20 @@ def test_a_config_that_is_no_mapping_is_named(tmp_path):
         read_config(tmp_path)
 
 
+def test_a_config_that_grows_without_end_is_named(tmp_path):
+    lines = ["a0: &a0 [x]", *(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 9))]
+    for text in ("\n".join(lines), "a: &a [*a]"):
+        (tmp_path / "config.yaml").write_text(text)
+        with pytest.raises(UserError, match=r"config.yaml \(it has more than 100,000 values\)"):
+            read_config(tmp_path)
+
+
+def test_weights_that_are_no_table_are_named(tmp_path):
+    torch.save(torch.zeros(2), tmp_path / "model.pt")
+    with pytest.raises(UserError, match=r"model.pt \(it holds a Tensor, no weights by name\); is it damaged"):
+        read_weights(tmp_path / "model.pt")
+
+
 def test_a_file_knows_the_run_above_it(tmp_path):
     file = tmp_path / "run" / "rounds" / "0" / "model.pt"
     assert run_above(file) is None

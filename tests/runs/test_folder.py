@@ -1,10 +1,15 @@
 """The folder of a run: never overwritten, resumed or refused, the same for all ranks."""
 
+import errno
+import fcntl
+import os
 import shutil
+import socket
 import tempfile
 from pathlib import Path
 from types import SimpleNamespace
 
+import fsspec
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -18,8 +23,8 @@ from ser_lightning.callbacks.prediction_writers import PredictionWriter, to_tabl
 from ser_lightning.callbacks.progress import describe_phase
 from ser_lightning.errors import UserError
 from ser_lightning.records import PairScores
-from ser_lightning.runs.folder import MetricsFile, choose_folder, run_of
-from ser_lightning.training.checkpoints import _swap, is_whole
+from ser_lightning.runs.folder import MetricsFile, choose_folder, lock, run_of
+from ser_lightning.training.checkpoints import CheckpointsInPlace, _swap, is_whole
 from tests.command_process import CommandProcess
 from tests.helpers import break_off, problems_of, read_csv
 
@@ -75,6 +80,29 @@ def test_a_run_gets_a_folder_named_after_its_config():
         "metrics.csv",
     }
     assert {p.name for p in Path().iterdir()} == {"boring.yaml", "runs"}
+
+
+def test_a_lock_that_its_owner_has_just_taken_away_is_made_anew(monkeypatch):
+    """Between opening the file and locking it."""
+    flock = fcntl.flock
+
+    def late(file, operation):
+        monkeypatch.setattr("fcntl.flock", flock)
+        Path("run/.lock").unlink()
+        flock(file, operation)
+
+    monkeypatch.setattr("fcntl.flock", late)
+    with lock(Path("run")) as file:
+        assert Path("run/.lock").read_text() == f"process {os.getpid()} on {socket.gethostname()}"
+        assert os.path.samestat(os.fstat(file.fileno()), Path("run/.lock").stat())
+
+
+def test_a_file_system_without_locks_is_none_in_the_way(monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    lock(Path("run")).close()
 
 
 def test_two_runs_at_once_get_two_folders(monkeypatch):
@@ -141,6 +169,8 @@ def test_auto_starts_or_resumes(capsys):
     assert main([*auto, "--trainer.max_epochs=3"]) == 0
     assert torch.load("run/checkpoints/last.ckpt", weights_only=False)["global_step"] == 6
     assert "auto without a run" in only_problem(capsys, *FIT, "--ckpt_path", "auto")
+    line = "--ckpt_path: got last without a run; name its folder with --run_dir"
+    assert only_problem(capsys, "fit", "--ckpt_path", "last") == line
 
 
 def test_auto_starts_again_what_was_killed_before_its_first_checkpoint(capsys):
@@ -211,6 +241,41 @@ def test_a_kill_in_any_step_of_the_swap_leaves_a_whole_checkpoint(tmp_path, monk
     assert is_whole(last) and torch.load(last) == 1
     _swap(new, last)  # the resumed run writes it again
     assert torch.load(last) == 2 and torch.load(tmp_path / "previous.ckpt") == 1
+
+
+def test_a_folder_of_shards_takes_the_place_of_the_last(tmp_path):
+    """As sharded strategies save it."""
+    last = tmp_path / "last.ckpt"
+    for number in range(3):
+        new = tmp_path / "last.ckpt.new"
+        new.mkdir()
+        (new / "shard").write_text(str(number))
+        _swap(new, last)
+        assert is_whole(last) and (last / "shard").read_text() == str(number)
+    assert (tmp_path / "previous.ckpt" / "shard").read_text() == "1" and not new.exists()
+
+
+def test_a_file_system_without_hard_links_keeps_a_copy(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr("os.link", refuse)
+    for number in (1, 2):
+        torch.save(number, tmp_path / "last.ckpt.new")
+        _swap(tmp_path / "last.ckpt.new", tmp_path / "last.ckpt")
+    assert torch.load(tmp_path / "last.ckpt") == 2 and torch.load(tmp_path / "previous.ckpt") == 1
+
+
+def test_a_checkpoint_elsewhere_is_saved_as_lightning_does():
+    CheckpointsInPlace().save_checkpoint({"epoch": 3}, "memory://elsewhere/last.ckpt")
+    with fsspec.open("memory://elsewhere/last.ckpt") as file:
+        assert torch.load(file) == {"epoch": 3}
+
+
+def test_a_checkpoint_that_is_none_of_lightnings_is_one_line(tmp_path):
+    (tmp_path / "odd.ckpt").write_bytes(b"x")
+    with pytest.raises(UserError, match=r"^--ckpt_path: got .*odd.ckpt, which is no checkpoint \(.*\)$"):
+        CheckpointsInPlace().load_checkpoint(tmp_path / "odd.ckpt")
 
 
 def test_a_checkpoint_of_another_run_branches_off_only_into_a_new_folder(capsys):

@@ -27,6 +27,14 @@ def test_an_audit_has_a_reason_for_every_pair(tmp_path):
     assert audit["reason"].tolist() == ["kept", "not sure enough", "not sure enough"]
 
 
+@pytest.mark.parametrize("probability", [-0.1, 1.5])
+def test_a_probability_of_an_audit_lies_between_0_and_1(tmp_path, probability):
+    columns = {"pair_id": [1], "reward_a": [0.0], "reward_b": [0.0], "probability": [probability], "label": [1]}
+    pq.write_table(pa.table({**columns, "kept": [True], "reason": ["kept"]}), tmp_path / "audit.parquet")
+    with pytest.raises(UserError, match=r"cannot read .*audit.parquet \(a probability is none\)"):
+        read_audit(tmp_path / "audit.parquet")
+
+
 def test_rewards_of_the_test_pairs_come_back_as_they_were(tmp_path):
     ids = torch.tensor([3, 1, 2])
     path = round_files(tmp_path, 0).test_scores

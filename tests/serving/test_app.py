@@ -145,6 +145,19 @@ def test_a_policy_with_another_template_is_read_by_that(model, tiny_tokenizer):
         )
 
 
+def test_a_template_that_cannot_be_read_back_matters_to_rendered_texts_alone(model):
+    scorer = Scorer.load(model, device="cpu")
+    scorer.reward.tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }}\n{% endfor %}"
+    with TestClient(make_app(RewardService(scorer))) as client:
+        assert len(post(client, "/score", prompts=["Hi"], responses=["a"])["rewards"]) == 1
+        for line in (
+            refused(client, "/classify", input=["Hi\na\n"]),
+            refused(client, "/get_reward", query=["Hia"], prompts=["Hi"]),
+        ):
+            assert "writes nothing fixed between turns" in line
+            assert line.endswith("send prompts and responses to /score")
+
+
 # vLLM's request and response: vllm/entrypoints/pooling/classify/protocol.py. verl 0.9 posts one text with
 # use_activation false and without BOS, and reads data[-1].probs[-1] (verl/experimental/reward_loop/reward_loop.py).
 def test_classify_is_what_vllm_answers_and_verl_reads(client, model):
@@ -321,6 +334,13 @@ def test_a_reward_that_is_not_finite_is_the_servers_fault(model, monkeypatch, ca
         line = refused(client, "/score", status=500, prompts=["Hi"], responses=["a"])
     assert line.startswith("model: got UserError: reward ") and "got NaN for 1 of 1 responses" in line
     assert "a request cannot be scored" in caplog.messages and "checked_scores" in caplog.text  # a traceback
+
+
+def test_a_fault_of_the_server_is_said_to_be_one(service, client, monkeypatch):
+    monkeypatch.setattr(service, "info", lambda: 1 / 0)
+    answer = client.get("/")
+    line = "got ZeroDivisionError: division by zero, which is no fault of the request; look at the server's terminal"
+    assert (answer.status_code, answer.json()) == (500, {"error": f"server: {line}"})
 
 
 def test_a_client_that_never_waits_is_told_to_come_later(client, monkeypatch):

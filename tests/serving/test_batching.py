@@ -99,6 +99,20 @@ def test_a_request_at_which_the_model_fails_spoils_no_other(scorer, batches, mon
     assert batched.is_alive
 
 
+def test_a_request_at_which_the_tokenizer_fails_spoils_no_other(scorer, batches, monkeypatch, caplog):
+    encode = scorer.encode_rows
+
+    def failing(prompts, responses, **kwargs):
+        return encode(prompts, responses, **kwargs) if prompts != ["odd"] else 1 / 0
+
+    monkeypatch.setattr(scorer, "encode_rows", failing)
+    batched = batches()
+    with pytest.raises(ScoringFailed, match="ZeroDivisionError: division by zero"):
+        batched.submit(["odd"], ["Yes."]).result(60)
+    assert "a request cannot be encoded" in caplog.messages
+    assert len(batched.submit(["Hi"], ["Yes."]).result(60).rewards) == 1
+
+
 def test_a_request_whose_client_has_gone_is_not_scored(scorer, batches, monkeypatch):
     go = held(scorer, monkeypatch)
     batched = batches(max_wait_ms=200.0)

@@ -157,6 +157,8 @@ def test_what_cannot_be_told_apart_is_an_error(tokenizer):
     tool = "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\na<eos>b<|im_end|>\n<|im_start|>user\nc"
     with pytest.raises(UserError, match="^here: got <eos> inside of a turn"):
         reader.read(tool + "<|im_end|>\n<|im_start|>assistant\nd", "here")
+    with pytest.raises(UserError, match="^here: got a prompt that ends with a user's turn; add the generation prompt$"):
+        reader.split("<|im_start|>user\nHi<|im_end|>\nYes.", "<|im_start|>user\nHi<|im_end|>\n", "here")
     for prompt in ("[INST] Hi [/INST]", "<start_of_turn>user\nHi", "<|start_header_id|>user"):
         with pytest.raises(UserError, match="which another chat template wrote; start the server with --policy"):
             reader.split(prompt + "Yes.", prompt, "here")

@@ -41,16 +41,15 @@ MISTAKES = {
     "nothing near": (["--model.backbone.zzz=8"], []),
     "deep": ([], [("a.yaml", {"model": {"backbone": {"lora": {"rr": 4}}}})]),
     "with init_args": ([], [("a.yaml", {"data": {"init_args": {"paht": "x.jsonl"}}})]),
+    "beside a class of its own": ([], [("a.yaml", {"model": {"class_path": "ser_lightning.RewardModule", "lr": 3}})]),
     "several": (["--evolution.max_round=2"], [("a.yaml", {"trainer": {"max_epoch": 3}, "model": {"readin": "last"}})]),
     "beside what is right": (["--data.seed_fraction=0.2", "--evolution.fold=3"], []),
     "beside files and devices": (["--data.path=x.jsonl", "--trainer.accelerator=cpu", "--evolution.fold=3"], []),
 }
+OFTEN = ("another trainer's name", "deep", "beside a class of its own", "several", "beside what is right")
 
 
-@pytest.mark.parametrize(
-    "name",
-    often({name: name for name in MISTAKES}, "another trainer's name", "deep", "several", "beside what is right"),
-)
+@pytest.mark.parametrize("name", often({name: name for name in MISTAKES}, *OFTEN))
 def test_lines_are_those_of_the_parsers_diagnosis(name, tmp_path, capsys, monkeypatch):
     found, argv = lines(tmp_path, *MISTAKES[name])
     monkeypatch.setattr("ser_lightning.__main__.unknown_keys", lambda *_: [])

@@ -1,4 +1,5 @@
 import json
+import pickle
 from collections import Counter
 from functools import partial
 from pathlib import Path
@@ -17,8 +18,17 @@ from ser_lightning.errors import UserError
 from ser_lightning.models.readings import QUESTION, parse_readings
 from ser_lightning.models.reward_model import RewardModel
 from ser_lightning.records import Features, PairBatch
-from ser_lightning.training.features import FeatureTable, body_key, cached_keys, dtype_of, write_features
+from ser_lightning.training.features import (
+    FeatureTable,
+    body_key,
+    cache_features,
+    cached_keys,
+    dtype_of,
+    read_file,
+    write_features,
+)
 from ser_lightning.training.reading_choice import candidate_sets, choose_readings
+from ser_lightning.training.strategies import ShardStrategy
 from tests.helpers import data, equal, evolution, module, trainer, weights
 
 
@@ -214,6 +224,14 @@ def test_the_body_computes_every_pair_once_and_in_a_second_run_none(tiny_model_d
     assert cached()[0].stat().st_size == 80 * 2 * 16 * 4
 
 
+def test_a_body_that_is_spread_over_devices_says_why_it_goes_the_ordinary_way(caplog):
+    with caplog.at_level("INFO"):
+        assert cache_features(SimpleNamespace(strategy=ShardStrategy()), tiny_scorer(), None) == ""
+    assert caplog.messages == [
+        "Features: not cached, ShardStrategy spreads the body over devices; the body computes every pair in every round"
+    ]
+
+
 def test_a_damaged_cache_is_computed_again(tiny_model_dir, pairs_file, body_calls):
     whole, *_ = evolve(tiny_model_dir, pairs_file, "one")
     [file] = cached()
@@ -253,6 +271,8 @@ def test_another_module_on_the_same_data_gets_its_tokens(tiny_model_dir, pairs_f
 
 
 def test_an_encoder_says_why_it_goes_the_ordinary_way(encoder_dir, pairs_file, caplog):
+    with pytest.raises(UserError, match=r"^model.reading: got mean for an encoder, which pools by itself; use last$"):
+        evolve(encoder_dir, pairs_file, "other", reading="mean")
     with caplog.at_level("INFO"):
         model, *_ = evolve(encoder_dir, pairs_file, "run", max_rounds=0)
     assert "Features: not cached, this model pools its states in its head" in caplog.text
@@ -330,6 +350,19 @@ def test_states_come_back_from_their_rows_in_any_order(tmp_path, dtype):
     assert torch.equal(
         FeatureTable(files, np.array([0, 4, 5]), dtype).read(rows, np.zeros((5, 2))).hidden[1], hidden[7][0]
     )
+
+
+def test_a_part_without_pairs_and_a_worker_of_its_own_change_nothing(tmp_path):
+    """Files are mapped anew where a table is unpickled."""
+    hidden = torch.randn(2, 2, 1, 5)
+    files = [tmp_path / "0.bin", tmp_path / "1.bin"]
+    write_features(files[0], [], torch.tensor([], dtype=torch.int64), (2, 1, 5), torch.float32)
+    write_features(files[1], [(torch.arange(2), hidden)], torch.arange(2), (2, 1, 5), torch.float32)
+    table = FeatureTable(files, np.array([0, 0, 2]), torch.float32).scaled_by(np.arange(2))
+    copy = pickle.loads(pickle.dumps(table))
+    assert torch.equal(table.states(np.array([1, 0])), hidden.flip(0)) and torch.equal(copy.scale, table.scale)
+    assert torch.equal(copy.states(np.array([1, 0])), hidden.flip(0))
+    assert read_file(files[0], 0, (2, 1, 5), torch.bfloat16).shape == (0, 2, 1, 5)
 
 
 def test_a_pair_that_never_comes_leaves_no_file(tmp_path):

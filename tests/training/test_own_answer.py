@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, ViTConfig
 
 from ser_lightning.errors import UserError
 from ser_lightning.models.backbone import Backbone, load_tokenizer
@@ -57,6 +57,14 @@ def test_a_model_in_another_format_is_loaded_where_that_is_allowed(language_mode
     assert torch.equal(answer_direction(backbone, tokenizer), wanted)
     with pytest.raises(UserError, match="got no safetensors file with an output matrix"):
         answer_direction(backbone, tokenizer, may_load=False)
+
+
+def test_a_gguf_file_and_what_is_no_language_model_have_no_rows(language_model):
+    tokenizer = load_tokenizer(Backbone(str(language_model)))
+    ViTConfig().save_pretrained(language_model)
+    for settings in ({}, {"gguf_file": "x.gguf"}):
+        with pytest.raises(UserError, match="got no safetensors file with an output matrix; save the model as one"):
+            answer_direction(Backbone(str(language_model), **settings), tokenizer, may_load=False)
 
 
 def test_a_file_without_the_matrix_has_no_rows(language_model):

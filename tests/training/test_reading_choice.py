@@ -15,7 +15,14 @@ from ser_lightning.errors import UserError
 from ser_lightning.models.backbone import Backbone, load_tokenizer
 from ser_lightning.models.readings import Reading
 from ser_lightning.models.reward_model import load_reward_model
-from ser_lightning.training.reading_choice import candidate_sets, choose_readings, joined_differences, plan_readings
+from ser_lightning.training.reading_choice import (
+    candidate_sets,
+    choose_readings,
+    joined_differences,
+    plan_readings,
+    question_length,
+    seed_data,
+)
 from ser_lightning.training.strategies import ShardStrategy
 from tests.helpers import data, evolution, log_odds, module, slow, trainer, weights
 
@@ -37,6 +44,8 @@ def test_another_set_is_chosen_only_where_it_is_better_beyond_doubt():
     choice = choose_readings(x, CANDIDATES, SETS, label, range(120))
     assert choice.chosen.readings == [Reading("last", 2)] and choice.chosen.accuracy > 0.95
     assert choice.chosen.advantage > 3 * choice.chosen.standard_error
+    gap = f"{choice.chosen.advantage:.3f} ± {choice.chosen.standard_error:.3f}"
+    assert choice.sentence().endswith(f"out of fold on the seed; its log loss is lower than that of mean@1 by {gap}")
     x, label = differences(informative=1)
     assert choose_readings(x, CANDIDATES, SETS, label, range(120)).chosen.readings == [Reading("mean", 1)]
     noise = torch.randn(120, 2, 6)
@@ -222,6 +231,25 @@ def test_auto_takes_the_usual_readings_where_it_cannot_choose(tiny_model_dir, ca
         can_choose = plan.can_choose(SimpleNamespace(datamodule=data_module, strategy=strategy))
     assert can_choose == (reason is None)
     assert reason is None or f"Reading: auto takes mean@1, judge@1, the usual choice: {reason}." in caplog.text
+
+
+def test_a_template_that_can_neither_ask_nor_be_averaged_leaves_auto_the_last_token(tiny_model_dir, caplog):
+    backbone = Backbone(str(tiny_model_dir))
+    tokenizer = load_tokenizer(backbone)
+    tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
+    with caplog.at_level("INFO"):
+        plan = plan_readings(load_reward_model(backbone), tokenizer, "auto", "Good?")
+    assert (plan.sets, plan.candidates) == ([[Reading("last", 2)]], [Reading("last", 2)])
+    assert caplog.text.count("Reading: auto tries fewer places, as model.reading: got mean or judge with a chat") == 2
+    assert question_length(tokenizer, "auto", "Good?") == 0
+    with pytest.raises(UserError, match="writes nothing fixed before a response"):
+        question_length(tokenizer, ["last", "judge"], "Good?")
+
+
+@pytest.mark.parametrize("data", [None, object()])
+def test_without_a_seed_nothing_can_be_chosen(data):
+    with pytest.raises(UserError, match=r"^data: got no PreferenceDataModule, whose seed chooses the penalty"):
+        seed_data(SimpleNamespace(datamodule=data))
 
 
 def test_a_checkpoint_of_a_version_without_readings_reads_the_last_token(tiny_model_dir, pairs_file):

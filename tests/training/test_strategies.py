@@ -91,6 +91,9 @@ def test_a_trainer_of_python_is_checked_as_well():
     trainer = Trainer(accelerator="cpu", logger=False, barebones=True)
     check_strategy(trainer, "lora", "none")
     assert device_problems(trainer) == []
+    several = SimpleNamespace(strategy=trainer.strategy, precision_plugin=None, num_devices=1, num_nodes=3)
+    with pytest.warns(UserWarning, match=r"^trainer.num_nodes: 3 nodes have never been run with this package"):
+        check_strategy(several, "lora", "none")
     elsewhere = SimpleNamespace(
         strategy=SimpleNamespace(root_device=torch.device("mps")),
         precision_plugin=SimpleNamespace(scaler="of gradients"),

@@ -1,8 +1,10 @@
 """Files that are whole or not there."""
 
+import os
+
 import pytest
 
-from ser_lightning.utils.atomic import output_problems, write_atomically
+from ser_lightning.utils.atomic import is_running, output_problems, write_atomically
 
 
 def test_writing_atomically_leaves_the_old_file_when_it_fails(tmp_path):
@@ -27,6 +29,15 @@ def test_an_error_names_the_file_that_was_asked_for(tmp_path, monkeypatch):
     with pytest.raises(PermissionError) as error:
         write_atomically(tmp_path / "x", lambda file: file.write(b"text"))
     assert error.value.filename == str(tmp_path / "x")
+
+
+def test_a_process_of_somebody_else_is_running(monkeypatch):
+    def refuse(*_):
+        raise PermissionError
+
+    assert is_running(os.getpid()) and is_running(10**30)  # no number of a process here: it may be one elsewhere
+    monkeypatch.setattr("os.kill", refuse)
+    assert is_running(1)
 
 
 def test_what_a_pattern_matches_is_not_written_over(tmp_path):
