@@ -15,7 +15,6 @@ from ser_lightning.utils.hub import without_hub
 
 Train = Literal["lora", "full", "head"]
 Quantize = Literal["none", "nf4"]
-BodyDtype = Literal["float32", "bfloat16"]
 BUNDLED_MODEL = "world_lm"
 """Name of the small language model of the synthetic dataset, which ships with the package."""
 
@@ -73,7 +72,7 @@ class Backbone:
     train: Train = "lora"
     lora: LoraSettings = field(default_factory=LoraSettings)
     quantize: Quantize = "none"
-    dtype: BodyDtype = "float32"
+    dtype: Literal["float32", "bfloat16"] = "float32"
     template: str = "auto"
     attn_implementation: str | None = None
     gradient_checkpointing: bool = False
@@ -83,7 +82,7 @@ class Backbone:
 
     def problems(self) -> list[str]:
         """Words that are no choice and combinations that cannot work, a line each."""
-        choices = {"train": Train, "quantize": Quantize, "dtype": BodyDtype}
+        choices = {"train": Train, "quantize": Quantize}  # an export may be of other dtypes than a training
         found = [
             f"backbone.{name}: got {word!r}; use {', '.join(get_args(kind))}"
             for name, kind in choices.items()

@@ -1,6 +1,7 @@
 """The command `label`: what it asks for, and the files that it makes."""
 
 import json
+import logging
 import re
 import shlex
 import signal
@@ -231,6 +232,8 @@ def test_of_a_run_what_query_chooses_is_asked_first(tiny_fit, tiny_run, capsys, 
         assert state["pair"] is None and state["evidence"][0].startswith("The run of 20")
         raise KeyboardInterrupt
 
+    log = logging.getLogger("lightning.pytorch")  # which the command makes quiet
+    monkeypatch.setattr(log, "setLevel", lambda level: None)
     monkeypatch.setattr(webbrowser, "open", opened.append)
     monkeypatch.setattr("ser_lightning.labelling.server.serve", answer_all)
     assert main(["label", "--run=run", "--n=3", "--strategy=MostUncertain", "--open"]) == 0

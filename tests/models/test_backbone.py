@@ -430,10 +430,9 @@ def test_attention_that_needs_a_gpu_is_left_out_without_one(tiny_model_dir, capl
 
 
 def test_words_that_are_no_choice_are_named_with_those_that_are():
-    assert Backbone("x", train="ful", quantize="int8", dtype="float16").problems() == [
+    assert Backbone("x", train="ful", quantize="int8").problems() == [
         "backbone.train: got 'ful'; use lora, full, head",
         "backbone.quantize: got 'int8'; use none, nf4",
-        "backbone.dtype: got 'float16'; use float32, bfloat16",
     ]
     assert not Backbone("x", train="head", quantize="nf4", dtype="bfloat16").problems()
 
