@@ -46,7 +46,7 @@ class Store:
         from ser_lightning.data.packing import num_shared_tokens
 
         self.pairs = [(np.asarray(a), np.asarray(b)) for a, b in pairs]
-        self.pair_id = np.arange(len(pairs))
+        self.pair_id = self.joint_dialogue_id = np.arange(len(pairs))
         self.num_tokens = np.array([[len(a), len(b)] for a, b in pairs])
         self.num_shared = np.array([num_shared_tokens(pair) for pair in self.pairs])
         self.response_start = np.zeros(len(pairs), dtype=np.int32)

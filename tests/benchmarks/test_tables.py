@@ -15,7 +15,7 @@ from benchmarks.shared.results import Results
 from benchmarks.sweep.tables import settings_table
 
 PAGES = (
-    *("tutorial.md", "results.md", "defaults.md", "cli.md", "rl.md", "performance.md"),
+    *("tutorial.md", "results.md", "defaults.md", "howto/resume.md", "rl.md", "performance.md"),
     *("evaluation.md", "forecast.md", "guards.md", "hardware.md", "security.md"),
     "howto/plain-student.md",
 )

@@ -213,9 +213,6 @@ WRONG = {
         '--trainer.callbacks+={"class_path": "ModelCheckpoint", "init_args": {"save_top_k": -5}}',
     ],
     "no reloading": ["--trainer.reload_dataloaders_every_n_epochs=0"],
-    "shared prompts that are not exact": [
-        *("--model.layout=shared_prompt", "--model.backbone.attn_implementation=flex_attention"),
-    ],
 }
 
 
