@@ -36,6 +36,7 @@ def test_no_prompt_is_in_both_halves_and_more_labels_hold_the_fewer():
     assert not np.array_equal(halves(group, 4)[1][:50], train[:50])
 
 
+@pytest.mark.slow
 def test_a_run_is_forecast_from_the_first_labels_and_measured_on_the_other_half(states):
     run = run_one("made/tiny", 1, states)
     assert [(one["size"], one["more"]) for one in run["labels"]] == [(50, 100), (50, 200), (100, 100)]

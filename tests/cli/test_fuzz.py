@@ -170,7 +170,7 @@ def config():
     return yaml.safe_load(Path(str(find_config("rm.yaml"))).read_text())
 
 
-@pytest.mark.parametrize("num_examples", [5, *slow(16)])
+@pytest.mark.parametrize("num_examples", [3, *slow(16)])
 def test_no_config_ends_in_a_traceback(config, tiny_run, num_examples):
     codes = []
 

@@ -80,6 +80,7 @@ def test_bench_and_compare_take_an_adapter_from_any_folder(forms, capsys, monkey
     assert json.loads(Path("b.json").read_text())["overall"]["score"] == figures["accuracy_a"]
 
 
+@pytest.mark.slow
 def test_an_adapter_on_4_bits_is_read_on_4_bits(tiny_fit):
     run = tiny_fit("--model.backbone.train=lora", "--model.backbone.quantize=nf4")
     assert main(["export", str(run), "--form=adapter", "--to=adapter"]) == 0

@@ -391,6 +391,7 @@ def test_a_data_module_alone_knows_no_features(pairs_file, tiny_tokenizer):
     assert not isinstance(next(iter(batches.train_dataloader()))[0].inputs, Features)
 
 
+@pytest.mark.slow
 def test_damaged_features_are_computed_again(tiny_model_dir, pairs_file, body_calls):
     evolve(tiny_model_dir, pairs_file, "whole")
     whole, calls = [file.read_bytes() for file in cached()], sum(body_calls)
