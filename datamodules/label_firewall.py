@@ -34,8 +34,6 @@ from ser_lightning.records import PreferencePair
 
 SplitName = Literal["seed", "val", "pool", "test", "ties", "all", "arrived_seed", "arrived_pool"]
 SPLITS = ("seed", "val", "pool", "test")
-MIN_SEED_PAIRS = 8
-"""With fewer labels a temperature, a target and the choice of a round are noise."""
 
 
 class HeldOutLabels:
@@ -221,23 +219,6 @@ class SplitPairs:
             content.update(len(rows).to_bytes(8, "little") + self.store.pair_id[rows].tobytes())
         content.update(labels[splits.seed].astype(np.float32).tobytes() + self.store.pair_id[splits.ties].tobytes())
         return content.hexdigest()[:16]
-
-
-def seed_problems(labels: np.ndarray, fix: str) -> list[str]:
-    """What makes a seed useless to learn from and to calibrate on.
-
-    Args:
-        labels: (S,) labels of the seed.
-        fix: what gives the seed more of them.
-    """
-    if len(labels) < MIN_SEED_PAIRS:
-        return [f"seed: got {len(labels)} labelled pairs to train on, need at least {MIN_SEED_PAIRS}; {fix}"]
-    if len(np.unique(labels)) == 1:  # a and b are ordered by a hash
-        return [
-            f"seed: got {len(labels)} pairs in all of which response {'a' if labels[0] else 'b'} is better, by chance "
-            f"1 time in {2 ** (len(labels) - 1):,}; check the labels, or give more pairs"
-        ]
-    return []
 
 
 def _joined_counts(counts: Sequence[Counts]) -> Counts:

@@ -25,7 +25,8 @@ from ser_lightning.datamodules.batches import (
     make_loader,
 )
 from ser_lightning.datamodules.evaluation_sets import EvaluationSet
-from ser_lightning.datamodules.label_firewall import HeldOutLabels, SplitName, seed_problems
+from ser_lightning.datamodules.label_firewall import HeldOutLabels, SplitName
+from ser_lightning.datamodules.seed_size import seed_problems
 from ser_lightning.errors import UserError, raise_problems
 from ser_lightning.planning.memory import CPU_TOKENS, auto_budgets, device_bytes
 from ser_lightning.records import PairBatch, PreferencePair, Selection
@@ -107,28 +108,9 @@ class PreferenceDataModule(PairFiles):
                 one.open(self.cache_dir, self.tokenizer, self.max_length, self.data.store, seen)
         if stage == "fit":
             labels = self.data.seed_labels(self.data.rows("seed"))
-            raise_problems(seed_problems(labels, self._how_to_get_labels()))
+            raise_problems(seed_problems(labels, self.report, self.paths, self._no_label_hint))
             if self.teacher:
                 self._learn_from(self._read_teacher())
-
-    def _how_to_get_labels(self) -> str:
-        """What gives the seed more labels."""
-        splits, has_test_file = self.report.splits, bool(self.paths.get("test_path"))
-        labels = {name: count for name, (_, _, count) in splits.items()}
-        of_training = [splits[name] for name in ("seed", "val", "pool")]
-        too_long, leaked = self.report.read["path"]["too_long"], self.report.between["leak_path"]
-        if too_long > sum(pairs for pairs, _, _ in of_training):
-            return f"raise data.max_length, for which {too_long:,} pairs of data.path are too long"
-        if not any(labels.values()):
-            return f"label some of the pairs (python -m ser_lightning label PAIRS){self._no_label_hint()}"
-        if has_test_file and leaked > sum(count for _, _, count in of_training):
-            return f"give a data.test_path of other dialogues: it has those of {leaked:,} pairs of data.path"
-        fixes = ["lower data.val_fraction"] if labels["val"] else []
-        if labels["pool"] and not self.paths.get("pool_path"):  # else all labels are the seed's already
-            fixes.insert(0, "raise data.seed_fraction")
-        elif labels["test"] and not has_test_file:
-            fixes.append("lower data.test_fraction")
-        return f"{', '.join(fixes)}{' or ' if fixes else ''}give more pairs with a label"
 
     def _read_teacher(self) -> Teacher:
         """The teacher, read once: its checkpoint may be large."""

@@ -76,10 +76,8 @@ def _set_ends(lm: nn.Module, tokenizer: PreTrainedTokenizerBase, stop: list[str]
     settings.pad_token_id = tokenizer.pad_token_id
     try:
         settings.validate(strict=True)
-    except ValueError:
-        settings.do_sample = (
-            True  # a base may name a temperature without it, which transformers loads but does not save
-        )
+    except ValueError:  # a base may name a temperature without it, which transformers loads but does not save
+        settings.do_sample = True
 
 
 def _self_test(folder: Path, tokenizer: PreTrainedTokenizerBase, expected: Tensor, backbone: Backbone) -> SelfTest:

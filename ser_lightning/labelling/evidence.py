@@ -22,7 +22,7 @@ from ser_lightning.evaluation.metrics import half_credit, wilson_interval
 from ser_lightning.evaluation.sets import prompt_interval, share_interval
 from ser_lightning.models.backbone import backbone_from, load_tokenizer
 from ser_lightning.runs.config import setting
-from ser_lightning.runs.files import CONFIG, ROUNDS, delivered_round, read_json, read_rounds, round_files
+from ser_lightning.runs.files import CONFIG, ROUNDS, delivered_round, labels_worth, read_json, read_rounds, round_files
 from ser_lightning.runs.pair_tables import read_audit
 from ser_lightning.runs.shapes import NOTES
 from ser_lightning.runs.weights import read_model
@@ -163,7 +163,7 @@ def last_accuracy(run: Path) -> str:
     if accuracy != accuracy:
         return f"The run of {when} had no folds, so no accuracy out of fold."
     notes = read_json(round_files(run, delivered_round(run)).notes, NOTES)
-    count = {**notes.get("labels", {}), **notes.get("effective_labels", {})}.get("seed_oof_accuracy")
+    count = labels_worth(notes).get("seed_oof_accuracy")
     interval = "" if not count else " [{:.3f}, {:.3f}]".format(*wilson_interval(accuracy * count, count))
     return f"The run of {when}: accuracy out of fold {accuracy:.3f}{interval}, without these labels."
 

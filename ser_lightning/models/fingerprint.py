@@ -149,7 +149,8 @@ def check_stage(checkpoint: Mapping[str, Any], *stages: str) -> None:
         fix = "give one of such a run"
         if "rm.yaml" not in (found, *stages):
             fix = "to start from its policy, leave --ckpt_path out and set model.backbone.path to its run folder"
-        raise UserError(f"checkpoint: got one of no run of {' or '.join(stages)}, which cannot be resumed; {fix}")
+        line = f"checkpoint: got one that no run of {' or '.join(stages)} wrote, so it cannot be resumed"
+        raise UserError(f"{line}; {fix}")
 
 
 def check_identity(what: str, saved: Mapping[str, Any] | None, own: Identity) -> None:

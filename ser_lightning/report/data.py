@@ -22,6 +22,7 @@ from ser_lightning.runs.files import (
     ROUNDS,
     RoundFiles,
     is_run,
+    labels_worth,
     read_json,
     read_rounds,
     reading,
@@ -59,8 +60,7 @@ class Round:
 
     def interval(self, column: str) -> tuple[float, float] | None:
         """95 % interval of an accuracy; None where the number of labels it was counted on is unknown."""
-        labels, share = self.notes.get("labels", {}), self.row[column]
-        count = {**labels, **self.notes.get("effective_labels", {})}.get(column)
+        count, share = labels_worth(self.notes).get(column), self.row[column]
         return wilson_interval(share * count, count) if count and share == share else None
 
 

@@ -152,6 +152,15 @@ def read_rounds(run: Path) -> list[dict[str, float]]:
     return rows
 
 
+def labels_worth(notes: Mapping[str, Any]) -> dict[str, float]:
+    """For each accuracy of a round, by its column, how many independent labels it was counted on.
+
+    Args:
+        notes: its `report.json`; of earlier versions, pairs of one prompt count as independent.
+    """
+    return {**notes.get("labels", {}), **notes.get("effective_labels", {})}
+
+
 _COUNTS = ("round", "scored", "kept", "flipped", "status", "tokens", "seconds", "delivered")
 """Columns of `rounds.csv` that are numbers in any case; an accuracy is NaN where there is nothing to count."""
 

@@ -55,7 +55,7 @@ class TemplateReader:
             before, self._to_first, *_ = _around(tokenizer, [_turn("system", four), *turns[:2]])
             if self._to_first:
                 starts.append((self._pattern(before), "system"))
-        except TemplateRefused:
+        except TemplateRefused:  # it takes no system turn, so that no text begins with one
             pass
         self._starts = sorted(starts, key=lambda found: -len(found[0].pattern))
         closing = closing_token(tokenizer)

@@ -637,16 +637,11 @@ def test_a_checkpoint_of_another_stage_is_one_line(flags, capsys, reward_flags, 
     runs = {"rm": reward_run, "sft": sft_runs["full"], "ppo": Path("ppo")}
     more = ["--run_dir=new", "--trainer.accelerator=cpu"]
     for own, other in itertools.permutations(commands, 2):
-        more = [
-            "--run_dir=new",
-            "--trainer.accelerator=cpu",
-            f"--ckpt_path={runs[other] / 'checkpoints' / 'last.ckpt'}",
-        ]
         fix = "give one of such a run"
         if "rm" not in (own, other):
             fix = "to start from its policy, leave --ckpt_path out and set model.backbone.path to its run folder"
         assert problems_of(capsys, *commands[own], *more, f"--ckpt_path={runs[other]}/checkpoints/last.ckpt") == [
-            f"checkpoint: got one of no run of {own}.yaml, which cannot be resumed; {fix}"
+            f"checkpoint: got one that no run of {own}.yaml wrote, so it cannot be resumed; {fix}"
         ]
 
 

@@ -102,7 +102,8 @@ def test_a_file_system_without_locks_is_none_in_the_way(monkeypatch):
         raise OSError(errno.ENOLCK, "No locks available")
 
     monkeypatch.setattr("fcntl.flock", refuse)
-    lock(Path("run")).close()
+    with lock(Path("run")), lock(Path("run")):  # nothing keeps two from each other there
+        assert Path("run/.lock").is_file()
 
 
 def test_two_runs_at_once_get_two_folders(monkeypatch):
